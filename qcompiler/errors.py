@@ -1,0 +1,71 @@
+"""Every error a user can meet, and the exit code each one ends the command line with.
+
+    QCompilerError            1   base; raised as itself only for a defect of ours
+    ├── InternalError         1   an invariant of ours broke: please report it
+    │   ├── PassError         1   a pass failed; names the pass and the ones before it
+    │   └── EquivalenceError  1   a float pass changed what the model computes
+    ├── UsageError            2   wrong options, an unknown recipe key, an unwritable output
+    │   └── PipelineError     2   passes in an order that cannot work
+    ├── ModelError            3   the model cannot be read, is malformed or not finite
+    ├── DataError             4   the calibration or evaluation data does not fit the model
+    ├── AccuracyError         5   an accuracy gate was not met
+    └── EngineError           6   the engine library refuses, is missing or cannot serve the target
+
+A message is one paragraph: what happened, where (file, node, tensor), and what to do.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class QCompilerError(Exception):
+    """Base of all errors raised on purpose; `exit_code` is what the command line returns."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class InternalError(QCompilerError):
+    """Something that cannot happen did; the message asks for a report."""
+
+
+class PassError(InternalError):
+    """A pass raised something else than a `QCompilerError`; the message names it and its predecessors."""
+
+
+class EquivalenceError(InternalError):
+    """A float pass moved an output by more than its tolerance; the message names the output and the pass."""
+
+
+class UsageError(QCompilerError):
+    """The request itself is wrong: options, recipe, output path."""
+
+    exit_code = 2
+
+
+class PipelineError(UsageError):
+    """A pass requires a fact that no earlier pass provides, or an unknown pass or option was named."""
+
+
+class ModelError(QCompilerError):
+    """The model file or graph cannot be used; the message names the file, node or initializer."""
+
+    exit_code = 3
+
+
+class DataError(QCompilerError):
+    """The data does not fit the model; the message names the sample and the input."""
+
+    exit_code = 4
+
+
+class AccuracyError(QCompilerError):
+    """A threshold asked for by the user was missed; the message has both figures."""
+
+    exit_code = 5
+
+
+class EngineError(QCompilerError):
+    """The target cannot take the model or its library is not there; the message names the node."""
+
+    exit_code = 6

@@ -1,0 +1,103 @@
+"""The plan: which precision every node gets, and why. Plain data that prints, saves as JSON and can be replayed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from qcompiler.target import DType
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One node's precision.
+
+    Attributes:
+        node: unique node name in the lowered graph.
+        op: ONNX operator.
+        precision: what it computes in.
+        rule: stable id of the rule that decided, such as `linear`, `sensitive`, `gemv`, `subgraph`.
+        why: one sentence with the figures.
+        macs: multiply-accumulates per sample (0 where the operator has none or shapes are unknown).
+        figures: numbers behind `why` (SQNR in dB, ranges, shares).
+    """
+
+    node: str
+    op: str
+    precision: DType
+    rule: str
+    why: str
+    macs: int = 0
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Quantizer:
+    """How one tensor is quantized: symmetric, zero point 0, value = scale · integer.
+
+    Attributes:
+        tensor: name of the float tensor.
+        dtype: INT8 or FP8.
+        amax: the clipping range in the tensor's own unit, positive; scale = amax / 127 (INT8) or / 448 (FP8).
+        calibrator: text form of the calibrator that chose it, or `shared:NAME` where another tensor's range is used.
+        observed: largest |x| seen.
+    """
+
+    tensor: str
+    dtype: DType
+    amax: float
+    calibrator: str
+    observed: float
+
+
+@dataclass
+class Plan:
+    """All decisions of one compilation, by node name, and all activation quantizers, by tensor name."""
+
+    decisions: dict[str, Decision] = field(default_factory=dict)
+    quantizers: dict[str, Quantizer] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Decision]:
+        """Decisions in graph order."""
+        return iter(self.decisions.values())
+
+    def add(self, decision: Decision) -> None:
+        """Sets or replaces the decision of a node."""
+        self.decisions[decision.node] = decision
+
+    def precision(self, node: str) -> DType | None:
+        """What a node computes in; None if the plan does not speak of it."""
+        found = self.decisions.get(node)
+        return None if found is None else found.precision
+
+    def quantized(self) -> list[Decision]:
+        """The nodes that compute in a quantized type."""
+        return [decision for decision in self if decision.precision.quantized]
+
+    def share(self) -> float:
+        """Share of the known multiply-accumulates that run quantized, 0..1."""
+        total = sum(decision.macs for decision in self)
+        return sum(decision.macs for decision in self.quantized()) / total if total else 0.0
+
+    def to_json(self) -> str:
+        """A stable text form; `from_json` reads it back equal."""
+        return json.dumps(
+            {
+                "decisions": [asdict(decision) for decision in self],
+                "quantizers": [asdict(quantizer) for quantizer in self.quantizers.values()],
+            },
+            indent=1,
+        )
+
+    @staticmethod
+    def from_json(text: str) -> Plan:
+        """Reads what `to_json` wrote."""
+        data: dict[str, list[dict[str, Any]]] = json.loads(text)
+        plan = Plan()
+        for row in data["decisions"]:
+            plan.add(Decision(**{**row, "precision": DType(row["precision"])}))
+        for row in data["quantizers"]:
+            plan.quantizers[row["tensor"]] = Quantizer(**{**row, "dtype": DType(row["dtype"])})
+        return plan

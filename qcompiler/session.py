@@ -1,0 +1,184 @@
+"""Running a graph in ONNX Runtime without copying its weights: the one place that knows that library's sessions."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from qcompiler import model as models
+from qcompiler.errors import DataError, ModelError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Feeds = dict[str, "NDArray[Any]"]
+Shape = tuple[int | str | None, ...]
+
+_DTYPES: dict[str, str] = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(bool)": "bool",
+    "tensor(string)": "object",
+    **{f"tensor({name})": name for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")},
+}
+
+
+class Session:
+    """An ONNX Runtime session on the CPU over a model file, a `Model`, a graph or a proto.
+
+    Weights of an in-memory graph are lent to ONNX Runtime, not serialized: they must outlive the session, which keeps
+    a reference, and nobody may write to them.
+
+    Args:
+        source: path, `Model`, `gs.Graph` or `ModelProto`.
+        outputs: names of the tensors to return, any tensors of the main graph; None for the model's own outputs.
+        optimize: ONNX Runtime's graph optimisations. Off for FP8 graphs, which its CPU optimiser breaks.
+        threads: threads inside an operator; 0 for one per processor that this process may use.
+
+    Raises:
+        ModelError: ONNX Runtime refuses the model; the message has its reason.
+    """
+
+    def __init__(
+        self,
+        source: str | Path | models.Model | gs.Graph | onnx.ModelProto,
+        *,
+        outputs: Sequence[str] | None = None,
+        optimize: bool = True,
+        threads: int = 0,
+    ) -> None:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.log_severity_level = 4  # its errors arrive as exceptions; printed as well they would only be noise
+        options.intra_op_num_threads = threads or available_processors()
+        options.inter_op_num_threads = 1
+        if not optimize:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        self._label = str(source) if isinstance(source, str | Path) else "the model"
+        self._lent: list[NDArray[Any]] = []
+        content = self._content(source, outputs, options)
+        try:
+            self._session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime raises a class of its own for each kind of failure
+            raise ModelError(
+                f"ONNX Runtime refuses {self._label}: {reason(error)}. Check the model with onnx.checker, or simplify "
+                "the part that is named."
+            ) from error
+        release_pages(self._lent)
+        found = [value.name for value in self._session.get_outputs()]
+        self.outputs: list[str] = list(outputs) if outputs is not None else found
+
+    def _content(
+        self, source: str | Path | models.Model | gs.Graph | onnx.ModelProto, outputs: Sequence[str] | None, options: Any
+    ) -> str | bytes:
+        import onnxruntime as ort
+
+        if isinstance(source, str | Path) and outputs is None:
+            return str(source)
+        if isinstance(source, str | Path):
+            source = models.load(source)
+        if isinstance(source, onnx.ModelProto):
+            proto, weights = source, dict[str, "NDArray[Any]"]()
+        else:
+            proto, weights = models.to_proto(source.graph if isinstance(source, models.Model) else source)
+        if outputs is not None:
+            proto = _with_outputs(proto, outputs)
+        names = [name for name, array in weights.items() if array.size]
+        self._lent = [np.ascontiguousarray(weights[name]) for name in names]
+        options.add_external_initializers(names, [_lend(ort, array) for array in self._lent])
+        content: bytes = proto.SerializeToString()
+        return content
+
+    @property
+    def inputs(self) -> dict[str, tuple[np.dtype[Any] | None, Shape]]:
+        """dtype and shape of each input; dtype None where the input is no tensor or its type is not numpy's."""
+        return {
+            value.name: (
+                np.dtype(_DTYPES[value.type]) if value.type in _DTYPES else None,
+                tuple(dim if isinstance(dim, int) else (dim or None) for dim in value.shape or ()),
+            )
+            for value in self._session.get_inputs()
+        }
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Runs once and returns the outputs by name.
+
+        Raises:
+            DataError: the feeds do not fit the graph.
+            ModelError: a node fails on them; the message names it.
+        """
+        try:
+            values = self._session.run(self.outputs, dict(feeds))
+        except Exception as error:  # see above
+            text = reason(error)
+            if "Invalid Feed" in text or "INVALID_ARGUMENT" in str(error) or "Got invalid dimensions" in text:
+                shapes = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in feeds.items())
+                raise DataError(
+                    f"ONNX Runtime cannot run {self._label} on the feed ({shapes}): {text}. "
+                    "Give each input the dtype and shape that `qcompiler inspect` lists."
+                ) from error
+            raise ModelError(f"ONNX Runtime failed while running {self._label}: {text}.") from error
+        return dict(zip(self.outputs, values, strict=True))
+
+
+def available_processors() -> int:
+    """Processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def reason(error: BaseException) -> str:
+    """The readable part of an ONNX Runtime message, on one line and without its source paths."""
+    text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error))
+    text = re.sub(r"/\S*/onnxruntime/\S+:\d+\s+(?:[\w:<>~*&, ]+\([^)]*\)(?: const)?(?: \[with [^]]*\])?)?", "", text)
+    return " ".join(text.split()).strip(" .")[:600]
+
+
+def release_pages(arrays: Iterable[NDArray[Any]]) -> None:
+    """Tells the system that the pages of memory-mapped arrays are not needed now; they come back when read."""
+    seen: set[int] = set()
+    for array in arrays:
+        mapped = _mapping(array)
+        if mapped is None or id(mapped) in seen or not hasattr(mapped, "madvise"):
+            continue
+        seen.add(id(mapped))
+        mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def _mapping(array: Any) -> mmap.mmap | None:
+    while array is not None:
+        if isinstance(array, mmap.mmap):
+            return array
+        if isinstance(array, memoryview):
+            array = array.obj
+            continue
+        array = getattr(array, "base", None)
+    return None
+
+
+def _lend(ort: Any, array: NDArray[Any]) -> Any:
+    """An OrtValue over the array's own memory; types that numpy lacks go by their bytes."""
+    native = array.dtype.kind in "biuf" and array.dtype.name in _DTYPES.values()
+    if native:
+        return ort.OrtValue.ortvalue_from_numpy(array)
+    element = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint8 if array.itemsize == 1 else np.uint16), element)
+
+
+def _with_outputs(proto: onnx.ModelProto, outputs: Sequence[str]) -> onnx.ModelProto:
+    """The proto with other outputs. The types are left open: ONNX Runtime infers them."""
+    known = {value.name: value for value in proto.graph.output}
+    del proto.graph.output[:]
+    proto.graph.output.extend(known.get(name) or onnx.ValueInfoProto(name=name) for name in outputs)
+    return proto

@@ -1,0 +1,109 @@
+"""What a pass must know of the machine that the graph is compiled for, as one frozen value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from qcompiler.errors import UsageError
+
+
+class DType(StrEnum):
+    """Element types that a plan can give to a node."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+    INT8 = "int8"
+    FP8 = "fp8"
+    INT4 = "int4"
+
+    @property
+    def quantized(self) -> bool:
+        """Whether values of this type need a scale."""
+        return self in (DType.INT8, DType.FP8, DType.INT4)
+
+
+@dataclass(frozen=True)
+class Target:
+    """An engine family, the GPU generations asked for, and what its compiler does with Q/DQ.
+
+    Attributes:
+        engine: `tensorrt-rtx`, `tensorrt` or `onnxruntime`.
+        sms: compute capabilities such as ("sm89", "sm120"); empty means the engine's own portable default.
+        high_precision: type of everything that is not quantized.
+        opset: opset that the lowered graph is raised to at least.
+        typed_dequantize: DequantizeLinear may carry `output_dtype` (opset 23), which saves a Cast after it.
+        conv_transpose: ConvTranspose is fused with Q/DQ (TensorRT-RTX runs it in float without a word).
+        quantize_outputs: also quantize what a linear node writes (ONNX Runtime CPU fuses only then).
+        quantize_residual: quantize the shortcut of a residual Add (TensorRT fuses it into the convolution).
+        unsigned_activations: activations may be uint8 with a zero point (ONNX Runtime only).
+    """
+
+    engine: str
+    sms: tuple[str, ...] = ()
+    high_precision: DType = DType.FP16
+    opset: int = 23
+    typed_dequantize: bool = True
+    conv_transpose: bool = False
+    quantize_outputs: bool = False
+    quantize_residual: bool = False
+    unsigned_activations: bool = False
+
+    def __str__(self) -> str:
+        """The form that `--target` takes."""
+        return f"{self.engine}:{','.join(self.sms)}" if self.sms else self.engine
+
+
+RTX_SMS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
+FP8_SMS = ("sm89", "sm90", "sm100", "sm103", "sm120", "sm121")
+ENGINES = ("tensorrt-rtx", "tensorrt", "onnxruntime")
+
+
+def parse_target(text: str, high_precision: DType | None = None) -> Target:
+    """Reads `tensorrt-rtx:sm89,sm120`, `tensorrt` or `onnxruntime`.
+
+    `high_precision` None means the engine's default: FP16 for both TensorRTs, FP32 for ONNX Runtime.
+
+    Raises:
+        UsageError: an unknown engine, or SMs where they mean nothing or cannot be spelled so.
+        EngineError: an SM that the engine does not have (SM90 and TensorRT-RTX).
+    """
+    from qcompiler.errors import EngineError
+
+    engine, _, listed = text.partition(":")
+    sms = tuple(dict.fromkeys(sm.strip().lower() for sm in listed.split(",") if sm.strip()))
+    if engine not in ENGINES:
+        raise UsageError(f"unknown target '{engine}': choose one of {', '.join(ENGINES)}")
+    for sm in sms:
+        if not (sm.startswith("sm") and sm[2:].isdigit()):
+            raise UsageError(f"'{sm}' is not a compute capability: write it like sm89, as in tensorrt-rtx:sm89,sm120")
+    if engine == "onnxruntime":
+        if sms:
+            raise UsageError(f"target 'onnxruntime' takes no compute capability, but '{listed}' was given: leave it out")
+        return Target(
+            engine,
+            high_precision=high_precision or DType.FP32,
+            opset=21,
+            typed_dequantize=False,
+            conv_transpose=False,
+            quantize_outputs=True,
+            unsigned_activations=True,
+        )
+    if engine == "tensorrt":
+        return Target(
+            engine,
+            sms,
+            high_precision or DType.FP16,
+            opset=19,
+            typed_dequantize=False,
+            conv_transpose=True,
+            quantize_residual=True,
+        )
+    for sm in sms:
+        if sm not in RTX_SMS:
+            raise EngineError(
+                f"TensorRT-RTX has no {sm}: it compiles for {', '.join(RTX_SMS)}. "
+                "Choose one of these, or '--target tensorrt' on a machine with that GPU."
+            )
+    return Target(engine, sms, high_precision or DType.FP16)
