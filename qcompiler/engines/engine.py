@@ -1,0 +1,257 @@
+"""What every engine back-end offers: check a model, build an engine file from it, run that file where it can run."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import secrets
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from qcompiler.errors import ModelError, UsageError
+
+Shape = tuple[int, ...]
+Range = tuple[Shape, Shape, Shape]
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One optimization profile: for each dynamic input the smallest, the typical and the largest shape.
+
+    Attributes:
+        shapes: by input name, (min, opt, max), each a tuple of positive ints of the input's rank.
+        values: the same for inputs that are themselves shapes (a 1-D integer input that says how large something is):
+            here the three tuples are the *contents* of the input, not its dimensions.
+
+    Raises:
+        UsageError: ranks differ, or not min <= opt <= max, in any dimension.
+    """
+
+    shapes: Mapping[str, Range]
+    values: Mapping[str, Range] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shapes", {name: _range(name, given, 0) for name, given in self.shapes.items()})
+        object.__setattr__(self, "values", {name: _range(name, given, None) for name, given in self.values.items()})
+
+    def to_json(self) -> dict[str, dict[str, list[list[int]]]]:
+        """Plain lists, as the manifest and the build process take them."""
+        return {
+            "shapes": {name: [list(shape) for shape in given] for name, given in self.shapes.items()},
+            "values": {name: [list(shape) for shape in given] for name, given in self.values.items()},
+        }
+
+
+def _range(name: str, given: Sequence[Sequence[int]], least: int | None) -> Range:
+    if len(given) != 3:
+        raise UsageError(
+            f"the profile of input '{name}' has {len(given)} shapes: give three, the smallest, the typical and the "
+            f"largest, as in {name}=1x3x224x224,8x3x224x224,32x3x224x224"
+        )
+    low, opt, high = (tuple(int(size) for size in shape) for shape in given)
+    if not len(low) == len(opt) == len(high):
+        raise UsageError(
+            f"the profile of input '{name}' mixes ranks: {_spell(low)}, {_spell(opt)}, {_spell(high)}; "
+            "give all three shapes the rank of the input"
+        )
+    if not all(a <= b <= c for a, b, c in zip(low, opt, high, strict=True)):
+        raise UsageError(
+            f"the profile of input '{name}' must not decrease, but is {_spell(low)}, {_spell(opt)}, {_spell(high)}: "
+            "in every dimension min <= opt <= max"
+        )
+    if least is not None and any(size < least for size in low):
+        raise UsageError(
+            f"the profile of input '{name}' has a negative size: {_spell(low)}; write real sizes, not -1, "
+            "for dynamic dimensions"
+        )
+    return low, opt, high
+
+
+def _spell(shape: Shape) -> str:
+    return "x".join(str(size) for size in shape) or "scalar"
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnostic:
+    """What the engine's own parser says against a model.
+
+    Attributes:
+        node: name of the node it is about; empty when it is about the whole model.
+        op: operator of that node, or empty.
+        message: the library's own words.
+    """
+
+    node: str
+    op: str
+    message: str
+
+    def __str__(self) -> str:
+        """`node (op): message`."""
+        where = f"{self.node or 'model'} ({self.op})" if self.op else self.node or "model"
+        return f"{where}: {self.message}"
+
+
+@dataclass(frozen=True)
+class EngineFile:
+    """A built engine on disk.
+
+    Attributes:
+        path: the file.
+        engine: which back-end built it, such as `tensorrt-rtx`.
+        bytes: size of the file.
+        seconds: wall time of the build, process start and model parsing included.
+        sms: compute capabilities that it was built for; empty for the portable default.
+        version: version of the engine library.
+        peak_rss_mb: peak resident memory of the build process in MiB; None where it was not measured.
+        warnings: what the library warned of, without noise, in order and each once.
+    """
+
+    path: Path
+    engine: str
+    bytes: int
+    seconds: float
+    sms: tuple[str, ...]
+    version: str
+    peak_rss_mb: float | None = None
+    warnings: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {**dataclasses.asdict(self), "path": str(self.path), "sms": list(self.sms), "warnings": list(self.warnings)}
+
+
+class Runner(ABC):
+    """A loaded engine. Use it as a context manager; `close` frees what it holds."""
+
+    @abstractmethod
+    def infer(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Runs the engine once; arrays by input name in, arrays by output name out.
+
+        Raises:
+            DataError: an input is missing, unknown or outside of the optimization profile.
+            EngineError: the engine failed.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Frees memory; the runner cannot be used afterwards. A second call does nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@dataclass(frozen=True)
+class Engine(ABC):
+    """A back-end. Subclasses are frozen dataclasses: their fields are their options."""
+
+    name: ClassVar[str]
+
+    def key(self) -> str:
+        """A stable text of the back-end and all its options, for caches and the manifest."""
+        options = ",".join(f"{one.name}={getattr(self, one.name)!r}" for one in dataclasses.fields(self))
+        return f"{self.name}({options})"
+
+    @abstractmethod
+    def check(self, model_path: str | Path) -> list[Diagnostic]:
+        """Parses the model with the real library, builds nothing; an empty list means that it was accepted.
+
+        Raises:
+            ModelError: there is no such file.
+            EngineError: the library is missing or crashed.
+        """
+
+    @abstractmethod
+    def build(
+        self,
+        model_path: str | Path,
+        output_path: str | Path,
+        profiles: Sequence[Profile] = (),
+        *,
+        progress: Progress | None = None,
+    ) -> EngineFile:
+        """Builds `output_path` from an ONNX file; the file appears complete or not at all.
+
+        `progress` is called with a phase and the share of it that is done, 0..1.
+
+        Raises:
+            ModelError: there is no such model file.
+            UsageError: the output cannot be written.
+            EngineError: the library is missing, refuses the model (the message names the node), or failed.
+        """
+
+    @abstractmethod
+    def open(self, engine_file: EngineFile | str | Path) -> Runner:
+        """Loads a built engine for inference.
+
+        Raises:
+            EngineError: the hardware or the library for it is not here; the message says which.
+        """
+
+
+def model_file(path: str | Path) -> Path:
+    """The path, if there is a file.
+
+    Raises:
+        ModelError: there is none.
+    """
+    found = Path(path)
+    if not found.is_file():
+        raise ModelError(f"there is no model file '{found}': check the path")
+    return found
+
+
+@contextlib.contextmanager
+def staged(output: Path) -> Iterator[Path]:
+    """Yields a path of an empty temporary file beside `output`, which takes the name `output` if all goes well.
+
+    The file is flushed to the disk before it is renamed, so that neither a crash of this process nor of the machine
+    leaves half a file under the real name.
+
+    Raises:
+        UsageError: the folder cannot be written or is full.
+    """
+    draft = output.with_name(f".{output.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        if output.is_dir():
+            raise IsADirectoryError(21, "it is a folder", str(output))
+        os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        yield draft
+        _flush(draft)
+        os.replace(draft, output)
+        _flush(output.parent)
+    except OSError as error:
+        raise unwritable(output, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+
+
+def unwritable(output: Path, error: OSError) -> UsageError:
+    """The error for an output that cannot be written."""
+    return UsageError(
+        f"cannot write '{output}': {error.strerror or error}; choose an output folder that is writable and has room"
+    )
+
+
+def _flush(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():
+        return  # Windows cannot open folders
+    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
