@@ -1,0 +1,243 @@
+"""Model: a graph with its weights mapped from the file it came from; load, save, copy, and the proto for a session."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO
+
+import onnx
+import onnx_graphsurgeon as gs
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import ModelProto
+
+from qcompiler.errors import ModelError, UsageError
+from qcompiler.exporting import export_model
+from qcompiler.importing import import_model
+from qcompiler.weights import Array, Weights, as_bytes, map_file, to_external_tensor
+from qcompiler.wire import WireError, delimited, strip
+
+OLDEST_OPSET = 7
+_ALIGNMENT = 4096  # of tensors in an external data file: a page, so that each can be mapped by itself
+_PROTOBUF_LIMIT = (1 << 31) - 1
+_LOOKS_LIKE = (
+    (0, b"version https://git-lfs", "it is a Git LFS pointer: run 'git lfs pull'"),
+    (0, b"PK\x03\x04", "it is a zip archive, perhaps a PyTorch checkpoint: export it to ONNX first"),
+    (4, b"ORTM", "it is in ONNX Runtime's own format: use the .onnx file that it was made from"),
+    (4, b"TFL3", "it is a TensorFlow Lite model: convert it to ONNX first"),
+)
+
+
+@dataclass
+class Model:
+    """A graph and what belongs to it.
+
+    Attributes:
+        graph: nodes in order and uniquely named; weights are read-only arrays, mapped where they are large. Not every
+            mapped array is aligned to its element size.
+        metadata: the model's metadata_props.
+        source: the file it was loaded from, None for a model made in memory.
+        ir_version: of the source; `save` raises it where the opset demands more.
+        files: all files that weights are mapped from. They must stay as they are while the model is in use.
+    """
+
+    graph: gs.Graph
+    metadata: dict[str, str]
+    source: Path | None
+    ir_version: int
+    files: tuple[Path, ...] = ()
+
+
+def load(path: str | Path) -> Model:
+    """Reads an ONNX file of opset 7 or newer without copying its weights and without touching it.
+
+    Raises:
+        ModelError: no such file, not an ONNX model, or a malformed one; the message names file, node and tensor.
+    """
+    path = Path(path)
+    weights = Weights(path, _content(path))
+    proto = _parse(path, weights)
+    try:
+        _check(path, proto)
+        graph = import_model(proto, weights)
+    except UnicodeDecodeError as error:
+        raise ModelError(f"'{path}' has a name that is not UTF-8 text; the file is damaged: fetch it again.") from error
+    metadata = {entry.key: entry.value for entry in proto.metadata_props}
+    return Model(graph, metadata, path, proto.ir_version, tuple(weights.files))
+
+
+def copy(model: Model) -> Model:
+    """A model with a graph of its own; the weight arrays are shared, so nobody may write into them."""
+    return replace(model, graph=model.graph.copy(), metadata=dict(model.metadata))
+
+
+def to_proto(graph: gs.Graph) -> tuple[ModelProto, dict[str, Array]]:
+    """The graph as a ModelProto, and by name the weights that are not inside it.
+
+    Initializers of the main graph of 1 KiB or more are marked EXTERNAL with a location that does not exist; they are
+    the arrays returned, contiguous, not copied, in the order of the initializers. Weights of subgraphs, strings and
+    packed types (INT4) are inside. The same graph gives the same bytes.
+
+    Raises:
+        InternalError: two different tensors of the graph have the same name.
+    """
+    return export_model(graph)
+
+
+def save(model: Model, path: Path, *, external_above: int = 1 << 30) -> list[Path]:
+    """Writes the model to `path`, and its weights to `<stem>.data` beside it when they exceed `external_above` bytes.
+
+    Weights are streamed: nothing is built in memory but the graph without them. Each file appears under its name when
+    it is complete and not before; the same model gives the same bytes.
+
+    Returns:
+        The files written, the model first.
+
+    Raises:
+        UsageError: the folder cannot be written to, the disk is full, or `path` is a file that the model came from.
+    """
+    path = Path(path)
+    proto, arrays = to_proto(model.graph)
+    proto.ir_version = max(proto.ir_version, model.ir_version)
+    for key, value in model.metadata.items():
+        proto.metadata_props.add(key=key, value=value)
+    total = sum(array.nbytes for array in arrays.values())
+    external = total > min(external_above, _PROTOBUF_LIMIT - proto.ByteSize() - 64 * len(arrays))
+    targets = [path, path.with_suffix(".data")] if external else [path]
+    _refuse_sources(model, targets)
+    with _replacing(targets) as streams:
+        if external:
+            _write_external(proto, arrays, streams[0], streams[1], targets[1].name)
+        else:
+            _write_embedded(proto, arrays, streams[0])
+    return targets
+
+
+def _content(path: Path) -> Array:
+    if not path.exists():
+        raise ModelError(f"there is no file '{path}'; check the spelling of the path.")
+    if path.is_dir():
+        raise ModelError(f"'{path}' is a folder, not an ONNX file; name the .onnx file in it.")
+    if not path.is_file():
+        raise ModelError(f"'{path}' is not a regular file; copy the model into one.")
+    try:
+        content = map_file(path)
+    except OSError as error:
+        raise ModelError(f"'{path}' cannot be read: {error.strerror or error}.") from error
+    if not len(content):
+        raise ModelError(f"'{path}' is empty; fetch or export the model again.")
+    return content
+
+
+def _parse(path: Path, weights: Weights) -> ModelProto:
+    content = map_file(path)
+    for offset, magic, advice in _LOOKS_LIKE:
+        if content[offset : offset + len(magic)].tobytes() == magic:
+            raise ModelError(f"'{path}' is not an ONNX model; {advice}.")
+    proto = ModelProto()
+    try:
+        proto.ParseFromString(strip(content.data))
+    except (WireError, DecodeError) as error:
+        raise ModelError(
+            f"'{path}' is not a readable ONNX model ({error}): it is cut short, damaged or of another format. "
+            "Fetch or export it again."
+        ) from error
+    return proto
+
+
+def _check(path: Path, proto: ModelProto) -> None:
+    if not proto.HasField("graph") or not proto.graph.output:
+        raise ModelError(f"'{path}' holds no graph with outputs: it is not an ONNX model, or it computes nothing.")
+    opset = max((one.version for one in proto.opset_import if one.domain in ("", "ai.onnx")), default=0)
+    newest = onnx.defs.onnx_opset_version()
+    only_custom = not opset and proto.opset_import
+    if not only_custom and opset < OLDEST_OPSET:
+        raise ModelError(
+            f"'{path}' uses opset {opset or 'none at all'}; the oldest that is read is {OLDEST_OPSET}. "
+            f"Export the model again with a newer opset, or raise it with onnx.version_converter."
+        )
+    if opset > newest or proto.ir_version > onnx.IR_VERSION:
+        raise ModelError(
+            f"'{path}' uses opset {opset} and IR version {proto.ir_version}; the installed onnx {onnx.__version__} "
+            f"knows {newest} and {onnx.IR_VERSION}. Install a newer onnx, or export the model with an older opset."
+        )
+
+
+def _refuse_sources(model: Model, targets: Sequence[Path]) -> None:
+    sources = [source for source in (model.source, *model.files) if source is not None and source.exists()]
+    for target in targets:
+        if target.exists() and any(target.samefile(source) for source in sources):
+            raise UsageError(
+                f"'{target}' is a file that the model was read from, and inputs are never overwritten; "
+                "write to another name or folder."
+            )
+
+
+@contextmanager
+def _replacing(targets: Sequence[Path]) -> Iterator[list[IO[bytes]]]:
+    """Streams for temporary files that take the names of `targets` when all is written, the first target last."""
+    temporary = [target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp") for target in targets]
+    try:
+        with ExitStack() as stack:
+            yield [stack.enter_context(name.open("xb")) for name in temporary]
+        for name, target in reversed(list(zip(temporary, targets, strict=True))):
+            os.replace(name, target)
+    except OSError as error:
+        raise UsageError(
+            f"'{targets[0]}' cannot be written: {error.strerror or error}. Check that the folder "
+            f"'{targets[0].parent}' exists, is writable and has room, or write somewhere else."
+        ) from error
+    finally:
+        for name in temporary:
+            name.unlink(missing_ok=True)
+
+
+def _write_embedded(proto: ModelProto, arrays: dict[str, Array], stream: IO[bytes]) -> None:
+    """One file: the fields of a message may come in any order, so the large weights are appended to the graph."""
+    large = [tensor for tensor in proto.graph.initializer if tensor.name in arrays]
+    graph = _without_large(proto, arrays)
+    heads: list[bytes] = []
+    for tensor in large:
+        values = arrays[tensor.name]
+        tensor.ClearField("external_data")
+        tensor.ClearField("data_location")
+        heads.append(tensor.SerializeToString(deterministic=True) + delimited(9, values.nbytes))
+    fronts = [
+        delimited(5, len(head) + arrays[tensor.name].nbytes) + head for head, tensor in zip(heads, large, strict=True)
+    ]
+    size = len(graph) + sum(map(len, fronts)) + sum(arrays[tensor.name].nbytes for tensor in large)
+    stream.write(proto.SerializeToString(deterministic=True))
+    stream.write(delimited(7, size))
+    stream.write(graph)
+    for front, tensor in zip(fronts, large, strict=True):
+        stream.write(front)
+        stream.write(as_bytes(arrays[tensor.name]))
+
+
+def _without_large(proto: ModelProto, arrays: dict[str, Array]) -> bytes:
+    """Takes the graph out of `proto` and returns it serialized without the weights in `arrays`."""
+    graph = onnx.GraphProto()
+    graph.CopyFrom(proto.graph)
+    proto.ClearField("graph")
+    small = [tensor for tensor in graph.initializer if tensor.name not in arrays]
+    del graph.initializer[:]
+    graph.initializer.extend(small)
+    return bytes(graph.SerializeToString(deterministic=True))
+
+
+def _write_external(
+    proto: ModelProto, arrays: dict[str, Array], stream: IO[bytes], data: IO[bytes], location: str
+) -> None:
+    for tensor in proto.graph.initializer:
+        if tensor.name not in arrays:
+            continue
+        values = arrays[tensor.name]
+        offset = -(-data.tell() // _ALIGNMENT) * _ALIGNMENT
+        data.write(bytes(offset - data.tell()))
+        data.write(as_bytes(values))
+        tensor.CopyFrom(to_external_tensor(tensor.name, values, location, offset))
+    stream.write(proto.SerializeToString(deterministic=True))
