@@ -105,15 +105,16 @@ def conv(axis: int | None = 0, op: str = "Conv") -> Builder:
     return b
 
 
-def half_scales() -> Builder:
+def half_scales(conv: bool = False) -> Builder:
     """Per-channel weights and FP16 scales: what the compiler stores before it rescales is half. Node `mm`."""
     b = Builder()
-    x = b.input("x", [64, 128])
-    s = b.constant("a_s", np.float16(0.05).reshape(()))
-    z = b.constant("a_z", np.int8(0).reshape(()))
+    x = b.input("x", [1, 128, 8, 8] if conv else [64, 128])
+    s = b.constant("a_s", np.asarray(0.05, np.float16))
+    z = b.constant("a_z", np.asarray(0, np.int8))
     q = b.node("QuantizeLinear", [x, s, z], "a_q")
     x = b.node("DequantizeLinear", [q, s, z], "a_dq")
-    b.output(b.node("MatMul", [x, b.weight("w", (128, 96), 1, scale_dtype=np.float16)], "mm"))
+    w = b.weight("w", (96, 128, 1, 1) if conv else (128, 96), 0 if conv else 1, scale_dtype=np.float16)
+    b.output(b.node("Conv" if conv else "MatMul", [x, w], "mm"))
     return b
 
 
@@ -145,7 +146,7 @@ def blocked() -> Builder:
 def unsigned() -> Builder:
     """Activations in UINT8, which the library reads as INT8. Nodes `a_q`, `a_dq`, `mm`."""
     b = Builder()
-    x = b.quantized(b.input("x", [64, 128]), "a", zero=np.uint8(0).reshape(()))
+    x = b.quantized(b.input("x", [64, 128]), "a", zero=np.asarray(0, np.uint8))
     b.output(b.node("MatMul", [x, b.weight("w", (128, 96), 1)], "mm"))
     return b
 
@@ -153,7 +154,7 @@ def unsigned() -> Builder:
 def shifted() -> Builder:
     """Activations with zero point 3, which the parser refuses. Nodes `a_q`, `a_dq`, `mm`."""
     b = Builder()
-    x = b.quantized(b.input("x", [64, 128]), "a", zero=np.int8(3).reshape(()))
+    x = b.quantized(b.input("x", [64, 128]), "a", zero=np.asarray(3, np.int8))
     b.output(b.node("MatMul", [x, b.weight("w", (128, 96), 1)], "mm"))
     return b
 
@@ -189,14 +190,15 @@ def twins() -> Builder:
 
 
 def branches() -> Builder:
-    """A quantized product in each branch of an If. Nodes `then_mm`, `else_mm`."""
+    """A quantized product in each branch of an If, with its own Q/DQ. Nodes `then_mm`, `else_mm`."""
     b = Builder()
-    x = b.quantized(b.input("x", [64, 128]), "a")
+    x = b.input("x", [64, 128])
     condition = b.input("condition", [], TensorProto.BOOL)
     bodies = {}
     for name in ("then", "else"):
         inner = Builder(seed=len(name) + ord(name[0]))
-        inner.output(inner.node("MatMul", [x, inner.weight(f"{name}_w", (128, 96), 1)], f"{name}_mm"), [64, 96])
+        own = inner.quantized(x, f"{name}_a")
+        inner.output(inner.node("MatMul", [own, inner.weight(f"{name}_w", (128, 96), 1)], f"{name}_mm"), [64, 96])
         bodies[f"{name}_branch"] = helper.make_graph(inner.nodes, name, [], inner.outputs, inner.constants)
     b.output(b.node("If", [condition], "choice", **bodies))
     return b
