@@ -146,7 +146,7 @@ def energies(reference: NDArray[Any], got: NDArray[Any]) -> NDArray[np.float64]:
         if not keep.all():
             a, b = a[keep], b[keep]
         error = a - b
-        total += (a @ a, error @ error if np.isfinite(error).all() else math.inf)
+        total += np.array([a @ a, error @ error if np.isfinite(error).all() else math.inf])
     return total
 
 

@@ -9,12 +9,13 @@ generator and puts the name of the pass on whatever goes wrong.
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import Enum, StrEnum
 from typing import ClassVar
 
 import onnx_graphsurgeon as gs
@@ -133,9 +134,17 @@ def _default(option: dataclasses.Field[object]) -> object:
 
 
 def _spell(value: object) -> str:
-    if isinstance(value, bool):
+    """The text that `qcompiler.spec` reads back equal."""
+    if value is None or isinstance(value, bool):
         return str(value).lower()
-    return str(value)
+    if isinstance(value, tuple):
+        return f"({','.join(_spell(one) for one in value)})"
+    if isinstance(value, Enum):
+        return str(value.value)
+    plain = not isinstance(value, str) or re.fullmatch(r"[A-Za-z_/][\w./:-]*", value, re.ASCII)
+    if plain and str(value).lower() not in ("none", "true", "false", "nan", "inf", "infinity"):
+        return str(value)
+    return json.dumps(value) if isinstance(value, str) else str(value)
 
 
 @dataclass(frozen=True)
@@ -157,8 +166,8 @@ class Pipeline:
             missing = one.requires - have
             if missing:
                 raise PipelineError(
-                    f"pass '{one}' requires {sorted(missing)}, which no earlier pass provides "
-                    f"(there is: {sorted(have) or 'nothing'}); put a pass that provides it before '{one.name()}'"
+                    f"pass '{one}' requires '{', '.join(sorted(missing))}', which no earlier pass provides "
+                    f"(there is: {', '.join(sorted(have)) or 'nothing'}); put a pass that provides it before '{one.name()}'"
                 )
             have = (have - one.breaks) | one.provides
 

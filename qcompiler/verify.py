@@ -81,14 +81,14 @@ class Score:
 
     Attributes:
         name: the text that named the function, or its own description in `METRIC` of its module.
-        float: score of the float model.
-        quantized: score of the quantized model.
+        float_score: score of the float model.
+        quantized_score: score of the quantized model.
         higher_is_better: `HIGHER_IS_BETTER` of its module, True if that is not there.
     """
 
     name: str
-    float: float
-    quantized: float
+    float_score: float
+    quantized_score: float
     higher_is_better: bool
 
     @property
@@ -97,8 +97,12 @@ class Score:
 
         A float score of 0 makes it absolute.
         """
-        lost = self.float - self.quantized if self.higher_is_better else self.quantized - self.float
-        return lost / abs(self.float) if self.float else lost
+        lost = (
+            self.float_score - self.quantized_score
+            if self.higher_is_better
+            else self.quantized_score - self.float_score
+        )
+        return lost / abs(self.float_score) if self.float_score else lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,9 +271,10 @@ def _gate_drop(verification: Verification, most: float, where: str) -> None:
         raise UsageError("--max-drop was given, but no metric was measured: give --metric file.py:function")
     if not score.drop <= most + 1e-9:  # 0.50 to 0.49 is 2 %, also in binary; and NaN must not pass
         raise AccuracyError(
-            f"the metric '{score.name}' goes from {score.float:.6g} (float) to {score.quantized:.6g} (quantized), a "
-            f"drop of {score.drop:.2%} where at most {most:.2%} was allowed.{where} Raise safety.target_sqnr_db in the "
-            "recipe, keep layers in high precision with --keep, or accept more with --max-drop."
+            f"the metric '{score.name}' goes from {score.float_score:.6g} (float) to {score.quantized_score:.6g} "
+            f"(quantized), a drop of {score.drop:.2%} where at most {most:.2%} was allowed.{where} "
+            "Raise safety.target_sqnr_db in the recipe, keep layers in high precision with --keep, or accept more with "
+            "--max-drop."
         )
 
 

@@ -233,7 +233,7 @@ def test_the_metric_is_run_on_both_models_and_knows_its_direction(tmp_path: Path
     ones = {"x": np.ones((1, 8), np.float32)}
     expected = [np.abs(numpy_chain(w)(ones)["y"]).sum() for w in (WEIGHTS, changed(4, 0.5))]
     assert score is not None
-    assert (score.float, score.quantized) == pytest.approx(expected, rel=1e-4)
+    assert (score.float_score, score.quantized_score) == pytest.approx(expected, rel=1e-4)
     assert score.drop == pytest.approx((expected[1] - expected[0]) / expected[0], rel=1e-3)
     assert (score.name, score.higher_is_better) == ("sum of outputs", False)
 

@@ -1,0 +1,128 @@
+"""Files that appear complete or not at all, alone or as a set.
+
+Everything is written to temporary files beside its place, flushed, and renamed at the end; whatever happens before that
+leaves the folder as it was.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from qcompiler.errors import UsageError
+
+
+class Artefacts:
+    """A set of files that take their names together when the `with` block ends without an exception.
+
+        with Artefacts() as files:
+            files.write_text(folder / "model.manifest.json", text)
+            big = files.stage(folder / "model.engine")   # a temporary path to write to
+            ...
+
+    Renaming is atomic for each file. If one rename fails, those before it stay: they are complete.
+
+    Raises:
+        UsageError: a folder cannot be made or written, or is full; the message names it. Nothing is left behind.
+    """
+
+    def __init__(self) -> None:
+        self._drafts: dict[Path, Path] = {}
+
+    def stage(self, path: str | Path) -> Path:
+        """An empty temporary file in the same folder, which will take the name `path`."""
+        target = Path(path)
+        draft = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.is_dir():
+                raise IsADirectoryError(errno.EISDIR, "there is a folder of that name", str(target))
+            os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        except OSError as error:
+            raise unwritable(target, error) from error
+        self._drafts[target] = draft
+        return draft
+
+    def write_bytes(self, path: str | Path, content: bytes) -> None:
+        """Adds a file with this content."""
+        draft = self.stage(path)
+        try:
+            draft.write_bytes(content)
+        except OSError as error:
+            raise unwritable(Path(path), error) from error
+
+    def write_text(self, path: str | Path, content: str) -> None:
+        """Adds a file with this content in UTF-8."""
+        self.write_bytes(path, content.encode("utf8"))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self._publish()
+        finally:
+            for draft in self._drafts.values():
+                draft.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) and self._drafts:
+            raise unwritable(next(iter(self._drafts)), error) from error
+
+    def _publish(self) -> None:
+        for target, draft in self._drafts.items():
+            try:
+                _flush(draft)
+            except OSError as error:
+                raise unwritable(target, error) from error
+        for target, draft in self._drafts.items():
+            try:
+                os.replace(draft, target)
+            except OSError as error:
+                raise unwritable(target, error) from error
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Writes one file, complete or not at all.
+
+    Raises:
+        UsageError: the folder cannot be written or is full.
+    """
+    with Artefacts() as files:
+        files.write_bytes(path, content)
+
+
+def write_text(path: str | Path, content: str) -> None:
+    """Writes one UTF-8 file, complete or not at all; raises as `write_bytes` does."""
+    write_bytes(path, content.encode("utf8"))
+
+
+def check_writable(path: str | Path) -> None:
+    """Finds out before a long run whether a file can be written there; leaves nothing behind.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    files = Artefacts()
+    files.stage(path).unlink()
+
+
+def unwritable(path: Path, error: OSError) -> UsageError:
+    """The error for an output that cannot be written."""
+    return UsageError(
+        f"cannot write '{path.name}' in folder '{path.parent}': {error.strerror or error}. Choose an output "
+        "folder that is writable and has room."
+    )
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
