@@ -231,6 +231,11 @@ def add_constant(name: str, values: Array) -> gs.Constant:
     return gs.Constant(name, values)
 
 
+def copy_constant(constant: gs.Constant, name: str) -> gs.Constant:
+    """Another initializer over the same array, which is not copied (nor loaded, where graphsurgeon has not yet)."""
+    return gs.Constant(name, constant._values, export_dtype=constant._export_dtype)
+
+
 class Names:
     """Hands out names that nothing in a graph, nested graphs included, bears yet; the same ones on every run.
 
