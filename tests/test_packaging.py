@@ -20,8 +20,7 @@ HEAVY = ("numba", "matplotlib")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of this tree, built without the network."""
     folder = tmp_path_factory.mktemp("wheel")
-    command = ["-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, ROOT]
-    _python(*command)
+    _python("-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, ROOT)
     (built,) = folder.glob("*.whl")
     return built
 
@@ -100,15 +99,13 @@ def test_readme_names_the_two_commands_and_make_knows_them() -> None:
 
 
 def test_documents_name_only_commands_that_exist() -> None:
-    from qcompiler import cli
-
     documents = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
     said = {
         word for path in documents for code in _code(_text(path)) for word in re.findall(r"qcompiler ([a-z]+)", code)
     }
-    known = _python("-m", cli.__name__, "--help")
+    known = _python("-c", "from qcompiler.cli import main; main()", "--help")
     assert "compile" in said
-    assert {word for word in said if word not in known} == set()
+    assert said <= set(re.findall(r"[a-z]+", known))
 
 
 def test_links_in_documents_lead_somewhere() -> None:
