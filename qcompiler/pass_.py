@@ -165,9 +165,10 @@ class Pipeline:
         for one in passes:
             missing = one.requires - have
             if missing:
+                there = ", ".join(sorted(have)) or "nothing"
                 raise PipelineError(
                     f"pass '{one}' requires '{', '.join(sorted(missing))}', which no earlier pass provides "
-                    f"(there is: {', '.join(sorted(have)) or 'nothing'}); put a pass that provides it before '{one.name()}'"
+                    f"(there is: {there}); put a pass that provides it before '{one.name()}'"
                 )
             have = (have - one.breaks) | one.provides
 
