@@ -103,9 +103,7 @@ class Audit:
         }
 
 
-def audit(
-    plan: str | Path, model: str | Path | onnx.ModelProto, promised: Mapping[str, DType]
-) -> Audit:
+def audit(plan: str | Path, model: str | Path | onnx.ModelProto, promised: Mapping[str, DType]) -> Audit:
     """Holds the listing of a TensorRT-RTX plan against what was promised.
 
     Args:

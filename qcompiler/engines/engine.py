@@ -43,7 +43,7 @@ class Profile:
         object.__setattr__(self, "values", {name: _range(name, given, None) for name, given in self.values.items()})
 
     def to_json(self) -> dict[str, dict[str, list[list[int]]]]:
-        """Plain lists, as the manifest and the build process take them."""
+        """Plain lists, as the manifest and the build process take them; `Profile(**...)` reads them back."""
         return {
             "shapes": {name: [list(shape) for shape in given] for name, given in self.shapes.items()},
             "values": {name: [list(shape) for shape in given] for name, given in self.values.items()},
@@ -76,7 +76,81 @@ def _range(name: str, given: Sequence[Sequence[int]], least: int | None) -> Rang
 
 
 def _spell(shape: Shape) -> str:
-    return "x".join(str(size) for size in shape) or "scalar"
+    return "x".join("?" if size < 0 else str(size) for size in shape) or "scalar"
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A model input as an engine library sees it: -1 for a dynamic size; `is_shape` if its contents are a shape."""
+
+    name: str
+    shape: Shape
+    is_shape: bool
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether a profile must speak of it."""
+        return self.is_shape or any(size < 0 for size in self.shape)
+
+
+def profile_error(inputs: Sequence[Input], profiles: Sequence[Profile]) -> str | None:
+    """What keeps profiles from fitting a model, in words that name the input; None if they fit.
+
+    The libraries themselves fill in or ignore what is missing, or complain only at the end of a build.
+    """
+    names = [one.name for one in inputs]
+    for profile in profiles:
+        for name in [*profile.shapes, *profile.values]:
+            if name not in names:
+                return f"it speaks of input '{name}', but the model's inputs are {', '.join(names)}"
+    for one in inputs:
+        if one.dynamic and not profiles:
+            return f"input '{one.name}' [{_spell(one.shape)}] is dynamic, and no profile was given"
+        for profile in profiles:
+            found = _misfit(one, profile)
+            if found:
+                return found
+    return None
+
+
+def _misfit(one: Input, profile: Profile) -> str | None:
+    if one.is_shape:
+        return None if one.name in profile.values else f"input '{one.name}' is a shape and has no values in it"
+    given = profile.shapes.get(one.name)
+    if given is None:
+        return f"input '{one.name}' [{_spell(one.shape)}] is dynamic and has no shapes in it" if one.dynamic else None
+    for asked in given:
+        pairs = zip(asked, one.shape, strict=False)
+        if len(asked) != len(one.shape) or any(size not in (-1, want) for want, size in pairs):
+            return f"input '{one.name}' is [{_spell(one.shape)}] in the model, which {_spell(asked)} does not fit"
+    return None
+
+
+class Phases:
+    """Turns a library's nested phases with steps into one share of the whole, 0..1, that never falls."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, tuple[str | None, int, int]] = {}
+        self._share = 0.0
+
+    def start(self, name: str, parent: str | None, steps: int) -> None:
+        """A phase of so many steps begins inside `parent`."""
+        self._open[name] = (parent, max(steps, 1), 0)
+
+    def step(self, name: str, step: int) -> float:
+        """Step number `step` (from 0) of a phase is done; returns the share of the whole."""
+        parent, steps, _ = self._open.get(name, (None, 1, 0))
+        self._open[name] = (parent, steps, step + 1)
+        done = min((step + 1) / steps, 1.0)
+        while parent is not None and parent in self._open:
+            parent, steps, before = self._open[parent]
+            done = min((before + done) / steps, 1.0)
+        self._share = max(self._share, done)
+        return self._share
+
+    def finish(self, name: str) -> None:
+        """A phase ends."""
+        self._open.pop(name, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +199,8 @@ class EngineFile:
 
     def to_json(self) -> dict[str, Any]:
         """For the manifest."""
-        return {**dataclasses.asdict(self), "path": str(self.path), "sms": list(self.sms), "warnings": list(self.warnings)}
+        plain = {"path": str(self.path), "sms": list(self.sms), "warnings": list(self.warnings)}
+        return {**dataclasses.asdict(self), **plain}
 
 
 class Runner(ABC):

@@ -4,7 +4,8 @@ A plan holds, for each optimization profile, an uncompressed text that ends at a
 
     header { ... accelerators={sm89 sm120 } }
     descriptors { tensor={ ... dims={ 64 96 } ... name="y" ... type=half } ... }
-    main { fully_connected={ name="mm" output={"y" } input={"x" "w" ... } alpha=384424A2 layers="[ONNX Layer: mm]\x1f..." } ... }
+    main { fully_connected={ name="mm" output={"y" } input={"x" "w" ... } alpha=384424A2 ...
+                             layers="[ONNX Layer: mm]\x1f[ONNX Layer: x_dq]" } ... }      (one line an op)
 
 One text serves all compute capabilities of the plan. A `runtime_fusion` has its body in a text of its own, with the
 accelerators `*`. The format is undocumented; this reader was written against version 1.7.1. What it does not find it

@@ -14,6 +14,8 @@ import threading
 from pathlib import Path
 from typing import Any, NoReturn
 
+from qcompiler.engines.engine import Input, Phases, Profile, profile_error
+
 # After each refused call on a machine without a GPU the library adds lines which say only that there is no GPU.
 NOISE = ("cudaError 35", "checkMacros.cpp", "CUDA driver version is insufficient", "CUDA initialization failure")
 
@@ -34,43 +36,12 @@ class Channel:
             self._pipe.flush()
 
 
-class Refusal(Exception):
+class RefusedError(Exception):
     """The task cannot be done; `fields` go to the parent."""
 
     def __init__(self, reason: str, **fields: Any) -> None:
         super().__init__(reason)
         self.fields: dict[str, Any] = {"reason": reason, **fields}
-
-
-class Phases:
-    """Turns nested phases with steps into one share of the whole that never falls."""
-
-    def __init__(self) -> None:
-        self._open: dict[str, tuple[str | None, int, int]] = {}
-        self._share = 0.0
-
-    def start(self, name: str, parent: str | None, steps: int) -> None:
-        """A phase begins inside `parent`."""
-        self._open[name] = (parent, max(steps, 1), 0)
-
-    def step(self, name: str, step: int) -> float:
-        """Step number `step` of a phase is done; returns the share of the whole."""
-        parent, steps, _ = self._open.get(name, (None, 1, 0))
-        self._open[name] = (parent, steps, step + 1)
-        done, inside = float(step + 1), name
-        while True:
-            parent, steps, _ = self._open[inside]
-            done = min(done / steps, 1.0)
-            if parent is None or parent not in self._open:
-                break
-            done += self._open[parent][2]
-            inside = parent
-        self._share = max(self._share, done)
-        return self._share
-
-    def finish(self, name: str) -> None:
-        """A phase ends."""
-        self._open.pop(name, None)
 
 
 def main() -> NoReturn:
@@ -80,7 +51,7 @@ def main() -> NoReturn:
     threading.Thread(target=_watch, args=(task.get("output"),), daemon=True).start()
     try:
         channel.send("result", **_run(task, channel))
-    except Refusal as refusal:
+    except RefusedError as refusal:
         channel.send("refused", **refusal.fields)
     except OSError as error:
         channel.send("refused", reason="output", text=error.strerror or str(error), errno=error.errno)
@@ -101,7 +72,7 @@ def _run(task: dict[str, Any], channel: Channel) -> dict[str, Any]:
     try:
         import tensorrt_rtx as trt
     except (ImportError, OSError) as error:
-        raise Refusal("missing", text=str(error)) from error
+        raise RefusedError("missing", text=str(error)) from error
 
     class Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -119,12 +90,10 @@ def _run(task: dict[str, Any], channel: Channel) -> dict[str, Any]:
     channel.send("progress", phase="parse", share=0.0)
     accepted = parser.parse_from_file(task["model"])
     diagnostics = _diagnostics(parser)
-    if not accepted and not any(row["node"] for row in diagnostics):
-        diagnostics = _node_by_node(trt, builder, logger, task["model"]) or diagnostics
     if task["task"] == "check":
         return {"accepted": accepted, "diagnostics": diagnostics}
     if not accepted:
-        raise Refusal("parse", diagnostics=diagnostics)
+        raise RefusedError("parse", diagnostics=diagnostics)
     config = builder.create_builder_config()
     _set_capabilities(trt, config, task["sms"])
     _set_workspace(trt, config, task.get("workspace_mb"))
@@ -133,7 +102,7 @@ def _run(task: dict[str, Any], channel: Channel) -> dict[str, Any]:
     plan = builder.build_serialized_network(network, config)
     del monitor
     if plan is None:
-        raise Refusal("build")
+        raise RefusedError("build")
     with open(task["output"], "wb") as file:
         file.write(memoryview(plan))
     return {"bytes": plan.nbytes, "peak_rss_mb": _peak_rss_mb()}
@@ -144,22 +113,12 @@ def _diagnostics(parser: Any) -> list[dict[str, str]]:
     return [{"node": e.node_name(), "op": e.node_operator(), "message": e.desc()} for e in errors]
 
 
-def _node_by_node(trt: Any, builder: Any, logger: Any, model: str) -> list[dict[str, str]]:
-    """Asks again in the form that reports single nodes, for a refusal that named none."""
-    parser = trt.OnnxParser(builder.create_network(0), logger)
-    if not os.path.getsize(model) < 1 << 30:
-        return []
-    with open(model, "rb") as file:
-        parser.supports_model_v2(file.read(), model)
-    return [row for row in _diagnostics(parser) if row["node"]]
-
-
 def _set_capabilities(trt: Any, config: Any, sms: list[str]) -> None:
     known = [name for name in trt.ComputeCapability.__members__ if name.startswith("SM")]
     config.num_compute_capabilities = len(sms) if sms else config.num_compute_capabilities
     for index, sm in enumerate(sms):
         if sm.upper() not in known:
-            raise Refusal("sm", sm=sm, known=[name.lower() for name in known])
+            raise RefusedError("sm", sm=sm, known=[name.lower() for name in known])
         config.set_compute_capability(trt.ComputeCapability.__members__[sm.upper()], index)
 
 
@@ -169,40 +128,22 @@ def _set_workspace(trt: Any, config: Any, megabytes: int | None) -> None:
 
 
 def _add_profiles(builder: Any, network: Any, config: Any, profiles: list[dict[str, Any]]) -> None:
-    inputs = [network.get_input(index) for index in range(network.num_inputs)]
-    names = [one.name for one in inputs]
-    needing = [one for one in inputs if one.is_shape_tensor or any(size < 0 for size in one.shape)]
-    for given in profiles:
-        unknown = sorted((set(given["shapes"]) | set(given["values"])) - set(names))
-        if unknown:
-            raise Refusal("profile", text=f"it speaks of '{unknown[0]}', but the model's inputs are {', '.join(names)}")
-    if not needing:
+    given = [Profile(**one) for one in profiles]
+    raw = [network.get_input(index) for index in range(network.num_inputs)]
+    inputs = [Input(one.name, tuple(one.shape), one.is_shape_tensor) for one in raw]
+    wrong = profile_error(inputs, given)
+    if wrong is not None:
+        raise RefusedError("profile", text=wrong)
+    if not any(one.dynamic for one in inputs):
         return
-    for index, given in enumerate(profiles or [{"shapes": {}, "values": {}}]):
+    for index, one in enumerate(given):
         profile = builder.create_optimization_profile()
-        for one in needing:
-            _fill(profile, one, given, bool(profiles))
+        for name, shapes in one.shapes.items():
+            profile.set_shape(name, *shapes)
+        for name, values in one.values.items():
+            profile.set_shape_input(name, *values)
         if config.add_optimization_profile(profile) < 0:
-            raise Refusal("profile", text=f"the library does not accept profile {index}")
-
-
-def _fill(profile: Any, one: Any, given: dict[str, Any], any_profile: bool) -> None:
-    shape = tuple(one.shape)
-    kind = "values" if one.is_shape_tensor else "shapes"
-    if one.name not in given[kind]:
-        what = "has no values" if one.is_shape_tensor else "has no shapes"
-        where = f"input '{one.name}' {list(shape)} is dynamic but {what} in the profile"
-        raise Refusal("profile", text=where if any_profile else where.replace(" in the profile", ": no profile was given"))
-    ranges = [tuple(one_shape) for one_shape in given[kind][one.name]]
-    if one.is_shape_tensor:
-        profile.set_shape_input(one.name, *ranges)
-        return
-    if len(ranges[0]) != len(shape) or any(
-        size >= 0 and size != asked for asked_shape in ranges for size, asked in zip(shape, asked_shape, strict=True)
-    ):
-        spelled = ", ".join("x".join(map(str, asked)) for asked in ranges)
-        raise Refusal("profile", text=f"input '{one.name}' is {list(shape)} in the model, which {spelled} do not fit")
-    profile.set_shape(one.name, *ranges)
+            raise RefusedError("profile", text=f"the library does not accept profile {index}")
 
 
 def _monitor(trt: Any, channel: Channel) -> Any:

@@ -125,10 +125,10 @@ class TensorRTRTX(Engine):
 
     def open(self, engine_file: EngineFile | str | Path) -> Runner:
         """See `Engine.open`. Needs an NVIDIA driver and a GPU that TensorRT-RTX supports."""
-        from qcompiler.engines.gpu import open_plan
+        from qcompiler.engines.gpu import PlanRunner
 
         path = engine_file.path if isinstance(engine_file, EngineFile) else Path(engine_file)
-        return open_plan("tensorrt_rtx", path, f"pip install '{REQUIREMENT}'")
+        return PlanRunner("tensorrt_rtx", path, f"pip install '{REQUIREMENT}'")
 
 
 @dataclass
@@ -181,7 +181,8 @@ def _child(task: dict[str, Any], errors: IO[bytes]) -> Iterator[subprocess.Popen
         encoding="utf-8",
         start_new_session=True,  # Ctrl-C comes to this process alone, which then ends the child
     )
-    assert process.stdin is not None and process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout is not None
     try:
         with contextlib.suppress(BrokenPipeError):  # it died at once; its exit is reported by the caller
             process.stdin.write(json.dumps(task) + "\n")
@@ -238,19 +239,26 @@ def _error(outcome: _Outcome, model: Path, output: Path | None) -> QCompilerErro
             "of every dynamic input, as in --shapes x=1x3x224x224,8x3x224x224,32x3x224x224"
         )
     if reason == "parse":
-        rows = [Diagnostic(**row) for row in said["diagnostics"]]
-        first = f"node {rows[0]}" if rows and rows[0].node else (rows and rows[0].message) or outcome.last_words()
-        first = first.rstrip(". ")
-        return EngineError(
-            f"TensorRT-RTX refuses '{model}' at {first}"
-            + (f" (and {len(rows) - 1} more nodes)" if len(rows) > 1 else "")
-            + "; keep the node in high precision with --keep, or change it in the model"
-        )
+        return _refused([Diagnostic(**row) for row in said["diagnostics"]], outcome, model)
     words = text or outcome.last_words() or "it gave no reason"
     remedy = next((cure for pattern, cure in REMEDIES if re.search(pattern, words)), None)
     return EngineError(
         f"TensorRT-RTX {outcome.version} could not build '{model}': {words}. "
         + (f"{remedy}." if remedy else "Keep the node that it names in high precision with --keep.")
+    )
+
+
+def _refused(rows: list[Diagnostic], outcome: _Outcome, model: Path) -> EngineError:
+    named = [row for row in rows if row.node]
+    if not named:
+        words = (rows[0].message if rows else outcome.last_words()).rstrip(". ")
+        return EngineError(
+            f"TensorRT-RTX refuses '{model}': {words}. Is it a valid ONNX model, with its external data beside it?"
+        )
+    more = f" (and {len(named) - 1} more nodes)" if len(named) > 1 else ""
+    return EngineError(
+        f"TensorRT-RTX refuses '{model}' at node {str(named[0]).rstrip('. ')}{more}. Keep the node in high precision "
+        "with --keep, or change it in the model."
     )
 
 

@@ -1,4 +1,4 @@
-"""Small quantized graphs, the right ones and the wrong ones, written with onnx.helper so that nothing of ours is used."""
+"""Small quantized graphs, right ones and wrong ones, written with onnx.helper alone: nothing of ours is in them."""
 
 from __future__ import annotations
 
@@ -33,9 +33,7 @@ class Builder:
 
     def constant(self, name: str, value: Array) -> str:
         if value.dtype == ml_dtypes.float8_e4m3fn:
-            tensor = helper.make_tensor(
-                name, TensorProto.FLOAT8E4M3FN, value.shape, value.tobytes(), raw=True
-            )
+            tensor = helper.make_tensor(name, TensorProto.FLOAT8E4M3FN, value.shape, value.tobytes(), raw=True)
         else:
             tensor = numpy_helper.from_array(value, name)
         self.constants.append(tensor)
@@ -55,7 +53,12 @@ class Builder:
         return self.node("DequantizeLinear", [x, s, z], f"{name}_dq", output_dtype=TensorProto.FLOAT16, **how)
 
     def weight(
-        self, name: str, shape: tuple[int, ...], axis: int | None, dtype: Any = np.int8, scale_dtype: Any = np.float32,
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        axis: int | None,
+        dtype: Any = np.int8,
+        scale_dtype: Any = np.float32,
         **how: Any,
     ) -> str:
         """A stored low-precision weight -> DQ -> FP16; one scale for each index of `axis`, or one for all."""
@@ -75,14 +78,10 @@ class Builder:
 
     def model(self) -> onnx.ModelProto:
         graph = helper.make_graph(self.nodes, "toy", self.inputs, self.outputs, self.constants)
-        return helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=11
-        )
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=11)
 
     def save(self, path: Path, *, external: bool = False) -> Path:
-        onnx.save(
-            self.model(), path, save_as_external_data=external, location=f"{path.name}.data", size_threshold=64
-        )
+        onnx.save(self.model(), path, save_as_external_data=external, location=f"{path.name}.data", size_threshold=64)
         return path
 
 
