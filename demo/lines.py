@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 FOLDER = Path(__file__).resolve().parent.parent / "build" / "demo"
+METRIC = "character accuracy on held-out lines"  # how reports call it
 HEIGHT, WIDTH, BATCH = 48, 640, 4
 
 Feeds = dict[str, np.ndarray]
