@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -202,7 +202,7 @@ def _empty_kind(node: gs.Node, name: str, value: Any, opset: int) -> AttributePr
         schema = onnx.defs.get_schema(node.op, opset, node.domain or "")
         if name in schema.attributes:
             kind: str = schema.attributes[name].type.name  # type: ignore[attr-defined]  # missing in the stubs
-            return AttributeProto.AttributeType.Value(kind)
+            return cast("AttributeProto.AttributeType", AttributeProto.AttributeType.Value(kind))
     return AttributeProto.INTS
 
 

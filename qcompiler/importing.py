@@ -4,9 +4,9 @@ graphsurgeon's own importer drops attributes that are types or sparse tensors, l
 sequence types, forgets overloads and metadata, and its `copy` forgets types. The three subclasses here carry the
 original proto through import, `copy` and export:
 
-    Graph     `carried`: doc strings, metadata, quantization annotations; `carried_model`: domain, version, training info,
-              device configurations. Local functions are opaque: `graph.functions` has one empty `gs.Function` for each,
-              with the FunctionProto in its `carried`, which is written back byte for byte.
+    Graph     `carried`: metadata, quantization annotations; `carried_model`: the model's domain, version, doc string,
+              training info and device configurations. Local functions are opaque: `graph.functions` has one empty
+              `gs.Function` for each, with the FunctionProto in its `carried`, which is written back as it is.
     Node      `carried`: overload, doc string, metadata, device configurations.
     Variable  `carried`: the ValueInfoProto of a sequence, optional, map, sparse or opaque value, written back as it is,
               or the doc string and metadata of a tensor.

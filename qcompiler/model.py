@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import secrets
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
+import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto
+from onnx_graphsurgeon.ir.tensor import SparseValues
 
+from qcompiler.atomic import Artefacts, unwritable
 from qcompiler.errors import ModelError, UsageError
 from qcompiler.exporting import export_model
 from qcompiler.importing import import_model
@@ -24,6 +25,33 @@ from qcompiler.wire import WireError, delimited, strip
 OLDEST_OPSET = 7
 _ALIGNMENT = 4096  # of tensors in an external data file: a page, so that each can be mapped by itself
 _PROTOBUF_LIMIT = (1 << 31) - 1
+_CHUNK = 4 << 20  # bytes looked at together when weights are checked
+_MUST_BE_FINITE = frozenset(
+    {
+        "BatchNormalization",
+        "Conv",
+        "ConvTranspose",
+        "DequantizeLinear",
+        "Einsum",
+        "EmbedLayerNormalization",
+        "FusedMatMul",
+        "GRU",
+        "Gather",
+        "Gemm",
+        "GroupNormalization",
+        "InstanceNormalization",
+        "LSTM",
+        "LayerNormalization",
+        "MatMul",
+        "PRelu",
+        "QuantizeLinear",
+        "RMSNormalization",
+        "RNN",
+        "SimplifiedLayerNormalization",
+        "SkipLayerNormalization",
+    }
+)
+_MOVES_VALUES = frozenset({"Cast", "Constant", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 _LOOKS_LIKE = (
     (0, b"version https://git-lfs", "it is a Git LFS pointer: run 'git lfs pull'"),
     (0, b"PK\x03\x04", "it is a zip archive, perhaps a PyTorch checkpoint: export it to ONNX first"),
@@ -109,12 +137,78 @@ def save(model: Model, path: Path, *, external_above: int = 1 << 30) -> list[Pat
     external = total > min(external_above, _PROTOBUF_LIMIT - proto.ByteSize() - 64 * len(arrays))
     targets = [path, path.with_suffix(".data")] if external else [path]
     _refuse_sources(model, targets)
-    with _replacing(targets) as streams:
+    with Artefacts() as files:
         if external:
-            _write_external(proto, arrays, streams[0], streams[1], targets[1].name)
-        else:
-            _write_embedded(proto, arrays, streams[0])
+            with _writing(files, targets[1]) as data:
+                _write_external(proto, arrays, data, targets[1].name)
+        with _writing(files, path) as stream:
+            if external:
+                stream.write(proto.SerializeToString(deterministic=True))
+            else:
+                _write_embedded(proto, arrays, stream)
     return targets
+
+
+def check_finite(model: Model) -> None:
+    """Reads all float weights once, 4 MiB at a time, and refuses those that would poison every range behind them.
+
+    A NaN is refused in any constant with more than one element, an infinity only in what a layer multiplies or
+    normalizes with (also behind Transpose, Reshape, Cast and the like): attention masks are full of -inf by design.
+
+    Raises:
+        ModelError: names the weight, the layer, and how many of its values are not finite.
+    """
+    sound: set[tuple[int, bool]] = set()
+    for graph in _graphs(model.graph):
+        for node in graph.nodes:
+            for tensor in (*node.inputs, *node.attrs.values()):
+                if isinstance(tensor, gs.Constant) and not isinstance(tensor._values, SparseValues):
+                    strict = any(user.op in _MUST_BE_FINITE for user in _readers(node))
+                    _check_constant(tensor, node, strict, sound)
+
+
+def _check_constant(tensor: gs.Constant, node: gs.Node, strict: bool, sound: set[tuple[int, bool]]) -> None:
+    values = tensor.values
+    if (
+        (id(values), strict) in sound
+        or not values.dtype.name.startswith(("float", "bfloat"))
+        or (values.size < 2 and not strict)
+    ):
+        return
+    bad = _not_finite(values, np.isnan if not strict else _not_isfinite)
+    if bad:
+        kind = "NaN or infinite" if strict else "NaN"
+        raise ModelError(
+            f"weight '{tensor.name or node.name}' of node '{node.name}' ({node.op}) has {bad} of {values.size} values "
+            f"that are {kind}: no range can be found behind it. Export the model from a checkpoint that is finite."
+        )
+    sound.add((id(values), strict))
+
+
+def _not_isfinite(values: Array) -> Array:
+    return np.logical_not(np.isfinite(values))
+
+
+def _not_finite(values: Array, bad: Callable[[Array], Array]) -> int:
+    flat = values.reshape(-1)
+    step = max(1, _CHUNK // max(1, values.dtype.itemsize))
+    return sum(int(np.count_nonzero(bad(flat[at : at + step]))) for at in range(0, flat.size, step))
+
+
+def _graphs(graph: gs.Graph) -> Iterator[gs.Graph]:
+    yield graph
+    for node in graph.nodes:
+        for inner in node.subgraphs():
+            yield from _graphs(inner)
+
+
+def _readers(node: gs.Node) -> Iterator[gs.Node]:
+    """The node, and what reads it through nodes that only move or rename values."""
+    yield node
+    if node.op in _MOVES_VALUES:
+        for output in node.outputs:
+            for user in output.outputs:
+                yield from _readers(user)
 
 
 def _content(path: Path) -> Array:
@@ -178,22 +272,14 @@ def _refuse_sources(model: Model, targets: Sequence[Path]) -> None:
 
 
 @contextmanager
-def _replacing(targets: Sequence[Path]) -> Iterator[list[IO[bytes]]]:
-    """Streams for temporary files that take the names of `targets` when all is written, the first target last."""
-    temporary = [target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp") for target in targets]
+def _writing(files: Artefacts, target: Path) -> Iterator[IO[bytes]]:
+    """A stream for the draft of `target`, whose failures are the user's to mend."""
+    draft = files.stage(target)
     try:
-        with ExitStack() as stack:
-            yield [stack.enter_context(name.open("xb")) for name in temporary]
-        for name, target in reversed(list(zip(temporary, targets, strict=True))):
-            os.replace(name, target)
+        with draft.open("wb") as stream:
+            yield stream
     except OSError as error:
-        raise UsageError(
-            f"'{targets[0]}' cannot be written: {error.strerror or error}. Check that the folder "
-            f"'{targets[0].parent}' exists, is writable and has room, or write somewhere else."
-        ) from error
-    finally:
-        for name in temporary:
-            name.unlink(missing_ok=True)
+        raise unwritable(target, error) from error
 
 
 def _write_embedded(proto: ModelProto, arrays: dict[str, Array], stream: IO[bytes]) -> None:
@@ -229,9 +315,8 @@ def _without_large(proto: ModelProto, arrays: dict[str, Array]) -> bytes:
     return bytes(graph.SerializeToString(deterministic=True))
 
 
-def _write_external(
-    proto: ModelProto, arrays: dict[str, Array], stream: IO[bytes], data: IO[bytes], location: str
-) -> None:
+def _write_external(proto: ModelProto, arrays: dict[str, Array], data: IO[bytes], location: str) -> None:
+    """Writes the large weights to `data`, each on a page of its own, and notes in `proto` where they are."""
     for tensor in proto.graph.initializer:
         if tensor.name not in arrays:
             continue
@@ -240,4 +325,3 @@ def _write_external(
         data.write(bytes(offset - data.tell()))
         data.write(as_bytes(values))
         tensor.CopyFrom(to_external_tensor(tensor.name, values, location, offset))
-    stream.write(proto.SerializeToString(deterministic=True))
