@@ -1,0 +1,288 @@
+"""Quantized number formats as ONNX defines them, weight quantization, and the errors that they make.
+
+Everything is symmetric, zero point 0: value = scale · integer. INT8 uses [-128, 127] with scale = amax / 127, FP8 is
+E4M3FN (largest value 448) with scale = amax / 448.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompiler.errors import ModelError
+from qcompiler.statistics import Histogram
+
+Format = Literal["int8", "fp8"]
+
+INT8_MAX = 127.0
+E4M3_MAX = 448.0
+LARGEST: dict[Format, float] = {"int8": INT8_MAX, "fp8": E4M3_MAX}
+
+_BLOCK = 1 << 20  # elements of a weight that are worked on at a time
+_SCALE_FLOOR = 2.0**-24  # of the largest scale of the tensor
+_SMALLEST_SCALE = 2.0**-126
+
+
+def quantize_int8(x: NDArray[Any], scale: NDArray[Any] | float, axis: int | None = None) -> NDArray[np.int8]:
+    """QuantizeLinear to INT8: saturate(round_half_even(x / scale)), computed in float32 as ONNX Runtime does.
+
+    Args:
+        x: floating point values.
+        scale: positive; a scalar, or [x.shape[axis]].
+        axis: where `scale` runs along; None for one scale.
+    """
+    scaled = np.asarray(x, np.float32) / _along(scale, x.ndim, axis)
+    np.rint(scaled, out=scaled)
+    return np.clip(scaled, -128, 127, out=scaled).astype(np.int8)
+
+
+def quantize_fp8_e4m3(x: NDArray[Any], scale: NDArray[Any] | float, axis: int | None = None) -> NDArray[Any]:
+    """QuantizeLinear to FLOAT8E4M3FN with saturation: the nearest of the representable values, ties to even.
+
+    Args:
+        x: floating point values.
+        scale: positive; a scalar, or [x.shape[axis]].
+        axis: where `scale` runs along; None for one scale.
+
+    Returns:
+        ml_dtypes.float8_e4m3fn, same shape.
+    """
+    scaled = np.asarray(x, np.float32) / _along(scale, x.ndim, axis)
+    return np.clip(scaled, -E4M3_MAX, E4M3_MAX, out=scaled).astype(ml_dtypes.float8_e4m3fn)
+
+
+def dequantize(q: NDArray[Any], scale: NDArray[Any] | float, axis: int | None = None) -> NDArray[np.float32]:
+    """DequantizeLinear with zero point 0: q · scale as float32."""
+    values: NDArray[np.float32] = q.astype(np.float32) * _along(scale, q.ndim, axis)
+    return values
+
+
+def weight_scales(w: NDArray[Any], axis: int | None) -> NDArray[np.float32]:
+    """INT8 scales of a weight, amax / 127, per index of `axis` or one for all.
+
+    Zeros need no scale, yet TensorRT refuses a scale of 0, and a scale near it makes ONNX Runtime's int32 bias
+    (bias / (input scale · weight scale)) overflow. So a channel of nothing but zeros takes the largest scale of the
+    tensor, which keeps its bias as exact as that of the largest channel (an all-zero tensor takes 1/127), and no scale
+    is below 2**-24 of the largest one: that rounds a vanishing channel by less than what float32 resolves beside the
+    largest. Scales are stored as FP32; where the weights themselves are ordinary they are normal numbers in FP16 too.
+
+    Args:
+        w: floating point weight of any size, also a read-only memory map; it is read a block at a time.
+        axis: output channel; None for one scale.
+
+    Returns:
+        float32 [w.shape[axis]], or a scalar array [] for None.
+
+    Raises:
+        ModelError: the weight holds NaN or infinity.
+    """
+    largest = _largest(w, axis)
+    if not np.isfinite(largest).all():
+        where = "" if axis is None else f", first in channel {int(np.flatnonzero(~np.isfinite(largest))[0])}"
+        raise ModelError(
+            f"a weight of shape {list(w.shape)} holds NaN or infinity{where}: it cannot be quantized; repair the model"
+        )
+    scales = largest / np.float32(INT8_MAX)
+    top = float(scales.max(initial=0.0)) or 1 / INT8_MAX
+    floor = np.float32(max(top * _SCALE_FLOOR, _SMALLEST_SCALE))
+    return np.where(largest > 0, np.maximum(scales, floor), np.float32(top)).astype(np.float32)
+
+
+def quantize_weight(w: NDArray[Any], axis: int | None) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """A weight as INT8 with `weight_scales`; beside the result it needs some megabytes, however large the weight.
+
+    Returns:
+        int8 values of the shape of `w`, and float32 scales [w.shape[axis]] or [].
+
+    Raises:
+        ModelError: the weight holds NaN or infinity.
+    """
+    scales = weight_scales(w, axis)
+    values = np.empty(w.shape, np.int8)
+    for block in _blocks(w.shape):
+        own = scales if axis is None else scales[block[axis]]
+        values[block] = quantize_int8(w[block], own, axis)
+    return values, scales
+
+
+def sqnr_db(reference: NDArray[Any], error: NDArray[Any]) -> float:
+    """Signal to quantization noise: 10 · log10(Σ reference² / Σ error²) in dB.
+
+    Args:
+        reference: what should have come out.
+        error: the difference to it, not the other value.
+
+    Returns:
+        inf without any error, -inf where only the reference is zero.
+    """
+    signal, noise = power(reference), power(error)
+    if noise == 0:
+        return float("inf")
+    return float(10 * np.log10(signal / noise)) if signal else float("-inf")
+
+
+def power(x: NDArray[Any]) -> float:
+    """Σ x², summed in float64 a block at a time."""
+    flat = x.reshape(-1)
+    total = 0.0
+    for start in range(0, flat.size, _BLOCK):
+        block = flat[start : start + _BLOCK].astype(np.float64)
+        total += float(np.dot(block, block))
+    return total
+
+
+def relative_error(reference: NDArray[Any], other: NDArray[Any]) -> float:
+    """max |other − reference| / max |reference|: 0.0 if equal, inf where only the reference is zero or NaN differs.
+
+    Elements that are equal, infinities included, or NaN in both do not count; a NaN or infinity in only one of the
+    two makes the result infinite.
+    """
+    a, b = np.asarray(reference, np.float64), np.asarray(other, np.float64)
+    differ = ~((a == b) | (np.isnan(a) & np.isnan(b)))
+    if not differ.any():
+        return 0.0
+    gap = np.abs(a[differ] - b[differ])
+    finite = np.abs(a[np.isfinite(a)])
+    top = float(finite.max(initial=0.0))
+    if not np.isfinite(gap).all() or top == 0:
+        return float("inf")
+    return float(gap.max()) / top
+
+
+def cosine(reference: NDArray[Any], other: NDArray[Any]) -> float:
+    """Cosine of the angle between two tensors taken as vectors, -1..1; 1.0 if both are zero, 0.0 if one is."""
+    a, b = np.asarray(reference, np.float64).reshape(-1), np.asarray(other, np.float64).reshape(-1)
+    length = float(np.linalg.norm(a)) * float(np.linalg.norm(b))
+    if length == 0:
+        return float(not a.any() and not b.any())
+    return float(np.clip(np.dot(a, b) / length, -1.0, 1.0))
+
+
+def signal_power(h: Histogram) -> float:
+    """Mean x² of the finite elements, mass being spread evenly over each bucket."""
+    if not h.finite:
+        return 0.0
+    lower, upper = h.bounds()
+    return float(np.dot(h.counts(), (lower * lower + lower * upper + upper * upper) / 3)) / h.finite
+
+
+def quantization_error(h: Histogram, amax: float, format: Format) -> float:
+    """Expected mean squared error of quantizing what a histogram has seen with range `amax`.
+
+    Rounding and clipping are integrated exactly over each bucket, whose mass is spread evenly over its width. Signs
+    being unknown, a negative value is taken to clip at -127 like a positive one at 127.
+
+    Args:
+        h: of |x|.
+        amax: the range, positive; scale = amax / 127 or amax / 448.
+        format: `int8` or `fp8` (E4M3FN).
+
+    Returns:
+        In the tensor's unit squared, per finite element; 0.0 without elements.
+    """
+    return ErrorCurve(h, format)(amax)
+
+
+class ErrorCurve:
+    """`quantization_error` of one histogram as a function of amax, for those who ask for many."""
+
+    def __init__(self, h: Histogram, format: Format) -> None:
+        self._finite = h.finite
+        lower, upper = h.bounds()
+        # Neighbours share an edge: integrate once up to each.
+        self._knots, at = np.unique(np.concatenate([lower, upper]), return_inverse=True)
+        self._at_lower, self._at_upper = at[: lower.size], at[lower.size :]
+        self._counts = h.counts()
+        self._centers = (lower + upper) / 2
+        self._point = upper <= lower
+        self._density = self._counts / np.where(self._point, 1.0, upper - lower)
+        self._largest = LARGEST[format]
+        self._integral = _integral_int8 if format == "int8" else _integral_e4m3
+
+    def __call__(self, amax: float) -> float:
+        """Mean squared error at this range."""
+        if not self._finite:
+            return 0.0
+        scale = amax / self._largest
+        whole, distance = self._integral(self._knots / scale)
+        total = scale * float(np.dot(self._density, whole[self._at_upper] - whole[self._at_lower]))
+        if self._point.any():  # amax on the lower edge of its bucket leaves a point there, no interval
+            total += float(np.dot(self._counts[self._point], distance[self._at_upper[self._point]] ** 2))
+        return total * scale**2 / self._finite
+
+    def clipping(self, amax: float) -> float:
+        """A lower bound of the error at this range and at any smaller one: what clipping alone costs.
+
+        The mass of a bucket is taken to lie at its centre, which makes the convex (x − amax)² no larger.
+        """
+        if not self._finite:
+            return 0.0
+        beyond = np.maximum(self._centers - amax, 0.0)
+        return float(np.dot(self._counts, beyond * beyond)) / self._finite
+
+
+def _integral_int8(x: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """∫₀ˣ (t − round(t))² dt with round saturating at 127, and x − round(x).
+
+    Each whole step gives 1/12 and the rest r³/3, also where r is the distance beyond the last step.
+    """
+    step = np.minimum(np.rint(x), INT8_MAX)
+    rest = x - step
+    return step / 12 + rest**3 / 3, rest
+
+
+def _integral_e4m3(x: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The same over the uneven grid of E4M3, whose gaps of width d give d³/12 each."""
+    grid, middle, whole = _e4m3_grid()
+    at = np.searchsorted(middle, x)
+    rest = x - grid[at]
+    return whole[at] + rest**3 / 3, rest
+
+
+@lru_cache(maxsize=1)
+def _e4m3_grid() -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """The 127 values from 0 to 448, the middles between them, and the integral of the squared error up to each."""
+    grid = np.arange(127, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float64)
+    gaps = np.diff(grid)
+    return grid, grid[:-1] + gaps / 2, np.concatenate([[0.0], np.cumsum(gaps**3 / 12)])
+
+
+def _along(scale: NDArray[Any] | float, rank: int, axis: int | None) -> NDArray[np.float32]:
+    """The scale shaped so that it broadcasts along `axis` of a tensor of `rank` dimensions."""
+    found = np.asarray(scale, np.float32)
+    if axis is None:
+        return found
+    shape = [1] * rank
+    shape[axis] = -1
+    return found.reshape(shape)
+
+
+def _blocks(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
+    """Cuts a tensor along its longest dimension into blocks of about a million elements."""
+    whole = [slice(0, size) for size in shape]
+    if not shape:
+        yield ()
+        return
+    along = int(np.argmax(shape))
+    rest = max(1, int(np.prod(shape, dtype=np.int64)) // max(1, shape[along]))
+    step = max(1, _BLOCK // rest)
+    for start in range(0, shape[along], step):
+        whole[along] = slice(start, min(start + step, shape[along]))
+        yield tuple(whole)
+
+
+def _largest(w: NDArray[Any], axis: int | None) -> NDArray[np.float32]:
+    """Largest |w| per index of `axis` (or overall), NaN where there is one."""
+    found = np.zeros((() if axis is None else (w.shape[axis],)), np.float32)
+    over = tuple(d for d in range(w.ndim) if axis is None or d != axis % w.ndim)
+    for block in _blocks(w.shape):
+        part = np.asarray(w[block], np.float32)
+        high = np.maximum(part.max(axis=over, initial=0.0), -part.min(axis=over, initial=0.0))
+        own = ... if axis is None else block[axis]
+        found[own] = np.maximum(found[own], high)
+    return found
