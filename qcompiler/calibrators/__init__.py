@@ -44,6 +44,8 @@ def parse(text: str) -> Calibrator:
             raise UsageError(f"calibrator '{name}' has no option '{key}': {did_you_mean(key, types)}")
         if key in options:
             raise UsageError(f"calibrator '{text}' sets the option '{key}' twice: keep one")
+        if not equals:
+            raise UsageError(f"option '{key}' of calibrator '{name}' has no value: write {kinds[name]()}")
         try:
             options[key] = _READ[types[key]](value)
         except ValueError as error:
@@ -51,6 +53,4 @@ def parse(text: str) -> Calibrator:
                 f"option '{key}' of calibrator '{name}' takes a value of type {types[key]}, but got '{part}': "
                 f"write {kinds[name]()}"
             ) from error
-        if not equals:
-            raise UsageError(f"option '{key}' of calibrator '{name}' has no value: write {kinds[name]()}")
     return kinds[name](**options)
