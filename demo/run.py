@@ -87,7 +87,7 @@ def summary(manifest: dict[str, Any], float_bytes: int, seconds: float) -> str:
     rows = (
         (
             "accuracy",
-            f"float {score['float_score']:.4f}, INT8 {score['quantized_score']:.4f} (characters, {HELDOUT} held-out lines)",
+            f"float {score['float_score']:.4f}, INT8 {score['quantized_score']:.4f} ({HELDOUT} held-out lines)",
         ),
         ("in INT8", f"{manifest['macs']['quantized_share']:.1%} of the multiply-accumulates"),
         ("engine says", f"{audit['confirmed']} of {audit['promised']} INT8 nodes confirmed in its own listing"),
