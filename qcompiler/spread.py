@@ -1,0 +1,223 @@
+"""How "stays FP32" spreads from node to neighbour: angles, indices and islands (see `passes.high_precision`).
+
+Every step only adds nodes, so repeating until nothing changes ends and gives the same set in any order of steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from qcompiler import graph as graphs
+from qcompiler.element_types import FP32
+from qcompiler.half import NUMPY, Verdict, View
+
+Verdicts = dict[str, Verdict]
+
+MOVES = frozenset(
+    {
+        "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Slice", "Gather",
+        "GatherElements", "GatherND", "Concat", "Split", "Expand", "Tile", "Pad", "DepthToSpace",
+        "SpaceToDepth", "MaxPool", "Compress", "ScatterND", "ScatterElements", "ReverseSequence",
+        "ReduceMax", "ReduceMin", "Trilu", "Resize", "Upsample",
+    }
+)  # fmt: skip
+COMPARES = frozenset(
+    {
+        "Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual", "IsNaN", "IsInf", "NonZero", "ArgMax",
+        "ArgMin", "TopK", "Unique",
+    }
+)  # fmt: skip
+POINTWISE = frozenset(
+    {
+        "Abs", "Acos", "Add", "Asin", "Atan", "Ceil", "Clip", "Cos", "Cosh", "Div", "Elu", "Erf", "Exp",
+        "Floor", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Log", "Max", "Mean", "Min", "Mish", "Mod",
+        "Mul", "Neg", "PRelu", "Pow", "Reciprocal", "Relu", "Round", "Selu", "Sigmoid", "Sign", "Sin",
+        "Sinh", "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Tan", "Tanh", "ThresholdedRelu", "Where",
+    }
+)  # fmt: skip
+_GROWS = frozenset({"Resize", "Upsample", "Tile", "Expand", "Pad"})
+_LINEAR = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum"})
+_DATA = frozenset({"OneHot", "DequantizeLinear", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"})
+_LARGE = 4096  # elements of a constant from which on it is a weight or a table, not a list of frequencies
+_ANGLE = 4.0  # |x| from which on FP16's rounding of an angle exceeds 0.2 %
+
+
+def spread(view: View, nodes: Sequence[gs.Node], verdicts: Verdicts) -> None:
+    """Adds a verdict for every further node that has to stay FP32 because of its neighbours."""
+    placed = {id(node) for node in nodes}
+    positional = _positional(view)
+    for node in nodes:
+        if graphs.is_op(node, "Sin", "Cos"):
+            _angle(node, view, placed, positional, verdicts)
+    _indices(view, nodes, positional, verdicts)
+    _islands(_Borders(view, placed, verdicts), nodes, positional)
+
+
+# --- What is computed from positions and shapes alone -----------------------------------------------------------------
+
+
+def _positional(view: View) -> set[int]:
+    """Ids of the tensors computed from integers and small constants alone."""
+    found: set[int] = set()
+
+    def counts(tensor: gs.Tensor) -> bool:
+        if isinstance(tensor, gs.Constant):
+            return bool(np.prod(tensor.shape) <= _LARGE)
+        return id(tensor) in found or view.types.get(id(tensor), FP32).kind in "iub"
+
+    for node in view.graph.nodes:
+        if graphs.subgraphs(node) or not graphs.is_standard(node) or node.op in _DATA or not node.inputs:
+            continue
+        if all(counts(tensor) for tensor in node.inputs if tensor.name):
+            found.update(id(tensor) for tensor in node.outputs)
+    return found
+
+
+def _angle(node: gs.Node, view: View, placed: set[int], positional: set[int], verdicts: Verdicts) -> None:
+    """Sin and Cos need their argument to a fraction of a turn, whatever its size: keep all of its computation FP32."""
+    seen = view.range(node.inputs[0])
+    counted = id(node.inputs[0]) in positional
+    if not counted and seen is not None and seen.absmax <= _ANGLE:
+        return
+    reach = "positions" if counted else f"values up to {0.0 if seen is None else seen.absmax:.4g}"
+    why = f"the angle of '{node.name}' ({node.op}) is computed from {reach}, which {view.dtype} rounds too far"
+    waiting = [node]
+    while waiting:
+        one = waiting.pop()
+        if id(one) in placed:
+            verdicts.setdefault(one.name, Verdict("angle", why))
+        for tensor in one.inputs:
+            before = graphs.producer(tensor)
+            if before is None or view.types.get(id(tensor)) != FP32 or before.name in verdicts:
+                continue
+            cheap = before.op in MOVES or before.op in POINTWISE or (counted and before.op in _LINEAR)
+            if cheap and (id(tensor) in positional) == counted:
+                waiting.append(before)
+
+
+def _indices(view: View, nodes: Sequence[gs.Node], positional: set[int], verdicts: Verdicts) -> None:
+    """Positions and sizes computed in floats that end as integers, or where only FP32 is read."""
+    ends: set[int] = set()
+
+    def is_end(reader: gs.Node, index: int) -> bool:
+        if id(reader) in ends or reader.op in COMPARES:
+            return True
+        if graphs.is_op(reader, "Cast"):
+            to = graphs.np_dtype(reader.attrs.get("to"))
+            return to is not None and to.kind in "iub"
+        return graphs.is_standard(reader) and index not in view.slots(reader).inputs and reader.op != "Shape"
+
+    for node in reversed(nodes):
+        floats = [t for t in node.outputs if view.types.get(id(t)) == FP32]
+        uses = [use for tensor in floats for use in graphs.consumers(tensor)]
+        counted = floats and all(id(t) in positional and not graphs.is_output(view.graph, t) for t in floats)
+        if counted and uses and all(is_end(*use) for use in uses):
+            ends.add(id(node))
+            verdicts.setdefault(node.name, Verdict("index", "computes sizes or positions, which must stay exact"))
+
+
+# --- Islands ----------------------------------------------------------------------------------------------------------
+
+
+class _Borders:
+    """Which sides of a node are FP32. What can be either (constants, results of Cast and DQ) counts as neither."""
+
+    def __init__(self, view: View, placed: set[int], verdicts: Verdicts) -> None:
+        self.view, self.placed, self.verdicts = view, placed, verdicts
+        self._captured = graphs.captured(view.graph)
+
+    def sources(self, node: gs.Node) -> list[bool]:
+        """For each FP32 input that some node writes: whether that is an FP32 node."""
+        found = []
+        for tensor in {id(t): t for t in node.inputs}.values():
+            if isinstance(tensor, gs.Constant) or self.view.types.get(id(tensor)) != FP32:
+                continue
+            before = graphs.producer(tensor)
+            if graphs.is_op(before, "Cast") and before is not None:
+                if self.view.types.get(id(before.inputs[0])) == NUMPY[self.view.dtype]:
+                    found.append(False)
+            elif not graphs.is_op(before, "DequantizeLinear", "ConstantOfShape"):
+                found.append(before is None or self._high(before))
+        return found
+
+    def sinks(self, node: gs.Node, *, quantizers: bool) -> list[bool]:
+        """For each use of an output: whether FP32 is read there; `quantizers` says whether QuantizeLinear counts."""
+        found = []
+        for tensor in node.outputs:
+            if self.view.types.get(id(tensor)) != FP32:
+                continue
+            if graphs.is_output(self.view.graph, tensor) or tensor.name in self._captured:
+                found.append(True)
+            for reader, index in graphs.consumers(tensor):
+                if graphs.is_op(reader, "QuantizeLinear"):
+                    found += [True] if quantizers else []
+                elif graphs.is_op(reader, "Cast"):
+                    to = graphs.np_dtype(reader.attrs.get("to"))
+                    found += [False] if to == NUMPY[self.view.dtype] else []
+                elif not graphs.is_op(reader, "Shape", "Size"):
+                    found.append(self._high(reader) or index not in self.view.slots(reader).inputs)
+        return found
+
+    def _high(self, node: gs.Node) -> bool:
+        return node.name in self.verdicts or id(node) not in self.placed
+
+
+def _islands(borders: _Borders, nodes: Sequence[gs.Node], positional: set[int]) -> None:
+    rules: Iterable[Callable[[gs.Node, _Borders], str]] = (_moves, _compares, _between, _square)
+    waiting = [node for node in nodes if node.name not in borders.verdicts and graphs.is_standard(node)]
+    grown = True
+    while grown:
+        grown = False
+        for node in waiting:
+            why = next((text for rule in rules if (text := rule(node, borders))), "")
+            why = why or _counted(node, borders, positional)
+            if why:
+                borders.verdicts[node.name] = Verdict("island", why)
+                grown = True
+        waiting = [node for node in waiting if node.name not in borders.verdicts]
+
+
+def _moves(node: gs.Node, borders: _Borders) -> str:
+    """What FP32 nodes write is moved as FP32; the Cast stands where half begins to compute.
+
+    Operators that copy a value many times are the exception: they move half where half is read.
+    """
+    sources = borders.sources(node) if node.op in MOVES else []
+    if not sources or not all(sources):
+        return ""
+    if node.op not in _GROWS or any(borders.sinks(node, quantizers=True)):
+        return "moves values of nodes that stay FP32"
+    return ""
+
+
+def _compares(node: gs.Node, borders: _Borders) -> str:
+    """A comparison of FP32 values must not see them rounded."""
+    return "compares values that are computed in FP32" if node.op in COMPARES and any(borders.sources(node)) else ""
+
+
+def _between(node: gs.Node, borders: _Borders) -> str:
+    """Pointwise between FP32 nodes: x - mean(x) in a written-out normalisation, and its division by the deviation."""
+    if node.op not in POINTWISE:
+        return ""
+    sources, sinks = borders.sources(node), borders.sinks(node, quantizers=False)
+    several = len(sources) > 1
+    if any(sources) and any(sinks) and (several or all(sinks)):
+        return "sits between nodes that stay FP32"
+    return "all it reads is FP32: one Cast behind it instead of several before it" if several and all(sources) else ""
+
+
+def _square(node: gs.Node, borders: _Borders) -> str:
+    """Squares that are only summed up in FP32: the Cast may as well stand before them."""
+    squares = node.op == "Pow" or (node.op == "Mul" and node.inputs[0] is node.inputs[1])
+    sinks = borders.sinks(node, quantizers=False) if squares else []
+    return "its squares are only summed up, in FP32" if sinks and all(sinks) else ""
+
+
+def _counted(node: gs.Node, borders: _Borders, positional: set[int]) -> str:
+    """Computed from integers and only read in FP32: nothing is gained in half."""
+    counted = all(id(tensor) in positional for tensor in node.outputs) and node.op not in _LINEAR
+    sinks = borders.sinks(node, quantizers=True) if counted else []
+    return "computed from integers for nodes that stay FP32" if sinks and all(sinks) else ""
