@@ -13,7 +13,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from qcompiler.affine import Affine, absorb, channels, why_not_absorb
-from qcompiler.graph import Names, constant_value, graphs, is_op, producer, remove_nodes, replace_uses
+from qcompiler.graph import Names, constant_value, detach, graphs, is_op, producer, remove_nodes, replace_uses
 from qcompiler.pass_ import Changed, Fact, Note, Pass, Skipped
 
 
@@ -22,6 +22,7 @@ class FoldBatchNorm(Pass):
     """Fold BatchNormalization into the Conv, ConvTranspose or Gemm before it."""
 
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.NAMED, Fact.CONSTANTS})
+    provides: ClassVar[frozenset[Fact]] = frozenset({Fact.FOLDED})  # the last of the folding passes
     exact_to: ClassVar[float | None] = 1e-4
 
     def rewrite(self, graph: gs.Graph) -> Iterator[Note]:
@@ -36,9 +37,11 @@ class FoldBatchNorm(Pass):
                 if refusal:
                     yield Skipped(node.name, refusal)
                     continue
+                source = node.inputs[0]
+                replace_uses(inner, node.outputs[0], source)
+                detach(node)  # at once, so that whatever follows finds the linear node free
                 gone.append(node)
-                yield Changed(node.name, f"folded into '{_name_of_writer(node)}'")
-                _bypass(inner, node)
+                yield Changed(node.name, f"folded into '{source.inputs[0].name}'")
             remove_nodes(inner, gone)
 
 
@@ -72,12 +75,3 @@ def _affine(node: gs.Node) -> Affine | str:
         return "its parameters are not finite, or a variance is negative"
     scale = gamma / np.sqrt(spread)
     return Affine(scale, beta - mean * scale)
-
-
-def _name_of_writer(node: gs.Node) -> str:
-    writer = producer(node.inputs[0])
-    return writer.name if writer is not None else ""
-
-
-def _bypass(graph: gs.Graph, node: gs.Node) -> None:
-    replace_uses(graph, node.outputs[0], node.inputs[0])

@@ -18,6 +18,7 @@ from qcompiler.affine import Affine, absorb, channels, why_not_absorb
 from qcompiler.graph import (
     Names,
     constant_value,
+    detach,
     graphs,
     is_float,
     is_op,
@@ -53,6 +54,7 @@ class FoldChannelAffine(Pass):
                     yield Skipped(node.name, refusal)
                     continue
                 replace_uses(inner, node.outputs[0], linear.outputs[0])
+                detach(node)  # at once, so that the next one in a chain finds the linear node free
                 gone.append(node)
                 yield Changed(node.name, f"{node.op} folded into '{linear.name}'")
             remove_nodes(inner, gone)

@@ -23,14 +23,17 @@ from qcompiler.graph import (
     dtype_of,
     graphs,
     is_constant,
+    is_linear,
     is_op,
     is_output,
     is_standard,
+    permutation,
     producer,
     remove_nodes,
     set_input,
     shape_of,
     subgraphs,
+    values_of,
 )
 from qcompiler.pass_ import Changed, Fact, Note, Pass, Skipped
 from qcompiler.single import inferred_bytes, run_node
@@ -49,7 +52,8 @@ class FoldConstants(Pass):
     """Replace nodes whose inputs are all constant, and shapes that are fixed, by their values.
 
     ONNX Runtime computes the values. A result stays a node where it would let the model grow by more than `max_bytes`
-    (initializers that die with the node count against it). Random operators, Q/DQ of weights, nodes with nested graphs
+    (initializers that die with the node count against it); a Transpose between a weight and its reader is a view and
+    costs nothing. Random operators, Q/DQ of weights, nodes with nested graphs
     and foreign domains are left alone.
     """
 
@@ -66,6 +70,8 @@ class FoldConstants(Pass):
         folded: list[gs.Node] = []
         for node in graph.nodes:
             known = fixed_shape(node)
+            if known is None:
+                known = _transposed_weight(node)
             if known is None and not _computable(node):
                 continue
             refusal = _refusal(graph, node)
@@ -112,6 +118,17 @@ def fixed_shape(node: gs.Node) -> NDArray[Any] | None:
         return None
     chosen = _static(tuple(dims[int(pick)] for pick in picks.reshape(-1)))
     return None if chosen is None else chosen.reshape(picks.shape)
+
+
+def _transposed_weight(node: gs.Node) -> NDArray[Any] | None:
+    """A weight read through a Transpose, as a view: no copy is made, so it does not matter who else reads it."""
+    if not is_op(node, "Transpose") or not is_constant(node.inputs[0]):
+        return None
+    readers = consumers(node.outputs[0])
+    if not readers or not all(is_linear(user) and index == 1 for user, index in readers):
+        return None
+    values = values_of(node.inputs[0])
+    return values.transpose(permutation(node, values.ndim))
 
 
 def _dims(node: gs.Node) -> tuple[int | str | None, ...] | None:
