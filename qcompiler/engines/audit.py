@@ -256,7 +256,7 @@ def _scaled_later(product: Op, listing: Listing) -> bool:
         op.kind == "function"
         and op.nodes & own
         and any(one is not None and one.name in written for one in op.inputs)
-        and any(one is not None and one.constant and max(one.dims, default=1) != 1 for one in op.inputs)
+        and any(one is not None and one.constant and any(size != 1 for size in one.dims) for one in op.inputs)
         for op in listing.ops
     )
 

@@ -14,6 +14,8 @@ from types import TracebackType
 from typing import Any, ClassVar, Self
 
 import numpy as np
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from qcompiler.errors import ModelError, UsageError
 
@@ -286,6 +288,18 @@ def model_file(path: str | Path) -> Path:
     if not found.is_file():
         raise ModelError(f"there is no model file '{found}': check the path")
     return found
+
+
+def graph_of(path: Path) -> onnx.GraphProto:
+    """The graph of an ONNX file, without data that lies outside of the file.
+
+    Raises:
+        ModelError: the file is not ONNX.
+    """
+    try:
+        return onnx.load(os.fspath(path), load_external_data=False).graph
+    except (DecodeError, OSError) as error:
+        raise ModelError(f"'{path}' cannot be read as ONNX ({error}): is it complete?") from error
 
 
 @contextlib.contextmanager

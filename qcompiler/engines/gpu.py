@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import importlib
 import sys
@@ -10,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from qcompiler.engines.engine import Runner
@@ -165,11 +165,9 @@ class PlanRunner(Runner):
 
     def _dtype(self, name: str) -> np.dtype[Any]:
         kind = self._engine.get_tensor_dtype(name)
-        with contextlib.suppress(TypeError):  # it knows no numpy type for BF16 and FP8
-            return np.dtype(self._trt.nptype(kind))
-        import ml_dtypes
-
-        found = {"BF16": ml_dtypes.bfloat16, "FP8": ml_dtypes.float8_e4m3fn}.get(kind.name)
-        if found is None:
-            raise EngineError(f"tensor '{name}' has type {kind.name}, which numpy cannot hold")
-        return np.dtype(found)
+        own: Any = {"BF16": ml_dtypes.bfloat16, "FP8": ml_dtypes.float8_e4m3fn}.get(kind.name)
+        try:
+            found: np.dtype[Any] = np.dtype(own or self._trt.nptype(kind))
+        except TypeError as error:
+            raise EngineError(f"tensor '{name}' has type {kind.name}, which numpy cannot hold") from error
+        return found

@@ -31,7 +31,7 @@ _OP = re.compile(rf"^\s*(\w+)=\{{ name=({_QUOTED}|\S+)")
 _NAMES = rf"=\{{((?:\s*{_QUOTED})*)\s*\}}"
 _INPUT = re.compile(rf"(?<!\w)input(?:_args)?{_NAMES}")
 _OUTPUT = re.compile(rf"(?<!\w)output(?:_args)?{_NAMES}")
-_LAYERS = re.compile(r'(?<!\w)layers="(\[.*?\])"(?= |$)')
+_LAYERS = re.compile(rf"(?<!\w)layers=({_QUOTED})")
 _ALPHA = re.compile(r"(?<!\w)alpha=([0-9A-F]{1,8})(?!\w)")
 _LAYER = "[ONNX Layer: "
 
@@ -180,7 +180,7 @@ def _ops(section: str, tensors: dict[str, Tensor]) -> Iterator[Op]:
             head.group(2).strip('"'),
             tuple(tensors.get(name) for name in _names(_INPUT, line)),
             tuple(tensors.get(name) for name in _names(_OUTPUT, line)),
-            tuple(_layer(one) for one in layers.group(1).split("\x1f")) if layers else (),
+            tuple(_layer(one) for one in layers.group(1)[1:-1].split("\x1f") if one) if layers else (),
             struct.unpack(">f", bytes.fromhex(alpha.group(1).zfill(8)))[0] if alpha else None,
         )
 
@@ -191,7 +191,7 @@ def _names(pattern: re.Pattern[str], line: str) -> list[str]:
 
 
 def _layer(text: str) -> str:
-    return text.removeprefix(_LAYER).removesuffix("]")
+    return re.sub(r"\\(.)", r"\1", text.removeprefix(_LAYER).removesuffix("]"))
 
 
 def _prefixes(layer: str) -> Iterator[str]:

@@ -23,6 +23,7 @@ from qcompiler.engines.engine import (
     Profile,
     Progress,
     Runner,
+    graph_of,
     model_file,
     staged,
     unwritable,
@@ -127,8 +128,8 @@ class OnnxRuntime(Engine):
         if not path.is_file():
             raise EngineError(f"there is no engine '{path}': build it first")
         library = self._library()
-        options = self._options(library, "off" if self._level(path) == "off" else "all")
         try:
+            options = self._options(library, "off" if self._level(path) == "off" else "all")
             return _SessionRunner(self._session(library, path, options), path)
         except Exception as error:  # the library's exceptions have no base of their own
             raise self._error(error, path, path) from error
@@ -192,8 +193,8 @@ class _SessionRunner(Runner):
 @functools.cache
 def available() -> tuple[str, ...]:
     """The providers that really load here; a build of ONNX Runtime lists some whose libraries are not there."""
-    import onnxruntime
     import onnx.parser
+    import onnxruntime
 
     text = '<ir_version: 8, opset_import: ["": 13]> probe (float[1] x) => (float[1] y) { y = Relu(x) }'
     probe = onnx.parser.parse_model(text).SerializeToString()
@@ -229,11 +230,10 @@ def _folder_beside(output: Path) -> Iterator[Path]:
 
 
 def _sizes(model: Path) -> Iterator[int]:
-    import onnx
-
     yield model.stat().st_size
-    proto = onnx.load(os.fspath(model), load_external_data=False)
-    files = {entry.value for one in proto.graph.initializer for entry in one.external_data if entry.key == "location"}
+    files = {
+        entry.value for one in graph_of(model).initializer for entry in one.external_data if entry.key == "location"
+    }
     yield from (path.stat().st_size for path in (model.parent / name for name in files) if path.is_file())
 
 
@@ -243,7 +243,7 @@ def _uses_fp8(model: Path) -> bool:
     eight_bits = {
         getattr(onnx.TensorProto, name) for name in ("FLOAT8E4M3FN", "FLOAT8E4M3FNUZ", "FLOAT8E5M2", "FLOAT8E5M2FNUZ")
     }
-    graphs = [onnx.load(os.fspath(model), load_external_data=False).graph]
+    graphs = [graph_of(model)]
     while graphs:
         graph = graphs.pop()
         if any(one.data_type in eight_bits for one in graph.initializer):

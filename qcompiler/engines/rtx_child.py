@@ -90,6 +90,8 @@ def _run(task: dict[str, Any], channel: Channel) -> dict[str, Any]:
     channel.send("progress", phase="parse", share=0.0)
     accepted = parser.parse_from_file(task["model"])
     diagnostics = _diagnostics(parser)
+    if accepted and not network.num_outputs:  # an empty file parses without complaint
+        accepted, diagnostics = False, [{"node": "", "op": "", "message": "there is no output in it"}]
     if task["task"] == "check":
         return {"accepted": accepted, "diagnostics": diagnostics}
     if not accepted:

@@ -20,7 +20,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
-from qcompiler.engines.engine import Diagnostic, Engine, EngineFile, Profile, Progress, Runner, model_file, staged
+from qcompiler.engines.engine import (
+    Diagnostic,
+    Engine,
+    EngineFile,
+    Profile,
+    Progress,
+    Runner,
+    graph_of,
+    model_file,
+    staged,
+)
 from qcompiler.engines.engine import unwritable as unwritable_output
 from qcompiler.errors import EngineError, QCompilerError, UsageError
 from qcompiler.target import RTX_SMS
@@ -29,7 +39,8 @@ REQUIREMENT = "tensorrt-rtx>=1.7.1,<1.8"
 OLDEST = (1, 7, 1)  # before it: no build without a GPU (1.4) or no INT8 convolution (1.6)
 CHILD = "qcompiler.engines.rtx_child"
 
-# A warning that means wrong numbers: the library reads UINT8 as INT8, so that 128..255 saturate at 127.
+# A warning that means wrong numbers: the library reads UINT8 as INT8, so that 128..255 saturate at 127. It warns only
+# where a zero point says UINT8, and not where a missing one means it.
 READ_AS_INT8 = "Defaulting to INT8 instead"
 
 REMEDIES = (
@@ -79,9 +90,9 @@ class TensorRTRTX(Engine):
         model = model_file(model_path)
         done = _run({"task": "check", "model": os.fspath(model.resolve())}, model, None)
         found = [Diagnostic(**row) for row in done.result["diagnostics"]]
-        if not done.result["accepted"] and not found:
-            found = [Diagnostic("", "", done.last_words() or "the parser refused it without a reason")]
-        return found + done.read_as_int8(model)
+        if done.result["accepted"]:
+            return found + done.read_as_int8(model)
+        return found or [Diagnostic("", "", done.last_words() or "the parser refused it without a reason")]
 
     def build(
         self,
@@ -146,10 +157,9 @@ class _Outcome:
         return " | ".join(" ".join(text.split()) for text in (errors or [text for _, text in self.log])[-count:])
 
     def read_as_int8(self, model: Path) -> list[Diagnostic]:
-        """One diagnostic for each UINT8 Q/DQ node, if the library warned of them."""
-        if not any(READ_AS_INT8 in text for _, text in self.log):
-            return []
-        found = list(_unsigned_nodes(model)) or [("", "")]
+        """One diagnostic for each UINT8 Q/DQ node."""
+        warned = any(READ_AS_INT8 in text for _, text in self.log)
+        found = list(_unsigned_nodes(model)) or ([("", "")] if warned else [])
         text = "UINT8 quantization would be read as INT8, which computes wrong numbers: use INT8 with zero point 0"
         return [Diagnostic(node, op, text) for node, op in found]
 
@@ -282,20 +292,22 @@ def _unsigned_nodes(model: Path) -> Iterator[tuple[str, str]]:
     """Name and operator of each Q/DQ node whose zero point is UINT8 or, being absent, means UINT8."""
     import onnx
 
-    proto = onnx.load(os.fspath(model), load_external_data=False)
-    graphs = [proto.graph]
+    graphs = [graph_of(model)]
+    unsigned: set[str] = set()
     while graphs:
         graph = graphs.pop()
-        unsigned = {one.name for one in graph.initializer if one.data_type == onnx.TensorProto.UINT8}
-        made: set[str] = set()
+        unsigned.update(one.name for one in graph.initializer if one.data_type == onnx.TensorProto.UINT8)
         for node in graph.node:
             graphs += [attribute.g for attribute in node.attribute if attribute.HasField("g")]
-            if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
-                continue
             zero = node.input[2] if len(node.input) > 2 else ""
-            typed = any(a.name == "output_dtype" and a.i not in (0, onnx.TensorProto.UINT8) for a in node.attribute)
-            if node.op_type == "QuantizeLinear" and (zero in unsigned or (not zero and not typed)):
-                made.update(node.output)
+            if node.op_type == "Constant" and any(a.t.data_type == onnx.TensorProto.UINT8 for a in node.attribute):
+                unsigned.update(node.output)
+            elif node.op_type == "QuantizeLinear" and (zero in unsigned or (not zero and not _typed(node))):
+                unsigned.update(node.output)
                 yield node.name, node.op_type
-            elif zero in unsigned or node.input[0] in made | unsigned:
+            elif node.op_type == "DequantizeLinear" and (zero in unsigned or node.input[0] in unsigned):
                 yield node.name, node.op_type
+
+
+def _typed(quantize: Any) -> bool:
+    return any(a.name == "output_dtype" and a.i not in (0, 2) for a in quantize.attribute)  # 2 is UINT8

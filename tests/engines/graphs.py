@@ -196,7 +196,7 @@ def branches() -> Builder:
     bodies = {}
     for name in ("then", "else"):
         inner = Builder(seed=len(name) + ord(name[0]))
-        own = inner.quantized(x, f"{name}_a")
+        own = inner.quantized(inner.node("Relu", [x], f"{name}_relu"), f"{name}_a")
         inner.output(inner.node("MatMul", [own, inner.weight(f"{name}_w", (128, 96), 1)], f"{name}_mm"), [64, 96])
         bodies[f"{name}_branch"] = helper.make_graph(inner.nodes, name, [], inner.outputs, inner.constants)
     b.output(b.node("If", [condition], "choice", **bodies))
