@@ -216,7 +216,10 @@ class Safety(_Keys):
     min_share: float = option(
         0.75, _number(0, 1), "share of multiply-accumulates that stays quantized whatever the SQNR says, 0 to 1"
     )
-    samples: int = option(4, _integer(1), "feeds on which the error of single layers is measured")
+    samples: int = option(4, _integer(1), "feeds on which the outputs are compared while layers are chosen")
+    range_runs: int = option(
+        160, _integer(0), "runs of the model that `calibrator = auto` may spend on trying other clipping ranges"
+    )
 
 
 @dataclass(frozen=True)
@@ -231,7 +234,11 @@ class Recipe(_Keys):
     """
 
     precision: str = option("int8", _one_of(*PRECISIONS), f"what linear layers compute in: {', '.join(PRECISIONS)}")
-    calibrator: str = option("entropy", _calibrator, "how ranges are found: entropy, percentile, minmax or mse")
+    calibrator: str = option(
+        "auto",
+        _calibrator,
+        "how ranges are found: entropy, percentile, minmax, mse, or auto: mse, and whatever the outputs like better",
+    )
     target: str = option(
         "tensorrt-rtx",
         _target,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Feeds = dict[str, "NDArray[Any]"]
 Shape = tuple[int | str | None, ...]
+Source = str | Path | models.Model | gs.Graph | tuple[onnx.ModelProto, Mapping[str, "NDArray[Any]"]]
 
 _DTYPES: dict[str, str] = {
     "tensor(float)": "float32",
@@ -39,9 +40,11 @@ class Session:
     a reference, and nobody may write to them.
 
     Args:
-        source: path, `Model`, `gs.Graph` or `ModelProto`.
+        source: path, `Model`, `gs.Graph`, or a `ModelProto` with the weights that it marks as external, by name.
         outputs: names of the tensors to return, any tensors of the main graph; None for the model's own outputs.
         optimize: ONNX Runtime's graph optimisations. Off for FP8 graphs, which its CPU optimiser breaks.
+        quick: made for a handful of runs: no optimisations and no repacked weights, so that the session is there at
+            once and needs no memory of its own for them.
         threads: threads inside an operator; 0 for one per processor that this process may use.
 
     Raises:
@@ -50,10 +53,11 @@ class Session:
 
     def __init__(
         self,
-        source: str | Path | models.Model | gs.Graph | onnx.ModelProto,
+        source: Source,
         *,
         outputs: Sequence[str] | None = None,
         optimize: bool = True,
+        quick: bool = False,
         threads: int = 0,
     ) -> None:
         import onnxruntime as ort
@@ -62,7 +66,9 @@ class Session:
         options.log_severity_level = 4  # its errors arrive as exceptions; printed as well they would only be noise
         options.intra_op_num_threads = threads or available_processors()
         options.inter_op_num_threads = 1
-        if not optimize:
+        if quick:
+            options.add_session_config_entry("session.disable_prepacking", "1")
+        if quick or not optimize:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         self._label = str(source) if isinstance(source, str | Path) else "the model"
         self._lent: list[NDArray[Any]] = []
@@ -78,24 +84,23 @@ class Session:
         found = [value.name for value in self._session.get_outputs()]
         self.outputs: list[str] = list(outputs) if outputs is not None else found
 
-    def _content(
-        self, source: str | Path | models.Model | gs.Graph | onnx.ModelProto, outputs: Sequence[str] | None, options: Any
-    ) -> str | bytes:
+    def _content(self, source: Source, outputs: Sequence[str] | None, options: Any) -> str | bytes:
         import onnxruntime as ort
 
         if isinstance(source, str | Path) and outputs is None:
             return str(source)
         if isinstance(source, str | Path):
             source = models.load(source)
-        if isinstance(source, onnx.ModelProto):
-            proto, weights = source, dict[str, "NDArray[Any]"]()
+        if isinstance(source, tuple):
+            proto, weights = source
         else:
             proto, weights = models.to_proto(source.graph if isinstance(source, models.Model) else source)
         if outputs is not None:
             proto = _with_outputs(proto, outputs)
         names = [name for name, array in weights.items() if array.size]
         self._lent = [np.ascontiguousarray(weights[name]) for name in names]
-        options.add_external_initializers(names, [_lend(ort, array) for array in self._lent])
+        if names:
+            options.add_external_initializers(names, [_lend(ort, array) for array in self._lent])
         content: bytes = proto.SerializeToString()
         return content
 

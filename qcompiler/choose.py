@@ -1,0 +1,183 @@
+"""From what was observed to the plan: ranges by the calibrator, small layers out, and the safety net over the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_graphsurgeon as gs
+
+from qcompiler import calibrators, decide
+from qcompiler import model as models
+from qcompiler.data import Feeds, Inputs
+from qcompiler.decide import Candidate, Refusal
+from qcompiler.macs import concrete_shapes
+from qcompiler.observe import Observations
+from qcompiler.plan import Decision, Plan, Quantizer
+from qcompiler.recipe import Recipe
+from qcompiler.sensitivity import Advance, Limits, SafetyNet, search, sqnr_db
+from qcompiler.simulate import Simulator
+from qcompiler.statistics import Histogram
+from qcompiler.target import DType, Target
+
+AUTO = "auto"
+AUTO_RANGES = ("mse", "percentile{p=99.99}", "percentile{p=99.999}", "minmax")
+USELESS_DB = 8.0
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The plan and how it was found."""
+
+    plan: Plan
+    net: SafetyNet
+
+
+def choose(
+    model: models.Model,
+    found: Sequence[Candidate],
+    refused: Sequence[Refusal],
+    observed: Observations,
+    recipe: Recipe,
+    target: Target,
+    inputs: Inputs,
+    advance: Advance | None = None,
+) -> Chosen:
+    """Decides every linear node's precision.
+
+    Args:
+        model: the float model after the float passes.
+        found: candidates by the structural rules.
+        refused: linear and recurrent nodes that these rules left out.
+        observed: histograms of the candidates' activations, and the kept feeds.
+        recipe: calibrator, safety net, gates.
+        target: high-precision type.
+        inputs: the model's inputs, to know which of them have a batch axis.
+        advance: called with the number of runs of the safety net.
+    """
+    feeds = [one_sample(feed, inputs) for feed in observed.kept]
+    shapes = concrete_shapes(model.graph, feeds[0], decide.tensors_for_shapes(model.graph))
+    macs = decide.node_macs(model.graph, shapes)
+    nodes = {node.name: node for node in model.graph.nodes}
+    small = [r for c in found if (r := decide.too_small(c, nodes[c.node], shapes)) is not None]
+    out = {refusal.node for refusal in small}
+    groups = decide.by_activation(c for c in found if c.node not in out)
+    ranges, spelled = offered(recipe.calibrator, {name: observed.histograms[name] for name in groups})
+    group_macs = {name: sum(macs[c.node] for c in members) for name, members in groups.items()}
+    net = _cast(model, groups, feeds, ranges, group_macs, sum(macs.values()), recipe, advance)
+    plan = _plan(groups, [*refused, *small], net, macs, target, nodes, observed.histograms, recipe)
+    plan.quantizers = {
+        name: Quantizer(
+            name, DType.INT8, net.amax[name], spelled[name][ranges[name].index(net.amax[name])],
+            observed.histograms[name].amax,
+        )
+        for name in groups
+        if name not in net.restored
+    }  # fmt: skip
+    return Chosen(plan, net)
+
+
+def one_sample(feed: Feeds, inputs: Inputs) -> Feeds:
+    """The first sample of a batched feed; the feed itself where its inputs have no common batch axis."""
+    sizes = {array.shape[0] for array in feed.values() if array.ndim}
+    free = all(
+        array.ndim and (inputs[name][1] is None or not isinstance(inputs[name][1][0], int))  # type: ignore[index]
+        for name, array in feed.items()
+    )
+    if len(sizes) != 1 or not free or max(sizes) <= 1:
+        return feed
+    return {name: array[:1] for name, array in feed.items()}
+
+
+def offered(
+    calibrator: str, histograms: Mapping[str, Histogram]
+) -> tuple[dict[str, list[float]], dict[str, list[str]]]:
+    """Clipping ranges to choose from by tensor, best guess first, and the calibrator that each came from.
+
+    `auto` offers several, any other calibrator its own one only.
+    """
+    texts = AUTO_RANGES if calibrator == AUTO else (calibrator,)
+    methods = [calibrators.parse(text) for text in texts]
+    ranges: dict[str, list[float]] = {}
+    spelled: dict[str, list[str]] = {}
+    for name, histogram in histograms.items():
+        values = {method.range(histogram): str(method) for method in reversed(methods)}
+        ranges[name] = list(reversed(values))
+        spelled[name] = list(reversed(values.values()))
+    return ranges, spelled
+
+
+def _cast(
+    model: models.Model,
+    groups: Mapping[str, Sequence[Candidate]],
+    feeds: Sequence[Feeds],
+    ranges: Mapping[str, Sequence[float]],
+    macs: Mapping[str, int],
+    total: int,
+    recipe: Recipe,
+    advance: Advance | None,
+) -> SafetyNet:
+    """Runs the safety net over the groups."""
+    if not groups:
+        return SafetyNet()
+    simulator = Simulator(model, groups, per_channel=recipe.weight_granularity == "channel")
+    limits = Limits(
+        target_db=max(recipe.safety.target_sqnr_db, recipe.min_sqnr or -1000.0),
+        # A gate that the user set outranks speed
+        min_share=0.0 if recipe.min_sqnr is not None else recipe.safety.min_share,
+        useless_db=USELESS_DB,
+        range_runs=recipe.safety.range_runs,
+    )
+    return search(simulator, feeds[: recipe.safety.samples], ranges, macs, total, limits, advance)
+
+
+def _plan(
+    groups: Mapping[str, Sequence[Candidate]],
+    refused: Sequence[Refusal],
+    net: SafetyNet,
+    macs: Mapping[str, int],
+    target: Target,
+    nodes: Mapping[str, gs.Node],
+    histograms: Mapping[str, Histogram],
+    recipe: Recipe,
+) -> Plan:
+    """All decisions in graph order."""
+    high = target.high_precision
+    decisions = {r.node: decide.decision(r, high, macs.get(r.node, 0)) for r in refused}
+    for activation, members in groups.items():
+        figures = _figures(activation, net, histograms[activation])
+        for c in members:
+            decisions[c.node] = _decide(c, activation, net, macs[c.node], high, figures)
+    plan = Plan()
+    for name in sorted(decisions, key=_order(nodes)):
+        plan.add(decisions[name])
+    return plan
+
+
+def _decide(
+    candidate: Candidate, activation: str, net: SafetyNet, macs: int, high: DType, figures: Mapping[str, float]
+) -> Decision:
+    alone = figures.get("alone_sqnr_db")
+    if activation in net.restored:
+        reached = net.curve[-1]
+        why = (
+            f"quantized alone it leaves {alone:.1f} dB at the outputs; with {len(net.restored)} such groups in "
+            f"{high} the model reaches {reached.sqnr_db:.1f} dB with {reached.share:.0%} of MACs in INT8"
+        )
+        return Decision(candidate.node, candidate.op, high, "sensitive", why, macs, figures)
+    effect = "" if alone is None else f", alone {alone:.1f} dB at the outputs"
+    why = f"constant weight, activation '{activation}' clipped at {net.amax[activation]:.4g}{effect}"
+    return Decision(candidate.node, candidate.op, DType.INT8, "linear", why, macs, figures)
+
+
+def _figures(activation: str, net: SafetyNet, histogram: Histogram) -> dict[str, float]:
+    figures = {"amax": net.amax[activation], "observed_amax": float(histogram.amax)}
+    if activation in net.noise:
+        figures["alone_sqnr_db"] = round(sqnr_db(net.noise[activation]), 3)
+    return figures
+
+
+def _order(nodes: Mapping[str, gs.Node]) -> Any:
+    places = {name: i for i, name in enumerate(nodes)}
+    return lambda name: places.get(name, len(places))

@@ -1,0 +1,197 @@
+"""Which nodes are quantized: placement rules that look at one node and its neighbourhood, each with an id and a reason.
+
+The rules are TensorRT's (developer guide, "Explicit Quantization"): quantize the inputs of weighted operators, leave
+their outputs in high precision, leave alone what the compiler would run in float anyway or where a quantized kernel
+cannot pay. What accuracy then demands is added by `qcompiler.sensitivity`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from qcompiler import graph as graphs
+from qcompiler.macs import LINEAR, Shapes, macs_of
+from qcompiler.plan import Decision
+from qcompiler.target import DType, Target
+
+SMALLEST_GEMM = 16  # fewer input or output channels than one INT8 tensor-core tile: padding costs more than it saves
+RECURRENT = ("LSTM", "GRU", "RNN")
+QUANTIZED_OPS = (
+    "QLinearConv", "QLinearMatMul", "MatMulInteger", "ConvInteger", "DynamicQuantizeLinear", "MatMulNBits",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A linear node that can be quantized.
+
+    Attributes:
+        node: its name.
+        op: Conv, ConvTranspose, Gemm or MatMul.
+        activation: the tensor that gets a per-tensor scale (input 0).
+        weight: the initializer that is stored as INT8; input 1 reads it, mostly directly.
+        axis: axis of the output channels in that initializer; None where nodes between mix it with another.
+        chain: names of the nodes (Transpose, Reshape) between the initializer and input 1, in data order.
+    """
+
+    node: str
+    op: str
+    activation: str
+    weight: str
+    axis: int | None
+    chain: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A node that stays in high precision, by which rule and why."""
+
+    node: str
+    op: str
+    rule: str
+    why: str
+
+
+def candidates(graph: gs.Graph, target: Target, keep: Sequence[str] = ()) -> tuple[list[Candidate], list[Refusal]]:
+    """Linear nodes that the target can run quantized, and every other linear or recurrent node with its refusal.
+
+    Args:
+        graph: normalised graph (weights are constants, names unique).
+        keep: regular expressions; a node whose name one of them matches anywhere stays in high precision.
+    """
+    found: list[Candidate] = []
+    refused: list[Refusal] = []
+    patterns = [re.compile(text) for text in keep]
+    for node in graph.nodes:
+        if node.op in RECURRENT:
+            refused.append(
+                Refusal(node.name, node.op, "recurrent", f"{node.op} has no INT8 kernel that takes Q/DQ weights")
+            )
+        if node.op in QUANTIZED_OPS or _reads_dequantized(node):
+            refused.append(Refusal(node.name, node.op, "quantized-already", "came quantized; its own scales are kept"))
+            continue
+        if node.op in LINEAR and node.domain in (None, "", "ai.onnx"):
+            verdict = _structural(node, target, patterns)
+            (found if isinstance(verdict, Candidate) else refused).append(verdict)  # type: ignore[arg-type]
+    refused.extend(
+        Refusal(node.name, node.op, "subgraph", f"inside the body of '{owner.name}' ({owner.op}), which stays float")
+        for owner, node in _nested(graph)
+        if node.op in (*LINEAR, *RECURRENT)
+    )
+    return found, refused
+
+
+def _structural(node: gs.Node, target: Target, keep: Iterable[re.Pattern[str]]) -> Candidate | Refusal:
+    def refuse(rule: str, why: str) -> Refusal:
+        return Refusal(node.name, node.op, rule, why)
+
+    matching = next((pattern.pattern for pattern in keep if pattern.search(node.name)), None)
+    if matching is not None:
+        return refuse("kept", f"its name matches --keep '{matching}'")
+    activation, weight = node.inputs[0], graphs.weight_of(node)
+    if node.op == "ConvTranspose" and not target.conv_transpose:
+        return refuse("no-kernel", f"{target.engine} runs ConvTranspose in float even between Q/DQ pairs")
+    if weight is None:
+        if node.op == "MatMul":
+            return refuse("attention", "both inputs are activations; quantizing them splits the fused attention kernel")
+        return refuse("dynamic-weight", "its weight is computed by the graph, so it cannot be stored quantized")
+    if weight.index != 1 or isinstance(activation, gs.Constant):
+        return refuse("weight-left", "its first input is the constant one; Q/DQ fuse only with a constant second input")
+    if graphs.dtype_of(weight.tensor) != np.float32 or any(link.op == "Cast" for link in weight.chain):
+        return refuse("not-float", f"its weight is stored as {graphs.dtype_of(weight.tensor)}, not as float32")
+    if node.op == "Gemm" and not _plain_gemm(node):
+        return refuse("gemm-alpha", "alpha is not 1: TensorRT multiplies between DQ and GEMM, and then runs it in float")
+    if node.op == "MatMul" and len(weight.tensor.shape) < 2:
+        return refuse("gemv", "its weight is a vector")
+    chain = tuple(link.name for link in weight.chain)
+    return Candidate(node.name, node.op, activation.name, weight.tensor.name, weight.stored_axis, chain)
+
+
+def _plain_gemm(node: gs.Node) -> bool:
+    return float(node.attrs.get("alpha", 1.0)) == 1.0
+
+
+def _reads_dequantized(node: gs.Node) -> bool:
+    if node.op not in LINEAR:
+        return False
+    return any(
+        producer is not None and producer.op == "DequantizeLinear"
+        for producer in map(graphs.producer, node.inputs[:2])
+    )
+
+
+def _nested(graph: gs.Graph) -> list[tuple[gs.Node, gs.Node]]:
+    return [
+        (owner, node)
+        for owner in graph.nodes
+        for inner in graphs.subgraphs(owner)
+        for _, node in graphs.walk(inner)
+    ]
+
+
+def too_small(candidate: Candidate, node: gs.Node, shapes: Shapes) -> Refusal | None:
+    """Rules that need shapes: matrix-vector products and GEMMs smaller than one tensor-core tile."""
+    weight = shapes.get(node.inputs[1].name) or tuple(node.inputs[1].shape or ())
+    x = shapes.get(candidate.activation)
+    if candidate.op in ("MatMul", "Gemm") and len(weight) > 1:
+        depth, width = (weight[-2], weight[-1]) if not node.attrs.get("transB", 0) else (weight[-1], weight[-2])
+        if min(depth, width) < SMALLEST_GEMM:
+            return Refusal(
+                candidate.node, candidate.op, "tiny", f"a {depth}x{width} weight is smaller than one INT8 tile"
+            )
+        rows = None if x is None else _rows(candidate, node, x)
+        if rows == 1:
+            return Refusal(
+                candidate.node, candidate.op, "gemv", "one row per sample: a matrix-vector product is bound by memory"
+            )
+        return None
+    out = shapes.get(node.outputs[0].name)
+    if out is not None and len(out) > 2 and math.prod(out[2:]) == 1 and math.prod(weight[2:]) == 1:
+        return Refusal(
+            candidate.node, candidate.op, "gemv", "one pixel per sample: a matrix-vector product is bound by memory"
+        )
+    return None
+
+
+def _rows(candidate: Candidate, node: gs.Node, x: tuple[int, ...]) -> int:
+    """Rows of the left matrix per sample: everything between the batch and the depth axis."""
+    if candidate.op == "Gemm" or len(x) <= 2:
+        # A two-dimensional activation has samples or tokens in its rows; only the data can tell which.
+        return x[1 if node.attrs.get("transA", 0) else 0]
+    return math.prod(x[1:-1])
+
+
+def decision(refusal: Refusal, high: DType, macs: int) -> Decision:
+    """The plan's line for a refusal."""
+    return Decision(refusal.node, refusal.op, high, refusal.rule, refusal.why, macs)
+
+
+def node_macs(graph: gs.Graph, shapes: Shapes) -> dict[str, int]:
+    """Multiply-accumulates of every linear node of the main graph, by node name."""
+    return {node.name: macs_of(node, shapes) for node in graph.nodes if node.op in LINEAR}
+
+
+def tensors_for_shapes(graph: gs.Graph) -> list[str]:
+    """Names of the tensors whose shapes `node_macs` and `too_small` need."""
+    names = [
+        tensor.name
+        for node in graph.nodes
+        if node.op in LINEAR
+        for tensor in (*node.inputs[:2], *node.outputs)
+        if not isinstance(tensor, gs.Constant)
+    ]
+    return list(dict.fromkeys(names))
+
+
+def by_activation(found: Iterable[Candidate]) -> Mapping[str, list[Candidate]]:
+    """Candidates grouped by the activation they share (q, k and v; gate and up), in graph order."""
+    groups: dict[str, list[Candidate]] = {}
+    for candidate in found:
+        groups.setdefault(candidate.activation, []).append(candidate)
+    return groups

@@ -1,0 +1,162 @@
+"""Runs the model over the calibration data once and feeds the statistics that were asked for.
+
+Only the asked tensors become outputs, so that ONNX Runtime fuses everything between them as it does in a plain run.
+Statistics are histograms that add up exactly, so order, batching and the number of workers do not change them; and the
+few samples that are kept for later checks are those with the smallest content hash, which does not depend on order
+either.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qcompiler import model as models
+from qcompiler.data import Feeds, Keep, ShapeRange, Source
+from qcompiler.errors import ModelError
+from qcompiler.session import Session, available_processors
+from qcompiler.statistics import Histogram
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Advance = Callable[[int], None]
+
+
+@dataclass
+class Observations:
+    """What one pass over the data tells.
+
+    Attributes:
+        histograms: of |x|, by tensor name, over all elements of all samples.
+        kept: the feeds with the smallest fingerprints, in the order of these.
+        shapes: smallest, usual and largest shape of each input, for the optimization profile.
+        feeds: how many feeds were run.
+    """
+
+    histograms: dict[str, Histogram] = field(default_factory=dict)
+    kept: list[Feeds] = field(default_factory=list)
+    shapes: ShapeRange = field(default_factory=ShapeRange)
+    feeds: int = 0
+
+
+def observe(
+    model: models.Model,
+    tensors: Sequence[str],
+    source: Source,
+    *,
+    keep: int = 16,
+    workers: int = 1,
+    advance: Advance | None = None,
+) -> Observations:
+    """Runs every feed of `source` through the model and fills a histogram per tensor.
+
+    Args:
+        model: the float model; float tensors of its main graph can be observed.
+        tensors: their names; graph inputs are allowed.
+        keep: how many feeds to keep for later checks.
+        workers: sessions that share the data; each gets its part of the processors. More than one pays where single
+            operators are too small to keep all processors busy, and costs one session's memory each.
+        advance: called with the number of feeds done since the last call.
+
+    Raises:
+        DataError: a feed does not fit the model, or is not finite.
+        ModelError: a tensor is not finite; the message names the first such tensor in graph order.
+    """
+    names = list(dict.fromkeys(tensors))
+    kept, shapes, counter = Keep(keep), ShapeRange(), _Counter(advance)
+    share = max(1, available_processors() // workers)
+    feeds = _Shared(source, kept, shapes, counter)
+    crew = [_Worker(model, names, share) for _ in range(workers if names else 1)]
+    if len(crew) == 1:
+        crew[0].work(feeds)
+    else:
+        with ThreadPoolExecutor(len(crew), "observe") as pool:
+            running = [pool.submit(worker.work, feeds) for worker in crew]
+            for one in running:
+                one.result()
+    merged = crew[0].histograms
+    for worker in crew[1:]:
+        for name, histogram in worker.histograms.items():
+            merged[name].merge(histogram)
+    return Observations(merged, kept.feeds, shapes, counter.done)
+
+
+class _Counter:
+    """Counts feeds and passes the count on."""
+
+    def __init__(self, advance: Advance | None) -> None:
+        self.done = 0
+        self._advance = advance
+
+    def add(self) -> None:
+        self.done += 1
+        if self._advance is not None:
+            self._advance(1)
+
+
+class _Shared:
+    """One iteration over the source, shared by the workers; also shows every feed to whoever watches the data."""
+
+    def __init__(self, source: Source, kept: Keep, shapes: ShapeRange, counter: _Counter) -> None:
+        self._feeds = iter(source)
+        self._lock = threading.Lock()
+        self._kept, self._shapes, self._counter = kept, shapes, counter
+        self._broken = False
+
+    def __iter__(self) -> Iterator[tuple[int, Feeds]]:
+        while True:
+            with self._lock:
+                feeds = None if self._broken else next(self._feeds, None)
+                if feeds is None:
+                    return
+                index = self._counter.done
+                self._kept.offer(feeds)
+                self._shapes.watch(feeds)
+                self._counter.add()
+            yield index, feeds
+
+    def stop(self) -> None:
+        """No more feeds for anybody: a worker has failed."""
+        self._broken = True
+
+
+class _Worker:
+    """One session and its histograms. A second thread counts while the session is busy with the next feed."""
+
+    def __init__(self, model: models.Model, names: Sequence[str], threads: int) -> None:
+        inputs = {tensor.name for tensor in model.graph.inputs}
+        self._fed = [name for name in names if name in inputs]
+        tapped = [name for name in names if name not in inputs]
+        self._session = Session(model, outputs=tapped, threads=threads) if tapped else None
+        self.histograms = {name: Histogram() for name in names}
+
+    def work(self, feeds: _Shared) -> None:
+        with ThreadPoolExecutor(1, "count") as counting:
+            pending: Future[None] | None = None
+            try:
+                for index, feed in feeds:
+                    values = self._session.run(feed) if self._session is not None else {}
+                    values.update({name: feed[name] for name in self._fed})
+                    if pending is not None:
+                        pending.result()
+                    pending = counting.submit(self._count, index, values)
+                if pending is not None:
+                    pending.result()
+            except BaseException:
+                feeds.stop()
+                raise
+
+    def _count(self, index: int, values: dict[str, NDArray[Any]]) -> None:
+        for name, histogram in self.histograms.items():
+            histogram.update(np.asarray(values[name]))
+            if histogram.nonfinite:
+                raise ModelError(
+                    f"tensor '{name}' is not finite for feed {index}: the float model itself overflows or divides by "
+                    "zero there. `qcompiler inspect` with this data names the node; leave the sample out or mend it."
+                )

@@ -1,0 +1,86 @@
+"""x, W ⇒ DQ(Q(x)), DQ(W₈): the inputs of every planned linear node become quantized, its output stays as it is.
+
+One Q/DQ pair per activation tensor, shared by all its quantized consumers (q, k and v read one pair); the weight is
+stored as INT8 with a scale per output channel and its float copy disappears. Scales are FP32 scalars or vectors and
+zero points are INT8 zeros, always written out: an omitted one means uint8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from qcompiler import graph as graphs
+from qcompiler.numerics import quantize_weight
+from qcompiler.pass_ import Changed, Fact, Note, Pass, Skipped
+from qcompiler.plan import Plan, Quantizer
+from qcompiler.target import DType
+
+INT8_MAX = 127.0
+
+
+@dataclass(frozen=True)
+class InsertQDQ(Pass):
+    """Put Q/DQ pairs where the plan says INT8 and store those weights quantized."""
+
+    plan: Plan = field(default_factory=Plan, repr=False)
+    per_channel: bool = True
+
+    requires: ClassVar[frozenset[Fact]] = frozenset({Fact.NAMED, Fact.CONSTANTS, Fact.UNSHARED})
+    provides: ClassVar[frozenset[Fact]] = frozenset({Fact.QDQ})
+    exact_to: ClassVar[float | None] = None
+
+    def rewrite(self, graph: gs.Graph) -> Iterator[Note]:
+        """Edits the nodes that the plan quantizes, in graph order."""
+        names = graphs.Names(graph)
+        pairs: dict[str, gs.Variable] = {}
+        for node in list(graph.nodes):
+            if self.plan.precision(node.name) is not DType.INT8:
+                continue
+            weight = graphs.weight_of(node)
+            if weight is None or weight.index != 1:
+                yield Skipped(node.name, "its weight is not a constant second input any more")
+                continue
+            activation = node.inputs[0]
+            quantizer = self.plan.quantizers[activation.name]
+            if activation.name not in pairs:
+                pairs[activation.name] = _pair(graph, names, activation, quantizer)
+            graphs.set_input(node, 0, pairs[activation.name])
+            axis = weight.stored_axis if self.per_channel else None
+            # DequantizeLinear commutes with Transpose and Reshape, so it stands at the initializer
+            reader, index = (weight.chain[0], 0) if weight.chain else (node, 1)
+            graphs.set_input(reader, index, _weight(graph, names, weight.tensor, axis))
+            yield Changed(node.name, f"INT8 x INT8, activation scale {quantizer.amax / INT8_MAX:.4g}")
+        graphs.sort(graph)
+
+
+def _pair(graph: gs.Graph, names: graphs.Names, tensor: gs.Variable, quantizer: Quantizer) -> gs.Variable:
+    """Q and DQ behind `tensor`; returns the dequantized one."""
+    scale = gs.Constant(names.fresh(f"{tensor.name}/scale"), np.array(quantizer.amax / INT8_MAX, np.float32))
+    zero = gs.Constant(names.fresh(f"{tensor.name}/zero_point"), np.array(0, np.int8))
+    stored = gs.Variable(names.fresh(f"{tensor.name}/quantized"), np.int8, tensor.shape)
+    back = gs.Variable(names.fresh(f"{tensor.name}/dequantized"), np.float32, tensor.shape)
+    graph.nodes.append(
+        gs.Node("QuantizeLinear", names.fresh(f"{tensor.name}/QuantizeLinear"), {}, [tensor, scale, zero], [stored])
+    )
+    graph.nodes.append(
+        gs.Node("DequantizeLinear", names.fresh(f"{tensor.name}/DequantizeLinear"), {}, [stored, scale, zero], [back])
+    )
+    return back
+
+
+def _weight(graph: gs.Graph, names: graphs.Names, weight: gs.Constant, axis: int | None) -> gs.Variable:
+    """The INT8 copy of a float weight behind a DQ; nothing reads the float one any more."""
+    values, scales = quantize_weight(weight.values, axis)
+    stored = gs.Constant(names.fresh(f"{weight.name}/int8"), values)
+    scale = gs.Constant(names.fresh(f"{weight.name}/scale"), scales.astype(np.float32))
+    zero = gs.Constant(names.fresh(f"{weight.name}/zero_point"), np.zeros(scales.shape, np.int8))
+    back = gs.Variable(names.fresh(f"{weight.name}/dequantized"), np.float32, weight.shape)
+    attrs = {} if axis is None else {"axis": axis}
+    name = names.fresh(f"{weight.name}/DequantizeLinear")
+    graph.nodes.append(gs.Node("DequantizeLinear", name, attrs, [stored, scale, zero], [back]))
+    return back
