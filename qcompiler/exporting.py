@@ -32,8 +32,10 @@ def export_model(graph: gs.Graph) -> tuple[ModelProto, dict[str, Array]]:
     carried = vars(graph).get("carried_model")
     if carried is not None:
         proto.CopyFrom(carried)
-    proto.producer_name = graph.producer_name or ""
-    proto.producer_version = graph.producer_version or ""
+    if graph.producer_name:
+        proto.producer_name = graph.producer_name
+    if graph.producer_version:
+        proto.producer_version = graph.producer_version
     proto.opset_import.extend(_opsets(graph))
     proto.ir_version = max(_OLDEST_IR, graph.ir_version or 0, _needed_ir(proto.opset_import))
     for function in graph.functions:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,9 @@ def import_model(proto: ModelProto, weights: Weights) -> Graph:
     Raises:
         ModelError: a tensor that nothing or two nodes produce, a cycle, an element type or weight that cannot be read.
     """
+    domains = (one.domain for one in proto.opset_import)
+    about = (proto.producer_name, proto.producer_version, proto.domain, proto.doc_string, *domains)
+    _check_text(about, weights.model)
     names = _NodeNames(proto.graph)
     graph = _Importer(weights, names, _opset(proto)).graph(proto.graph, {}, main=True)
     graph.producer_name = proto.producer_name
@@ -172,6 +176,7 @@ class _Importer:
 
     def graph(self, proto: GraphProto, outer: Scope, *, main: bool = False) -> Graph:
         own: dict[str, gs.Tensor] = {}
+        _check_text(_texts(proto), self.weights.model)
         self._initializers(proto, own)
         names = [self.names.unique(node) for node in proto.node]
         self._produced(proto, names, own)
@@ -182,7 +187,7 @@ class _Importer:
                 _give_type(tensor, types[name])
         scope = {**outer, **own}
         outputs = self._outputs(proto, scope, types, main)
-        order = _order(proto, names, scope, own)
+        order = _order(proto, names, self.weights.model)
         nodes = [self._node(proto.node[i], names[i], scope) for i in order]
         graph = Graph(nodes, inputs, outputs, name=proto.name, doc_string=proto.doc_string, opset=self.opset)
         graph.carried = _leftover(proto, GraphProto(), ("quantization_annotation", "metadata_props"))
@@ -308,6 +313,25 @@ class _Importer:
         return proto
 
 
+def _check_text(texts: Iterable[str | bytes], path: Path) -> None:
+    bad = next((text for text in texts if isinstance(text, bytes)), None)
+    if bad is not None:
+        raise ModelError(f"a name in '{path}', {bad!r}, is not UTF-8 text; the file is damaged: fetch it again.")
+
+
+def _texts(graph: GraphProto) -> Iterator[str | bytes]:
+    """All names of a graph without its subgraphs; protobuf gives bytes for what is not UTF-8."""
+    yield from (graph.name, graph.doc_string)
+    for node in graph.node:
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+        yield from (attribute.name for attribute in node.attribute)
+    yield from (tensor.name for tensor in graph.initializer)
+    yield from (sparse.values.name for sparse in graph.sparse_initializer)
+    for info in (*graph.input, *graph.output, *graph.value_info):
+        yield info.name
+        yield from (dim.dim_param for dim in info.type.tensor_type.shape.dim)
+
+
 _LISTS: dict[int, str] = {
     AttributeProto.FLOATS: "floats",
     AttributeProto.INTS: "ints",
@@ -372,12 +396,12 @@ def _leftover(source: Any, rest: Any, names: Iterable[str]) -> Any:
         found = True
         if isinstance(value, str):
             setattr(rest, field.name, value)
-        else:
+        elif not isinstance(value, bytes):  # a text that is none
             getattr(rest, field.name).extend(value)
     return rest if found else None
 
 
-def _order(proto: GraphProto, names: list[str], scope: Scope, own: Mapping[str, gs.Tensor]) -> list[int]:
+def _order(proto: GraphProto, names: list[str], path: Path) -> list[int]:
     """Indices of the nodes with each one behind what it reads; the given order wherever that is possible.
 
     Raises:
@@ -402,8 +426,8 @@ def _order(proto: GraphProto, names: list[str], scope: Scope, own: Mapping[str, 
     if len(order) < len(before):
         cycle = _cycle(before, set(range(len(before))) - set(order))
         raise ModelError(
-            f"the graph is cyclic: {' -> '.join(repr(names[i]) for i in cycle)} wait for each other's outputs. "
-            "Such a graph cannot be computed; export the model again."
+            f"the graph of '{path}' is cyclic: nodes {' -> '.join(repr(names[i]) for i in cycle)} wait for each "
+            "other's outputs. Such a graph cannot be computed; export the model again."
         )
     return order
 

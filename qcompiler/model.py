@@ -89,12 +89,9 @@ def load(path: str | Path) -> Model:
     path = Path(path)
     weights = Weights(path, _content(path))
     proto = _parse(path, weights)
-    try:
-        _check(path, proto)
-        graph = import_model(proto, weights)
-    except UnicodeDecodeError as error:
-        raise ModelError(f"'{path}' has a name that is not UTF-8 text; the file is damaged: fetch it again.") from error
-    metadata = {entry.key: entry.value for entry in proto.metadata_props}
+    _check(path, proto)
+    graph = import_model(proto, weights)
+    metadata = {entry.key: entry.value for entry in proto.metadata_props if isinstance(entry.value, str)}
     return Model(graph, metadata, path, proto.ir_version, tuple(weights.files))
 
 

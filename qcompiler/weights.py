@@ -91,7 +91,7 @@ class Weights:
         return array
 
     def _external(self, tensor: TensorProto, where: str) -> Array:
-        entries = {entry.key: entry.value for entry in tensor.external_data}
+        entries = {entry.key: entry.value for entry in tensor.external_data if isinstance(entry.value, str)}
         location = entries.get("location", "")
         content = self._map(location, where)
         offset = _integer(entries.get("offset", "0"), "offset", where)
