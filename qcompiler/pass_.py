@@ -120,7 +120,7 @@ class Pass(ABC):
     def __str__(self) -> str:
         """`name` or `name{option=value,...}` with the options that differ from their defaults."""
         options = [
-            f"{f.name}={_spell(getattr(self, f.name))}"
+            f"{f.name}={spell(getattr(self, f.name))}"
             for f in dataclasses.fields(self)
             if f.repr and getattr(self, f.name) != _default(f)
         ]
@@ -133,12 +133,12 @@ def _default(option: dataclasses.Field[object]) -> object:
     return option.default
 
 
-def _spell(value: object) -> str:
+def spell(value: object) -> str:
     """The text that `qcompiler.spec` reads back equal."""
     if value is None or isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):
-        return f"({','.join(_spell(one) for one in value)})"
+        return f"({','.join(spell(one) for one in value)})"
     if isinstance(value, Enum):
         return str(value.value)
     plain = not isinstance(value, str) or re.fullmatch(r"[A-Za-z_/][\w./:-]*", value, re.ASCII)

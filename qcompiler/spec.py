@@ -17,7 +17,7 @@ from enum import Enum
 from typing import Any, Union
 
 from qcompiler.errors import PipelineError, UsageError
-from qcompiler.pass_ import Fact, Pass, Pipeline
+from qcompiler.pass_ import Fact, Pass, Pipeline, spell
 from qcompiler.suggest import did_you_mean
 
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[^{}(),"]+|[{}(),]')
@@ -38,6 +38,30 @@ def parse_pass(text: str, *, known: Iterable[type[Pass]] | None = None) -> Pass:
     """Reads one pass with its options; raises as `parse` does."""
     by_name = {one.name(): one for one in (_all() if known is None else known)}
     return _build(text, by_name)
+
+
+def available() -> dict[str, type[Pass]]:
+    """All passes by name, in the order of `qcompiler.passes.ALL`."""
+    return {one.name(): one for one in _all()}
+
+
+def describe(kind: type[Pass]) -> dict[str, Any]:
+    """Name, help, facts and options of a pass, for listings; an option has its type and default as text."""
+    return {
+        "name": kind.name(),
+        "help": kind.help(),
+        "requires": sorted(kind.requires),
+        "provides": sorted(kind.provides),
+        "breaks": sorted(kind.breaks),
+        "exact_to": kind.exact_to,
+        "options": [_option(field) for field in dataclasses.fields(kind) if field.init and field.repr],
+    }
+
+
+def _option(field: dataclasses.Field[Any]) -> dict[str, str | None]:
+    default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+    written = None if default is dataclasses.MISSING else spell(default)
+    return {"name": field.name, "type": str(field.type), "default": written}
 
 
 def _all() -> tuple[type[Pass], ...]:

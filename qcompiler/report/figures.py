@@ -1,0 +1,90 @@
+"""Numbers as people read them; shared by the terminal and the HTML report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+
+def number(value: Any) -> float | None:
+    """A figure of a manifest as a float: "inf" and "-inf" are infinities, None stays."""
+    if value is None or isinstance(value, bool):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def decibel(value: Any) -> str:
+    """`23.4 dB`; `exact` for infinity, `broken` for minus infinity, a dash for nothing."""
+    figure = number(value)
+    if figure is None:
+        return "–"
+    if math.isinf(figure):
+        return "exact" if figure > 0 else "broken"
+    return f"{figure:.1f} dB"
+
+
+def percent(value: Any, digits: int = 1) -> str:
+    """A share of 1 as per cent."""
+    figure = number(value)
+    return "–" if figure is None else f"{100 * figure:.{digits}f} %"
+
+
+def size(value: Any) -> str:
+    """Bytes with a decimal unit."""
+    figure = number(value)
+    if figure is None:
+        return "–"
+    for unit in ("B", "kB", "MB", "GB"):
+        if figure < 1000 or unit == "GB":
+            break
+        figure /= 1000
+    return f"{figure:.0f} B" if unit == "B" else f"{figure:.3g} {unit}"
+
+
+def count(value: Any) -> str:
+    """A large count with a decimal prefix: 1.2 G."""
+    figure = number(value)
+    if figure is None:
+        return "–"
+    for prefix in ("", "k", "M", "G", "T"):
+        if figure < 1000 or prefix == "T":
+            break
+        figure /= 1000
+    return f"{figure:.0f}" if not prefix else f"{figure:.3g} {prefix}"
+
+
+def short(value: Any) -> str:
+    """A figure with four digits, or a dash."""
+    figure = number(value)
+    return "–" if figure is None else f"{figure:.4g}"
+
+
+def seconds(value: Any) -> str:
+    """`0.25 s`, `3.1 s` or `2 min 5 s`."""
+    figure = number(value)
+    if figure is None:
+        return "–"
+    if figure >= 60:
+        return f"{int(figure // 60)} min {figure % 60:.0f} s"
+    return f"{figure:.1f} s" if figure >= 1 else f"{figure:.2g} s"
+
+
+def moved(found: Mapping[str, Any]) -> str:
+    """How the metric's score changed, relative to float: `−0.20 %` is a loss, whichever direction is better."""
+    return f"{-100 * (number(found.get('drop')) or 0.0):+.2f} %".replace("-", "−")
+
+
+def score(found: Mapping[str, Any]) -> str:
+    """`0.976 → 0.974`, float to quantized."""
+    return f"{short(found.get('float_score'))} → {short(found.get('quantized_score'))}"
+
+
+def audited(audit: Mapping[str, Any]) -> str:
+    """`52 of 52 nodes confirmed`, with the number of mismatches if there are any."""
+    text = f"{audit.get('confirmed', 0)} of {audit.get('promised', 0)} nodes confirmed"
+    wrong = len(audit.get("mismatches") or ())
+    return f"{text}, {wrong} mismatch{'es' * (wrong != 1)}" if wrong else text

@@ -1,0 +1,313 @@
+"""One HTML file that needs nothing else: no request, no font, no library. Made from the manifest alone.
+
+Everything that comes from a model or a user is escaped. Long tables are folded, so that thousands of nodes
+load at once.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+from qcompiler.recipe import Recipe
+from qcompiler.report import svg
+from qcompiler.report.figures import audited, count, decibel, moved, number, percent, score, seconds, short, size
+from qcompiler.report.style import SCRIPT, STYLE
+
+Row = Mapping[str, Any]
+LIMIT_DB = 12.0
+OPEN_ROWS = 24  # a table with more rows is folded
+QUANTIZED = ("int8", "fp8", "int4")
+
+
+def render(manifest: Row) -> str:
+    """The report as the text of an HTML file."""
+    name = _title(manifest)
+    parts = (
+        _header(manifest, name),
+        _tiles(manifest),
+        _accuracy(manifest.get("verification")),
+        _macs(manifest.get("macs")),
+        _drift(manifest.get("verification")),
+        _safety(manifest.get("safety")),
+        _layers(manifest),
+        _audit(manifest.get("audit")),
+        _ranges(manifest.get("quantizers")),
+        _passes(manifest.get("passes")),
+        _environment(manifest),
+    )
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(name)} – qcompiler</title><style>{STYLE}</style></head><body><main>\n"
+        + "\n".join(filter(None, parts))
+        + f"\n</main><script>{SCRIPT}</script></body></html>\n"
+    )
+
+
+def _title(manifest: Row) -> str:
+    return str((manifest.get("source") or {}).get("name") or "model")
+
+
+def _header(manifest: Row, name: str) -> str:
+    target, recipe = manifest["target"], manifest["recipe"]
+    engine = ":".join(filter(None, (target["engine"], ",".join(target["sms"]))))
+    rest = f"rest in {target['high_precision']}"
+    chips = (recipe["precision"], engine, rest, f"calibrated by {recipe['calibrator']}")
+    data = manifest.get("data") or {}
+    line = f"{data['samples']} samples of {data['name']}" if data.get("samples") else "no calibration data"
+    bars = ""
+    if manifest.get("random_data"):
+        bars += '<p class="alarm">Random data: the ranges and every accuracy figure here are meaningless.</p>'
+    bars += "".join(f'<p class="warning">{escape(str(text))}</p>' for text in manifest.get("warnings") or ())
+    listed = "".join(f"<span>{escape(str(chip))}</span>" for chip in chips)
+    head = f'<h1>{escape(name)}</h1><p class="chips">{listed}</p><p class="dim">{escape(line)}</p>'
+    return f"<header>{head}</header>{bars}"
+
+
+def _tiles(manifest: Row) -> str:
+    return f'<div class="tiles">{"".join(_tile(*tile) for tile in _figures(manifest))}</div>'
+
+
+def _figures(manifest: Row) -> Iterable[tuple[str, str, str, str]]:
+    """Tiles as (heading, figure, small print, class)."""
+    found = manifest.get("verification") or {}
+    if found.get("score"):
+        good = "good" if (number(found["score"]["drop"]) or 0) <= 0.01 else "poor"
+        yield str(found["score"]["name"]), score(found["score"]), f"{moved(found['score'])} against float", good
+    if found:
+        value = number(found["worst_sqnr_db"])
+        good = "" if value is None else "good" if value >= 18 else "poor"
+        yield "SQNR", decibel(value), f"worst output, {found['samples']} feeds", good
+    if manifest.get("macs"):
+        share = manifest["macs"]["quantized_share"]
+        yield "quantized", percent(share), f"of {count(manifest['macs']['total'])} multiply-accumulates", ""
+    if manifest.get("audit"):
+        audit = manifest["audit"]
+        yield "confirmed by the engine", percent(audit["share"], 0), audited(audit), "good" if audit["ok"] else "poor"
+    sizes = [("float", (manifest.get("source") or {}).get("bytes"))]
+    sizes.append(("engine", (manifest.get("engine") or {}).get("bytes")))
+    if sizes[1][1] is None:
+        sizes[1] = ("quantized", ((manifest.get("files") or {}).get("qdq") or {}).get("bytes"))
+    if all(value is not None for _, value in sizes):
+        before, after = (f"{what} {size(value)}" for what, value in sizes)
+        yield "size", size(sizes[1][1]), f"{after}, {before}", ""
+    timings = manifest.get("timings") or {}
+    if timings:
+        longest = sorted(timings.items(), key=lambda item: -item[1])[:2]
+        yield "time", seconds(sum(timings.values())), ", ".join(f"{k} {seconds(v)}" for k, v in longest), ""
+
+
+def _tile(heading: str, figure: str, small: str, kind: str) -> str:
+    content = f"<h3>{escape(heading)}</h3><b>{escape(figure)}</b><small>{escape(small)}</small>"
+    return f'<section class="tile {kind}">{content}</section>'
+
+
+def _accuracy(found: Row | None) -> str:
+    if not found:
+        return ""
+    rows = (
+        (
+            _code(output["name"]),
+            escape(str(output["dtype"])),
+            decibel(output["sqnr_db"]),
+            short(output["cosine"]) if number(output["cosine"]) is None else f"{output['cosine']:.6f}",
+            short(output["max_abs"]),
+            percent(output["top1"]),
+            percent(output["equal"]),
+        )
+        for output in found["outputs"]
+    )
+    failures = "".join(f'<p class="alarm">{escape(str(text))}</p>' for text in found["failures"])
+    feeds = f"{found['samples']} feeds of {found['data'] or 'the data'}"
+    note = f"{feeds}, float and quantized side by side in ONNX Runtime."
+    columns = ("output", "type", "SQNR", "cosine", "max error", "top-1", "equal")
+    return _section("Accuracy", note, failures + _table(columns, rows, figures=range(2, 7)))
+
+
+def _macs(macs: Row | None) -> str:
+    if not macs or not macs["total"]:
+        return ""
+    parts = sorted(macs["by_precision"].items(), key=lambda part: (part[0] not in QUANTIZED, -part[1]))
+    shares = [(name, value / macs["total"]) for name, value in parts]
+    bar = "".join(
+        f'<i class="{escape(name)}" style="width:{100 * share:.2f}%" title="{escape(name)}: {percent(share)}">'
+        f"{escape(name) + ' ' + percent(share) if share > 0.08 else ''}</i>"
+        for name, share in shares
+    )
+    small = ", ".join(f"{escape(name)} {percent(share)}" for name, share in shares)
+    note = f"{count(macs['total'])} multiply-accumulates: {small}"
+    return _section("Where the work is done", note, f'<div class="bar">{bar}</div>')
+
+
+def _drift(found: Row | None) -> str:
+    if not found or not found["layers"]:
+        return ""
+    first = next((layer for layer in found["layers"] if layer["drifts"]), None)
+    note = f"SQNR of {len(found['layers'])} inner tensors against float. "
+    if first:
+        before = number(first["before_db"])
+        after = "" if before is None else f" ({decibel(before)} before it)"
+        note += f"The first that drifts is {first['node']} ({first['op']}) with {decibel(first['sqnr_db'])}{after}."
+    else:
+        note += "None drifts."
+    return _section("Layer by layer", note, svg.drift(found["layers"], LIMIT_DB))
+
+
+def _safety(safety: Row | None) -> str:
+    steps = (safety or {}).get("curve") or ()
+    if not safety or not steps:
+        return ""
+    target, restored = number(safety.get("target_db")), safety.get("restored") or ()
+    first, last = (decibel(step["sqnr_db"]) for step in (steps[0], steps[-1]))
+    went = f"{len(restored)} groups of layers went back to high precision." if restored else "nothing had to go back."
+    note = f"From everything quantized ({first}) to what was chosen ({last}): {went}"
+    if safety.get("met") is False:
+        note += f" The target of {decibel(target)} was not reached."
+    return _section("Safety net", note, svg.curve(steps, target) if len(steps) > 1 else "")
+
+
+def _layers(manifest: Row) -> str:
+    rows = manifest.get("plan") or ()
+    if not rows:
+        return ""
+    total = max(sum(row["macs"] for row in rows), 1)
+    known = {layer["node"]: layer["sqnr_db"] for layer in (manifest.get("verification") or {}).get("layers") or ()}
+    listed = [row for row in rows if row["macs"] or row["precision"] in QUANTIZED]
+    plain = [row for row in rows if not (row["macs"] or row["precision"] in QUANTIZED)]
+    columns = ("node", "op", "precision", "rule", "why", "MACs", "share", "SQNR here")
+    cells = (
+        (
+            _code(row["node"]),
+            escape(str(row["op"])),
+            f'<em class="{escape(str(row["precision"]))}">{escape(str(row["precision"]))}</em>',
+            escape(str(row["rule"])),
+            escape(str(row["why"])),
+            count(row["macs"]),
+            percent(row["macs"] / total),
+            decibel(known.get(row["node"])),
+        )
+        for row in listed
+    )
+    quantized = sum(row["precision"] in QUANTIZED for row in rows)
+    body = _fold(
+        f"{len(listed)} nodes that multiply", len(listed), _table(columns, cells, figures=range(5, 8), find=True)
+    )
+    if plain:
+        groups = itertools.groupby(sorted(plain, key=_group), key=_group)
+        counted = ((*map(escape, key), str(len(list(members)))) for key, members in groups)
+        body += _fold(
+            f"{len(plain)} other nodes, by operator",
+            OPEN_ROWS + 1,
+            _table(("op", "precision", "rule", "nodes"), counted, figures=(3,)),
+        )
+    return _section("Layers", f"{quantized} of {len(rows)} nodes compute in a quantized type.", body)
+
+
+def _group(row: Row) -> tuple[str, str, str]:
+    return str(row["op"]), str(row["precision"]), str(row["rule"])
+
+
+def _audit(audit: Row | None) -> str:
+    if not audit:
+        return ""
+    compiled = ", ".join(f"{nodes} {what}" for what, nodes in audit["compiled"].items()) or "nothing"
+    note = f"Read back from the engine itself: {audited(audit)}. Compiled: {compiled}. {audit['kernels']} kernels."
+    rows = ((escape(str(m["kind"])), _code(m["node"]), escape(str(m["text"]))) for m in audit["mismatches"])
+    fine = '<p class="fine">Every promise is kept.</p>'
+    body = _table(("kind", "node", "what"), rows) if audit["mismatches"] else fine
+    return _section("Engine audit", note, body)
+
+
+def _ranges(quantizers: Sequence[Row] | None) -> str:
+    if not quantizers:
+        return ""
+    rows = (
+        (
+            _code(one["tensor"]),
+            escape(str(one["dtype"])),
+            short(one["amax"]),
+            short(one["observed"]),
+            _clip(one),
+            escape(str(one["calibrator"])),
+        )
+        for one in quantizers
+    )
+    columns = ("tensor", "type", "range (amax)", "largest seen", "range / largest", "calibrator")
+    table = _table(columns, rows, figures=(2, 3), find=True)
+    note = "What an activation may reach before it is clipped, and the largest magnitude that was seen."
+    return _section("Calibration", note, _fold(f"{len(quantizers)} tensors", len(quantizers), table))
+
+
+def _clip(one: Row) -> str:
+    seen, amax = number(one["observed"]), number(one["amax"])
+    if not seen or amax is None:
+        return "–"
+    share = amax / seen
+    return f'<div class="meter" title="{percent(share)}"><i style="width:{min(100.0, 100 * share):.1f}%"></i></div>'
+
+
+def _passes(rows: Sequence[Row] | None) -> str:
+    if not rows:
+        return ""
+    cells = (
+        (
+            _code(row["pass"]),
+            str(row["changed"]),
+            str(row["skipped"]),
+            "–" if number(row["relative_error"]) is None else f"{row['relative_error']:.1e}",
+            seconds(row["seconds"]),
+        )
+        for row in rows
+    )
+    columns = ("pass", "changed", "left alone", "relative error", "time")
+    note = (
+        "In order. The relative error is the largest move of any output that a float pass caused, against its maximum."
+    )
+    return _section(
+        "Passes", note, _fold(f"{len(rows)} passes", len(rows), _table(columns, cells, figures=range(1, 5)))
+    )
+
+
+def _environment(manifest: Row) -> str:
+    facts = {"qcompiler": manifest.get("qcompiler"), **(manifest.get("environment") or {})}
+    source, engine = manifest.get("source") or {}, manifest.get("engine") or {}
+    facts.update({"model": f"{source.get('name')} sha256 {source.get('sha256')}"} if source else {})
+    facts.update({"engine": f"{engine.get('file')} sha256 {engine.get('sha256')}"} if engine else {})
+    fingerprint = (manifest.get("data") or {}).get("fingerprint")
+    facts.update({"data": f"fingerprint {fingerprint}"} if fingerprint else {})
+    facts.update({"peak memory": f"{manifest['peak_memory_mb']} MiB"} if manifest.get("peak_memory_mb") else {})
+    table = _table(("what", "which"), ((escape(str(k)), escape(str(v))) for k, v in facts.items()))
+    recipe = f"<pre>{escape(Recipe.from_dict(manifest['recipe']).to_toml())}</pre>"
+    folded = _fold("versions and checksums", OPEN_ROWS + 1, table) + _fold("recipe", OPEN_ROWS + 1, recipe)
+    return _section("Made with", "", folded)
+
+
+def _section(heading: str, note: str, body: str) -> str:
+    small = f'<p class="dim">{escape(note)}</p>' if note else ""
+    return f"<section><h2>{escape(heading)}</h2>{small}{body}</section>"
+
+
+def _fold(summary: str, rows: int, body: str) -> str:
+    return f"<details{' open' if rows <= OPEN_ROWS else ''}><summary>{escape(summary)}</summary>{body}</details>"
+
+
+def _code(text: Any) -> str:
+    return f"<code>{escape(str(text))}</code>"
+
+
+def _table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], *, figures: Iterable[int] = (), find: bool = False
+) -> str:
+    """A table whose cells are HTML already; `figures` are the columns that are set to the right."""
+    right = set(figures)
+    kinds = [' class="n"' if i in right else "" for i in range(len(columns))]
+    head = "".join(f"<th{kind}>{escape(name)}</th>" for name, kind in zip(columns, kinds, strict=True))
+    body = "".join(
+        "<tr>" + "".join(f"<td{kind}>{cell}</td>" for cell, kind in zip(row, kinds, strict=True)) + "</tr>\n"
+        for row in rows
+    )
+    search = '<input type="search" placeholder="find …" aria-label="find">' if find else ""
+    return f'{search}<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

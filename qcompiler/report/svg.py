@@ -1,0 +1,109 @@
+"""Plots as inline SVG text: no library, no request, colours from the page's own variables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any, NamedTuple
+
+from qcompiler.report.figures import decibel, number, percent
+
+WIDTH, HEIGHT = 960, 280
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 16, 14, 40
+CEILING_DB = 70.0  # everything above is drawn here; an exact tensor is infinite
+
+
+def drift(layers: Sequence[Mapping[str, Any]], limit_db: float) -> str:
+    """SQNR of inner tensors over their place in the graph; drifting ones stand out, names show on hovering."""
+    if not layers:
+        return ""
+    values = [_bounded(layer["sqnr_db"]) for layer in layers]
+    low, high = min(0.0, *values), max(40.0, *values)
+    step = (WIDTH - _LEFT - _RIGHT) / len(values)
+    dots = [
+        _Dot(
+            x=_LEFT + (i + 0.5) * step,
+            y=_y(value, low, high),
+            title=f"{layer['node']} ({layer['op']}): {decibel(layer['sqnr_db'])}",
+            kind="bad" if layer["drifts"] else "dot",
+        )
+        for i, (layer, value) in enumerate(zip(layers, values, strict=True))
+    ]
+    return _figure(_grid(low, high), _across(_y(limit_db, low, high)), _joined(dots), _below("layers in graph order"))
+
+
+def curve(steps: Sequence[Mapping[str, Any]], target_db: float | None) -> str:
+    """The safety net's plans: share of quantized MACs against the SQNR of the outputs; the last one was chosen."""
+    if not steps:
+        return ""
+    values = [_bounded(step["sqnr_db"]) for step in steps]
+    shares = [number(step["share"]) or 0.0 for step in steps]
+    low, high = min(0.0, *values), max(30.0, (target_db or 0.0) + 5, *values)
+    first = max(0.0, math.floor(min(shares) * 10 - 0.5) / 10)
+    scale = (WIDTH - _LEFT - _RIGHT - 30) / max(1 - first, 0.1)
+    dots = [
+        _Dot(
+            x=_LEFT + (share - first) * scale,
+            y=_y(value, low, high),
+            title=f"{percent(share)} of MACs quantized: {decibel(step['sqnr_db'])}",
+            kind="chosen" if step is steps[-1] else "dot",
+        )
+        for step, share, value in zip(steps, shares, values, strict=True)
+    ]
+    ticks = "".join(
+        f'<text x="{_LEFT + (k / 10 - first) * scale:.1f}" y="{HEIGHT - 24}" class="axis mid">{10 * k} %</text>'
+        for k in range(math.ceil(first * 10), 11)
+    )
+    target = "" if target_db is None else _across(_y(target_db, low, high))
+    return _figure(_grid(low, high), target, _joined(dots), ticks, _below("share of MACs that is quantized"))
+
+
+class _Dot(NamedTuple):
+    x: float
+    y: float
+    title: str
+    kind: str
+
+    def __str__(self) -> str:
+        radius = 3.5 if self.kind == "dot" else 5.5
+        shape = f'<circle cx="{self.x:.1f}" cy="{self.y:.1f}" r="{radius}" class="{self.kind}">'
+        return f"{shape}<title>{escape(self.title)}</title></circle>"
+
+
+def _joined(dots: Sequence[_Dot]) -> str:
+    points = " ".join(f"{dot.x:.1f},{dot.y:.1f}" for dot in dots)
+    return f'<polyline points="{points}" class="line"/>' + "".join(map(str, dots))
+
+
+def _across(y: float) -> str:
+    return f'<line x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="limit"/>'
+
+
+def _below(text: str) -> str:
+    return f'<text x="{(WIDTH + _LEFT) / 2}" y="{HEIGHT - 6}" class="axis mid">{text}</text>'
+
+
+def _figure(*parts: str) -> str:
+    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{"".join(parts)}</svg>'
+
+
+def _grid(low: float, high: float) -> str:
+    step = 10 if high - low <= 80 else 20
+    parts = []
+    for value in range(step * math.ceil(low / step), int(high) + 1, step):
+        y = _y(value, low, high)
+        parts.append(f'<line x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
+        parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" class="axis end">{str(value).replace("-", "−")}</text>')
+    turned = f'transform="rotate(-90 14 {HEIGHT / 2})"'
+    parts.append(f'<text x="14" y="{HEIGHT / 2}" class="axis mid" {turned}>SQNR in dB</text>')
+    return "".join(parts)
+
+
+def _y(value: float, low: float, high: float) -> float:
+    return _TOP + (high - value) / (high - low) * (HEIGHT - _TOP - _BOTTOM)
+
+
+def _bounded(value: Any) -> float:
+    figure = number(value)
+    return -10.0 if figure is None else min(max(figure, -20.0), CEILING_DB)

@@ -1,0 +1,216 @@
+"""Tables for the terminal, from a manifest's plain data."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from qcompiler.report.figures import audited, count, decibel, moved, number, percent, score, seconds, short, size
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+Row = Mapping[str, Any]
+SHOWN = 8
+QUANTIZED = ("int8", "fp8", "int4")
+
+
+def summary(manifest: Row) -> Iterator[RenderableType]:
+    """What was made, how good it is, what is in INT8 and what the engine confirms; then what stayed float and why."""
+    yield _facts(_summary_rows(manifest))
+    if manifest.get("random_data"):
+        yield Text("Random data: the ranges and every accuracy figure above are meaningless.", style="bold red")
+    yield from _kept_float(manifest)
+    mismatches = (manifest.get("audit") or {}).get("mismatches") or ()
+    if mismatches:
+        yield _table(
+            "The engine's listing does not confirm", ("node", "what"), ((m["node"], m["text"]) for m in mismatches)
+        )
+    for warning in manifest.get("warnings") or ():
+        yield Text(f"! {warning}", style="yellow")
+
+
+def artefacts(result: Any) -> Iterator[RenderableType]:
+    """Where the files lie."""
+    paths = (getattr(result, f"{what}_path", None) for what in ("engine", "qdq", "manifest", "report"))
+    for path in paths:
+        if path is not None:
+            yield Text(f"→ {path}", style="cyan", overflow="fold")
+
+
+def plan(manifest: Row) -> RenderableType:
+    """Every node's precision with the rule that decided."""
+    rows = manifest.get("plan") or ()
+    total = max(sum(row["macs"] for row in rows), 1)
+    return _table(
+        "Plan",
+        ("node", "op", "precision", "rule", "MACs", "why"),
+        ((r["node"], r["op"], r["precision"], r["rule"], percent(r["macs"] / total), r["why"]) for r in rows),
+    )
+
+
+def verification(found: Row) -> Iterator[RenderableType]:
+    """Each output, the metric, and the layer where the models part."""
+    columns = ("output", "SQNR", "cosine", "max error", "top-1", "equal")
+    rows = (
+        (
+            output["name"],
+            decibel(output["sqnr_db"]),
+            _digits(output["cosine"]),
+            short(output["max_abs"]),
+            percent(output["top1"]),
+            percent(output["equal"]),
+        )
+        for output in found["outputs"]
+    )
+    samples = found["samples"]
+    yield _table(
+        f"Float and quantized on {samples} feed{'s' * (samples != 1)} of {found['data'] or 'the data'}", columns, rows
+    )
+    if found.get("score"):
+        yield _facts([(found["score"]["name"], f"{score(found['score'])} ({moved(found['score'])})")])
+    first = next((layer for layer in found["layers"] if layer["drifts"]), None)
+    if first:
+        before = f" ({decibel(first['before_db'])} before it)" if number(first["before_db"]) is not None else ""
+        yield Text(f"First drifting layer: {first['node']} ({first['op']}), {decibel(first['sqnr_db'])}{before}.")
+    for failure in found["failures"]:
+        yield Text(f"! {failure}", style="bold red")
+    if found["random"]:
+        yield Text("Random data: these figures say nothing about accuracy.", style="bold red")
+
+
+def passes(rows: Sequence[Row]) -> Iterator[RenderableType]:
+    """Passes with what they do; with one only, its options too."""
+    yield _table(None, ("pass", "what it does"), ((row["name"], row["help"]) for row in rows))
+    if len(rows) != 1:
+        return
+    facts = [(name, ", ".join(rows[0][name]) or "–") for name in ("requires", "provides", "breaks")]
+    yield _facts([*facts, ("exact to", short(rows[0]["exact_to"]))])
+    if rows[0]["options"]:
+        options = ((o["name"], o["type"], o["default"] or "–") for o in rows[0]["options"])
+        yield _table(None, ("option", "type", "default"), options)
+
+
+def inspection(found: Row, *, everything: bool = False) -> Iterator[RenderableType]:
+    """Single figures as a list, lists of records as tables, which are cut unless `everything` is asked for."""
+    yield _facts([(_words(key), _cell(value)) for key, value in found.items() if not _is_table(value) and value != []])
+    for key, value in found.items():
+        if not _is_table(value):
+            continue
+        columns = list(dict.fromkeys(itertools.chain.from_iterable(value)))
+        shown = value if everything else value[:40]
+        yield _table(
+            _words(key).capitalize(), columns, ([_cell(row.get(column)) for column in columns] for row in shown)
+        )
+        if len(shown) < len(value):
+            yield Text(f"… and {len(value) - len(shown)} more: --all lists them", style="dim")
+
+
+def _summary_rows(manifest: Row) -> Iterator[tuple[str, str]]:
+    recipe, found = manifest["recipe"], manifest.get("verification") or {}
+    target = manifest["target"]
+    source = manifest.get("source") or {}
+    name = ":".join(filter(None, (target["engine"], ",".join(target["sms"]))))
+    yield "model", str(source.get("name", "–"))
+    yield "compiled to", f"{recipe['precision']} for {name}, the rest in {target['high_precision']}"
+    if found.get("score"):
+        yield str(found["score"]["name"]), f"{score(found['score'])} ({moved(found['score'])})"
+    if found:
+        yield (
+            "SQNR",
+            f"{decibel(found['worst_sqnr_db'])} on {found['samples']} feeds (worst output {found['worst_output']})",
+        )
+    if manifest.get("macs"):
+        total = max(manifest["macs"]["total"], 1)
+        shares = _largest(manifest["macs"]["by_precision"])
+        yield "multiply-accumulates", ", ".join(f"{percent(macs / total)} {what}" for what, macs in shares)
+    if manifest.get("audit"):
+        yield "engine's own listing", audited(manifest["audit"])
+    yield "size", _sizes(manifest)
+    if manifest.get("timings"):
+        timings = manifest["timings"]
+        yield (
+            "time",
+            f"{seconds(sum(timings.values()))}: " + ", ".join(f"{k} {seconds(v)}" for k, v in _largest(timings)),
+        )
+    if manifest.get("peak_memory_mb"):
+        yield "peak memory", f"{manifest['peak_memory_mb']:.0f} MiB"
+
+
+def _sizes(manifest: Row) -> str:
+    parts = [f"float {size((manifest.get('source') or {}).get('bytes'))}"]
+    qdq = (manifest.get("files") or {}).get("qdq")
+    if qdq:
+        parts.append(f"quantized ONNX {size(qdq['bytes'])}")
+    if manifest.get("engine"):
+        parts.append(f"engine {size(manifest['engine']['bytes'])}")
+    return ", ".join(parts)
+
+
+def _kept_float(manifest: Row) -> Iterator[RenderableType]:
+    rows = [
+        row for row in manifest.get("plan") or () if row["macs"] and row["precision"] not in ("int8", "fp8", "int4")
+    ]
+    if not rows:
+        return
+    total = max(sum(row["macs"] for row in manifest["plan"]), 1)
+    rows.sort(key=lambda row: -row["macs"])
+    columns = ("not quantized", "op", "in", "MACs", "why")
+    cells = ((r["node"], r["op"], r["precision"], percent(r["macs"] / total), r["why"]) for r in rows[:SHOWN])
+    yield _table(None, columns, cells)
+    if len(rows) > SHOWN:
+        left = sum(row["macs"] for row in rows[SHOWN:])
+        yield Text(
+            f"… and {len(rows) - SHOWN} more with {percent(left / total)} of the MACs: see the report", style="dim"
+        )
+
+
+def _largest(parts: Mapping[str, float]) -> list[tuple[str, float]]:
+    return sorted(parts.items(), key=lambda part: -part[1])
+
+
+def _facts(rows: Iterable[tuple[str, str]]) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(Text(name), Text(value))
+    return table
+
+
+def _table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        figures = column in ("MACs", "SQNR", "cosine", "max error", "top-1", "equal")
+        table.add_column(column, overflow="fold", justify="right" if figures else "left")
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    return table
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, Sequence) and bool(value) and all(isinstance(row, Mapping) for row in value)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return short(value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_cell(one)}" for key, one in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_cell, value))
+    return "–" if value is None else (count(value) if isinstance(value, int) and value > 99999 else str(value))
+
+
+def _digits(value: Any) -> str:
+    figure = number(value)
+    return "–" if figure is None else f"{figure:.6f}"
+
+
+def _words(key: str) -> str:
+    return key.replace("_", " ")
