@@ -1,0 +1,138 @@
+"""Reading Q/DQ nodes: what they store, how they scale it, and what reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import ml_dtypes
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from qcompiler import graph as graphs
+from qcompiler.errors import EngineError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+MICROSOFT = "com.microsoft"
+INT4 = np.dtype(ml_dtypes.int4)
+UINT4 = np.dtype(ml_dtypes.uint4)
+INT8 = np.dtype(np.int8)
+UINT8 = np.dtype(np.uint8)
+FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
+SIGNED = {UINT8: INT8, UINT4: INT4}
+LIMITS = {INT8: (-128, 127), INT4: (-8, 7)}
+VIEWS = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Cast")
+# Operators that carry integers from Q to DQ unchanged.
+CARRIES = (
+    *VIEWS[:-1],
+    "Slice",
+    "Split",
+    "Concat",
+    "Gather",
+    "Expand",
+    "MaxPool",
+    "Where",
+    "DepthToSpace",
+    "SpaceToDepth",
+)
+
+
+def is_q(node: gs.Node | None) -> bool:
+    """Whether a node is QuantizeLinear, of ONNX or of ONNX Runtime's own domain."""
+    return node is not None and node.op == "QuantizeLinear" and node.domain in (None, "", "ai.onnx", MICROSOFT)
+
+
+def is_dq(node: gs.Node | None) -> bool:
+    """Whether a node is DequantizeLinear, of ONNX or of ONNX Runtime's own domain."""
+    return node is not None and node.op == "DequantizeLinear" and node.domain in (None, "", "ai.onnx", MICROSOFT)
+
+
+def pairs(graph: gs.Graph) -> Iterator[gs.Node]:
+    """All Q and DQ nodes of one graph, in order; the list may be edited meanwhile."""
+    return (node for node in list(graph.nodes) if is_q(node) or is_dq(node))
+
+
+def scale_of(node: gs.Node) -> NDArray[Any] | None:
+    """The scale of a Q or DQ; None where it is computed at run time."""
+    return graphs.constant_value(node.inputs[1])
+
+
+def zero_point_of(node: gs.Node) -> NDArray[Any] | None:
+    """The zero point of a Q or DQ; None where it is omitted or computed."""
+    return graphs.constant_value(node.inputs[2]) if graphs.is_present(node, 2) else None
+
+
+def integer_of(node: gs.Node) -> gs.Tensor:
+    """The quantized side of a Q or DQ."""
+    tensor: gs.Tensor = node.outputs[0] if is_q(node) else node.inputs[0]
+    return tensor
+
+
+def stored_type(node: gs.Node) -> np.dtype[Any]:
+    """The quantized type; uint8 is what ONNX takes where nothing says otherwise."""
+    zero = node.inputs[2] if graphs.is_present(node, 2) else None
+    for source in (zero, integer_of(node)):
+        found = None if source is None else graphs.dtype_of(source)
+        if found is not None:
+            return found
+    stated = graphs.np_dtype(node.attrs.get("output_dtype")) if is_q(node) else None
+    return stated or UINT8
+
+
+def is_weight(node: gs.Node) -> bool:
+    """Whether a Q or DQ holds a constant: stored quantized, or a float constant behind a Q."""
+    source = node.inputs[0]
+    before = graphs.producer(source)
+    return graphs.constant_value(source) is not None or (is_q(before) and before is not None and is_weight(before))
+
+
+def block_size(node: gs.Node) -> int:
+    """Elements that share a scale along the blocked axis; 0 where scales are not blocked."""
+    return int(node.attrs.get("block_size", 0) or 0)
+
+
+def dequantized(node: gs.Node, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """The float values of a DQ of a constant, computed as ONNX defines it: (q - zero point) · scale.
+
+    Raises:
+        EngineError: data or scale are not constant, or blocked.
+    """
+    values, scale, zero = graphs.constant_value(node.inputs[0]), scale_of(node), zero_point_of(node)
+    if values is None or scale is None or block_size(node):
+        raise refusal(node, "has data or a scale that is not constant, or is blocked", "quantize it once, per tensor")
+    shape = [1] * values.ndim
+    if scale.size > 1:
+        shape[int(node.attrs.get("axis", 1))] = scale.size
+    wide = values.astype(np.float64)  # exact for every integer type up to 32 bits
+    if zero is not None:
+        wide = wide - zero.astype(np.float64).reshape(shape if zero.size > 1 else [1] * values.ndim)
+    product = wide.astype(np.float32) * scale.astype(np.float32).reshape(shape)
+    return np.asarray(product).reshape(values.shape).astype(dtype)
+
+
+def readers(tensor: gs.Tensor, through: tuple[str, ...] = VIEWS) -> Iterator[tuple[gs.Node, int, tuple[gs.Node, ...]]]:
+    """What reads a tensor in the end, as (node, input index, nodes looked through), passing operators of `through`."""
+    waiting: list[tuple[gs.Tensor, tuple[gs.Node, ...]]] = [(tensor, ())]
+    while waiting:
+        one, chain = waiting.pop()
+        for node, index in graphs.consumers(one):
+            if graphs.is_op(node, *through) and len(chain) < 16:
+                waiting += [(output, (*chain, node)) for output in node.outputs]
+            else:
+                yield node, index, chain
+
+
+def dequantizer(tensor: gs.Tensor) -> gs.Node | None:
+    """The DQ that a tensor comes from, through operators that only change its view; None where it is a plain float."""
+    node = graphs.producer(tensor)
+    while node is not None and graphs.is_op(node, *VIEWS):
+        node = graphs.producer(node.inputs[0])
+    return node if is_dq(node) else None
+
+
+def refusal(node: gs.Node, what: str, remedy: str) -> EngineError:
+    """The error for a node that the target must not see."""
+    tensor = integer_of(node) if is_q(node) or is_dq(node) else node.outputs[0]
+    return EngineError(f"node '{node.name}' ({node.op}, tensor '{tensor.name}') {what}: {remedy}.")
