@@ -16,8 +16,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from qcompiler import graph as graphs
+from qcompiler import linear
 from qcompiler.macs import LINEAR, Shapes, macs_of
-from qcompiler.plan import Decision
+from qcompiler.plan import Decision, Plan
 from qcompiler.target import DType, Target
 
 SMALLEST_GEMM = 16  # fewer input or output channels than one INT8 tensor-core tile: padding costs more than it saves
@@ -94,7 +95,7 @@ def _structural(node: gs.Node, target: Target, keep: Iterable[re.Pattern[str]]) 
     matching = next((pattern.pattern for pattern in keep if pattern.search(node.name)), None)
     if matching is not None:
         return refuse("kept", f"its name matches --keep '{matching}'")
-    activation, weight = node.inputs[0], graphs.weight_of(node)
+    activation, weight = node.inputs[0], linear.weight_of(node)
     if node.op == "ConvTranspose" and not target.conv_transpose:
         return refuse("no-kernel", f"{target.engine} runs ConvTranspose in float even between Q/DQ pairs")
     if weight is None:
@@ -195,3 +196,29 @@ def by_activation(found: Iterable[Candidate]) -> Mapping[str, list[Candidate]]:
     for candidate in found:
         groups.setdefault(candidate.activation, []).append(candidate)
     return groups
+
+
+def existing(graph: gs.Graph) -> Plan:
+    """The plan that a graph with Q/DQ pairs already embodies: linear nodes whose first two inputs are dequantized."""
+    plan = Plan()
+    for node in graph.nodes:
+        if node.op not in LINEAR:
+            continue
+        types = [_stored_type(tensor) for tensor in node.inputs[:2]]
+        precision = types[0] if types[0] is not None and types[0] is types[1] else None
+        if precision is None:
+            plan.add(Decision(node.name, node.op, DType.FP32, "float", "not both of its inputs are dequantized"))
+            continue
+        plan.add(Decision(node.name, node.op, precision, "quantized-already", "came quantized"))
+    return plan
+
+
+def _stored_type(tensor: gs.Tensor) -> DType | None:
+    """What a tensor is dequantized from, seen through Transpose and Reshape."""
+    node = graphs.producer(tensor)
+    while node is not None and node.op in ("Transpose", "Reshape", "Squeeze", "Unsqueeze"):
+        node = graphs.producer(node.inputs[0])
+    if node is None or node.op != "DequantizeLinear":
+        return None
+    name = str(graphs.dtype_of(node.inputs[0]))
+    return {"int8": DType.INT8, "float8_e4m3fn": DType.FP8}.get(name)

@@ -19,6 +19,7 @@ import numpy as np
 from qcompiler import model as models
 from qcompiler.data import Feeds, Keep, ShapeRange, Source
 from qcompiler.errors import ModelError
+from qcompiler.manifest import Fingerprint
 from qcompiler.session import Session, available_processors
 from qcompiler.statistics import Histogram
 
@@ -37,12 +38,14 @@ class Observations:
         kept: the feeds with the smallest fingerprints, in the order of these.
         shapes: smallest, usual and largest shape of each input, for the optimization profile.
         feeds: how many feeds were run.
+        fingerprint: hash of all feeds that does not depend on their order.
     """
 
     histograms: dict[str, Histogram] = field(default_factory=dict)
     kept: list[Feeds] = field(default_factory=list)
     shapes: ShapeRange = field(default_factory=ShapeRange)
     feeds: int = 0
+    fingerprint: Fingerprint = field(default_factory=Fingerprint)
 
 
 def observe(
@@ -71,7 +74,8 @@ def observe(
     names = list(dict.fromkeys(tensors))
     kept, shapes, counter = Keep(keep), ShapeRange(), _Counter(advance)
     share = max(1, available_processors() // workers)
-    feeds = _Shared(source, kept, shapes, counter)
+    fingerprint = Fingerprint()
+    feeds = _Shared(source, (kept.offer, shapes.watch, fingerprint.add), counter)
     crew = [_Worker(model, names, share) for _ in range(workers if names else 1)]
     if len(crew) == 1:
         crew[0].work(feeds)
@@ -84,7 +88,7 @@ def observe(
     for worker in crew[1:]:
         for name, histogram in worker.histograms.items():
             merged[name].merge(histogram)
-    return Observations(merged, kept.feeds, shapes, counter.done)
+    return Observations(merged, kept.feeds, shapes, counter.done, fingerprint)
 
 
 class _Counter:
@@ -103,10 +107,10 @@ class _Counter:
 class _Shared:
     """One iteration over the source, shared by the workers; also shows every feed to whoever watches the data."""
 
-    def __init__(self, source: Source, kept: Keep, shapes: ShapeRange, counter: _Counter) -> None:
+    def __init__(self, source: Source, watchers: Sequence[Callable[[Feeds], None]], counter: _Counter) -> None:
         self._feeds = iter(source)
         self._lock = threading.Lock()
-        self._kept, self._shapes, self._counter = kept, shapes, counter
+        self._watchers, self._counter = watchers, counter
         self._broken = False
 
     def __iter__(self) -> Iterator[tuple[int, Feeds]]:
@@ -116,8 +120,8 @@ class _Shared:
                 if feeds is None:
                     return
                 index = self._counter.done
-                self._kept.offer(feeds)
-                self._shapes.watch(feeds)
+                for watch in self._watchers:
+                    watch(feeds)
                 self._counter.add()
             yield index, feeds
 

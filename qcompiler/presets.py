@@ -22,26 +22,21 @@ from qcompiler.ranges import Ranges
 from qcompiler.target import Target
 
 
-def float_passes(target: Target) -> Pipeline:
-    """Clean-up that every preset begins with; the equivalence gate stands behind each pass."""
+def clean_up(target: Target) -> Pipeline:
+    """What every preset begins with; the equivalence gate stands behind each pass."""
     return Pipeline(
-        InlineFunctions(),
-        # Everything later speaks of nodes by name.
+        InlineFunctions(),  # first, because the bodies bring nodes and names of their own
         NameEverything(),
-        # Paddle and TensorFlow keep weights in Constant nodes, old exporters among the inputs: per-channel scales
-        # need them as initializers.
-        NormalizeConstants(),
-        # Before any folding, because the converter itself leaves constants and identities behind.
-        RaiseOpset(target.opset),
+        NormalizeConstants(),  # Paddle keeps weights in Constant nodes, old exporters among the inputs
+        RaiseOpset(target.opset),  # before folding, because the new spelling computes shapes that can be folded
         FoldConstants(),
-        EliminateIdentities(),
-        # A Pad between producer and Conv would take the Q/DQ pair that belongs at the Conv.
-        FoldPad(),
+        EliminateIdentities(),  # Paddle puts Identity and Cast between a Conv and its bias
+        FoldPad(),  # a Pad between producer and Conv would take the Q/DQ pair that belongs at the Conv
+        FoldChannelAffine(),  # Conv → Add(bias) → BatchNormalization needs the bias inside first
         FoldBatchNorm(),
-        FoldChannelAffine(),
+        FoldChannelAffine(),  # and some exporters scale again behind the normalisation
         EliminateDead(),
-        # Last: folding may have shared or replaced weights.
-        UnshareWeights(),
+        UnshareWeights(),  # last, because folding makes weights of its own
     )
 
 

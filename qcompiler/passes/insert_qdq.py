@@ -15,6 +15,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from qcompiler import graph as graphs
+from qcompiler import linear
 from qcompiler.numerics import quantize_weight
 from qcompiler.pass_ import Changed, Fact, Note, Pass, Skipped
 from qcompiler.plan import Plan, Quantizer
@@ -41,7 +42,7 @@ class InsertQDQ(Pass):
         for node in list(graph.nodes):
             if self.plan.precision(node.name) is not DType.INT8:
                 continue
-            weight = graphs.weight_of(node)
+            weight = linear.weight_of(node)
             if weight is None or weight.index != 1:
                 yield Skipped(node.name, "its weight is not a constant second input any more")
                 continue

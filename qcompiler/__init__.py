@@ -1,0 +1,55 @@
+"""qcompiler: a float model in, a verified INT8 TensorRT engine out.
+
+    import qcompiler
+
+    result = qcompiler.compile("model.onnx", data="calibration.npz", output="model.engine")
+    print(result.verification.worst_sqnr_db, result.plan.share())
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from qcompiler._version import __version__
+
+if TYPE_CHECKING:
+    from qcompiler.compiler import CompileResult, build, compile, quantize, verify  # noqa: A004
+    from qcompiler.inspection import Inspection, inspect
+    from qcompiler.recipe import Recipe
+
+__all__ = [
+    "CompileResult",
+    "Inspection",
+    "Recipe",
+    "__version__",
+    "build",
+    "compile",
+    "inspect",
+    "quantize",
+    "verify",
+]
+
+_HOMES = {
+    "CompileResult": "compiler",
+    "Inspection": "inspection",
+    "Recipe": "recipe",
+    "build": "compiler",
+    "compile": "compiler",
+    "inspect": "inspection",
+    "quantize": "compiler",
+    "verify": "compiler",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Loads the module of a public name when it is first used: importing the package costs nothing."""
+    import importlib
+
+    if name not in _HOMES:
+        raise AttributeError(f"module 'qcompiler' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"qcompiler.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return sorted(__all__)
