@@ -257,7 +257,7 @@ def _passes(rows: Sequence[Row] | None) -> str:
             _code(row["pass"]),
             str(row["changed"]),
             str(row["skipped"]),
-            "–" if number(row["relative_error"]) is None else f"{row['relative_error']:.1e}",
+            _error(row["relative_error"]),
             seconds(row["seconds"]),
         )
         for row in rows
@@ -269,6 +269,11 @@ def _passes(rows: Sequence[Row] | None) -> str:
     return _section(
         "Passes", note, _fold(f"{len(rows)} passes", len(rows), _table(columns, cells, figures=range(1, 5)))
     )
+
+
+def _error(value: Any) -> str:
+    figure = number(value)
+    return "–" if figure is None else "0" if figure == 0 else f"{figure:.1e}"
 
 
 def _environment(manifest: Row) -> str:

@@ -16,7 +16,7 @@ h1{font-size:28px;margin:0 0 8px;overflow-wrap:anywhere}h2{font-size:18px;margin
 .chips span{display:inline-block;background:var(--card);border:1px solid var(--rule);border-radius:99px;
 padding:2px 12px;margin:0 6px 6px 0;font-size:13px}
 main>section{background:var(--card);border:1px solid var(--rule);border-radius:12px;padding:20px 22px;margin-top:18px}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(205px,1fr));gap:14px;margin-top:18px}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(290px,1fr));gap:14px;margin-top:18px}
 .tile{background:var(--card);border:1px solid var(--rule);border-radius:12px;padding:14px 18px;
 border-top:3px solid var(--rule)}.tile.good{border-top-color:var(--good)}.tile.poor{border-top-color:var(--poor)}
 .tile h3{font-size:13px;font-weight:600;color:var(--dim);margin:0}
@@ -48,6 +48,7 @@ em.int4{color:var(--int4)}em.fp16,em.bf16,em.fp32{color:var(--dim)}
 svg{width:100%;height:auto;display:block;margin-top:6px}.grid{stroke:var(--rule)}
 .axis{fill:var(--dim);font-size:12px}.mid{text-anchor:middle}.end{text-anchor:end}
 .line{fill:none;stroke:var(--blue);stroke-width:1.6;stroke-linejoin:round;opacity:.65}.dot{fill:var(--blue)}
+.exact{fill:var(--card);stroke:var(--blue);stroke-width:1.5}
 .bad{fill:var(--poor)}.chosen{fill:var(--good)}.limit{stroke:var(--poor);stroke-dasharray:5 4;opacity:.7}
 @media print{body{background:#fff}details>*{display:block}input{display:none}}
 """.strip()

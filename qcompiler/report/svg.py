@@ -15,18 +15,23 @@ CEILING_DB = 70.0  # everything above is drawn here; an exact tensor is infinite
 
 
 def drift(layers: Sequence[Mapping[str, Any]], limit_db: float) -> str:
-    """SQNR of inner tensors over their place in the graph; drifting ones stand out, names show on hovering."""
+    """SQNR of inner tensors over their place in the graph; names show on hovering.
+
+    Drifting ones stand out; those that agree to the bit are rings at the upper edge.
+    """
     if not layers:
         return ""
     values = [_bounded(layer["sqnr_db"]) for layer in layers]
-    low, high = min(0.0, *values), max(40.0, *values)
+    exact = [number(layer["sqnr_db"]) == math.inf for layer in layers]
+    finite = [value for value, infinite in zip(values, exact, strict=True) if not infinite]
+    low, high = min(0.0, *finite, 0.0), max(40.0, *finite, 0.0) + 2
     step = (WIDTH - _LEFT - _RIGHT) / len(values)
     dots = [
         _Dot(
             x=_LEFT + (i + 0.5) * step,
-            y=_y(value, low, high),
+            y=_y(high if exact[i] else value, low, high),
             title=f"{layer['node']} ({layer['op']}): {decibel(layer['sqnr_db'])}",
-            kind="bad" if layer["drifts"] else "dot",
+            kind="exact" if exact[i] else "bad" if layer["drifts"] else "dot",
         )
         for i, (layer, value) in enumerate(zip(layers, values, strict=True))
     ]
@@ -66,13 +71,13 @@ class _Dot(NamedTuple):
     kind: str
 
     def __str__(self) -> str:
-        radius = 3.5 if self.kind == "dot" else 5.5
+        radius = 5.5 if self.kind in ("bad", "chosen") else 3.5
         shape = f'<circle cx="{self.x:.1f}" cy="{self.y:.1f}" r="{radius}" class="{self.kind}">'
         return f"{shape}<title>{escape(self.title)}</title></circle>"
 
 
 def _joined(dots: Sequence[_Dot]) -> str:
-    points = " ".join(f"{dot.x:.1f},{dot.y:.1f}" for dot in dots)
+    points = " ".join(f"{dot.x:.1f},{dot.y:.1f}" for dot in dots if dot.kind != "exact")
     return f'<polyline points="{points}" class="line"/>' + "".join(map(str, dots))
 
 
