@@ -192,7 +192,9 @@ def check(raw: object, inputs: Inputs, where: str) -> Feeds:
     return {name: _check_array(raw[name], *inputs[name], f"{where}: input '{name}'") for name in inputs}
 
 
-def _check_array(value: object, dtype: np.dtype[Any], shape: Shape, where: str) -> Array:
+def _check_array(value: Any, dtype: np.dtype[Any] | None, shape: Shape, where: str) -> Array:
+    if dtype is None:
+        return value  # type: ignore[no-any-return]  # a list of arrays or None: only the runtime can tell
     if not isinstance(value, (np.ndarray, np.generic)) and not hasattr(value, "__array__"):
         raise DataError(f"{where} is {_kind(value)}; give a numpy array of {_type_name(dtype)}.")
     array = np.asarray(value)
@@ -324,7 +326,9 @@ def _noise(inputs: Inputs, count: int) -> Iterator[Feeds]:
         yield {name: _noise_array(rng, dtype, shape or ()) for name, (dtype, shape) in inputs.items()}
 
 
-def _noise_array(rng: np.random.Generator, dtype: np.dtype[Any], shape: tuple[int | str | None, ...]) -> Array:
+def _noise_array(rng: np.random.Generator, dtype: np.dtype[Any] | None, shape: tuple[int | str | None, ...]) -> Array:
+    if dtype is None:
+        raise DataError("the model takes a sequence or an optional value, which 'random' cannot make; give real data.")
     free = 64 if len(shape) > 3 else 16
     sizes = [size if isinstance(size, int) else 1 if axis == 0 else free for axis, size in enumerate(shape)]
     if dtype.kind == "O":
@@ -384,17 +388,20 @@ def _import(name: str, text: str) -> ModuleType:
 def _batched(feeds: Iterator[Feeds], size: int, inputs: Inputs) -> Iterator[Feeds]:
     group: list[Feeds] = []
     for one in feeds:
-        if group and (len(group) == size or not _joins(group[0], one, inputs)):
+        if group and not _joins(group[0], one, inputs):
             yield _join(group, inputs)
             group = []
         group.append(one)
+        if len(group) == size:
+            yield _join(group, inputs)
+            group = []
     if group:
         yield _join(group, inputs)
 
 
 def _is_free(name: str, inputs: Inputs) -> bool:
     shape = inputs[name][1]
-    return shape is not None and len(shape) > 0 and not isinstance(shape[0], int)
+    return inputs[name][0] is not None and shape is not None and len(shape) > 0 and not isinstance(shape[0], int)
 
 
 def _joins(first: Feeds, other: Feeds, inputs: Inputs) -> bool:
@@ -404,6 +411,8 @@ def _joins(first: Feeds, other: Feeds, inputs: Inputs) -> bool:
             return False
     for name in inputs:
         one, two = first[name], other[name]
+        if inputs[name][0] is None:
+            return False
         if _is_free(name, inputs):
             if one.shape[1:] != two.shape[1:]:
                 return False

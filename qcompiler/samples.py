@@ -13,7 +13,7 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 Feeds = dict[str, Array]
 Shape = tuple[int | str | None, ...] | None
-Inputs = Mapping[str, tuple[np.dtype[Any], Shape]]
+Inputs = Mapping[str, tuple[np.dtype[Any] | None, Shape]]  # no type: a sequence or optional, passed on unseen
 
 
 def fingerprint(feeds: Mapping[str, Array]) -> bytes:
@@ -21,6 +21,9 @@ def fingerprint(feeds: Mapping[str, Array]) -> bytes:
     digest = blake2b(digest_size=16)
     for name in sorted(feeds):
         array = feeds[name]
+        if not isinstance(array, np.ndarray):  # a sequence or optional
+            digest.update(b"".join(fingerprint({name: np.asarray(one)}) for one in array or ()))
+            continue
         digest.update(repr((name, array.dtype.name, array.shape)).encode())
         if array.dtype.kind in "OU":
             digest.update(repr(array.reshape(-1).tolist()).encode())
@@ -58,8 +61,14 @@ class Keep:
         if at >= self.k or (at < len(self._prints) and self._prints[at] == key):
             return
         self._prints.insert(at, key)
-        self.feeds.insert(at, {name: np.array(array) for name, array in feeds.items()})
+        self.feeds.insert(at, {name: _copy(array) for name, array in feeds.items()})
         del self._prints[self.k :], self.feeds[self.k :]
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_copy(one) for one in value]
+    return None if value is None else np.array(value)
 
 
 class InputShapes(NamedTuple):
@@ -79,6 +88,8 @@ class ShapeRange:
     def watch(self, feeds: Mapping[str, Array]) -> None:
         """Counts the sizes of one feed."""
         for name, array in feeds.items():
+            if not isinstance(array, np.ndarray):  # a sequence or optional
+                continue
             axes = self._sizes.setdefault(name, [Counter() for _ in array.shape])
             for axis, size in zip(axes, array.shape, strict=True):
                 axis[size] += 1
@@ -99,7 +110,9 @@ class ShapeRange:
         """
         found: dict[str, InputShapes] = {}
         for name, axes in self._sizes.items():
-            declared = inputs[name][1]
+            dtype, declared = inputs[name]
+            if dtype is None:
+                continue
             free = [declared is None or not isinstance(declared[axis], int) for axis in range(len(axes))]
             if not any(free):
                 continue
