@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,6 +23,7 @@ from tests import filetypes, speech
 Array = np.ndarray[Any, np.dtype[Any]]
 Feeds = dict[str, Array]
 Run = Callable[[Feeds], Sequence[Array]]
+AnyRun = Callable[[Feeds], Sequence[Array] | Mapping[str, Array]]
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class RealModel:
         path: the ONNX file in the cache; shared between tests, so never write to it.
         calibration: starts an iterator of feeds, other samples than the evaluation's.
         evaluation: starts an iterator of the feeds that the metric uses; for silero-vad with the float model's states.
-        metric: score of `run(feeds) -> outputs in the model's order`; higher is better.
+        judge: what `metric` calls, with outputs as a list.
         score: what the float model reaches, measured on CPU; magika's depends a little on the files of the machine.
     """
 
@@ -42,8 +43,17 @@ class RealModel:
     path: Path
     calibration: Callable[[], Iterator[Feeds]]
     evaluation: Callable[[], Iterator[Feeds]]
-    metric: Callable[[Run], float]
+    judge: Callable[[Run], float]
     score: float
+
+    def metric(self, run: AnyRun) -> float:
+        """Score of `run(feeds) -> outputs`, a list or a dict in the model's order; higher is better."""
+
+        def listed(feeds: Feeds) -> Sequence[Array]:
+            outputs = run(feeds)
+            return list(outputs.values()) if isinstance(outputs, Mapping) else outputs
+
+        return self.judge(listed)
 
     def float_run(self) -> Run:
         """The float model in ONNX Runtime on CPU."""
