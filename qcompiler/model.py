@@ -19,13 +19,12 @@ from qcompiler.atomic import Artefacts, unwritable
 from qcompiler.errors import ModelError, UsageError
 from qcompiler.exporting import export_model
 from qcompiler.importing import import_model
-from qcompiler.weights import Array, Weights, as_bytes, map_file, to_external_tensor
+from qcompiler.weights import PIECE, Array, Weights, map_file, pieces, release, to_external_tensor
 from qcompiler.wire import WireError, delimited, strip
 
 OLDEST_OPSET = 7
 _ALIGNMENT = 4096  # of tensors in an external data file: a page, so that each can be mapped by itself
 _PROTOBUF_LIMIT = (1 << 31) - 1
-_CHUNK = 4 << 20  # bytes looked at together when weights are checked
 _MUST_BE_FINITE = frozenset(
     {
         "BatchNormalization",
@@ -188,8 +187,13 @@ def _not_isfinite(values: Array) -> Array:
 
 def _not_finite(values: Array, bad: Callable[[Array], Array]) -> int:
     flat = values.reshape(-1)
-    step = max(1, _CHUNK // max(1, values.dtype.itemsize))
-    return sum(int(np.count_nonzero(bad(flat[at : at + step]))) for at in range(0, flat.size, step))
+    step = PIECE // values.dtype.itemsize
+    count = 0
+    for at in range(0, flat.size, step):
+        part = flat[at : at + step]
+        count += int(np.count_nonzero(bad(part)))
+        release(part)
+    return count
 
 
 def _graphs(graph: gs.Graph) -> Iterator[gs.Graph]:
@@ -298,7 +302,7 @@ def _write_embedded(proto: ModelProto, arrays: dict[str, Array], stream: IO[byte
     stream.write(graph)
     for front, tensor in zip(fronts, large, strict=True):
         stream.write(front)
-        stream.write(as_bytes(arrays[tensor.name]))
+        stream.writelines(pieces(arrays[tensor.name]))
 
 
 def _without_large(proto: ModelProto, arrays: dict[str, Array]) -> bytes:
@@ -320,5 +324,5 @@ def _write_external(proto: ModelProto, arrays: dict[str, Array], data: IO[bytes]
         values = arrays[tensor.name]
         offset = -(-data.tell() // _ALIGNMENT) * _ALIGNMENT
         data.write(bytes(offset - data.tell()))
-        data.write(as_bytes(values))
+        data.writelines(pieces(values))
         tensor.CopyFrom(to_external_tensor(tensor.name, values, location, offset))

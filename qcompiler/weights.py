@@ -6,7 +6,9 @@ into one `blobs` folder; that, and data that lies beside the real path of the mo
 
 from __future__ import annotations
 
+import mmap
 import stat
+from collections.abc import Iterator
 from math import prod
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -21,6 +23,7 @@ from qcompiler.wire import EMBEDDED
 
 Array = np.ndarray[Any, Any]
 
+PIECE = 4 << 20  # bytes of a weight that are looked at or written together
 _PACKED_BITS = {
     getattr(TensorProto, name): bits
     for name, bits in (
@@ -177,9 +180,31 @@ def to_external_tensor(name: str, values: Array, location: str, offset: int | No
     return tensor
 
 
-def as_bytes(values: Array) -> memoryview:
-    """The elements of `values` in C order, without a copy where they already lie so."""
-    return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
+def pieces(values: Array) -> Iterator[memoryview]:
+    """The elements of `values` in C order, 4 MiB at a time, without a copy where they already lie so.
+
+    Pages of a mapped file are given back behind each piece, so that passing over a model does not make it resident.
+    """
+    flat = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+    for at in range(0, flat.size, PIECE):
+        piece = flat[at : at + PIECE]
+        yield piece.data
+        release(piece)
+
+
+def release(values: Array) -> None:
+    """Gives the pages of a view of a mapped file back; they are read again when somebody looks."""
+    base: Any = values
+    while isinstance(base, np.ndarray) and not isinstance(base, np.memmap):
+        base = base.base
+    if not isinstance(base, np.memmap) or not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    mapped: mmap.mmap = base._mmap  # type: ignore[attr-defined]  # the only way to it
+    start = values.ctypes.data - base.ctypes.data
+    first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+    last = (start + values.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    if base.offset == 0 and base.mode == "r" and last > first:  # a writable mapping could lose what was written
+        mapped.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
 def _belongs(real: Path, folder: Path, model: Path) -> bool:

@@ -358,7 +358,7 @@ def test_a_weight_that_is_not_finite_is_named(
 
 
 def test_the_last_chunk_of_a_large_weight_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "_CHUNK", 1000)
+    monkeypatch.setattr(models, "PIECE", 1000)
     values = WEIGHT.copy()
     values[0, 0] = values[63, 31] = np.nan
     with pytest.raises(ModelError, match="has 2 of 2048 values"):

@@ -17,6 +17,7 @@ import pytest
 from onnx import AttributeProto, ModelProto, TensorProto, helper, numpy_helper
 
 from qcompiler import model as models
+from qcompiler import weights
 from qcompiler.errors import InternalError, UsageError
 
 Array = np.ndarray[Any, Any]
@@ -252,6 +253,19 @@ def test_large_weights_are_views_of_the_file_and_read_only(stored: Callable[[Mod
         weight[0, 0] = 1
 
 
+def test_pages_that_were_given_back_are_read_again(stored: Callable[[ModelProto], Path]) -> None:
+    original = linear()
+    large = RNG.standard_normal((3000, 1000)).astype(np.float32)
+    original.graph.initializer.append(numpy_helper.from_array(large, "large"))
+    original.graph.node.add(op_type="Neg", input=["large"], output=["z"])
+    original.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, [3000, 1000]))
+    values = models.load(stored(original)).graph.nodes[2].inputs[0].values
+    assert b"".join(bytes(piece) for piece in weights.pieces(values)) == large.tobytes()
+    assert b"".join(bytes(piece) for piece in weights.pieces(values.T)) == large.T.tobytes()
+    weights.release(values[10:2000])
+    np.testing.assert_array_equal(values, large)
+
+
 def test_weights_in_constant_nodes_are_views_too(stored: Callable[[ModelProto], Path]) -> None:
     constant = helper.make_node("Constant", [], ["w"], value=numpy_helper.from_array(WEIGHT, "anything"))
     original = proto("g (float[1, 64] x) => (float[1, 32] y) { y = MatMul(x, w) }")
@@ -450,11 +464,11 @@ def test_a_full_disk_leaves_nothing_behind(
     model = models.load(stored(linear()))
     calls = []
 
-    def full(values: Array) -> memoryview:
+    def full(values: Array) -> None:
         calls.append(values)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(models, "as_bytes", full)
+    monkeypatch.setattr(models, "pieces", full)
     with pytest.raises(UsageError, match="No space left on device"):
         models.save(model, tmp_path / "out.onnx", external_above=above)
     assert calls
