@@ -170,12 +170,12 @@ def _verify(options: argparse.Namespace, view: View) -> None:
 
 
 def _inspect(options: argparse.Namespace, view: View) -> None:
-    from qcompiler import compiler
+    from qcompiler.inspection import inspect
     from qcompiler.report import terminal
 
-    inspection = compiler.inspect(options.model, data=options.data, recipe=_recipe(options), progress=view.progress)
-    view.people(*terminal.inspection(inspection.to_json(), everything=options.all))
-    view.result(inspection.to_json())
+    found = inspect(options.model, data=options.data, recipe=_recipe(options), progress=view.progress).to_json()
+    view.people(*terminal.inspection(found, everything=options.all))
+    view.result(found)
 
 
 def _passes(options: argparse.Namespace, view: View) -> None:
@@ -187,7 +187,8 @@ def _passes(options: argparse.Namespace, view: View) -> None:
         raise UsageError(f"there is no pass '{options.name}': {did_you_mean(options.name, known)}")
     chosen = {options.name: known[options.name]} if options.name else known
     rows = [spec.describe(one) for one in chosen.values()]
-    view.people(*terminal.passes(rows))
+    if not view.json:
+        view.people(*terminal.passes(rows))
     view.result(rows)
 
 
@@ -239,7 +240,8 @@ class _Parser(argparse.ArgumentParser):
     """argparse whose mistakes are `UsageError`s that know the closest command or option."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message.rstrip('?.')}. '{self.prog} --help' lists what there is.")
+        ended = message if message.endswith("?") else f"{message}."
+        raise UsageError(f"{ended} '{self.prog} --help' lists what there is.")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         found, unknown = self.parse_known_args(args, namespace)
@@ -319,7 +321,7 @@ def _parser() -> _Parser:
     )
     _positional(verify, "float", "FLOAT", "the float ONNX model")
     _positional(verify, "quantized", "QUANTIZED", "the quantized ONNX model, or an engine where it can run")
-    _data(verify, "data to compare on")
+    _data(verify, "data to compare on", required=True)
     _recipe_file(verify)
     verify.add_argument(
         "--samples", dest="verify_samples", type=int, metavar="N", help="compare on so many feeds (default: 16)"
@@ -380,9 +382,9 @@ def _output(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("-o", "--output", metavar="FILE", help=what)
 
 
-def _data(parser: argparse.ArgumentParser, what: str) -> None:
+def _data(parser: argparse.ArgumentParser, what: str, *, required: bool = False) -> None:
     text = f"{what}: an .npz with samples on axis 0, a folder of .npz, file.py:function, or random (smoke tests only)"
-    parser.add_argument("--data", metavar="D", help=text)
+    parser.add_argument("--data", metavar="D", required=required, help=text)
 
 
 def _recipe_file(parser: Any) -> None:

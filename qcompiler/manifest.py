@@ -67,7 +67,7 @@ class Fingerprint:
     """A hash over feeds that does not depend on their order: the sum of the hashes of each, modulo 2^256."""
 
     def __init__(self) -> None:
-        self.samples = 0
+        self.feeds = 0
         self._sum = 0
 
     def add(self, feed: Mapping[str, NDArray[Any]]) -> None:
@@ -78,7 +78,7 @@ class Fingerprint:
             digest.update(f"{name}\0{array.dtype}\0{array.shape}\0".encode())
             texts = array.dtype.hasobject
             digest.update(repr(array.tolist()).encode() if texts else array.reshape(-1).view(np.uint8).data)
-        self.samples += 1
+        self.feeds += 1
         self._sum = (self._sum + int.from_bytes(digest.digest(), "big")) % (1 << 256)
 
     def __str__(self) -> str:
@@ -109,7 +109,7 @@ def build(
     Args:
         source: the float model.
         recipe: as it was effectively used.
-        data: name, samples and fingerprint of the calibration data.
+        data: name, feeds (how many) and fingerprint of the calibration data.
         random_data: the data is noise, so accuracy figures mean nothing.
         passes: one report for each pass, in order.
         equivalence: largest relative error that each float pass introduced, by its text form.

@@ -360,8 +360,10 @@ class Recipe(_Keys):
         return dataclasses.replace(self, **changes)
 
     def resolve(self) -> Target:
-        """The target as the passes need it."""
-        return parse_target(self.target, DType(self.high_precision) if self.high_precision else None)
+        """The target as the passes need it; precision fp16 or bf16 means that type for everything."""
+        whole = self.precision if self.precision in HIGH_PRECISIONS else None
+        high = self.high_precision or whole
+        return parse_target(self.target, DType(high) if high else None)
 
 
 def _names(kind: type) -> list[str]:

@@ -34,7 +34,7 @@ def example(folder: Path, recipe: Recipe | None = None) -> dict[str, object]:
     return manifest.build(
         source=manifest.File.of(folder / "m.onnx"),
         recipe=recipe or Recipe(),
-        data={"name": "data/", "samples": 3, "fingerprint": "0" * 64},
+        data={"name": "data/", "feeds": 3, "fingerprint": "0" * 64},
         passes=[Report("fold", (Changed("a", "b"), Skipped("c", "d"), Skipped("e", "f")), 0.5)],
         equivalence={"fold": 1e-7},
         plan=plan,

@@ -167,6 +167,7 @@ def test_equal_recipes_have_equal_hashes() -> None:
 def test_resolve_gives_the_target_its_high_precision() -> None:
     assert Recipe().resolve().high_precision == "fp16"
     assert Recipe(target="onnxruntime", high_precision="bf16").resolve().high_precision == "bf16"
+    assert Recipe(precision="bf16").resolve().high_precision == "bf16"
 
 
 def test_every_precision_has_a_preset_of_its_name() -> None:

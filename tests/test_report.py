@@ -61,7 +61,7 @@ def example(folder: Path, *, nodes: int = 60, name: str = EVIL, random_data: boo
     return manifest.build(
         source=manifest.File("m.onnx", "ab" * 32, 10_814_023),
         recipe=Recipe(target="tensorrt-rtx:sm89,sm120", keep=("</pre><b>",)),
-        data={"name": "calibration.npz", "samples": 256, "fingerprint": "cd" * 32},
+        data={"name": "calibration.npz", "feeds": 256, "fingerprint": "cd" * 32},
         random_data=random_data,
         passes=[
             Report(f"fold-{what}", (Changed("a", "b"),) * k + (Skipped("c", "d"),) * 2, 0.02 * k)

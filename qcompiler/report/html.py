@@ -57,7 +57,7 @@ def _header(manifest: Row, name: str) -> str:
     rest = f"rest in {target['high_precision']}"
     chips = (recipe["precision"], engine, rest, f"calibrated by {recipe['calibrator']}")
     data = manifest.get("data") or {}
-    line = f"{data['samples']} samples of {data['name']}" if data.get("samples") else "no calibration data"
+    line = f"{data['feeds']} feeds of {data['name']}" if data.get("feeds") else "no calibration data"
     bars = ""
     if manifest.get("random_data"):
         bars += '<p class="alarm">Random data: the ranges and every accuracy figure here are meaningless.</p>'
