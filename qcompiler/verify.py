@@ -404,15 +404,22 @@ def _scoring(metric: str | Callable[[Run], float]) -> Callable[[Run, Run], Score
     return both
 
 
+class Outputs(dict[str, Any]):
+    """What a metric gets: outputs by name, and by position or slice as ONNX Runtime's own `run` gives them."""
+
+    def __getitem__(self, key: Any) -> Any:
+        return list(self.values())[key] if isinstance(key, int | slice) else super().__getitem__(key)
+
+
 def _score(function: Callable[[Run], float], run: Run, label: str) -> float:
     try:
-        return float(function(run))
+        return float(function(lambda feeds: Outputs(run(feeds))))
     except QCompilerError:
         raise
     except Exception as error:  # the user's code can raise anything
         raise UsageError(
             f"metric {label} failed with {type(error).__name__}: {error}. It is called with a function run(feeds) -> "
-            "outputs, both dicts of numpy arrays by name, and returns one number."
+            "outputs, both dicts of numpy arrays by name, and returns one number; --debug shows where it failed."
         ) from error
 
 

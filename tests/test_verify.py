@@ -217,6 +217,9 @@ def broken(run):
     raise ValueError("no labels")
 def words(run):
     return "good"
+def places(run):
+    outputs = run({{"x": np.ones((1, 8), np.float32)}})
+    return float(outputs[0].sum() - outputs[:1][0].sum() + list(outputs).index("y"))
 """
 
 
@@ -236,6 +239,13 @@ def test_the_metric_is_run_on_both_models_and_knows_its_direction(tmp_path: Path
     assert (score.float_score, score.quantized_score) == pytest.approx(expected, rel=1e-4)
     assert score.drop == pytest.approx((expected[1] - expected[0]) / expected[0], rel=1e-3)
     assert (score.name, score.higher_is_better) == ("sum of outputs", False)
+
+
+def test_a_metric_may_take_outputs_by_position(tmp_path: Path, metric: Path) -> None:
+    model = chain(tmp_path / "f.onnx", WEIGHTS)
+    score = verify(model, model, Samples(), metric=f"{metric}:places", drift=False).score
+    assert score is not None
+    assert score.float_score == 0
 
 
 @pytest.mark.parametrize(
