@@ -82,8 +82,8 @@ def summary(manifest: dict[str, Any], float_bytes: int, seconds: float) -> str:
     audit = manifest["audit"]
     engine = manifest["engine"]
     quantized = manifest["files"]["qdq"]["bytes"]
-    stages = ", ".join(f"{stage} {taken:.1f}" for stage, taken in manifest["timings"].items())
-    mismatches = [f"    {one['node']}: {one['why']}" for one in audit["mismatches"]]
+    stages = ", ".join(f"{stage} {taken:.1f}" for stage, taken in manifest["timings"].items() if taken >= 0.5)
+    mismatches = [f"    {one['node']}: {one['text']}" for one in audit["mismatches"]]
     rows = (
         (
             "accuracy",
