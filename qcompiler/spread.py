@@ -129,8 +129,8 @@ class _Borders:
         self.view, self.placed, self.verdicts = view, placed, verdicts
         self._captured = graphs.captured(view.graph)
 
-    def sources(self, node: gs.Node) -> list[bool]:
-        """For each FP32 input that some node writes: whether that is an FP32 node."""
+    def sources(self, node: gs.Node, *, edges: bool) -> list[bool]:
+        """For each FP32 input: whether an FP32 node writes it; `edges` says whether graph inputs count as one."""
         found = []
         for tensor in {id(t): t for t in node.inputs}.values():
             if isinstance(tensor, gs.Constant) or self.view.types.get(id(tensor)) != FP32:
@@ -140,20 +140,20 @@ class _Borders:
                 if self.view.types.get(id(before.inputs[0])) == NUMPY[self.view.dtype]:
                     found.append(False)
             elif not graphs.is_op(before, "DequantizeLinear", "ConstantOfShape"):
-                found.append(before is None or self._high(before))
+                found += [self._high(before)] if before is not None else [True] if edges else []
         return found
 
-    def sinks(self, node: gs.Node, *, quantizers: bool) -> list[bool]:
-        """For each use of an output: whether FP32 is read there; `quantizers` says whether QuantizeLinear counts."""
+    def sinks(self, node: gs.Node, *, edges: bool) -> list[bool]:
+        """For each use of an output: whether FP32 is read; `edges` says whether graph outputs and Q count at all."""
         found = []
         for tensor in node.outputs:
             if self.view.types.get(id(tensor)) != FP32:
                 continue
-            if graphs.is_output(self.view.graph, tensor) or tensor.name in self._captured:
+            if tensor.name in self._captured or (edges and graphs.is_output(self.view.graph, tensor)):
                 found.append(True)
             for reader, index in graphs.consumers(tensor):
                 if graphs.is_op(reader, "QuantizeLinear"):
-                    found += [True] if quantizers else []
+                    found += [True] if edges else []
                 elif graphs.is_op(reader, "Cast"):
                     to = graphs.np_dtype(reader.attrs.get("to"))
                     found += [False] if to == NUMPY[self.view.dtype] else []
@@ -185,24 +185,25 @@ def _moves(node: gs.Node, borders: _Borders) -> str:
 
     Operators that copy a value many times are the exception: they move half where half is read.
     """
-    sources = borders.sources(node) if node.op in MOVES else []
+    sources = borders.sources(node, edges=True) if node.op in MOVES else []
     if not sources or not all(sources):
         return ""
-    if node.op not in _GROWS or any(borders.sinks(node, quantizers=True)):
+    if node.op not in _GROWS or any(borders.sinks(node, edges=True)):
         return "moves values of nodes that stay FP32"
     return ""
 
 
 def _compares(node: gs.Node, borders: _Borders) -> str:
     """A comparison of FP32 values must not see them rounded."""
-    return "compares values that are computed in FP32" if node.op in COMPARES and any(borders.sources(node)) else ""
+    found = node.op in COMPARES and any(borders.sources(node, edges=True))
+    return "compares values that are computed in FP32" if found else ""
 
 
 def _between(node: gs.Node, borders: _Borders) -> str:
     """Pointwise between FP32 nodes: x - mean(x) in a written-out normalisation, and its division by the deviation."""
     if node.op not in POINTWISE:
         return ""
-    sources, sinks = borders.sources(node), borders.sinks(node, quantizers=False)
+    sources, sinks = borders.sources(node, edges=False), borders.sinks(node, edges=False)
     several = len(sources) > 1
     if any(sources) and any(sinks) and (several or all(sinks)):
         return "sits between nodes that stay FP32"
@@ -212,12 +213,12 @@ def _between(node: gs.Node, borders: _Borders) -> str:
 def _square(node: gs.Node, borders: _Borders) -> str:
     """Squares that are only summed up in FP32: the Cast may as well stand before them."""
     squares = node.op == "Pow" or (node.op == "Mul" and node.inputs[0] is node.inputs[1])
-    sinks = borders.sinks(node, quantizers=False) if squares else []
+    sinks = borders.sinks(node, edges=False) if squares else []
     return "its squares are only summed up, in FP32" if sinks and all(sinks) else ""
 
 
 def _counted(node: gs.Node, borders: _Borders, positional: set[int]) -> str:
     """Computed from integers and only read in FP32: nothing is gained in half."""
     counted = all(id(tensor) in positional for tensor in node.outputs) and node.op not in _LINEAR
-    sinks = borders.sinks(node, quantizers=True) if counted else []
+    sinks = borders.sinks(node, edges=True) if counted else []
     return "computed from integers for nodes that stay FP32" if sinks and all(sinks) else ""

@@ -75,7 +75,7 @@ class Casting:
         """Casts to the type that their input has by now, such as an exporter's own Cast back to half."""
         low = NUMPY[self.dtype]
         for node in list(self.graph.nodes):
-            if not graphs.is_op(node, "Cast") or graphs.np_dtype(node.attrs.get("to")) != low:
+            if not graphs.is_op(node, "Cast") or graphs.np_dtype(node.attrs["to"]) != low:
                 continue
             source, out = node.inputs[0], node.outputs[0]
             if graphs.dtype_of(source) == low and not graphs.why_not_replace(self.graph, out, source):
@@ -147,6 +147,8 @@ class Casting:
         if self.types.get(id(source)) == NUMPY[self.dtype]:
             for reader, index in low:
                 graphs.set_input(reader, index, source)
+            if not keep:
+                graphs.remove_node(self.graph, node)
             yield Changed(node.name, f"bypassed: its input is {self.dtype} already")
             return
         if not keep:

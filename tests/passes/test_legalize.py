@@ -1,0 +1,500 @@
+"""What TensorRT cannot take: exact repairs and refusals that name node, tensor and remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+import pytest
+
+from qcompiler import graph as graphs
+from qcompiler.engines import listing
+from qcompiler.engines.tensorrt_rtx import TensorRTRTX
+from qcompiler.errors import EngineError
+from qcompiler.passes import refuse_quantized
+from qcompiler.passes.legalize import REPAIRS, Legalize
+from qcompiler.session import Session
+from qcompiler.target import Target, parse_target
+from tests.rewrite import Spec, check, check_untouched, graph_proto, model, random_feeds, to_graph, whole
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
+RTX = parse_target("tensorrt-rtx:sm89")
+RNG = np.random.default_rng(3)
+W8 = RNG.integers(-127, 128, (32, 32)).astype(np.int8)
+ZERO = np.int8(0)
+CHANNEL_SCALES = np.linspace(1e-3, 3e-3, 32).astype(np.float32)
+
+
+def f32(value: Any) -> Array:
+    return np.asarray(value, np.float32)
+
+
+def product(
+    *,
+    scale: Any = 0.05,
+    zero: Any = ZERO,
+    weight: Any = W8,
+    weight_scale: Any = CHANNEL_SCALES,
+    weight_zero: Any = None,
+    axis: int | None = 1,
+    block: int = 0,
+    opset: int = 23,
+) -> onnx.ModelProto:
+    """x → Q → DQ → MatMul(DQ(w8)) → y, with whatever is to be wrong about it; `None` omits a zero point."""
+    scales = np.asarray(weight_scale)
+    held = {"s": scale if isinstance(scale, np.ndarray | np.generic) else f32(scale), "w8": weight, "ws": scales}
+    if zero is not None:
+        held["z"] = zero
+    held["wz"] = np.zeros(scales.shape, np.asarray(weight).dtype) if weight_zero is None else weight_zero
+    attrs = {} if axis is None else {"axis": axis}
+    nodes: tuple[Spec, ...] = (
+        ("QuantizeLinear", "x s z" if zero is not None else "x s", "q"),
+        ("DequantizeLinear", "q s z" if zero is not None else "q s", "d"),
+        ("DequantizeLinear", "w8 ws wz", "w", attrs | ({"block_size": block} if block else {})),
+        ("MatMul", "d w", "y"),
+    )
+    return newer(model(*nodes, inputs={"x": (64, 32)}, weights=held, opset=opset))
+
+
+def newer(proto: onnx.ModelProto) -> onnx.ModelProto:
+    proto.ir_version = 11
+    return proto
+
+
+def op_named(graph: gs.Graph, name: str) -> gs.Node:
+    return next(node for node in graph.nodes if node.name == name)
+
+
+def refused(proto: onnx.ModelProto, *words: str, target: Target = RTX) -> None:
+    with pytest.raises(EngineError) as caught:
+        Legalize(target)(to_graph(proto))
+    text = str(caught.value)
+    assert caught.value.exit_code == 6
+    assert all(word in text for word in words), text
+    assert text.startswith("node '")
+    assert ": " in text
+
+
+def built(graph: gs.Graph, folder: Path, node: str) -> tuple[str, ...]:
+    """Operand types of the kernel that TensorRT-RTX made of a node."""
+    (folder / "m.onnx").write_bytes(whole(graph).SerializeToString())
+    TensorRTRTX(("sm89",)).build(folder / "m.onnx", folder / "m.engine")
+    kernels = [op for one in listing.read(folder / "m.engine") for op in one.ops if node in op.nodes]
+    assert kernels, f"'{node}' is not listed"
+    return kernels[0].input_types
+
+
+# --- Legal graphs -----------------------------------------------------------------------------------------------------
+
+
+def test_a_legal_graph_is_left_alone() -> None:
+    check_untouched(Legalize(RTX), product())
+    check_untouched(Legalize(RTX), model(("Relu", "x", "y")))
+
+
+def test_onnx_runtime_takes_asymmetric_and_unsigned_models() -> None:
+    check_untouched(Legalize(parse_target("onnxruntime")), product(zero=np.uint8(7)))
+
+
+def test_weights_alone_may_be_blocked() -> None:
+    proto = newer(
+        model(
+            ("DequantizeLinear", "w8 ws wz", "w", {"axis": 0, "block_size": 16}),
+            ("MatMul", "x w", "y"),
+            inputs={"x": (4, 32)},
+            weights={"w8": W8, "ws": np.full((2, 32), 0.01, np.float32), "wz": np.zeros((2, 32), np.int8)},
+            opset=21,
+        )
+    )
+    check_untouched(Legalize(RTX), proto)
+
+
+# --- Repairs ----------------------------------------------------------------------------------------------------------
+
+
+def test_unsigned_activations_around_128_become_signed_exactly(tmp_path: Path) -> None:
+    graph, _ = check(Legalize(RTX), product(zero=np.uint8(128)), tolerance=0)
+    assert graphs.dtype_of(op_named(graph, "Q").inputs[2]) == np.int8
+    assert built(graph, tmp_path, "Y")[:2] == ("int8", "int8")
+
+
+def test_the_whole_way_of_the_integers_becomes_signed() -> None:
+    proto = newer(
+        model(
+            ("QuantizeLinear", "x s z", "q"),
+            ("MaxPool", "q", "p", {"kernel_shape": [2, 2]}),
+            ("Transpose", "p", "t", {"perm": [0, 1, 3, 2]}),
+            ("Concat", "t c", "cc", {"axis": 1}),
+            ("DequantizeLinear", "cc s z", "y"),
+            inputs={"x": (1, 2, 5, 5)},
+            weights={"s": f32(0.05), "z": np.uint8(128), "c": RNG.integers(0, 256, (1, 1, 4, 4)).astype(np.uint8)},
+            opset=21,
+        )
+    )
+    graph, _ = check(Legalize(RTX), proto, tolerance=0)
+    assert {str(graphs.dtype_of(op_named(graph, name).outputs[0])) for name in ("Q", "P", "T", "CC")} == {"int8"}
+
+
+def test_unsigned_weights_become_signed_where_their_values_fit() -> None:
+    proto = product(weight=(W8.astype(np.int16) + 128).astype(np.uint8), weight_zero=np.full(32, 128, np.uint8))
+    graph, _ = check(Legalize(RTX), proto, tolerance=0)
+    np.testing.assert_array_equal(graphs.values_of(op_named(graph, "W").inputs[0]), W8)
+
+
+def test_asymmetric_weights_that_fit_lose_their_offset() -> None:
+    values = np.clip(W8, -100, 100).astype(np.int8)
+    graph, _ = check(Legalize(RTX), product(weight=values, weight_zero=np.full(32, 5, np.int8)), tolerance=0)
+    np.testing.assert_array_equal(graphs.values_of(op_named(graph, "W").inputs[0]), values - 5)
+
+
+def test_unsigned_four_bit_weights_become_signed() -> None:
+    values = RNG.integers(0, 16, (32, 32)).astype(ml_dtypes.uint4)
+    proto = newer(
+        model(
+            ("DequantizeLinear", "w4 ws wz", "w", {"axis": 1}),
+            ("MatMul", "x w", "y"),
+            inputs={"x": (4, 32)},
+            weights={"w4": values, "ws": CHANNEL_SCALES, "wz": np.full(32, 8, ml_dtypes.uint4)},
+            opset=21,
+        )
+    )
+    graph, _ = check(Legalize(RTX), proto, tolerance=0)
+    assert graphs.dtype_of(op_named(graph, "W").inputs[0]) == np.dtype(ml_dtypes.int4)
+
+
+def test_an_omitted_zero_point_of_int8_data_is_written_out() -> None:
+    proto = newer(
+        model(
+            ("DequantizeLinear", "w8 ws", "w", {"axis": 1}),
+            ("MatMul", "x w", "y"),
+            inputs={"x": (4, 32)},
+            weights={"w8": W8, "ws": CHANNEL_SCALES},
+            opset=21,
+        )
+    )
+    graph, _ = check(Legalize(RTX), proto, tolerance=0)
+    zero = op_named(graph, "W").inputs[2]
+    assert graphs.dtype_of(zero) == np.int8
+    assert zero.shape == (32,)
+
+
+def test_an_int32_bias_becomes_its_float_values(tmp_path: Path) -> None:
+    proto = newer(
+        model(
+            ("QuantizeLinear", "x s z", "q"),
+            ("DequantizeLinear", "q s z", "d"),
+            ("DequantizeLinear", "w8 ws wz", "w", {"axis": 0}),
+            ("DequantizeLinear", "b32 bs", "b", {"axis": 0}),
+            ("Conv", "d w b", "y"),
+            inputs={"x": (1, 8, 6, 6)},
+            weights={
+                "s": f32(0.05), "z": np.int8(0), "w8": W8[:8, :8].reshape(8, 8, 1, 1), "ws": CHANNEL_SCALES[:8],
+                "wz": np.zeros(8, np.int8), "b32": np.arange(-400, 400, 100).astype(np.int32),
+                "bs": CHANNEL_SCALES[:8] / 20,
+            },
+            opset=21,
+        )
+    )  # fmt: skip
+    graph, report = check(Legalize(RTX), proto, tolerance=1e-6)
+    assert [note.node for note in report.notes] == ["B"]
+    assert graphs.is_constant(op_named(graph, "Y").inputs[2])
+    assert built(graph, tmp_path, "Y")[:2] == ("int8", "int8")
+
+
+@pytest.mark.parametrize(("engine", "opset", "casts"), [("tensorrt-rtx", 23, 1), ("tensorrt", 21, 3)])
+def test_half_scales_become_fp32_and_types_around_stay(engine: str, opset: int, casts: int) -> None:
+    proto = newer(
+        model(
+            ("QuantizeLinear", "x s z", "q"),
+            ("DequantizeLinear", "q s z", "d"),
+            ("DequantizeLinear", "w8 ws wz", "w", {"axis": 1}),
+            ("MatMul", "d w", "y"),
+            inputs={"x": (np.float16, (4, 32))},
+            weights={
+                "s": np.float16(0.0625), "z": np.int8(0), "w8": W8, "ws": CHANNEL_SCALES.astype(np.float16),
+                "wz": np.zeros(32, np.int8),
+            },
+            opset=opset,
+        )
+    )  # fmt: skip
+    graph, _ = check(Legalize(parse_target(engine)), proto, tolerance=2e-3)
+    assert [node.op for node in graph.nodes].count("Cast") == casts
+    assert all(graphs.dtype_of(node.inputs[1]) == np.float32 for node in graph.nodes if "Linear" in node.op)
+    assert graphs.dtype_of(graph.outputs[0]) == np.float16
+
+
+def test_output_dtype_becomes_a_cast_where_the_target_does_not_read_it() -> None:
+    proto = newer(
+        model(
+            ("DequantizeLinear", "w8 ws wz", "w", {"axis": 1, "output_dtype": 10}),
+            ("MatMul", "x w", "y"),
+            inputs={"x": (np.float16, (4, 32))},
+            weights={"w8": W8, "ws": CHANNEL_SCALES, "wz": np.zeros(32, np.int8)},
+            opset=23,
+        )
+    )
+    check_untouched(Legalize(RTX), proto)
+    # ONNX Runtime multiplies in half where DequantizeLinear writes half, in FP32 before the Cast.
+    check(Legalize(parse_target("tensorrt")), proto, ops=["DequantizeLinear", "Cast", "MatMul"], tolerance=1e-3)
+
+
+def test_a_list_of_one_scale_becomes_a_scalar() -> None:
+    graph, _ = check(Legalize(RTX), product(weight_scale=f32([0.01]), axis=None), tolerance=0)
+    assert op_named(graph, "W").inputs[1].shape == ()
+
+
+def test_the_scale_of_a_dead_channel_may_be_anything() -> None:
+    values, scales = W8.copy(), CHANNEL_SCALES.copy()
+    values[:, 4] = 0
+    scales[4] = 0
+    graph, _ = check(Legalize(RTX), product(weight=values, weight_scale=scales), tolerance=0)
+    assert graphs.values_of(op_named(graph, "W").inputs[1])[4] == 1
+
+
+def test_weights_of_recurrent_layers_become_float() -> None:
+    proto = newer(
+        model(
+            ("DequantizeLinear", "w8 ws wz", "w"),
+            ("GRU", "x w r", "_ y", {"hidden_size": 3}),
+            inputs={"x": (5, 2, 4)},
+            weights={
+                "w8": W8[:9, :4].reshape(1, 9, 4), "ws": f32(0.01), "wz": np.int8(0),
+                "r": RNG.random((1, 9, 3), np.float32),
+            },
+            opset=21,
+        )
+    )  # fmt: skip
+    check(Legalize(RTX), proto, ops=["GRU"], tolerance=0)
+
+
+def test_transposed_convolution_stays_quantized_only_where_there_is_a_kernel() -> None:
+    proto = newer(
+        model(
+            ("DequantizeLinear", "w8 ws wz", "w", {"axis": 1}),
+            ("ConvTranspose", "x w", "y"),
+            inputs={"x": (1, 4, 3, 3)},
+            weights={"w8": W8[:4, :4].reshape(4, 4, 1, 1), "ws": CHANNEL_SCALES[:4], "wz": np.zeros(4, np.int8)},
+            opset=21,
+        )
+    )
+    check(Legalize(RTX), proto, ops=["ConvTranspose"], tolerance=0)
+    check_untouched(Legalize(parse_target("tensorrt")), proto)
+
+
+def test_a_quantized_constant_that_an_operator_reads_goes_through_dq_and_q(tmp_path: Path) -> None:
+    proto = newer(
+        model(
+            ("Gather", "table i", "g"),
+            ("DequantizeLinear", "g s z", "d"),
+            ("Relu", "d", "y"),
+            inputs={"i": (np.int64, (3,))},
+            weights={"table": W8, "s": f32(0.02), "z": np.int8(0)},
+            opset=21,
+        )
+    )
+    graph, _ = check(
+        Legalize(RTX),
+        proto,
+        ops=["DequantizeLinear", "QuantizeLinear", "Gather", "DequantizeLinear", "Relu"],
+        tolerance=0,
+    )
+    (tmp_path / "m.onnx").write_bytes(whole(graph).SerializeToString())
+    assert TensorRTRTX(("sm89",)).build(tmp_path / "m.onnx", tmp_path / "m.engine").bytes
+
+
+def test_onnx_runtime_s_own_domain_is_onnx_s() -> None:
+    proto = product()
+    for one in proto.graph.node:
+        if "quantize" in one.op_type.lower():
+            one.domain = "com.microsoft"
+    proto.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    graph = to_graph(proto)
+    feeds = random_feeds(graph)
+    before = Session(graph, optimize=False).run(feeds)["y"]
+    assert Legalize(RTX)(graph).changed == 3
+    assert all(graphs.is_standard(node) for node in graph.nodes)
+    np.testing.assert_array_equal(Session(graph, optimize=False).run(feeds)["y"], before)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_quantized_convolution_is_written_out(bias: bool, tmp_path: Path) -> None:
+    weights = {
+        "xs": f32(0.04), "z": np.int8(0), "w8": W8[:8, :8].reshape(8, 8, 1, 1), "ws": CHANNEL_SCALES[:8],
+        "wz": np.zeros(8, np.int8), "ys": f32(0.05), "b": np.arange(-400, 400, 100).astype(np.int32),
+    }  # fmt: skip
+    proto = newer(
+        model(
+            ("QuantizeLinear", "x xs z", "q"),
+            ("QLinearConv", "q xs z w8 ws wz ys z" + (" b" if bias else ""), "c"),
+            ("DequantizeLinear", "c ys z", "y"),
+            inputs={"x": (1, 8, 6, 6)},
+            weights={name: weights[name] for name in weights if bias or name != "b"},
+            opset=21,
+        )
+    )
+    graph, _ = check(Legalize(RTX), proto, tolerance=2e-2)  # one step where a tie rounds the other way
+    assert [node.op for node in graph.nodes].count("Conv") == 1
+    assert built(graph, tmp_path, "C")[:2] == ("int8", "int8")
+
+
+def test_quantized_product_is_written_out() -> None:
+    proto = newer(
+        model(
+            ("QuantizeLinear", "x xs z", "q"),
+            ("QLinearMatMul", "q xs z w8 ws wz ys z", "m"),
+            ("DequantizeLinear", "m ys z", "y"),
+            inputs={"x": (4, 32)},
+            weights={
+                "xs": f32(0.04), "z": np.int8(0), "w8": W8, "ws": CHANNEL_SCALES, "wz": np.zeros(32, np.int8),
+                "ys": f32(0.05),
+            },
+            opset=21,
+        )
+    )  # fmt: skip
+    graph, _ = check(Legalize(RTX), proto, tolerance=2e-2)
+    assert [node.op for node in graph.nodes].count("MatMul") == 1
+
+
+def test_repairs_say_nothing_about_a_legal_graph_each_for_itself() -> None:
+    graph = to_graph(product())
+    assert [note for repair in REPAIRS for note in repair(graph, RTX)] == []
+
+
+# --- Refusals ---------------------------------------------------------------------------------------------------------
+
+
+def test_asymmetric_activations_are_refused() -> None:
+    refused(product(zero=np.int8(3)), "'Q'", "zero point 3", "symmetric")
+
+
+def test_unsigned_activations_that_do_not_fit_are_refused() -> None:
+    refused(product(zero=np.uint8(0)), "'Q'", "uint8", "read as int8")
+    refused(product(zero=None), "'Q'", "uint8")
+
+
+def test_asymmetric_weights_that_do_not_fit_are_refused() -> None:
+    refused(product(weight_zero=np.full(32, 50, np.int8)), "'W'", "zero point 50")
+
+
+@pytest.mark.parametrize("value", [0.0, -0.1, np.nan, np.inf, 1e-40])
+def test_impossible_scales_are_refused_everywhere(value: float) -> None:
+    refused(product(scale=f32(value)), "'Q'", "index 0", "calibrate")
+    scales = CHANNEL_SCALES.copy()
+    scales[7] = value
+    refused(product(weight_scale=scales), "'W'", "index 7", target=parse_target("onnxruntime"))
+
+
+def test_scales_computed_at_run_time_are_refused() -> None:
+    proto = newer(
+        model(
+            ("ReduceMax", "x", "s", {"keepdims": 0}),
+            ("QuantizeLinear", "x s z", "q"),
+            ("DequantizeLinear", "q s z", "y"),
+            weights={"z": np.int8(0)},
+            opset=21,
+        )
+    )
+    refused(proto, "'Q'", "computed at run time")
+
+
+def test_activations_with_several_scales_are_refused() -> None:
+    proto = newer(
+        model(
+            ("QuantizeLinear", "x s z", "q", {"axis": 1}),
+            ("DequantizeLinear", "q s z", "y", {"axis": 1}),
+            weights={"s": np.full(4, 0.1, np.float32), "z": np.zeros(4, np.int8)},
+            opset=21,
+        )
+    )
+    refused(proto, "'Q'", "4 scales", "one scale per tensor")
+
+
+def test_weight_scales_on_the_input_channels_are_refused() -> None:
+    refused(product(axis=0), "'W'", "axis 0", "axis 1", "float without a word")
+
+
+def test_the_axis_is_followed_through_a_transpose() -> None:
+    def transposed(axis: int) -> onnx.ModelProto:
+        proto = product(axis=axis)
+        proto.graph.node.insert(3, onnx.helper.make_node("Transpose", ["w"], ["wt"], "T", perm=[1, 0]))
+        proto.graph.node[4].input[1] = "wt"
+        return proto
+
+    check_untouched(Legalize(RTX), transposed(0))
+    refused(transposed(1), "'W'", "axis 0", "axis 1")
+
+
+def test_blocked_weights_against_quantized_activations_are_refused() -> None:
+    scales = np.full((2, 32), 0.01, np.float32)
+    proto = product(weight_scale=scales, weight_zero=np.zeros((2, 32), np.int8), axis=0, block=16)
+    refused(proto, "'W'", "blocked", "'Y'", "wrong results")
+
+
+def test_operands_of_two_types_are_refused() -> None:
+    fp8 = np.zeros((32, 32), ml_dtypes.float8_e4m3fn)
+    refused(product(weight=fp8, weight_zero=np.zeros(32, fp8.dtype)), "'Y'", "int8", "float8_e4m3fn")
+    int4 = np.zeros((32, 32), ml_dtypes.int4)
+    refused(product(weight=int4, weight_zero=np.zeros(32, int4.dtype)), "'Y'", "int4")
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.float8_e5m2, np.int16, np.uint16])
+def test_types_that_the_parser_does_not_import_are_refused(dtype: Any) -> None:
+    refused(product(weight=np.zeros((32, 32), dtype), weight_zero=np.zeros(32, dtype)), "'W'", np.dtype(dtype).name)
+
+
+def test_fp8_needs_a_gpu_that_has_it() -> None:
+    fp8 = ml_dtypes.float8_e4m3fn
+    proto = product(zero=np.zeros((), fp8), weight=np.zeros((32, 32), fp8), weight_zero=np.zeros(32, fp8))
+    refused(proto, "FP8", "sm86", target=parse_target("tensorrt-rtx:sm86,sm89"))
+    check_untouched(Legalize(RTX), proto)
+    check_untouched(Legalize(parse_target("tensorrt-rtx")), proto)
+
+
+def test_dynamically_quantized_operators_are_refused() -> None:
+    proto = model(
+        ("DynamicQuantizeLinear", "x", "q s z"),
+        ("MatMulInteger", "q w8 z", "i"),
+        ("Cast", "i", "f", {"to": 1}),
+        ("Mul", "f s", "y"),
+        weights={"w8": W8[:4, :4]},
+    )
+    refused(proto, "'Q'", "DynamicQuantizeLinear", "--data")
+
+
+def test_nested_graphs_are_looked_into() -> None:
+    body = graph_proto(
+        [("QuantizeLinear", "x s z", "q"), ("DequantizeLinear", "q s z", "inside")], {}, ["inside"], {"z": np.int8(9)}
+    )
+    other = graph_proto([("Abs", "x", "beside")], {}, ["beside"])
+    proto = newer(
+        model(
+            ("If", "c", "y", {"then_branch": body, "else_branch": other}),
+            inputs={"x": (2, 4), "c": (np.bool_, ())},
+            weights={"s": f32(0.1)},
+            opset=21,
+        )
+    )
+    refused(proto, "'Q'", "zero point 9")
+
+
+@pytest.mark.parametrize("rule", refuse_quantized.RULES, ids=lambda rule: rule.__name__)
+def test_no_rule_refuses_a_legal_graph(rule: Callable[[gs.Graph, Target], None]) -> None:
+    graph = to_graph(product())
+    before = whole(graph).SerializeToString(deterministic=True)
+    rule(graph, RTX)
+    assert whole(graph).SerializeToString(deterministic=True) == before
+
+
+def test_the_real_parser_agrees_that_asymmetric_models_are_impossible(tmp_path: Path) -> None:
+    """The rules exist because the library says so, or because it says nothing and computes something else."""
+    (tmp_path / "m.onnx").write_bytes(product(zero=np.int8(3)).SerializeToString())
+    assert any("zero point" in str(one).lower() for one in TensorRTRTX(("sm89",)).check(tmp_path / "m.onnx"))
