@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 
 from qcompiler import calibrators, decide
 from qcompiler import model as models
-from qcompiler.data import Feeds, Inputs
+from qcompiler.data import Feeds
 from qcompiler.decide import Candidate, Refusal
 from qcompiler.macs import concrete_shapes
 from qcompiler.observe import Observations
@@ -41,7 +41,6 @@ def choose(
     observed: Observations,
     recipe: Recipe,
     target: Target,
-    inputs: Inputs,
     advance: Advance | None = None,
 ) -> Chosen:
     """Decides every linear node's precision.
@@ -53,11 +52,9 @@ def choose(
         observed: histograms of the candidates' activations, and the kept feeds.
         recipe: calibrator, safety net, gates.
         target: high-precision type.
-        inputs: the model's inputs, to know which of them have a batch axis.
         advance: called with the number of runs of the safety net.
     """
-    feeds = [one_sample(feed, inputs) for feed in observed.kept]
-    shapes = concrete_shapes(model.graph, feeds[0], decide.tensors_for_shapes(model.graph))
+    shapes = concrete_shapes(model.graph, observed.kept[0], decide.tensors_for_shapes(model.graph))
     macs = decide.node_macs(model.graph, shapes)
     nodes = {node.name: node for node in model.graph.nodes}
     small = [r for c in found if (r := decide.too_small(c, nodes[c.node], shapes)) is not None]
@@ -65,7 +62,7 @@ def choose(
     groups = decide.by_activation(c for c in found if c.node not in out)
     ranges, spelled = offered(recipe.calibrator, {name: observed.histograms[name] for name in groups})
     group_macs = {name: sum(macs[c.node] for c in members) for name, members in groups.items()}
-    net = _cast(model, groups, feeds, ranges, group_macs, sum(macs.values()), recipe, advance)
+    net = _cast(model, groups, observed.kept, ranges, group_macs, sum(macs.values()), recipe, advance)
     plan = _plan(groups, [*refused, *small], net, macs, target, nodes, observed.histograms, recipe)
     plan.quantizers = {
         name: Quantizer(
@@ -76,18 +73,6 @@ def choose(
         if name not in net.restored
     }  # fmt: skip
     return Chosen(plan, net)
-
-
-def one_sample(feed: Feeds, inputs: Inputs) -> Feeds:
-    """The first sample of a batched feed; the feed itself where its inputs have no common batch axis."""
-    sizes = {array.shape[0] for array in feed.values() if array.ndim}
-    free = all(
-        array.ndim and (inputs[name][1] is None or not isinstance(inputs[name][1][0], int))  # type: ignore[index]
-        for name, array in feed.items()
-    )
-    if len(sizes) != 1 or not free or max(sizes) <= 1:
-        return feed
-    return {name: array[:1] for name, array in feed.items()}
 
 
 def offered(

@@ -13,11 +13,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from qcompiler import calibrators, decide, manifest, ranges
+from qcompiler import calibrators, decide, manifest, ranges, shapes
 from qcompiler import graph as graphs
 from qcompiler import model as models
 from qcompiler.atomic import check_writable, unwritable
-from qcompiler.choose import AUTO, Chosen, choose, one_sample
+from qcompiler.choose import AUTO, Chosen, choose
 from qcompiler.data import Data, Inputs, Source, open_source
 from qcompiler.engines import Engine, EngineFile, Profile, for_target
 from qcompiler.equivalence import Gate
@@ -158,10 +158,10 @@ def _compile(
     if engine is not None:
         _preflight(run, engine, normal)
     found, refused = decide.candidates(normal.graph, run.target, recipe.keep) if recipe.precision == "int8" else ([], [])
-    observed = _observe(run, normal, samples, [candidate.activation for candidate in found])
+    observed = _observe(run, normal, samples, inputs, [candidate.activation for candidate in found])
     while True:
-        chosen = _choose(run, normal, found, refused, observed, inputs)
-        lowered = _lower(run, normal, chosen, observed, inputs)
+        chosen = _choose(run, normal, found, refused, observed)
+        lowered = _lower(run, normal, chosen, observed)
         verification = _verify(run, model, lowered, samples, observed, inputs, drift=build)
         stricter = _stricter(run.recipe, verification, chosen)
         if stricter is None:
@@ -276,6 +276,7 @@ def _normalise(run: _Run, original: models.Model, samples: Source | None) -> mod
             advance(1)
 
         run.reports.extend(pipeline(model.graph, after))
+        shapes.infer(model)
     return model
 
 
@@ -293,11 +294,15 @@ def _preflight(run: _Run, engine: Engine, model: models.Model) -> None:
         )
 
 
-def _observe(run: _Run, model: models.Model, samples: Source | None, tensors: Sequence[str]) -> Observations:
+def _observe(
+    run: _Run, model: models.Model, samples: Source | None, inputs: Inputs, tensors: Sequence[str]
+) -> Observations:
     if samples is None:
         return Observations()
     with run.stage("observe", run.recipe.samples) as advance:
-        return observe(model, tensors, samples, keep=KEPT_FEEDS, workers=run.recipe.workers, advance=advance)
+        return observe(
+            model, tensors, samples, inputs=inputs, keep=KEPT_FEEDS, workers=run.recipe.workers, advance=advance
+        )
 
 
 def _choose(
@@ -306,19 +311,18 @@ def _choose(
     found: Sequence[decide.Candidate],
     refused: Sequence[decide.Refusal],
     observed: Observations,
-    inputs: Inputs,
 ) -> Chosen:
     if not observed.kept:
         return Chosen(Plan(), SafetyNet())
     with run.stage("decide") as advance:
-        return choose(model, found, refused, observed, run.recipe, run.target, inputs, advance)
+        return choose(model, found, refused, observed, run.recipe, run.target, advance)
 
 
-def _lower(run: _Run, normal: models.Model, chosen: Chosen, observed: Observations, inputs: Inputs) -> models.Model:
+def _lower(run: _Run, normal: models.Model, chosen: Chosen, observed: Observations) -> models.Model:
     """The plan's graph in the target's types; adds the decisions of the typing to the plan."""
     model = models.copy(normal)
     with run.stage("lower"):
-        feeds = [one_sample(feed, inputs) for feed in observed.kept[:RANGE_FEEDS]]
+        feeds = observed.kept[:RANGE_FEEDS]
         wide = run.target.high_precision is DType.FP32
         seen = ranges.Ranges() if wide or not feeds else ranges.measure(normal, feeds)
         per_channel = run.recipe.weight_granularity == "channel"

@@ -132,7 +132,7 @@ def _nested(graph: gs.Graph) -> list[tuple[gs.Node, gs.Node]]:
         (owner, node)
         for owner in graph.nodes
         for inner in graphs.subgraphs(owner)
-        for _, node in graphs.walk(inner)
+        for node in graphs.walk(inner)
     ]
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qcompiler import model as models
-from qcompiler.data import Feeds, Keep, ShapeRange, Source
+from qcompiler.data import Feeds, Inputs, Keep, ShapeRange, Source
 from qcompiler.errors import ModelError
 from qcompiler.manifest import Fingerprint
 from qcompiler.session import Session, available_processors
@@ -35,7 +35,7 @@ class Observations:
 
     Attributes:
         histograms: of |x|, by tensor name, over all elements of all samples.
-        kept: the feeds with the smallest fingerprints, in the order of these.
+        kept: the feeds with the smallest fingerprints, in the order of these; only the first sample of a batch.
         shapes: smallest, usual and largest shape of each input, for the optimization profile.
         feeds: how many feeds were run.
         fingerprint: hash of all feeds that does not depend on their order.
@@ -53,6 +53,7 @@ def observe(
     tensors: Sequence[str],
     source: Source,
     *,
+    inputs: Inputs,
     keep: int = 16,
     workers: int = 1,
     advance: Advance | None = None,
@@ -62,6 +63,7 @@ def observe(
     Args:
         model: the float model; float tensors of its main graph can be observed.
         tensors: their names; graph inputs are allowed.
+        inputs: the model's inputs, to know whether a feed is a batch.
         keep: how many feeds to keep for later checks.
         workers: sessions that share the data; each gets its part of the processors. More than one pays where single
             operators are too small to keep all processors busy, and costs one session's memory each.
@@ -75,7 +77,7 @@ def observe(
     kept, shapes, counter = Keep(keep), ShapeRange(), _Counter(advance)
     share = max(1, available_processors() // workers)
     fingerprint = Fingerprint()
-    feeds = _Shared(source, (kept.offer, shapes.watch, fingerprint.add), counter)
+    feeds = _Shared(source, (lambda feed: kept.offer(one_sample(feed, inputs)), shapes.watch, fingerprint.add), counter)
     crew = [_Worker(model, names, share) for _ in range(workers if names else 1)]
     if len(crew) == 1:
         crew[0].work(feeds)
@@ -89,6 +91,19 @@ def observe(
         for name, histogram in worker.histograms.items():
             merged[name].merge(histogram)
     return Observations(merged, kept.feeds, shapes, counter.done, fingerprint)
+
+
+def one_sample(feed: Feeds, inputs: Inputs) -> Feeds:
+    """The first sample of a batched feed; the feed itself where its inputs have no common batch axis."""
+    sizes = {array.shape[0] for array in feed.values() if array.ndim}
+    free = all(array.ndim and _has_batch_axis(inputs[name][1]) for name, array in feed.items())
+    if len(sizes) != 1 or not free or max(sizes) <= 1:
+        return feed
+    return {name: array[:1] for name, array in feed.items()}
+
+
+def _has_batch_axis(shape: tuple[int | str | None, ...] | None) -> bool:
+    return shape is None or (len(shape) > 0 and not isinstance(shape[0], int))
 
 
 class _Counter:

@@ -13,6 +13,7 @@ from qcompiler.passes.high_precision import HighPrecision
 from qcompiler.passes.inline_functions import InlineFunctions
 from qcompiler.passes.insert_qdq import InsertQDQ
 from qcompiler.passes.legalize import Legalize
+from qcompiler.passes.name_dimensions import NameDimensions
 from qcompiler.passes.name_everything import NameEverything
 from qcompiler.passes.normalize_constants import NormalizeConstants
 from qcompiler.passes.raise_opset import RaiseOpset
@@ -27,6 +28,7 @@ def clean_up(target: Target) -> Pipeline:
     return Pipeline(
         InlineFunctions(),  # first, because the bodies bring nodes and names of their own
         NameEverything(),
+        NameDimensions(),
         NormalizeConstants(),  # Paddle keeps weights in Constant nodes, old exporters among the inputs
         RaiseOpset(target.opset),  # before folding, because the new spelling computes shapes that can be folded
         FoldConstants(),
