@@ -63,7 +63,7 @@ def why_not_absorb(graph: gs.Graph, node: gs.Node, follower: gs.Node) -> str:
     if any(user is not follower for user, _ in consumers(output)):
         return f"'{output.name}' between them is also read by other nodes"
     if is_present(node, 2) and not _is_row(values_of(node.inputs[2])):
-        return f"the bias of '{node.name}' is not one row"
+        return f"the bias of '{node.name}' has not one value per channel"
     return ""
 
 

@@ -22,7 +22,6 @@ class FoldBatchNorm(Pass):
     """Fold BatchNormalization into the Conv, ConvTranspose or Gemm before it."""
 
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.NAMED, Fact.CONSTANTS})
-    provides: ClassVar[frozenset[Fact]] = frozenset({Fact.FOLDED})  # the last of the folding passes
     exact_to: ClassVar[float | None] = 1e-4
 
     def rewrite(self, graph: gs.Graph) -> Iterator[Note]:
@@ -33,7 +32,7 @@ class FoldBatchNorm(Pass):
             for node in inner.nodes:
                 if not is_op(node, "BatchNormalization"):
                     continue
-                refusal = _fold(inner, node, names)
+                refusal = fold(inner, node, names)
                 if refusal:
                     yield Skipped(node.name, refusal)
                     continue
@@ -45,7 +44,12 @@ class FoldBatchNorm(Pass):
             remove_nodes(inner, gone)
 
 
-def _fold(graph: gs.Graph, node: gs.Node, names: Names) -> str:
+def fold(graph: gs.Graph, node: gs.Node, names: Names) -> str:
+    """Puts a BatchNormalization into the linear node before it, which is left to be bypassed.
+
+    Returns:
+        Why that is impossible, and then nothing is changed; empty where it is done.
+    """
     linear = producer(node.inputs[0])
     if linear is None or not is_op(linear, "Conv", "ConvTranspose", "Gemm"):
         return f"it follows {'no node' if linear is None else linear.op}, not Conv, ConvTranspose or Gemm"

@@ -27,16 +27,23 @@ from qcompiler.graph import (
     replace_uses,
 )
 from qcompiler.pass_ import Changed, Fact, Note, Pass, Skipped
+from qcompiler.passes.fold_batch_norm import fold as fold_batch_norm
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+_LINEAR = ("Conv", "ConvTranspose", "Gemm")
+
 
 @dataclass(frozen=True)
 class FoldChannelAffine(Pass):
-    """Fold multiplications and additions of constants per channel into the Conv, ConvTranspose or Gemm before them."""
+    """Fold multiplications and additions of constants per channel into the Conv, ConvTranspose or Gemm before them.
+
+    A BatchNormalization that stands behind them (Conv → Add → BatchNormalization) goes along.
+    """
 
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.NAMED, Fact.CONSTANTS})
+    provides: ClassVar[frozenset[Fact]] = frozenset({Fact.FOLDED})  # the last of the folding passes
     exact_to: ClassVar[float | None] = 1e-4
 
     def rewrite(self, graph: gs.Graph) -> Iterator[Note]:
@@ -45,19 +52,30 @@ class FoldChannelAffine(Pass):
         for inner in graphs(graph):
             gone: list[gs.Node] = []
             for node in inner.nodes:
-                operands = _operands(node)
-                if operands is None:
+                refusal = _fold(inner, node, names)
+                if refusal is None:
                     continue
-                index, linear, constant = operands
-                refusal = why_not_absorb(inner, linear, node) or _fold(node, index, linear, constant, names)
                 if refusal:
                     yield Skipped(node.name, refusal)
                     continue
-                replace_uses(inner, node.outputs[0], linear.outputs[0])
+                source = next(tensor for tensor in node.inputs if is_op(producer(tensor), *_LINEAR))
+                replace_uses(inner, node.outputs[0], source)
                 detach(node)  # at once, so that the next one in a chain finds the linear node free
                 gone.append(node)
-                yield Changed(node.name, f"{node.op} folded into '{linear.name}'")
+                yield Changed(node.name, f"{node.op} folded into '{source.inputs[0].name}'")
             remove_nodes(inner, gone)
+
+
+def _fold(graph: gs.Graph, node: gs.Node, names: Names) -> str | None:
+    """Empty where the node was folded, else why not; None where it is not of the kind."""
+    if is_op(node, "BatchNormalization"):
+        # FoldBatchNorm has had its say on all but those that only came free in this sweep.
+        return None if fold_batch_norm(graph, node, names) else ""
+    operands = _operands(node)
+    if operands is None:
+        return None
+    index, linear, constant = operands
+    return why_not_absorb(graph, linear, node) or _absorb(node, index, linear, constant, names)
 
 
 def _operands(node: gs.Node) -> tuple[int, gs.Node, NDArray[Any]] | None:
@@ -67,12 +85,12 @@ def _operands(node: gs.Node) -> tuple[int, gs.Node, NDArray[Any]] | None:
     for index in (0, 1):
         linear = producer(node.inputs[index])
         constant = constant_value(node.inputs[1 - index])
-        if linear is not None and is_op(linear, "Conv", "ConvTranspose", "Gemm") and constant is not None:
+        if linear is not None and is_op(linear, *_LINEAR) and constant is not None:
             return index, linear, constant
     return None
 
 
-def _fold(node: gs.Node, index: int, linear: gs.Node, constant: NDArray[Any], names: Names) -> str:
+def _absorb(node: gs.Node, index: int, linear: gs.Node, constant: NDArray[Any], names: Names) -> str:
     if not is_float(node.inputs[1 - index]):
         return "its constant is not float"
     values = _per_channel(constant, linear)
@@ -80,19 +98,24 @@ def _fold(node: gs.Node, index: int, linear: gs.Node, constant: NDArray[Any], na
         return f"its constant of shape {list(constant.shape)} is not one value per output channel of '{linear.name}'"
     if not np.isfinite(values).all():
         return "its constant is not finite"
-    if node.op == "Div" and index == 1:
+    affine = _affine(node.op, index, values)
+    return absorb(linear, affine, names) if isinstance(affine, Affine) else affine
+
+
+def _affine(op: str, index: int, values: NDArray[Any]) -> Affine | str:
+    if op == "Div" and index == 1:
         return "it divides by the result"
-    if node.op == "Div" and not values.all():
+    if op == "Div" and not values.all():
         return "it divides by zero"
-    if node.op == "Div":
-        return absorb(linear, Affine(scale=1.0 / values), names)
-    if node.op == "Mul":
-        return absorb(linear, Affine(scale=values), names)
-    if node.op == "Add":
-        return absorb(linear, Affine(shift=values), names)
+    if op == "Div":
+        return Affine(scale=1.0 / values)
+    if op == "Mul":
+        return Affine(scale=values)
+    if op == "Add":
+        return Affine(shift=values)
     if index == 0:
-        return absorb(linear, Affine(shift=-values), names)
-    return absorb(linear, Affine(scale=np.full(values.shape, -1.0), shift=values), names)
+        return Affine(shift=-values)
+    return Affine(scale=np.full(values.shape, -1.0), shift=values)
 
 
 def _per_channel(constant: NDArray[Any], linear: gs.Node) -> NDArray[Any] | None:

@@ -11,7 +11,17 @@ from typing import ClassVar
 
 import onnx_graphsurgeon as gs
 
-from qcompiler.graph import constant_value, graphs, is_op, is_output, is_present, producer, remove_nodes, set_input
+from qcompiler.graph import (
+    constant_value,
+    detach,
+    graphs,
+    is_op,
+    is_output,
+    is_present,
+    producer,
+    remove_nodes,
+    set_input,
+)
 from qcompiler.pass_ import Changed, Fact, Note, Pass, Skipped
 
 
@@ -24,23 +34,28 @@ class FoldPad(Pass):
     def rewrite(self, graph: gs.Graph) -> Iterator[Note]:
         """Yields a note per Conv that reads a Pad."""
         for inner in graphs(graph):
-            idle: dict[int, gs.Node] = {}
+            idle: list[gs.Node] = []
             for node in inner.nodes:
-                pad = producer(node.inputs[0]) if is_op(node, "Conv") else None
-                if pad is None or not is_op(pad, "Pad"):
-                    continue
-                pads = _spatial_pads(pad, node)
-                if isinstance(pads, str):
-                    yield Skipped(node.name, pads)
-                    continue
-                own = node.attrs.get("pads") or [0] * len(pads)
-                node.attrs["pads"] = [int(a) + b for a, b in zip(own, pads, strict=True)]
-                node.attrs.pop("auto_pad", None)
-                set_input(node, 0, pad.inputs[0])
-                if not pad.outputs[0].outputs and not is_output(inner, pad.outputs[0]):
-                    idle[id(pad)] = pad
-                yield Changed(node.name, f"pads {node.attrs['pads']}, with those of '{pad.name}'")
-            remove_nodes(inner, idle.values())
+                if is_op(node, "Conv"):
+                    yield from _fold(inner, node, idle)
+            remove_nodes(inner, idle)
+
+
+def _fold(graph: gs.Graph, conv: gs.Node, idle: list[gs.Node]) -> Iterator[Note]:
+    """Takes in one Pad after the other; those that nobody reads any more are added to `idle`."""
+    while (pad := producer(conv.inputs[0])) is not None and is_op(pad, "Pad"):
+        pads = _spatial_pads(pad, conv)
+        if isinstance(pads, str):
+            yield Skipped(conv.name, pads)
+            return
+        own = conv.attrs.get("pads") or [0] * len(pads)
+        conv.attrs["pads"] = [int(a) + b for a, b in zip(own, pads, strict=True)]
+        conv.attrs.pop("auto_pad", None)
+        set_input(conv, 0, pad.inputs[0])
+        yield Changed(conv.name, f"pads {conv.attrs['pads']}, with those of '{pad.name}'")
+        if not pad.outputs[0].outputs and not is_output(graph, pad.outputs[0]):
+            detach(pad)
+            idle.append(pad)
 
 
 def _spatial_pads(pad: gs.Node, conv: gs.Node) -> list[int] | str:
