@@ -442,6 +442,7 @@ def _explain(error: Exception, debug: bool) -> None:
         text = f"{type(error).__name__}: {text}. This is a defect of qcompiler."
     if not isinstance(error, QCompilerError) or isinstance(error, InternalError):
         kind = "internal error"
+    if kind != "error" and "report it" not in text:  # the messages of passes say so themselves
         again = "" if debug else " Run again with --debug for the traceback."
         text = f"{text}{again} Please report it with the model, or its graph if the weights are secret."
     _say(f"{kind}: {text}")

@@ -20,6 +20,7 @@ Row = Mapping[str, Any]
 LIMIT_DB = 12.0
 OPEN_ROWS = 24  # a table with more rows is folded
 QUANTIZED = ("int8", "fp8", "int4")
+UNBROKEN = ("op", "precision", "rule", "type", "kind")  # columns of short words
 
 
 def render(manifest: Row) -> str:
@@ -76,7 +77,8 @@ def _figures(manifest: Row) -> Iterable[tuple[str, str, str, str]]:
     found = manifest.get("verification") or {}
     if found.get("score"):
         good = "good" if (number(found["score"]["drop"]) or 0) <= 0.01 else "poor"
-        yield str(found["score"]["name"]), score(found["score"]), f"{moved(found['score'])} against float", good
+        small = f"{moved(found['score'])} against float: {found['score']['name']}"
+        yield "metric", score(found["score"]), small, good
     if found:
         value = number(found["worst_sqnr_db"])
         good = "" if value is None else "good" if value >= 18 else "poor"
@@ -308,7 +310,8 @@ def _table(
 ) -> str:
     """A table whose cells are HTML already; `figures` are the columns that are set to the right."""
     right = set(figures)
-    kinds = [' class="n"' if i in right else "" for i in range(len(columns))]
+    whole = [' class="w"' if name in UNBROKEN else "" for name in columns]
+    kinds = [' class="n"' if i in right else whole[i] for i in range(len(columns))]
     head = "".join(f"<th{kind}>{escape(name)}</th>" for name, kind in zip(columns, kinds, strict=True))
     body = "".join(
         "<tr>" + "".join(f"<td{kind}>{cell}</td>" for cell, kind in zip(row, kinds, strict=True)) + "</tr>\n"

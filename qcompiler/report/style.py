@@ -24,11 +24,11 @@ border-top:3px solid var(--rule)}.tile.good{border-top-color:var(--good)}.tile.p
 .tile small{display:block;overflow-wrap:anywhere}
 .wide{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:13.5px}
 th{text-align:left;color:var(--dim);font-weight:600;border-bottom:1px solid var(--rule);padding:6px 12px 6px 0;
-white-space:nowrap}td{border-bottom:1px solid var(--rule);padding:5px 12px 5px 0;vertical-align:top}
+white-space:nowrap}td{border-bottom:1px solid var(--rule);padding:5px 12px 5px 0;vertical-align:top;
+overflow-wrap:anywhere}
 tr:last-child td{border-bottom:0}.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
-tbody tr{content-visibility:auto;contain-intrinsic-size:auto 30px}
 code{font:12.5px/1.5 ui-monospace,"SF Mono",Menlo,Consolas,"Liberation Mono",monospace;overflow-wrap:anywhere}
-td code{display:inline-block;min-width:9em;max-width:26em}
+td:has(>code){min-width:15em}.w{white-space:nowrap}
 pre{font:12.5px/1.5 ui-monospace,Menlo,Consolas,monospace;overflow-x:auto;background:var(--paper);padding:14px;
 border-radius:8px}
 details{margin-top:10px}summary{cursor:pointer;color:var(--blue);font-size:14px;padding:2px 0}
@@ -38,7 +38,8 @@ color:var(--ink);font:inherit;font-size:13px;width:260px}
 .alarm{background:color-mix(in srgb,var(--poor) 16%,transparent);color:var(--poor);font-weight:600}
 .warning{background:color-mix(in srgb,#d9a400 16%,transparent)}.fine{color:var(--good);font-weight:600;margin:0}
 .bar{display:flex;height:34px;border-radius:8px;overflow:hidden;background:var(--rule)}
-.bar i{font-style:normal;font-size:13px;font-weight:600;color:#fff;padding:6px 10px;white-space:nowrap;overflow:hidden}
+.bar i{font-style:normal;font-size:13px;font-weight:600;color:#fff;padding:6px 0;text-indent:10px;
+white-space:nowrap;overflow:hidden}
 .bar i.int8{background:var(--int8)}.bar i.fp8{background:var(--fp8)}.bar i.int4{background:var(--int4)}
 .bar i.fp16{background:var(--fp16)}.bar i.bf16{background:var(--bf16)}.bar i.fp32{background:var(--fp32)}
 em{font-style:normal;font-weight:600;font-size:12.5px}em.int8{color:var(--int8)}em.fp8{color:var(--fp8)}

@@ -73,7 +73,7 @@ def verification(found: Row) -> Iterator[RenderableType]:
         f"Float and quantized on {samples} feed{'s' * (samples != 1)} of {found['data'] or 'the data'}", columns, rows
     )
     if found.get("score"):
-        yield _facts([(found["score"]["name"], f"{score(found['score'])} ({moved(found['score'])})")])
+        yield _facts([("metric", _score(found["score"]))])
     first = next((layer for layer in found["layers"] if layer["drifts"]), None)
     if first:
         before = f" ({decibel(first['before_db'])} before it)" if number(first["before_db"]) is not None else ""
@@ -119,27 +119,27 @@ def _summary_rows(manifest: Row) -> Iterator[tuple[str, str]]:
     yield "model", str(source.get("name", "–"))
     yield "compiled to", f"{recipe['precision']} for {name}, the rest in {target['high_precision']}"
     if found.get("score"):
-        yield str(found["score"]["name"]), f"{score(found['score'])} ({moved(found['score'])})"
+        yield "metric", _score(found["score"])
     if found:
-        yield (
-            "SQNR",
-            f"{decibel(found['worst_sqnr_db'])} on {found['samples']} feeds (worst output {found['worst_output']})",
-        )
+        where = f"on {found['samples']} feeds (worst output {found['worst_output']})"
+        yield "SQNR", f"{decibel(found['worst_sqnr_db'])} {where}"
     if manifest.get("macs"):
         total = max(manifest["macs"]["total"], 1)
-        shares = _largest(manifest["macs"]["by_precision"])
-        yield "multiply-accumulates", ", ".join(f"{percent(macs / total)} {what}" for what, macs in shares)
+        shares = [(what, macs / total) for what, macs in _largest(manifest["macs"]["by_precision"])]
+        yield "multiply-accumulates", ", ".join(f"{percent(s)} {what}" for what, s in shares if s >= 0.0005)
     if manifest.get("audit"):
         yield "engine's own listing", audited(manifest["audit"])
     yield "size", _sizes(manifest)
     if manifest.get("timings"):
         timings = manifest["timings"]
-        yield (
-            "time",
-            f"{seconds(sum(timings.values()))}: " + ", ".join(f"{k} {seconds(v)}" for k, v in _largest(timings)),
-        )
+        parts = ", ".join(f"{stage} {seconds(value)}" for stage, value in _largest(timings)[:4])
+        yield "time", f"{seconds(sum(timings.values()))} ({parts}{', …' * (len(timings) > 4)})"
     if manifest.get("peak_memory_mb"):
         yield "peak memory", f"{manifest['peak_memory_mb']:.0f} MiB"
+
+
+def _score(found: Row) -> str:
+    return f"{score(found)} ({moved(found)}) {found['name']}"
 
 
 def _sizes(manifest: Row) -> str:
