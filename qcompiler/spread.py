@@ -1,4 +1,4 @@
-"""How "stays FP32" spreads from node to neighbour: angles, indices and islands (see `passes.high_precision`).
+"""How "stays FP32" spreads from node to neighbour: angles, recurrent layers, indices and islands.
 
 Every step only adds nodes, so repeating until nothing changes ends and gives the same set in any order of steps.
 """
@@ -12,7 +12,7 @@ import onnx_graphsurgeon as gs
 
 from qcompiler import graph as graphs
 from qcompiler.element_types import FP32
-from qcompiler.half import NUMPY, Verdict, View
+from qcompiler.half import NUMPY, RECURRENT, Verdict, View
 
 Verdicts = dict[str, Verdict]
 
@@ -52,6 +52,8 @@ def spread(view: View, nodes: Sequence[gs.Node], verdicts: Verdicts) -> None:
     for node in nodes:
         if graphs.is_op(node, "Sin", "Cos"):
             _angle(node, view, placed, positional, verdicts)
+        if graphs.is_op(node, *RECURRENT):
+            _recurrent(node, view, placed, verdicts)
     _indices(view, nodes, positional, verdicts)
     _islands(_Borders(view, placed, verdicts), nodes, positional)
 
@@ -96,6 +98,22 @@ def _angle(node: gs.Node, view: View, placed: set[int], positional: set[int], ve
             cheap = before.op in MOVES or before.op in POINTWISE or (counted and before.op in _LINEAR)
             if cheap and (id(tensor) in positional) == counted:
                 waiting.append(before)
+
+
+def _recurrent(node: gs.Node, view: View, placed: set[int], verdicts: Verdicts) -> None:
+    """TensorRT-RTX 1.7 cannot build a recurrent layer that reads a Cast: what computes its inputs stays FP32 too."""
+    waiting, seen = [node], {id(node)}
+    while waiting:
+        one = waiting.pop()
+        for tensor in one.inputs:
+            before = graphs.producer(tensor)
+            if before is None or id(before) not in placed or view.types.get(id(tensor)) != FP32:
+                continue
+            if before.op in MOVES and id(before) not in seen:
+                seen.add(id(before))
+                waiting.append(before)
+            why = f"feeds '{node.name}' ({node.op}), which TensorRT-RTX cannot build behind a Cast"
+            verdicts.setdefault(before.name, Verdict("recurrent", why))
 
 
 def _indices(view: View, nodes: Sequence[gs.Node], positional: set[int], verdicts: Verdicts) -> None:

@@ -4,6 +4,7 @@
 between FP32 ones would only cost Casts or lose what FP32 was kept for:
 
 * `angle`: what a Sin or Cos of positions is computed from (rotary embeddings: position 2049 does not exist in FP16);
+* `recurrent`: what computes the input of an LSTM, GRU or RNN (TensorRT-RTX cannot build one behind a Cast);
 * `index`: floats computed from shapes and positions that end as integers (sizes of a Resize, window offsets);
 * `island`: nodes that sit between nodes that stay FP32.
 

@@ -620,6 +620,26 @@ def test_tensorrt_rtx_fuses_masked_attention_in_half(tmp_path: Path) -> None:
     assert set(fused[0].input_types[:2]) == {"half"}
 
 
+@pytest.mark.parametrize("keep", [(), ("T",)])
+def test_no_cast_stands_in_front_of_a_recurrent_layer_which_tensorrt_rtx_could_not_build(
+    keep: tuple[str, ...], tmp_path: Path
+) -> None:
+    proto = model(
+        ("MatMul", "x w", "m"),
+        ("Relu", "m", "r"),
+        ("Transpose", "r", "t", {"perm": [1, 0, 2]}),
+        ("GRU", "t gw gr", "g", {"hidden_size": 16}),
+        ("Squeeze", "g one", "s"),
+        ("MatMul", "s w", "y"),
+        inputs={"x": (1, 5, 16)},
+        weights={"w": weight(16, 16), "gw": weight(1, 48, 16), "gr": weight(1, 48, 16), "one": np.array([1])},
+    )
+    graph, decisions = typed(proto, keep=keep)
+    assert {name for name, one in decisions.items() if one.precision is DType.FP16} == {"M", "Y"}
+    assert decisions["R"].rule == "recurrent"
+    operand_types(graph, tmp_path)
+
+
 # --- Generated graphs -------------------------------------------------------------------------------------------------
 
 _UNARY = ("Relu", "Sigmoid", "Tanh", "Exp", "Identity", "Neg", "Abs", "Softmax", "Erf")
