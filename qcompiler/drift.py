@@ -1,6 +1,8 @@
 """Where a quantized graph leaves its float original: SQNR of inner tensors, in graph order.
 
-Tapped are the outputs of linear and recurrent nodes that both graphs know by the same name. A tensor *drifts* when
+Tapped are the outputs of linear and recurrent nodes that both graphs know by the same name and read by the same
+operators: where a pass has folded a BatchNormalization or a bias into the node, its output keeps the name and means
+something else. A tensor *drifts* when
 
     SQNR < LIMIT_DB,   or   SQNR < min(SQNR of the nearest tapped tensors before it, FRESH_DB) - DROP_DB
 
@@ -31,6 +33,7 @@ DROP_DB: Final = 6.0
 FRESH_DB: Final = 32.0
 TAPPED: Final = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "BatchNormalization")
 
+_STORING = ("Cast", "Identity", "Dropout", "QuantizeLinear", "DequantizeLinear")
 _FIRST_GROUP = 8  # taps of the first run, which shows how large they are
 _BUDGET = 64 << 20  # bytes of tapped tensors that a run of one graph may hold
 
@@ -83,9 +86,23 @@ def sqnr_db(signal: float, noise: float) -> float:
 
 
 def _common(reference: gs.Graph, quantized: gs.Graph) -> list[gs.Node]:
-    written = {t.name for node in quantized.nodes for t in node.outputs if _readable(t)}
+    written = {t.name: t for node in quantized.nodes for t in node.outputs if _readable(t)}
     linear = (node for node in reference.nodes if graphs.is_op(node, *TAPPED) and node.outputs)
-    return [node for node in linear if _readable(node.outputs[0]) and node.outputs[0].name in written]
+    return [
+        node
+        for node in linear
+        if _readable(tensor := node.outputs[0])
+        and tensor.name in written
+        and _readers(reference, tensor) == _readers(quantized, written[tensor.name])
+    ]
+
+
+def _readers(graph: gs.Graph, tensor: gs.Tensor) -> set[str]:
+    """The operators that read a tensor, looking through those that only store it in another way."""
+    found = {""} if graphs.is_output(graph, tensor) else set()
+    for node, _ in graphs.consumers(tensor):
+        found |= _readers(graph, node.outputs[0]) if graphs.is_op(node, *_STORING) else {node.op}
+    return found
 
 
 def _readable(tensor: gs.Tensor) -> bool:

@@ -175,6 +175,7 @@ def verify(
     samples: int | None = 16,
     metric: str | Callable[[Run], float] | None = None,
     drift: bool = True,
+    inner: models.Model | None = None,
     optimize: bool | None = None,
     advance: Callable[[], None] | None = None,
 ) -> Verification:
@@ -187,6 +188,8 @@ def verify(
         samples: take so many feeds; None takes all of them.
         metric: `file.py:function`, `package.module:function` or a function: function(run) -> score.
         drift: also compare inner tensors, on the first 4 feeds.
+        inner: the float model whose inner tensors are compared: `float_model` after the float passes, which fold nodes
+            and keep the names; None for `float_model` itself.
         optimize: let ONNX Runtime optimise the quantized graph; None means unless it has FP8, which that breaks.
         advance: called after each feed.
 
@@ -220,7 +223,7 @@ def verify(
     layers: tuple[Layer, ...] = ()
     if drift and isinstance(candidate, models.Model):
         few = list(itertools.islice(source, min(DRIFT_SAMPLES, count)))
-        layers = compare_layers(reference, candidate, few)
+        layers = compare_layers(inner or reference, candidate, few)
     return Verification(
         samples=count,
         outputs=tuple(tally.result() for tally in tallies.values()),

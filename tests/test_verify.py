@@ -15,6 +15,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from qcompiler import model as models
 from qcompiler.errors import AccuracyError, DataError, ModelError, UsageError
 from qcompiler.recipe import Recipe
 from qcompiler.verify import Output, Score, Verification, gate, verify
@@ -118,6 +119,25 @@ def test_a_small_change_is_no_drift(tmp_path: Path) -> None:
     found = verify(chain(tmp_path / "f.onnx", WEIGHTS), chain(tmp_path / "q.onnx", changed(1, 1e-3)), Samples())
     assert found.first_drift is None
     assert math.isfinite(found.layers[1].sqnr_db)
+
+
+def test_a_tensor_that_keeps_its_name_but_not_its_meaning_is_not_compared(tmp_path: Path) -> None:
+    scale = numpy_helper.from_array(np.array(3.0, np.float32), "factor")
+    paths = []
+    for name, weights in (("f", WEIGHTS), ("folded", [WEIGHTS[0] * 3, *WEIGHTS[1:]])):
+        model = onnx.load(chain(tmp_path / f"{name}.onnx", weights))
+        if name == "f":
+            model.graph.initializer.append(scale)
+            model.graph.node.insert(1, helper.make_node("Mul", ["h0", "factor"], ["m0"], name="scale"))
+            next(node for node in model.graph.node if node.name == "act0").input[0] = "m0"
+        onnx.save(model, tmp_path / f"{name}.onnx")
+        paths.append(tmp_path / f"{name}.onnx")
+    first, second = paths
+    found = verify(first, second, Samples())
+    assert [layer.tensor for layer in found.layers] == ["h1", "h2", "h3", "h4"]
+    assert found.first_drift is None
+    inner = verify(first, second, Samples(), inner=models.load(second))
+    assert [layer.tensor for layer in inner.layers] == [f"h{k}" for k in range(5)]
 
 
 def test_without_drift_no_layer_is_looked_at(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def decibel(value: Any) -> str:
         return "–"
     if math.isinf(figure):
         return "exact" if figure > 0 else "broken"
-    return f"{figure:.1f} dB"
+    return f"{figure:.1f} dB".replace("-", "−")
 
 
 def percent(value: Any, digits: int = 1) -> str:
