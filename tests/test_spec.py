@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from qcompiler import spec
 from qcompiler.errors import PipelineError
 from qcompiler.pass_ import Fact, Note, Pass, Pipeline
-from qcompiler.target import DType
+from qcompiler.presets import clean_up
+from qcompiler.target import DType, parse_target
 
 
 @dataclass(frozen=True)
@@ -118,3 +119,15 @@ def test_mistakes_say_what_was_meant(text: str, says: str) -> None:
     with pytest.raises(PipelineError) as caught:
         spec.parse(text, known=KNOWN)
     assert says in str(caught.value)
+
+
+def test_the_shared_float_passes_read_back_equal() -> None:
+    pipeline = clean_up(parse_target("tensorrt-rtx"))
+    assert spec.parse(str(pipeline), given=pipeline.given) == pipeline
+
+
+def test_every_pass_of_the_package_can_be_described() -> None:
+    for kind in spec.available().values():
+        row = spec.describe(kind)
+        assert row["name"] == kind.name()
+        assert row["help"].endswith(".")
