@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from qcompiler import calibrators, decide
 from qcompiler import model as models
+from qcompiler.bias import Shifts
 from qcompiler.data import Feeds
 from qcompiler.decide import Candidate, Refusal
 from qcompiler.macs import concrete_shapes
@@ -21,6 +23,9 @@ from qcompiler.simulate import Simulator
 from qcompiler.statistics import Histogram
 from qcompiler.target import DType, Target
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 AUTO = "auto"
 AUTO_RANGES = ("mse", "percentile{p=99.99}", "percentile{p=99.999}", "minmax")
 USELESS_DB = 8.0
@@ -28,10 +33,17 @@ USELESS_DB = 8.0
 
 @dataclass(frozen=True)
 class Chosen:
-    """The plan and how it was found."""
+    """The plan and how it was found.
+
+    Attributes:
+        plan: every linear node's precision.
+        net: what the safety net did.
+        corrections: by node name, what bias correction adds to its output channels.
+    """
 
     plan: Plan
     net: SafetyNet
+    corrections: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
 def choose(
@@ -62,7 +74,9 @@ def choose(
     groups = decide.by_activation(c for c in found if c.node not in out)
     ranges, spelled = offered(recipe.calibrator, {name: observed.histograms[name] for name in groups})
     group_macs = {name: sum(macs[c.node] for c in members) for name, members in groups.items()}
-    net = _cast(model, groups, observed.kept, ranges, group_macs, sum(macs.values()), recipe, advance)
+    per_channel = recipe.weight_granularity == "channel"
+    shifts = Shifts(model, groups, ranges, observed.kept, per_channel=per_channel)
+    net = _cast(model, groups, shifts, observed.kept, ranges, group_macs, sum(macs.values()), recipe, advance)
     plan = _plan(groups, [*refused, *small], net, macs, target, nodes, observed.histograms, recipe)
     plan.quantizers = {
         name: Quantizer(
@@ -72,7 +86,9 @@ def choose(
         for name in groups
         if name not in net.restored
     }  # fmt: skip
-    return Chosen(plan, net)
+    kept = [c for name in plan.quantizers for c in groups[name]]
+    plan.axes = {c.node: c.axis if per_channel else None for c in kept}
+    return Chosen(plan, net, {c.node: shifts.of(c, net.amax[c.activation]) for c in kept if shifts.can(c)})
 
 
 def offered(
@@ -96,6 +112,7 @@ def offered(
 def _cast(
     model: models.Model,
     groups: Mapping[str, Sequence[Candidate]],
+    shifts: Shifts,
     feeds: Sequence[Feeds],
     ranges: Mapping[str, Sequence[float]],
     macs: Mapping[str, int],
@@ -106,7 +123,7 @@ def _cast(
     """Runs the safety net over the groups."""
     if not groups:
         return SafetyNet()
-    simulator = Simulator(model, groups, per_channel=recipe.weight_granularity == "channel")
+    simulator = Simulator(model, groups, shifts, per_channel=recipe.weight_granularity == "channel")
     limits = Limits(
         target_db=max(recipe.safety.target_sqnr_db, recipe.min_sqnr or -1000.0),
         # A gate that the user set outranks speed

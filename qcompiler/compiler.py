@@ -325,8 +325,7 @@ def _lower(run: _Run, normal: models.Model, chosen: Chosen, observed: Observatio
         feeds = observed.kept[:RANGE_FEEDS]
         wide = run.target.high_precision is DType.FP32
         seen = ranges.Ranges() if wide or not feeds else ranges.measure(normal, feeds)
-        per_channel = run.recipe.weight_granularity == "channel"
-        pipeline = lowering(chosen.plan, run.target, seen, per_channel=per_channel)
+        pipeline = lowering(chosen.plan, run.target, seen, chosen.corrections)
         run.reports = [one for one in run.reports if one.name not in {str(p) for p in pipeline.passes}]
         run.reports.extend(pipeline(model.graph))
         for one in pipeline.passes:

@@ -37,7 +37,8 @@ class Candidate:
         op: Conv, ConvTranspose, Gemm or MatMul.
         activation: the tensor that gets a per-tensor scale (input 0).
         weight: the initializer that is stored as INT8; input 1 reads it, mostly directly.
-        axis: axis of the output channels in that initializer; None where nodes between mix it with another.
+        axis: axis of the output channels in that initializer, for a scale each; None for a single scale, where nodes
+            between mix that axis with another or the target needs it so.
         chain: names of the nodes (Transpose, Reshape) between the initializer and input 1, in data order.
     """
 
@@ -111,7 +112,28 @@ def _structural(node: gs.Node, target: Target, keep: Iterable[re.Pattern[str]]) 
     if node.op == "MatMul" and len(weight.tensor.shape) < 2:
         return refuse("gemv", "its weight is a vector")
     chain = tuple(link.name for link in weight.chain)
-    return Candidate(node.name, node.op, activation.name, weight.tensor.name, weight.stored_axis, chain)
+    axis = None if target.engine == "tensorrt-rtx" and _is_joint(node) else weight.stored_axis
+    return Candidate(node.name, node.op, activation.name, weight.tensor.name, axis, chain)
+
+
+def _is_joint(node: gs.Node) -> bool:
+    """Whether a MatMul projects several things at once (q, k, v) that a Gather, Slice or Split takes apart later.
+
+    TensorRT-RTX 1.7 moves the taking apart in front of the product and then finds per-channel scales that it cannot
+    split: the product runs in float without a word. With one scale per tensor it stays INT8.
+    """
+    if node.op not in ("MatMul", "Gemm"):
+        return False
+    tensor, moved = node.outputs[0], False
+    for _ in range(8):
+        readers = [reader for reader, _ in graphs.consumers(tensor)]
+        if moved and readers and all(reader.op in ("Gather", "Slice", "Split") for reader in readers):
+            return True
+        if len(readers) != 1 or readers[0].op not in ("Add", "Mul", "Cast", "Identity", "Reshape", "Transpose"):
+            return False
+        moved = moved or readers[0].op in ("Reshape", "Transpose")
+        tensor = readers[0].outputs[0]
+    return False
 
 
 def _plain_gemm(node: gs.Node) -> bool:

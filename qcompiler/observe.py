@@ -35,7 +35,8 @@ class Observations:
 
     Attributes:
         histograms: of |x|, by tensor name, over all elements of all samples.
-        kept: the feeds with the smallest fingerprints, in the order of these; only the first sample of a batch.
+        kept: the feeds with the smallest fingerprints, in the order of these; a sample each, also out of
+            batches.
         shapes: smallest, usual and largest shape of each input, for the optimization profile.
         feeds: how many feeds were run.
         fingerprint: hash of all feeds that does not depend on their order.
@@ -64,7 +65,7 @@ def observe(
         model: the float model; float tensors of its main graph can be observed.
         tensors: their names; graph inputs are allowed.
         inputs: the model's inputs, to know whether a feed is a batch.
-        keep: how many feeds to keep for later checks.
+        keep: how many samples to keep for later checks.
         workers: sessions that share the data; each gets its part of the processors. More than one pays where single
             operators are too small to keep all processors busy, and costs one session's memory each.
         advance: called with the number of feeds done since the last call.
@@ -77,7 +78,7 @@ def observe(
     kept, shapes, counter = Keep(keep), ShapeRange(), _Counter(advance)
     share = max(1, available_processors() // workers)
     fingerprint = Fingerprint()
-    feeds = _Shared(source, (lambda feed: kept.offer(one_sample(feed, inputs)), shapes.watch, fingerprint.add), counter)
+    feeds = _Shared(source, (lambda feed: _offer(kept, feed, inputs), shapes.watch, fingerprint.add), counter)
     crew = [_Worker(model, names, share) for _ in range(workers if names else 1)]
     if len(crew) == 1:
         crew[0].work(feeds)
@@ -93,13 +94,21 @@ def observe(
     return Observations(merged, kept.feeds, shapes, counter.done, fingerprint)
 
 
-def one_sample(feed: Feeds, inputs: Inputs) -> Feeds:
-    """The first sample of a batched feed; the feed itself where its inputs have no common batch axis."""
+def _offer(kept: Keep, feed: Feeds, inputs: Inputs) -> None:
+    """Offers every sample of a feed by itself, so that batching does not change which samples are kept."""
+    for one in samples_of(feed, inputs):
+        kept.offer(one)
+
+
+def samples_of(feed: Feeds, inputs: Inputs) -> Iterator[Feeds]:
+    """A batched feed sample by sample; the feed itself where its inputs have no common batch axis."""
     sizes = {array.shape[0] for array in feed.values() if array.ndim}
     free = all(array.ndim and _has_batch_axis(inputs[name][1]) for name, array in feed.items())
     if len(sizes) != 1 or not free or max(sizes) <= 1:
-        return feed
-    return {name: array[:1] for name, array in feed.items()}
+        yield feed
+        return
+    for i in range(max(sizes)):
+        yield {name: array[i : i + 1] for name, array in feed.items()}
 
 
 def _has_batch_axis(shape: tuple[int | str | None, ...] | None) -> bool:

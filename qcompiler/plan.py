@@ -54,10 +54,18 @@ class Quantizer:
 
 @dataclass
 class Plan:
-    """All decisions of one compilation, by node name, and all activation quantizers, by tensor name."""
+    """All of one compilation.
+
+    Attributes:
+        decisions: by node name, in graph order.
+        quantizers: of activations, by tensor name.
+        axes: of quantized nodes, by name: the axis of the stored weight that has a scale per index; None for a single
+            scale.
+    """
 
     decisions: dict[str, Decision] = field(default_factory=dict)
     quantizers: dict[str, Quantizer] = field(default_factory=dict)
+    axes: dict[str, int | None] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Decision]:
         """Decisions in graph order."""
@@ -87,6 +95,7 @@ class Plan:
             {
                 "decisions": [asdict(decision) for decision in self],
                 "quantizers": [asdict(quantizer) for quantizer in self.quantizers.values()],
+                "axes": self.axes,
             },
             indent=1,
         )
@@ -94,8 +103,8 @@ class Plan:
     @staticmethod
     def from_json(text: str) -> Plan:
         """Reads what `to_json` wrote."""
-        data: dict[str, list[dict[str, Any]]] = json.loads(text)
-        plan = Plan()
+        data: dict[str, Any] = json.loads(text)
+        plan = Plan(axes=data["axes"])
         for row in data["decisions"]:
             plan.add(Decision(**{**row, "precision": DType(row["precision"])}))
         for row in data["quantizers"]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
 from qcompiler.pass_ import Fact, Pipeline
 from qcompiler.passes.eliminate_dead import EliminateDead
 from qcompiler.passes.eliminate_identities import EliminateIdentities
@@ -42,13 +45,17 @@ def clean_up(target: Target) -> Pipeline:
     )
 
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 NORMAL = frozenset({Fact.NAMED, Fact.CONSTANTS, Fact.FOLDED, Fact.UNSHARED})
 
 
-def lowering(plan: Plan, target: Target, ranges: Ranges, *, per_channel: bool = True) -> Pipeline:
+def lowering(plan: Plan, target: Target, ranges: Ranges, corrections: Mapping[str, NDArray[np.float32]]) -> Pipeline:
     """From the normalised float graph and its plan to a strongly typed graph that the target takes."""
     return Pipeline(
-        InsertQDQ(plan=plan, per_channel=per_channel),
+        InsertQDQ(plan, corrections),
         # After Q/DQ, which are FP32 inside: a DequantizeLinear is then told what its consumer computes in.
         HighPrecision(target.high_precision, ranges=ranges, typed_dequantize=target.typed_dequantize),
         # The last word belongs to the target.

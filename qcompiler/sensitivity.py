@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 Advance = Callable[[int], None]
 Ranges = Mapping[str, Sequence[float]]
 ROUNDS = 8
+FEW = 4  # samples for single groups: two are cheaper, but pick other ranges than eight do
 NOTHING = 1e-20  # noise-to-signal power below which two results are called equal (200 dB)
 
 
@@ -92,7 +93,7 @@ def search(
 
     Args:
         simulator: the float model with a switch per group.
-        feeds: samples to measure on; single groups are measured on the first two of them.
+        feeds: samples to measure on; single groups are measured on the first few of them.
         ranges: clipping ranges to choose from, by activation tensor; the first is the calibrator's own.
         macs: multiply-accumulates of each group, by activation tensor.
         total_macs: those of the whole model, groups or not.
@@ -149,6 +150,7 @@ def _restore(
     order = sorted(amax, key=lambda group: -alone[group] / max(macs[group], 1))
     total = max(sum(alone.values()), NOTHING)
     restored: list[str] = []
+    best: tuple[float, list[str], Step] = (noise, [], curve[-1])
     for _ in range(ROUNDS):
         if noise <= power(limits.target_db):
             break
@@ -164,7 +166,10 @@ def _restore(
         restored = chosen
         noise = measure.noise({group: value for group, value in amax.items() if group not in restored})
         curve.append(Step(share(restored), sqnr_db(noise)))
-    return restored
+        best = min(best, (noise, restored, curve[-1]), key=lambda tried: tried[0])
+    if best[1] != restored:  # noise of layers can cancel: what was tried first may be the best
+        curve.append(best[2])
+    return best[1]
 
 
 def _choose(
@@ -192,7 +197,7 @@ class _Measure:
     """Noise-to-signal power of a plan at the float outputs: pooled over samples, summed over outputs."""
 
     def __init__(self, simulator: Simulator, feeds: Sequence[Feeds], advance: Advance | None) -> None:
-        self.few = min(2, len(feeds))
+        self.few = min(FEW, len(feeds))
         self.runs = len(feeds)
         self._simulator, self._feeds, self._advance = simulator, feeds, advance
         self._reference = [simulator.run(feed, {}) for feed in feeds]

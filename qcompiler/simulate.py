@@ -17,6 +17,7 @@ import onnx_graphsurgeon as gs
 
 from qcompiler import graph as graphs
 from qcompiler import model as models
+from qcompiler.bias import Shifts
 from qcompiler.decide import Candidate
 from qcompiler.numerics import quantize_weight
 from qcompiler.session import Feeds, Session
@@ -34,6 +35,7 @@ class Simulator:
     Args:
         model: the float model, normalised.
         groups: candidates by the activation tensor they share.
+        shifts: what bias correction adds to a layer when it is quantized.
         per_channel: weight scales per output channel, else per tensor.
     """
 
@@ -41,14 +43,18 @@ class Simulator:
         self,
         model: models.Model,
         groups: Mapping[str, Sequence[Candidate]],
+        shifts: Shifts,
         *,
         per_channel: bool = True,
     ) -> None:
-        self.groups = groups
+        self.groups, self._shifts = groups, shifts
         self._switches = {activation: f"{SWITCH}{i}" for i, activation in enumerate(groups)}
         weights = {t.name: t for t in graphs.tensors(model.graph) if isinstance(t, gs.Constant)}
         proto, arrays = models.to_proto(model.graph)
-        self.outputs = [value.name for value in proto.graph.output if _is_float(value)]
+        self._softmax = _softmax_inputs(model.graph)
+        floats = [value.name for value in proto.graph.output if _is_float(value)]
+        self.outputs = list(dict.fromkeys(self._softmax.get(name, (name, 0))[0] for name in floats))
+        self._ranks = {c.node: len(weights[c.weight].shape) for members in groups.values() for c in members}
         by_name = {c.node: c for members in groups.values() for c in members}
         protos = {node.name: node for node in proto.graph.node}
         nodes = []
@@ -66,6 +72,7 @@ class Simulator:
             proto.graph.initializer.append(onnx.numpy_helper.from_array(zeros, f"{SWITCH}{node.name}/wz"))
             chain = [protos[name] for name in candidate.chain]
             nodes.append(_switched(node, chain, self._switches[candidate.activation], axis))
+            proto.graph.input.append(_value_info(f"{SWITCH}{node.name}/b", onnx.TensorProto.FLOAT))
         proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(0, np.int8), f"{SWITCH}zero"))
         del proto.graph.node[:]
         proto.graph.node.extend(nodes)
@@ -75,13 +82,34 @@ class Simulator:
         self._session = Session((proto, arrays), outputs=self.outputs, quick=True)
 
     def run(self, feeds: Feeds, amax: Mapping[str, float]) -> dict[str, NDArray[Any]]:
-        """The float outputs with the groups in `amax` quantized, each with that clipping range, and all others float."""
+        """The float outputs with the groups in `amax` quantized, each with that clipping range, and all others float.
+
+        In place of the result of a Softmax comes what it is computed from, less its mean (which a Softmax ignores):
+        probabilities near 0 and 1 hide errors and exaggerate others.
+        """
         switches = {name: np.array(activation in amax) for activation, name in self._switches.items()}
         scales = {
             name + SCALE: np.array(amax.get(activation, 1.0) / 127.0, np.float32)
             for activation, name in self._switches.items()
         }
-        return self._session.run({**feeds, **switches, **scales})
+        biases = {
+            f"{SWITCH}{c.node}/b": self._bias(c, amax.get(activation))
+            for activation, members in self.groups.items()
+            for c in members
+        }
+        outputs = self._session.run({**feeds, **switches, **scales, **biases})
+        for name, axis in self._softmax.values():
+            outputs[name] = outputs[name] - outputs[name].mean(axis=axis, keepdims=True)
+        return outputs
+
+    def _bias(self, candidate: Candidate, amax: float | None) -> NDArray[np.float32]:
+        """The correction in a shape that broadcasts along the output channels."""
+        if amax is None:
+            return np.zeros(1, np.float32)
+        shift = self._shifts.of(candidate, amax)
+        if candidate.op == "Conv":
+            return shift.reshape(-1, *[1] * (self._ranks[candidate.node] - 2))
+        return shift
 
 
 def _switched(
@@ -92,7 +120,7 @@ def _switched(
     quantized, plain = onnx.NodeProto(), onnx.NodeProto()
     quantized.CopyFrom(node)
     plain.CopyFrom(node)
-    quantized.output[0], plain.output[0] = own + "yq", own + "yf"
+    quantized.output[0], plain.output[0] = own + "y", own + "yf"
     links = []
     for i, link in enumerate(chain):
         links.append(onnx.NodeProto())
@@ -108,6 +136,7 @@ def _switched(
         dequantize_weight,
         *links,
         quantized,
+        _node("Add", [own + "y", own + "b"], [own + "yq"]),
     ]
     made = _node("If", [switch], [node.output[0]], name=own + "If")
     made.attribute.append(_body("then_branch", _branch(own + "then", then)))
@@ -142,6 +171,16 @@ def _external(name: str, array: NDArray[Any]) -> onnx.TensorProto:
     tensor.data_location = onnx.TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value="lent")
     return tensor
+
+
+def _softmax_inputs(graph: gs.Graph) -> dict[str, tuple[str, int]]:
+    """By name of a graph output that a Softmax writes: the name of what it reads, and its axis."""
+    found = {}
+    for tensor in graph.outputs:
+        node = graphs.producer(tensor)
+        if node is not None and node.op in ("Softmax", "LogSoftmax") and not isinstance(node.inputs[0], gs.Constant):
+            found[tensor.name] = (node.inputs[0].name, int(node.attrs.get("axis", -1)))
+    return found
 
 
 def _is_float(value: onnx.ValueInfoProto) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -31,6 +32,10 @@ ACCEPTED = {
     DType.FP8: frozenset({"fp8"}),
     DType.INT4: frozenset({"int4", "woq-int4"}),
 }
+
+
+# Kernels that join or rearrange tensors take constants of other shapes by right, such as padding or one more channel
+_MOVES = re.compile(r"Conc|Gath|Slic|Scat|Resh|Tran|Pad")
 
 
 class Kind(StrEnum):
@@ -238,7 +243,7 @@ def _hazards(listings: Iterable[Listing], linear: frozenset[str]) -> Iterator[Fi
                 )
                 yield from (Finding(Kind.HALF_ACCUMULATOR, node, text) for node in sorted(op.nodes & linear))
         for op in one.ops:
-            if op.kind == "function" and op.nodes & low and not _attention(op):
+            if op.kind == "function" and op.nodes & low and not _attention(op) and not _MOVES.search(op.name):
                 yield from _misfits(op, sorted(op.nodes & low))
 
 

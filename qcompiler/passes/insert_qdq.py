@@ -7,9 +7,9 @@ zero points are INT8 zeros, always written out: an omitted one means uint8.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -21,6 +21,9 @@ from qcompiler.pass_ import Changed, Fact, Note, Pass, Skipped
 from qcompiler.plan import Plan, Quantizer
 from qcompiler.target import DType
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 INT8_MAX = 127.0
 
 
@@ -29,7 +32,7 @@ class InsertQDQ(Pass):
     """Put Q/DQ pairs where the plan says INT8 and store those weights quantized."""
 
     plan: Plan = field(default_factory=Plan, repr=False)
-    per_channel: bool = True
+    corrections: Mapping[str, NDArray[np.float32]] = field(default_factory=dict, repr=False, compare=False)
 
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.NAMED, Fact.CONSTANTS, Fact.UNSHARED})
     provides: ClassVar[frozenset[Fact]] = frozenset({Fact.QDQ})
@@ -51,10 +54,12 @@ class InsertQDQ(Pass):
             if activation.name not in pairs:
                 pairs[activation.name] = _pair(graph, names, activation, quantizer)
             graphs.set_input(node, 0, pairs[activation.name])
-            axis = weight.stored_axis if self.per_channel else None
             # DequantizeLinear commutes with Transpose and Reshape, so it stands at the initializer
             reader, index = (weight.chain[0], 0) if weight.chain else (node, 1)
-            graphs.set_input(reader, index, _weight(graph, names, weight.tensor, axis))
+            graphs.set_input(reader, index, _weight(graph, names, weight.tensor, self.plan.axes[node.name]))
+            shift = self.corrections.get(node.name)
+            if shift is not None and np.any(shift):
+                _add_bias(graph, names, node, shift)
             yield Changed(node.name, f"INT8 x INT8, activation scale {quantizer.amax / INT8_MAX:.4g}")
         graphs.sort(graph)
 
@@ -85,3 +90,30 @@ def _weight(graph: gs.Graph, names: graphs.Names, weight: gs.Constant, axis: int
     name = names.fresh(f"{weight.name}/DequantizeLinear")
     graph.nodes.append(gs.Node("DequantizeLinear", name, attrs, [stored, scale, zero], [back]))
     return back
+
+
+def _add_bias(graph: gs.Graph, names: graphs.Names, node: gs.Node, shift: NDArray[np.float32]) -> None:
+    """Adds `shift` [channels] to what a node writes: into its bias, else into a constant Add behind it, else a new Add."""
+    if node.op == "Conv" or (node.op == "Gemm" and len(node.inputs) < 3):
+        bias = graphs.constant_value(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2].name else None
+        total = gs.Constant(names.fresh(f"{node.name}/bias"), shift if bias is None else bias + shift)
+        if len(node.inputs) > 2:
+            graphs.set_input(node, 2, total)
+        else:
+            node.inputs.append(total)
+        return
+    following = [reader for reader, _ in graphs.consumers(node.outputs[0])]
+    if len(following) == 1 and following[0].op == "Add" and not graphs.is_output(graph, node.outputs[0]):
+        for index, tensor in enumerate(following[0].inputs):
+            values = graphs.constant_value(tensor)
+            if values is not None and values.size in (1, shift.size) and values.ndim <= 1:
+                graphs.set_input(following[0], index, gs.Constant(names.fresh(f"{node.name}/bias"), values + shift))
+                return
+    raw = gs.Variable(names.fresh(f"{node.name}/uncorrected"), np.float32, node.outputs[0].shape)
+    out = node.outputs[0]
+    graphs.set_output(node, 0, raw)
+    graph.nodes.append(
+        gs.Node(
+            "Add", names.fresh(f"{node.name}/Add"), {}, [raw, gs.Constant(names.fresh(f"{node.name}/bias"), shift)], [out]
+        )
+    )

@@ -1,0 +1,130 @@
+"""Bias correction: what quantization shifts an output by on average is given back to the bias.
+
+    E[y] - E[ŷ] = W·E[x] - Ŵ·E[x̂],   x̂ = DQ(Q(x)), Ŵ = DQ(W₈)
+
+The product is linear, so the mean of an output channel needs only the means of the input channels, taken over samples
+and positions. It costs nothing at run time. Clipping an outlier channel that always points the same way, as residual
+streams of transformers have, becomes harmless; so does the rounding of few weights in depthwise convolutions.
+Source: Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", §4.2, with means
+measured instead of derived. Padding at the border of a convolution is neglected.
+
+Convolutions only. In transformers the error of a clipped activation comes from few tokens, its mean describes no token
+at all, and correcting by it costs up to 20 dB (MiniLM's feed-forward layers) where it gives 5 dB on EfficientNet-Lite0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from qcompiler import model as models
+from qcompiler.decide import Candidate
+from qcompiler.numerics import quantize_weight
+from qcompiler.session import Feeds, Session
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+INT8_MAX = 127.0
+
+
+class Shifts:
+    """Means of activations before and after quantization, and the corrections that follow from them.
+
+    Args:
+        model: the float model, normalised.
+        groups: candidates by the activation tensor they share.
+        ranges: clipping ranges that may be asked for, by activation tensor.
+        feeds: samples to take means over.
+    """
+
+    def __init__(
+        self,
+        model: models.Model,
+        groups: Mapping[str, Sequence[Candidate]],
+        ranges: Mapping[str, Sequence[float]],
+        feeds: Sequence[Feeds],
+        *,
+        per_channel: bool = True,
+    ) -> None:
+        self._nodes = {node.name: node for node in model.graph.nodes}
+        self._per_channel = per_channel
+        self._known: dict[tuple[str, float], NDArray[np.float32] | None] = {}
+        self._means = _means(model, groups, ranges, feeds)
+
+    def of(self, candidate: Candidate, amax: float) -> NDArray[np.float32]:
+        """What to add to each output channel of a candidate, shape [channels]; zeros where there is no simple answer."""
+        key = (candidate.node, amax)
+        if key not in self._known:
+            self._known[key] = self._shift(candidate, amax)
+        found = self._known[key]
+        return np.zeros(1, np.float32) if found is None else found
+
+    def can(self, candidate: Candidate) -> bool:
+        """Whether this layer is corrected."""
+        node = self._nodes[candidate.node]
+        weight = node.inputs[1]
+        return candidate.op == "Conv" and isinstance(weight, gs.Constant)
+
+    def _shift(self, candidate: Candidate, amax: float) -> NDArray[np.float32] | None:
+        if not self.can(candidate) or (candidate.activation, amax) not in self._means:
+            return None
+        node = self._nodes[candidate.node]
+        plain, quantized = self._means[candidate.activation, amax]
+        weight = np.asarray(node.inputs[1].values)
+        stored, scales = quantize_weight(weight, candidate.axis if self._per_channel else None)
+        exact = _project(node, weight, plain)
+        moved = _project(node, stored.astype(np.float32), quantized) * scales
+        result: NDArray[np.float32] = (exact - moved).astype(np.float32)
+        return result
+
+
+def _project(node: gs.Node, weight: NDArray[Any], mean: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean of each output channel, [M], from the mean of each input channel, [C], and the weight [M, C / groups, ...]."""
+    groups = int(node.attrs.get("group", 1))
+    taps = weight.astype(np.float64).sum(axis=tuple(range(2, weight.ndim)))
+    parts = mean.reshape(groups, -1)
+    return np.asarray(np.einsum("gmc,gc->gm", taps.reshape(groups, -1, taps.shape[1]), parts).ravel())
+
+
+def _means(
+    model: models.Model,
+    groups: Mapping[str, Sequence[Candidate]],
+    ranges: Mapping[str, Sequence[float]],
+    feeds: Sequence[Feeds],
+) -> dict[tuple[str, float], tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """By (tensor, amax): mean of x and of DQ(Q(x)) per channel, over all samples and positions."""
+    groups = {name: members for name, members in groups.items() if any(c.op == "Conv" for c in members)}
+    if not groups:
+        return {}
+    inputs = {tensor.name for tensor in model.graph.inputs}
+    tapped = [name for name in groups if name not in inputs]
+    session = Session(model, outputs=tapped, quick=True) if tapped else None
+    sums: dict[tuple[str, float], list[NDArray[np.float64]]] = {}
+    counts = dict.fromkeys(groups, 0)
+    for feed in feeds:
+        values = {**(session.run(feed) if session is not None else {}), **feed}
+        for name in groups:
+            x = np.moveaxis(np.asarray(values[name], np.float32), 1, -1)
+            x = x.reshape(-1, x.shape[-1])
+            counts[name] += len(x)
+            total = x.sum(0, dtype=np.float64)
+            for amax in ranges[name]:
+                pair = sums.setdefault((name, amax), [np.zeros(x.shape[1]), np.zeros(x.shape[1])])
+                pair[0] += total
+                pair[1] += _quantized_sum(x, amax)
+    return {
+        (name, amax): (plain / max(counts[name], 1), quantized / max(counts[name], 1))
+        for (name, amax), (plain, quantized) in sums.items()
+    }
+
+
+def _quantized_sum(x: NDArray[np.float32], amax: float) -> NDArray[np.float64]:
+    """Sum of DQ(Q(x)) per column."""
+    scale = np.float32(amax / INT8_MAX)
+    steps = np.rint(x / scale)
+    np.clip(steps, -128, 127, out=steps)
+    return np.asarray(steps.sum(0, dtype=np.float64) * float(scale))
