@@ -17,6 +17,19 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 SHOWN = 8
+ROWS = {"layers": 15, "spikes": 15}  # of an inspection, for people who did not ask for everything
+TITLES = {
+    "stays_float": "Stays in high precision",
+    "layers": "Layers, by multiply-accumulates",
+    "spikes": "Activations by what INT8 leaves of them (over positions, over channels: largest peak to median peak)",
+}
+FIGURES = {  # how the figures of an inspection are read best
+    "macs": count,
+    "macs_that_can_be_int8": percent,
+    "share": percent,
+    "int8_db": decibel,
+    "weight_bytes": size,
+}
 QUANTIZED = ("int8", "fp8", "int4")
 
 
@@ -98,15 +111,16 @@ def passes(rows: Sequence[Row]) -> Iterator[RenderableType]:
 
 def inspection(found: Row, *, everything: bool = False) -> Iterator[RenderableType]:
     """Single figures as a list, lists of records as tables, which are cut unless `everything` is asked for."""
-    yield _facts([(_words(key), _cell(value)) for key, value in found.items() if not _is_table(value) and value != []])
+    yield _facts(
+        [(_words(key), _figure(key, value)) for key, value in found.items() if not _is_table(value) and value != []]
+    )
     for key, value in found.items():
         if not _is_table(value):
             continue
-        columns = list(dict.fromkeys(itertools.chain.from_iterable(value)))
-        shown = value if everything else value[:40]
-        yield _table(
-            _words(key).capitalize(), columns, ([_cell(row.get(column)) for column in columns] for row in shown)
-        )
+        shown = value if everything else value[: ROWS.get(key, 40)]
+        columns = list(dict.fromkeys(itertools.chain.from_iterable(shown)))
+        cells = ([_figure(column, row.get(column)) for column in columns] for row in shown)
+        yield _table(TITLES.get(key, _words(key).capitalize()), [_words(column) for column in columns], cells)
         if len(shown) < len(value):
             yield Text(f"… and {len(value) - len(shown)} more: --all lists them", style="dim")
 
@@ -186,7 +200,7 @@ def _facts(rows: Iterable[tuple[str, str]]) -> Table:
 def _table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        figures = column in ("MACs", "SQNR", "cosine", "max error", "top-1", "equal")
+        figures = column in ("MACs", "macs", "share", "SQNR", "cosine", "max error", "top-1", "equal")
         table.add_column(column, overflow="fold", justify="right" if figures else "left")
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))
@@ -195,6 +209,13 @@ def _table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[An
 
 def _is_table(value: Any) -> bool:
     return isinstance(value, Sequence) and bool(value) and all(isinstance(row, Mapping) for row in value)
+
+
+def _figure(key: str, value: Any) -> str:
+    spell = FIGURES.get(key, _cell)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {spell(one)}" for name, one in value.items())
+    return spell(value)
 
 
 def _cell(value: Any) -> str:
