@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from qcompiler import element_types
 from qcompiler import graph as graphs
 from qcompiler.quantized import (
     FP8,
@@ -186,6 +187,20 @@ def generations(graph: gs.Graph, target: Target) -> None:
             raise refusal(node, f"is FP8, which {', '.join(without)} lacks", "use int8, or leave these GPUs out")
 
 
+def turing(graph: gs.Graph, target: Target) -> None:
+    """SM75 multiplies matrices, quantized ones included, in FP16 only, and has no BF16; convolutions may be FP32."""
+    if "sm75" not in target.sms:
+        return
+    found = element_types.infer(graph)
+    remedy = "type the model fp16, or leave sm75 out"
+    for node in graph.nodes:
+        written = [found.get(id(tensor)) for tensor in node.outputs]
+        if np.dtype(ml_dtypes.bfloat16) in written:
+            raise refusal(node, "writes BF16, which sm75 lacks", remedy)
+        if graphs.is_op(node, "MatMul", "Gemm") and np.dtype(np.float32) in written:
+            raise refusal(node, "is an FP32 matrix product, which TensorRT-RTX does not compile for sm75", remedy)
+
+
 ANY: tuple[Rule, ...] = (scales,)
 RULES: tuple[Rule, ...] = (
     operators,
@@ -198,4 +213,5 @@ RULES: tuple[Rule, ...] = (
     weight_axis,
     operand_types,
     generations,
+    turing,
 )

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-import onnx_graphsurgeon as gs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qcompiler import graph as graphs
 from qcompiler import ranges
-from qcompiler.engines import listing
-from qcompiler.engines.tensorrt_rtx import TensorRTRTX
-from qcompiler.pass_ import Skipped
 from qcompiler.passes.high_precision import HighPrecision
-from qcompiler.plan import Decision
 from qcompiler.ranges import Range, Ranges
 from qcompiler.session import Session
 from qcompiler.target import DType
-from tests.rewrite import Spec, check, graph_proto, model, random_feeds, to_graph, whole
+from tests.rewrite import Spec, graph_proto, model, random_feeds, to_graph, whole
+from tests.typed import F32, assert_no_cast_behind_a_cast, by_name, operand_types, ops, rng, stays, typed, weight
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -32,65 +26,6 @@ if TYPE_CHECKING:
     Feeds = dict[str, NDArray[Any]]
 
 F16 = np.dtype(np.float16)
-F32 = np.dtype(np.float32)
-RNG = np.random.default_rng(7)
-
-
-def weight(*shape: int) -> NDArray[Any]:
-    return np.asarray(RNG.standard_normal(shape) / np.sqrt(shape[0]), np.float32)
-
-
-def typed(
-    proto: onnx.ModelProto, feeds: Feeds | None = None, *, tolerance: float = 2e-3, **options: Any
-) -> tuple[gs.Graph, dict[str, Decision]]:
-    """Measures, types and checks; returns the graph and the decisions by node."""
-    graph = to_graph(proto)
-    feeds = feeds or random_feeds(graph)
-    pass_ = HighPrecision(ranges=ranges.measure(graph, [feeds]), **options)
-    decisions: dict[str, Decision] = {}
-    done, _ = check(_Noting(pass_, decisions), proto, feeds, tolerance=tolerance)
-    return done, decisions
-
-
-def _Noting(pass_: HighPrecision, into: dict[str, Decision]) -> HighPrecision:  # noqa: N802
-    """The same pass, whose first run's decisions are kept (a second run of `check` decides again)."""
-
-    class Noting(HighPrecision):
-        def rewrite(self, graph: gs.Graph) -> Any:
-            yield from super().rewrite(graph)
-            for one in self.decisions:
-                into.setdefault(one.node, one)
-
-    return Noting(pass_.dtype, pass_.ranges, pass_.typed_dequantize, pass_.keep)
-
-
-def stays(proto: onnx.ModelProto, node: str, rule: str, feeds: Feeds | None = None, **options: Any) -> Decision:
-    """Types and asserts that one node stays FP32 by one rule; the report has the reason too."""
-    graph = to_graph(proto)
-    feeds = feeds or random_feeds(graph)
-    pass_ = HighPrecision(ranges=ranges.measure(graph, [feeds]), **options)
-    report = pass_(graph)
-    found = {one.node: one for one in pass_.decisions}[node]
-    assert (found.precision, found.rule) == (DType.FP32, rule), found
-    assert any(isinstance(note, Skipped) and note.node == node and rule in note.text for note in report.notes)
-    onnx.checker.check_model(whole(graph), full_check=True)
-    return found
-
-
-def ops(graph: gs.Graph) -> list[str]:
-    return [node.op for node in graph.nodes]
-
-
-def by_name(graph: gs.Graph, name: str) -> gs.Node:
-    return next(node for node in graph.nodes if node.name == name)
-
-
-def assert_no_cast_behind_a_cast(graph: gs.Graph) -> None:
-    for node in graph.nodes:
-        assert not (node.op == "Cast" and graphs.is_op(graphs.producer(node.inputs[0]), "Cast")), node.name
-        assert not (node.op == "Cast" and graphs.is_constant(node.inputs[0])), node.name
-    casts = Counter((node.inputs[0].name, node.attrs["to"]) for node in graph.nodes if node.op == "Cast")
-    assert not [key for key, count in casts.items() if count > 1]
 
 
 # --- Casts ------------------------------------------------------------------------------------------------------------
@@ -335,7 +270,7 @@ def test_rotary_angles_are_computed_in_fp32_from_the_position_on() -> None:
         inputs={"x": (6, 4), "p": (np.int64, (6, 1))},
         weights={"freq": np.array([1, 0.1, 0.01, 0.001], np.float32)},
     )
-    feeds: Feeds = {"x": RNG.standard_normal((6, 4)).astype(np.float32), "p": np.arange(1500, 1506).reshape(6, 1)}
+    feeds: Feeds = {"x": rng().standard_normal((6, 4)).astype(np.float32), "p": np.arange(1500, 1506).reshape(6, 1)}
     graph, decisions = typed(proto, feeds)
     assert {name: decisions[name].precision for name in ("ANGLE", "C", "S", "XC", "Y")} == {
         "ANGLE": DType.FP32, "C": DType.FP32, "S": DType.FP32, "XC": DType.FP16, "Y": DType.FP16,
@@ -395,106 +330,12 @@ def test_a_written_out_normalisation_is_one_island() -> None:
     assert_no_cast_behind_a_cast(graph)
 
 
-# --- Attention masks --------------------------------------------------------------------------------------------------
-
-_ATTENTION: tuple[Spec, ...] = (
-    ("MatMul", "q kt", "s"),
-    ("Add", "s mask", "logits"),
-    ("Softmax", "logits", "p", {"axis": -1}),
-    ("MatMul", "p v", "y"),
-)
-
-
-def attention(*mask: Spec, weights: Mapping[str, Any], inputs: Mapping[str, Any] | None = None) -> onnx.ModelProto:
-    return model(
-        *mask,
-        *_ATTENTION,
-        inputs={
-            "q": (1, 2, 6, 8),
-            "kt": (1, 2, 8, 6),
-            "v": (1, 2, 6, 8),
-            **(inputs or {"m": (np.int64, (1, 1, 1, 6))}),
-        },
-        weights=weights,
-    )
-
-
-_MULTIPLIED: tuple[Spec, ...] = (("Cast", "m", "f", {"to": 1}), ("Sub", "one f", "inv"), ("Mul", "inv low", "mask"))
-
-
-@pytest.mark.parametrize("low", [-3.4028235e38, -1e9, -1e4])
-def test_a_multiplied_padding_mask_leaves_attention_in_half(low: float) -> None:
-    proto = attention(*_MULTIPLIED, weights={"one": F32.type(1), "low": F32.type(low)})
-    feeds = random_feeds(to_graph(proto))
-    feeds["m"] = np.array([1, 1, 1, 1, 0, 0]).reshape(1, 1, 1, 6)
-    graph, decisions = typed(proto, feeds)
-    assert {decisions[name].precision for name in ("S", "LOGITS", "P", "Y")} == {DType.FP16}
-    assert ("Max" in ops(graph)) == (low < -30000)
-    # A row with another mask than the observed one: nothing leaks through, and nothing is NaN.
-    feeds["m"] = np.array([1, 0, 0, 0, 0, 0]).reshape(1, 1, 1, 6)
-    expected = np.broadcast_to(feeds["v"][..., :1, :], (1, 2, 6, 8))
-    np.testing.assert_allclose(Session(graph, optimize=False).run(feeds)["y"], expected, rtol=2e-3, atol=1e-3)
-
-
-def test_a_mask_that_was_never_seen_at_work_is_clamped_all_the_same() -> None:
-    proto = attention(*_MULTIPLIED, weights={"one": F32.type(1), "low": F32.type(-3.4028235e38)})
-    feeds = random_feeds(to_graph(proto))
-    feeds["m"] = np.ones((1, 1, 1, 6), np.int64)
-    graph, _ = typed(proto, feeds)
-    feeds["m"] = np.zeros((1, 1, 1, 6), np.int64)
-    assert np.all(np.isfinite(Session(graph, optimize=False).run(feeds)["y"]))
-
-
-def test_a_constant_mask_is_clamped_as_it_is_converted() -> None:
-    causal = np.triu(np.full((6, 6), -3.4028235e38, np.float32), 1)
-    graph, decisions = typed(attention(weights={"mask": causal}, inputs={"unused": (1,)}))
-    assert decisions["LOGITS"].precision is DType.FP16
-    assert "Max" not in ops(graph)
-    assert graphs.values_of(by_name(graph, "LOGITS").inputs[1]).min() == -30000
-
-
-def test_a_mask_selected_by_where_and_two_masks_in_a_row() -> None:
-    proto = attention(
-        ("Cast", "m", "b", {"to": 9}),
-        ("Where", "b zero low", "mask1"),
-        ("MatMul", "q kt", "s0"),
-        ("Add", "s0 mask1", "s1"),
-        ("Identity", "causal", "mask"),
-        weights={"zero": F32.type(0), "low": F32.type(-1e9), "causal": np.triu(np.full((6, 6), -1e9, np.float32), 1)},
-    )
-    for one in proto.graph.node:
-        if one.name == "S":
-            proto.graph.node.remove(one)
-            break
-    next(one for one in proto.graph.node if one.name == "LOGITS").input[0] = "s1"
-    feeds = random_feeds(to_graph(proto))
-    feeds["m"] = np.array([1, 1, 1, 1, 1, 0]).reshape(1, 1, 1, 6)
-    _, decisions = typed(proto, feeds)
-    assert {decisions[name].precision for name in ("S1", "LOGITS", "P", "Y")} == {DType.FP16}
-
-
-def test_a_masked_tensor_that_is_also_read_elsewhere_stays_fp32() -> None:
-    proto = attention(*_MULTIPLIED, weights={"one": F32.type(1), "low": F32.type(-1e9)})
-    proto.graph.output.append(onnx.helper.make_tensor_value_info("logits", 1, (1, 2, 6, 6)))
-    feeds = random_feeds(to_graph(proto))
-    feeds["m"] = np.array([1, 1, 1, 1, 0, 0]).reshape(1, 1, 1, 6)
-    stays(proto, "LOGITS", "fp16-range", feeds)
-
-
-def test_large_logits_leave_no_room_for_a_mask() -> None:
-    proto = attention(*_MULTIPLIED, weights={"one": F32.type(1), "low": F32.type(-1e9)})
-    feeds = random_feeds(to_graph(proto))
-    feeds["q"] *= 3000
-    feeds["m"] = np.array([1, 1, 1, 1, 0, 0]).reshape(1, 1, 1, 6)
-    stays(proto, "LOGITS", "fp16-range", feeds)
-
-
 # --- Q/DQ -------------------------------------------------------------------------------------------------------------
 
 _SCALES = {
     "s": np.float32(0.03),
     "z": np.int8(0),
-    "w8": RNG.integers(-127, 128, (16, 32)).astype(np.int8),
+    "w8": rng().integers(-127, 128, (16, 32)).astype(np.int8),
     "ws": np.linspace(0.001, 0.003, 32).astype(np.float32),
     "wz": np.zeros(32, np.int8),
 }
@@ -586,38 +427,11 @@ def test_bf16_leaves_what_has_no_bf16_form() -> None:
 # --- The real compiler ------------------------------------------------------------------------------------------------
 
 
-def operand_types(graph: gs.Graph, folder: Path) -> dict[str, tuple[str, ...]]:
-    """What TensorRT-RTX made of each node: operand types of the kernel that its own listing names it in."""
-    (folder / "m.onnx").write_bytes(whole(graph).SerializeToString())
-    TensorRTRTX(("sm89",)).build(folder / "m.onnx", folder / "m.engine")
-    found: dict[str, tuple[str, ...]] = {}
-    for one in listing.read(folder / "m.engine"):
-        for op in one.ops:
-            for name in op.nodes:
-                found.setdefault(name, op.input_types)
-    return found
-
-
 def test_tensorrt_rtx_keeps_int8_products_and_float_scales(tmp_path: Path) -> None:
     proto = quantized(23)
     proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 64
     graph, _ = typed(proto)
     assert operand_types(graph, tmp_path)["M"][:2] == ("int8", "int8")
-
-
-def test_tensorrt_rtx_fuses_masked_attention_in_half(tmp_path: Path) -> None:
-    proto = model(
-        *_MULTIPLIED,
-        *_ATTENTION,
-        inputs={"q": (1, 4, 64, 32), "kt": (1, 4, 32, 64), "v": (1, 4, 64, 32), "m": (np.int64, (1, 1, 1, 64))},
-        weights={"one": F32.type(1), "low": F32.type(-3.4028235e38)},
-    )
-    graph, _ = typed(proto)
-    (tmp_path / "m.onnx").write_bytes(whole(graph).SerializeToString())
-    TensorRTRTX(("sm89",)).build(tmp_path / "m.onnx", tmp_path / "m.engine")
-    fused = [op for one in listing.read(tmp_path / "m.engine") for op in one.ops if "mha" in op.name]
-    assert fused
-    assert set(fused[0].input_types[:2]) == {"half"}
 
 
 @pytest.mark.parametrize("keep", [(), ("T",)])

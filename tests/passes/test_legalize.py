@@ -2,96 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
 import onnx
-import onnx_graphsurgeon as gs
 import pytest
 
 from qcompiler import graph as graphs
-from qcompiler.engines import listing
 from qcompiler.engines.tensorrt_rtx import TensorRTRTX
-from qcompiler.errors import EngineError
-from qcompiler.passes import refuse_quantized
 from qcompiler.passes.legalize import REPAIRS, Legalize
 from qcompiler.session import Session
-from qcompiler.target import Target, parse_target
-from tests.rewrite import Spec, check, check_untouched, graph_proto, model, random_feeds, to_graph, whole
+from qcompiler.target import parse_target
+from tests.rewrite import check, check_untouched, model, random_feeds, to_graph, whole
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Array = NDArray[Any]
 
-RTX = parse_target("tensorrt-rtx:sm89")
-RNG = np.random.default_rng(3)
-W8 = RNG.integers(-127, 128, (32, 32)).astype(np.int8)
-ZERO = np.int8(0)
-CHANNEL_SCALES = np.linspace(1e-3, 3e-3, 32).astype(np.float32)
-
-
-def f32(value: Any) -> Array:
-    return np.asarray(value, np.float32)
-
-
-def product(
-    *,
-    scale: Any = 0.05,
-    zero: Any = ZERO,
-    weight: Any = W8,
-    weight_scale: Any = CHANNEL_SCALES,
-    weight_zero: Any = None,
-    axis: int | None = 1,
-    block: int = 0,
-    opset: int = 23,
-) -> onnx.ModelProto:
-    """x → Q → DQ → MatMul(DQ(w8)) → y, with whatever is to be wrong about it; `None` omits a zero point."""
-    scales = np.asarray(weight_scale)
-    held = {"s": scale if isinstance(scale, np.ndarray | np.generic) else f32(scale), "w8": weight, "ws": scales}
-    if zero is not None:
-        held["z"] = zero
-    held["wz"] = np.zeros(scales.shape, np.asarray(weight).dtype) if weight_zero is None else weight_zero
-    attrs = {} if axis is None else {"axis": axis}
-    nodes: tuple[Spec, ...] = (
-        ("QuantizeLinear", "x s z" if zero is not None else "x s", "q"),
-        ("DequantizeLinear", "q s z" if zero is not None else "q s", "d"),
-        ("DequantizeLinear", "w8 ws wz", "w", attrs | ({"block_size": block} if block else {})),
-        ("MatMul", "d w", "y"),
-    )
-    return newer(model(*nodes, inputs={"x": (64, 32)}, weights=held, opset=opset))
-
-
-def newer(proto: onnx.ModelProto) -> onnx.ModelProto:
-    proto.ir_version = 11
-    return proto
-
-
-def op_named(graph: gs.Graph, name: str) -> gs.Node:
-    return next(node for node in graph.nodes if node.name == name)
-
-
-def refused(proto: onnx.ModelProto, *words: str, target: Target = RTX) -> None:
-    with pytest.raises(EngineError) as caught:
-        Legalize(target)(to_graph(proto))
-    text = str(caught.value)
-    assert caught.value.exit_code == 6
-    assert all(word in text for word in words), text
-    assert text.startswith("node '")
-    assert ": " in text
-
-
-def built(graph: gs.Graph, folder: Path, node: str) -> tuple[str, ...]:
-    """Operand types of the kernel that TensorRT-RTX made of a node."""
-    (folder / "m.onnx").write_bytes(whole(graph).SerializeToString())
-    TensorRTRTX(("sm89",)).build(folder / "m.onnx", folder / "m.engine")
-    kernels = [op for one in listing.read(folder / "m.engine") for op in one.ops if node in op.nodes]
-    assert kernels, f"'{node}' is not listed"
-    return kernels[0].input_types
-
+from tests.quantized_models import CHANNEL_SCALES, RTX, W8, built, f32, newer, op_named, product, rng
 
 # --- Legal graphs -----------------------------------------------------------------------------------------------------
 
@@ -136,7 +67,7 @@ def test_the_whole_way_of_the_integers_becomes_signed() -> None:
             ("Concat", "t c", "cc", {"axis": 1}),
             ("DequantizeLinear", "cc s z", "y"),
             inputs={"x": (1, 2, 5, 5)},
-            weights={"s": f32(0.05), "z": np.uint8(128), "c": RNG.integers(0, 256, (1, 1, 4, 4)).astype(np.uint8)},
+            weights={"s": f32(0.05), "z": np.uint8(128), "c": rng().integers(0, 256, (1, 1, 4, 4)).astype(np.uint8)},
             opset=21,
         )
     )
@@ -157,7 +88,7 @@ def test_asymmetric_weights_that_fit_lose_their_offset() -> None:
 
 
 def test_unsigned_four_bit_weights_become_signed() -> None:
-    values = RNG.integers(0, 16, (32, 32)).astype(ml_dtypes.uint4)
+    values = rng().integers(0, 16, (32, 32)).astype(ml_dtypes.uint4)
     proto = newer(
         model(
             ("DequantizeLinear", "w4 ws wz", "w", {"axis": 1}),
@@ -268,7 +199,7 @@ def test_weights_of_recurrent_layers_become_float() -> None:
             inputs={"x": (5, 2, 4)},
             weights={
                 "w8": W8[:9, :4].reshape(1, 9, 4), "ws": f32(0.01), "wz": np.int8(0),
-                "r": RNG.random((1, 9, 3), np.float32),
+                "r": rng().random((1, 9, 3), np.float32),
             },
             opset=21,
         )
@@ -367,134 +298,3 @@ def test_quantized_product_is_written_out() -> None:
 def test_repairs_say_nothing_about_a_legal_graph_each_for_itself() -> None:
     graph = to_graph(product())
     assert [note for repair in REPAIRS for note in repair(graph, RTX)] == []
-
-
-# --- Refusals ---------------------------------------------------------------------------------------------------------
-
-
-def test_asymmetric_activations_are_refused() -> None:
-    refused(product(zero=np.int8(3)), "'Q'", "zero point 3", "symmetric")
-
-
-def test_unsigned_activations_that_do_not_fit_are_refused() -> None:
-    refused(product(zero=np.uint8(0)), "'Q'", "uint8", "read as int8")
-    refused(product(zero=None), "'Q'", "uint8")
-
-
-def test_asymmetric_weights_that_do_not_fit_are_refused() -> None:
-    refused(product(weight_zero=np.full(32, 50, np.int8)), "'W'", "zero point 50")
-
-
-@pytest.mark.parametrize("value", [0.0, -0.1, np.nan, np.inf, 1e-40])
-def test_impossible_scales_are_refused_everywhere(value: float) -> None:
-    refused(product(scale=f32(value)), "'Q'", "index 0", "calibrate")
-    scales = CHANNEL_SCALES.copy()
-    scales[7] = value
-    refused(product(weight_scale=scales), "'W'", "index 7", target=parse_target("onnxruntime"))
-
-
-def test_scales_computed_at_run_time_are_refused() -> None:
-    proto = newer(
-        model(
-            ("ReduceMax", "x", "s", {"keepdims": 0}),
-            ("QuantizeLinear", "x s z", "q"),
-            ("DequantizeLinear", "q s z", "y"),
-            weights={"z": np.int8(0)},
-            opset=21,
-        )
-    )
-    refused(proto, "'Q'", "computed at run time")
-
-
-def test_activations_with_several_scales_are_refused() -> None:
-    proto = newer(
-        model(
-            ("QuantizeLinear", "x s z", "q", {"axis": 1}),
-            ("DequantizeLinear", "q s z", "y", {"axis": 1}),
-            weights={"s": np.full(4, 0.1, np.float32), "z": np.zeros(4, np.int8)},
-            opset=21,
-        )
-    )
-    refused(proto, "'Q'", "4 scales", "one scale per tensor")
-
-
-def test_weight_scales_on_the_input_channels_are_refused() -> None:
-    refused(product(axis=0), "'W'", "axis 0", "axis 1", "float without a word")
-
-
-def test_the_axis_is_followed_through_a_transpose() -> None:
-    def transposed(axis: int) -> onnx.ModelProto:
-        proto = product(axis=axis)
-        proto.graph.node.insert(3, onnx.helper.make_node("Transpose", ["w"], ["wt"], "T", perm=[1, 0]))
-        proto.graph.node[4].input[1] = "wt"
-        return proto
-
-    check_untouched(Legalize(RTX), transposed(0))
-    refused(transposed(1), "'W'", "axis 0", "axis 1")
-
-
-def test_blocked_weights_against_quantized_activations_are_refused() -> None:
-    scales = np.full((2, 32), 0.01, np.float32)
-    proto = product(weight_scale=scales, weight_zero=np.zeros((2, 32), np.int8), axis=0, block=16)
-    refused(proto, "'W'", "blocked", "'Y'", "wrong results")
-
-
-def test_operands_of_two_types_are_refused() -> None:
-    fp8 = np.zeros((32, 32), ml_dtypes.float8_e4m3fn)
-    refused(product(weight=fp8, weight_zero=np.zeros(32, fp8.dtype)), "'Y'", "int8", "float8_e4m3fn")
-    int4 = np.zeros((32, 32), ml_dtypes.int4)
-    refused(product(weight=int4, weight_zero=np.zeros(32, int4.dtype)), "'Y'", "int4")
-
-
-@pytest.mark.parametrize("dtype", [ml_dtypes.float8_e5m2, np.int16, np.uint16])
-def test_types_that_the_parser_does_not_import_are_refused(dtype: Any) -> None:
-    refused(product(weight=np.zeros((32, 32), dtype), weight_zero=np.zeros(32, dtype)), "'W'", np.dtype(dtype).name)
-
-
-def test_fp8_needs_a_gpu_that_has_it() -> None:
-    fp8 = ml_dtypes.float8_e4m3fn
-    proto = product(zero=np.zeros((), fp8), weight=np.zeros((32, 32), fp8), weight_zero=np.zeros(32, fp8))
-    refused(proto, "FP8", "sm86", target=parse_target("tensorrt-rtx:sm86,sm89"))
-    check_untouched(Legalize(RTX), proto)
-    check_untouched(Legalize(parse_target("tensorrt-rtx")), proto)
-
-
-def test_dynamically_quantized_operators_are_refused() -> None:
-    proto = model(
-        ("DynamicQuantizeLinear", "x", "q s z"),
-        ("MatMulInteger", "q w8 z", "i"),
-        ("Cast", "i", "f", {"to": 1}),
-        ("Mul", "f s", "y"),
-        weights={"w8": W8[:4, :4]},
-    )
-    refused(proto, "'Q'", "DynamicQuantizeLinear", "--data")
-
-
-def test_nested_graphs_are_looked_into() -> None:
-    body = graph_proto(
-        [("QuantizeLinear", "x s z", "q"), ("DequantizeLinear", "q s z", "inside")], {}, ["inside"], {"z": np.int8(9)}
-    )
-    other = graph_proto([("Abs", "x", "beside")], {}, ["beside"])
-    proto = newer(
-        model(
-            ("If", "c", "y", {"then_branch": body, "else_branch": other}),
-            inputs={"x": (2, 4), "c": (np.bool_, ())},
-            weights={"s": f32(0.1)},
-            opset=21,
-        )
-    )
-    refused(proto, "'Q'", "zero point 9")
-
-
-@pytest.mark.parametrize("rule", refuse_quantized.RULES, ids=lambda rule: rule.__name__)
-def test_no_rule_refuses_a_legal_graph(rule: Callable[[gs.Graph, Target], None]) -> None:
-    graph = to_graph(product())
-    before = whole(graph).SerializeToString(deterministic=True)
-    rule(graph, RTX)
-    assert whole(graph).SerializeToString(deterministic=True) == before
-
-
-def test_the_real_parser_agrees_that_asymmetric_models_are_impossible(tmp_path: Path) -> None:
-    """The rules exist because the library says so, or because it says nothing and computes something else."""
-    (tmp_path / "m.onnx").write_bytes(product(zero=np.int8(3)).SerializeToString())
-    assert any("zero point" in str(one).lower() for one in TensorRTRTX(("sm89",)).check(tmp_path / "m.onnx"))

@@ -1,0 +1,102 @@
+"""What the tests of the typing pass share: measure, type, check, and ask the real compiler."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from qcompiler import graph as graphs
+from qcompiler import ranges
+from qcompiler.engines import listing
+from qcompiler.engines.tensorrt_rtx import TensorRTRTX
+from qcompiler.pass_ import Skipped
+from qcompiler.passes.high_precision import HighPrecision
+from qcompiler.plan import Decision
+from qcompiler.target import DType
+from tests.rewrite import check, random_feeds, to_graph, whole
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Feeds = dict[str, NDArray[Any]]
+
+F32 = np.dtype(np.float32)
+
+
+def rng() -> np.random.Generator:
+    """The same numbers whatever ran before."""
+    return np.random.default_rng(7)
+
+
+def weight(*shape: int) -> NDArray[Any]:
+    return np.asarray(np.random.default_rng(shape).standard_normal(shape) / np.sqrt(shape[0]), np.float32)
+
+
+def typed(
+    proto: onnx.ModelProto, feeds: Feeds | None = None, *, tolerance: float = 2e-3, **options: Any
+) -> tuple[gs.Graph, dict[str, Decision]]:
+    """Measures, types and checks; returns the graph and the decisions by node."""
+    graph = to_graph(proto)
+    feeds = feeds or random_feeds(graph)
+    pass_ = HighPrecision(ranges=ranges.measure(graph, [feeds]), **options)
+    decisions: dict[str, Decision] = {}
+    done, _ = check(_Noting(pass_, decisions), proto, feeds, tolerance=tolerance)
+    return done, decisions
+
+
+def _Noting(pass_: HighPrecision, into: dict[str, Decision]) -> HighPrecision:  # noqa: N802
+    """The same pass, whose first run's decisions are kept (a second run of `check` decides again)."""
+
+    class Noting(HighPrecision):
+        def rewrite(self, graph: gs.Graph) -> Any:
+            yield from super().rewrite(graph)
+            for one in self.decisions:
+                into.setdefault(one.node, one)
+
+    return Noting(pass_.dtype, pass_.ranges, pass_.typed_dequantize, pass_.keep)
+
+
+def stays(proto: onnx.ModelProto, node: str, rule: str, feeds: Feeds | None = None, **options: Any) -> Decision:
+    """Types and asserts that one node stays FP32 by one rule; the report has the reason too."""
+    graph = to_graph(proto)
+    feeds = feeds or random_feeds(graph)
+    pass_ = HighPrecision(ranges=ranges.measure(graph, [feeds]), **options)
+    report = pass_(graph)
+    found = {one.node: one for one in pass_.decisions}[node]
+    assert (found.precision, found.rule) == (DType.FP32, rule), found
+    assert any(isinstance(note, Skipped) and note.node == node and rule in note.text for note in report.notes)
+    onnx.checker.check_model(whole(graph), full_check=True)
+    return found
+
+
+def ops(graph: gs.Graph) -> list[str]:
+    return [node.op for node in graph.nodes]
+
+
+def by_name(graph: gs.Graph, name: str) -> gs.Node:
+    return next(node for node in graph.nodes if node.name == name)
+
+
+def assert_no_cast_behind_a_cast(graph: gs.Graph) -> None:
+    for node in graph.nodes:
+        assert not (node.op == "Cast" and graphs.is_op(graphs.producer(node.inputs[0]), "Cast")), node.name
+        assert not (node.op == "Cast" and graphs.is_constant(node.inputs[0])), node.name
+    casts = Counter((node.inputs[0].name, node.attrs["to"]) for node in graph.nodes if node.op == "Cast")
+    assert not [key for key, count in casts.items() if count > 1]
+
+
+def operand_types(graph: gs.Graph, folder: Path) -> dict[str, tuple[str, ...]]:
+    """What TensorRT-RTX made of each node: operand types of the kernel that its own listing names it in."""
+    (folder / "m.onnx").write_bytes(whole(graph).SerializeToString())
+    TensorRTRTX(("sm89",)).build(folder / "m.onnx", folder / "m.engine")
+    found: dict[str, tuple[str, ...]] = {}
+    for one in listing.read(folder / "m.engine"):
+        for op in one.ops:
+            for name in op.nodes:
+                found.setdefault(name, op.input_types)
+    return found
