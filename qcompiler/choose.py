@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 AUTO = "auto"
-AUTO_RANGES = ("mse", "percentile{p=99.99}", "percentile{p=99.999}", "minmax")
+AUTO_RANGES = ("mse", "percentile{p=99.99}", "percentile{p=99.999}", "minmax", "percentile{p=99.9}")
 USELESS_DB = 8.0
 
 

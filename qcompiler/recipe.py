@@ -218,7 +218,7 @@ class Safety(_Keys):
     )
     samples: int = option(4, _integer(1), "feeds on which the outputs are compared while layers are chosen")
     range_runs: int = option(
-        160, _integer(0), "runs of the model that `calibrator = auto` may spend on trying other clipping ranges"
+        400, _integer(0), "runs of the model that `calibrator = auto` may spend on trying other clipping ranges"
     )
 
 

@@ -194,7 +194,7 @@ def _choose(
 
 
 class _Measure:
-    """Noise-to-signal power of a plan at the float outputs: pooled over samples, summed over outputs."""
+    """Noise-to-signal power of a plan at the float outputs: pooled over samples, the mean over outputs."""
 
     def __init__(self, simulator: Simulator, feeds: Sequence[Feeds], advance: Advance | None) -> None:
         self.few = min(FEW, len(feeds))
@@ -216,7 +216,8 @@ class _Measure:
         if self._advance is not None:
             self._advance(count)
         signal = {name: sum(row[name] for row in self._energy[:count]) for name in error}
-        return sum(error[name] / signal[name] for name in error if signal[name] > 0)
+        ratios = [error[name] / signal[name] for name in error if signal[name] > 0]
+        return sum(ratios) / len(ratios) if ratios else 0.0
 
 
 def energy(values: NDArray[Any]) -> float:

@@ -407,11 +407,15 @@ def _scoring(metric: str | Callable[[Run], float]) -> Callable[[Run, Run], Score
     return both
 
 
-class Outputs(dict[str, Any]):
-    """What a metric gets: outputs by name, and by position or slice as ONNX Runtime's own `run` gives them."""
+class Outputs(list[Any]):
+    """What a metric gets: a list of arrays, as ONNX Runtime's own `run` gives it, that also takes names."""
+
+    def __init__(self, named: Mapping[str, NDArray[Any]]) -> None:
+        super().__init__(named.values())
+        self._named = named
 
     def __getitem__(self, key: Any) -> Any:
-        return list(self.values())[key] if isinstance(key, int | slice) else super().__getitem__(key)
+        return self._named[key] if isinstance(key, str) else super().__getitem__(key)
 
 
 def _score(function: Callable[[Run], float], run: Run, label: str) -> float:
@@ -422,7 +426,7 @@ def _score(function: Callable[[Run], float], run: Run, label: str) -> float:
     except Exception as error:  # the user's code can raise anything
         raise UsageError(
             f"metric {label} failed with {type(error).__name__}: {error}. It is called with a function run(feeds) -> "
-            "outputs, both dicts of numpy arrays by name, and returns one number; --debug shows where it failed."
+            "outputs, a list of arrays that also takes names, and returns one number; --debug shows where it failed."
         ) from error
 
 
