@@ -1,0 +1,99 @@
+"""Runs one command in a fresh process and measures it from outside: wall time, CPU time and peak memory.
+
+This process must stay small: Linux counts the memory of the process that starts another one into the peak that it
+reports for the other. So nothing here imports numpy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.peers import ROOT
+
+PAGE_MB = os.sysconf("SC_PAGE_SIZE") / 2**20
+POLL_S = 0.02
+MOST_MB = 14 * 1024
+MOST_S = 900.0
+QUIET = {
+    "CUDA_VISIBLE_DEVICES": "",
+    "HF_HUB_OFFLINE": "1",
+    "NNCF_CI": "1",  # no telemetry
+    "PYTHONPATH": str(ROOT),
+    "PYTHONWARNINGS": "ignore",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What one process took.
+
+    Attributes:
+        wall_s: From its start to its end, the interpreter's start included.
+        cpu_s: User and system seconds, its children included.
+        peak_mb: The larger of its own peak (VmHWM) and the highest sum over its process tree that was seen.
+        code: Exit code; negative: the signal that ended it.
+        error: Why it was stopped from here, or "".
+    """
+
+    wall_s: float
+    cpu_s: float
+    peak_mb: float
+    code: int
+    error: str = ""
+
+
+def run(command: Sequence[str], *, folder: Path, log: Path) -> Usage:
+    """Runs `command` in `folder`, stdout and stderr going to `log`; stops it over 14 GB or 15 minutes."""
+    environment = {**os.environ, **QUIET, "TMPDIR": str(folder)}
+    with log.open("wb") as stream:
+        started = time.perf_counter()
+        child = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=stream, stderr=stream, start_new_session=True
+        )
+        peak, error = 0.0, ""
+        try:
+            while True:
+                pid, status, usage = os.wait4(child.pid, os.WNOHANG)
+                if pid:
+                    break
+                peak = max(peak, _tree_mb(child.pid))
+                error = error or _excess(peak, time.perf_counter() - started)
+                if error:
+                    os.killpg(child.pid, signal.SIGKILL)
+                time.sleep(POLL_S)
+        except BaseException:  # interrupted: the child, in a session of its own, would go on
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            raise
+        wall = time.perf_counter() - started
+    child.returncode = os.waitstatus_to_exitcode(status)  # Popen must not wait for what is gone
+    own = usage.ru_maxrss / 1024  # KiB; unlike VmHWM it can still be read after the end
+    return Usage(wall, usage.ru_utime + usage.ru_stime, max(peak, own), child.returncode, error)
+
+
+def _excess(peak_mb: float, seconds: float) -> str:
+    if peak_mb > MOST_MB:
+        return f"stopped: over {MOST_MB / 1024:.0f} GB after {seconds:.0f} s"
+    return f"stopped: over {MOST_S:.0f} s" if seconds > MOST_S else ""
+
+
+def _tree_mb(root: int) -> float:
+    """Resident memory of a process and all its descendants in MiB; those that have just ended count nothing."""
+    total, waiting = 0.0, [str(root)]
+    while waiting:
+        process = Path("/proc") / waiting.pop()
+        try:
+            total += int((process / "statm").read_text().split()[1]) * PAGE_MB
+            for task in (process / "task").iterdir():
+                waiting += (task / "children").read_text().split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return total
