@@ -1,9 +1,11 @@
 """qcompiler: a float model in, a verified INT8 TensorRT engine out.
 
-    import qcompiler
+```python
+import qcompiler
 
-    result = qcompiler.compile("model.onnx", data="calibration.npz", output="model.engine")
-    print(result.verification.worst_sqnr_db, result.plan.share())
+result = qcompiler.compile("model.onnx", data="calibration.npz", output="model.engine")
+print(result.verification.worst_sqnr_db, result.plan.share())
+```
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from qcompiler._version import __version__
 
 if TYPE_CHECKING:
-    from qcompiler.compiler import CompileResult, build, compile, quantize, verify  # noqa: A004
+    from qcompiler.compiler import CompileResult, build, compile, quantize, verify
     from qcompiler.inspection import Inspection, inspect
     from qcompiler.recipe import Recipe
 

@@ -158,7 +158,7 @@ def _build(options: argparse.Namespace, view: View) -> None:
 def _verify(options: argparse.Namespace, view: View) -> None:
     from qcompiler import compiler
     from qcompiler.report import terminal
-    from qcompiler.verify import gate
+    from qcompiler.verification import gate
 
     recipe = _recipe(options)
     verification = compiler.verify(

@@ -34,8 +34,8 @@ from qcompiler.progress import Progress, silent
 from qcompiler.recipe import Recipe
 from qcompiler.sensitivity import SafetyNet
 from qcompiler.target import DType, Target
-from qcompiler.verify import Verification, gate
-from qcompiler.verify import verify as compare
+from qcompiler.verification import Verification, gate
+from qcompiler.verification import verify as compare
 
 if TYPE_CHECKING:
     from qcompiler.engines.audit import Audit
@@ -162,7 +162,7 @@ def _compile(
     while True:
         chosen = _choose(run, normal, found, refused, observed)
         lowered = _lower(run, normal, chosen, observed)
-        verification = _verify(run, model, lowered, samples, observed, inputs, drift=build)
+        verification = _verify(run, model, normal, lowered, samples, observed, inputs, drift=build)
         stricter = _stricter(run.recipe, verification, chosen)
         if stricter is None:
             break
@@ -347,6 +347,7 @@ def _add_typing(plan: Plan, decisions: Sequence[Decision]) -> None:
 def _verify(
     run: _Run,
     model: models.Model,
+    normal: models.Model,
     lowered: models.Model,
     samples: Source | None,
     observed: Observations,
@@ -367,6 +368,7 @@ def _verify(
             samples=recipe.verify_samples,
             metric=recipe.metric,
             drift=drift,
+            inner=normal,
             advance=lambda: advance(1),
         )
     if held is None:

@@ -65,6 +65,7 @@ def candidates(graph: gs.Graph, target: Target, keep: Sequence[str] = ()) -> tup
 
     Args:
         graph: normalised graph (weights are constants, names unique).
+        target: what is quantized differs between engines.
         keep: regular expressions; a node whose name one of them matches anywhere stays in high precision.
     """
     found: list[Candidate] = []

@@ -23,7 +23,7 @@ class PerAxis:
 
 @dataclass(frozen=True, slots=True)
 class PerBlock:
-    """One scale per `size` consecutive elements of `axis` (opset 21): a weight [K, N], axis 0, has scales [K/size, N]."""
+    """One scale per `size` consecutive elements of `axis` (opset 21): [K, N] with axis 0 has scales [K/size, N]."""
 
     axis: int
     size: int

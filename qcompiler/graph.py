@@ -101,6 +101,13 @@ def graphs(graph: gs.Graph) -> Iterator[gs.Graph]:
             yield from graphs(inner)
 
 
+def branches(graph: gs.Graph) -> Iterator[gs.Graph]:
+    """The branches of every If, with all graphs nested in them, outer before inner."""
+    for node in graph.nodes:
+        for inner in subgraphs(node):
+            yield from graphs(inner) if is_op(node, "If") else branches(inner)
+
+
 def walk(graph: gs.Graph) -> Iterator[gs.Node]:
     """All nodes in graph order, those of nested graphs behind their owner."""
     for node in graph.nodes:

@@ -21,7 +21,9 @@ SHAPE_OF = "shape_of/"
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def concrete_shapes(graph: gs.Graph, feeds: Mapping[str, NDArray[Any]], wanted: Sequence[str]) -> dict[str, tuple[int, ...]]:
+def concrete_shapes(
+    graph: gs.Graph, feeds: Mapping[str, NDArray[Any]], wanted: Sequence[str]
+) -> dict[str, tuple[int, ...]]:
     """Shapes of `wanted` tensors for one sample: by inference from the sample's own shapes, else by running it.
 
     Inference costs milliseconds and no weights; what it cannot tell (data-dependent shapes) is read off one run with

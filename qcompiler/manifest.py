@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from qcompiler.engines.audit import Audit
     from qcompiler.engines.engine import EngineFile
     from qcompiler.pass_ import Report
-    from qcompiler.verify import Verification
+    from qcompiler.verification import Verification
 
 SCHEMA: Final = 1
 _DISTRIBUTIONS: Final = (

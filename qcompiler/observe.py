@@ -64,6 +64,7 @@ def observe(
     Args:
         model: the float model; float tensors of its main graph can be observed.
         tensors: their names; graph inputs are allowed.
+        source: the data; it is read once.
         inputs: the model's inputs, to know whether a feed is a batch.
         keep: how many samples to keep for later checks.
         workers: sessions that share the data; each gets its part of the processors. More than one pays where single

@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from qcompiler.pass_ import Fact, Pipeline
+from qcompiler.pass_ import Fact, Pass, Pipeline
 from qcompiler.passes.eliminate_dead import EliminateDead
 from qcompiler.passes.eliminate_identities import EliminateIdentities
 from qcompiler.passes.fold_batch_norm import FoldBatchNorm
 from qcompiler.passes.fold_channel_affine import FoldChannelAffine
 from qcompiler.passes.fold_constants import FoldConstants
+from qcompiler.passes.fold_ifs import FoldIfs
 from qcompiler.passes.fold_pad import FoldPad
 from qcompiler.passes.high_precision import HighPrecision
 from qcompiler.passes.inline_functions import InlineFunctions
 from qcompiler.passes.insert_qdq import InsertQDQ
 from qcompiler.passes.legalize import Legalize
+from qcompiler.passes.loosen_squeeze import LoosenSqueeze
 from qcompiler.passes.name_dimensions import NameDimensions
 from qcompiler.passes.name_everything import NameEverything
 from qcompiler.passes.normalize_constants import NormalizeConstants
 from qcompiler.passes.raise_opset import RaiseOpset
+from qcompiler.passes.unroll_lstm import UnrollLSTM
 from qcompiler.passes.unshare_weights import UnshareWeights
 from qcompiler.plan import Plan
 from qcompiler.ranges import Ranges
@@ -35,14 +38,21 @@ def clean_up(target: Target) -> Pipeline:
         NormalizeConstants(),  # Paddle keeps weights in Constant nodes, old exporters among the inputs
         RaiseOpset(target.opset),  # before folding, because the new spelling computes shapes that can be folded
         FoldConstants(),
+        FoldIfs(),  # PyTorch asks for ranks and sizes that are known
+        *_for_branches(target),
+        FoldConstants(),  # what stood in branches
         EliminateIdentities(),  # Paddle puts Identity and Cast between a Conv and its bias
         FoldPad(),  # a Pad between producer and Conv would take the Q/DQ pair that belongs at the Conv
-        FoldChannelAffine(),  # Conv → Add(bias) → BatchNormalization needs the bias inside first
         FoldBatchNorm(),
-        FoldChannelAffine(),  # and some exporters scale again behind the normalisation
+        FoldChannelAffine(),  # the scales, shifts and normalisations that are left between them
         EliminateDead(),
         UnshareWeights(),  # last, because folding makes weights of its own
     )
+
+
+def _for_branches(target: Target) -> tuple[Pass, ...]:
+    """What TensorRT needs in the branches of an If that stays; ONNX Runtime takes them as they are."""
+    return () if target.engine == "onnxruntime" else (UnrollLSTM(), LoosenSqueeze())
 
 
 if TYPE_CHECKING:

@@ -7,12 +7,13 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from qcompiler import graph as graphs
 from qcompiler import model as models
 from qcompiler.errors import DataError, ModelError
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 Feeds = dict[str, "NDArray[Any]"]
 Shape = tuple[int | str | None, ...]
-Source = str | Path | models.Model | gs.Graph | tuple[onnx.ModelProto, Mapping[str, "NDArray[Any]"]]
+Source: TypeAlias = str | Path | models.Model | gs.Graph | tuple[onnx.ModelProto, Mapping[str, "NDArray[Any]"]]
 
 _DTYPES: dict[str, str] = {
     "tensor(float)": "float32",
@@ -31,6 +32,7 @@ _DTYPES: dict[str, str] = {
     "tensor(string)": "object",
     **{f"tensor({name})": name for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")},
 }
+_MISFITS = ("Required inputs", "Invalid Feed", "INVALID_ARGUMENT", "Got invalid dimensions")
 
 
 class Session:
@@ -126,7 +128,7 @@ class Session:
             values = self._session.run(self.outputs, dict(feeds))
         except Exception as error:  # see above
             text = reason(error)
-            if "Invalid Feed" in text or "INVALID_ARGUMENT" in str(error) or "Got invalid dimensions" in text:
+            if any(sign in f"{error} {text}" for sign in _MISFITS):
                 shapes = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in feeds.items())
                 raise DataError(
                     f"ONNX Runtime cannot run {self._label} on the feed ({shapes}): {text}. "
@@ -177,8 +179,8 @@ def _lend(ort: Any, array: NDArray[Any]) -> Any:
     native = array.dtype.kind in "biuf" and array.dtype.name in _DTYPES.values()
     if native:
         return ort.OrtValue.ortvalue_from_numpy(array)
-    element = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
-    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint8 if array.itemsize == 1 else np.uint16), element)
+    raw = array.view(np.uint8 if array.itemsize == 1 else np.uint16)
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(raw, graphs.onnx_type(array.dtype))
 
 
 def _with_outputs(proto: onnx.ModelProto, outputs: Sequence[str]) -> onnx.ModelProto:

@@ -80,7 +80,7 @@ def parse_target(text: str, high_precision: DType | None = None) -> Target:
             raise UsageError(f"'{sm}' is not a compute capability: write it like sm89, as in tensorrt-rtx:sm89,sm120")
     if engine == "onnxruntime":
         if sms:
-            raise UsageError(f"target 'onnxruntime' takes no compute capability, but '{listed}' was given: leave it out")
+            raise UsageError(f"target 'onnxruntime' takes no compute capability, but '{listed}' was given")
         return Target(
             engine,
             high_precision=high_precision or DType.FP32,

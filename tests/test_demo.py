@@ -8,7 +8,7 @@ import pytest
 
 from demo import lines, run
 from qcompiler.engines.audit import Audit, Finding, Kind
-from qcompiler.verify import Score, Verification
+from qcompiler.verification import Score, Verification
 from tests import models
 
 

@@ -20,7 +20,7 @@ from qcompiler.plain import plain
 from qcompiler.plan import Decision, Plan, Quantizer
 from qcompiler.recipe import Recipe, Safety
 from qcompiler.target import DType
-from qcompiler.verify import Output, Verification
+from qcompiler.verification import Output, Verification
 
 
 def example(folder: Path, recipe: Recipe | None = None) -> dict[str, object]:

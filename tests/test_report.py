@@ -24,7 +24,7 @@ from qcompiler.report import html, svg, terminal
 from qcompiler.report.figures import count, decibel, percent, seconds, size
 from qcompiler.sensitivity import SafetyNet, Step
 from qcompiler.target import DType
-from qcompiler.verify import Output, Score, Verification
+from qcompiler.verification import Output, Score, Verification
 
 EVIL = "/bläck/<script>alert(1)</script>&\"conv'"
 

@@ -8,15 +8,18 @@ from qcompiler.passes.eliminate_identities import EliminateIdentities
 from qcompiler.passes.fold_batch_norm import FoldBatchNorm
 from qcompiler.passes.fold_channel_affine import FoldChannelAffine
 from qcompiler.passes.fold_constants import FoldConstants
+from qcompiler.passes.fold_ifs import FoldIfs
 from qcompiler.passes.fold_pad import FoldPad
 from qcompiler.passes.high_precision import HighPrecision
 from qcompiler.passes.inline_functions import InlineFunctions
 from qcompiler.passes.insert_qdq import InsertQDQ
 from qcompiler.passes.legalize import Legalize
+from qcompiler.passes.loosen_squeeze import LoosenSqueeze
 from qcompiler.passes.name_dimensions import NameDimensions
 from qcompiler.passes.name_everything import NameEverything
 from qcompiler.passes.normalize_constants import NormalizeConstants
 from qcompiler.passes.raise_opset import RaiseOpset
+from qcompiler.passes.unroll_lstm import UnrollLSTM
 from qcompiler.passes.unshare_weights import UnshareWeights
 
 ALL: tuple[type[Pass], ...] = (
@@ -26,6 +29,9 @@ ALL: tuple[type[Pass], ...] = (
     NormalizeConstants,
     RaiseOpset,
     FoldConstants,
+    FoldIfs,
+    UnrollLSTM,
+    LoosenSqueeze,
     EliminateIdentities,
     FoldPad,
     FoldBatchNorm,
@@ -44,14 +50,17 @@ __all__ = [
     "FoldBatchNorm",
     "FoldChannelAffine",
     "FoldConstants",
+    "FoldIfs",
     "FoldPad",
     "HighPrecision",
     "InlineFunctions",
     "InsertQDQ",
     "Legalize",
+    "LoosenSqueeze",
     "NameDimensions",
     "NameEverything",
     "NormalizeConstants",
     "RaiseOpset",
+    "UnrollLSTM",
     "UnshareWeights",
 ]

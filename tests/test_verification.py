@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from qcompiler import model as models
 from qcompiler.errors import AccuracyError, DataError, ModelError, UsageError
 from qcompiler.recipe import Recipe
-from qcompiler.verify import Output, Score, Verification, gate, verify
+from qcompiler.verification import Output, Score, Verification, gate, verify
 
 Feeds = dict[str, NDArray[Any]]
 WEIGHTS = [np.random.default_rng(k).normal(size=(8, 8)).astype(np.float32) / 3 for k in range(5)]
