@@ -109,7 +109,9 @@ def _structural(node: gs.Node, target: Target, keep: Iterable[re.Pattern[str]]) 
     if graphs.dtype_of(weight.tensor) != np.float32 or any(link.op == "Cast" for link in weight.chain):
         return refuse("not-float", f"its weight is stored as {graphs.dtype_of(weight.tensor)}, not as float32")
     if node.op == "Gemm" and not _plain_gemm(node):
-        return refuse("gemm-alpha", "alpha is not 1: TensorRT multiplies between DQ and GEMM, and then runs it in float")
+        return refuse(
+            "gemm-alpha", "alpha is not 1: TensorRT multiplies between DQ and GEMM, and then runs it in float"
+        )
     if node.op == "MatMul" and len(weight.tensor.shape) < 2:
         return refuse("gemv", "its weight is a vector")
     chain = tuple(link.name for link in weight.chain)
@@ -145,18 +147,12 @@ def _reads_dequantized(node: gs.Node) -> bool:
     if node.op not in LINEAR:
         return False
     return any(
-        producer is not None and producer.op == "DequantizeLinear"
-        for producer in map(graphs.producer, node.inputs[:2])
+        producer is not None and producer.op == "DequantizeLinear" for producer in map(graphs.producer, node.inputs[:2])
     )
 
 
 def _nested(graph: gs.Graph) -> list[tuple[gs.Node, gs.Node]]:
-    return [
-        (owner, node)
-        for owner in graph.nodes
-        for inner in graphs.subgraphs(owner)
-        for node in graphs.walk(inner)
-    ]
+    return [(owner, node) for owner in graph.nodes for inner in graphs.subgraphs(owner) for node in graphs.walk(inner)]
 
 
 def too_small(candidate: Candidate, node: gs.Node, shapes: Shapes) -> Refusal | None:

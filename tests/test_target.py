@@ -1,0 +1,64 @@
+"""Targets: text forms, defaults of each engine, and what is refused with which exit code."""
+
+from __future__ import annotations
+
+import pytest
+
+from qcompiler.errors import EngineError, UsageError
+from qcompiler.target import ENGINES, RTX_SMS, DType, Target, parse_target
+
+
+@pytest.mark.parametrize(
+    "text", ["tensorrt-rtx", "tensorrt-rtx:sm89,sm120", "tensorrt", "tensorrt:sm90", "onnxruntime"]
+)
+def test_text_forms_read_back(text: str) -> None:
+    target = parse_target(text)
+    assert str(target) == text
+    assert parse_target(str(target)) == target
+
+
+def test_spelling_is_forgiven_and_repetition_dropped() -> None:
+    assert parse_target("tensorrt-rtx: SM89 ,sm120,sm89").sms == ("sm89", "sm120")
+
+
+@pytest.mark.parametrize(("engine", "high"), [("tensorrt-rtx", "fp16"), ("tensorrt", "fp16"), ("onnxruntime", "fp32")])
+def test_each_engine_has_its_own_high_precision_unless_told(engine: str, high: str) -> None:
+    assert parse_target(engine).high_precision == high
+    assert parse_target(engine, DType.BF16).high_precision is DType.BF16
+
+
+def test_every_engine_can_be_parsed_and_differs_in_what_it_takes() -> None:
+    rtx, full, ort = (parse_target(engine) for engine in ENGINES)
+    assert (rtx.conv_transpose, full.conv_transpose, ort.conv_transpose) == (False, True, False)
+    assert rtx.typed_dequantize
+    assert not full.typed_dequantize
+    assert ort.unsigned_activations
+    assert not rtx.unsigned_activations
+
+
+@pytest.mark.parametrize("sm", RTX_SMS)
+def test_every_generation_of_tensorrt_rtx_is_taken(sm: str) -> None:
+    assert parse_target(f"tensorrt-rtx:{sm}").sms == (sm,)
+
+
+@pytest.mark.parametrize("sm", ["sm90", "sm100", "sm70"])
+def test_a_generation_that_tensorrt_rtx_lacks_is_refused_with_what_there_is(sm: str) -> None:
+    with pytest.raises(EngineError, match=f"no {sm}.*sm89.*--target tensorrt") as caught:
+        parse_target(f"tensorrt-rtx:sm89,{sm}")
+    assert caught.value.exit_code == 6
+    assert parse_target(f"tensorrt:{sm}").sms == (sm,)
+
+
+@pytest.mark.parametrize("text", ["tensorrtx", "", "tensorrt-rtx:89", "tensorrt:smart", "onnxruntime:sm89"])
+def test_everything_else_is_a_usage_error(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_target(text)
+    assert caught.value.exit_code == 2
+
+
+def test_types_know_whether_they_need_a_scale() -> None:
+    assert {dtype for dtype in DType if dtype.quantized} == {DType.INT8, DType.FP8, DType.INT4}
+
+
+def test_a_target_is_a_value() -> None:
+    assert len({Target("tensorrt"), Target("tensorrt"), Target("tensorrt", ("sm89",))}) == 2
