@@ -1,0 +1,122 @@
+"""An If that can only go one way is replaced by that branch.
+
+If(True){then: Relu(x), else: Neg(x)}                                 ⇒  Relu(x)
+If(rank(x: 4×8) == 2){then: x, else: Squeeze(x)}                      ⇒  x
+LSTM(If(c){then: Squeeze(x: a×b×1×c), else: x: a×b×1×c})              ⇒  LSTM(Squeeze(x)), for LSTM takes rank 3
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import onnx_graphsurgeon as gs
+
+from qcompiler import graph as graphs
+from qcompiler import ranks, shapes
+from qcompiler.errors import QCompilerError
+from qcompiler.pass_ import Changed, Fact, Note, Pass, Skipped
+from qcompiler.passes.fold_constants import fixed_shape
+from qcompiler.single import run_node
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_DECIDING = frozenset(
+    {"And", "Cast", "Equal", "Gather", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "Or", "ReduceProd"}
+    | {"Reshape", "Slice", "Squeeze", "Unsqueeze", "Where", "Xor", "Add", "Sub", "Mul"}
+)
+
+
+@dataclass(frozen=True)
+class FoldIfs(Pass):
+    """Replace an If that can only go one way by that branch.
+
+    Its condition is constant or follows from shapes that are fixed, or the other branch gives a rank with which the
+    nodes behind the If fail in every run. PyTorch writes such Ifs for `squeeze` and for recurrent cells that take one
+    sample or many. The result is the same wherever the model has one.
+    """
+
+    requires: ClassVar[frozenset[Fact]] = frozenset({Fact.NAMED, Fact.CONSTANTS})
+    breaks: ClassVar[frozenset[Fact]] = frozenset({Fact.FOLDED})
+    exact_to: ClassVar[float | None] = 0.0
+
+    def rewrite(self, graph: gs.Graph) -> Iterator[Note]:
+        """Yields a note per If that goes away, and one per If that stays."""
+        if not any(graphs.is_op(node, "If") for node in graphs.walk(graph)):
+            return
+        names = graphs.Names(graph)
+        shapes.infer(graph)
+        # What one If turns out to be decides others behind it.
+        while notes := [note for inner in graphs.graphs(graph) for note in _one(inner, int(graph.opset), names)]:
+            yield from notes
+            shapes.infer(graph)
+        for node in graphs.walk(graph):
+            if graphs.is_op(node, "If"):
+                yield Skipped(node.name, f"its condition '{node.inputs[0].name}' depends on what the model is fed")
+
+
+def _one(graph: gs.Graph, opset: int, names: graphs.Names) -> list[Note]:
+    notes: list[Note] = []
+    # A body that was moved here is looked at in the next round.
+    for node in [node for node in graph.nodes if graphs.is_op(node, "If")]:
+        taken, why = _decided(graph, node, opset)
+        if taken:
+            _inline(graph, node, taken, names)
+            notes.append(Changed(node.name, f"replaced by its {taken.removesuffix('_branch')} branch: {why}"))
+    return notes
+
+
+def _decided(graph: gs.Graph, node: gs.Node, opset: int) -> tuple[str, str]:
+    """Name of the only branch that can be taken, and why; empty where both can."""
+    value = _known(node.inputs[0], opset)
+    if value is not None and value.size == 1:
+        return ("then_branch" if value.reshape(-1)[0] else "else_branch"), f"the condition is {bool(value)}"
+    found = ranks.possible(graph)
+    lost = {branch: ranks.impossible(node.attrs[branch], node, found) for branch in ("then_branch", "else_branch")}
+    if bool(lost["then_branch"]) == bool(lost["else_branch"]):
+        return "", ""
+    return ("else_branch", lost["then_branch"]) if lost["then_branch"] else ("then_branch", lost["else_branch"])
+
+
+def _known(tensor: gs.Tensor, opset: int) -> NDArray[Any] | None:
+    """The value of a tensor that is computed from constants and fixed shapes alone; else None."""
+    value = graphs.constant_value(tensor)
+    node = graphs.producer(tensor)
+    if value is not None or node is None:
+        return value
+    value = fixed_shape(node)
+    if value is not None or node.op not in _DECIDING or not graphs.is_standard(node):
+        return value
+    inputs = [_known(one, opset) if one.name else None for one in node.inputs]
+    if any(one.name and held is None for one, held in zip(node.inputs, inputs, strict=True)):
+        return None
+    reads = [
+        gs.Variable.empty() if held is None else gs.Constant(one.name, held)
+        for one, held in zip(node.inputs, inputs, strict=True)
+    ]
+    twin = gs.Node(node.op, node.name, dict(node.attrs), reads, [gs.Variable(tensor.name)])
+    try:
+        return run_node(twin, opset)[0]
+    except QCompilerError:
+        return None  # it fails in the model too, where the user will hear of it
+
+
+def _inline(graph: gs.Graph, node: gs.Node, taken: str, names: graphs.Names) -> None:
+    body: gs.Graph = node.attrs[taken]
+    at = graphs.index_of(graph, node)
+    pairs = list(zip(list(node.outputs), list(body.outputs), strict=True))
+    moved = list(body.nodes)
+    body.nodes[:] = []  # else they would be taken apart with the If
+    graphs.remove_node(graph, node)
+    graph.nodes[at:at] = moved
+    at += len(moved)
+    for old, new in pairs:
+        if not old.name:
+            continue
+        if not graphs.why_not_replace(graph, old, new):
+            graphs.replace_uses(graph, old, new)
+            continue
+        # A graph output needs a node of its own.
+        graph.nodes.insert(at, gs.Node("Identity", names.fresh(f"{old.name}/Identity"), {}, [new], [old]))
