@@ -103,8 +103,9 @@ def _offer(kept: Keep, feed: Feeds, inputs: Inputs) -> None:
 
 def samples_of(feed: Feeds, inputs: Inputs) -> Iterator[Feeds]:
     """A batched feed sample by sample; the feed itself where its inputs have no common batch axis."""
-    sizes = {array.shape[0] for array in feed.values() if array.ndim}
-    free = all(array.ndim and _has_batch_axis(inputs[name][1]) for name, array in feed.items())
+    arrays = {name: array for name, array in feed.items() if isinstance(array, np.ndarray) and array.ndim}
+    sizes = {len(array) for array in arrays.values()}
+    free = len(arrays) == len(feed) and all(_has_batch_axis(inputs[name][1]) for name in arrays)
     if len(sizes) != 1 or not free or max(sizes) <= 1:
         yield feed
         return
