@@ -17,12 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
-
 from qcompiler.errors import UsageError
 from qcompiler.plain import plain
 from qcompiler.plan import Plan
 from qcompiler.recipe import Recipe
+from qcompiler.samples import fingerprint
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -72,14 +71,9 @@ class Fingerprint:
 
     def add(self, feed: Mapping[str, NDArray[Any]]) -> None:
         """Adds one feed: names, dtypes, shapes and bytes of its arrays."""
-        digest = hashlib.blake2b(digest_size=32)
-        for name in sorted(feed):
-            array = np.ascontiguousarray(feed[name])
-            digest.update(f"{name}\0{array.dtype}\0{array.shape}\0".encode())
-            texts = array.dtype.hasobject
-            digest.update(repr(array.tolist()).encode() if texts else array.reshape(-1).view(np.uint8).data)
+        digest = hashlib.blake2b(fingerprint(feed), digest_size=32).digest()  # spread over all bits of the sum
         self.feeds += 1
-        self._sum = (self._sum + int.from_bytes(digest.digest(), "big")) % (1 << 256)
+        self._sum = (self._sum + int.from_bytes(digest, "big")) % (1 << 256)
 
     def __str__(self) -> str:
         """64 hex digits."""

@@ -34,7 +34,9 @@ def verdict(*nodes: Spec, target: Any = RTX, keep: tuple[str, ...] = (), **how: 
     return one
 
 
-X2, X3, X4 = {"x": (4, 32)}, {"x": (2, 6, 32)}, {"x": (1, 32, 8, 8)}
+X2: dict[str, Any] = {"x": (4, 32)}
+X3: dict[str, Any] = {"x": (2, 6, 32)}
+X4: dict[str, Any] = {"x": (1, 32, 8, 8)}
 
 
 @pytest.mark.parametrize(
@@ -70,7 +72,7 @@ def test_a_weight_behind_a_reshape_that_mixes_channels_gets_one_scale() -> None:
         ([("MatMul", "x z", "y")], {"inputs": {**X3, "z": (2, 32, 8)}}, "attention"),
         ([("Conv", "x z", "y")], {"inputs": {**X4, "z": (8, 32, 1, 1)}}, "dynamic-weight"),
         ([("MatMul", "w x", "y")], {"inputs": {"x": (32, 8)}, "w": weight(16, 32)}, "weight-left"),
-        ([("Conv", "x w", "y")], {"inputs": {"x": (HALF, (1, 32, 8, 8))}, "w": weight(8, 32, 1, 1, dtype=HALF)}, "not-float"),
+        ([("MatMul", "x w", "y")], {"inputs": {"x": (HALF, (6, 32))}, "w": weight(32, 48, dtype=HALF)}, "not-float"),
         (
             [("Cast", "w", "c", {"to": 1}), ("MatMul", "x c", "y")],
             {"inputs": X3, "w": weight(32, 48, dtype=HALF)},
