@@ -30,7 +30,8 @@ def graph(*nodes: Spec, inputs: dict[str, Any], outputs: tuple[str, ...] = ("y",
 def verdict(*nodes: Spec, target: Any = RTX, keep: tuple[str, ...] = (), **how: Any) -> Candidate | Refusal:
     """That of the only linear or recurrent node."""
     found, refused = candidates(graph(*nodes, **how), target, keep)
-    (one,) = [*found, *refused]
+    everything: list[Candidate | Refusal] = [*found, *refused]
+    (one,) = everything
     return one
 
 
