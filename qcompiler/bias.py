@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from qcompiler import graph as graphs
 from qcompiler import model as models
 from qcompiler.decide import Candidate
 from qcompiler.numerics import quantize_weight
@@ -56,7 +57,7 @@ class Shifts:
         self._means = _means(model, groups, ranges, feeds)
 
     def of(self, candidate: Candidate, amax: float) -> NDArray[np.float32]:
-        """What to add to each output channel of a candidate, shape [channels]; zeros where there is no simple answer."""
+        """What to add to each output channel of a candidate, [channels]; zeros for all but Conv."""
         key = (candidate.node, amax)
         if key not in self._known:
             self._known[key] = self._shift(candidate, amax)
@@ -66,8 +67,8 @@ class Shifts:
     def can(self, candidate: Candidate) -> bool:
         """Whether this layer is corrected."""
         node = self._nodes[candidate.node]
-        weight = node.inputs[1]
-        return candidate.op == "Conv" and isinstance(weight, gs.Constant)
+        fixed = not graphs.is_present(node, 2) or graphs.constant_value(node.inputs[2]) is not None
+        return candidate.op == "Conv" and isinstance(node.inputs[1], gs.Constant) and fixed
 
     def _shift(self, candidate: Candidate, amax: float) -> NDArray[np.float32] | None:
         if not self.can(candidate) or (candidate.activation, amax) not in self._means:
@@ -83,7 +84,7 @@ class Shifts:
 
 
 def _project(node: gs.Node, weight: NDArray[Any], mean: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean of each output channel, [M], from the mean of each input channel, [C], and the weight [M, C / groups, ...]."""
+    """Mean of each output channel, [M], from that of each input channel, [C]; the weight is [M, C / groups, ...]."""
     groups = int(node.attrs.get("group", 1))
     taps = weight.astype(np.float64).sum(axis=tuple(range(2, weight.ndim)))
     parts = mean.reshape(groups, -1)

@@ -141,6 +141,21 @@ def test_outputs_that_are_not_float_are_not_compared(tmp_path: Path) -> None:
     assert Bench(tmp_path, proto).simulator.outputs == ["a"]
 
 
+def test_a_bias_that_is_computed_is_not_corrected(tmp_path: Path) -> None:
+    proto = model(
+        ("ReduceMax", "x", "m", {"axes": [0, 2, 3], "keepdims": 0}),
+        ("Conv", "x w m", "y"),
+        inputs={"x": (1, 8, 12, 12)},
+        weights=weights(w=(8, 8, 1, 1)),
+    )
+    bench = Bench(tmp_path, proto)
+    (one,) = bench.groups["x"]
+    assert not bench.shifts.can(one)
+    assert not bench.shifts.of(one, 2.5).any()
+    expected = Session(bench.real(bench.amax), quick=True).run(bench.feeds[0])["y"]
+    np.testing.assert_allclose(bench.simulator.run(bench.feeds[0], bench.amax)["y"], expected, atol=2e-4)
+
+
 def test_bias_correction_brings_the_mean_of_each_channel_back(tmp_path: Path) -> None:
     proto = model(("Conv", "x w", "y"), inputs={"x": (1, 8, 12, 12)}, weights=weights(w=(16, 8, 1, 1)))
     bench = Bench(tmp_path, proto)
