@@ -1,0 +1,209 @@
+"""The documents tell the truth: generated pages are up to date, links and commands work, ids and keys are explained."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from docs import generate
+from qcompiler import cli, manifest
+from qcompiler.engines.audit import Kind
+from qcompiler.pass_ import Fact
+from qcompiler.recipe import Recipe
+from tests.rewrite import check, check_skipped, check_untouched, model
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "qcompiler"
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+# What a room may import of the package, at the top of its modules; a name with `*` stands for what begins so.
+ROOMS = {
+    "calibrators": "calibrators* errors statistics numerics suggest",
+    "engines": "engines* errors target",
+    "report": "report* recipe",
+    "passes": "passes* errors pass_ plan target graph model importing weights shapes ranks single linear affine"
+    " quantized numerics element_types half masks spread ranges",
+}
+LEAVES = ("errors", "wire", "plain", "suggest", "progress", "samples")  # import at most `errors`
+
+
+def _name(path: Path) -> str:
+    return path.name
+
+
+@pytest.mark.parametrize("name", generate.PAGES)
+def test_generated_page_is_up_to_date(name: str) -> None:
+    written = (generate.FOLDER / name).read_text(encoding="utf8")
+    assert written == generate.PAGES[name](), "run: python docs/generate.py"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=_name)
+def test_links_lead_to_files_and_headings(path: Path) -> None:
+    broken = [link for link in _links(_text(path)) if not _leads_somewhere(path, link)]
+    assert broken == []
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=_name)
+def test_commands_are_taken_by_the_command_line(path: Path) -> None:
+    for line in _commands(_text(path)):
+        words = shlex.split(line)[1:]
+        if "--help" not in words and "--version" not in words:
+            cli._parser().parse_args(words)  # raises UsageError
+
+
+def test_every_document_is_reached_from_the_readme() -> None:
+    reached = {ROOT / "README.md"}
+    waiting = list(reached)
+    while waiting:
+        path = waiting.pop()
+        near = {(path.parent / link.partition("#")[0]).resolve() for link in _links(_text(path)) if ".md" in link}
+        waiting += near - reached
+        reached |= near
+    assert set(DOCUMENTS) <= reached
+
+
+def test_every_rule_of_a_plan_is_explained() -> None:
+    explained = _spelled("accuracy.md")
+    rules = set(_rules())
+    assert {"linear", "sensitive", "attention", "fp16-range", "island"} <= rules
+    assert rules - explained == set()
+
+
+def test_every_finding_of_the_audit_is_explained() -> None:
+    assert {kind.value for kind in Kind} <= _spelled("engines.md")
+
+
+def test_every_key_of_a_manifest_is_explained() -> None:
+    assert set(manifest.build(source=None, recipe=Recipe())) <= _spelled("manifest.md")
+
+
+def test_every_fact_is_explained() -> None:
+    assert {fact.value for fact in Fact} <= _spelled("writing_passes.md")
+
+
+def test_files_named_in_the_architecture_exist() -> None:
+    for document in ("ARCHITECTURE.md", "README.md"):
+        named = set(re.findall(r"`([\w./]+\.py)`", _text(ROOT / document)))
+        missing = [one for one in named if not (ROOT / one).exists() and not list(PACKAGE.rglob(one))]
+        assert missing == [], document
+
+
+def test_the_example_of_a_pass_is_a_pass() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", _text(ROOT / "docs" / "writing_passes.md"), re.DOTALL)
+    module = types.ModuleType("example")
+    sys.modules[module.__name__] = module  # dataclasses look there for their annotations
+    try:
+        exec(compile(code, "writing_passes.md", "exec"), vars(module))  # our own document
+        cancel = module.CancelNegations()
+        graph, _ = check(cancel, model(("Neg", "x", "a"), ("Neg", "a", "b"), ("Relu", "b", "y")), ops=["Neg", "Relu"])
+        assert graph.nodes[1].inputs[0].name == "x"
+        check_skipped(cancel, model(("Neg", "x", "a"), ("Neg", "a", "y")), "output")
+        check_untouched(cancel, model(("Neg", "x", "a"), ("Relu", "a", "y")))
+    finally:
+        del sys.modules[module.__name__]
+
+
+def test_the_metric_of_the_accuracy_page_judges_a_model() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", _text(ROOT / "docs" / "accuracy.md"), re.DOTALL)
+    names: dict[str, Any] = {"held_out": lambda: [({"x": i}, i) for i in range(4)]}
+    exec(compile(code, "accuracy.md", "exec"), names)  # our own document
+    assert names["accuracy"](lambda feeds: [np.eye(4)[min(feeds["x"], 2)]]) == 0.75
+    assert names["HIGHER_IS_BETTER"] is True
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_of_a_room_go_one_way(room: str) -> None:
+    for path in (PACKAGE / room).glob("*.py"):
+        foreign = [one for one in _imports(path) if not _allowed(one, ROOMS[room].split())]
+        assert foreign == [], path.name
+
+
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_leaves_import_nothing_but_errors(leaf: str) -> None:
+    assert _imports(PACKAGE / f"{leaf}.py") <= {"errors"}
+
+
+def test_nobody_imports_the_command_line_and_only_it_the_compiler() -> None:
+    users = {path.name: _imports(path) for path in PACKAGE.rglob("*.py") if path.name != "cli.py"}
+    assert [name for name, used in users.items() if used & {"cli", "compiler"}] == []
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf8")
+
+
+def _spelled(document: str) -> set[str]:
+    """Everything that stands in inline code in a page of docs/."""
+    return set(re.findall(r"`([^`\n]+)`", _text(ROOT / "docs" / document)))
+
+
+def _links(markdown: str) -> list[str]:
+    found = re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", markdown, flags=re.DOTALL))
+    return [link for link in found if not link.startswith(("http://", "https://", "mailto:"))]
+
+
+def _leads_somewhere(path: Path, link: str) -> bool:
+    name, _, anchor = link.partition("#")
+    target = path.parent / name if name else path
+    if not target.exists():
+        return False
+    headings = re.findall(r"^#+ (.+)$", _text(target), re.MULTILINE) if anchor else []
+    return not anchor or anchor in {_anchor(heading) for heading in headings}
+
+
+def _anchor(heading: str) -> str:
+    """As GitHub makes it: lower case, blanks to hyphens, no punctuation."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def _commands(markdown: str) -> Iterator[str]:
+    """Calls of qcompiler in fenced blocks; continued lines are joined, redirections and comments cut off."""
+    for block in re.findall(r"```\w*\n(.*?)```", markdown, re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            found = re.match(r"\s*(?:\$ |# )?(qcompiler [a-z][^>|]*)", line)
+            if found and "[OPTIONS]" not in line:
+                yield re.sub(r"\s#.*", "", found[1])
+
+
+def _rules() -> Iterator[str]:
+    """Rule ids in the sources: the literal that stands where a decision, refusal or verdict takes its id."""
+    places = {"Refusal": 2, "refuse": 0, "Verdict": 0, "Decision": 3}
+    for path in PACKAGE.glob("**/*.py"):
+        for call in ast.walk(ast.parse(_text(path))):
+            if not isinstance(call, ast.Call):
+                continue
+            name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+            place = places.get(name)
+            if place is None or len(call.args) <= place:
+                continue
+            yield from _literal(call.args[place])
+
+
+def _literal(node: ast.expr) -> Iterator[str]:
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield node.value
+    if isinstance(node, ast.JoinedStr):  # f"{dtype}-range"
+        end = "".join(str(one.value) for one in node.values if isinstance(one, ast.Constant))
+        yield from (f"{dtype}{end}" for dtype in ("fp16", "bf16"))
+
+
+def _imports(path: Path) -> set[str]:
+    """Modules of the package that a module imports when it is imported itself, without `qcompiler.`."""
+    found: set[str] = set()
+    for node in ast.parse(_text(path)).body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "qcompiler":
+            inside = (node.module or "").removeprefix("qcompiler").removeprefix(".")
+            found |= {".".join(filter(None, (inside, one.name))) for one in node.names} if not inside else {inside}
+    return found
+
+
+def _allowed(module: str, allowed: list[str]) -> bool:
+    return any(module.startswith(one[:-1]) if one.endswith("*") else module == one for one in allowed)
