@@ -1,0 +1,121 @@
+"""choose: from histograms and samples to the plan, with reasons, figures and ranges that say where they come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from qcompiler import calibrators, decide
+from qcompiler import model as models
+from qcompiler.choose import Chosen, choose, offered
+from qcompiler.data import Inputs, open_source
+from qcompiler.observe import observe
+from qcompiler.recipe import Recipe, Safety
+from qcompiler.statistics import Histogram
+from qcompiler.target import DType, parse_target
+from tests.rewrite import model
+
+TARGET = parse_target("tensorrt-rtx")
+INPUTS: Inputs = {"x": (np.dtype(np.float32), ("n", 12, 32))}
+
+
+@pytest.fixture
+def loaded(tmp_path: Path) -> models.Model:
+    """Two projections of x, their product, a big layer, a tiny one."""
+    rng = np.random.default_rng(0)
+    shapes = {"wq": (32, 32), "wk": (32, 32), "w1": (12, 64), "w2": (64, 8)}
+    proto = model(
+        ("MatMul", "x wq", "q"),
+        ("MatMul", "x wk", "k"),
+        ("Transpose", "k", "kt", {"perm": [0, 2, 1]}),
+        ("MatMul", "q kt", "s"),
+        ("MatMul", "s w1", "h"),
+        ("MatMul", "h w2", "y"),
+        inputs={"x": ("n", 12, 32)},
+        weights={name: (rng.standard_normal(shape) / 6).astype(np.float32) for name, shape in shapes.items()},
+    )
+    onnx.save(proto, tmp_path / "m.onnx")
+    return models.load(tmp_path / "m.onnx")
+
+
+def chosen(loaded: models.Model, recipe: Recipe, *, spike: float = 1.0) -> Chosen:
+    rng = np.random.default_rng(1)
+    feeds = [{"x": rng.standard_normal((1, 12, 32)).astype(np.float32)} for _ in range(8)]
+    for feed in feeds:
+        feed["x"][0, 0, 0] *= spike
+    found, refused = decide.candidates(loaded.graph, TARGET, recipe.keep)
+    source = open_source(feeds, INPUTS)
+    seen = observe(loaded, [one.activation for one in found], source, inputs=INPUTS)
+    return choose(loaded, found, refused, seen, recipe, TARGET)
+
+
+def test_every_linear_node_has_a_decision_with_a_reason_in_graph_order(loaded: models.Model) -> None:
+    plan = chosen(loaded, Recipe()).plan
+    assert [(one.node, one.rule) for one in plan] == [
+        ("Q", "linear"), ("K", "linear"), ("S", "attention"), ("H", "tiny"), ("Y", "tiny"),
+    ]  # fmt: skip
+    assert [one.precision for one in plan] == [DType.INT8, DType.INT8, DType.FP16, DType.FP16, DType.FP16]
+    assert all(one.why for one in plan)
+    assert [one.macs for one in plan] == [12 * 32 * 32, 12 * 32 * 32, 12 * 12 * 32, 12 * 12 * 64, 12 * 64 * 8]
+
+
+def test_what_shares_an_activation_shares_a_quantizer_and_each_weight_has_its_axis(loaded: models.Model) -> None:
+    plan = chosen(loaded, Recipe()).plan
+    assert plan.quantizers.keys() == {"x"}
+    assert plan.axes == {"Q": 1, "K": 1}
+    assert chosen(loaded, Recipe(weight_granularity="tensor")).plan.axes == {"Q": None, "K": None}
+
+
+def test_a_named_calibrator_is_the_one_that_is_used(loaded: models.Model) -> None:
+    for text in ("minmax", "entropy", "percentile{p=99.9}"):
+        found = chosen(loaded, Recipe(calibrator=text, safety=Safety(target_sqnr_db=60)))
+        for one in found.plan.quantizers.values():
+            assert one.calibrator == str(calibrators.parse(text))
+            assert one.dtype is DType.INT8
+            assert 0 < one.amax <= one.observed
+    minmax = chosen(loaded, Recipe(calibrator="minmax")).plan.quantizers["x"]
+    assert minmax.amax == minmax.observed
+
+
+def test_a_layer_that_the_safety_net_gives_back_says_what_it_did(loaded: models.Model) -> None:
+    found = chosen(loaded, Recipe(safety=Safety(target_sqnr_db=90, min_share=0)))
+    for name in ("Q", "K"):
+        one = found.plan.decisions[name]
+        assert (one.rule, one.precision) == ("sensitive", DType.FP16)
+        assert "dB" in one.why
+        assert one.figures["alone_sqnr_db"] < 90
+    assert found.plan.quantizers == {}
+    assert found.plan.axes == {}
+    assert found.net.restored == ("x",)
+
+
+def test_auto_takes_the_range_that_the_outputs_like_best(loaded: models.Model) -> None:
+    strict = Safety(target_sqnr_db=60, min_share=1, range_runs=100)
+    auto = chosen(loaded, Recipe(safety=strict), spike=60)
+    single = [
+        chosen(loaded, Recipe(calibrator=text, safety=strict), spike=60)
+        for text in ("mse", "percentile{p=99.99}", "minmax")
+    ]
+    assert auto.net.curve[-1].sqnr_db >= max(one.net.curve[-1].sqnr_db for one in single) - 0.1
+
+
+def test_nothing_to_quantize_is_a_plan_too(loaded: models.Model) -> None:
+    found = chosen(loaded, Recipe(keep=(".",)))
+    assert {one.rule for one in found.plan} == {"kept"}
+    assert found.plan.quantized() == []
+    assert found.net.curve == ()
+
+
+def test_offered_ranges_have_no_duplicates_and_the_first_is_the_calibrators_own() -> None:
+    histogram = Histogram.of(np.random.default_rng(2).standard_normal(10_000).astype(np.float32))
+    ranges, spelled = offered("auto", {"x": histogram})
+    assert len(ranges["x"]) == len(set(ranges["x"])) == len(spelled["x"])
+    assert ranges["x"][0] == calibrators.parse("mse").range(histogram)
+    assert spelled["x"][0].startswith("mse")
+    flat = Histogram.of(np.ones(100, np.float32))
+    ranges, spelled = offered("auto", {"x": flat})
+    assert max(ranges["x"]) == pytest.approx(1)
+    assert offered("minmax", {"x": histogram}) == ({"x": [histogram.amax]}, {"x": ["minmax"]})
