@@ -29,11 +29,11 @@ Progress and errors go to stderr. With `--json` stdout holds one JSON document a
 recipe, the recipe stands over the defaults. [Data](data.md), [accuracy](accuracy.md), [engines](engines.md) and the
 [manifest](manifest.md) have pages of their own."""
 PASSES_INTRO = """\
-One rewrite a file, in `qcompiler/passes/`. [Writing passes](writing_passes.md) explains the contract. `qcompiler passes`
-prints this list, `qcompiler passes NAME` one of them.
+One rewrite a file, in `qcompiler/passes/`. [Writing passes](writing_passes.md) explains the contract.
+`qcompiler passes` prints this list, `qcompiler passes NAME` one of them.
 
-*Exact to* is the largest error, relative to the largest value of an output, that the equivalence gate lets the pass add;
-*changes numbers* means that it is not gated."""
+*Exact to* is the largest error, relative to the largest value of an output, that the equivalence gate lets the pass
+add; *changes numbers* means that it is not gated."""
 CALIBRATORS_INTRO = """\
 A calibrator turns the histogram of |x| of one tensor into its range, amax. Values above it are clipped. `--calibrator
 NAME` uses one for every tensor, `--calibrator 'NAME{option=value}'` sets options. The default is `auto`, which is no

@@ -18,7 +18,7 @@ from docs import generate
 from qcompiler import cli, manifest
 from qcompiler.engines.audit import Kind
 from qcompiler.pass_ import Fact
-from qcompiler.recipe import Recipe
+from qcompiler.recipe import Recipe, Safety
 from tests.rewrite import check, check_skipped, check_untouched, model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -75,6 +75,16 @@ def test_every_rule_of_a_plan_is_explained() -> None:
     rules = set(_rules())
     assert {"linear", "sensitive", "attention", "fp16-range", "island"} <= rules
     assert rules - explained == set()
+
+
+def test_figures_of_the_safety_net_are_those_of_the_recipe() -> None:
+    page, safety = _text(ROOT / "docs" / "accuracy.md"), Safety()
+    for said in (
+        f"`safety.target_sqnr_db` ({safety.target_sqnr_db:g} dB)",
+        f"`safety.min_share` ({safety.min_share:g})",
+        f"`safety.samples` ({safety.samples})",
+    ):
+        assert said in page
 
 
 def test_every_finding_of_the_audit_is_explained() -> None:
