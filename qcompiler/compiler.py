@@ -97,7 +97,7 @@ class _Run:
         self.progress.warn(text)
 
 
-def compile(  # noqa: A001 (the command's own name)
+def compile(
     source: str | Path | models.Model,
     *,
     data: Data | None = None,
@@ -150,6 +150,7 @@ def _compile(
     _refuse_early(run, data, paths)
     with run.stage("load"):
         model = source if isinstance(source, models.Model) else models.load(source)
+        _refuse_overwriting(model, paths)
         models.check_finite(model)
         inputs = _inputs(model)
         samples = None if data is None else open_source(data, inputs, samples=recipe.samples, batch=recipe.batch)
@@ -157,7 +158,7 @@ def _compile(
     engine = for_target(run.target) if build else None
     if engine is not None:
         _preflight(run, engine, normal)
-    found, refused = decide.candidates(normal.graph, run.target, recipe.keep) if recipe.precision == "int8" else ([], [])
+    found, refused = _candidates(run, normal)
     observed = _observe(run, normal, samples, inputs, [candidate.activation for candidate in found])
     while True:
         chosen = _choose(run, normal, found, refused, observed)
@@ -179,7 +180,7 @@ def _compile(
         record = manifest.build(
             source=manifest.File.of(model.source) if model.source else None,
             recipe=recipe,
-            data=samples and {"name": samples.name, "feeds": observed.feeds, "fingerprint": str(observed.fingerprint)},
+            data=None if samples is None else _described(samples, observed),
             random_data=samples is not None and samples.random,
             passes=run.reports,
             equivalence=run.equivalence,
@@ -254,12 +255,17 @@ def _refuse_early(run: _Run, data: Data | None, paths: Paths) -> None:
             check_writable(path)
 
 
+def _refuse_overwriting(model: models.Model, paths: Paths) -> None:
+    """No artefact may take the place of the model or of its external data."""
+    sources = {path.resolve() for path in (model.source, *model.files) if path is not None}
+    for path in (paths.engine, paths.qdq, paths.manifest, paths.report):
+        if path is not None and path.resolve() in sources:
+            raise UsageError(f"output '{path}' is the model itself or its data: choose another name for the output")
+
+
 def _inputs(model: models.Model) -> Inputs:
     """dtype and shape of each graph input."""
-    return {
-        tensor.name: (graphs.dtype_of(tensor), graphs.shape_of(tensor))
-        for tensor in model.graph.inputs
-    }
+    return {tensor.name: (graphs.dtype_of(tensor), graphs.shape_of(tensor)) for tensor in model.graph.inputs}
 
 
 def _normalise(run: _Run, original: models.Model, samples: Source | None) -> models.Model:
@@ -292,6 +298,16 @@ def _preflight(run: _Run, engine: Engine, model: models.Model) -> None:
             f"{run.target.engine} refuses {len(found)} place(s) of this model: {listed}. Replace or remove the named "
             "operators before compiling, or choose '--target onnxruntime'."
         )
+
+
+def _candidates(run: _Run, model: models.Model) -> tuple[list[decide.Candidate], list[decide.Refusal]]:
+    if run.recipe.precision != "int8":
+        return [], []
+    return decide.candidates(model.graph, run.target, run.recipe.keep)
+
+
+def _described(samples: Source, observed: Observations) -> dict[str, Any]:
+    return {"name": samples.name, "feeds": observed.feeds, "fingerprint": str(observed.fingerprint)}
 
 
 def _observe(
@@ -395,7 +411,7 @@ def _profiles(run: _Run, observed: Observations, inputs: Inputs) -> list[Profile
     if run.recipe.shapes is not None:
         return [Profile(run.recipe.shapes)]
     seen = observed.shapes.profiles(inputs) if observed.feeds else {}
-    return [Profile({name: tuple(shapes) for name, shapes in seen.items()})] if seen else []
+    return [Profile({name: (three.min, three.opt, three.max) for name, three in seen.items()})] if seen else []
 
 
 def _build(run: _Run, engine: Engine, model: Path, output: Path, profiles: Sequence[Profile]) -> EngineFile:
@@ -480,6 +496,7 @@ def build(
     engine = for_target(run.target)
     with run.stage("load"):
         loaded = models.load(model)
+        _refuse_overwriting(loaded, dataclasses.replace(paths, qdq=paths.manifest))
         inputs = _inputs(loaded)
         observed = Observations()
         if data is not None:

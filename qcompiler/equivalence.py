@@ -7,14 +7,15 @@ equal.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from qcompiler import element_types
 from qcompiler.errors import EquivalenceError, ModelError
-from qcompiler.graph import dtype_of, is_constant, is_float, tensors
+from qcompiler.graph import constant_value, dtype_of, is_constant, is_float, producer, tensors
 from qcompiler.model import Model
 from qcompiler.pass_ import Pass, Report
 from qcompiler.session import Feeds, Session
@@ -84,8 +85,8 @@ class Gate:
             )
         return max((error for name, error in errors.items() if _is_float(self._reference[name])), default=0.0)
 
-    def _run(self, graph: gs.Graph, *, optimize: bool = True) -> Outputs:
-        session = Session(graph, optimize=optimize)
+    def _run(self, graph: gs.Graph, *, optimize: bool = False) -> Outputs:
+        session = Session(graph, optimize=optimize, quick=not optimize)
         outputs: Outputs = {name: [] for name in session.outputs}
         for feeds in self._feeds:
             for name, value in session.run(feeds).items():
@@ -94,7 +95,7 @@ class Gate:
 
     def _noise_of(self, name: str) -> float:
         if self._noise is None:
-            self._noise = differences(self._reference, self._run(self._original, optimize=False))
+            self._noise = differences(self._reference, self._run(self._original, optimize=True))
         return self._noise[name]
 
     def _refuse_not_finite(self) -> None:
@@ -134,12 +135,14 @@ def _difference(before: Sequence[NDArray[Any]], after: Sequence[NDArray[Any]]) -
 
 
 def first_not_finite(graph: gs.Graph, feeds: Feeds) -> gs.Node | None:
-    """The first node in graph order that makes NaN out of numbers, or, where there is none, infinity.
+    """The first node in graph order that makes NaN, or, where there is none, infinity out of numbers.
 
-    Attention masks of minus infinity are ordinary, so infinities count only when no NaN explains what happened.
+    Attention masks of minus infinity are ordinary, so infinities count only when no NaN explains what happened. Where
+    the NaN comes of an infinity that an earlier node made out of numbers, that one is to blame.
     """
-    taps = [t for t in tensors(graph) if not is_constant(t) and is_float(t)]
-    session = Session(graph, outputs=[t.name for t in taps], optimize=False)
+    types = element_types.infer(graph)  # most files don't say them, and this graph may be as it was read
+    taps = [t.name for t in tensors(graph) if not is_constant(t) and (dtype := types.get(id(t))) and dtype.kind == "f"]
+    session = Session(graph, outputs=taps, optimize=False)
     bad_nan: set[str] = set()
     bad_inf: set[str] = set()
     for name, value in session.run(feeds).items():
@@ -151,8 +154,28 @@ def first_not_finite(graph: gs.Graph, feeds: Feeds) -> gs.Node | None:
     for bad in (bad_nan, bad_inf):
         for node in graph.nodes:
             if any(t.name in bad for t in node.outputs):
-                return node
+                return _overflowing(node, bad_inf)
     return None
+
+
+def _overflowing(node: gs.Node, infinite: Collection[str]) -> gs.Node:
+    """Follows infinities from a node backwards to the one that makes them out of numbers; itself if they are given."""
+    while True:
+        before = [p for t in node.inputs if t.name in infinite and (p := producer(t)) is not None]
+        if not before:
+            return node
+        made = [p for p in before if not any(_is_infinite(t, infinite) for t in p.inputs)]
+        if made:
+            return made[0]
+        follow = [p for p in before if any(t.name in infinite and producer(t) is not None for t in p.inputs)]
+        if not follow:
+            return node
+        node = follow[0]
+
+
+def _is_infinite(tensor: gs.Tensor, infinite: Collection[str]) -> bool:
+    value = constant_value(tensor)
+    return tensor.name in infinite or (value is not None and value.dtype.kind == "f" and bool(np.isinf(value).any()))
 
 
 def _computes_in_half(graph: gs.Graph) -> bool:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qcompiler import emulation
 from qcompiler import graph as graphs
 from qcompiler import model as models
 from qcompiler.drift import Layer, fitting, sqnr_db
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
     Feeds = Mapping[str, NDArray[Any]]
     Run = Callable[[Feeds], Mapping[str, NDArray[Any]]]
+    Metric = Callable[[Callable[[Feeds], "Outputs"]], float]
 
 _CHUNK = 1 << 18  # elements that are held as float64 at a time
 DRIFT_SAMPLES = 4
@@ -173,7 +175,7 @@ def verify(
     source: Iterable[Feeds],
     *,
     samples: int | None = 16,
-    metric: str | Callable[[Run], float] | None = None,
+    metric: str | Metric | None = None,
     drift: bool = True,
     inner: models.Model | None = None,
     optimize: bool | None = None,
@@ -201,7 +203,7 @@ def verify(
     started = time.perf_counter()
     scoring = None if metric is None else _scoring(metric)
     reference = _loaded(float_model)
-    candidate = quantized if callable(quantized) else _loaded(quantized)
+    candidate = quantized if callable(quantized) else emulation.runnable(_loaded(quantized))
     run_float, float_outputs = _runner(reference, None)
     run_quantized, quantized_outputs = _runner(candidate, optimize)
     _same_outputs(float_outputs, quantized_outputs)
@@ -394,7 +396,7 @@ def _or(value: float | None, otherwise: float) -> float:
     return otherwise if value is None else value
 
 
-def _scoring(metric: str | Callable[[Run], float]) -> Callable[[Run, Run], Score]:
+def _scoring(metric: str | Metric) -> Callable[[Run, Run], Score]:
     """Loads the metric at once, so that a typo does not cost a comparison first."""
     function, module = _load(metric) if isinstance(metric, str) else (metric, sys.modules.get(metric.__module__))
     label = metric if isinstance(metric, str) else metric.__name__
@@ -418,7 +420,7 @@ class Outputs(list[Any]):
         return self._named[key] if isinstance(key, str) else super().__getitem__(key)
 
 
-def _score(function: Callable[[Run], float], run: Run, label: str) -> float:
+def _score(function: Metric, run: Run, label: str) -> float:
     try:
         return float(function(lambda feeds: Outputs(run(feeds))))
     except QCompilerError:
@@ -430,7 +432,7 @@ def _score(function: Callable[[Run], float], run: Run, label: str) -> float:
         ) from error
 
 
-def _load(text: str) -> tuple[Callable[[Run], float], ModuleType]:
+def _load(text: str) -> tuple[Metric, ModuleType]:
     place, _, name = text.rpartition(":")
     try:
         module = _file(Path(place)) if place.endswith(".py") else importlib.import_module(place)

@@ -1,0 +1,81 @@
+"""BF16 graphs for ONNX Runtime's CPU, which has no BF16 kernels: every BF16 value is computed in FP32 and rounded.
+
+y = MatMul(a: bf16, b: bf16)  ⇒  y' = MatMul(a, b);  y = Cast(Cast(y', bf16), fp32)
+
+That is how the GPU computes it too: products are summed in FP32 and the result is stored as BF16.
+"""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from qcompiler import element_types
+from qcompiler import graph as graphs
+from qcompiler import model as models
+
+_BF16 = np.dtype(ml_dtypes.bfloat16)
+_FP32 = np.dtype(np.float32)
+_STATES_TYPE = ("to", "output_dtype", "dtype")
+
+
+def runnable(model: models.Model) -> models.Model:
+    """A model that ONNX Runtime's CPU can run: the model itself where nothing in it is BF16, else an emulation of it.
+
+    Names of tensors stay, and so does what they hold; inputs and outputs that were BF16 become FP32.
+    """
+    if not any(_holds_bf16(inner) for inner in graphs.graphs(model.graph)):
+        return model
+    emulated = models.copy(model)
+    names = graphs.Names(emulated.graph)
+    for inner in list(graphs.graphs(emulated.graph)):
+        _widen(inner, names)
+    return emulated
+
+
+def _holds_bf16(graph: gs.Graph) -> bool:
+    return _BF16 in element_types.infer(graph).values()
+
+
+def _widen(graph: gs.Graph, names: graphs.Names) -> None:
+    types = element_types.infer(graph)
+    half = {id(tensor) for tensor in graphs.tensors(graph) if types.get(id(tensor)) == _BF16}
+    for tensor in graphs.tensors(graph):
+        if id(tensor) in half:
+            _retype(tensor)
+    for node in list(graph.nodes):
+        for attribute in _STATES_TYPE:
+            if graphs.np_dtype(_number(node.attrs.get(attribute))) == _BF16:
+                node.attrs[attribute] = graphs.onnx_type(_FP32)
+        value = node.attrs.get("value")
+        if isinstance(value, gs.Constant) and graphs.dtype_of(value) == _BF16:
+            node.attrs["value"] = gs.Constant(value.name, graphs.values_of(value).astype(np.float32))
+        for index, tensor in enumerate(node.outputs):
+            if id(tensor) in half:
+                _round(graph, names, node, index)
+
+
+def _number(value: object) -> int | None:
+    return value if isinstance(value, int) else None
+
+
+def _retype(tensor: gs.Tensor) -> None:
+    if isinstance(tensor, gs.Constant):
+        tensor.values = graphs.values_of(tensor).astype(np.float32)
+        return
+    tensor.dtype = _FP32
+
+
+def _round(graph: gs.Graph, names: graphs.Names, node: gs.Node, index: int) -> None:
+    """Puts a round trip through BF16 between a node and its output."""
+    tensor = node.outputs[index]
+    exact = gs.Variable(names.fresh(f"{tensor.name}/exact"), _FP32, tensor.shape)
+    stored = gs.Variable(names.fresh(f"{tensor.name}/stored"), _BF16, tensor.shape)
+    graphs.set_output(node, index, exact)
+    down = {"to": graphs.onnx_type(_BF16)}
+    up = {"to": graphs.onnx_type(_FP32)}
+    narrow = gs.Node("Cast", names.fresh(f"{tensor.name}/narrow"), down, [exact], [stored])
+    wide = gs.Node("Cast", names.fresh(f"{tensor.name}/wide"), up, [stored], [tensor])
+    graphs.insert_after(graph, node, narrow)
+    graphs.insert_after(graph, narrow, wide)
