@@ -22,7 +22,16 @@ DECISIONS = st.builds(
     st.integers(0, 10**12),
     st.dictionaries(TEXT, NUMBER, max_size=3),
 )
-QUANTIZERS = st.builds(Quantizer, TEXT, st.sampled_from([DType.INT8, DType.FP8]), NUMBER, TEXT, NUMBER)
+QUANTIZERS = st.builds(
+    Quantizer,
+    TEXT,
+    st.sampled_from([DType.INT8, DType.FP8]),
+    NUMBER,
+    TEXT,
+    NUMBER,
+    st.none() | st.tuples(NUMBER, NUMBER),
+    st.booleans(),
+)
 
 
 @given(

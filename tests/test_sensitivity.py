@@ -75,12 +75,12 @@ def test_the_layer_that_does_the_damage_goes_back(net: Any) -> None:
 
 
 def test_other_ranges_are_tried_before_a_layer_is_given_up(net: Any) -> None:
-    found = net(Limits(25, 0.5, 8, range_runs=50), {"a2": [0.05, 0.3, 5.0]})
+    found = net(Limits(25, 0.5, 8, range_groups=50), {"a2": [0.05, 0.3, 5.0]})
     assert found.restored == ()
     assert found.amax["a2"] == 5.0
     assert found.met
     assert found.curve[-1].share == 1
-    without = net(Limits(25, 0.5, 8, range_runs=0), {"a2": [0.05, 0.3, 5.0]})
+    without = net(Limits(25, 0.5, 8, range_groups=0), {"a2": [0.05, 0.3, 5.0]})
     assert without.amax["a2"] == 0.05
     assert without.restored == ("a2",)
 
@@ -113,7 +113,7 @@ def test_progress_counts_runs_behind_the_reference(net: Any) -> None:
 
 
 def test_the_same_search_twice_is_the_same(net: Any) -> None:
-    limits, wrong = Limits(30, 0.3, 8, range_runs=20), {"a1": [0.1, 1.0], "a3": [0.5]}
+    limits, wrong = Limits(30, 0.3, 8, range_groups=20), {"a1": [0.1, 1.0], "a3": [0.5]}
     assert net(limits, wrong) == net(limits, wrong)
 
 
