@@ -32,7 +32,7 @@ def accuracy(run: Callable[[Feeds], Mapping[str, Array]]) -> float:
     read: list[str] = []
     truth: list[str] = []
     for feeds, texts in _batches(FOLDER / "heldout"):
-        (probabilities,) = run(feeds).values()  # the model has one output
+        (probabilities,) = run(feeds)  # the model has one output
         read += decode(probabilities, characters())
         truth += texts
     return character_accuracy(read, truth)

@@ -25,6 +25,7 @@ from qcompiler import model as models
 from qcompiler.decide import Candidate
 from qcompiler.numerics import quantize_weight
 from qcompiler.session import Feeds, Session
+from qcompiler.unsigned import Span, grid, span
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,6 +41,7 @@ class Shifts:
         groups: candidates by the activation tensor they share.
         ranges: clipping ranges that may be asked for, by activation tensor.
         feeds: samples to take means over.
+        spans: lowest and highest value seen of each activation, where their grids are unsigned.
     """
 
     def __init__(
@@ -50,11 +52,12 @@ class Shifts:
         feeds: Sequence[Feeds],
         *,
         per_channel: bool = True,
+        spans: Mapping[str, Span] | None = None,
     ) -> None:
         self._nodes = {node.name: node for node in model.graph.nodes}
-        self._per_channel = per_channel
+        self._per_channel, self.spans = per_channel, spans
         self._known: dict[tuple[str, float], NDArray[np.float32] | None] = {}
-        self._means = _means(model, groups, ranges, feeds)
+        self._means = _means(model, groups, ranges, feeds, spans)
 
     def of(self, candidate: Candidate, amax: float) -> NDArray[np.float32]:
         """What to add to each output channel of a candidate, [channels]; zeros for all but Conv."""
@@ -96,6 +99,7 @@ def _means(
     groups: Mapping[str, Sequence[Candidate]],
     ranges: Mapping[str, Sequence[float]],
     feeds: Sequence[Feeds],
+    spans: Mapping[str, Span] | None,
 ) -> dict[tuple[str, float], tuple[NDArray[np.float64], NDArray[np.float64]]]:
     """By (tensor, amax): mean of x and of DQ(Q(x)) per channel, over all samples and positions."""
     groups = {name: members for name, members in groups.items() if any(c.op == "Conv" for c in members)}
@@ -113,19 +117,22 @@ def _means(
             x = x.reshape(-1, x.shape[-1])
             counts[name] += len(x)
             total = x.sum(0, dtype=np.float64)
-            for amax in ranges[name]:
+            for amax in dict.fromkeys(ranges[name]):  # calibrators may agree
                 pair = sums.setdefault((name, amax), [np.zeros(x.shape[1]), np.zeros(x.shape[1])])
                 pair[0] += total
-                pair[1] += _quantized_sum(x, amax)
+                pair[1] += _quantized_sum(x, amax, None if spans is None else spans[name])
     return {
         (name, amax): (plain / max(counts[name], 1), quantized / max(counts[name], 1))
         for (name, amax), (plain, quantized) in sums.items()
     }
 
 
-def _quantized_sum(x: NDArray[np.float32], amax: float) -> NDArray[np.float64]:
+def _quantized_sum(x: NDArray[np.float32], amax: float, observed: Span | None) -> NDArray[np.float64]:
     """Sum of DQ(Q(x)) per column."""
-    scale = np.float32(amax / INT8_MAX)
+    scale, low = np.float32(amax / INT8_MAX), -128
+    if observed is not None:
+        scale, zero = grid(*span(amax, observed))
+        low = -zero
     steps = np.rint(x / scale)
-    np.clip(steps, -128, 127, out=steps)
+    np.clip(steps, low, low + 255, out=steps)
     return np.asarray(steps.sum(0, dtype=np.float64) * float(scale))

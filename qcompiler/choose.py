@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from qcompiler import calibrators, decide
+from qcompiler import calibrators, decide, outputs
 from qcompiler import model as models
 from qcompiler.bias import Shifts
 from qcompiler.data import Feeds
 from qcompiler.decide import Candidate, Refusal
-from qcompiler.macs import concrete_shapes
+from qcompiler.macs import Shapes, concrete_shapes
 from qcompiler.observe import Observations
 from qcompiler.plan import Decision, Plan, Quantizer
 from qcompiler.recipe import Recipe
-from qcompiler.sensitivity import Advance, Limits, SafetyNet, search, sqnr_db
+from qcompiler.sensitivity import ENOUGH, FEW, Advance, Limits, SafetyNet, search, sqnr_db
 from qcompiler.simulate import Simulator
 from qcompiler.statistics import Histogram
 from qcompiler.target import DType, Target
@@ -75,9 +76,10 @@ def choose(
     ranges, spelled = offered(recipe.calibrator, {name: observed.histograms[name] for name in groups})
     group_macs = {name: sum(macs[c.node] for c in members) for name, members in groups.items()}
     per_channel = recipe.weight_granularity == "channel"
-    shifts = Shifts(model, groups, ranges, observed.kept, per_channel=per_channel)
-    net = _cast(model, groups, shifts, observed.kept, ranges, group_macs, sum(macs.values()), recipe, advance)
-    plan = _plan(groups, [*refused, *small], net, macs, target, nodes, observed.histograms, recipe)
+    seen = outputs.spans(observed.histograms) if target.unsigned_activations else None
+    shifts = Shifts(model, groups, ranges, observed.kept, per_channel=per_channel, spans=seen)
+    net = _cast(model, shapes, groups, shifts, observed.kept, ranges, group_macs, sum(macs.values()), recipe, advance)
+    plan = _plan(model.graph, groups, [*refused, *small], net, macs, target, nodes, observed.histograms, recipe)
     plan.quantizers = {
         name: Quantizer(
             name, DType.INT8, net.amax[name], spelled[name][ranges[name].index(net.amax[name])],
@@ -88,7 +90,19 @@ def choose(
     }  # fmt: skip
     kept = [c for name in plan.quantizers for c in groups[name]]
     plan.axes = {c.node: c.axis if per_channel else None for c in kept}
-    return Chosen(plan, net, {c.node: shifts.of(c, net.amax[c.activation]) for c in kept if shifts.can(c)})
+    corrections = {c.node: shifts.of(c, net.amax[c.activation]) for c in kept if shifts.can(c)}
+    if target.quantize_outputs:
+        plan = outputs.add(
+            plan,
+            model,
+            observed.histograms,
+            corrections,
+            observed.kept[: recipe.safety.samples],
+            calibrator=outputs.RANGES if recipe.calibrator == AUTO else recipe.calibrator,
+            target_db=_goal(recipe, target),
+            spared=net.restored,
+        )
+    return Chosen(plan, net, corrections)
 
 
 def offered(
@@ -100,17 +114,19 @@ def offered(
     """
     texts = AUTO_RANGES if calibrator == AUTO else (calibrator,)
     methods = [calibrators.parse(text) for text in texts]
-    ranges: dict[str, list[float]] = {}
-    spelled: dict[str, list[str]] = {}
-    for name, histogram in histograms.items():
-        values = {method.range(histogram): str(method) for method in reversed(methods)}
-        ranges[name] = list(reversed(values))
-        spelled[name] = list(reversed(values.values()))
-    return ranges, spelled
+    ranges = {name: [method.range(histogram) for method in methods] for name, histogram in histograms.items()}
+    return ranges, {name: [str(method) for method in methods] for name in histograms}
+
+
+def _few(shapes: Shapes, groups: Iterable[str]) -> int:
+    """Samples for single groups: as many as it takes to see enough elements of the activations."""
+    elements = sum(math.prod(shapes.get(name, (0,))) for name in groups)
+    return min(FEW, max(1, math.ceil(ENOUGH / max(elements, 1))))
 
 
 def _cast(
     model: models.Model,
+    shapes: Shapes,
     groups: Mapping[str, Sequence[Candidate]],
     shifts: Shifts,
     feeds: Sequence[Feeds],
@@ -129,12 +145,14 @@ def _cast(
         # A gate that the user set outranks speed
         min_share=0.0 if recipe.min_sqnr is not None else recipe.safety.min_share,
         useless_db=USELESS_DB,
-        range_runs=recipe.safety.range_runs,
+        few=_few(shapes, groups) if recipe.calibrator == AUTO else 1,
+        range_groups=recipe.safety.range_groups,
     )
     return search(simulator, feeds[: recipe.safety.samples], ranges, macs, total, limits, advance)
 
 
 def _plan(
+    graph: gs.Graph,
     groups: Mapping[str, Sequence[Candidate]],
     refused: Sequence[Refusal],
     net: SafetyNet,
@@ -146,7 +164,8 @@ def _plan(
 ) -> Plan:
     """All decisions in graph order."""
     high = target.high_precision
-    decisions = {r.node: decide.decision(r, high, macs.get(r.node, 0)) for r in refused}
+    came = decide.existing(graph)
+    decisions = {r.node: decide.decision(r, _unquantized(r, came, high), macs.get(r.node, 0)) for r in refused}
     for activation, members in groups.items():
         figures = _figures(activation, net, histograms[activation])
         for c in members:
@@ -155,6 +174,13 @@ def _plan(
     for name in sorted(decisions, key=_order(nodes)):
         plan.add(decisions[name])
     return plan
+
+
+def _unquantized(refusal: Refusal, came: Plan, high: DType) -> DType:
+    """What a refused node computes in; the typing pass has the last word on the float types."""
+    if refusal.rule == "quantized-already":
+        return came.precision(refusal.node) or high
+    return DType.FP32 if refusal.rule == "subgraph" else high
 
 
 def _decide(

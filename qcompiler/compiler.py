@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from qcompiler import calibrators, decide, manifest, ranges, shapes
+from qcompiler import calibrators, decide, manifest, outputs, ranges, shapes
 from qcompiler import graph as graphs
 from qcompiler import model as models
 from qcompiler.atomic import check_writable, unwritable
@@ -159,7 +159,10 @@ def _compile(
     if engine is not None:
         _preflight(run, engine, normal)
     found, refused = _candidates(run, normal)
-    observed = _observe(run, normal, samples, inputs, [candidate.activation for candidate in found])
+    watched = [candidate.activation for candidate in found]
+    if run.target.quantize_outputs:
+        watched += outputs.tensors(normal.graph, found)
+    observed = _observe(run, normal, samples, inputs, watched)
     while True:
         chosen = _choose(run, normal, found, refused, observed)
         lowered = _lower(run, normal, chosen, observed)

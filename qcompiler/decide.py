@@ -240,4 +240,4 @@ def _stored_type(tensor: gs.Tensor) -> DType | None:
     if node is None or node.op != "DequantizeLinear":
         return None
     name = str(graphs.dtype_of(node.inputs[0]))
-    return {"int8": DType.INT8, "float8_e4m3fn": DType.FP8}.get(name)
+    return {"int8": DType.INT8, "uint8": DType.INT8, "float8_e4m3fn": DType.FP8}.get(name)

@@ -35,7 +35,7 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Quantizer:
-    """How one tensor is quantized: symmetric, zero point 0, value = scale · integer.
+    """How one tensor is quantized: symmetric with zero point 0, unless it has a `span`.
 
     Attributes:
         tensor: name of the float tensor.
@@ -43,6 +43,10 @@ class Quantizer:
         amax: the clipping range in the tensor's own unit, positive; scale = amax / 127 (INT8) or / 448 (FP8).
         calibrator: text form of the calibrator that chose it, or `shared:NAME` where another tensor's range is used.
         observed: largest |x| seen.
+        span: lowest and highest value of an unsigned grid with a zero point (INT8 on ONNX Runtime only); None for the
+            symmetric grid, value = scale · integer.
+        whole: every reader of the tensor gets the quantized value, not only the quantized nodes (ONNX Runtime only:
+            it fuses a node with what stands behind it).
     """
 
     tensor: str
@@ -50,6 +54,8 @@ class Quantizer:
     amax: float
     calibrator: str
     observed: float
+    span: tuple[float, float] | None = None
+    whole: bool = False
 
 
 @dataclass
@@ -108,5 +114,6 @@ class Plan:
         for row in data["decisions"]:
             plan.add(Decision(**{**row, "precision": DType(row["precision"])}))
         for row in data["quantizers"]:
-            plan.quantizers[row["tensor"]] = Quantizer(**{**row, "dtype": DType(row["dtype"])})
+            span = None if row.get("span") is None else tuple(row["span"])
+            plan.quantizers[row["tensor"]] = Quantizer(**{**row, "dtype": DType(row["dtype"]), "span": span})
         return plan

@@ -1,4 +1,4 @@
-"""The two halves of a compilation as pipelines: what may not change a number, and what makes the graph low precision."""
+"""The two halves of a compilation as pipelines: what may not change a number, and what lowers the precision."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from qcompiler.passes.fold_channel_affine import FoldChannelAffine
 from qcompiler.passes.fold_constants import FoldConstants
 from qcompiler.passes.fold_ifs import FoldIfs
 from qcompiler.passes.fold_pad import FoldPad
+from qcompiler.passes.fuse_hard_swish import FuseHardSwish
 from qcompiler.passes.high_precision import HighPrecision
 from qcompiler.passes.inline_functions import InlineFunctions
 from qcompiler.passes.insert_qdq import InsertQDQ
@@ -21,7 +22,9 @@ from qcompiler.passes.loosen_squeeze import LoosenSqueeze
 from qcompiler.passes.name_dimensions import NameDimensions
 from qcompiler.passes.name_everything import NameEverything
 from qcompiler.passes.normalize_constants import NormalizeConstants
+from qcompiler.passes.quantize_outputs import QuantizeOutputs
 from qcompiler.passes.raise_opset import RaiseOpset
+from qcompiler.passes.split_skip_norm import SplitSkipNorm
 from qcompiler.passes.unroll_lstm import UnrollLSTM
 from qcompiler.passes.unshare_weights import UnshareWeights
 from qcompiler.plan import Plan
@@ -45,6 +48,7 @@ def clean_up(target: Target) -> Pipeline:
         FoldPad(),  # a Pad between producer and Conv would take the Q/DQ pair that belongs at the Conv
         FoldBatchNorm(),
         FoldChannelAffine(),  # the scales, shifts and normalisations that are left between them
+        *((FuseHardSwish(), SplitSkipNorm()) if target.engine == "onnxruntime" else ()),
         EliminateDead(),
         UnshareWeights(),  # last, because folding makes weights of its own
     )
@@ -66,6 +70,7 @@ def lowering(plan: Plan, target: Target, ranges: Ranges, corrections: Mapping[st
     """From the normalised float graph and its plan to a strongly typed graph that the target takes."""
     return Pipeline(
         InsertQDQ(plan, corrections),
+        *((QuantizeOutputs(plan),) if target.quantize_outputs else ()),
         # After Q/DQ, which are FP32 inside: a DequantizeLinear is then told what its consumer computes in.
         HighPrecision(target.high_precision, ranges=ranges, typed_dequantize=target.typed_dequantize),
         # The last word belongs to the target.

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 Advance = Callable[[int], None]
 Ranges = Mapping[str, Sequence[float]]
 ROUNDS = 8
-FEW = 4  # samples for single groups: two are cheaper, but pick other ranges than eight do
+FEW = 4  # samples for single groups at most; less than that picks other ranges from one time to the next
+ENOUGH = 8_000_000  # activation elements that are as good as more samples: a page of text lines, 4 sentences
 NOTHING = 1e-20  # noise-to-signal power below which two results are called equal (200 dB)
 
 
@@ -71,13 +72,15 @@ class Limits:
         target_db: SQNR of the outputs to reach.
         min_share: share of the model's MACs that stays INT8 even where the target is not reached.
         useless_db: SQNR below which `min_share` gives way as well: fast and wrong is of no use to anybody.
-        range_runs: runs of the model that may be spent on trying other ranges.
+        few: samples that single groups are measured on.
+        range_groups: how many of the noisiest groups try the other ranges that are offered.
     """
 
     target_db: float
     min_share: float
     useless_db: float
-    range_runs: int = 0
+    few: int = FEW
+    range_groups: int = 0
 
 
 def search(
@@ -93,47 +96,56 @@ def search(
 
     Args:
         simulator: the float model with a switch per group.
-        feeds: samples to measure on; single groups are measured on the first few of them.
+        feeds: samples to measure on; single groups are measured on `limits.few` of them.
         ranges: clipping ranges to choose from, by activation tensor; the first is the calibrator's own.
         macs: multiply-accumulates of each group, by activation tensor.
         total_macs: those of the whole model, groups or not.
         limits: when to stop.
         advance: called with the number of runs done.
     """
-    measure = _Measure(simulator, feeds, advance)
-    amax = {group: offered[0] for group, offered in ranges.items()}
-    everything = measure.noise(amax)
+    measure = _Measure(simulator, feeds, limits.few, advance)
 
     def share(restored: Collection[str]) -> float:
-        return sum(macs[group] for group in amax if group not in restored) / total_macs if total_macs else 0.0
+        return sum(macs[group] for group in ranges if group not in restored) / total_macs if total_macs else 0.0
 
+    amax, everything = _best_start(measure, ranges)
     curve = [Step(share(()), sqnr_db(everything))]
     if not amax or everything <= power(limits.target_db):
         return SafetyNet(amax, {}, (), tuple(curve), limits.target_db, met=True, runs=measure.runs)
     alone = {group: measure.noise({group: value}, few=True) for group, value in amax.items()}
-    if _refine(measure, ranges, amax, alone, limits.range_runs):
-        everything = measure.noise(amax)
-        curve.append(Step(share(()), sqnr_db(everything)))
+    refined, quieter = _refine(measure, ranges, amax, alone, limits.range_groups)
+    if refined != amax:
+        together = measure.noise(refined)
+        if together < everything:  # ranges that are best alone need not be so together
+            amax, alone, everything = refined, quieter, together
+            curve.append(Step(share(()), sqnr_db(everything)))
     restored = _restore(measure, amax, alone, macs, share, everything, limits, curve)
     met = curve[-1].sqnr_db >= limits.target_db
-    return SafetyNet(amax, alone, tuple(restored), tuple(curve), limits.target_db, met, measure.runs)
+    return SafetyNet(dict(amax), dict(alone), tuple(restored), tuple(curve), limits.target_db, met, measure.runs)
+
+
+def _best_start(measure: _Measure, ranges: Ranges) -> tuple[dict[str, float], float]:
+    """The best of the plans in which one and the same calibrator gave all ranges."""
+    most = max((len(offered) for offered in ranges.values()), default=0)
+    plans = [
+        {group: offered[min(i, len(offered) - 1)] for group, offered in ranges.items()} for i in range(max(most, 1))
+    ]
+    tried = [(measure.noise(plan), i) for i, plan in enumerate(plans)]
+    noise, best = min(tried)
+    return plans[best], noise
 
 
 def _refine(
-    measure: _Measure, ranges: Ranges, amax: dict[str, float], alone: dict[str, float], budget: int
-) -> bool:
-    """Tries the other ranges of the noisiest groups while the budget lasts; True if any was better."""
-    better = False
-    for group in sorted(alone, key=lambda name: -alone[name]):
-        others = ranges[group][1:]
-        budget -= len(others) * measure.few
-        if budget < 0:
-            break
-        for value in others:
-            noise = measure.noise({group: value}, few=True)
-            if noise < alone[group]:
-                alone[group], amax[group], better = noise, value, True
-    return better
+    measure: _Measure, ranges: Ranges, amax: Mapping[str, float], alone: Mapping[str, float], most: int
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Lets the noisiest groups try the other ranges; returns the best range of each group and its noise."""
+    best, noise = dict(amax), dict(alone)
+    for group in sorted(alone, key=lambda name: -alone[name])[:most]:
+        for value in ranges[group]:
+            found = noise[group] if value == best[group] else measure.noise({group: value}, few=True)
+            if found < noise[group]:
+                best[group], noise[group] = value, found
+    return best, noise
 
 
 def _restore(
@@ -156,9 +168,7 @@ def _restore(
             break
         left = max(sum(alone[group] for group in amax if group not in restored), total * 1e-9)
         scale = noise / left  # how much more noise there really is than the sum predicts
-        chosen = _choose(
-            order, alone, restored, scale, power(limits.target_db), lambda r: share(r) >= limits.min_share
-        )
+        chosen = _choose(order, alone, restored, scale, power(limits.target_db), lambda r: share(r) >= limits.min_share)
         if len(chosen) == len(restored) and noise > power(limits.useless_db):
             chosen = _choose(order, alone, restored, scale, power(limits.useless_db), lambda r: True)
         if len(chosen) == len(restored):
@@ -196,14 +206,12 @@ def _choose(
 class _Measure:
     """Noise-to-signal power of a plan at the float outputs: pooled over samples, the mean over outputs."""
 
-    def __init__(self, simulator: Simulator, feeds: Sequence[Feeds], advance: Advance | None) -> None:
-        self.few = min(FEW, len(feeds))
+    def __init__(self, simulator: Simulator, feeds: Sequence[Feeds], few: int, advance: Advance | None) -> None:
+        self.few = min(few, len(feeds))
         self.runs = len(feeds)
         self._simulator, self._feeds, self._advance = simulator, feeds, advance
         self._reference = [simulator.run(feed, {}) for feed in feeds]
-        self._energy = [
-            {name: energy(outputs[name]) for name in simulator.outputs} for outputs in self._reference
-        ]
+        self._energy = [{name: energy(outputs[name]) for name in simulator.outputs} for outputs in self._reference]
 
     def noise(self, amax: Mapping[str, float], *, few: bool = False) -> float:
         count = self.few if few else len(self._feeds)

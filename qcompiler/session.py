@@ -45,8 +45,7 @@ class Session:
         source: path, `Model`, `gs.Graph`, or a `ModelProto` with the weights that it marks as external, by name.
         outputs: names of the tensors to return, any tensors of the main graph; None for the model's own outputs.
         optimize: ONNX Runtime's graph optimisations. Off for FP8 graphs, which its CPU optimiser breaks.
-        quick: made for a handful of runs: no optimisations and no repacked weights, so that the session is there at
-            once and needs no memory of its own for them.
+        quick: made for a handful of runs: neither optimisations nor repacked weights, so that it is there at once.
         threads: threads inside an operator; 0 for one per processor that this process may use.
 
     Raises:

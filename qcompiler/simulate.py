@@ -21,12 +21,14 @@ from qcompiler.bias import Shifts
 from qcompiler.decide import Candidate
 from qcompiler.numerics import quantize_weight
 from qcompiler.session import Feeds, Session
+from qcompiler.unsigned import grid, span
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SWITCH = "qcompiler/switch/"
 SCALE = "/scale"
+ZERO = "/zero_point"
 
 
 class Simulator:
@@ -47,7 +49,7 @@ class Simulator:
         *,
         per_channel: bool = True,
     ) -> None:
-        self.groups, self._shifts = groups, shifts
+        self.groups, self._shifts, self._spans = groups, shifts, shifts.spans
         self._switches = {activation: f"{SWITCH}{i}" for i, activation in enumerate(groups)}
         weights = {t.name: t for t in graphs.tensors(model.graph) if isinstance(t, gs.Constant)}
         proto, arrays = models.to_proto(model.graph)
@@ -67,18 +69,21 @@ class Simulator:
             values, scales = quantize_weight(weights[candidate.weight].values, axis)
             arrays[f"{SWITCH}{node.name}/w"] = values
             proto.graph.initializer.append(_external(f"{SWITCH}{node.name}/w", values))
-            proto.graph.initializer.append(onnx.numpy_helper.from_array(scales.astype(np.float32), f"{SWITCH}{node.name}/ws"))
+            proto.graph.initializer.append(
+                onnx.numpy_helper.from_array(scales.astype(np.float32), f"{SWITCH}{node.name}/ws")
+            )
             zeros = np.zeros(scales.shape, np.int8)
             proto.graph.initializer.append(onnx.numpy_helper.from_array(zeros, f"{SWITCH}{node.name}/wz"))
             chain = [protos[name] for name in candidate.chain]
             nodes.append(_switched(node, chain, self._switches[candidate.activation], axis))
             proto.graph.input.append(_value_info(f"{SWITCH}{node.name}/b", onnx.TensorProto.FLOAT))
-        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(0, np.int8), f"{SWITCH}zero"))
         del proto.graph.node[:]
         proto.graph.node.extend(nodes)
         for name in self._switches.values():
             proto.graph.input.append(_value_info(name, onnx.TensorProto.BOOL, scalar=True))
             proto.graph.input.append(_value_info(name + SCALE, onnx.TensorProto.FLOAT, scalar=True))
+            integer = onnx.TensorProto.INT8 if shifts.spans is None else onnx.TensorProto.UINT8
+            proto.graph.input.append(_value_info(name + ZERO, integer, scalar=True))
         self._session = Session((proto, arrays), outputs=self.outputs, quick=True)
 
     def run(self, feeds: Feeds, amax: Mapping[str, float]) -> dict[str, NDArray[Any]]:
@@ -88,10 +93,9 @@ class Simulator:
         probabilities near 0 and 1 hide errors and exaggerate others.
         """
         switches = {name: np.array(activation in amax) for activation, name in self._switches.items()}
-        scales = {
-            name + SCALE: np.array(amax.get(activation, 1.0) / 127.0, np.float32)
-            for activation, name in self._switches.items()
-        }
+        scales = {}
+        for activation, name in self._switches.items():
+            scales[name + SCALE], scales[name + ZERO] = self._grid(activation, amax.get(activation, 1.0))
         biases = {
             f"{SWITCH}{c.node}/b": self._bias(c, amax.get(activation))
             for activation, members in self.groups.items()
@@ -101,6 +105,13 @@ class Simulator:
         for name, axis in self._softmax.values():
             outputs[name] = outputs[name] - outputs[name].mean(axis=axis, keepdims=True)
         return outputs
+
+    def _grid(self, activation: str, amax: float) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Scale and zero point."""
+        if self._spans is None:
+            return np.array(amax / 127.0, np.float32), np.array(0, np.int8)
+        scale, zero = grid(*span(amax, self._spans[activation]))
+        return np.array(scale, np.float32), np.array(zero, np.uint8)
 
     def _bias(self, candidate: Candidate, amax: float | None) -> NDArray[np.float32]:
         """The correction in a shape that broadcasts along the output channels."""
@@ -112,9 +123,7 @@ class Simulator:
         return shift
 
 
-def _switched(
-    node: onnx.NodeProto, chain: Sequence[onnx.NodeProto], switch: str, axis: int | None
-) -> onnx.NodeProto:
+def _switched(node: onnx.NodeProto, chain: Sequence[onnx.NodeProto], switch: str, axis: int | None) -> onnx.NodeProto:
     """The If that stands for a linear node; `chain` is what stands between its weight and its input 1."""
     own = f"{SWITCH}{node.name}/"
     quantized, plain = onnx.NodeProto(), onnx.NodeProto()
@@ -131,8 +140,8 @@ def _switched(
     if axis is not None:
         dequantize_weight.attribute.append(onnx.AttributeProto(name="axis", i=axis, type=onnx.AttributeProto.INT))
     then = [
-        _node("QuantizeLinear", [node.input[0], switch + SCALE, SWITCH + "zero"], [own + "xq"]),
-        _node("DequantizeLinear", [own + "xq", switch + SCALE, SWITCH + "zero"], [own + "xd"]),
+        _node("QuantizeLinear", [node.input[0], switch + SCALE, switch + ZERO], [own + "xq"]),
+        _node("DequantizeLinear", [own + "xq", switch + SCALE, switch + ZERO], [own + "xd"]),
         dequantize_weight,
         *links,
         quantized,

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 _CHUNK = 1 << 18  # elements that are held as float64 at a time
 DRIFT_SAMPLES = 4
+QUICK_SAMPLES = 32  # for so few runs, preparing two sessions thoroughly costs more time and memory than it saves
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,8 +205,9 @@ def verify(
     scoring = None if metric is None else _scoring(metric)
     reference = _loaded(float_model)
     candidate = quantized if callable(quantized) else emulation.runnable(_loaded(quantized))
-    run_float, float_outputs = _runner(reference, None)
-    run_quantized, quantized_outputs = _runner(candidate, optimize)
+    quick = metric is None and samples is not None and samples <= QUICK_SAMPLES
+    run_float, float_outputs = _runner(reference, None, quick=quick)
+    run_quantized, quantized_outputs = _runner(candidate, optimize, quick=quick)
     _same_outputs(float_outputs, quantized_outputs)
 
     tallies: dict[str, _Tally] = {}
@@ -287,10 +289,10 @@ def _loaded(model: str | Path | models.Model) -> models.Model:
     return model if isinstance(model, models.Model) else models.load(model)
 
 
-def _runner(model: models.Model | Run, optimize: bool | None) -> tuple[Run, Sequence[str] | None]:
+def _runner(model: models.Model | Run, optimize: bool | None, *, quick: bool) -> tuple[Run, Sequence[str] | None]:
     if not isinstance(model, models.Model):
         return model, None
-    session = Session(model, optimize=not _has_fp8(model) if optimize is None else optimize)
+    session = Session(model, optimize=not _has_fp8(model) if optimize is None else optimize, quick=quick)
     return (lambda feed: session.run(fitting(feed, session))), session.outputs
 
 

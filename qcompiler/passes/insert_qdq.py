@@ -15,7 +15,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from qcompiler import graph as graphs
-from qcompiler import linear
+from qcompiler import linear, unsigned
 from qcompiler.numerics import quantize_weight
 from qcompiler.pass_ import Changed, Fact, Note, Pass, Skipped
 from qcompiler.plan import Plan, Quantizer
@@ -52,23 +52,27 @@ class InsertQDQ(Pass):
             activation = node.inputs[0]
             quantizer = self.plan.quantizers[activation.name]
             if activation.name not in pairs:
-                pairs[activation.name] = _pair(graph, names, activation, quantizer)
+                pairs[activation.name] = pair(graph, names, activation, quantizer)
             graphs.set_input(node, 0, pairs[activation.name])
             # DequantizeLinear commutes with Transpose and Reshape, so it stands at the initializer
             reader, index = (weight.chain[0], 0) if weight.chain else (node, 1)
             graphs.set_input(reader, index, _weight(graph, names, weight.tensor, self.plan.axes[node.name]))
             shift = self.corrections.get(node.name)
             if shift is not None and np.any(shift):
-                _add_bias(graph, names, node, shift)
+                _add_bias(names, node, shift)
             yield Changed(node.name, f"INT8 x INT8, activation scale {quantizer.amax / INT8_MAX:.4g}")
         graphs.sort(graph)
 
 
-def _pair(graph: gs.Graph, names: graphs.Names, tensor: gs.Variable, quantizer: Quantizer) -> gs.Variable:
+def pair(graph: gs.Graph, names: graphs.Names, tensor: gs.Variable, quantizer: Quantizer) -> gs.Variable:
     """Q and DQ behind `tensor`; returns the dequantized one."""
-    scale = gs.Constant(names.fresh(f"{tensor.name}/scale"), np.array(quantizer.amax / INT8_MAX, np.float32))
-    zero = gs.Constant(names.fresh(f"{tensor.name}/zero_point"), np.array(0, np.int8))
-    stored = gs.Variable(names.fresh(f"{tensor.name}/quantized"), np.int8, tensor.shape)
+    step, shift = np.array(quantizer.amax / INT8_MAX, np.float32), np.array(0, np.int8)
+    if quantizer.span is not None:
+        steps, offset = unsigned.grid(*quantizer.span)
+        step, shift = np.array(steps, np.float32), np.array(offset, np.uint8)
+    scale = gs.Constant(names.fresh(f"{tensor.name}/scale"), step)
+    zero = gs.Constant(names.fresh(f"{tensor.name}/zero_point"), shift)
+    stored = gs.Variable(names.fresh(f"{tensor.name}/quantized"), shift.dtype, tensor.shape)
     back = gs.Variable(names.fresh(f"{tensor.name}/dequantized"), np.float32, tensor.shape)
     graph.nodes.append(
         gs.Node("QuantizeLinear", names.fresh(f"{tensor.name}/QuantizeLinear"), {}, [tensor, scale, zero], [stored])
@@ -92,28 +96,11 @@ def _weight(graph: gs.Graph, names: graphs.Names, weight: gs.Constant, axis: int
     return back
 
 
-def _add_bias(graph: gs.Graph, names: graphs.Names, node: gs.Node, shift: NDArray[np.float32]) -> None:
-    """Adds `shift` [channels] to what a node writes: into its bias, else into a constant Add behind it, else a new Add."""
-    if node.op == "Conv" or (node.op == "Gemm" and len(node.inputs) < 3):
-        bias = graphs.constant_value(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2].name else None
-        total = gs.Constant(names.fresh(f"{node.name}/bias"), shift if bias is None else bias + shift)
-        if len(node.inputs) > 2:
-            graphs.set_input(node, 2, total)
-        else:
-            node.inputs.append(total)
-        return
-    following = [reader for reader, _ in graphs.consumers(node.outputs[0])]
-    if len(following) == 1 and following[0].op == "Add" and not graphs.is_output(graph, node.outputs[0]):
-        for index, tensor in enumerate(following[0].inputs):
-            values = graphs.constant_value(tensor)
-            if values is not None and values.size in (1, shift.size) and values.ndim <= 1:
-                graphs.set_input(following[0], index, gs.Constant(names.fresh(f"{node.name}/bias"), values + shift))
-                return
-    raw = gs.Variable(names.fresh(f"{node.name}/uncorrected"), np.float32, node.outputs[0].shape)
-    out = node.outputs[0]
-    graphs.set_output(node, 0, raw)
-    graph.nodes.append(
-        gs.Node(
-            "Add", names.fresh(f"{node.name}/Add"), {}, [raw, gs.Constant(names.fresh(f"{node.name}/bias"), shift)], [out]
-        )
-    )
+def _add_bias(names: graphs.Names, node: gs.Node, shift: NDArray[np.float32]) -> None:
+    """Adds `shift` [channels] to what a Conv writes."""
+    bias = graphs.constant_value(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2].name else None
+    total = gs.Constant(names.fresh(f"{node.name}/bias"), shift if bias is None else bias + shift)
+    if len(node.inputs) > 2:
+        graphs.set_input(node, 2, total)
+    else:
+        node.inputs.append(total)

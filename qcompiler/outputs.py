@@ -1,0 +1,198 @@
+"""For targets that fuse a node only with a quantizer behind it: which outputs are quantized, and at what price.
+
+ONNX Runtime's CPU kernels for convolutions write 8 bits. A Conv of the plan therefore also gets a quantizer on what it
+writes (behind its Relu or Clip, which the quantizer then replaces), and so does a residual Add between two such ends.
+That costs accuracy, because shortcuts are rounded too. So it is measured: where it takes more than `LOSS_DB` and the
+outputs miss the target of the safety net, the noisiest tensors stay float, and their convolutions unfused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from qcompiler import calibrators, numerics, unsigned
+from qcompiler import graph as graphs
+from qcompiler import model as models
+from qcompiler.data import Feeds
+from qcompiler.decide import Candidate
+from qcompiler.pass_ import Fact, Pipeline
+from qcompiler.passes.insert_qdq import InsertQDQ
+from qcompiler.passes.quantize_outputs import QuantizeOutputs
+from qcompiler.plan import Plan, Quantizer
+from qcompiler.session import Session
+from qcompiler.statistics import Histogram
+from qcompiler.target import DType
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+RANGES = "percentile{p=99.999}"  # of outputs, where the recipe leaves the choice
+SLACK_DB = 5.0  # how much less than elsewhere is good enough: a layer given back unfuses its neighbours too
+LOSS_DB = 3.0  # outputs may be as noisy as inputs
+GIVEN = frozenset({Fact.NAMED, Fact.CONSTANTS, Fact.FOLDED, Fact.UNSHARED})
+
+
+def tensors(graph: gs.Graph, found: Sequence[Candidate]) -> list[str]:
+    """Names of the tensors that candidates write and that would be quantized as a whole."""
+    wanted = {candidate.node for candidate in found if candidate.op == "Conv"}
+    return list(dict.fromkeys(_behind(graph, node).name for node in graph.nodes if node.name in wanted))
+
+
+def _behind(graph: gs.Graph, node: gs.Node) -> gs.Tensor:
+    """What a node writes, or a Relu or Clip that alone reads it: these vanish in front of QuantizeLinear."""
+    tensor = node.outputs[0]
+    reader = graphs.only_consumer(graph, tensor)
+    if reader is None or not graphs.is_op(reader, "Relu", "Clip"):
+        return tensor
+    if any(option.name and graphs.constant_value(option) is None for option in reader.inputs[1:]):
+        return tensor
+    return reader.outputs[0]
+
+
+def spans(histograms: Mapping[str, Histogram]) -> dict[str, unsigned.Span]:
+    """Lowest and highest value seen, by tensor."""
+    return {name: (histogram.minimum, histogram.maximum) for name, histogram in histograms.items()}
+
+
+def add(
+    plan: Plan,
+    model: models.Model,
+    histograms: Mapping[str, Histogram],
+    corrections: Mapping[str, NDArray[np.float32]],
+    feeds: Sequence[Feeds],
+    *,
+    calibrator: str,
+    target_db: float,
+    spared: Collection[str] = (),
+) -> Plan:
+    """A plan for inputs made one for inputs and outputs, on unsigned grids.
+
+    Args:
+        plan: with symmetric quantizers of inputs.
+        model: the normalised float model, in topological order.
+        histograms: of all tensors of the plan and of `tensors`.
+        corrections: of biases, by node name.
+        feeds: samples to measure the loss on.
+        calibrator: text form of the one that chooses ranges of outputs.
+        target_db: SQNR of the model's outputs that is good enough.
+        spared: tensors that turned out too sensitive to be quantized for their linear readers.
+    """
+    extended = _extend(plan, model.graph, histograms, calibrator, spared)
+    return _settle(extended, set(plan.quantizers), model, histograms, corrections, feeds, target_db)
+
+
+def _extend(
+    plan: Plan, graph: gs.Graph, histograms: Mapping[str, Histogram], calibrator: str, spared: Collection[str]
+) -> Plan:
+    """Gives the quantizers of a plan unsigned grids, and adds those of outputs."""
+    method = calibrators.parse(calibrator)
+    seen = spans(histograms)
+    quantizers = {
+        name: replace(quantizer, span=unsigned.span(quantizer.amax, seen[name]))
+        for name, quantizer in plan.quantizers.items()
+    }
+    for node in graph.nodes:
+        if node.op == "Conv" and plan.precision(node.name) is DType.INT8:
+            tensor = _behind(graph, node).name
+            if tensor in spared:
+                continue
+            known = quantizers.get(tensor) or _quantizer(tensor, histograms[tensor], method)
+            quantizers[tensor] = replace(known, whole=True)
+        elif graphs.is_op(node, "Add") and node.outputs[0].name in quantizers:
+            sides = [quantizers.get(side.name) for side in node.inputs]
+            if all(side is not None and side.whole for side in sides):
+                name = node.outputs[0].name
+                quantizers[name] = replace(quantizers[name], whole=True)
+    return dataclasses.replace(plan, quantizers=quantizers)
+
+
+def _quantizer(tensor: str, histogram: Histogram, method: calibrators.Calibrator) -> Quantizer:
+    amax = method.range(histogram)
+    span = unsigned.span(amax, (histogram.minimum, histogram.maximum))
+    return Quantizer(tensor, DType.INT8, amax, str(method), histogram.amax, span, whole=True)
+
+
+def _settle(
+    plan: Plan,
+    inputs: Set[str],
+    model: models.Model,
+    histograms: Mapping[str, Histogram],
+    corrections: Mapping[str, NDArray[np.float32]],
+    feeds: Sequence[Feeds],
+    target_db: float,
+) -> Plan:
+    """The plan with as many quantized outputs as accuracy allows, quietest first.
+
+    All of them stay where the outputs of the model still reach `target_db` or lose at most `LOSS_DB`; else the
+    largest number that does is searched by halving.
+    """
+    order = sorted((q for q in plan.quantizers.values() if q.whole), key=lambda q: _noise(q, histograms[q.tensor]))
+    names = [quantizer.tensor for quantizer in order]
+    if not names:
+        return plan
+    measure = _Measure(model, corrections, feeds)
+    allowed = min(target_db, measure(_limited(plan, inputs, ())) - LOSS_DB)
+    kept = _largest(len(names), lambda count: measure(_limited(plan, inputs, names[:count])) >= allowed)
+    return _limited(plan, inputs, names[:kept])
+
+
+def _largest(count: int, good: Callable[[int], bool]) -> int:
+    """The largest number up to `count` that is good, 0 being so; all below it are taken to be good as well."""
+    if good(count):
+        return count
+    low, high = 0, count
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if good(middle) else (low, middle)
+    return low
+
+
+def _noise(quantizer: Quantizer, histogram: Histogram) -> float:
+    """Noise-to-signal power of rounding alone."""
+    low, high = quantizer.span or (-quantizer.amax, quantizer.amax)
+    return float((high - low) ** 2 / max(numerics.signal_power(histogram), 1e-30))
+
+
+def _limited(plan: Plan, inputs: Set[str], kept: Sequence[str]) -> Plan:
+    """The plan in which only `kept` are quantized as a whole; quantizers that served nothing else are gone."""
+    quantizers = {
+        name: replace(quantizer, whole=quantizer.whole and name in kept)
+        for name, quantizer in plan.quantizers.items()
+        if name in inputs or name in kept
+    }
+    return dataclasses.replace(plan, quantizers=quantizers)
+
+
+class _Measure:
+    """SQNR in dB of a plan's lowered graph over a few samples."""
+
+    def __init__(
+        self, model: models.Model, corrections: Mapping[str, NDArray[np.float32]], feeds: Sequence[Feeds]
+    ) -> None:
+        self._model, self._corrections, self._feeds = model, corrections, feeds
+        session = Session(model)
+        self._expected = [_floats(session.run(feed)) for feed in feeds]
+
+    def __call__(self, plan: Plan) -> float:
+        lowered = models.copy(self._model)
+        Pipeline(InsertQDQ(plan, self._corrections), QuantizeOutputs(plan), given=GIVEN)(lowered.graph)
+        session = Session(lowered)
+        signal = noise = 0.0
+        for feed, expected in zip(self._feeds, self._expected, strict=True):
+            found = session.run(feed)
+            # every output counts the same, whatever its unit
+            for name, value in expected.items():
+                unit = numerics.power(value) or 1.0
+                signal += numerics.power(value) / unit
+                noise += numerics.power(value - found[name]) / unit
+        return float(10 * np.log10(max(signal, 1e-30) / max(noise, 1e-30)))
+
+
+def _floats(outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    return {name: value for name, value in outputs.items() if np.asarray(value).dtype == np.float32}
