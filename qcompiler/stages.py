@@ -1,0 +1,287 @@
+"""The stages of a compilation, one function each, in the order in which `qcompiler.compiler` calls them."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from qcompiler import calibrators, decide, ranges, shapes
+from qcompiler import graph as graphs
+from qcompiler import model as models
+from qcompiler.artefacts import Paths
+from qcompiler.atomic import check_writable
+from qcompiler.choose import AUTO, Chosen, choose
+from qcompiler.data import Data, Inputs, Source, open_source
+from qcompiler.engines import Engine, EngineFile, Profile
+from qcompiler.equivalence import Gate
+from qcompiler.errors import AccuracyError, EngineError, UsageError
+from qcompiler.observe import Observations, observe
+from qcompiler.pass_ import Pass, Report
+from qcompiler.passes.high_precision import HighPrecision
+from qcompiler.plan import Decision, Plan
+from qcompiler.presets import clean_up, lowering
+from qcompiler.progress import Progress
+from qcompiler.recipe import Recipe
+from qcompiler.sensitivity import SafetyNet
+from qcompiler.target import DType, Target
+from qcompiler.verification import Verification, gate
+from qcompiler.verification import verify as compare
+
+if TYPE_CHECKING:
+    from qcompiler.engines.audit import Audit
+
+
+KEPT_FEEDS = 16  # samples that outlive the data run, for the safety net, the ranges and the comparison
+RANGE_FEEDS = 4
+STEP_DB = 3.0  # how much closer to float the next try aims where a gate was missed
+MOST_DB = 60.0
+READY = ("int8", "fp16", "bf16")
+
+
+def inputs_of(model: models.Model) -> Inputs:
+    """dtype and shape of each graph input."""
+    return {tensor.name: (graphs.dtype_of(tensor), graphs.shape_of(tensor)) for tensor in model.graph.inputs}
+
+
+@dataclass
+class Run:
+    """What accumulates while a model is compiled."""
+
+    recipe: Recipe
+    target: Target
+    progress: Progress
+    timings: dict[str, float] = field(default_factory=dict)
+    reports: list[Report] = field(default_factory=list)
+    equivalence: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def stage(self, name: str, total: float | None = None) -> Iterator[Callable[[float], None]]:
+        """Times a stage and shows it; yields the function that advances it."""
+        started = time.perf_counter()
+        with self.progress.stage(name, total) as shown:
+            yield shown.advance
+        self.timings[name] = self.timings.get(name, 0.0) + time.perf_counter() - started
+
+    def warn(self, text: str) -> None:
+        """Shows a sentence to the user and keeps it for the manifest."""
+        self.warnings.append(text)
+        self.progress.warn(text)
+
+
+def refuse_early(run: Run, data: Data | None, paths: Paths) -> None:
+    """What can be known to fail before anything is read."""
+    recipe = run.recipe
+    if recipe.precision not in READY:
+        raise UsageError(
+            f"precision '{recipe.precision}' is not in this release, which has {', '.join(READY)}: choose one of these"
+        )
+    if recipe.precision in ("fp16", "bf16") and recipe.high_precision not in (None, recipe.precision):
+        raise UsageError(
+            f"precision '{recipe.precision}' and --high-precision {recipe.high_precision} contradict each other: "
+            "leave --high-precision out"
+        )
+    if recipe.precision in ("fp16", "bf16"):
+        run.target = dataclasses.replace(run.target, high_precision=DType(recipe.precision))
+    if data is None and (recipe.precision == "int8" or run.target.high_precision is DType.FP16):
+        raise UsageError(
+            f"precision '{recipe.precision}' needs the ranges of activations: give --data with real samples "
+            "(an .npz, a folder of .npz, or file.py:function), or --data random for a smoke test of the tools"
+        )
+    if recipe.calibrator != AUTO:
+        calibrators.parse(recipe.calibrator)
+    for path in (paths.engine, paths.qdq, paths.manifest, paths.report):
+        if path is not None:
+            check_writable(path)
+
+
+def normalise(run: Run, original: models.Model, samples: Source | None) -> models.Model:
+    """The float passes, each one behind the equivalence gate where there is data to run."""
+    model = models.copy(original)
+    pipeline = clean_up(run.target)
+    with run.stage("clean up", len(pipeline.passes)) as advance:
+        equal = Gate(original, list(islice(samples, 1))) if samples is not None else None
+
+        def after(one: Pass, report: Report) -> None:
+            error = equal.check(one, report, model) if equal is not None else None
+            if error is not None:
+                run.equivalence[report.name] = error
+            advance(1)
+
+        run.reports.extend(pipeline(model.graph, after))
+        shapes.infer(model)
+    return model
+
+
+def preflight(run: Run, engine: Engine, model: models.Model) -> None:
+    """Lets the target's real parser read the float graph before anything long is started."""
+    with run.stage("pre-flight"), TemporaryDirectory(prefix="qcompiler-") as folder:
+        path = Path(folder) / "preflight.onnx"
+        models.save(model, path)
+        found = engine.check(path)
+    if found:
+        listed = "; ".join(str(one) for one in found[:3])
+        raise EngineError(
+            f"{run.target.engine} refuses {len(found)} place(s) of this model: {listed}. Replace or remove the named "
+            "operators before compiling, or choose '--target onnxruntime'."
+        )
+
+
+def candidates(run: Run, model: models.Model) -> tuple[list[decide.Candidate], list[decide.Refusal]]:
+    """What the structural rules let through and what they refuse; nothing where nothing is to be quantized."""
+    if run.recipe.precision != "int8":
+        return [], []
+    return decide.candidates(model.graph, run.target, run.recipe.keep)
+
+
+def described(samples: Source, observed: Observations) -> dict[str, Any]:
+    """The calibration data, for the manifest."""
+    return {"name": samples.name, "feeds": observed.feeds, "fingerprint": str(observed.fingerprint)}
+
+
+def observe_data(
+    run: Run, model: models.Model, samples: Source | None, inputs: Inputs, tensors: Sequence[str]
+) -> Observations:
+    """The one run over the data."""
+    if samples is None:
+        return Observations()
+    with run.stage("observe", run.recipe.samples) as advance:
+        return observe(
+            model, tensors, samples, inputs=inputs, keep=KEPT_FEEDS, workers=run.recipe.workers, advance=advance
+        )
+
+
+def choose_plan(
+    run: Run,
+    model: models.Model,
+    found: Sequence[decide.Candidate],
+    refused: Sequence[decide.Refusal],
+    observed: Observations,
+) -> Chosen:
+    """The plan, from the observations; an empty one where there are none."""
+    if not observed.kept:
+        return Chosen(Plan(), SafetyNet())
+    with run.stage("decide") as advance:
+        return choose(model, found, refused, observed, run.recipe, run.target, advance)
+
+
+def lower(run: Run, normal: models.Model, chosen: Chosen, observed: Observations) -> models.Model:
+    """The plan's graph in the target's types; adds the decisions of the typing to the plan."""
+    model = models.copy(normal)
+    with run.stage("lower"):
+        feeds = observed.kept[:RANGE_FEEDS]
+        wide = run.target.high_precision is DType.FP32
+        seen = ranges.Ranges() if wide or not feeds else ranges.measure(normal, feeds)
+        pipeline = lowering(chosen.plan, run.target, seen, chosen.corrections)
+        run.reports = [one for one in run.reports if one.name not in {str(p) for p in pipeline.passes}]
+        run.reports.extend(pipeline(model.graph))
+        for one in pipeline.passes:
+            if isinstance(one, HighPrecision):
+                _add_typing(chosen.plan, one.decisions)
+    return model
+
+
+def _add_typing(plan: Plan, decisions: Sequence[Decision]) -> None:
+    """Joins what the typing pass decided with the plan: quantized nodes stay, the others learn their float type."""
+    for one in decisions:
+        known = plan.decisions.get(one.node)
+        if known is None:
+            plan.add(one)
+        elif not known.precision.quantized and known.precision is not one.precision:
+            plan.add(dataclasses.replace(known, precision=one.precision, why=f"{known.why}; {one.why}"))
+
+
+def compare_models(
+    run: Run,
+    model: models.Model,
+    normal: models.Model,
+    lowered: models.Model,
+    samples: Source | None,
+    observed: Observations,
+    inputs: Inputs,
+    *,
+    drift: bool,
+) -> Verification | None:
+    """Float against lowered in ONNX Runtime; None where the recipe or the lack of data says so."""
+    recipe = run.recipe
+    if samples is None or not recipe.verify_samples:
+        return None
+    held = open_source(recipe.verify_data, inputs) if recipe.verify_data else None
+    feeds = held if held is not None else observed.kept[: recipe.verify_samples]
+    with run.stage("verify", recipe.verify_samples) as advance:
+        found = compare(
+            model,
+            lowered,
+            feeds,
+            samples=recipe.verify_samples,
+            metric=recipe.metric,
+            drift=drift,
+            inner=normal,
+            advance=lambda: advance(1),
+        )
+    if held is None:
+        found = dataclasses.replace(found, data=f"{samples.name} (calibration data)", random=samples.random)
+    return found
+
+
+def stricter(recipe: Recipe, verification: Verification | None, chosen: Chosen) -> Recipe | None:
+    """The recipe to try next where a gate was missed and more layers can still be given back; None to go on."""
+    if verification is None or not chosen.plan.quantized() or not chosen.plan.quantizers:
+        return None
+    try:
+        gate(verification, recipe)
+    except AccuracyError:
+        target = max(recipe.safety.target_sqnr_db, chosen.net.curve[-1].sqnr_db) + STEP_DB
+        if target > MOST_DB:
+            return None
+        return recipe.replace(safety=dataclasses.replace(recipe.safety, target_sqnr_db=target, min_share=0.0))
+    return None
+
+
+def profiles_of(run: Run, observed: Observations, inputs: Inputs) -> list[Profile]:
+    """One profile: the user's shapes, else what the data showed."""
+    if run.recipe.shapes is not None:
+        return [Profile(run.recipe.shapes)]
+    seen = observed.shapes.profiles(inputs) if observed.feeds else {}
+    return [Profile({name: (three.min, three.opt, three.max) for name, three in seen.items()})] if seen else []
+
+
+def build_engine(run: Run, engine: Engine, model: Path, output: Path, profiles: Sequence[Profile]) -> EngineFile:
+    """Lets the back-end build; its warnings become ours."""
+    done = 0.0
+    with run.stage("build", 1.0) as advance:
+
+        def show(_: str, share: float) -> None:
+            nonlocal done
+            advance(max(share - done, 0.0))
+            done = max(share, done)
+
+        built = engine.build(model, output, profiles, progress=show)
+    for text in built.warnings:
+        run.warn(f"{engine.name}: {text}")
+    return built
+
+
+def audit_engine(run: Run, engine: Path, model: Path, plan: Plan) -> Audit | None:
+    """Holds the engine's own listing against the plan; only TensorRT-RTX writes one."""
+    if run.target.engine != "tensorrt-rtx":
+        return None
+    from qcompiler.engines.audit import audit
+
+    with run.stage("audit"):
+        found = audit(engine, model, {decision.node: decision.precision for decision in plan})
+    for finding in found.mismatches:
+        run.warn(f"fusion audit: {finding.kind}: {finding.node}: {finding.text}")
+    if found.mismatches and run.recipe.strict:
+        raise EngineError(
+            f"the engine does not keep {len(found.mismatches)} promise(s) of the plan: {found.mismatches[0].text} "
+            "Keep the named nodes in high precision with --keep, or build without --strict to get a warning instead."
+        )
+    return found
