@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from qcompiler import calibrators, cli, presets, spec
-from qcompiler.compiler import READY
+from qcompiler.stages import READY
 from qcompiler.pass_ import Fact, spell
 from qcompiler.recipe import PRECISIONS, PRESETS, Recipe, Safety
 from qcompiler.target import parse_target

@@ -141,7 +141,7 @@ def _refine(
     """Lets the noisiest groups try the other ranges; returns the best range of each group and its noise."""
     best, noise = dict(amax), dict(alone)
     for group in sorted(alone, key=lambda name: -alone[name])[:most]:
-        for value in ranges[group]:
+        for value in dict.fromkeys(ranges[group]):
             found = noise[group] if value == best[group] else measure.noise({group: value}, few=True)
             if found < noise[group]:
                 best[group], noise[group] = value, found

@@ -75,14 +75,21 @@ def test_the_layer_that_does_the_damage_goes_back(net: Any) -> None:
 
 
 def test_other_ranges_are_tried_before_a_layer_is_given_up(net: Any) -> None:
-    found = net(Limits(25, 0.5, 8, range_groups=50), {"a2": [0.05, 0.3, 5.0]})
+    crossed = {"a1": [5.0, 0.05], "a2": [0.05, 5.0]}  # no calibrator is right for both
+    found = net(Limits(25, 0.5, 8, range_groups=50), crossed)
     assert found.restored == ()
-    assert found.amax["a2"] == 5.0
+    assert (found.amax["a1"], found.amax["a2"]) == (5.0, 5.0)
     assert found.met
     assert found.curve[-1].share == 1
-    without = net(Limits(25, 0.5, 8, range_groups=0), {"a2": [0.05, 0.3, 5.0]})
-    assert without.amax["a2"] == 0.05
-    assert without.restored == ("a2",)
+    without = net(Limits(25, 0.5, 8, range_groups=0), crossed)
+    assert 0.05 in (without.amax["a1"], without.amax["a2"])
+    assert without.restored
+
+
+def test_the_search_starts_from_the_best_single_calibrator(net: Any) -> None:
+    found = net(Limits(25, 0.5, 8, range_groups=0), {"a2": [0.05, 5.0]})
+    assert found.amax["a2"] == 5.0
+    assert found.restored == ()
 
 
 def test_the_share_that_must_stay_is_kept_even_where_the_target_is_missed(net: Any) -> None:
