@@ -9,7 +9,8 @@ outputs miss the target of the safety net, the noisiest tensors stay float, and 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from qcompiler.pass_ import Fact, Pipeline
 from qcompiler.passes.insert_qdq import InsertQDQ
 from qcompiler.passes.quantize_outputs import QuantizeOutputs
 from qcompiler.plan import Plan, Quantizer
+from qcompiler.recipe import Recipe
 from qcompiler.session import Session
 from qcompiler.statistics import Histogram
 from qcompiler.target import DType
@@ -58,6 +60,12 @@ def _behind(graph: gs.Graph, node: gs.Node) -> gs.Tensor:
 def spans(histograms: Mapping[str, Histogram]) -> dict[str, unsigned.Span]:
     """Lowest and highest value seen, by tensor."""
     return {name: (histogram.minimum, histogram.maximum) for name, histogram in histograms.items()}
+
+
+def relaxed(recipe: Recipe) -> Recipe:
+    """The recipe with `SLACK_DB` less to reach."""
+    goal = max(recipe.safety.target_sqnr_db - SLACK_DB, -100.0)
+    return recipe.replace(safety=replace(recipe.safety, target_sqnr_db=goal))
 
 
 def add(
@@ -120,7 +128,7 @@ def _quantizer(tensor: str, histogram: Histogram, method: calibrators.Calibrator
 
 def _settle(
     plan: Plan,
-    inputs: Set[str],
+    inputs: AbstractSet[str],
     model: models.Model,
     histograms: Mapping[str, Histogram],
     corrections: Mapping[str, NDArray[np.float32]],
@@ -159,7 +167,7 @@ def _noise(quantizer: Quantizer, histogram: Histogram) -> float:
     return float((high - low) ** 2 / max(numerics.signal_power(histogram), 1e-30))
 
 
-def _limited(plan: Plan, inputs: Set[str], kept: Sequence[str]) -> Plan:
+def _limited(plan: Plan, inputs: AbstractSet[str], kept: Sequence[str]) -> Plan:
     """The plan in which only `kept` are quantized as a whole; quantizers that served nothing else are gone."""
     quantizers = {
         name: replace(quantizer, whole=quantizer.whole and name in kept)

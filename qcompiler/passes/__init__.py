@@ -10,6 +10,7 @@ from qcompiler.passes.fold_channel_affine import FoldChannelAffine
 from qcompiler.passes.fold_constants import FoldConstants
 from qcompiler.passes.fold_ifs import FoldIfs
 from qcompiler.passes.fold_pad import FoldPad
+from qcompiler.passes.fuse_hard_swish import FuseHardSwish
 from qcompiler.passes.high_precision import HighPrecision
 from qcompiler.passes.inline_functions import InlineFunctions
 from qcompiler.passes.insert_qdq import InsertQDQ
@@ -18,7 +19,9 @@ from qcompiler.passes.loosen_squeeze import LoosenSqueeze
 from qcompiler.passes.name_dimensions import NameDimensions
 from qcompiler.passes.name_everything import NameEverything
 from qcompiler.passes.normalize_constants import NormalizeConstants
+from qcompiler.passes.quantize_outputs import QuantizeOutputs
 from qcompiler.passes.raise_opset import RaiseOpset
+from qcompiler.passes.split_skip_norm import SplitSkipNorm
 from qcompiler.passes.unroll_lstm import UnrollLSTM
 from qcompiler.passes.unshare_weights import UnshareWeights
 
@@ -36,9 +39,12 @@ ALL: tuple[type[Pass], ...] = (
     FoldPad,
     FoldBatchNorm,
     FoldChannelAffine,
+    FuseHardSwish,
+    SplitSkipNorm,
     EliminateDead,
     UnshareWeights,
     InsertQDQ,
+    QuantizeOutputs,
     HighPrecision,
     Legalize,
 )
@@ -52,6 +58,7 @@ __all__ = [
     "FoldConstants",
     "FoldIfs",
     "FoldPad",
+    "FuseHardSwish",
     "HighPrecision",
     "InlineFunctions",
     "InsertQDQ",
@@ -60,7 +67,9 @@ __all__ = [
     "NameDimensions",
     "NameEverything",
     "NormalizeConstants",
+    "QuantizeOutputs",
     "RaiseOpset",
+    "SplitSkipNorm",
     "UnrollLSTM",
     "UnshareWeights",
 ]

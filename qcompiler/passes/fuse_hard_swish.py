@@ -62,7 +62,7 @@ def _match(last: gs.Node) -> tuple[gs.Tensor, list[gs.Node]] | None:
     if not (_times(last, 1 / 6, "Mul") or _times(last, 6, "Div")):
         return None
     product = producer(last.inputs[0])
-    if not is_op(product, "Mul"):
+    if product is None or not is_op(product, "Mul"):
         return None
     for x, other in (product.inputs[:2], product.inputs[1::-1]):
         clip = producer(other)

@@ -73,7 +73,7 @@ def _quantize_bias(graph: gs.Graph, names: graphs.Names, node: gs.Node) -> Itera
     """bias ⇒ DQ(INT32 bias, scale of x · scale of w), the unit of the accumulator."""
     bias = graphs.constant_value(node.inputs[2]) if graphs.is_present(node, 2) else None
     x, w = (graphs.producer(tensor) for tensor in node.inputs[:2])
-    if bias is None or not graphs.is_op(x, "DequantizeLinear") or not graphs.is_op(w, "DequantizeLinear"):
+    if bias is None or x is None or w is None or x.op != "DequantizeLinear" or w.op != "DequantizeLinear":
         return
     if bias.ndim != 1 or float(node.attrs.get("beta", 1.0)) != 1.0:
         yield Skipped(node.name, "its bias is not a vector that is added as it is")

@@ -29,7 +29,11 @@ class SplitSkipNorm(Pass):
         for inner in graphs(graph):
             for node in inner.nodes:
                 add = producer(node.inputs[0]) if is_op(node, "LayerNormalization") else None
-                if not is_op(add, "Add") or any(constant_value(tensor) is not None for tensor in add.inputs):
+                if (
+                    add is None
+                    or not is_op(add, "Add")
+                    or any(constant_value(tensor) is not None for tensor in add.inputs)
+                ):
                     continue
                 add.op = "Sum"
                 yield Changed(add.name, f"Sum, so that '{node.name}' stays apart")
