@@ -18,7 +18,7 @@ import numpy as np
 
 from qcompiler import model as models
 from qcompiler.data import Feeds, Inputs, Keep, ShapeRange, Source
-from qcompiler.errors import ModelError
+from qcompiler.equivalence import not_finite
 from qcompiler.manifest import Fingerprint
 from qcompiler.session import Session, available_processors
 from qcompiler.statistics import Histogram
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Advance = Callable[[int], None]
+OVERLAP_BYTES = 64 << 20  # activations of a run above which the next one waits until they are counted and freed
 
 
 @dataclass
@@ -160,6 +161,7 @@ class _Worker:
     """One session and its histograms. A second thread counts while the session is busy with the next feed."""
 
     def __init__(self, model: models.Model, names: Sequence[str], threads: int) -> None:
+        self._graph = model.graph
         inputs = {tensor.name for tensor in model.graph.inputs}
         self._fed = [name for name in names if name in inputs]
         tapped = [name for name in names if name not in inputs]
@@ -175,18 +177,20 @@ class _Worker:
                     values.update({name: feed[name] for name in self._fed})
                     if pending is not None:
                         pending.result()
-                    pending = counting.submit(self._count, index, values)
+                    if sum(array.nbytes for array in values.values()) > OVERLAP_BYTES:
+                        pending = None
+                        self._count(index, feed, values)
+                    else:
+                        pending = counting.submit(self._count, index, feed, values)
+                    del values  # before the next run makes as many again
                 if pending is not None:
                     pending.result()
             except BaseException:
                 feeds.stop()
                 raise
 
-    def _count(self, index: int, values: dict[str, NDArray[Any]]) -> None:
+    def _count(self, index: int, feed: Feeds, values: dict[str, NDArray[Any]]) -> None:
         for name, histogram in self.histograms.items():
             histogram.update(np.asarray(values[name]))
             if histogram.nonfinite:
-                raise ModelError(
-                    f"tensor '{name}' is not finite for feed {index}: the float model itself overflows or divides by "
-                    "zero there. `qcompiler inspect` with this data names the node; leave the sample out or mend it."
-                )
+                raise not_finite(self._graph, feed, f"tensor '{name}'", f"sample {index}")

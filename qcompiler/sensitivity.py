@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -113,15 +113,28 @@ def search(
     if not amax or everything <= power(limits.target_db):
         return SafetyNet(amax, {}, (), tuple(curve), limits.target_db, met=True, runs=measure.runs)
     alone = {group: measure.noise({group: value}, few=True) for group, value in amax.items()}
+    starts = [(amax, alone, everything)]
     refined, quieter = _refine(measure, ranges, amax, alone, limits.range_groups)
-    if refined != amax:
-        together = measure.noise(refined)
-        if together < everything:  # ranges that are best alone need not be so together
-            amax, alone, everything = refined, quieter, together
-            curve.append(Step(share(()), sqnr_db(everything)))
-    restored = _restore(measure, amax, alone, macs, share, everything, limits, curve)
-    met = curve[-1].sqnr_db >= limits.target_db
-    return SafetyNet(dict(amax), dict(alone), tuple(restored), tuple(curve), limits.target_db, met, measure.runs)
+    if refined != amax:  # ranges that are best alone need not be so together
+        starts.append((refined, quieter, measure.noise(refined)))
+    ends = []
+    for chosen, noises, noise in starts:
+        steps = [Step(share(()), sqnr_db(noise))]
+        restored = _restore(measure, chosen, noises, macs, share, noise, limits, steps)
+        ends.append(SafetyNet(dict(chosen), dict(noises), tuple(restored), tuple(steps), limits.target_db))
+    best = max(ends, key=lambda end: _worth(end.curve[-1], limits))
+    return replace(
+        best,
+        curve=best.curve if best is ends[0] else (*curve, *best.curve),
+        met=best.curve[-1].sqnr_db >= limits.target_db,
+        runs=measure.runs,
+    )
+
+
+def _worth(end: Step, limits: Limits) -> tuple[bool, bool, float, float]:
+    """Usable before fast, fast enough before accurate, accurate enough before faster still."""
+    near = min(end.sqnr_db, limits.target_db)
+    return end.sqnr_db >= limits.useless_db, end.share >= limits.min_share, near, end.share
 
 
 def _best_start(measure: _Measure, ranges: Ranges) -> tuple[dict[str, float], float]:
