@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from qcompiler import calibrators, decide, outputs
+from qcompiler import calibrators, decide, outputs, pairs
 from qcompiler import model as models
 from qcompiler.bias import Shifts
 from qcompiler.data import Feeds
@@ -106,6 +106,19 @@ def choose(
             target_db=recipe.safety.target_sqnr_db,
             spared=net.restored,
         )
+        return Chosen(plan, net, corrections)
+    setting = pairs.Setting(
+        model,
+        target,
+        groups,
+        observed.histograms,
+        observed.kept,
+        recipe.safety.samples,
+        calibrator=outputs.RANGES if recipe.calibrator == AUTO else recipe.calibrator,
+        target_db=recipe.safety.target_sqnr_db,
+        per_channel=per_channel,
+    )
+    plan, corrections = pairs.extend(plan, corrections, setting)
     return Chosen(plan, net, corrections)
 
 

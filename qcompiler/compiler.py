@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qcompiler import decide, manifest, outputs
+from qcompiler import decide, manifest, outputs, placement
 from qcompiler import model as models
 from qcompiler.artefacts import Paths, finish, refuse_overwriting, workshop
 from qcompiler.atomic import check_writable
@@ -136,6 +136,7 @@ def _compile(
     watched = [candidate.activation for candidate in found]
     if run.target.quantize_outputs:
         watched += outputs.tensors(normal.graph, found)
+    watched += placement.tensors(normal.graph, run.target, found)
     observed = observe_data(run, normal, samples, inputs, watched)
     while True:
         chosen = choose_plan(run, normal, found, refused, observed)

@@ -67,11 +67,14 @@ class Plan:
         quantizers: of activations, by tensor name.
         axes: of quantized nodes, by name: the axis of the stored weight that has a scale per index; None for a single
             scale.
+        reads: of nodes without a weight, by name: which of their inputs are read through a pair (the shortcut of a
+            residual Add).
     """
 
     decisions: dict[str, Decision] = field(default_factory=dict)
     quantizers: dict[str, Quantizer] = field(default_factory=dict)
     axes: dict[str, int | None] = field(default_factory=dict)
+    reads: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Decision]:
         """Decisions in graph order."""
@@ -102,6 +105,7 @@ class Plan:
                 "decisions": [asdict(decision) for decision in self],
                 "quantizers": [asdict(quantizer) for quantizer in self.quantizers.values()],
                 "axes": self.axes,
+                "reads": self.reads,
             },
             indent=1,
         )
@@ -110,7 +114,7 @@ class Plan:
     def from_json(text: str) -> Plan:
         """Reads what `to_json` wrote."""
         data: dict[str, Any] = json.loads(text)
-        plan = Plan(axes=data["axes"])
+        plan = Plan(axes=data["axes"], reads={node: tuple(read) for node, read in data.get("reads", {}).items()})
         for row in data["decisions"]:
             plan.add(Decision(**{**row, "precision": DType(row["precision"])}))
         for row in data["quantizers"]:

@@ -17,6 +17,7 @@ from qcompiler.passes.fuse_hard_swish import FuseHardSwish
 from qcompiler.passes.high_precision import HighPrecision
 from qcompiler.passes.inline_functions import InlineFunctions
 from qcompiler.passes.insert_qdq import InsertQDQ
+from qcompiler.passes.insert_qdq_pairs import InsertQDQPairs
 from qcompiler.passes.legalize import Legalize
 from qcompiler.passes.loosen_squeeze import LoosenSqueeze
 from qcompiler.passes.name_dimensions import NameDimensions
@@ -70,6 +71,7 @@ def lowering(plan: Plan, target: Target, ranges: Ranges, corrections: Mapping[st
     """From the normalised float graph and its plan to a strongly typed graph that the target takes."""
     return Pipeline(
         InsertQDQ(plan, corrections),
+        InsertQDQPairs(plan),
         *((QuantizeOutputs(plan),) if target.quantize_outputs else ()),
         # After Q/DQ, which are FP32 inside: a DequantizeLinear is then told what its consumer computes in.
         HighPrecision(target.high_precision, ranges=ranges, typed_dequantize=target.typed_dequantize),

@@ -37,6 +37,7 @@ class Target:
         conv_transpose: ConvTranspose is fused with Q/DQ (TensorRT-RTX runs it in float without a word).
         quantize_outputs: also quantize what a linear node writes (ONNX Runtime CPU fuses only then).
         quantize_residual: quantize the shortcut of a residual Add (TensorRT fuses it into the convolution).
+        share_scales: tensors that Concat and its like join get one scale, so that pairs move through and merge.
         unsigned_activations: activations may be uint8 with a zero point (ONNX Runtime only).
     """
 
@@ -48,6 +49,7 @@ class Target:
     conv_transpose: bool = False
     quantize_outputs: bool = False
     quantize_residual: bool = False
+    share_scales: bool = True
     unsigned_activations: bool = False
 
     def __str__(self) -> str:
@@ -88,6 +90,7 @@ def parse_target(text: str, high_precision: DType | None = None) -> Target:
             typed_dequantize=False,
             conv_transpose=False,
             quantize_outputs=True,
+            share_scales=False,  # its kernel for Concat takes a scale for each input
             unsigned_activations=True,
         )
     if engine == "tensorrt":

@@ -14,6 +14,7 @@ from qcompiler.passes.fuse_hard_swish import FuseHardSwish
 from qcompiler.passes.high_precision import HighPrecision
 from qcompiler.passes.inline_functions import InlineFunctions
 from qcompiler.passes.insert_qdq import InsertQDQ
+from qcompiler.passes.insert_qdq_pairs import InsertQDQPairs
 from qcompiler.passes.legalize import Legalize
 from qcompiler.passes.loosen_squeeze import LoosenSqueeze
 from qcompiler.passes.name_dimensions import NameDimensions
@@ -44,6 +45,7 @@ ALL: tuple[type[Pass], ...] = (
     EliminateDead,
     UnshareWeights,
     InsertQDQ,
+    InsertQDQPairs,
     QuantizeOutputs,
     HighPrecision,
     Legalize,
@@ -62,6 +64,7 @@ __all__ = [
     "HighPrecision",
     "InlineFunctions",
     "InsertQDQ",
+    "InsertQDQPairs",
     "Legalize",
     "LoosenSqueeze",
     "NameDimensions",

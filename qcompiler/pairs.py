@@ -1,0 +1,228 @@
+"""What a plan of single layers gets on top: quantized shortcuts and shared ranges, as far as accuracy allows.
+
+`qcompiler.placement` says where they belong. Both round more than the layers alone did, so both are measured: where
+they cost more than `LOSS_DB` and the outputs miss the target of the safety net, the noisiest shortcuts stay float and
+the groups whose ranges differ most keep their own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qcompiler import calibrators, decide, numerics, placement
+from qcompiler import model as models
+from qcompiler.bias import Shifts
+from qcompiler.data import Feeds
+from qcompiler.decide import Candidate
+from qcompiler.pass_ import Fact, Pipeline
+from qcompiler.passes.insert_qdq import InsertQDQ
+from qcompiler.passes.insert_qdq_pairs import InsertQDQPairs
+from qcompiler.placement import Residual
+from qcompiler.plan import Decision, Plan, Quantizer
+from qcompiler.session import Session
+from qcompiler.statistics import Histogram
+from qcompiler.target import DType, Target
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Corrections = dict[str, NDArray[np.float32]]
+
+LOSS_DB = 1.0
+GIVEN = frozenset({Fact.NAMED, Fact.CONSTANTS, Fact.FOLDED, Fact.UNSHARED})
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What `extend` needs to know besides the plan.
+
+    Attributes:
+        model: the normalised float model.
+        target: what its engine gains from.
+        groups: candidates by the activation they share.
+        histograms: of the plan's tensors and of `placement.tensors`.
+        feeds: samples for the means of bias correction; the first `few` of them measure losses.
+        few: how many.
+        calibrator: text form of the one that chooses ranges of shortcuts.
+        target_db: SQNR of the model's outputs that is good enough.
+        per_channel: weight scales per output channel.
+    """
+
+    model: models.Model
+    target: Target
+    groups: Mapping[str, Sequence[Candidate]]
+    histograms: Mapping[str, Histogram]
+    feeds: Sequence[Feeds]
+    few: int
+    calibrator: str
+    target_db: float
+    per_channel: bool
+
+
+def extend(plan: Plan, corrections: Corrections, setting: Setting) -> tuple[Plan, Corrections]:
+    """A plan with quantized shortcuts and one scale across Concat, and the corrections that fit it.
+
+    Args:
+        plan: of the layers alone.
+        corrections: what bias correction adds, by node name.
+        setting: everything else.
+    """
+    graph, target = setting.model.graph, setting.target
+    quantized = {decision.node for decision in plan.quantized()}
+    chosen, refused = placement.shortcuts(graph, target, quantized)
+    try_groups = target.share_scales and bool(placement.scale_groups(graph, plan.quantizers))
+    measure = _Measure(setting.model, setting.feeds[: setting.few]) if chosen or try_groups else None
+    decisions = [decide.decision(refusal, target.high_precision, 0) for refusal in refused]
+    if measure is not None:
+        allowed = min(setting.target_db, measure(plan, corrections) - LOSS_DB)
+        plan, more = _with_shortcuts(plan, corrections, chosen, setting, measure, allowed)
+        decisions += more
+        if target.share_scales:
+            plan, corrections = _with_shared(plan, corrections, setting, measure, allowed)
+    return _explained(plan, decisions, [node.name for node in graph.nodes]), corrections
+
+
+def _with_shortcuts(
+    plan: Plan,
+    corrections: Corrections,
+    chosen: Sequence[Residual],
+    setting: Setting,
+    measure: _Measure,
+    allowed: float,
+) -> tuple[Plan, list[Decision]]:
+    """As many quantized shortcuts as accuracy allows, quietest first, and a decision for every Add."""
+    method = calibrators.parse(setting.calibrator)
+    quantizers = dict(plan.quantizers)
+    for one in chosen:
+        if one.shortcut not in quantizers:
+            histogram = setting.histograms[one.shortcut]
+            amax = method.range(histogram)
+            quantizers[one.shortcut] = Quantizer(one.shortcut, DType.INT8, amax, str(method), histogram.amax)
+    order = sorted(chosen, key=lambda one: _noise(quantizers[one.shortcut], setting.histograms[one.shortcut]))
+
+    def first(count: int) -> Plan:
+        kept = order[:count]
+        used = plan.quantizers.keys() | {one.shortcut for one in kept}
+        return replace(
+            plan,
+            quantizers={name: quantizer for name, quantizer in quantizers.items() if name in used},
+            reads={**plan.reads, **{one.add: (one.index,) for one in kept}},
+        )
+
+    count = largest(len(order), lambda count: measure(first(count), corrections) >= allowed)
+    high = setting.target.high_precision
+    return first(count), [
+        Decision(
+            one.add, "Add", high, "residual" if i < count else "residual-float",
+            f"fuses with '{one.conv}': its shortcut '{one.shortcut}' is quantized, clipped at "
+            f"{quantizers[one.shortcut].amax:.4g}"
+            if i < count
+            else f"its shortcut '{one.shortcut}' is not quantized: with it the outputs fall below {allowed:.1f} dB",
+        )
+        for i, one in enumerate(order)
+    ]  # fmt: skip
+
+
+def _noise(quantizer: Quantizer, histogram: Histogram) -> float:
+    """Noise-to-signal power of a tensor in this range."""
+    error = numerics.quantization_error(histogram, quantizer.amax, "int8")
+    return float(error / max(numerics.signal_power(histogram), 1e-30))
+
+
+def _with_shared(
+    plan: Plan, corrections: Corrections, setting: Setting, measure: _Measure, allowed: float
+) -> tuple[Plan, Corrections]:
+    """As many groups with one range as accuracy allows, those with the most similar ranges first."""
+    found = placement.scale_groups(setting.model.graph, plan.quantizers)
+    found.sort(key=lambda names: _spread([plan.quantizers[name].amax for name in names]))
+
+    def first(count: int) -> tuple[Plan, Corrections]:
+        shared = _shared(plan, found[:count])
+        changed = {
+            name: members
+            for name, members in setting.groups.items()
+            if name in shared.quantizers and shared.quantizers[name].amax != plan.quantizers[name].amax
+        }
+        return shared, {**corrections, **_corrected(shared, changed, corrections, setting)}
+
+    return first(largest(len(found), lambda count: measure(*first(count)) >= allowed))
+
+
+def _spread(amax: Sequence[float]) -> float:
+    return max(amax) / min(amax)
+
+
+def _shared(plan: Plan, found: Sequence[Sequence[str]]) -> Plan:
+    """The plan in which each group has the largest range of its members."""
+    quantizers = dict(plan.quantizers)
+    for names in found:
+        widest = max((quantizers[name] for name in names), key=lambda one: one.amax)
+        for name in names:
+            if quantizers[name].amax != widest.amax:
+                quantizers[name] = replace(quantizers[name], amax=widest.amax, calibrator=f"shared:{widest.tensor}")
+    return replace(plan, quantizers=quantizers)
+
+
+def _corrected(
+    plan: Plan, changed: Mapping[str, Sequence[Candidate]], corrections: Corrections, setting: Setting
+) -> Corrections:
+    """Bias corrections of the layers whose activation got another range."""
+    layers = [c for members in changed.values() for c in members if c.node in corrections]
+    if not layers:
+        return {}
+    ranges = {name: [plan.quantizers[name].amax] for name in changed}
+    shifts = Shifts(setting.model, changed, ranges, setting.feeds, per_channel=setting.per_channel)
+    return {c.node: shifts.of(c, plan.quantizers[c.activation].amax) for c in layers}
+
+
+def _explained(plan: Plan, decisions: Sequence[Decision], order: Sequence[str]) -> Plan:
+    """The plan with more decisions, in graph order."""
+    if not decisions:
+        return plan
+    together = {**plan.decisions, **{one.node: one for one in decisions}}
+    places = {name: i for i, name in enumerate(order)}
+    ordered = sorted(together, key=lambda name: places.get(name, len(places)))
+    return dataclasses.replace(plan, decisions={name: together[name] for name in ordered})
+
+
+def largest(count: int, good: Callable[[int], bool]) -> int:
+    """The largest number up to `count` that is good, 0 being so; all below it are taken to be good as well."""
+    if count == 0 or good(count):
+        return count
+    low, high = 0, count
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if good(middle) else (low, middle)
+    return low
+
+
+class _Measure:
+    """SQNR in dB of the outputs of a plan's graph over a few samples; every output counts the same."""
+
+    def __init__(self, model: models.Model, feeds: Sequence[Feeds]) -> None:
+        self._model, self._feeds = model, feeds
+        session = Session(model)
+        self._expected = [_floats(session.run(feed)) for feed in feeds]
+
+    def __call__(self, plan: Plan, corrections: Corrections) -> float:
+        lowered = models.copy(self._model)
+        Pipeline(InsertQDQ(plan, corrections), InsertQDQPairs(plan), given=GIVEN)(lowered.graph)
+        session = Session(lowered)
+        noise: dict[str, float] = {}
+        signal: dict[str, float] = {}
+        for feed, expected in zip(self._feeds, self._expected, strict=True):
+            found = session.run(feed)
+            for name, value in expected.items():
+                signal[name] = signal.get(name, 0.0) + numerics.power(value)
+                noise[name] = noise.get(name, 0.0) + numerics.power(value - found[name])
+        ratios = [noise[name] / signal[name] for name in noise if signal[name] > 0]
+        return float(-10 * np.log10(max(sum(ratios) / len(ratios), 1e-20))) if ratios else 200.0
+
+
+def _floats(outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    return {name: value for name, value in outputs.items() if np.asarray(value).dtype == np.float32}

@@ -1,0 +1,196 @@
+"""Where more than the inputs of weighted layers belongs between Q/DQ pairs: residual shortcuts, and one scale a group.
+
+`decide` looks at one layer. Here are the two rules of TensorRT's developer guide that look at what joins layers, as
+pure functions of a graph and a target: "quantize the residual input in skip connections", and one scale for all that a
+Concat (or another operator that does not mind the order of pair and operator) joins, so that pairs can move and merge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+import onnx_graphsurgeon as gs
+
+from qcompiler import graph as graphs
+from qcompiler.decide import Candidate, Refusal
+from qcompiler.target import Target
+
+# Q(f(x)) = f(Q(x)) for one scale per tensor. Resize is not among them, not even to the nearest value: TensorRT-RTX
+# then runs the convolution behind it in float.
+COMMUTING = (
+    "Concat", "MaxPool", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Gather",
+    "Identity",
+)  # fmt: skip
+ACTIVATIONS = (
+    "Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Elu", "PRelu", "Mish", "Gelu", "Mul",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Residual:
+    """An Add that joins what a convolution writes with a shortcut around it.
+
+    Attributes:
+        add: name of the Add.
+        conv: name of the Conv that the Add fuses with.
+        shortcut: name of the tensor that comes the other way.
+        index: which input of the Add the shortcut is.
+    """
+
+    add: str
+    conv: str
+    shortcut: str
+    index: int
+
+
+def residuals(graph: gs.Graph) -> tuple[list[Residual], list[Refusal]]:
+    """The residual Adds of a normalised graph, and those in which no convolution can fuse with the Add.
+
+    The convolution that fuses is the one which alone the Add reads. Where that holds for both inputs (a downsampling
+    convolution on the shortcut), it is the one on the longer way from where the two ways part.
+    """
+    found: list[Residual] = []
+    refused: list[Refusal] = []
+    for node in graph.nodes:
+        if not graphs.is_op(node, "Add") or any(map(graphs.is_constant, node.inputs)) or _broadcasts(node):
+            continue
+        fused = [_fusing(graph, tensor) for tensor in node.inputs]
+        if fused[0] is not None and fused[1] is not None:
+            left, right = _ways(node)
+            fused[0 if left < right else 1] = None
+        if fused[0] is None and fused[1] is None:
+            why = next((why for why in map(_why_not, node.inputs) if why), None)
+            if why is not None:
+                refused.append(Refusal(node.name, node.op, "residual-float", why))
+            continue
+        conv, index = (fused[0], 1) if fused[0] is not None else (fused[1], 0)
+        shortcut = node.inputs[index]
+        if graphs.is_op(graphs.producer(shortcut), "DequantizeLinear"):
+            refused.append(Refusal(node.name, node.op, "quantized-already", "its shortcut came quantized"))
+        elif conv is not None:
+            found.append(Residual(node.name, conv.name, shortcut.name, index))
+    return found, refused
+
+
+def tensors(graph: gs.Graph, target: Target, found: Sequence[Candidate]) -> list[str]:
+    """Names of the tensors whose ranges `shortcuts` needs if all candidates are quantized; none where nothing gains."""
+    if not target.quantize_residual:
+        return []
+    nodes = {candidate.node for candidate in found}
+    return list(dict.fromkeys(one.shortcut for one in residuals(graph)[0] if one.conv in nodes))
+
+
+def shortcuts(graph: gs.Graph, target: Target, quantized: Collection[str]) -> tuple[list[Residual], list[Refusal]]:
+    """The residual Adds whose shortcuts are to be quantized, and why the other ones are not.
+
+    Args:
+        graph: normalised float graph.
+        target: only TensorRT fuses the Add with quantized operands.
+        quantized: names of the nodes that compute in INT8.
+    """
+    found, refused = residuals(graph)
+    chosen: list[Residual] = []
+    for one in found:
+        why = None
+        if one.conv not in quantized:
+            why = f"its convolution '{one.conv}' stays float, so the Add does too"
+        elif not target.quantize_residual:
+            why = (
+                f"{target.engine} writes '{one.conv}' as floats whether its shortcut is quantized or not: "
+                "a pair would cost accuracy and gain nothing"
+            )
+        if why is None:
+            chosen.append(one)
+        else:
+            refused.append(Refusal(one.add, "Add", "residual-float", why))
+    return chosen, refused
+
+
+def scale_groups(graph: gs.Graph, quantized: Collection[str]) -> list[list[str]]:
+    """Groups of two or more quantized tensors that operators which commute with Q/DQ join, each in graph order.
+
+    Tensors between them need no pair of their own: a pair moves through what it commutes with. Constants join nothing.
+    """
+    parents: dict[int, int] = {}
+
+    def root(key: int) -> int:
+        parents.setdefault(key, key)
+        while parents[key] != key:
+            parents[key] = parents[parents[key]]
+            key = parents[key]
+        return key
+
+    for node in graph.nodes:
+        joined = [id(tensor) for tensor in _joined(node)]
+        for other in joined[1:]:
+            parents[root(joined[0])] = root(other)
+    groups: dict[int, list[str]] = {}
+    for tensor in graphs.tensors(graph):
+        if tensor.name in quantized and id(tensor) in parents:
+            groups.setdefault(root(id(tensor)), []).append(tensor.name)
+    return [names for names in groups.values() if len(names) > 1]
+
+
+def _joined(node: gs.Node) -> list[gs.Tensor]:
+    """What a node passes on unchanged, and what it makes of it."""
+    if not graphs.is_op(node, *COMMUTING):
+        return []
+    reads = node.inputs if node.op == "Concat" else node.inputs[:1]
+    writes = node.outputs if node.op == "Split" else node.outputs[:1]
+    return [tensor for tensor in (*reads, *writes) if tensor.name and not graphs.is_constant(tensor)]
+
+
+def _fusing(graph: gs.Graph, tensor: gs.Tensor) -> gs.Node | None:
+    """The Conv behind a tensor that only one node reads, also through a BatchNormalization that was left."""
+    if graphs.only_consumer(graph, tensor) is None:
+        return None
+    node = graphs.producer(tensor)
+    if graphs.is_op(node, "BatchNormalization") and node is not None:
+        return _fusing(graph, node.inputs[0])
+    return node if graphs.is_op(node, "Conv") else None
+
+
+def _why_not(tensor: gs.Tensor) -> str | None:
+    """Why the convolution that an input of an Add comes from does not fuse with it; None if it comes from none."""
+    through = None
+    node = graphs.producer(tensor)
+    while node is not None and graphs.is_op(node, *ACTIVATIONS):
+        through = through or node
+        node = graphs.producer(next((x for x in node.inputs if not graphs.is_constant(x)), node.inputs[0]))
+    if node is None or not graphs.is_op(node, "Conv"):
+        return None
+    if through is not None:
+        return f"{through.op} '{through.name}' stands between '{node.name}' and the Add, so they do not fuse"
+    return f"what '{node.name}' writes is read elsewhere too, so it does not fuse with the Add"
+
+
+def _broadcasts(node: gs.Node) -> bool:
+    """Whether the two inputs are known to have different shapes."""
+    left, right = (graphs.shape_of(tensor) for tensor in node.inputs)
+    if left is None or right is None:
+        return False
+    fixed = [(a, b) for a, b in zip(left, right, strict=False) if isinstance(a, int) and isinstance(b, int)]
+    return len(left) != len(right) or any(a != b for a, b in fixed)
+
+
+def _ways(node: gs.Node) -> tuple[int, int]:
+    """Number of nodes on the two ways from where they part to the Add; 0 where they never meet."""
+    left, right = (dict(_ancestors(tensor)) for tensor in node.inputs)
+    shared = left.keys() & right.keys()
+    if not shared:
+        return 0, 0
+    nearest = min(shared, key=lambda key: left[key] + right[key])
+    return left[nearest], right[nearest]
+
+
+def _ancestors(tensor: gs.Tensor) -> Iterator[tuple[int, int]]:
+    """id and smallest distance of everything that a tensor is computed from, nearest first."""
+    seen = {id(tensor)}
+    level, distance = [tensor], 0
+    while level:
+        yield from ((id(one), distance) for one in level)
+        above = [x for one in level if (node := graphs.producer(one)) is not None for x in node.inputs]
+        level = [x for x in {id(x): x for x in above}.values() if id(x) not in seen and not graphs.is_constant(x)]
+        seen.update(map(id, level))
+        distance += 1
