@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from qcompiler import manifest
 from qcompiler import model as models
-from qcompiler.atomic import unwritable
-from qcompiler.errors import UsageError
+from qcompiler.atomic import make_folder, remove_empty, unwritable
+from qcompiler.errors import QCompilerError, UsageError
 
 if TYPE_CHECKING:
     pass
@@ -41,19 +41,40 @@ class Paths:
         )
 
 
-def refuse_overwriting(model: models.Model, paths: Paths) -> None:
-    """No artefact may take the place of the model or of its external data."""
-    sources = {path.resolve() for path in (model.source, *model.files) if path is not None}
-    for path in (paths.engine, paths.qdq, paths.manifest, paths.report):
+def refuse_overwriting(model: models.Model, data: object, paths: Paths) -> None:
+    """No artefact may take the place of the model, of its external data, or of the file that the samples are in."""
+    sources = {path.resolve(): "the model itself or its weights" for path in (model.source, *model.files) if path}
+    if isinstance(data, (str, Path)):
+        sources[Path(data).resolve()] = "the file that --data names"
+    for path in (paths.engine, paths.qdq, paths.qdq.with_suffix(".data"), paths.manifest, paths.report):
         if path is not None and path.resolve() in sources:
-            raise UsageError(f"output '{path}' is the model itself or its data: choose another name for the output")
+            what = sources[path.resolve()]
+            raise UsageError(f"output '{path}' is {what}, which is never written to: choose another name with -o")
 
 
 @contextmanager
 def workshop(paths: Paths) -> Iterator[Path]:
-    """A folder beside the outputs in which they are made; whatever fails, it is gone and they are untouched."""
-    with TemporaryDirectory(prefix=".qcompiler-", dir=paths.qdq.parent) as folder:
-        yield Path(folder)
+    """A folder beside the outputs in which they are made; whatever fails, it is gone and they are untouched.
+
+    An error that names a file in it names the artefact that the file was to become.
+
+    Raises:
+        UsageError: it cannot be made.
+    """
+    outside = paths.qdq.parent
+    try:
+        made = make_folder(outside)
+        shop = TemporaryDirectory(prefix=".qcompiler-", dir=outside)
+    except OSError as error:
+        raise unwritable(paths.qdq, error) from error
+    try:
+        with shop as inside:
+            yield Path(inside)
+    except QCompilerError as error:
+        error.args = (str(error).replace(str(Path(inside).resolve()), str(outside)).replace(inside, str(outside)),)
+        raise
+    finally:
+        remove_empty(made)
 
 
 def finish(shop: Path, paths: Paths, record: Mapping[str, Any]) -> None:

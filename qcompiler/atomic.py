@@ -6,9 +6,12 @@ leaves the folder as it was.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import secrets
+from collections.abc import Iterable
+from itertools import takewhile
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -32,15 +35,15 @@ class Artefacts:
 
     def __init__(self) -> None:
         self._drafts: dict[Path, Path] = {}
+        self.folders: list[Path] = []  # made for the files, innermost first
 
     def stage(self, path: str | Path) -> Path:
         """An empty temporary file in the same folder, which will take the name `path`."""
         target = Path(path)
         draft = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if target.is_dir():
-                raise IsADirectoryError(errno.EISDIR, "there is a folder of that name", str(target))
+            _refuse_special(target)
+            self.folders = make_folder(target.parent) + self.folders
             os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         except OSError as error:
             raise unwritable(target, error) from error
@@ -71,6 +74,7 @@ class Artefacts:
         finally:
             for draft in self._drafts.values():
                 draft.unlink(missing_ok=True)
+            remove_empty(self.folders)  # of those that have files by now, none goes
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) and self._drafts:
             raise unwritable(next(iter(self._drafts)), error) from error
 
@@ -109,14 +113,50 @@ def check_writable(path: str | Path) -> None:
         UsageError: it cannot.
     """
     files = Artefacts()
-    files.stage(path).unlink()
+    try:
+        files.stage(path).unlink()
+    finally:
+        remove_empty(files.folders)
+
+
+def make_folder(folder: Path) -> list[Path]:
+    """Makes a folder and its parents; returns those that were not there before, innermost first.
+
+    Raises:
+        OSError: it cannot be made; no part of it is left.
+    """
+    missing = list(takewhile(lambda one: not one.exists(), (folder, *folder.parents)))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        remove_empty(missing)
+        raise
+    return missing
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Removes those of the folders that are there and empty."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def _refuse_special(target: Path) -> None:
+    """Renaming replaces whatever has the name, even a device: then no program could open it any more."""
+    holder = next((one for one in target.parents if one.exists()), None)
+    if holder is not None and not holder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, f"'{holder}' is not a folder", str(target))
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "there is a folder of that name", str(target))
+    if target.exists() and not target.is_file():
+        raise OSError(errno.EINVAL, "it is a device or pipe, not a regular file", str(target))
 
 
 def unwritable(path: Path, error: OSError) -> UsageError:
     """The error for an output that cannot be written."""
     return UsageError(
-        f"cannot write '{path.name}' in folder '{path.parent}': {error.strerror or error}. Choose an output "
-        "folder that is writable and has room."
+        f"cannot write '{path.name}' in folder '{path.parent}': {error.strerror or error}. Choose another "
+        "output with -o, in a folder that is writable and has room."
     )
 
 

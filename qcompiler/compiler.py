@@ -124,14 +124,14 @@ def _compile(
     refuse_early(run, data, paths)
     with run.stage("load"):
         model = source if isinstance(source, models.Model) else models.load(source)
-        refuse_overwriting(model, paths)
+        refuse_overwriting(model, data, paths)
         models.check_finite(model)
         inputs = inputs_of(model)
         samples = None if data is None else open_source(data, inputs, samples=recipe.samples, batch=recipe.batch)
     normal = normalise(run, model, samples)
     engine = for_target(run.target) if build else None
     if engine is not None:
-        preflight(run, engine, normal)
+        preflight(run, engine, normal, paths)
     found, refused = candidates(run, normal)
     watched = [candidate.activation for candidate in found]
     if run.target.quantize_outputs:
@@ -216,7 +216,7 @@ def build(
     engine = for_target(run.target)
     with run.stage("load"):
         loaded = models.load(model)
-        refuse_overwriting(loaded, dataclasses.replace(paths, qdq=paths.manifest))
+        refuse_overwriting(loaded, data, dataclasses.replace(paths, qdq=paths.manifest))
         inputs = inputs_of(loaded)
         observed = Observations()
         if data is not None:

@@ -125,7 +125,7 @@ class Source:
                 index += 1
         except QCompilerError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise DataError(
                 f"{self.name} failed at sample {index} with {type(error).__name__}: {error}. "
                 "Repair the function, or call it by itself to see where it fails."
@@ -181,9 +181,10 @@ def check(raw: object, inputs: Inputs, where: str) -> Feeds:
     missing = [name for name in inputs if name not in raw]
     extra = [str(name) for name in raw if name not in inputs]
     if extra:
+        hint = did_you_mean(extra[0], missing or inputs)
+        advice = hint if hint.startswith("did you mean") else "give it the name of an input, or leave it out."
         raise DataError(
-            f"{where} has {_listed(extra)}, which the model does not take; its inputs are {_listed(inputs)}: "
-            f"{did_you_mean(extra[0], missing or inputs)}"
+            f"{where} has {_listed(extra)}, which the model does not take; its inputs are {_listed(inputs)}: {advice}"
         )
     if missing:
         raise DataError(
@@ -209,7 +210,7 @@ def _check_array(value: Any, dtype: np.dtype[Any] | None, shape: Shape, where: s
     if array.dtype.name.startswith(("float", "bfloat")) and not np.isfinite(array).all():
         bad = np.argwhere(~np.isfinite(array))
         raise DataError(
-            f"{where} has {len(bad)} values that are NaN or infinite, the first at {bad[0].tolist()}; "
+            f"{where} has {len(bad)} of {array.size} values that are NaN or infinite, the first at {bad[0].tolist()}; "
             "leave this sample out or repair what produces it."
         )
     return array
@@ -228,7 +229,8 @@ def _check_shape(array: Array, shape: Shape, where: str) -> None:
     if array.ndim != len(shape):
         advice = "add the batch axis with x[None]" if array.ndim == len(shape) - 1 else "reshape it"
         raise DataError(
-            f"{where} has {array.ndim} axes {list(array.shape)}, the model takes {len(shape)}: {wanted}; {advice}."
+            f"{where} has {array.ndim} ax{'i' if array.ndim == 1 else 'e'}s {list(array.shape)}, the model takes "
+            f"{len(shape)}: {wanted}; {advice}."
         )
     if any(isinstance(size, int) and size != got for size, got in zip(shape, array.shape, strict=True)):
         raise DataError(f"{where} has shape {list(array.shape)}, the model takes {wanted}; pad, crop or resize it.")
@@ -237,7 +239,10 @@ def _check_shape(array: Array, shape: Shape, where: str) -> None:
 
 
 def _kind(value: object) -> str:
-    return f"a {type(value).__name__}" if value is not None else "None"
+    if value is None:
+        return "None"
+    name = type(value).__name__
+    return f"an {name}" if name[0] in "aeio" or name.startswith("nd") else f"a {name}"
 
 
 def _listed(names: Iterable[object]) -> str:
@@ -363,7 +368,7 @@ def _load_file(path: Path, text: str) -> ModuleType:
     sys.modules[unique] = module  # dataclasses and the like look their module up while it is being run
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[unique]
         raise DataError(f"'{path}' fails when it is loaded: {type(error).__name__}: {error}.") from error
     return module
@@ -376,7 +381,7 @@ def _import(name: str, text: str) -> ModuleType:
         sys.path.insert(0, here)
     try:
         return importlib.import_module(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         missing = isinstance(error, ImportError) or not name
         advice = f"; give {_FORMS}" if missing else ""
         raise DataError(f"'{text}' cannot be imported: {type(error).__name__}: {error}{advice}.") from error

@@ -19,6 +19,7 @@ from qcompiler import graph as graphs
 from qcompiler import linear
 from qcompiler.macs import LINEAR, Shapes, macs_of
 from qcompiler.plan import Decision, Plan
+from qcompiler.quantized import is_dq, is_q
 from qcompiler.target import DType, Target
 
 SMALLEST_GEMM = 16  # fewer input or output channels than one INT8 tensor-core tile: padding costs more than it saves
@@ -79,7 +80,10 @@ def candidates(graph: gs.Graph, target: Target, keep: Sequence[str] = ()) -> tup
         if node.op in QUANTIZED_OPS or _reads_dequantized(node):
             refused.append(Refusal(node.name, node.op, "quantized-already", "came quantized; its own scales are kept"))
             continue
-        if node.op in LINEAR and node.domain in (None, "", "ai.onnx"):
+        if node.domain not in (None, "", "ai.onnx") and not (is_q(node) or is_dq(node)):
+            why = f"{node.op} of domain '{node.domain}' is not ONNX's own: no rule says how it could be quantized"
+            refused.append(Refusal(node.name, node.op, "custom", why))
+        elif node.op in LINEAR:
             verdict = _structural(node, target, patterns)
             (found if isinstance(verdict, Candidate) else refused).append(verdict)  # type: ignore[arg-type]
     refused.extend(

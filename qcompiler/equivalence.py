@@ -7,7 +7,7 @@ equal.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -103,15 +103,31 @@ class Gate:
             for sample, value in enumerate(values):
                 if _finite(value):
                     continue
-                node = first_not_finite(self._original, self._feeds[min(sample, len(self._feeds) - 1)])
-                where = (
-                    f"node '{node.name}' ({node.op}) is the first that computes one" if node else "no node explains it"
-                )
-                raise ModelError(
-                    f"output '{name}' of the float model has NaN or infinite values on sample {sample}; {where}. "
-                    "Check that the data is prepared as the model wants it, and the model itself with `qcompiler "
-                    "inspect`."
-                )
+                feeds = self._feeds[min(sample, len(self._feeds) - 1)]
+                raise not_finite(self._original, feeds, f"output '{name}'", f"sample {sample}")
+
+
+def not_finite(graph: gs.Graph, feeds: Feeds, what: str, where: str) -> ModelError:
+    """The error for a tensor (`what`) that is not finite on a sample (`where`); looks for the node where it began."""
+    node = first_not_finite(graph, feeds)
+    began = f"node '{node.name}' ({node.op}) is the first that computes one" if node else "no node explains it"
+    return ModelError(
+        f"{what} of the float model has NaN or infinite values on {where}; {began}. Check that this sample is prepared "
+        "as the model wants it, leave it out, or mend the model at that node."
+    )
+
+
+def refuse_not_finite(model: Model, source: Iterable[Feeds]) -> None:
+    """Looks for the first sample on which an output is not finite.
+
+    Raises:
+        ModelError: there is one; names the sample, the output and the node where that arises.
+    """
+    session = Session(model)
+    for index, feeds in enumerate(source):
+        for name, value in session.run(feeds).items():
+            if not all(_finite(part) for part in _flat(value)):
+                raise not_finite(model.graph, feeds, f"output '{name}'", f"sample {index}")
 
 
 def differences(reference: Outputs, outputs: Outputs) -> dict[str, float]:

@@ -32,6 +32,7 @@ _DTYPES: dict[str, str] = {
     "tensor(string)": "object",
     **{f"tensor({name})": name for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")},
 }
+_UNKNOWN = re.compile(r"([\w.]*):(\w+)\(-?\d+\) is not a registered function/op")
 _MISFITS = ("Required inputs", "Invalid Feed", "INVALID_ARGUMENT", "Got invalid dimensions")
 
 
@@ -77,6 +78,9 @@ class Session:
         try:
             self._session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime raises a class of its own for each kind of failure
+            unknown = _UNKNOWN.search(str(error))
+            if unknown:
+                raise _unknown_operator(source, *unknown.groups()) from error
             raise ModelError(
                 f"ONNX Runtime refuses {self._label}: {reason(error)}. Check the model with onnx.checker, or simplify "
                 "the part that is named."
@@ -135,6 +139,20 @@ class Session:
                 ) from error
             raise ModelError(f"ONNX Runtime failed while running {self._label}: {text}.") from error
         return dict(zip(self.outputs, values, strict=True))
+
+
+def _unknown_operator(source: Source, domain: str, op: str) -> ModelError:
+    """The error for a custom operator, with the nodes that are one."""
+    if isinstance(source, str | Path):
+        source = models.load(source)
+    graph = source.graph if isinstance(source, models.Model) else source
+    nodes = [f"'{node.name}'" for node in graphs.walk(graph) if node.op == op] if isinstance(graph, gs.Graph) else []
+    where = f" ({', '.join(nodes[:3])}{' and others' * (len(nodes) > 3)})" if nodes else ""
+    return ModelError(
+        f"the model has nodes of the operator {op} of domain '{domain}'{where}, which ONNX Runtime does not know: the "
+        "model cannot be run over data, so nothing can be measured or compared. Export it with standard operators, or "
+        "give that operator as a function inside the model."
+    )
 
 
 def available_processors() -> int:

@@ -9,29 +9,29 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from qcompiler import calibrators, decide, ranges, shapes
 from qcompiler import graph as graphs
 from qcompiler import model as models
-from qcompiler.artefacts import Paths
+from qcompiler.artefacts import Paths, workshop
 from qcompiler.atomic import check_writable
 from qcompiler.choose import AUTO, Chosen, choose
 from qcompiler.data import Data, Inputs, Source, open_source
 from qcompiler.engines import Engine, EngineFile, Profile
-from qcompiler.equivalence import Gate
+from qcompiler.equivalence import Gate, refuse_not_finite
 from qcompiler.errors import AccuracyError, EngineError, UsageError
 from qcompiler.observe import Observations, observe
-from qcompiler.pass_ import Pass, Report
+from qcompiler.pass_ import Pass, Pipeline, Report
 from qcompiler.passes.high_precision import HighPrecision
+from qcompiler.passes.legalize import Legalize
 from qcompiler.plan import Decision, Plan
-from qcompiler.presets import clean_up, lowering
+from qcompiler.presets import NORMAL, clean_up, lowering
 from qcompiler.progress import Progress
 from qcompiler.recipe import Recipe
 from qcompiler.sensitivity import SafetyNet
 from qcompiler.target import DType, Target
-from qcompiler.verification import Verification, gate
+from qcompiler.verification import Verification, check_metric, gate
 from qcompiler.verification import verify as compare
 
 if TYPE_CHECKING:
@@ -97,6 +97,8 @@ def refuse_early(run: Run, data: Data | None, paths: Paths) -> None:
         )
     if recipe.calibrator != AUTO:
         calibrators.parse(recipe.calibrator)
+    if recipe.metric is not None:
+        check_metric(recipe.metric)
     for path in (paths.engine, paths.qdq, paths.manifest, paths.report):
         if path is not None:
             check_writable(path)
@@ -120,17 +122,19 @@ def normalise(run: Run, original: models.Model, samples: Source | None) -> model
     return model
 
 
-def preflight(run: Run, engine: Engine, model: models.Model) -> None:
+def preflight(run: Run, engine: Engine, model: models.Model, paths: Paths) -> None:
     """Lets the target's real parser read the float graph before anything long is started."""
-    with run.stage("pre-flight"), TemporaryDirectory(prefix="qcompiler-") as folder:
-        path = Path(folder) / "preflight.onnx"
-        models.save(model, path)
+    with run.stage("pre-flight"), workshop(paths) as shop:
+        path = shop / "preflight.onnx"
+        legal = models.copy(model)
+        Pipeline(Legalize(run.target), given=NORMAL)(legal.graph)  # a model that came quantized may need repairs
+        models.save(legal, path)
         found = engine.check(path)
     if found:
-        listed = "; ".join(str(one) for one in found[:3])
+        listed = "; ".join(str(one) for one in found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
         raise EngineError(
-            f"{run.target.engine} refuses {len(found)} place(s) of this model: {listed}. Replace or remove the named "
-            "operators before compiling, or choose '--target onnxruntime'."
+            f"{run.target.engine} refuses this model: {listed}. Replace or remove the named operators before "
+            "compiling, or choose '--target onnxruntime'."
         )
 
 
@@ -226,6 +230,8 @@ def compare_models(
             inner=normal,
             advance=lambda: advance(1),
         )
+    if samples is not None and any(output.float_not_finite for output in found.outputs):
+        refuse_not_finite(model, held or samples)
     if held is None:
         found = dataclasses.replace(found, data=f"{samples.name} (calibration data)", random=samples.random)
     return found

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 _CHUNK = 1 << 18  # elements that are held as float64 at a time
 DRIFT_SAMPLES = 4
+_STAMP = "__qcompiler_file__"
 QUICK_SAMPLES = 32  # for so few runs, preparing two sessions thoroughly costs more time and memory than it saves
 
 
@@ -427,18 +428,27 @@ def _score(function: Metric, run: Run, label: str) -> float:
         return float(function(lambda feeds: Outputs(run(feeds))))
     except QCompilerError:
         raise
-    except Exception as error:  # the user's code can raise anything
+    except (Exception, SystemExit) as error:  # the user's code can raise anything
         raise UsageError(
             f"metric {label} failed with {type(error).__name__}: {error}. It is called with a function run(feeds) -> "
             "outputs, a list of arrays that also takes names, and returns one number; --debug shows where it failed."
         ) from error
 
 
+def check_metric(text: str) -> None:
+    """Finds out before a long run whether there is such a metric.
+
+    Raises:
+        UsageError: there is none, or its file fails when it is loaded.
+    """
+    _load(text)
+
+
 def _load(text: str) -> tuple[Metric, ModuleType]:
     place, _, name = text.rpartition(":")
     try:
         module = _file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-    except Exception as error:  # importing runs the user's code
+    except (Exception, SystemExit) as error:  # importing runs the user's code
         raise UsageError(f"metric {text} cannot be loaded: {type(error).__name__}: {error}") from error
     function = getattr(module, name, None)
     if not callable(function):
@@ -450,10 +460,15 @@ def _load(text: str) -> tuple[Metric, ModuleType]:
 def _file(path: Path) -> ModuleType:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file '{path}'")
-    spec = importlib.util.spec_from_file_location(f"qcompiler_metric_{path.stem}", path)
+    name, stamp = f"qcompiler_metric_{path.stem}", (str(path.resolve()), path.stat().st_mtime_ns)
+    known = sys.modules.get(name)
+    if known is not None and getattr(known, _STAMP, None) == stamp:
+        return known  # loading may be slow: labelled data is often read there
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ImportError(f"'{path}' is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up there
     spec.loader.exec_module(module)
+    setattr(module, _STAMP, stamp)
     return module

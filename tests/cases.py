@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,8 @@ class Case:
 
     def left(self) -> list[str]:
         """Whatever lies in the output folder."""
-        return sorted(one.name for one in self.out.rglob("*")) if self.out.exists() else []
+        # os.walk, which does not mind that a folder disappears meanwhile
+        return sorted(name for _, folders, files in os.walk(self.out) for name in (*folders, *files))
 
 
 def prepared(folder: Path, name: str) -> Case:

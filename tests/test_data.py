@@ -280,11 +280,11 @@ def test_random_data_fits_the_model_repeats_and_says_what_it_is() -> None:
         (one(n=np.array([1.0])), ["input 'n' is float64", "after scaling"]),
         (one(x=np.ones((1, 4), ">f4")), ["other byte order", "x.astype(np.float32)"]),
         (one(x=np.array([[None] * 4])), ["input 'x' is Python objects"]),
-        (one(x=np.ones(4, np.float32)), ["sample 1", "1 axes [4]", "2: [batch, 4]", "x[None]"]),
+        (one(x=np.ones(4, np.float32)), ["sample 1", "1 axis [4]", "2: [batch, 4]", "x[None]"]),
         (one(x=np.ones((1, 1, 4), np.float32)), ["3 axes", "reshape"]),
         (one(x=np.ones((1, 5), np.float32)), ["sample 1", "shape [1, 5]", "[batch, 4]"]),
         (one(x=np.ones((0, 4), np.float32)), ["sample 1", "is empty", "[0, 4]"]),
-        (one(x=np.array([[0, np.nan, np.inf, 1]], np.float32)), ["sample 1", "input 'x'", "2 values", "[0, 1]"]),
+        (one(x=np.array([[0, np.nan, np.inf, 1]], np.float32)), ["sample 1", "input 'x'", "2 of 4 values", "[0, 1]"]),
     ],
 )
 def test_a_sample_that_does_not_fit_is_refused_by_number_and_input(samples: list[Any], words: list[str]) -> None:
@@ -300,7 +300,7 @@ def test_a_misspelt_input_is_guessed() -> None:
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
 def test_small_floats_are_checked_too(dtype: Any) -> None:
     inputs: Inputs = {"x": (np.dtype(dtype), (2,))}
-    assert "1 values that are NaN or infinite" in refused([{"x": np.array([1, np.inf]).astype(dtype)}], inputs)
+    assert "1 of 2 values that are NaN or infinite" in refused([{"x": np.array([1, np.inf]).astype(dtype)}], inputs)
     assert "takes" in refused([{"x": np.ones(2, np.float32)}], inputs)
 
 
@@ -349,7 +349,7 @@ def test_a_function_that_returns_the_same_generator_is_found_out() -> None:
     ("given_", "words"),
     [
         (feeds(1)[0], ["one dict", "a list of dicts"]),
-        (3, ["a int", ".npz"]),
+        (3, ["an int", ".npz"]),
         (lambda: feeds(1)[0], ["a dict", "yield one dict"]),
         (lambda: None, ["None", "iterable"]),
         ("nowhere", ["'nowhere' does not exist", ".npz", "'random'"]),

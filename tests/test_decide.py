@@ -145,7 +145,10 @@ def test_operators_of_other_domains_are_not_ours() -> None:
     proto = model(
         ("Conv", "x w", "y", {}, "com.acme"), inputs=X4, weights={"w": weight(8, 32, 1, 1)}, domains=("com.acme",)
     )
-    assert candidates(to_graph(proto), RTX) == ([], [])
+    found, (refusal,) = candidates(to_graph(proto), RTX)
+    assert found == []
+    assert (refusal.node, refusal.rule) == ("Y", "custom")
+    assert "Conv of domain 'com.acme'" in refusal.why
 
 
 def joint(op: str) -> gs.Graph:

@@ -239,7 +239,7 @@ def words(run):
     return "good"
 def places(run):
     outputs = run({{"x": np.ones((1, 8), np.float32)}})
-    return float(outputs[0].sum() - outputs[:1][0].sum() + list(outputs).index("y"))
+    return float(outputs[0].sum() - outputs[:1][0].sum() + len(outputs) - 1)
 """
 
 

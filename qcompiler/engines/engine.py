@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import re
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -170,9 +171,19 @@ class Diagnostic:
     message: str
 
     def __str__(self) -> str:
-        """`node (op): message`."""
-        where = f"{self.node or 'model'} ({self.op})" if self.op else self.node or "model"
-        return f"{where}: {self.message}"
+        """`node (op): message`, the message without the library's source code."""
+        where = f"{self.node} ({self.op}): " if self.node and self.op else f"{self.node or self.op or 'model'}: "
+        return where + _in_words(self.message)
+
+
+def _in_words(message: str) -> str:
+    """What TensorRT means: `Assertion failed: code: words`, `code && "words"`, or merely `false`."""
+    if message == "false" or "Plugin not found" in message:
+        return "there is no such operator here, nor a plugin of that name"
+    if "Failed to convert ONNX date type" in message:
+        return "it takes or gives a type that TensorRT does not have, such as text"
+    words = re.search(r'&& "(.+)"', message) or re.match(r"Assertion failed: (?:[^:]|::)*: (.+)", message)
+    return (words.group(1) if words else message).rstrip(". ")
 
 
 @dataclass(frozen=True)
