@@ -92,7 +92,26 @@ def add(
         spared: tensors that turned out too sensitive to be quantized for their linear readers.
     """
     extended = _extend(plan, model.graph, histograms, calibrator, spared)
-    return _settle(extended, set(plan.quantizers), model, histograms, corrections, feeds, target_db)
+    settled = _settle(extended, set(plan.quantizers), model, histograms, corrections, feeds, target_db)
+    return _without_unfused(settled, model.graph)
+
+
+def _without_unfused(plan: Plan, graph: gs.Graph) -> Plan:
+    """The plan with those convolutions in float whose output is not quantized, and without quantizers nobody needs."""
+    decisions = dict(plan.decisions)
+    read: set[str] = set()
+    for node in graph.nodes:
+        if plan.precision(node.name) is not DType.INT8:
+            continue
+        behind = plan.quantizers.get(_behind(graph, node).name)
+        if node.op == "Conv" and (behind is None or not behind.whole):
+            why = "its output cannot be quantized well enough, and without that it runs unfused, slower than in float"
+            decisions[node.name] = replace(decisions[node.name], precision=DType.FP32, rule="unfused", why=why)
+        else:
+            read.add(node.inputs[0].name)
+    quantizers = {name: q for name, q in plan.quantizers.items() if q.whole or name in read}
+    axes = {name: axis for name, axis in plan.axes.items() if decisions[name].precision is DType.INT8}
+    return dataclasses.replace(plan, decisions=decisions, quantizers=quantizers, axes=axes)
 
 
 def _extend(
@@ -100,7 +119,7 @@ def _extend(
 ) -> Plan:
     """Gives the quantizers of a plan unsigned grids, and adds those of outputs."""
     method = calibrators.parse(calibrator)
-    seen = spans(histograms)
+    seen, ends = spans(histograms), {tensor.name for tensor in graph.outputs}
     quantizers = {
         name: replace(quantizer, span=unsigned.span(quantizer.amax, seen[name]))
         for name, quantizer in plan.quantizers.items()
@@ -108,7 +127,7 @@ def _extend(
     for node in graph.nodes:
         if node.op == "Conv" and plan.precision(node.name) is DType.INT8:
             tensor = _behind(graph, node).name
-            if tensor in spared:
+            if tensor in spared or tensor in ends:
                 continue
             known = quantizers.get(tensor) or _quantizer(tensor, histograms[tensor], method)
             quantizers[tensor] = replace(known, whole=True)
@@ -137,8 +156,9 @@ def _settle(
 ) -> Plan:
     """The plan with as many quantized outputs as accuracy allows, quietest first.
 
-    All of them stay where the outputs of the model still reach `target_db` or lose at most `LOSS_DB`; else the
-    largest number that does is searched by halving.
+    All of them stay where the outputs of the model still reach `target_db` or lose at most `LOSS_DB`; else the few
+    that cost most are found by halving. A convolution without a quantized output goes back to float: unfused it is
+    slower than that.
     """
     order = sorted((q for q in plan.quantizers.values() if q.whole), key=lambda q: _noise(q, histograms[q.tensor]))
     names = [quantizer.tensor for quantizer in order]
@@ -146,19 +166,18 @@ def _settle(
         return plan
     measure = _Measure(model, corrections, feeds)
     allowed = min(target_db, measure(_limited(plan, inputs, ())) - LOSS_DB)
-    kept = _largest(len(names), lambda count: measure(_limited(plan, inputs, names[:count])) >= allowed)
-    return _limited(plan, inputs, names[:kept])
+    kept = _most(names, lambda some: measure(_limited(plan, inputs, some)) >= allowed)
+    return _limited(plan, inputs, kept)
 
 
-def _largest(count: int, good: Callable[[int], bool]) -> int:
-    """The largest number up to `count` that is good, 0 being so; all below it are taken to be good as well."""
-    if good(count):
-        return count
-    low, high = 0, count
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if good(middle) else (low, middle)
-    return low
+def _most(names: Sequence[str], good: Callable[[Sequence[str]], bool], kept: Sequence[str] = ()) -> list[str]:
+    """`kept` and as many of `names` as are good together; a half that is not good is halved again."""
+    if good([*kept, *names]):
+        return [*kept, *names]
+    if len(names) == 1:
+        return list(kept)
+    middle = len(names) // 2
+    return _most(names[middle:], good, _most(names[:middle], good, kept))
 
 
 def _noise(quantizer: Quantizer, histogram: Histogram) -> float:
