@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from qcompiler import calibrators, decide, outputs, pairs
+from qcompiler import attention, calibrators, decide, outputs, pairs
+from qcompiler import graph as graphs
 from qcompiler import model as models
 from qcompiler.bias import Shifts
 from qcompiler.data import Feeds
@@ -117,9 +118,19 @@ def choose(
         calibrator=outputs.RANGES if recipe.calibrator == AUTO else recipe.calibrator,
         target_db=recipe.safety.target_sqnr_db,
         per_channel=per_channel,
+        largest=_largest(model, observed, recipe) if recipe.attention == "int8" else None,
     )
     plan, corrections = pairs.extend(plan, corrections, setting)
     return Chosen(plan, net, corrections)
+
+
+def _largest(model: models.Model, observed: Observations, recipe: Recipe) -> Shapes:
+    """Shapes of the tensors of attentions at the largest input of the optimization profile."""
+    inputs = {tensor.name: (graphs.dtype_of(tensor), graphs.shape_of(tensor)) for tensor in model.graph.inputs}
+    most: dict[str, tuple[int, ...]] = {name: three.max for name, three in observed.shapes.profiles(inputs).items()}
+    most.update({name: three[-1] for name, three in (recipe.shapes or {}).items()})
+    feeds = {name: np.resize(array, most.get(name, np.shape(array))) for name, array in observed.kept[0].items()}
+    return concrete_shapes(model.graph, feeds, attention.tensors(model.graph))
 
 
 def offered(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qcompiler import decide, manifest, outputs, placement
+from qcompiler import attention, decide, manifest, outputs, placement
 from qcompiler import model as models
 from qcompiler.artefacts import Paths, finish, refuse_overwriting, workshop
 from qcompiler.atomic import check_writable
@@ -137,6 +137,8 @@ def _compile(
     if run.target.quantize_outputs:
         watched += outputs.tensors(normal.graph, found)
     watched += placement.tensors(normal.graph, run.target, found)
+    if run.recipe.attention == "int8":
+        watched += attention.tensors(normal.graph)
     observed = observe_data(run, normal, samples, inputs, watched)
     while True:
         chosen = choose_plan(run, normal, found, refused, observed)

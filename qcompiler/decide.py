@@ -106,7 +106,11 @@ def _structural(node: gs.Node, target: Target, keep: Iterable[re.Pattern[str]]) 
         return refuse("no-kernel", f"{target.engine} runs ConvTranspose in float even between Q/DQ pairs")
     if weight is None:
         if node.op == "MatMul":
-            return refuse("attention", "both inputs are activations; quantizing them splits the fused attention kernel")
+            return refuse(
+                "attention",
+                "both inputs are activations: INT8 on part of an attention splits its fused kernel, and on all of it "
+                "costs accuracy (recipe key attention)",
+            )
         return refuse("dynamic-weight", "its weight is computed by the graph, so it cannot be stored quantized")
     if weight.index != 1 or isinstance(activation, gs.Constant):
         return refuse("weight-left", "its first input is the constant one; Q/DQ fuse only with a constant second input")

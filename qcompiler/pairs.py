@@ -1,8 +1,8 @@
-"""What a plan of single layers gets on top: quantized shortcuts and shared ranges, as far as accuracy allows.
+"""What a plan of single layers gets on top: shortcuts, attention and shared ranges, as far as accuracy allows.
 
-`qcompiler.placement` says where they belong. Both round more than the layers alone did, so both are measured: where
-they cost more than `LOSS_DB` and the outputs miss the target of the safety net, the noisiest shortcuts stay float and
-the groups whose ranges differ most keep their own.
+`qcompiler.placement` and `qcompiler.attention` say where they belong. All of them round more than the layers alone
+did, so all are measured: where they cost more than `LOSS_DB` and the outputs miss the target of the safety net, the
+noisiest ones stay float and the groups whose ranges differ most keep their own.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qcompiler import calibrators, decide, numerics, placement
+from qcompiler import attention, calibrators, decide, numerics, placement
 from qcompiler import model as models
+from qcompiler.attention import Attention
 from qcompiler.bias import Shifts
 from qcompiler.data import Feeds
 from qcompiler.decide import Candidate
+from qcompiler.macs import Shapes
 from qcompiler.pass_ import Fact, Pipeline
 from qcompiler.passes.insert_qdq import InsertQDQ
 from qcompiler.passes.insert_qdq_pairs import InsertQDQPairs
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     Corrections = dict[str, NDArray[np.float32]]
 
 LOSS_DB = 1.0
+ATTENTION = "attention"  # the rule of `decide` for products of two activations
+ATTENTION_LOSS_DB = 3.0  # only done on request, which is worth a price
 GIVEN = frozenset({Fact.NAMED, Fact.CONSTANTS, Fact.FOLDED, Fact.UNSHARED})
 
 
@@ -51,6 +55,8 @@ class Setting:
         calibrator: text form of the one that chooses ranges of shortcuts.
         target_db: SQNR of the model's outputs that is good enough.
         per_channel: weight scales per output channel.
+        largest: shapes of the tensors of attentions at the largest input that the engine is to take; None where
+            attention stays float.
     """
 
     model: models.Model
@@ -62,6 +68,7 @@ class Setting:
     calibrator: str
     target_db: float
     per_channel: bool
+    largest: Shapes | None = None
 
 
 def extend(plan: Plan, corrections: Corrections, setting: Setting) -> tuple[Plan, Corrections]:
@@ -76,11 +83,15 @@ def extend(plan: Plan, corrections: Corrections, setting: Setting) -> tuple[Plan
     quantized = {decision.node for decision in plan.quantized()}
     chosen, refused = placement.shortcuts(graph, target, quantized)
     try_groups = target.share_scales and bool(placement.scale_groups(graph, plan.quantizers))
-    measure = _Measure(setting.model, setting.feeds[: setting.few]) if chosen or try_groups else None
-    decisions = [decide.decision(refusal, target.high_precision, 0) for refusal in refused]
+    whole, told = _attentions(plan, setting)
+    measure = _Measure(setting.model, setting.feeds[: setting.few]) if chosen or try_groups or whole else None
+    decisions = [*told, *(decide.decision(refusal, target.high_precision, 0) for refusal in refused)]
     if measure is not None:
         allowed = min(setting.target_db, measure(plan, corrections) - LOSS_DB)
         plan, more = _with_shortcuts(plan, corrections, chosen, setting, measure, allowed)
+        decisions += more
+        allowed = min(setting.target_db, measure(plan, corrections) - ATTENTION_LOSS_DB) if whole else allowed
+        plan, more = _with_attention(plan, corrections, whole, setting, measure, allowed)
         decisions += more
         if target.share_scales:
             plan, corrections = _with_shared(plan, corrections, setting, measure, allowed)
@@ -132,6 +143,67 @@ def _noise(quantizer: Quantizer, histogram: Histogram) -> float:
     """Noise-to-signal power of a tensor in this range."""
     error = numerics.quantization_error(histogram, quantizer.amax, "int8")
     return float(error / max(numerics.signal_power(histogram), 1e-30))
+
+
+def _attentions(plan: Plan, setting: Setting) -> tuple[list[Attention], list[Decision]]:
+    """The attentions that the fused INT8 kernel takes, and why it does not take the other products."""
+    if setting.largest is None:
+        return [], []
+    graph = setting.model.graph
+    whole: list[Attention] = []
+    reasons = {one.node: "it is not one of the two products around a softmax" for one in plan if one.rule == ATTENTION}
+    for one in attention.find(graph):
+        why = attention.why_not(one, setting.largest)
+        if why is None and not attention.reads(graph, one, ()):
+            why = "its result is an output of the model"
+        if why is None:
+            whole.append(one)
+        for node in (one.scores, one.context):
+            reasons.pop(node, None)
+            if why is not None:
+                reasons[node] = why
+    found = ((plan.decisions[node], why) for node, why in reasons.items() if node in plan.decisions)
+    return whole, [replace(one, why=f"it stays float although INT8 was asked for: {why}") for one, why in found]
+
+
+def _with_attention(
+    plan: Plan,
+    corrections: Corrections,
+    whole: Sequence[Attention],
+    setting: Setting,
+    measure: _Measure,
+    allowed: float,
+) -> tuple[Plan, list[Decision]]:
+    """As many quantized attentions as accuracy allows, quietest first, and a decision for each of their products."""
+    graph, method = setting.model.graph, calibrators.parse(setting.calibrator)
+    layers = {decision.node for decision in plan.quantized()}
+    wanted = {one: attention.reads(graph, one, layers) for one in whole}
+    nodes = {node.name: node for node in graph.nodes}
+    made: dict[str, Quantizer] = {}
+    tensors = {one: [nodes[name].inputs[i].name for name, read in wanted[one].items() for i in read] for one in whole}
+    for name in dict.fromkeys(name for names in tensors.values() for name in names if name not in plan.quantizers):
+        histogram = setting.histograms[name]
+        made[name] = Quantizer(name, DType.INT8, method.range(histogram), str(method), histogram.amax)
+    known = {**plan.quantizers, **made}
+    order = sorted(whole, key=lambda one: sum(_noise(known[t], setting.histograms[t]) for t in tensors[one]))
+
+    def first(count: int) -> Plan:
+        used = dict.fromkeys(name for one in order[:count] for name in tensors[one])
+        reads = dict(plan.reads)
+        for one in order[:count]:
+            for name, read in wanted[one].items():
+                reads[name] = tuple(sorted({*reads.get(name, ()), *read}))
+        return replace(plan, quantizers={**plan.quantizers, **{name: known[name] for name in used}}, reads=reads)
+
+    count = largest(len(order), lambda count: measure(first(count), corrections) >= allowed)
+    told = [
+        replace(plan.decisions[name], precision=DType.INT8, rule="attention-int8", why="its attention is fused in INT8")
+        if i < count
+        else replace(plan.decisions[name], why=f"in INT8, the outputs fall below {allowed:.1f} dB")
+        for i, one in enumerate(order)
+        for name in (one.scores, one.context)
+    ]
+    return first(count), told
 
 
 def _with_shared(

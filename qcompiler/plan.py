@@ -68,7 +68,7 @@ class Plan:
         axes: of quantized nodes, by name: the axis of the stored weight that has a scale per index; None for a single
             scale.
         reads: of nodes without a weight, by name: which of their inputs are read through a pair (the shortcut of a
-            residual Add).
+            residual Add, the products of an attention).
     """
 
     decisions: dict[str, Decision] = field(default_factory=dict)

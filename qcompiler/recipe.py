@@ -29,6 +29,7 @@ Shapes = Mapping[str, tuple[Shape, Shape, Shape]]
 PRECISIONS: Final = ("int8", "fp8", "int8-weight", "int4-weight", "fp16", "bf16")
 HIGH_PRECISIONS: Final = ("fp32", "fp16", "bf16")
 WEIGHT_GRANULARITIES: Final = ("channel", "tensor")
+ATTENTIONS: Final = ("float", "int8")
 
 
 class _WrongError(Exception):
@@ -287,6 +288,11 @@ class Recipe(_Keys):
     weight_granularity: str = option(
         "channel", _one_of(*WEIGHT_GRANULARITIES), "one weight scale per output channel or per tensor"
     )
+    attention: str = option(
+        "float",
+        _one_of(*ATTENTIONS),
+        "float, or int8: q, k, v, probabilities and result too, where TensorRT fuses them; costs accuracy",
+    )
     safety: Safety = Safety()
 
     def __post_init__(self) -> None:
@@ -298,6 +304,10 @@ class Recipe(_Keys):
             raise UsageError(f"recipe key 'safety' = {self.safety!r}: allowed is a table [safety]")
         if self.max_drop is not None and self.metric is None:
             raise UsageError("recipe key 'max_drop' needs 'metric': say which function gives the score")
+        if self.attention == "int8" and self.target.partition(":")[0] == "onnxruntime":
+            raise UsageError(
+                "recipe key 'attention' = 'int8' needs a TensorRT target: ONNX Runtime fuses attention in float only"
+            )
 
     def __hash__(self) -> int:
         """Equal recipes have equal TOML."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -76,7 +78,7 @@ class Session:
         self._lent: list[NDArray[Any]] = []
         content = self._content(source, outputs, options)
         try:
-            self._session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            self._session = _open(content, options)
         except Exception as error:  # ONNX Runtime raises a class of its own for each kind of failure
             unknown = _UNKNOWN.search(str(error))
             if unknown:
@@ -141,6 +143,19 @@ class Session:
         return dict(zip(self.outputs, values, strict=True))
 
 
+def _open(content: str | bytes, options: Any) -> Any:
+    """The session; without its change from INT8 to UINT8 where that is what fails (onnxruntime#25526, open in 1.31)."""
+    import onnxruntime as ort
+
+    try:
+        return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # a class of its own for each kind of failure
+        if "output_dtype INT8 does not match" not in str(error):
+            raise
+    options.add_session_config_entry("session.qdqisint8allowed", "1")
+    return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
 def _unknown_operator(source: Source, domain: str, op: str) -> ModelError:
     """The error for a custom operator, with the nodes that are one."""
     if isinstance(source, str | Path):
@@ -160,6 +175,15 @@ def available_processors() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def return_freed_memory() -> None:
+    """Gives what closed sessions have freed back to the system; glibc keeps it for itself otherwise."""
+    if not sys.platform.startswith("linux"):
+        return
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+    if trim is not None:
+        trim(0)
 
 
 def reason(error: BaseException) -> str:

@@ -43,7 +43,7 @@ class InsertQDQ(Pass):
         names = graphs.Names(graph)
         pairs: dict[str, gs.Variable] = {}
         for node in list(graph.nodes):
-            if self.plan.precision(node.name) is not DType.INT8:
+            if self.plan.precision(node.name) is not DType.INT8 or node.name in self.plan.reads:
                 continue
             weight = linear.weight_of(node)
             if weight is None or weight.index != 1:
