@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from qcompiler import calibrators, cli, presets, spec
-from qcompiler.stages import READY
 from qcompiler.pass_ import Fact, spell
 from qcompiler.recipe import PRECISIONS, PRESETS, Recipe, Safety
+from qcompiler.stages import READY
 from qcompiler.target import parse_target
 
 FOLDER = Path(__file__).resolve().parent

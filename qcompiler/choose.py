@@ -146,10 +146,10 @@ def offered(
     return ranges, {name: [str(method) for method in methods] for name in histograms}
 
 
-def _few(shapes: Shapes, groups: Iterable[str]) -> int:
-    """Samples for single groups: as many as it takes to see enough elements of the activations."""
+def _enough(shapes: Shapes, groups: Iterable[str], times: int, most: int) -> int:
+    """Samples to measure on: what it takes to see `times` enough elements of the activations, `times` at least."""
     elements = sum(math.prod(shapes.get(name, (0,))) for name in groups)
-    return min(FEW, max(1, math.ceil(ENOUGH / max(elements, 1))))
+    return min(most, max(times, math.ceil(times * ENOUGH / max(elements, 1))))
 
 
 def _cast(
@@ -173,10 +173,11 @@ def _cast(
         # A gate that the user set outranks speed
         min_share=0.0 if recipe.min_sqnr is not None else recipe.safety.min_share,
         useless_db=USELESS_DB,
-        few=_few(shapes, groups) if recipe.calibrator == AUTO else 1,
+        few=_enough(shapes, groups, 1, FEW) if recipe.calibrator == AUTO else 1,
         range_groups=recipe.safety.range_groups,
     )
-    return search(simulator, feeds[: recipe.safety.samples], ranges, macs, total, limits, advance)
+    whole = _enough(shapes, groups, 2, recipe.safety.samples)
+    return search(simulator, feeds[:whole], ranges, macs, total, limits, advance)
 
 
 def _plan(

@@ -38,6 +38,7 @@ from qcompiler.stages import (
     profiles_of,
     refuse_early,
     stricter,
+    warn_where_nothing_is_quantized,
 )
 from qcompiler.verification import Verification, gate
 from qcompiler.verification import verify as compare
@@ -148,6 +149,7 @@ def _compile(
         if tighter is None:
             break
         run.recipe = tighter
+    warn_where_nothing_is_quantized(run, chosen.plan)
     if verification is not None:
         gate(verification, recipe)
     with workshop(paths) as shop:

@@ -99,6 +99,14 @@ def copy(model: Model) -> Model:
     return replace(model, graph=model.graph.copy(), metadata=dict(model.metadata))
 
 
+def forget_pages(model: Model) -> None:
+    """Lets go of the memory that mapped weights take since they were last read; they are read again when needed."""
+    for node in model.graph.nodes:
+        for tensor in node.inputs:
+            if isinstance(tensor, gs.Constant) and isinstance(tensor.values, np.ndarray):
+                release(tensor.values)
+
+
 def to_proto(graph: gs.Graph) -> tuple[ModelProto, dict[str, Array]]:
     """The graph as a ModelProto, and by name the weights that are not inside it.
 

@@ -217,7 +217,7 @@ class Safety(_Keys):
     min_share: float = option(
         0.75, _number(0, 1), "share of multiply-accumulates that stays quantized whatever the SQNR says, 0 to 1"
     )
-    samples: int = option(8, _integer(1), "feeds on which the outputs are compared while layers are chosen")
+    samples: int = option(8, _integer(1), "samples that plans are compared on; fewer where samples are large")
     range_groups: int = option(
         24, _integer(0), "how many of the noisiest layers try other clipping ranges when `calibrator` is auto"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import mmap
 import os
 import re
@@ -179,6 +180,7 @@ def available_processors() -> int:
 
 def return_freed_memory() -> None:
     """Gives what closed sessions have freed back to the system; glibc keeps it for itself otherwise."""
+    gc.collect()
     if not sys.platform.startswith("linux"):
         return
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from qcompiler.data import Data, Inputs, Source, open_source
 from qcompiler.engines import Engine, EngineFile, Profile
 from qcompiler.equivalence import Gate, refuse_not_finite
 from qcompiler.errors import AccuracyError, EngineError, UsageError
+from qcompiler.macs import LINEAR
 from qcompiler.observe import Observations, observe
 from qcompiler.pass_ import Pass, Pipeline, Report
 from qcompiler.passes.high_precision import HighPrecision
@@ -30,6 +32,7 @@ from qcompiler.presets import NORMAL, clean_up, lowering
 from qcompiler.progress import Progress
 from qcompiler.recipe import Recipe
 from qcompiler.sensitivity import SafetyNet
+from qcompiler.session import return_freed_memory
 from qcompiler.target import DType, Target
 from qcompiler.verification import Verification, check_metric, gate
 from qcompiler.verification import verify as compare
@@ -157,9 +160,11 @@ def observe_data(
     if samples is None:
         return Observations()
     with run.stage("observe", run.recipe.samples) as advance:
-        return observe(
+        observed = observe(
             model, tensors, samples, inputs=inputs, keep=KEPT_FEEDS, workers=run.recipe.workers, advance=advance
         )
+    return_freed_memory()
+    return observed
 
 
 def choose_plan(
@@ -173,7 +178,10 @@ def choose_plan(
     if not observed.kept:
         return Chosen(Plan(), SafetyNet())
     with run.stage("decide") as advance:
-        return choose(model, found, refused, observed, run.recipe, run.target, advance)
+        chosen = choose(model, found, refused, observed, run.recipe, run.target, advance)
+    models.forget_pages(model)
+    return_freed_memory()
+    return chosen
 
 
 def lower(run: Run, normal: models.Model, chosen: Chosen, observed: Observations) -> models.Model:
@@ -189,6 +197,8 @@ def lower(run: Run, normal: models.Model, chosen: Chosen, observed: Observations
         for one in pipeline.passes:
             if isinstance(one, HighPrecision):
                 _add_typing(chosen.plan, one.decisions)
+    models.forget_pages(normal)
+    return_freed_memory()
     return model
 
 
@@ -249,6 +259,15 @@ def stricter(recipe: Recipe, verification: Verification | None, chosen: Chosen) 
             return None
         return recipe.replace(safety=dataclasses.replace(recipe.safety, target_sqnr_db=target, min_share=0.0))
     return None
+
+
+def warn_where_nothing_is_quantized(run: Run, plan: Plan) -> None:
+    """INT8 was asked for: a model that stays float must not look like a success."""
+    if run.recipe.precision != "int8" or plan.quantized():
+        return
+    rules = Counter(decision.rule for decision in plan if decision.op in LINEAR)
+    why = f", mostly by rule '{rules.most_common(1)[0][0]}'" if rules else ": it has no Conv, Gemm or MatMul"
+    run.warn(f"nothing in this model was quantized{why}; the plan in the manifest has a reason for every node")
 
 
 def profiles_of(run: Run, observed: Observations, inputs: Inputs) -> list[Profile]:
