@@ -6,7 +6,7 @@ written by `demo/run.py`: PNG files named `0000.png`, ..., and `labels.txt` with
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ def calibration() -> Iterator[Feeds]:
     return (feeds for feeds, _ in _batches(FOLDER / "calibration"))
 
 
-def accuracy(run: Callable[[Feeds], Mapping[str, Array]]) -> float:
+def accuracy(run: Callable[[Feeds], Sequence[Array]]) -> float:
     """Character accuracy on held-out lines: 1 - edit distance / length."""
     read: list[str] = []
     truth: list[str] = []

@@ -25,8 +25,8 @@ def test_drawn_lines_are_read_from_disk_as_they_were_written(folder: Path) -> No
     run.write_characters(model.path, folder / "characters.txt")
     run.write_lines(folder / "heldout", 10, half=1)
     read = model.float_run()
-    assert lines.accuracy(lambda feeds: {"only": read(feeds)[0]}) > 0.9
-    assert lines.accuracy(lambda feeds: {"only": -read(feeds)[0]}) < 0.5
+    assert lines.accuracy(lambda feeds: [read(feeds)[0]]) > 0.9
+    assert lines.accuracy(lambda feeds: [-read(feeds)[0]]) < 0.5
 
 
 def test_calibration_ends_with_a_smaller_batch_and_can_start_again(folder: Path) -> None:
