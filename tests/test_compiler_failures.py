@@ -180,7 +180,11 @@ def slow():
     open(r"MARKER", "w").close()
     time.sleep(600)
 """
-RUN = "import sys; from qcompiler.cli import main; sys.exit(main(sys.argv[1:]))"
+# A test run in the background ignores SIGINT and would pass that on
+RUN = (
+    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from qcompiler.cli import main; sys.exit(main(sys.argv[1:]))"
+)
 
 
 @pytest.fixture
