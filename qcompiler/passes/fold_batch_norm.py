@@ -22,7 +22,7 @@ class FoldBatchNorm(Pass):
     """Fold BatchNormalization into the Conv, ConvTranspose or Gemm before it."""
 
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.NAMED, Fact.CONSTANTS})
-    exact_to: ClassVar[float | None] = 1e-3
+    exact_to: ClassVar[float | None] = 1e-4
 
     def rewrite(self, graph: gs.Graph) -> Iterator[Note]:
         """Yields a note per BatchNormalization."""

@@ -44,7 +44,7 @@ class FoldChannelAffine(Pass):
 
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.NAMED, Fact.CONSTANTS})
     provides: ClassVar[frozenset[Fact]] = frozenset({Fact.FOLDED})  # the last of the folding passes
-    exact_to: ClassVar[float | None] = 1e-3
+    exact_to: ClassVar[float | None] = 1e-4
 
     def rewrite(self, graph: gs.Graph) -> Iterator[Note]:
         """Yields a note per Mul, Div, Add or Sub that has a constant and a linear node before it."""
