@@ -255,7 +255,9 @@ class Recipe(_Keys):
     batch: int | None = option(
         None, _integer(1), "samples in one run of the model while ranges are measured; unset: as the data comes", "16"
     )
-    workers: int = option(1, _integer(1), "threads with a session each that measure ranges; the result does not depend on it")
+    workers: int = option(
+        1, _integer(1), "threads with a session each that measure ranges; the result does not depend on it"
+    )
     keep: tuple[str, ...] = option(
         (), _regexes, "regular expressions; nodes whose name matches one stay in high precision"
     )
