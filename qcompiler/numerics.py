@@ -22,6 +22,7 @@ Format = Literal["int8", "fp8"]
 INT8_MAX = 127.0
 E4M3_MAX = 448.0
 LARGEST: dict[Format, float] = {"int8": INT8_MAX, "fp8": E4M3_MAX}
+STORED: dict[Format, np.dtype[Any]] = {"int8": np.dtype(np.int8), "fp8": np.dtype(ml_dtypes.float8_e4m3fn)}
 
 _BLOCK = 1 << 20  # elements of a weight that are worked on at a time
 _SCALE_FLOOR = 2.0**-24  # of the largest scale of the tensor
@@ -62,18 +63,27 @@ def dequantize(q: NDArray[Any], scale: NDArray[Any] | float, axis: int | None = 
     return values
 
 
-def weight_scales(w: NDArray[Any], axis: int | None) -> NDArray[np.float32]:
-    """INT8 scales of a weight, amax / 127, per index of `axis` or one for all.
+def quantize(
+    x: NDArray[Any], scale: NDArray[Any] | float, axis: int | None = None, format: Format = "int8"
+) -> NDArray[Any]:
+    """`quantize_int8` or `quantize_fp8_e4m3`."""
+    return (quantize_int8 if format == "int8" else quantize_fp8_e4m3)(x, scale, axis)
+
+
+def weight_scales(w: NDArray[Any], axis: int | None, format: Format = "int8") -> NDArray[np.float32]:
+    """Scales of a weight, amax / 127 for INT8 or amax / 448 for FP8, per index of `axis` or one for all.
 
     Zeros need no scale, yet TensorRT refuses a scale of 0, and a scale near it makes ONNX Runtime's int32 bias
     (bias / (input scale · weight scale)) overflow. So a channel of nothing but zeros takes the largest scale of the
-    tensor, which keeps its bias as exact as that of the largest channel (an all-zero tensor takes 1/127), and no scale
-    is below 2**-24 of the largest one: that rounds a vanishing channel by less than what float32 resolves beside the
-    largest. Scales are stored as FP32; where the weights themselves are ordinary they are normal numbers in FP16 too.
+    tensor, which keeps its bias as exact as that of the largest channel (an all-zero tensor takes 1/127 or 1/448), and
+    no scale is below 2**-24 of the largest one: that rounds a vanishing channel by less than what float32 resolves
+    beside the largest. Scales are stored as FP32; where the weights themselves are ordinary they are normal numbers in
+    FP16 too.
 
     Args:
         w: floating point weight of any size, also a read-only memory map; it is read a block at a time.
         axis: output channel; None for one scale.
+        format: what the weight will be stored as.
 
     Returns:
         float32 [w.shape[axis]], or a scalar array [] for None.
@@ -87,27 +97,36 @@ def weight_scales(w: NDArray[Any], axis: int | None) -> NDArray[np.float32]:
         raise ModelError(
             f"a weight of shape {list(w.shape)} holds NaN or infinity{where}: it cannot be quantized; repair the model"
         )
-    scales = largest / np.float32(INT8_MAX)
-    top = float(scales.max(initial=0.0)) or 1 / INT8_MAX
+    scales = largest / np.float32(LARGEST[format])
+    top = float(scales.max(initial=0.0)) or 1 / LARGEST[format]
     floor = np.float32(max(top * _SCALE_FLOOR, _SMALLEST_SCALE))
     return np.where(largest > 0, np.maximum(scales, floor), np.float32(top)).astype(np.float32)
 
 
-def quantize_weight(w: NDArray[Any], axis: int | None) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """A weight as INT8 with `weight_scales`; beside the result it needs some megabytes, however large the weight.
+def quantize_weight(
+    w: NDArray[Any], axis: int | None, format: Format = "int8", scales: NDArray[np.float32] | None = None
+) -> tuple[NDArray[Any], NDArray[np.float32]]:
+    """A weight as INT8 or FP8; beside the result it needs some megabytes, however large the weight.
+
+    Args:
+        w: floating point weight; it is read a block at a time.
+        axis: output channel; None for one scale.
+        format: what the weight is stored as.
+        scales: positive, [w.shape[axis]] or [] (a narrower range clips); None for `weight_scales`.
 
     Returns:
-        int8 values of the shape of `w`, and float32 scales [w.shape[axis]] or [].
+        int8 or ml_dtypes.float8_e4m3fn values of the shape of `w`, and float32 scales [w.shape[axis]] or [].
 
     Raises:
         ModelError: the weight holds NaN or infinity.
     """
-    scales = weight_scales(w, axis)
-    values = np.empty(w.shape, np.int8)
+    own = weight_scales(w, axis, format)  # also where scales are given: it finds NaN
+    if scales is not None:
+        own = np.asarray(scales, np.float32).reshape(own.shape)
+    values = np.empty(w.shape, STORED[format])
     for block in _blocks(w.shape):
-        own = scales if axis is None else scales[block[axis]]
-        values[block] = quantize_int8(w[block], own, axis)
-    return values, scales
+        values[block] = quantize(w[block], own if axis is None else own[block[axis]], axis, format)
+    return values, own
 
 
 def sqnr_db(reference: NDArray[Any], error: NDArray[Any]) -> float:

@@ -108,6 +108,36 @@ def test_weights_round_to_within_half_a_step_of_their_channel(w: NDArray[np.floa
     assert (np.abs(dequantize(q, scales, axis) - w) <= step * 0.5001).all()
 
 
+@given(WEIGHTS, st.data())
+def test_fp8_weights_round_to_the_nearest_value_of_the_grid(w: NDArray[np.float32], data: st.DataObject) -> None:
+    axis = data.draw(st.none() | st.integers(0, w.ndim - 1))
+    q, scales = quantize_weight(w, axis, "fp8")
+    assert q.dtype == ml_dtypes.float8_e4m3fn
+    assert q.shape == w.shape
+    assert scales.shape == (() if axis is None else (w.shape[axis],))
+    step = scales if axis is None else scales.reshape([-1 if d == axis else 1 for d in range(w.ndim)])
+    # 3 bits of mantissa: half a step is a 16th of the value at most, or half of the smallest value 2**-9
+    assert (np.abs(dequantize(q, scales, axis) - w) <= np.maximum(np.abs(w) / 16, step * 2**-10) * 1.0001).all()
+
+
+def test_the_largest_weight_of_each_channel_is_stored_as_448() -> None:
+    w = np.random.default_rng(1).normal(size=(8, 30)).astype(np.float32)
+    q, scales = quantize_weight(w, 0, "fp8")
+    assert np.abs(q.astype(np.float32)).max(axis=1).tolist() == [448] * 8
+    np.testing.assert_allclose(scales, np.abs(w).max(axis=1) / 448, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("format", "top"), [("int8", 127), ("fp8", 448)])
+@pytest.mark.parametrize("axis", [None, 1])
+def test_given_scales_clip_what_does_not_fit(format: Format, top: int, axis: int | None) -> None:
+    w = np.array([[1, -2], [3, -4]], np.float32)
+    given_scales = np.full([2] if axis == 1 else [], 2 / top, np.float32)
+    q, scales = quantize_weight(w, axis, format, given_scales)
+    np.testing.assert_array_equal(scales, given_scales)
+    bottom = -2 * 128 / 127 if format == "int8" else -2
+    np.testing.assert_allclose(dequantize(q, scales, axis), np.clip(w, bottom, 2), rtol=0.02)
+
+
 def test_the_largest_weight_of_each_channel_uses_the_whole_range() -> None:
     w = np.random.default_rng(1).normal(size=(8, 30)).astype(np.float32)
     assert np.abs(quantize_weight(w, 0)[0].astype(int)).max(axis=1).tolist() == [127] * 8
@@ -126,6 +156,7 @@ def test_a_vanishing_channel_keeps_a_scale_that_can_be_divided_by() -> None:
 
 def test_a_weight_of_nothing_but_zeros_has_a_positive_scale() -> None:
     assert weight_scales(np.zeros((2, 3), np.float32), None) == np.float32(1 / 127)
+    assert weight_scales(np.zeros((2, 3), np.float32), None, "fp8") == np.float32(1 / 448)
     assert quantize_weight(np.zeros((2, 0), np.float32), 0)[0].shape == (2, 0)
 
 
