@@ -8,223 +8,93 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
-import re
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Self, TypeVar
 
-from qcompiler.errors import EngineError, UsageError
+from qcompiler import recipe_checks as check
+from qcompiler.errors import UsageError
+from qcompiler.recipe_checks import Shapes
+from qcompiler.recipe_checks import format_shapes as format_shapes
+from qcompiler.recipe_checks import parse_shapes as parse_shapes
 from qcompiler.suggest import did_you_mean
 from qcompiler.target import DType, Target, parse_target
 
 _T = TypeVar("_T")
-Shape = tuple[int, ...]
-Shapes = Mapping[str, tuple[Shape, Shape, Shape]]
 
 PRECISIONS: Final = ("int8", "fp8", "int8-weight", "int4-weight", "fp16", "bf16")
+AUTO_FORMATS: Final = ("int8", "fp8", "fp16")
 HIGH_PRECISIONS: Final = ("fp32", "fp16", "bf16")
 WEIGHT_GRANULARITIES: Final = ("channel", "tensor")
-ATTENTIONS: Final = ("float", "int8")
-
-
-class _WrongError(Exception):
-    """Raised by a check; its text says what is allowed."""
-
-
-_Check = Callable[[Any], Any]
-
-
-def _one_of(*allowed: str) -> _Check:
-    def check(value: Any) -> str:
-        if not isinstance(value, str) or value not in allowed:
-            hint = f"; {did_you_mean(value, allowed)}" if isinstance(value, str) else ""
-            raise _WrongError(f"one of {', '.join(allowed)}" + (hint if "did you mean" in hint else ""))
-        return str(value)
-
-    return check
-
-
-def _integer(least: int) -> _Check:
-    def check(value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise _WrongError(f"an integer of at least {least}")
-        return value
-
-    return check
-
-
-def _number(least: float, most: float = math.inf) -> _Check:
-    bounds = f"of at least {least:g}" if math.isinf(most) else f"from {least:g} to {most:g}"
-
-    def check(value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise _WrongError(f"a number {bounds}")
-        if not least <= value <= most:
-            raise _WrongError(f"a number {bounds}")
-        return float(value)
-
-    return check
-
-
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise _WrongError("true or false")
-    return value
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise _WrongError("a text that is not empty")
-    return value
-
-
-def _function(value: Any) -> str:
-    if not isinstance(value, str) or not all(value.rpartition(":")):
-        raise _WrongError("a function written as file.py:function or package.module:function")
-    return value
-
-
-def _regexes(value: Any) -> tuple[str, ...]:
-    listed = (value,) if isinstance(value, str) else value
-    if not isinstance(listed, Sequence) or not all(isinstance(one, str) for one in listed):
-        raise _WrongError("a list of regular expressions over node names")
-    for one in listed:
-        try:
-            re.compile(one)
-        except re.error as error:
-            raise _WrongError(f"a list of regular expressions, but '{one}' is none ({error})") from error
-    return tuple(listed)
-
-
-def _calibrator(value: Any) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"[a-z0-9-]+(\{.*\})?", value):
-        raise _WrongError("a calibrator such as entropy, percentile{p=99.9}, minmax or mse")
-    return value
-
-
-def _target(value: Any) -> str:
-    try:
-        parse_target(_text(value))
-    except EngineError:
-        raise  # the SM exists, the engine lacks it: another exit code, and the message is complete
-    except UsageError as error:
-        raise _WrongError(f"an engine with optional SMs, such as tensorrt-rtx:sm89,sm120 ({error})") from error
-    return str(value)
-
-
-def _shapes(value: Any) -> Shapes:
-    if not isinstance(value, Mapping):
-        raise _WrongError("a table of input = [smallest, usual, largest shape]")
-    return {str(name): _profile(str(name), three) for name, three in value.items()}
-
-
-def _profile(name: str, three: Any) -> tuple[Shape, Shape, Shape]:
-    if isinstance(three, str) or not isinstance(three, Sequence) or len(three) != 3:
-        raise _WrongError(f"three shapes for input '{name}': smallest, usual, largest")
-    least, usual, most = (_shape(name, one) for one in three)
-    if not len(least) == len(usual) == len(most):
-        raise _WrongError(f"three shapes of one rank for input '{name}'")
-    if not all(a <= b <= c for a, b, c in zip(least, usual, most, strict=True)):
-        raise _WrongError(f"shapes that do not shrink from smallest to usual to largest for input '{name}'")
-    return least, usual, most
-
-
-def _shape(name: str, value: Any) -> Shape:
-    if isinstance(value, str):
-        return _read_shape(name, value)
-    whole = isinstance(value, Sequence) and all(isinstance(d, int) and not isinstance(d, bool) for d in value)
-    if not whole or any(dim < 0 for dim in value):
-        raise _WrongError(f"shapes of integers that are not negative for input '{name}'")
-    return tuple(value)
-
-
-def _read_shape(name: str, text: str) -> Shape:
-    if text.strip() == "()":
-        return ()
-    dims = text.strip().split("x")
-    if not all(dim.isascii() and dim.isdigit() for dim in dims):
-        raise _WrongError(f"shapes such as 1x3x224x224 for input '{name}', not '{text.strip()}'")
-    return tuple(int(dim) for dim in dims)
-
-
-def parse_shapes(text: str) -> Shapes:
-    """Reads `x=1x3x224x224,8x3x224x224,32x3x224x224`; several inputs are separated by `;`.
-
-    One shape instead of three fixes the input to it. A scalar is written `()`. The name ends at the last `=`.
-
-    Raises:
-        UsageError: anything else, or shapes that differ in rank or shrink.
-    """
-    found: dict[str, tuple[Shape, Shape, Shape]] = {}
-    try:
-        for part in filter(str.strip, text.split(";")):
-            name, _, listed = part.rpartition("=")
-            if not name.strip():
-                raise _WrongError("input=smallest,usual,largest, such as x=1x3x224x224,8x3x224x224,32x3x224x224")
-            if name.strip() in found:
-                raise _WrongError(f"every input once, but '{name.strip()}' is there twice")
-            shapes = listed.split(",")
-            found[name.strip()] = _profile(name.strip(), shapes * 3 if len(shapes) == 1 else shapes)
-        if not found:
-            raise _WrongError("input=smallest,usual,largest")
-    except _WrongError as error:
-        raise UsageError(f"shapes '{text}' cannot be read: allowed is {error}") from error
-    return found
-
-
-def format_shapes(shapes: Shapes) -> str:
-    """The text that `parse_shapes` reads back to an equal value."""
-    return ";".join(f"{name}={','.join(map(_spell_shape, three))}" for name, three in shapes.items())
-
-
-def _spell_shape(shape: Shape) -> str:
-    return "x".join(map(str, shape)) or "()"
-
-
-def option(default: Any, check: _Check, help: str, example: str = "") -> Any:
-    """A recipe key: its default (None where it may be unset), its check, its help, and an example for the unset."""
-    return dataclasses.field(default=default, metadata={"check": check, "help": help, "example": example})
-
-
-class _Keys:
-    """Checking and replacing, shared by the recipe and its sub-tables."""
-
-    def __post_init__(self) -> None:
-        for key in dataclasses.fields(self):  # type: ignore[arg-type]
-            value = getattr(self, key.name)
-            if value is None and key.default is None:
-                continue
-            if "check" not in key.metadata:
-                continue
-            try:
-                object.__setattr__(self, key.name, key.metadata["check"](value))
-            except _WrongError as error:
-                raise UsageError(f"recipe key '{key.name}' = {value!r}: allowed is {error}") from error
+WEIGHT_CLIPS: Final = ("mse", "off")
+ATTENTIONS: Final = ("float", "int8", "fp8")
+IO_TYPES: Final = ("keep", "high-precision")
 
 
 @dataclass(frozen=True)
-class Safety(_Keys):
+class Safety(check.Keys):
     """The accuracy safety net: the worst layers stay in high precision until the outputs are good enough."""
 
-    target_sqnr_db: float = option(
-        25.0, _number(-100, 200), "predicted output SQNR in dB that is good enough; lower gives more speed"
+    target_sqnr_db: float = check.option(
+        25.0, check.number(-100, 200), "predicted output SQNR in dB that is good enough; lower gives more speed"
     )
-    min_share: float = option(
-        0.75, _number(0, 1), "share of multiply-accumulates that stays quantized whatever the SQNR says, 0 to 1"
+    min_share: float = check.option(
+        0.75, check.number(0, 1), "share of multiply-accumulates that stays quantized whatever the SQNR says, 0 to 1"
     )
-    samples: int = option(8, _integer(1), "samples that plans are compared on; fewer where samples are large")
-    range_groups: int = option(
-        24, _integer(0), "how many of the noisiest layers try other clipping ranges when `calibrator` is auto"
+    samples: int = check.option(
+        8, check.integer(1), "samples that plans are compared on; fewer where samples are large"
+    )
+    range_groups: int = check.option(
+        24, check.integer(0), "how many of the noisiest layers try other clipping ranges when `calibrator` is auto"
     )
 
 
 @dataclass(frozen=True)
-class Recipe(_Keys):
+class Smoothing(check.Keys):
+    """SmoothQuant: outlier channels of activations are divided by a scale that the weights take over."""
+
+    alpha: str | float = check.option(
+        "auto",
+        check.alpha(0, 1, "auto", "off"),
+        "how much of the range moves into the weights, 0 to 1; auto: what errs least per layer; off: no smoothing",
+    )
+    insert: bool = check.option(
+        False,
+        check.flag,
+        "insert a multiplication where no producer can absorb the scale (it costs time in the engine)",
+    )
+    convolutions: bool = check.option(False, check.flag, "smooth the inputs of convolutions too, not only of products")
+    layers: Mapping[str, float] | None = check.option(
+        None,
+        check.by_layer,
+        "alpha of single layers, by regular expression over node names",
+        '{ "down_proj" = 0.8 }',
+    )
+
+
+@dataclass(frozen=True)
+class Qfem(check.Keys):
+    """QFeM: layers whose input has single tokens that spike stay in high precision."""
+
+    alpha: str | float = check.option(
+        "auto",
+        check.alpha(1, 1e9, "auto", "off"),
+        "largest token over median token from which a layer stays high; auto: searched; off: no layer",
+    )
+    budget: float = check.option(
+        0.1, check.number(0, 1), "share of the linear multiply-accumulates that may stay high for it, 0 to 1"
+    )
+    weights: str = check.option(
+        "float", check.one_of("float", "int8"), "how those layers store their weights: float, or int8 to save memory"
+    )
+
+
+@dataclass(frozen=True)
+class Recipe(check.Keys):
     """Everything a compilation can be asked for.
 
     Values are checked on construction.
@@ -234,81 +104,113 @@ class Recipe(_Keys):
         EngineError: the target names an SM that its engine does not have.
     """
 
-    precision: str = option("int8", _one_of(*PRECISIONS), f"what linear layers compute in: {', '.join(PRECISIONS)}")
-    calibrator: str = option(
+    precision: str = check.option(
+        "int8",
+        check.precision(PRECISIONS, AUTO_FORMATS),
+        f"what linear layers compute in: {', '.join(PRECISIONS)}, or auto[:int8,fp8,fp16]: the cheapest for each layer",
+    )
+    calibrator: str = check.option(
         "auto",
-        _calibrator,
+        check.calibrator,
         "how ranges are found: entropy, percentile, minmax, mse, or auto: mse, and whatever the outputs like better",
     )
-    target: str = option(
+    target: str = check.option(
         "tensorrt-rtx",
-        _target,
+        check.target,
         "engine and GPU generations: tensorrt-rtx[:sm89,sm120], tensorrt[:sm89] or onnxruntime",
     )
-    high_precision: str | None = option(
+    high_precision: str | None = check.option(
         None,
-        _one_of(*HIGH_PRECISIONS),
+        check.one_of(*HIGH_PRECISIONS),
         "type of all that is not quantized: fp32, fp16 or bf16; unset: fp16 for TensorRT, fp32 for onnxruntime",
         '"fp32"',
     )
-    samples: int | None = option(None, _integer(1), "take the first so many feeds; unset: all of the data", "512")
-    batch: int | None = option(
-        None, _integer(1), "samples in one run of the model while ranges are measured; unset: as the data comes", "16"
+    samples: int | None = check.option(
+        None, check.integer(1), "take the first so many feeds; unset: all of the data", "512"
     )
-    workers: int = option(
-        1, _integer(1), "threads with a session each that measure ranges; the result does not depend on it"
-    )
-    keep: tuple[str, ...] = option(
-        (), _regexes, "regular expressions; nodes whose name matches one stay in high precision"
-    )
-    shapes: Shapes | None = option(  # noqa: RUF009 (`option` makes a field)
+    batch: int | None = check.option(
         None,
-        _shapes,
+        check.integer(1),
+        "samples in one run of the model while ranges are measured; unset: as the data comes",
+        "16",
+    )
+    workers: int = check.option(
+        1, check.integer(1), "threads with a session each that measure ranges; the result does not depend on it"
+    )
+    keep: tuple[str, ...] = check.option(
+        (), check.regexes, "regular expressions; nodes whose name matches one stay in high precision"
+    )
+    shapes: Shapes | None = check.option(  # noqa: RUF009 (`option` makes a field)
+        None,
+        check.shapes,
         "optimization profile: input = [smallest, usual, largest shape]; unset: from the data",
         'x = ["1x3x224x224", "8x3x224x224", "32x3x224x224"]',
     )
-    min_sqnr: float | None = option(
-        None, _number(-100, 200), "gate: every float output must reach so many dB of SQNR; unset: no gate", "20.0"
+    min_sqnr: float | None = check.option(
+        None, check.number(-100, 200), "gate: every float output must reach so many dB of SQNR; unset: no gate", "20.0"
     )
-    max_drop: float | None = option(
+    max_drop: float | None = check.option(
         None,
-        _number(0),
+        check.number(0),
         "gate: the metric may lose so much of the float score, relative (0.01 is 1 %); needs metric",
         "0.01",
     )
-    metric: str | None = option(
+    metric: str | None = check.option(
         None,
-        _function,
+        check.function,
         "file.py:function or package.module:function; function(run) -> score, with run(feeds) -> outputs",
         '"evaluate.py:accuracy"',
     )
-    strict: bool = option(False, _flag, "a node that the engine's own listing does not confirm is an error (exit 6)")
-    verify_samples: int = option(16, _integer(0), "feeds that float and quantized are compared on; 0: no verification")
-    verify_data: str | None = option(
-        None, _text, "other data for the comparison, written like --data; unset: the calibration data", '"heldout/"'
+    strict: bool = check.option(
+        False, check.flag, "a node that the engine's own listing does not confirm is an error (exit 6)"
     )
-    weight_granularity: str = option(
-        "channel", _one_of(*WEIGHT_GRANULARITIES), "one weight scale per output channel or per tensor"
+    verify_samples: int = check.option(
+        16, check.integer(0), "feeds that float and quantized are compared on; 0: no verification"
     )
-    attention: str = option(
+    verify_data: str | None = check.option(
+        None,
+        check.text,
+        "other data for the comparison, written like --data; unset: the calibration data",
+        '"heldout/"',
+    )
+    weight_granularity: str = check.option(
+        "channel", check.one_of(*WEIGHT_GRANULARITIES), "one weight scale per output channel or per tensor"
+    )
+    attention: str = check.option(
         "float",
-        _one_of(*ATTENTIONS),
-        "float, or int8: q, k, v, probabilities and result too, where TensorRT fuses them; costs accuracy",
+        check.one_of(*ATTENTIONS),
+        "float, or int8 or fp8: q, k, v, probabilities and result too, where TensorRT fuses them; costs accuracy",
+    )
+    weight_clip: str = check.option(
+        "mse", check.one_of(*WEIGHT_CLIPS), "mse: clip weights per channel where their output errs less; off: never"
+    )
+    equalize: bool = check.option(
+        False, check.flag, "cross-layer equalization of convolutions: balance the weight ranges of neighbours"
+    )
+    io_types: str = check.option(
+        "keep",
+        check.one_of(*IO_TYPES),
+        "types of float graph inputs and outputs: keep, or high-precision: like the rest",
     )
     safety: Safety = Safety()
+    smooth_quant: Smoothing = Smoothing()
+    qfem: Qfem = Qfem()
 
     def __post_init__(self) -> None:
         """Checks each key, then the ones that need each other."""
         super().__post_init__()
-        if isinstance(self.safety, Mapping):
-            object.__setattr__(self, "safety", _build(Safety, self.safety, "recipe table [safety]"))
-        if not isinstance(self.safety, Safety):
-            raise UsageError(f"recipe key 'safety' = {self.safety!r}: allowed is a table [safety]")
+        for name, kind in TABLES.items():
+            table = getattr(self, name)
+            if isinstance(table, Mapping):
+                object.__setattr__(self, name, _build(kind, table, f"recipe table [{name}]"))
+            elif not isinstance(table, kind):
+                raise UsageError(f"recipe key '{name}' = {table!r}: allowed is a table [{name}]")
         if self.max_drop is not None and self.metric is None:
             raise UsageError("recipe key 'max_drop' needs 'metric': say which function gives the score")
-        if self.attention == "int8" and self.target.partition(":")[0] == "onnxruntime":
+        if self.attention != "float" and self.target.partition(":")[0] == "onnxruntime":
             raise UsageError(
-                "recipe key 'attention' = 'int8' needs a TensorRT target: ONNX Runtime fuses attention in float only"
+                f"recipe key 'attention' = '{self.attention}' needs a TensorRT target: ONNX Runtime fuses attention "
+                "in float only"
             )
 
     def __hash__(self) -> int:
@@ -335,9 +237,9 @@ class Recipe(_Keys):
     def from_dict(cls, data: Mapping[str, Any], where: str = "recipe") -> Self:
         """Reads plain data, such as the `recipe` entry of a manifest; None means unset."""
         known = {key: value for key, value in data.items() if value is not None}
-        table = known.get("safety")
-        if isinstance(table, Mapping):
-            known["safety"] = _build(Safety, table, f"{where}, table [safety]")
+        for name, kind in TABLES.items():
+            if isinstance(known.get(name), Mapping):
+                known[name] = _build(kind, known[name], f"{where}, table [{name}]")
         return _build(cls, known, where)
 
     def to_dict(self) -> dict[str, Any]:
@@ -346,18 +248,22 @@ class Recipe(_Keys):
 
     def to_toml(self) -> str:
         """A complete recipe with a comment on every key; unset keys stand there as comments. Reads back equal."""
-        keys = [key for key in dataclasses.fields(self) if key.name not in ("shapes", "safety")]
+        keys = [key for key in dataclasses.fields(self) if key.name not in ("shapes", *TABLES)]
         lines = ["# qcompiler recipe", ""]
         for key in keys:
             lines += [*_entry(key, getattr(self, key.name)), ""]
-        lines += ["# the accuracy safety net", "[safety]"]
-        for key in dataclasses.fields(self.safety):
-            lines += _entry(key, getattr(self.safety, key.name))
+        for name, kind in TABLES.items():
+            lines += [f"# {kind.__doc__}", f"[{name}]"]
+            for key in dataclasses.fields(kind):
+                lines += _entry(key, getattr(getattr(self, name), key.name))
+            lines.append("")
         shapes = next(key for key in dataclasses.fields(self) if key.name == "shapes")
-        lines += ["", f"# {shapes.metadata['help']}"]
+        lines.append(f"# {shapes.metadata['help']}")
         if self.shapes is None:
             return "\n".join([*lines, "# [shapes]", f"# {shapes.metadata['example']}", ""])
-        rows = [f"{_toml(name)} = {_toml([_spell_shape(s) for s in three])}" for name, three in self.shapes.items()]
+        rows = [
+            f"{_toml(name)} = {_toml([check.spell_shape(s) for s in three])}" for name, three in self.shapes.items()
+        ]
         return "\n".join([*lines, "[shapes]", *rows, ""])
 
     def replace(self, **changes: Any) -> Self:
@@ -371,11 +277,28 @@ class Recipe(_Keys):
             raise UsageError(f"unknown recipe key '{unknown[0]}': {did_you_mean(unknown[0], _names(type(self)))}")
         return dataclasses.replace(self, **changes)
 
+    def formats(self) -> tuple[DType, ...]:
+        """The quantized types that layers may get; empty for a float precision."""
+        if self.precision in ("int8", "fp8"):
+            return (DType(self.precision),)
+        if not self.precision.startswith("auto"):
+            return ()
+        listed = self.precision.partition(":")[2].split(",") if ":" in self.precision else list(AUTO_FORMATS)
+        return tuple(DType(one) for one in listed if DType(one).quantized)
+
+    @property
+    def everything(self) -> bool:
+        """Whether no layer may go back to high precision for accuracy: `auto` with a list that lacks fp16."""
+        return self.precision.startswith("auto:") and "fp16" not in self.precision
+
     def resolve(self) -> Target:
         """The target as the passes need it; precision fp16 or bf16 means that type for everything."""
         whole = self.precision if self.precision in HIGH_PRECISIONS else None
         high = self.high_precision or whole
         return parse_target(self.target, DType(high) if high else None)
+
+
+TABLES: Final[Mapping[str, type[Any]]] = MappingProxyType({"safety": Safety, "smooth_quant": Smoothing, "qfem": Qfem})
 
 
 def _names(kind: type) -> list[str]:
@@ -407,10 +330,12 @@ def _toml_text(source: str | Path) -> tuple[str, str]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Safety):
-        return dataclasses.asdict(value)
-    if isinstance(value, Mapping):
+    if isinstance(value, check.Keys):
+        return {key.name: _plain(getattr(value, key.name)) for key in dataclasses.fields(value)}  # type: ignore[arg-type]
+    if isinstance(value, Mapping) and not all(isinstance(one, float) for one in value.values()):
         return {name: [list(shape) for shape in three] for name, three in value.items()}
+    if isinstance(value, Mapping):
+        return dict(value)
     return list(value) if isinstance(value, tuple) else value
 
 
@@ -427,6 +352,9 @@ def _toml(value: Any) -> str:
     if isinstance(value, str):
         # JSON's escapes are a subset of TOML's, but for DEL, which only TOML wants escaped
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, dict):
+        inside = ", ".join(f"{_toml(name)} = {_toml(one)}" for name, one in value.items())
+        return f"{{ {inside} }}" if inside else "{}"
     if isinstance(value, list):
         return f"[{', '.join(map(_toml, value))}]"
     return repr(value)
