@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from qcompiler import calibrators, cli, presets, spec
+from qcompiler import calibrators, options, presets, spec
 from qcompiler.pass_ import Fact, spell
-from qcompiler.recipe import PRECISIONS, PRESETS, Recipe, Safety
+from qcompiler.recipe import PRECISIONS, PRESETS, TABLES, Recipe
 from qcompiler.stages import READY
 from qcompiler.target import parse_target
 
@@ -51,7 +51,8 @@ def cli_page() -> str:
         lines += _command(name, parser)
     lines += ["## Recipe keys", "What a TOML file for `--recipe` may hold. `qcompiler recipe show int8` prints it all."]
     lines += [_list(_key(field) for field in dataclasses.fields(Recipe) if field.metadata)]
-    lines += ["Below `[safety]`:", _list(_key(field) for field in dataclasses.fields(Safety))]
+    for table, kind in TABLES.items():
+        lines += [f"Below `[{table}]`. {kind.__doc__}", _list(_key(field) for field in dataclasses.fields(kind))]
     lines += [f"Presets, for `--recipe` and `--precision`: {_names(PRESETS)}."]
     waiting = [name for name in PRECISIONS if name not in READY]
     if waiting:
@@ -108,7 +109,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
 
 def commands() -> Iterator[tuple[str, argparse.ArgumentParser]]:
     """Every command that can be run, with its parser; `recipe show` is one."""
-    yield from _commands("", cli._parser())
+    yield from _commands("", options.parser())
 
 
 def _commands(before: str, parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.ArgumentParser]]:
@@ -155,7 +156,7 @@ def _toml(value: Any) -> str:
 
 
 def _exits() -> Iterator[str]:
-    for part in cli.EXITS.removeprefix("exit codes: ").split(", "):
+    for part in options.EXITS.removeprefix("exit codes: ").split(", "):
         code, _, meaning = part.partition(" ")
         yield f"**{code}**: {meaning}"
 

@@ -1,0 +1,160 @@
+"""What each command of the command line calls, and the recipe that its options make; no logic.
+
+Nothing heavy is imported before a command runs, so that --help is there at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+from qcompiler.errors import UsageError
+from qcompiler.recipe import PRESETS, Recipe, parse_shapes, preset
+from qcompiler.suggest import did_you_mean
+from qcompiler.view import View
+
+
+def compile(options: argparse.Namespace, view: View) -> None:
+    """A float model into an engine."""
+    from qcompiler import compiler
+    from qcompiler.report import terminal
+
+    output = options.output or f"{Path(options.source).stem}.engine"
+    result = compiler.compile(
+        options.source, data=options.data, recipe=_recipe(options), output=output, progress=view.progress
+    )
+    view.people(*terminal.summary(result.manifest), *terminal.artefacts(result))
+    view.result(result.manifest)
+
+
+def quantize(options: argparse.Namespace, view: View) -> None:
+    """A float model into a quantized model."""
+    from qcompiler import compiler
+    from qcompiler.report import terminal
+
+    output = options.output or f"{Path(options.source).stem}.qdq.onnx"
+    result = compiler.quantize(
+        options.source, data=options.data, recipe=_recipe(options), output=output, progress=view.progress
+    )
+    view.people(*terminal.summary(result.manifest), *terminal.artefacts(result))
+    view.result(result.manifest)
+
+
+def build(options: argparse.Namespace, view: View) -> None:
+    """A quantized model into an engine."""
+    from qcompiler import compiler
+    from qcompiler.report import terminal
+
+    output = options.output or f"{Path(options.model).name.removesuffix('.onnx').removesuffix('.qdq')}.engine"
+    result = compiler.build(
+        options.model, output=output, data=options.data, recipe=_recipe(options), progress=view.progress
+    )
+    view.people(*terminal.summary(result.manifest), *terminal.artefacts(result))
+    view.result(result.manifest)
+
+
+def verify(options: argparse.Namespace, view: View) -> None:
+    """Float against quantized, and the gates."""
+    from qcompiler import compiler
+    from qcompiler.report import terminal
+    from qcompiler.verification import gate
+
+    recipe = _recipe(options)
+    verification = compiler.verify(
+        options.float, options.quantized, data=options.data, recipe=recipe, progress=view.progress
+    )
+    view.people(*terminal.verification(verification.to_json()))
+    view.result(verification.to_json())
+    gate(verification, recipe)
+
+
+def inspect(options: argparse.Namespace, view: View) -> None:
+    """What is in a model."""
+    from qcompiler.inspection import inspect
+    from qcompiler.report import terminal
+
+    found = inspect(options.model, data=options.data, recipe=_recipe(options), progress=view.progress).to_json()
+    view.people(*terminal.inspection(found, everything=options.all))
+    view.result(found)
+
+
+def passes(options: argparse.Namespace, view: View) -> None:
+    """The graph rewrites."""
+    from qcompiler import spec
+    from qcompiler.report import terminal
+
+    known = spec.available()
+    if options.name and options.name not in known:
+        raise UsageError(f"there is no pass '{options.name}': {did_you_mean(options.name, known)}")
+    chosen = {options.name: known[options.name]} if options.name else known
+    rows = [spec.describe(one) for one in chosen.values()]
+    if not view.json:
+        view.people(*terminal.passes(rows))
+    view.result(rows)
+
+
+def recipe_show(options: argparse.Namespace, view: View) -> None:
+    """A recipe as TOML."""
+    recipe = _recipe_source(options.recipe)
+    if not view.json:
+        sys.stdout.write(recipe.to_toml())
+    view.result(recipe.to_dict())
+
+
+def recipe_list(options: argparse.Namespace, view: View) -> None:
+    """The names of the presets."""
+    if not view.json:
+        sys.stdout.write("\n".join(PRESETS) + "\n")
+    view.result({name: preset(name).to_dict() for name in PRESETS})
+
+
+def recipe_check(options: argparse.Namespace, view: View) -> None:
+    """Whether a recipe is valid."""
+    recipe = _recipe_source(options.recipe)
+    view.people(f"{options.recipe} is a valid recipe: {recipe.precision} for {recipe.target}")
+    view.result(recipe.to_dict())
+
+
+def _recipe_source(text: str) -> Recipe:
+    """A preset's name, a TOML file, or a manifest whose recipe is used again."""
+    if text in PRESETS and not Path(text).exists():
+        return preset(text)
+    if text.endswith(".json"):
+        from qcompiler.manifest import replay
+
+        return replay(text)
+    if not Path(text).exists() and not text.endswith(".toml"):
+        raise UsageError(f"there is no recipe '{text}': neither a file nor a preset; {did_you_mean(text, PRESETS)}")
+    return Recipe.from_toml(Path(text))
+
+
+def _recipe(options: argparse.Namespace) -> Recipe:
+    """The recipe of --recipe, or the preset of the precision, with the options that were given put over it."""
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    base = _recipe_source(given["recipe"]) if "recipe" in given else _of_precision(given.get("precision", "int8"))
+    changes = {name: given[name] for name in base.to_dict() if name in given}
+    if "shapes" in changes:
+        changes["shapes"] = parse_shapes(";".join(changes["shapes"]))
+    if "keep" in changes:
+        changes["keep"] = (*base.keep, *changes["keep"])
+    if "smooth" in given or "smooth_insert" in given:
+        table = base.smooth_quant
+        alpha, insert = _alpha(given.get("smooth", table.alpha)), given.get("smooth_insert", table.insert)
+        changes["smooth_quant"] = dataclasses.replace(table, alpha=alpha, insert=insert)
+    if "qfem_alpha" in given:
+        changes["qfem"] = dataclasses.replace(base.qfem, alpha=_alpha(given["qfem_alpha"]))
+    return base.replace(**changes)
+
+
+def _of_precision(precision: str) -> Recipe:
+    return preset(precision) if precision in PRESETS else Recipe(precision=precision)
+
+
+def _alpha(text: str | float) -> str | float:
+    """A number where it is one; whether a word is allowed is the recipe's business."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
