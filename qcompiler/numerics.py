@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from qcompiler.errors import ModelError
 from qcompiler.statistics import Histogram
+from qcompiler.target import DType
 
 Format = Literal["int8", "fp8"]
 
@@ -27,6 +28,11 @@ STORED: dict[Format, np.dtype[Any]] = {"int8": np.dtype(np.int8), "fp8": np.dtyp
 _BLOCK = 1 << 20  # elements of a weight that are worked on at a time
 _SCALE_FLOOR = 2.0**-24  # of the largest scale of the tensor
 _SMALLEST_SCALE = 2.0**-126
+
+
+def format_of(dtype: DType) -> Format:
+    """The grid on which a plan's INT8 or FP8 rounds."""
+    return "fp8" if dtype is DType.FP8 else "int8"
 
 
 def quantize_int8(x: NDArray[Any], scale: NDArray[Any] | float, axis: int | None = None) -> NDArray[np.int8]:

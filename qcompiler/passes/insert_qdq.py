@@ -1,8 +1,11 @@
 """x, W ⇒ DQ(Q(x)), DQ(W₈): the inputs of every planned linear node become quantized, its output stays as it is.
 
 One Q/DQ pair per activation tensor, shared by all its quantized consumers (q, k and v read one pair); the weight is
-stored as INT8 with a scale per output channel and its float copy disappears. Scales are FP32 scalars or vectors and
-zero points are INT8 zeros, always written out: an omitted one means uint8.
+stored as INT8 or FP8 E4M3, as the plan says, with a scale per output channel or one for all, and its float copy
+disappears. Scales are FP32 scalars or vectors (amax / 127 or amax / 448) and zero points are zeros of the stored type,
+always written out: an omitted one means uint8.
+
+A node that the plan gives an axis but no quantized precision keeps its activation: only its weight is stored as INT8.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import onnx_graphsurgeon as gs
 
 from qcompiler import graph as graphs
 from qcompiler import linear, unsigned
-from qcompiler.numerics import quantize_weight
+from qcompiler.numerics import LARGEST, STORED, format_of, quantize_weight
 from qcompiler.pass_ import Changed, Fact, Note, Pass, Skipped
 from qcompiler.plan import Plan, Quantizer
 from qcompiler.target import DType
@@ -24,15 +27,22 @@ from qcompiler.target import DType
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-INT8_MAX = 127.0
+_STORED = (DType.INT8, DType.FP8)
 
 
 @dataclass(frozen=True)
 class InsertQDQ(Pass):
-    """Put Q/DQ pairs where the plan says INT8 and store those weights quantized."""
+    """Put Q/DQ pairs where the plan says INT8 or FP8 and store those weights quantized.
+
+    Attributes:
+        plan: precisions, ranges of activations and axes of weights.
+        corrections: by node name, what is added to the output channels of a Conv.
+        scales: by node name, the scales of its weight where they are not amax / 127 or amax / 448: [channels] or [].
+    """
 
     plan: Plan = field(default_factory=Plan, repr=False)
     corrections: Mapping[str, NDArray[np.float32]] = field(default_factory=dict, repr=False, compare=False)
+    scales: Mapping[str, NDArray[np.float32]] = field(default_factory=dict, repr=False, compare=False)
 
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.NAMED, Fact.CONSTANTS, Fact.UNSHARED})
     provides: ClassVar[frozenset[Fact]] = frozenset({Fact.QDQ})
@@ -43,34 +53,47 @@ class InsertQDQ(Pass):
         names = graphs.Names(graph)
         pairs: dict[str, gs.Variable] = {}
         for node in list(graph.nodes):
-            if self.plan.precision(node.name) is not DType.INT8 or node.name in self.plan.reads:
+            precision = self.plan.precision(node.name)
+            quantized = precision in _STORED
+            if node.name in self.plan.reads or not (quantized or node.name in self.plan.axes):
                 continue
             weight = linear.weight_of(node)
             if weight is None or weight.index != 1:
                 yield Skipped(node.name, "its weight is not a constant second input any more")
                 continue
             activation = node.inputs[0]
-            quantizer = self.plan.quantizers[activation.name]
-            if activation.name not in pairs:
-                pairs[activation.name] = pair(graph, names, activation, quantizer)
-            graphs.set_input(node, 0, pairs[activation.name])
+            stored = precision if precision is not None and quantized else DType.INT8
+            if quantized:
+                quantizer = self.plan.quantizers[activation.name]
+                if activation.name not in pairs:
+                    pairs[activation.name] = pair(graph, names, activation, quantizer)
+                graphs.set_input(node, 0, pairs[activation.name])
+                done = f"{stored.upper()} x {stored.upper()}, activation scale {step(quantizer):.4g}"
+            else:
+                done = "weight stored as INT8"
             # DequantizeLinear commutes with Transpose and Reshape, so it stands at the initializer
             reader, index = (weight.chain[0], 0) if weight.chain else (node, 1)
-            graphs.set_input(reader, index, _weight(graph, names, weight.tensor, self.plan.axes[node.name]))
+            axis, scales = self.plan.axes[node.name], self.scales.get(node.name)
+            graphs.set_input(reader, index, _weight(graph, names, weight.tensor, axis, stored, scales))
             shift = self.corrections.get(node.name)
             if shift is not None and np.any(shift):
                 _add_bias(names, node, shift)
-            yield Changed(node.name, f"INT8 x INT8, activation scale {quantizer.amax / INT8_MAX:.4g}")
+            yield Changed(node.name, done)
         graphs.sort(graph)
+
+
+def step(quantizer: Quantizer) -> float:
+    """The scale of a symmetric quantizer."""
+    return quantizer.amax / LARGEST[format_of(quantizer.dtype)]
 
 
 def pair(graph: gs.Graph, names: graphs.Names, tensor: gs.Variable, quantizer: Quantizer) -> gs.Variable:
     """Q and DQ behind `tensor`; returns the dequantized one."""
-    step, shift = np.array(quantizer.amax / INT8_MAX, np.float32), np.array(0, np.int8)
+    steps, shift = np.array(step(quantizer), np.float32), np.zeros((), STORED[format_of(quantizer.dtype)])
     if quantizer.span is not None:
-        steps, offset = unsigned.grid(*quantizer.span)
-        step, shift = np.array(steps, np.float32), np.array(offset, np.uint8)
-    scale = gs.Constant(names.fresh(f"{tensor.name}/scale"), step)
+        width, offset = unsigned.grid(*quantizer.span)
+        steps, shift = np.array(width, np.float32), np.array(offset, np.uint8)
+    scale = gs.Constant(names.fresh(f"{tensor.name}/scale"), steps)
     zero = gs.Constant(names.fresh(f"{tensor.name}/zero_point"), shift)
     stored = gs.Variable(names.fresh(f"{tensor.name}/quantized"), shift.dtype, tensor.shape)
     back = gs.Variable(names.fresh(f"{tensor.name}/dequantized"), np.float32, tensor.shape)
@@ -83,12 +106,19 @@ def pair(graph: gs.Graph, names: graphs.Names, tensor: gs.Variable, quantizer: Q
     return back
 
 
-def _weight(graph: gs.Graph, names: graphs.Names, weight: gs.Constant, axis: int | None) -> gs.Variable:
-    """The INT8 copy of a float weight behind a DQ; nothing reads the float one any more."""
-    values, scales = quantize_weight(weight.values, axis)
-    stored = gs.Constant(names.fresh(f"{weight.name}/int8"), values)
-    scale = gs.Constant(names.fresh(f"{weight.name}/scale"), scales.astype(np.float32))
-    zero = gs.Constant(names.fresh(f"{weight.name}/zero_point"), np.zeros(scales.shape, np.int8))
+def _weight(
+    graph: gs.Graph,
+    names: graphs.Names,
+    weight: gs.Constant,
+    axis: int | None,
+    dtype: DType,
+    scales: NDArray[np.float32] | None,
+) -> gs.Variable:
+    """The INT8 or FP8 copy of a float weight behind a DQ; nothing reads the float one any more."""
+    values, used = quantize_weight(weight.values, axis, format_of(dtype), scales)
+    stored = gs.Constant(names.fresh(f"{weight.name}/{dtype}"), values)
+    scale = gs.Constant(names.fresh(f"{weight.name}/scale"), used)
+    zero = gs.Constant(names.fresh(f"{weight.name}/zero_point"), np.zeros(used.shape, values.dtype))
     back = gs.Variable(names.fresh(f"{weight.name}/dequantized"), np.float32, weight.shape)
     attrs = {} if axis is None else {"axis": axis}
     name = names.fresh(f"{weight.name}/DequantizeLinear")

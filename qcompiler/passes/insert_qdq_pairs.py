@@ -14,7 +14,7 @@ import onnx_graphsurgeon as gs
 
 from qcompiler import graph as graphs
 from qcompiler.pass_ import Changed, Fact, Note, Pass, Skipped
-from qcompiler.passes.insert_qdq import INT8_MAX, pair
+from qcompiler.passes.insert_qdq import pair, step
 from qcompiler.plan import Plan
 
 
@@ -42,8 +42,8 @@ class InsertQDQPairs(Pass):
                 known = dequantized(tensor)
                 graphs.set_input(node, index, known or pair(graph, names, tensor, quantizer))
                 shared = ", with the pair that is there" if known is not None else ""
-                scale = quantizer.amax / INT8_MAX
-                yield Changed(node.name, f"reads '{tensor.name}' in INT8, scale {scale:.4g}{shared}")
+                stored = quantizer.dtype.upper()
+                yield Changed(node.name, f"reads '{tensor.name}' in {stored}, scale {step(quantizer):.4g}{shared}")
         graphs.sort(graph)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
@@ -12,7 +13,7 @@ import pytest
 
 from qcompiler import decide, facts
 from qcompiler import graph as graphs
-from qcompiler.numerics import quantize_weight
+from qcompiler.numerics import STORED, Format, quantize_weight
 from qcompiler.pass_ import Fact, Report, Skipped
 from qcompiler.passes.insert_qdq import InsertQDQ
 from qcompiler.plan import Decision, Plan, Quantizer
@@ -28,21 +29,27 @@ def weights(**shapes: tuple[int, ...]) -> dict[str, Any]:
     return {name: RNG.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
 
 
-def plan_of(graph: gs.Graph, *, per_channel: bool = True) -> Plan:
-    """Every candidate in INT8 with the same range."""
+def plan_of(graph: gs.Graph, *, per_channel: bool = True, dtype: DType = DType.INT8) -> Plan:
+    """Every candidate in INT8 (or FP8) with the same range."""
     plan = Plan()
     for one in decide.candidates(graph, parse_target("tensorrt-rtx"))[0]:
-        plan.add(Decision(one.node, one.op, DType.INT8, "linear", ""))
-        plan.quantizers[one.activation] = Quantizer(one.activation, DType.INT8, AMAX, "test", AMAX)
+        plan.add(Decision(one.node, one.op, dtype, "linear", ""))
+        plan.quantizers[one.activation] = Quantizer(one.activation, dtype, AMAX, "test", AMAX)
         plan.axes[one.node] = one.axis if per_channel else None
     return plan
 
 
 def insert(
-    proto: onnx.ModelProto, *, per_channel: bool = True, corrections: Mapping[str, Any] | None = None
+    proto: onnx.ModelProto,
+    *,
+    per_channel: bool = True,
+    dtype: DType = DType.INT8,
+    corrections: Mapping[str, Any] | None = None,
+    scales: Mapping[str, Any] | None = None,
 ) -> tuple[gs.Graph, Report]:
     graph = to_graph(proto)
-    report = InsertQDQ(plan_of(graph, per_channel=per_channel), corrections or {})(graph)
+    plan = plan_of(graph, per_channel=per_channel, dtype=dtype)
+    report = InsertQDQ(plan, corrections or {}, scales or {})(graph)
     onnx.checker.check_model(whole(graph), full_check=True)
     assert facts.verify(Fact.QDQ, graph) == []
     return graph, report
@@ -61,8 +68,13 @@ def fake(x: Any) -> Any:
     return np.clip(np.rint(x / scale), -128, 127).astype(np.float32) * scale
 
 
-def fake_weight(w: Any, axis: int | None) -> Any:
-    stored, scales = quantize_weight(w, axis)
+def fake_fp8(x: Any) -> Any:
+    scale = np.float32(AMAX / 448)
+    return np.clip(x / scale, -448, 448).astype(ml_dtypes.float8_e4m3fn).astype(np.float32) * scale
+
+
+def fake_weight(w: Any, axis: int | None, format: Format = "int8") -> Any:
+    stored, scales = quantize_weight(w, axis, format)
     shape = [1] * w.ndim
     if axis is not None:
         shape[axis] = -1
@@ -83,10 +95,22 @@ def test_both_inputs_are_quantized_and_the_output_is_not() -> None:
     np.testing.assert_allclose(run(graph, feeds), fake(feeds["x"]) @ fake_weight(values["w"], 1), rtol=1e-5, atol=1e-5)
 
 
-def test_scales_are_float32_zero_points_are_written_and_int8() -> None:
-    graph, _ = insert(
-        model(("Conv", "x w", "y"), inputs={"x": (1, 4, 8, 8)}, weights=weights(w=(8, 4, 3, 3)), opset=21)
-    )
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_fp8_computes_what_numpy_says(per_channel: bool) -> None:
+    values = weights(w=(32, 16))
+    proto = model(("MatMul", "x w", "y"), weights=values, opset=21, **MLP)
+    graph, report = insert(proto, per_channel=per_channel, dtype=DType.FP8)
+    assert [note.text for note in report.notes] == [f"FP8 x FP8, activation scale {AMAX / 448:.4g}"]
+    feeds = random_feeds(graph)
+    expected = fake_fp8(feeds["x"]) @ fake_weight(values["w"], 1 if per_channel else None, "fp8")
+    np.testing.assert_allclose(run(graph, feeds), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [DType.INT8, DType.FP8])
+def test_scales_are_float32_zero_points_are_written_in_the_stored_type(dtype: DType) -> None:
+    proto = model(("Conv", "x w", "y"), inputs={"x": (1, 4, 8, 8)}, weights=weights(w=(8, 4, 3, 3)), opset=21)
+    graph, _ = insert(proto, dtype=dtype)
+    wanted = STORED["fp8" if dtype is DType.FP8 else "int8"]
     for one in graph.nodes:
         if one.op not in ("QuantizeLinear", "DequantizeLinear"):
             continue
@@ -94,10 +118,11 @@ def test_scales_are_float32_zero_points_are_written_and_int8() -> None:
         assert scale is not None
         assert zero is not None
         assert scale.dtype == np.float32
-        assert zero.dtype == np.int8
+        assert zero.dtype == wanted
+        assert one.outputs[0].dtype == (wanted if one.op == "QuantizeLinear" else np.float32)
         assert scale.shape == zero.shape
         assert scale.min() > 0
-        assert not zero.any()
+        assert not zero.astype(np.float32).any()
 
 
 @pytest.mark.parametrize(
@@ -125,6 +150,40 @@ def test_weights_are_stored_as_int8_per_output_channel_and_no_float_copy_is_left
     assert dq.op == "DequantizeLinear"
     assert dq.attrs.get("axis") == (axis if per_channel else None)
     np.testing.assert_array_equal(dq.inputs[1].values, scales)
+
+
+@pytest.mark.parametrize("dtype", [DType.INT8, DType.FP8])
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_given_scales_of_a_weight_are_stored_and_clip_it(dtype: DType, per_channel: bool) -> None:
+    values = weights(w=(32, 16))
+    proto = model(("MatMul", "x w", "y"), weights=values, opset=21, **MLP)
+    axis = 1 if per_channel else None
+    narrow = quantize_weight(values["w"], axis, "fp8" if dtype is DType.FP8 else "int8")[1] / 2
+    graph, _ = insert(proto, per_channel=per_channel, dtype=dtype, scales={"Y": narrow})
+    dq = graphs.producer(node(graph, "Y").inputs[1])
+    assert dq is not None
+    stored, scale, _ = (graphs.constant_value(tensor) for tensor in dq.inputs)
+    assert stored is not None
+    assert scale is not None
+    np.testing.assert_array_equal(scale, narrow)
+    top = 448 if dtype is DType.FP8 else 128
+    assert np.count_nonzero(np.abs(stored.astype(np.float32)) == top) >= (16 if per_channel and top == 448 else 1)
+
+
+@pytest.mark.parametrize("precision", [DType.FP16, None])
+def test_an_axis_without_a_quantized_precision_stores_only_the_weight(precision: DType | None) -> None:
+    values = weights(w=(32, 16))
+    graph = to_graph(model(("MatMul", "x w", "y"), weights=values, opset=21, **MLP))
+    plan = Plan(axes={"Y": 1})
+    if precision is not None:
+        plan.add(Decision("Y", "MatMul", precision, "qfem", ""))
+    report = InsertQDQ(plan)(graph)
+    assert [note.text for note in report.notes] == ["weight stored as INT8"]
+    onnx.checker.check_model(whole(graph), full_check=True)
+    assert [one.op for one in graph.nodes] == ["DequantizeLinear", "MatMul"]
+    assert node(graph, "Y").inputs[0] is graph.inputs[0]
+    feeds = random_feeds(graph)
+    np.testing.assert_allclose(run(graph, feeds), feeds["x"] @ fake_weight(values["w"], 1), rtol=1e-5, atol=1e-5)
 
 
 def test_consumers_of_one_activation_share_one_pair_and_float_consumers_read_the_float() -> None:
@@ -161,6 +220,7 @@ def test_what_the_plan_does_not_name_is_left_alone() -> None:
     before = whole(graph).SerializeToString(deterministic=True)
     plan = plan_of(graph)
     plan.add(Decision("Y", "MatMul", DType.FP16, "kept", ""))
+    del plan.axes["Y"]
     for one in (plan, Plan()):
         assert InsertQDQ(one)(graph).notes == ()
         assert whole(graph).SerializeToString(deterministic=True) == before

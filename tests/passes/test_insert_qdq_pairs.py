@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
@@ -65,6 +66,21 @@ def test_a_pair_of_its_own_computes_what_the_grid_says() -> None:
     report = InsertQDQPairs(plan(conv=False))(graph)
     assert report.changed == 1
     expected = float_sum - feeds["x"] + fake(feeds["x"])
+    np.testing.assert_allclose(Session(graph, optimize=False).run(feeds)["y"], expected, rtol=1e-5, atol=1e-5)
+    onnx.checker.check_model(whole(graph), full_check=True)
+
+
+def test_an_fp8_pair_has_the_scale_and_the_grid_of_e4m3() -> None:
+    graph = to_graph(BLOCK)
+    feeds = random_feeds(graph)
+    float_sum = Session(graph, optimize=False).run(feeds)["y"]
+    made = plan(conv=False)
+    made.quantizers["x"] = Quantizer("x", DType.FP8, AMAX, "test", AMAX)
+    (note,) = InsertQDQPairs(made)(graph).notes
+    assert "in FP8, scale 0.004464" in note.text
+    scale = np.float32(AMAX / 448)
+    rounded = np.clip(feeds["x"] / scale, -448, 448).astype(ml_dtypes.float8_e4m3fn).astype(np.float32) * scale
+    expected = float_sum - feeds["x"] + rounded
     np.testing.assert_allclose(Session(graph, optimize=False).run(feeds)["y"], expected, rtol=1e-5, atol=1e-5)
     onnx.checker.check_model(whole(graph), full_check=True)
 
