@@ -9,7 +9,7 @@ either.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from qcompiler import model as models
 from qcompiler.data import Feeds, Inputs, Keep, ShapeRange, Source
 from qcompiler.equivalence import not_finite
 from qcompiler.manifest import Fingerprint
+from qcompiler.outliers import Outliers, Tokens
 from qcompiler.session import Session, available_processors
 from qcompiler.statistics import Histogram
 
@@ -36,6 +37,7 @@ class Observations:
 
     Attributes:
         histograms: of |x|, by tensor name, over all elements of all samples.
+        outliers: channels and tokens that stand out, by tensor name.
         kept: the feeds with the smallest fingerprints, in the order of these; a sample each, also out of
             batches.
         shapes: smallest, usual and largest shape of each input, for the optimization profile.
@@ -48,6 +50,7 @@ class Observations:
     shapes: ShapeRange = field(default_factory=ShapeRange)
     feeds: int = 0
     fingerprint: Fingerprint = field(default_factory=Fingerprint)
+    outliers: dict[str, Outliers] = field(default_factory=dict)
 
 
 def observe(
@@ -56,6 +59,7 @@ def observe(
     source: Source,
     *,
     inputs: Inputs,
+    outliers: Mapping[str, int] | None = None,
     keep: int = 16,
     workers: int = 1,
     advance: Advance | None = None,
@@ -67,6 +71,8 @@ def observe(
         tensors: their names; graph inputs are allowed.
         source: the data; it is read once.
         inputs: the model's inputs, to know whether a feed is a batch.
+        outliers: tensors whose outliers are asked for too, with the axis of their channels (1 for the input of a
+            convolution, -1 for that of a matrix product); those that are not in `tensors` get a histogram as well.
         keep: how many samples to keep for later checks.
         workers: sessions that share the data; each gets its part of the processors. More than one pays where single
             operators are too small to keep all processors busy, and costs one session's memory each.
@@ -76,12 +82,13 @@ def observe(
         DataError: a feed does not fit the model, or is not finite.
         ModelError: a tensor is not finite; the message names the first such tensor in graph order.
     """
-    names = list(dict.fromkeys(tensors))
+    axes = dict(outliers or {})
+    names = list(dict.fromkeys((*tensors, *axes)))
     kept, shapes, counter = Keep(keep), ShapeRange(), _Counter(advance)
     share = max(1, available_processors() // workers)
     fingerprint = Fingerprint()
     feeds = _Shared(source, (lambda feed: _offer(kept, feed, inputs), shapes.watch, fingerprint.add), counter)
-    crew = [_Worker(model, names, share) for _ in range(workers if names else 1)]
+    crew = [_Worker(model, names, axes, inputs, share) for _ in range(workers if names else 1)]
     if len(crew) == 1:
         crew[0].work(feeds)
     else:
@@ -89,11 +96,13 @@ def observe(
             running = [pool.submit(worker.work, feeds) for worker in crew]
             for one in running:
                 one.result()
-    merged = crew[0].histograms
-    for worker in crew[1:]:
+    first, *others = crew
+    for worker in others:
         for name, histogram in worker.histograms.items():
-            merged[name].merge(histogram)
-    return Observations(merged, kept.feeds, shapes, counter.done, fingerprint)
+            first.histograms[name].merge(histogram)
+        for name, found in worker.outliers.items():
+            first.outliers[name].merge(found)
+    return Observations(first.histograms, kept.feeds, shapes, counter.done, fingerprint, first.outliers)
 
 
 def _offer(kept: Keep, feed: Feeds, inputs: Inputs) -> None:
@@ -158,15 +167,18 @@ class _Shared:
 
 
 class _Worker:
-    """One session and its histograms. A second thread counts while the session is busy with the next feed."""
+    """One session and its statistics. A second thread counts while the session is busy with the next feed."""
 
-    def __init__(self, model: models.Model, names: Sequence[str], threads: int) -> None:
-        self._graph = model.graph
+    def __init__(
+        self, model: models.Model, names: Sequence[str], axes: Mapping[str, int], model_inputs: Inputs, threads: int
+    ) -> None:
+        self._graph, self._model_inputs = model.graph, model_inputs
         inputs = {tensor.name for tensor in model.graph.inputs}
         self._fed = [name for name in names if name in inputs]
         tapped = [name for name in names if name not in inputs]
         self._session = Session(model, outputs=tapped, threads=threads) if tapped else None
         self.histograms = {name: Histogram() for name in names}
+        self.outliers = {name: Outliers(axis) for name, axis in axes.items()}
 
     def work(self, feeds: _Shared) -> None:
         with ThreadPoolExecutor(1, "count") as counting:
@@ -194,3 +206,8 @@ class _Worker:
             histogram.update(np.asarray(values[name]))
             if histogram.nonfinite:
                 raise not_finite(self._graph, feed, f"tensor '{name}'", f"sample {index}")
+        if not self.outliers:
+            return
+        tokens = Tokens(feed, list(samples_of(feed, self._model_inputs)))
+        for name, found in self.outliers.items():
+            found.update(np.asarray(values[name]), tokens)

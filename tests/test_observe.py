@@ -13,6 +13,7 @@ from qcompiler import model as models
 from qcompiler.data import Feeds, Inputs, open_source
 from qcompiler.errors import DataError, ModelError
 from qcompiler.observe import Observations, observe, samples_of
+from qcompiler.outliers import Outliers, Tokens
 from qcompiler.statistics import Histogram
 from tests.rewrite import model
 
@@ -131,3 +132,17 @@ def test_a_sequence_input_is_passed_on_whole() -> None:
     inputs: Inputs = {"x": (None, None)}
     feed: Any = {"x": [np.ones(2), np.ones(3)]}
     assert list(samples_of(feed, inputs)) == [feed]
+
+
+@pytest.mark.parametrize(("workers", "batch"), [(1, None), (2, None), (3, None), (1, 8), (2, 5)])
+def test_outliers_are_those_of_the_tensors_asked_for_however_they_are_run(
+    loaded: models.Model, workers: int, batch: int | None
+) -> None:
+    source = open_source(feeds(np.random.default_rng(workers).permutation(24)), INPUTS, batch=batch)
+    found = observe(loaded, ["b"], source, inputs=INPUTS, outliers={"x": -1}, workers=workers)
+    expected = Outliers()
+    for feed in feeds():
+        expected.update(feed["x"], Tokens(feed))
+    assert found.outliers == {"x": expected}
+    assert set(found.histograms) == {"b", "x"}
+    assert found.outliers["x"].samples == 24
