@@ -5,10 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from qcompiler.graph import axes_of, constant_value, is_constant, is_linear, is_op, output_axis, permutation, producer
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _VIEWS = frozenset({"Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Cast"})
 Shape = tuple[int, ...]
@@ -131,3 +136,27 @@ def _axis_before(axis: int, shapes: Sequence[Shape], chain: Sequence[gs.Node]) -
             return None
         axis = matches[-1] if after[axis] != 1 else matches[0]
     return axis
+
+
+def matrix(node: gs.Node) -> NDArray[np.float32] | None:
+    """The weight of a MatMul or Gemm as it multiplies rows from the right, [channels in, channels out].
+
+    Nodes between the initializer and the product are applied. None where the weight is not a float constant, stands on
+    the left, or has more than two dimensions. The result may be a view of the (read-only) initializer.
+    """
+    weight = weight_of(node)
+    if weight is None or weight.index != 1 or not is_op(node, "MatMul", "Gemm"):
+        return None
+    values = weight.tensor.values
+    for link in weight.chain:
+        if is_op(link, "Transpose"):
+            values = values.transpose(permutation(link, values.ndim))
+            continue
+        shape = _shape_after(link, values.shape)
+        if shape is None or is_op(link, "Cast"):
+            return None
+        values = values.reshape(shape)
+    if values.ndim != 2 or values.dtype != np.float32:
+        return None
+    found: NDArray[np.float32] = values.T if is_op(node, "Gemm") and node.attrs.get("transB", 0) else values
+    return found
