@@ -3,9 +3,9 @@
     c* = argmin_c Σ_j E[x_j²] · (ŵ_j(c) - w_j)²,   ŵ(c) = DQ(Q(w; scale = c · max|w| / 127))
 
 Rounding gets finer and the largest weights are clipped; weighed by the second moment of the input channel the sum is
-the error of the layer's output, as far as channels are uncorrelated. (MSE clipping as in Banner et al. 2019, "Post training
-4-bit quantization", §3, with the input's moments as weights.) Where rows of the input are at hand, the choice is then
-held against the true output error, channel by channel, and taken back where it does not hold.
+the error of the layer's output, as far as channels are uncorrelated. (MSE clipping as in Banner et al. 2019, "Post
+training 4-bit quantization", §3, with the input's moments as weights.) Where rows of the input are at hand, the choice
+is then held against the true output error, channel by channel, and taken back where it does not hold.
 """
 
 from __future__ import annotations
