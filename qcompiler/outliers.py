@@ -12,26 +12,22 @@ batching and the number of workers change nothing, to the last bit.
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qcompiler.maxima import maxima
 from qcompiler.samples import Feeds, fingerprint
 from qcompiler.statistics import Histogram
 
 TOP = 8  # largest tokens that are remembered
-_CHUNK = 1 << 18  # elements looked at in one go, which bounds the memory of a conversion to float32
-_COMPILED_FROM = 4096  # below this many elements, numpy is done before a compiled kernel pays
 _TINY = 1e-45  # the smallest float32 above zero
-_MAGNITUDE = np.uint32(0x7FFFFFFF)  # as integers, the magnitudes of finite floats have the order of the floats
 
 _Bits = NDArray[np.uint32]
-_Kernel = Callable[[_Bits, NDArray[np.bool_], _Bits, _Bits], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,16 +257,7 @@ def rows(
             "amax": histograms[name].amax,
             "kurtosis": kurtosis(histograms[name]),
             "top_channels": top_channels(outliers[name].channels),
-            "top_tokens": [
-                {
-                    "position": token.position,
-                    "id": token.id,
-                    "channel": token.channel,
-                    "value": token.value,
-                    "sample": token.sample,
-                }
-                for token in outliers[name].top
-            ],
+            "top_tokens": top_tokens(outliers[name].top),
         }
         for name, nodes in readers.items()
         if name in outliers and name in histograms
@@ -288,6 +275,20 @@ def top_channels(channels: NDArray[np.float32], count: int = 4) -> list[dict[str
             "over_median": float(channels[index]) / median if median else None,
         }
         for index in order
+    ]
+
+
+def top_tokens(tokens: Iterable[Token]) -> list[dict[str, Any]]:
+    """Tokens as `position`, `id`, `channel`, `value` and `sample`."""
+    return [
+        {
+            "position": one.position,
+            "id": one.id,
+            "channel": one.channel,
+            "value": one.value,
+            "sample": one.sample,
+        }
+        for one in tokens
     ]
 
 
@@ -313,28 +314,11 @@ def _peaks(
     if not first:
         channels = np.zeros(value.shape[2], np.uint32)
         keep = None if mask is None else mask.reshape(-1)
-        peaks = _maxima(value.reshape(-1, value.shape[2]), keep, channels, compiled)
+        peaks = maxima(value.reshape(-1, value.shape[2]), keep, channels, compiled)
         return peaks.view(np.float32).reshape(value.shape[:2]), channels
     positions = np.zeros((len(value), value.shape[2]), np.uint32)
-    found = [_maxima(one, None, columns, compiled) for one, columns in zip(value, positions, strict=True)]
+    found = [maxima(one, None, columns, compiled) for one, columns in zip(value, positions, strict=True)]
     return positions.view(np.float32), np.maximum.reduce(found)
-
-
-def _maxima(value: NDArray[Any], keep: NDArray[np.bool_] | None, columns: _Bits, compiled: bool | None) -> _Bits:
-    """Magnitudes as bits: returns the largest of each kept row, zero for others, and raises `columns` to the largest.
-
-    Rows are looked at in groups, so that a conversion to float32 takes little memory.
-    """
-    kernel = _kernel(value.size, compiled)
-    largest = np.zeros(len(value), np.uint32)
-    keep = np.ones(len(value), np.bool_) if keep is None else np.ascontiguousarray(keep)
-    step = max(1, _CHUNK // value.shape[1])
-    for start in range(0, len(value), step):
-        part = slice(start, start + step)
-        with np.errstate(over="ignore"):
-            chunk = np.require(value[part], np.float32, ("C", "A"))
-        kernel(chunk.view(np.uint32), keep[part], largest[part], columns)
-    return largest
 
 
 def _ratio(peaks: NDArray[np.float32]) -> float:
@@ -354,54 +338,3 @@ def _largest(peaks: NDArray[np.float32]) -> list[int]:
 def _rank(token: Token) -> tuple[float, int, int, int, str]:
     """Sorts the largest first; equal ones by what they are, never by when they were seen."""
     return -token.value, token.position, -1 if token.id is None else token.id, token.channel, token.sample
-
-
-def _maxima_numpy(bits: _Bits, keep: NDArray[np.bool_], rows: _Bits, columns: _Bits) -> None:
-    magnitudes = (bits if keep.all() else bits[keep]) & _MAGNITUDE
-    if magnitudes.size:
-        rows[keep] = magnitudes.max(axis=1)
-        np.maximum(columns, magnitudes.max(axis=0), out=columns)
-
-
-def _maxima_loop(bits: Any, keep: Any, rows: Any, columns: Any) -> None:  # pragma: no cover - compiled by numba
-    """Both maxima in one go over memory; of integers, because a maximum that minds NaN is no vector operation."""
-    for i in range(bits.shape[0]):
-        if not keep[i]:
-            continue
-        largest = np.uint32(0)
-        for k in range(bits.shape[1]):
-            magnitude = bits[i, k] & np.uint32(0x7FFFFFFF)
-            largest = max(largest, magnitude)
-            columns[k] = max(columns[k], magnitude)
-        rows[i] = largest
-
-
-_building = threading.Lock()
-
-
-def _kernel(size: int, compiled: bool | None) -> _Kernel:
-    if compiled is None:
-        compiled = size >= _COMPILED_FROM
-    if not compiled:
-        return _maxima_numpy
-    with _building:
-        return _compiled() or _maxima_numpy
-
-
-@lru_cache(maxsize=1)
-def _compiled() -> _Kernel | None:
-    """The loop compiled for this machine, from the cache on disk where one can be written; None without numba."""
-    try:
-        import numba
-    except ImportError:
-        return None
-    if numba.config.DISABLE_JIT:
-        return None
-    kinds = numba.types
-    bits, keep = (kinds.Array(kind, n, "C", readonly=True) for kind, n in ((kinds.uint32, 2), (kinds.boolean, 1)))
-    signature = kinds.void(bits, keep, kinds.uint32[::1], kinds.uint32[::1])
-    try:
-        kernel: _Kernel = numba.njit(signature, nogil=True, cache=True)(_maxima_loop)
-    except RuntimeError:  # numba found no directory to cache in
-        kernel = numba.njit(signature, nogil=True)(_maxima_loop)
-    return kernel
