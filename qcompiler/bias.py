@@ -23,8 +23,9 @@ import onnx_graphsurgeon as gs
 from qcompiler import graph as graphs
 from qcompiler import model as models
 from qcompiler.decide import Candidate
-from qcompiler.numerics import quantize_weight
+from qcompiler.numerics import E4M3_MAX, format_of, quantize_fp8_e4m3, quantize_weight
 from qcompiler.session import Feeds, Session
+from qcompiler.target import DType
 from qcompiler.unsigned import Span, grid, span
 
 if TYPE_CHECKING:
@@ -41,7 +42,11 @@ class Shifts:
         groups: candidates by the activation tensor they share.
         ranges: clipping ranges that may be asked for, by activation tensor.
         feeds: samples to take means over.
-        spans: lowest and highest value seen of each activation, where their grids are unsigned.
+        per_channel: INT8 weight scales per output channel.
+        spans: lowest and highest value seen of each activation, where their INT8 grids are unsigned.
+        fp8: the ranges that may be asked for in FP8, by activation tensor.
+        fp8_per_channel: FP8 weight scales per output channel.
+        scales: by node name, scales of its INT8 weight where they are not amax / 127.
     """
 
     def __init__(
@@ -53,17 +58,25 @@ class Shifts:
         *,
         per_channel: bool = True,
         spans: Mapping[str, Span] | None = None,
+        fp8: Mapping[str, Sequence[float]] | None = None,
+        fp8_per_channel: bool = False,
+        scales: Mapping[str, NDArray[np.float32]] | None = None,
     ) -> None:
         self._nodes = {node.name: node for node in model.graph.nodes}
-        self._per_channel, self.spans = per_channel, spans
-        self._known: dict[tuple[str, float], NDArray[np.float32] | None] = {}
-        self._means = _means(model, groups, ranges, feeds, spans)
+        self._per_channel, self.spans = {DType.INT8: per_channel, DType.FP8: fp8_per_channel}, spans
+        self._scales = scales or {}
+        self._known: dict[tuple[str, float, DType], NDArray[np.float32] | None] = {}
+        asked = {
+            name: [*((amax, DType.INT8) for amax in found), *((amax, DType.FP8) for amax in (fp8 or {}).get(name, ()))]
+            for name, found in ranges.items()
+        }
+        self._means = _means(model, groups, asked, feeds, spans)
 
-    def of(self, candidate: Candidate, amax: float) -> NDArray[np.float32]:
+    def of(self, candidate: Candidate, amax: float, dtype: DType = DType.INT8) -> NDArray[np.float32]:
         """What to add to each output channel of a candidate, [channels]; zeros for all but Conv."""
-        key = (candidate.node, amax)
+        key = (candidate.node, amax, dtype)
         if key not in self._known:
-            self._known[key] = self._shift(candidate, amax)
+            self._known[key] = self._shift(candidate, amax, dtype)
         found = self._known[key]
         return np.zeros(1, np.float32) if found is None else found
 
@@ -73,13 +86,15 @@ class Shifts:
         fixed = not graphs.is_present(node, 2) or graphs.constant_value(node.inputs[2]) is not None
         return candidate.op == "Conv" and isinstance(node.inputs[1], gs.Constant) and fixed
 
-    def _shift(self, candidate: Candidate, amax: float) -> NDArray[np.float32] | None:
-        if not self.can(candidate) or (candidate.activation, amax) not in self._means:
+    def _shift(self, candidate: Candidate, amax: float, dtype: DType) -> NDArray[np.float32] | None:
+        if not self.can(candidate) or (candidate.activation, amax, dtype) not in self._means:
             return None
         node = self._nodes[candidate.node]
-        plain, quantized = self._means[candidate.activation, amax]
+        plain, quantized = self._means[candidate.activation, amax, dtype]
         weight = np.asarray(node.inputs[1].values)
-        stored, scales = quantize_weight(weight, candidate.axis if self._per_channel else None)
+        given = self._scales.get(candidate.node) if dtype is DType.INT8 else None
+        axis = candidate.axis if self._per_channel[dtype] else None
+        stored, scales = quantize_weight(weight, axis, format_of(dtype), given)
         exact = _project(node, weight, plain)
         moved = _project(node, stored.astype(np.float32), quantized) * scales
         result: NDArray[np.float32] = (exact - moved).astype(np.float32)
@@ -97,18 +112,18 @@ def _project(node: gs.Node, weight: NDArray[Any], mean: NDArray[np.float64]) -> 
 def _means(
     model: models.Model,
     groups: Mapping[str, Sequence[Candidate]],
-    ranges: Mapping[str, Sequence[float]],
+    asked: Mapping[str, Sequence[tuple[float, DType]]],
     feeds: Sequence[Feeds],
     spans: Mapping[str, Span] | None,
-) -> dict[tuple[str, float], tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """By (tensor, amax): mean of x and of DQ(Q(x)) per channel, over all samples and positions."""
+) -> dict[tuple[str, float, DType], tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """By (tensor, amax, format): mean of x and of DQ(Q(x)) per channel, over all samples and positions."""
     groups = {name: members for name, members in groups.items() if any(c.op == "Conv" for c in members)}
     if not groups:
         return {}
     inputs = {tensor.name for tensor in model.graph.inputs}
     tapped = [name for name in groups if name not in inputs]
     session = Session(model, outputs=tapped, quick=True) if tapped else None
-    sums: dict[tuple[str, float], list[NDArray[np.float64]]] = {}
+    sums: dict[tuple[str, float, DType], list[NDArray[np.float64]]] = {}
     counts = dict.fromkeys(groups, 0)
     for feed in feeds:
         values = {**(session.run(feed) if session is not None else {}), **feed}
@@ -117,18 +132,21 @@ def _means(
             x = x.reshape(-1, x.shape[-1])
             counts[name] += len(x)
             total = x.sum(0, dtype=np.float64)
-            for amax in dict.fromkeys(ranges[name]):  # calibrators may agree
-                pair = sums.setdefault((name, amax), [np.zeros(x.shape[1]), np.zeros(x.shape[1])])
+            for amax, dtype in dict.fromkeys(asked[name]):  # calibrators may agree
+                pair = sums.setdefault((name, amax, dtype), [np.zeros(x.shape[1]), np.zeros(x.shape[1])])
                 pair[0] += total
-                pair[1] += _quantized_sum(x, amax, None if spans is None else spans[name])
+                pair[1] += _quantized_sum(x, amax, dtype, None if spans is None else spans[name])
     return {
-        (name, amax): (plain / max(counts[name], 1), quantized / max(counts[name], 1))
-        for (name, amax), (plain, quantized) in sums.items()
+        key: (plain / max(counts[key[0]], 1), quantized / max(counts[key[0]], 1))
+        for key, (plain, quantized) in sums.items()
     }
 
 
-def _quantized_sum(x: NDArray[np.float32], amax: float, observed: Span | None) -> NDArray[np.float64]:
+def _quantized_sum(x: NDArray[np.float32], amax: float, dtype: DType, observed: Span | None) -> NDArray[np.float64]:
     """Sum of DQ(Q(x)) per column."""
+    if dtype is DType.FP8:
+        step = amax / E4M3_MAX
+        return np.asarray(quantize_fp8_e4m3(x, step).astype(np.float32).sum(0, dtype=np.float64) * step)
     scale, low = np.float32(amax / INT8_MAX), -128
     if observed is not None:
         scale, zero = grid(*span(amax, observed))

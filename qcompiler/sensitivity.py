@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qcompiler.session import Feeds
-from qcompiler.simulate import Simulator
+from qcompiler.simulate import Simulator, Use
+from qcompiler.target import DType
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -230,7 +231,7 @@ class _Measure:
         count = self.few if few else len(self._feeds)
         error = dict.fromkeys(self._simulator.outputs, 0.0)
         for feed, reference in zip(self._feeds[:count], self._reference, strict=False):
-            outputs = self._simulator.run(feed, amax)
+            outputs = self._simulator.run(feed, {name: Use(DType.INT8, value) for name, value in amax.items()})
             for name in error:
                 error[name] += energy(np.asarray(outputs[name], np.float64) - reference[name])
         self.runs += count

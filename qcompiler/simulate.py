@@ -1,14 +1,24 @@
 """The float graph with a switch in front of every quantizable layer, so that one session can try any plan.
 
-A linear node becomes `If(switch, op(DQ(Q(x)), DQ(W₈)), op(x, W))`: only the branch that is taken is computed, nothing
-is rebuilt between two plans, and the weights are lent to the session once. Layers that read the same activation share
-a switch. Numbers are those of the INT8 grid computed in FP32, which is what the engine's INT32 accumulation gives up
-to rounding.
+A linear node becomes `If(switch, If(fp8, op(f8(x), W_f8), op(i8(x), W_i8)), op(x, W))`: only the branch that is taken
+is computed, nothing is rebuilt between two plans, and the weights are lent to the session once. Layers that read the
+same activation share a switch. Numbers are those of the quantized grids computed in FP32, which is what the engine's
+accumulators give up to rounding.
+
+ONNX Runtime rounds to FP8 one element at a time, 15 ns each, so E4M3 is computed from float operators, to the bit:
+
+    k = clip(x / s, ±448)
+    |k| ≥ 2⁻⁶ (four significant bits):  p = k · (2²⁰ + 1),  r = p − (p − k)
+    |k| < 2⁻⁶ (multiples of 2⁻⁹):       r = (k + 1.5 · 2¹⁴) − 1.5 · 2¹⁴
+    y = r · s
+
+Source of the splitting: Veltkamp 1968; Dekker 1971, "A floating-point technique for extending the available precision".
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,8 +29,9 @@ from qcompiler import graph as graphs
 from qcompiler import model as models
 from qcompiler.bias import Shifts
 from qcompiler.decide import Candidate
-from qcompiler.numerics import quantize_weight
+from qcompiler.numerics import E4M3_MAX, LARGEST, format_of, quantize_weight
 from qcompiler.session import Feeds, Session
+from qcompiler.target import DType
 from qcompiler.unsigned import grid, span
 
 if TYPE_CHECKING:
@@ -29,16 +40,46 @@ if TYPE_CHECKING:
 SWITCH = "qcompiler/switch/"
 SCALE = "/scale"
 ZERO = "/zero_point"
+FP8 = "/fp8"
+FP8_OPSET = 19  # the first that has the type
+FORMATS = (DType.INT8, DType.FP8)
+# by name, what the rounding to E4M3 needs
+E4M3 = {
+    "high": E4M3_MAX,
+    "low": -E4M3_MAX,
+    "split": 2.0**20 + 1,
+    "smallest": 2.0**-6,
+    "magic": 1.5 * 2.0**14,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """How an activation and the weights of its readers are quantized.
+
+    Attributes:
+        dtype: INT8 or FP8.
+        amax: the clipping range of the activation, positive.
+    """
+
+    dtype: DType
+    amax: float
+
+
+Uses = Mapping[str, Use]
 
 
 class Simulator:
-    """Runs a float model with any subset of its layers quantized.
+    """Runs a float model with any subset of its layers quantized, each in INT8 or FP8.
 
     Args:
         model: the float model, normalised.
         groups: candidates by the activation tensor they share.
         shifts: what bias correction adds to a layer when it is quantized.
-        per_channel: weight scales per output channel, else per tensor.
+        per_channel: INT8 weight scales per output channel, else per tensor.
+        dtypes: the formats that may be asked for; each one costs a byte per weight.
+        fp8_per_channel: the same as `per_channel`, for FP8.
+        scales: by node name, scales of its INT8 weight where they are not amax / 127: [channels] or [].
     """
 
     def __init__(
@@ -48,8 +89,12 @@ class Simulator:
         shifts: Shifts,
         *,
         per_channel: bool = True,
+        dtypes: Sequence[DType] = (DType.INT8,),
+        fp8_per_channel: bool = False,
+        scales: Mapping[str, NDArray[np.float32]] | None = None,
     ) -> None:
         self.groups, self._shifts, self._spans = groups, shifts, shifts.spans
+        self.dtypes = tuple(dtype for dtype in FORMATS if dtype in dtypes)
         self._switches = {activation: f"{SWITCH}{i}" for i, activation in enumerate(groups)}
         weights = {t.name: t for t in graphs.tensors(model.graph) if isinstance(t, gs.Constant)}
         proto, arrays = models.to_proto(model.graph)
@@ -65,91 +110,160 @@ class Simulator:
             if candidate is None:
                 nodes.append(node)
                 continue
-            axis = candidate.axis if per_channel else None
-            values, scales = quantize_weight(weights[candidate.weight].values, axis)
-            arrays[f"{SWITCH}{node.name}/w"] = values
-            proto.graph.initializer.append(_external(f"{SWITCH}{node.name}/w", values))
-            proto.graph.initializer.append(
-                onnx.numpy_helper.from_array(scales.astype(np.float32), f"{SWITCH}{node.name}/ws")
-            )
-            zeros = np.zeros(scales.shape, np.int8)
-            proto.graph.initializer.append(onnx.numpy_helper.from_array(zeros, f"{SWITCH}{node.name}/wz"))
+            for dtype in self.dtypes:
+                axis = candidate.axis if (fp8_per_channel if dtype is DType.FP8 else per_channel) else None
+                own = (scales or {}).get(node.name) if dtype is DType.INT8 else None
+                weight = weights[candidate.weight].values
+                values, steps = quantize_weight(weight, axis, format_of(dtype), own)
+                if axis is not None:
+                    steps = steps.reshape([-1 if d == axis % weight.ndim else 1 for d in range(weight.ndim)])
+                if dtype is DType.FP8 and int(model.graph.opset) < FP8_OPSET:
+                    values = values.astype(np.float16)  # holds every value of E4M3
+                name = f"{SWITCH}{node.name}/w/{dtype}"
+                arrays[name] = values
+                proto.graph.initializer.append(_external(name, values))
+                proto.graph.initializer.append(onnx.numpy_helper.from_array(steps, f"{name}{SCALE}"))
             chain = [protos[name] for name in candidate.chain]
-            nodes.append(_switched(node, chain, self._switches[candidate.activation], axis))
+            nodes.append(_switched(node, chain, self._switches[candidate.activation], self.dtypes))
             proto.graph.input.append(_value_info(f"{SWITCH}{node.name}/b", onnx.TensorProto.FLOAT))
         del proto.graph.node[:]
         proto.graph.node.extend(nodes)
+        integer = onnx.TensorProto.INT8 if shifts.spans is None else onnx.TensorProto.UINT8
         for name in self._switches.values():
             proto.graph.input.append(_value_info(name, onnx.TensorProto.BOOL, scalar=True))
             proto.graph.input.append(_value_info(name + SCALE, onnx.TensorProto.FLOAT, scalar=True))
-            integer = onnx.TensorProto.INT8 if shifts.spans is None else onnx.TensorProto.UINT8
-            proto.graph.input.append(_value_info(name + ZERO, integer, scalar=True))
+            if DType.INT8 in self.dtypes:
+                proto.graph.input.append(_value_info(name + ZERO, integer, scalar=True))
+            if len(self.dtypes) > 1:
+                proto.graph.input.append(_value_info(name + FP8, onnx.TensorProto.BOOL, scalar=True))
+        if DType.FP8 in self.dtypes:
+            proto.graph.initializer.extend(
+                onnx.numpy_helper.from_array(np.array(value, np.float32), SWITCH + name) for name, value in E4M3.items()
+            )
+        # An optimiser would be free to simplify p − (p − k)
         self._session = Session((proto, arrays), outputs=self.outputs, quick=True)
 
-    def run(self, feeds: Feeds, amax: Mapping[str, float]) -> dict[str, NDArray[Any]]:
-        """The float outputs with the groups in `amax` quantized, each with that clipping range, and all others float.
+    def run(self, feeds: Feeds, uses: Uses) -> dict[str, NDArray[Any]]:
+        """The float outputs with the groups in `uses` quantized, each in that format and range, and all others float.
 
         In place of the result of a Softmax comes what it is computed from, less its mean (which a Softmax ignores):
         probabilities near 0 and 1 hide errors and exaggerate others.
+
+        Raises:
+            ValueError: a format that the simulator was not made for.
         """
-        switches = {name: np.array(activation in amax) for activation, name in self._switches.items()}
-        scales = {}
+        strange = sorted({use.dtype for use in uses.values()} - {*self.dtypes})
+        if strange:
+            raise ValueError(f"this simulator has {', '.join(self.dtypes)}, not {', '.join(strange)}")
+        extra: dict[str, NDArray[Any]] = {}
         for activation, name in self._switches.items():
-            scales[name + SCALE], scales[name + ZERO] = self._grid(activation, amax.get(activation, 1.0))
-        biases = {
-            f"{SWITCH}{c.node}/b": self._bias(c, amax.get(activation))
-            for activation, members in self.groups.items()
-            for c in members
-        }
-        outputs = self._session.run({**feeds, **switches, **scales, **biases})
+            use = uses.get(activation)
+            extra[name] = np.array(use is not None)
+            extra[name + SCALE], zero = self._grid(activation, use or Use(self.dtypes[0], 1.0))
+            if DType.INT8 in self.dtypes:
+                extra[name + ZERO] = zero
+            if len(self.dtypes) > 1:
+                extra[name + FP8] = np.array(use is not None and use.dtype is DType.FP8)
+            for c in self.groups[activation]:
+                extra[f"{SWITCH}{c.node}/b"] = self._bias(c, use)
+        outputs = self._session.run({**feeds, **extra})
         for name, axis in self._softmax.values():
             outputs[name] = outputs[name] - outputs[name].mean(axis=axis, keepdims=True)
         return outputs
 
-    def _grid(self, activation: str, amax: float) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Scale and zero point."""
-        if self._spans is None:
-            return np.array(amax / 127.0, np.float32), np.array(0, np.int8)
-        scale, zero = grid(*span(amax, self._spans[activation]))
+    def _grid(self, activation: str, use: Use) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Scale, and zero point for INT8."""
+        zero_point = np.array(0, np.int8 if self._spans is None else np.uint8)
+        if self._spans is None or use.dtype is DType.FP8:
+            return np.array(use.amax / LARGEST[format_of(use.dtype)], np.float32), zero_point
+        scale, zero = grid(*span(use.amax, self._spans[activation]))
         return np.array(scale, np.float32), np.array(zero, np.uint8)
 
-    def _bias(self, candidate: Candidate, amax: float | None) -> NDArray[np.float32]:
+    def _bias(self, candidate: Candidate, use: Use | None) -> NDArray[np.float32]:
         """The correction in a shape that broadcasts along the output channels."""
-        if amax is None:
+        if use is None:
             return np.zeros(1, np.float32)
-        shift = self._shifts.of(candidate, amax)
+        shift = self._shifts.of(candidate, use.amax, use.dtype)
         if candidate.op == "Conv":
             return shift.reshape(-1, *[1] * (self._ranks[candidate.node] - 2))
         return shift
 
 
-def _switched(node: onnx.NodeProto, chain: Sequence[onnx.NodeProto], switch: str, axis: int | None) -> onnx.NodeProto:
+def _switched(
+    node: onnx.NodeProto, chain: Sequence[onnx.NodeProto], switch: str, dtypes: Sequence[DType]
+) -> onnx.NodeProto:
     """The If that stands for a linear node; `chain` is what stands between its weight and its input 1."""
     own = f"{SWITCH}{node.name}/"
-    quantized, plain = onnx.NodeProto(), onnx.NodeProto()
-    quantized.CopyFrom(node)
+    plain = onnx.NodeProto()
     plain.CopyFrom(node)
-    quantized.output[0], plain.output[0] = own + "y", own + "yf"
+    plain.output[0] = own + "yf"
+    quantized = [_quantized(node, chain, switch, dtype) for dtype in dtypes]
+    if len(dtypes) == 1:
+        return _if(switch, own, node.output[0], quantized[0], [plain])
+    integer, floating = quantized
+    inner = _if(switch + FP8, own + "fp8/", own + "yq", floating, integer)
+    return _if(switch, own, node.output[0], [inner], [plain])
+
+
+def _quantized(
+    node: onnx.NodeProto, chain: Sequence[onnx.NodeProto], switch: str, dtype: DType
+) -> list[onnx.NodeProto]:
+    """The nodes of one format's branch; the last one writes the result."""
+    own, weight = f"{SWITCH}{node.name}/{dtype}/", f"{SWITCH}{node.name}/w/{dtype}"
     links = []
     for i, link in enumerate(chain):
         links.append(onnx.NodeProto())
         links[-1].CopyFrom(link)
         links[-1].input[0], links[-1].output[0] = f"{own}wd{i or ''}", f"{own}wd{i + 1}"
-    quantized.input[0], quantized.input[1] = own + "xd", f"{own}wd{len(chain) or ''}"
-    dequantize_weight = _node("DequantizeLinear", [own + "w", own + "ws", own + "wz"], [own + "wd"])
-    if axis is not None:
-        dequantize_weight.attribute.append(onnx.AttributeProto(name="axis", i=axis, type=onnx.AttributeProto.INT))
-    then = [
-        _node("QuantizeLinear", [node.input[0], switch + SCALE, switch + ZERO], [own + "xq"]),
-        _node("DequantizeLinear", [own + "xq", switch + SCALE, switch + ZERO], [own + "xd"]),
-        dequantize_weight,
+    product = onnx.NodeProto()
+    product.CopyFrom(node)
+    product.output[0] = own + "y"
+    product.input[0], product.input[1] = own + "xd", f"{own}wd{len(chain) or ''}"
+    rounded = _e4m3 if dtype is DType.FP8 else _int8
+    widen = _node("Cast", [weight], [own + "wf"])  # faster than DequantizeLinear with an axis, and to the bit the same
+    widen.attribute.append(onnx.AttributeProto(name="to", i=onnx.TensorProto.FLOAT, type=onnx.AttributeProto.INT))
+    return [
+        *rounded(node.input[0], switch, own),
+        widen,
+        _node("Mul", [own + "wf", weight + SCALE], [own + "wd"]),
         *links,
-        quantized,
-        _node("Add", [own + "y", own + "b"], [own + "yq"]),
+        product,
+        _node("Add", [own + "y", f"{SWITCH}{node.name}/b"], [own + "yq"]),
     ]
-    made = _node("If", [switch], [node.output[0]], name=own + "If")
+
+
+def _int8(x: str, switch: str, own: str) -> list[onnx.NodeProto]:
+    """DQ(Q(x)) as `own`xd."""
+    return [
+        _node("QuantizeLinear", [x, switch + SCALE, switch + ZERO], [own + "xq"]),
+        _node("DequantizeLinear", [own + "xq", switch + SCALE, switch + ZERO], [own + "xd"]),
+    ]
+
+
+def _e4m3(x: str, switch: str, own: str) -> list[onnx.NodeProto]:
+    """The same on the grid of E4M3."""
+    steps = [
+        ("Div", (x, switch + SCALE), "xs"),
+        ("Clip", (own + "xs", SWITCH + "low", SWITCH + "high"), "k"),
+        ("Mul", (own + "k", SWITCH + "split"), "p"),
+        ("Sub", (own + "p", own + "k"), "pk"),
+        ("Sub", (own + "p", own + "pk"), "normal"),
+        ("Add", (own + "k", SWITCH + "magic"), "km"),
+        ("Sub", (own + "km", SWITCH + "magic"), "subnormal"),
+        ("Abs", (own + "k",), "size"),
+        ("Less", (own + "size", SWITCH + "smallest"), "small"),
+        ("Where", (own + "small", own + "subnormal", own + "normal"), "r"),
+        ("Mul", (own + "r", switch + SCALE), "xd"),
+    ]
+    return [_node(op, inputs, [own + output]) for op, inputs, output in steps]
+
+
+def _if(
+    switch: str, own: str, output: str, then: Sequence[onnx.NodeProto], other: Sequence[onnx.NodeProto]
+) -> onnx.NodeProto:
+    made = _node("If", [switch], [output], name=own + "If")
     made.attribute.append(_body("then_branch", _branch(own + "then", then)))
-    made.attribute.append(_body("else_branch", _branch(own + "else", [plain])))
+    made.attribute.append(_body("else_branch", _branch(own + "else", other)))
     return made
 
 
@@ -176,7 +290,7 @@ def _value_info(name: str, element: int, *, scalar: bool = False) -> onnx.ValueI
 
 
 def _external(name: str, array: NDArray[Any]) -> onnx.TensorProto:
-    tensor = onnx.TensorProto(name=name, dims=array.shape, data_type=onnx.TensorProto.INT8)
+    tensor = onnx.TensorProto(name=name, dims=array.shape, data_type=graphs.onnx_type(array.dtype))
     tensor.data_location = onnx.TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value="lent")
     return tensor

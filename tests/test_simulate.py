@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -12,10 +14,11 @@ import pytest
 from qcompiler import decide
 from qcompiler import model as models
 from qcompiler.bias import Shifts
+from qcompiler.numerics import dequantize, quantize_fp8_e4m3
 from qcompiler.passes.insert_qdq import InsertQDQ
 from qcompiler.plan import Decision, Plan, Quantizer
 from qcompiler.session import Session
-from qcompiler.simulate import Simulator
+from qcompiler.simulate import FORMATS, Simulator, Use
 from qcompiler.target import DType, parse_target
 from tests.rewrite import model
 
@@ -38,6 +41,7 @@ def convnet() -> onnx.ModelProto:
         ("Conv", "r w3", "y", {"group": 4}),
         inputs={"x": (1, 3, 8, 8)},
         weights=weights(w1=(16, 3, 3, 3), b1=(16,), w2=(3, 16, 3, 3), w3=(8, 4, 3, 3)),
+        opset=21,
     )
 
 
@@ -49,7 +53,12 @@ def mlp() -> onnx.ModelProto:
         ("MatMul", "c w3", "y"),
         inputs={"x": (6, 32)},
         weights=weights(w1=(32, 24), w2=(40, 24), b2=(40,), w3=(40, 16)),
+        opset=21,
     )
+
+
+def int8(amax: dict[str, float]) -> dict[str, Use]:
+    return {name: Use(DType.INT8, value) for name, value in amax.items()}
 
 
 class Bench:
@@ -64,19 +73,34 @@ class Bench:
         self.feeds = [{"x": RNG.standard_normal(shape).astype(np.float32)} for _ in range(2)]
         self.amax = dict.fromkeys(self.groups, 2.5)
         ranges = {name: [2.5, 4.0] for name in self.groups}
-        self.shifts = Shifts(self.model, self.groups, ranges, self.feeds, per_channel=per_channel)
-        self.simulator = Simulator(self.model, self.groups, self.shifts, per_channel=per_channel)
+        self.shifts = Shifts(
+            self.model,
+            self.groups,
+            ranges,
+            self.feeds,
+            per_channel=per_channel,
+            fp8=ranges,
+            fp8_per_channel=per_channel,
+        )
+        self.simulator = Simulator(
+            self.model,
+            self.groups,
+            self.shifts,
+            per_channel=per_channel,
+            dtypes=(DType.FP8, DType.INT8),
+            fp8_per_channel=per_channel,
+        )
 
-    def real(self, amax: dict[str, float]) -> models.Model:
+    def real(self, uses: dict[str, Use]) -> models.Model:
         """The graph that the compiler would write for these groups."""
         plan, corrections = Plan(), {}
-        for name, value in amax.items():
-            plan.quantizers[name] = Quantizer(name, DType.INT8, value, "test", value)
+        for name, use in uses.items():
+            plan.quantizers[name] = Quantizer(name, use.dtype, use.amax, "test", use.amax)
             for one in self.groups[name]:
-                plan.add(Decision(one.node, one.op, DType.INT8, "linear", ""))
+                plan.add(Decision(one.node, one.op, use.dtype, "linear", ""))
                 plan.axes[one.node] = one.axis if self.per_channel else None
                 if self.shifts.can(one):
-                    corrections[one.node] = self.shifts.of(one, value)
+                    corrections[one.node] = self.shifts.of(one, use.amax, use.dtype)
         lowered = models.copy(self.model)
         InsertQDQ(plan, corrections)(lowered.graph)
         return lowered
@@ -89,11 +113,49 @@ def test_every_subset_gives_what_the_real_graph_gives(
 ) -> None:
     bench = Bench(tmp_path, proto, per_channel=per_channel)
     names = list(bench.groups)
-    for bits in range(1 << len(names)):
-        amax = {name: bench.amax[name] for i, name in enumerate(names) if bits >> i & 1}
-        found = bench.simulator.run(bench.feeds[0], amax)["y"]
-        expected = Session(bench.real(amax), quick=True).run(bench.feeds[0])["y"]
+    for formats in itertools.product((None, DType.INT8, DType.FP8), repeat=len(names)):
+        uses = {name: Use(one, 2.5) for name, one in zip(names, formats, strict=True) if one is not None}
+        found = bench.simulator.run(bench.feeds[0], uses)["y"]
+        expected = Session(bench.real(uses), quick=True).run(bench.feeds[0])["y"]
         np.testing.assert_allclose(found, expected, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtypes", [(DType.FP8,), (DType.INT8, DType.FP8)])
+def test_fp8_rounds_as_its_format_does_to_the_bit(tmp_path: Path, dtypes: tuple[DType, ...]) -> None:
+    grid = np.arange(127, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    ties = (grid[1:] + grid[:-1]) / 2
+    near = np.nextafter(np.concatenate([ties, ties]), np.repeat(np.float32([0, 1000]), len(ties)))
+    wild = RNG.standard_normal(1000) * 10 ** RNG.uniform(-6, 6, 1000)
+    far = [0.0, 463.9, 464, 465, 1e30, np.inf, 1e-30]
+    values = np.concatenate([grid, ties, near, wild, far]).astype(np.float32)
+    values = np.concatenate([values, -values])[:, None]
+    proto = model(("MatMul", "x w", "y"), inputs={"x": ("n", 1)}, weights={"w": np.ones((1, 1), np.float32)})
+    onnx.save(proto, tmp_path / "m.onnx")
+    loaded = models.load(tmp_path / "m.onnx")
+    groups = {"x": [decide.Candidate("Y", "MatMul", "x", "w", None)]}
+    simulator = Simulator(loaded, groups, Shifts(loaded, groups, {}, []), dtypes=dtypes)
+    for scale in (1.0, 0.3, 2.0**-20):
+        found = simulator.run({"x": values}, {"x": Use(DType.FP8, 448 * scale)})["y"]
+        expected = dequantize(quantize_fp8_e4m3(values, scale), scale)
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_a_format_that_was_not_announced_cannot_be_asked_for(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, mlp())
+    simulator = Simulator(bench.model, bench.groups, bench.shifts)
+    with pytest.raises(ValueError, match="fp8"):
+        simulator.run(bench.feeds[0], {"x": Use(DType.FP8, 2.5)})
+
+
+def test_given_scales_are_those_of_the_int8_weights(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, mlp(), per_channel=False)
+    wide = {one.node: np.array(0.5, np.float32) for members in bench.groups.values() for one in members}
+    coarse = Simulator(bench.model, bench.groups, bench.shifts, per_channel=False, dtypes=FORMATS, scales=wide)
+    feed, uses = bench.feeds[0], int8(bench.amax)
+    assert np.abs(coarse.run(feed, uses)["y"] - bench.simulator.run(feed, uses)["y"]).max() > 0.1
+    eights = {name: Use(DType.FP8, 2.5) for name in bench.amax}
+    expected = Simulator(bench.model, bench.groups, bench.shifts, dtypes=FORMATS).run(feed, eights)["y"]
+    np.testing.assert_array_equal(coarse.run(feed, eights)["y"], expected)
 
 
 def test_nothing_quantized_is_the_float_model_to_the_bit(tmp_path: Path) -> None:
@@ -104,7 +166,7 @@ def test_nothing_quantized_is_the_float_model_to_the_bit(tmp_path: Path) -> None
 
 def test_one_session_takes_any_range(tmp_path: Path) -> None:
     bench = Bench(tmp_path, mlp())
-    results = [bench.simulator.run(bench.feeds[0], {"x": value})["y"] for value in (2.5, 4.0, 2.5)]
+    results = [bench.simulator.run(bench.feeds[0], int8({"x": value}))["y"] for value in (2.5, 4.0, 2.5)]
     assert np.abs(results[0] - results[1]).max() > 1e-4
     np.testing.assert_array_equal(results[0], results[2])
 
@@ -152,8 +214,8 @@ def test_a_bias_that_is_computed_is_not_corrected(tmp_path: Path) -> None:
     (one,) = bench.groups["x"]
     assert not bench.shifts.can(one)
     assert not bench.shifts.of(one, 2.5).any()
-    expected = Session(bench.real(bench.amax), quick=True).run(bench.feeds[0])["y"]
-    np.testing.assert_allclose(bench.simulator.run(bench.feeds[0], bench.amax)["y"], expected, atol=2e-4)
+    expected = Session(bench.real(int8(bench.amax)), quick=True).run(bench.feeds[0])["y"]
+    np.testing.assert_allclose(bench.simulator.run(bench.feeds[0], int8(bench.amax))["y"], expected, atol=2e-4)
 
 
 def test_bias_correction_brings_the_mean_of_each_channel_back(tmp_path: Path) -> None:
@@ -165,7 +227,9 @@ def test_bias_correction_brings_the_mean_of_each_channel_back(tmp_path: Path) ->
 
     def moved(simulator: Simulator, amax: dict[str, float]) -> Any:
         exact = np.concatenate([simulator.run(feed, {})["y"] for feed in bench.feeds])
-        return (np.concatenate([simulator.run(feed, amax)["y"] for feed in bench.feeds]) - exact).mean(axis=(0, 2, 3))
+        return (np.concatenate([simulator.run(feed, int8(amax))["y"] for feed in bench.feeds]) - exact).mean(
+            axis=(0, 2, 3)
+        )
 
     (one,) = bench.groups["x"]
     assert np.abs(moved(corrected, {"x": 2.5})).max() < 1e-4
