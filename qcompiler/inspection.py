@@ -2,57 +2,26 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
-from qcompiler import decide, shapes
+from qcompiler import decide, inventory, shapes
 from qcompiler import graph as graphs
 from qcompiler import model as models
 from qcompiler.data import Data, Inputs, Source, open_source
 from qcompiler.errors import ModelError, QCompilerError
-from qcompiler.macs import concrete_shapes
-from qcompiler.observe import samples_of
+from qcompiler.layer_rules import Layer, by_rule, judged, known_shapes, row
 from qcompiler.plain import plain
 from qcompiler.presets import clean_up
 from qcompiler.progress import Progress, silent
 from qcompiler.recipe import Recipe
+from qcompiler.residual import Residual
 from qcompiler.spikes import Spike, Watched, watch
 from qcompiler.target import Target
-
-_NOT_WEIGHTS = frozenset(np.dtype(name) for name in (np.int64, np.int32, np.bool_, object))
-_QUANTIZERS = ("QuantizeLinear", "DequantizeLinear", *decide.QUANTIZED_OPS)
-_YES = "linear"  # the rule of what can be quantized
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """A linear or recurrent node, as the compiler sees it after clean-up.
-
-    Attributes:
-        node: its name.
-        op: ONNX operator.
-        quantizable: whether the rules of the target let it be INT8; whether accuracy does is only known after
-            `compile`.
-        rule: the id of the rule that decided.
-        why: one sentence; empty where it can be quantized.
-        macs: multiply-accumulates of one sample; None where shapes are not known.
-        share: of the model's multiply-accumulates, 0..1; None where those of some layer are not known.
-    """
-
-    node: str
-    op: str
-    quantizable: bool
-    rule: str
-    why: str
-    macs: int | None = None
-    share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +46,7 @@ class Inspection:
         macs: multiply-accumulates of one sample; None where those of some layer are not known.
         data: name of the data, and how many feeds were run; empty without.
         spikes: activations of the layers that can be quantized, the worst first; empty without data.
+        residuals: the ranges at residual Adds, in graph order; empty without data.
         overflow: where the float model stops being finite; empty where it does not.
         problems: what could not be looked at, and why.
     """
@@ -85,8 +55,8 @@ class Inspection:
     producer: str
     opset: int
     ir_version: int
-    inputs: Mapping[str, tuple[str, tuple[int | str | None, ...] | None]]
-    outputs: Mapping[str, tuple[str, tuple[int | str | None, ...] | None]]
+    inputs: Mapping[str, inventory.Value]
+    outputs: Mapping[str, inventory.Value]
     parameters: int
     weights: Mapping[str, int]
     operators: Mapping[str, int]
@@ -98,6 +68,7 @@ class Inspection:
     macs: int | None
     data: str = ""
     spikes: tuple[Spike, ...] = ()
+    residuals: tuple[Residual, ...] = ()
     overflow: str = ""
     problems: tuple[str, ...] = field(default=())
 
@@ -133,11 +104,12 @@ class Inspection:
             "problems": self.problems,
         }
         tables = {
-            "inputs": _values("input", self.inputs),
-            "outputs": _values("output", self.outputs),
-            "stays_float": list(_by_rule(self.layers)),
-            "layers": [_row(one) for one in sorted(self.layers, key=lambda one: -(one.macs or 0))],
+            "inputs": inventory.table("input", self.inputs),
+            "outputs": inventory.table("output", self.outputs),
+            "stays_float": list(by_rule(self.layers)),
+            "layers": [row(one) for one in sorted(self.layers, key=lambda one: -(one.macs or 0))],
             "spikes": self.spikes,
+            "residuals": self.residuals,
         }
         found: dict[str, Any] = plain({**figures, **tables})
         return {key: value for key, value in found.items() if value is not None and value not in ("", [], {})}
@@ -176,44 +148,39 @@ def inspect(
         found, refused = decide.candidates(clean.graph, target, recipe.keep)
     watched = Watched()
     with progress.stage("measure", recipe.samples if source is not None else None) as stage:
-        known = _shapes(clean.graph, source, inputs, recipe, problems)
+        known = known_shapes(clean.graph, source, inputs, recipe, problems)
         if source is not None:
             nodes = {node.name: node for node in clean.graph.nodes}
             groups = {name: [nodes[one.node] for one in group] for name, group in decide.by_activation(found).items()}
-            watched = _watched(clean.graph, groups, source, problems, stage.advance)
+            watched = _watched(clean.graph, groups, source, inputs, problems, stage.advance)
     macs = {name: count for name, count in decide.node_macs(clean.graph, known).items() if count or source is not None}
     count = sum(map(graphs.is_linear, clean.graph.nodes))
     total = sum(macs.values()) if len(macs) == count else 0
-    layers = _layers(clean.graph, found, refused, known, macs, total)
+    layers = judged(clean.graph, found, refused, known, macs, total)
     if source is None and count and not total:
         problems.append("some shapes are open, so multiply-accumulates are not known: give --data")
-    every = Counter(node.op for node in graphs.walk(raw))
     return Inspection(
         file=loaded.source.name if loaded.source else "a model in memory",
         producer=" ".join(filter(None, (raw.producer_name, raw.producer_version))),
         opset=int(raw.opset),
         ir_version=loaded.ir_version,
-        inputs={tensor.name: _described(tensor) for tensor in raw.inputs},
-        outputs={tensor.name: _described(tensor) for tensor in raw.outputs},
-        parameters=sum(size for _, size in _weights(raw)),
-        weights=_weight_bytes(raw),
-        operators=dict(every.most_common()),
-        custom=dict(
-            Counter(f"{n.domain}::{n.op}" for n in graphs.walk(raw) if not graphs.is_standard(n)).most_common()
-        ),
-        control_flow=_control_flow(raw),
-        quantized={op: every[op] for op in _QUANTIZERS if every[op]},
+        inputs={tensor.name: inventory.described(tensor) for tensor in raw.inputs},
+        outputs={tensor.name: inventory.described(tensor) for tensor in raw.outputs},
+        parameters=inventory.parameters(raw),
+        weights=inventory.weight_bytes(raw),
+        operators=inventory.operators(raw),
+        custom=inventory.custom(raw),
+        control_flow=inventory.control_flow(raw),
+        quantized=inventory.quantizers(raw),
         target=str(target),
         layers=layers,
         macs=total or None,
         data="" if source is None else _data_text(source, watched),
         spikes=tuple(watched.spikes),
+        residuals=tuple(watched.residuals),
         overflow=watched.overflow,
         problems=tuple(problems),
     )
-
-
-# --- The graph --------------------------------------------------------------------------------------------------------
 
 
 def _inputs(graph: gs.Graph) -> Inputs:
@@ -233,136 +200,11 @@ def _clean(model: models.Model, target: Target, problems: list[str]) -> models.M
     return clean
 
 
-def _described(tensor: gs.Tensor) -> tuple[str, tuple[int | str | None, ...] | None]:
-    if isinstance(tensor, gs.Variable) and tensor.type not in (None, "tensor_type"):
-        return str(tensor.type).removesuffix("_type"), None
-    dtype = graphs.dtype_of(tensor)
-    spelled = "unknown" if dtype is None else "string" if dtype.kind == "O" else str(dtype)
-    return spelled, graphs.shape_of(tensor)
-
-
-def _control_flow(graph: gs.Graph) -> tuple[str, ...]:
-    own = [f"{node.name} ({node.op})" for node in graph.nodes if graphs.subgraphs(node)]
-    nested = sum(bool(graphs.subgraphs(node)) for node in graphs.walk(graph)) - len(own)
-    return (*own, f"{nested} more inside") if nested else tuple(own)
-
-
-def _weights(graph: gs.Graph) -> Iterator[tuple[np.dtype[Any], int]]:
-    """Element type and size of each weight: initializers and Constant nodes, nested graphs included."""
-    seen: set[int] = set()
-    for inner in graphs.graphs(graph):
-        constants = [t for t in graphs.tensors(inner) if graphs.is_constant(t)]
-        constants += [n.attrs["value"] for n in inner.nodes if graphs.is_op(n, "Constant") and "value" in n.attrs]
-        for tensor in constants:
-            dtype = graphs.dtype_of(tensor)
-            if id(tensor) in seen or dtype is None or dtype in _NOT_WEIGHTS:
-                continue
-            seen.add(id(tensor))
-            yield dtype, math.prod(tensor.shape)
-
-
-def _weight_bytes(graph: gs.Graph) -> dict[str, int]:
-    found: Counter[str] = Counter()
-    for dtype, size in _weights(graph):
-        found[str(dtype)] += -(-size // 2) if "int4" in str(dtype) else size * dtype.itemsize
-    return dict(found.most_common())
-
-
-# --- Layers -----------------------------------------------------------------------------------------------------------
-
-
-def _shapes(
-    graph: gs.Graph, source: Source | None, inputs: Inputs, recipe: Recipe, problems: list[str]
-) -> dict[str, tuple[int, ...]]:
-    """Shapes for one sample: those of the first feed, else with the recipe's usual shapes or a batch of one."""
-    if source is not None:
-        try:
-            first = next(samples_of(next(iter(source)), inputs))
-            return concrete_shapes(graph, first, decide.tensors_for_shapes(graph))
-        except ModelError as error:
-            problems.append(f"multiply-accumulates are not known: {error}")
-            return {}
-    assumed = graph.copy()
-    for tensor in assumed.inputs:
-        shape = graphs.shape_of(tensor)
-        if recipe.shapes is not None and tensor.name in recipe.shapes:
-            tensor.shape = list(recipe.shapes[tensor.name][1])
-        elif shape and not isinstance(shape[0], int):
-            tensor.shape = [1, *shape[1:]]
-    shapes.infer(assumed)
-    fixed = ((tensor.name, graphs.static_shape(tensor)) for tensor in graphs.tensors(assumed))
-    return {name: shape for name, shape in fixed if shape is not None}
-
-
-def _layers(
-    graph: gs.Graph,
-    found: Iterable[decide.Candidate],
-    refused: Iterable[decide.Refusal],
-    known: Mapping[str, tuple[int, ...]],
-    macs: Mapping[str, int],
-    total: int,
-) -> tuple[Layer, ...]:
-    """Every linear and recurrent node in graph order, nested ones behind."""
-    nodes = {node.name: node for node in graph.nodes}
-    verdicts = {one.node: Layer(one.node, one.op, False, one.rule, one.why) for one in refused}
-    for one in found:
-        small = decide.too_small(one, nodes[one.node], known)
-        rule, why = (_YES, "") if small is None else (small.rule, small.why)
-        verdicts[one.node] = Layer(one.node, one.op, small is None, rule, why)
-    places = {name: i for i, name in enumerate(nodes)}
-    return tuple(
-        replace(one, macs=macs.get(one.node), share=macs.get(one.node, 0) / total if total else None)
-        for one in sorted(verdicts.values(), key=lambda one: places.get(one.node, len(places)))
-    )
-
-
-def _by_rule(layers: Iterable[Layer]) -> Iterator[dict[str, Any]]:
-    """What stays float, one row per rule, the most multiply-accumulates first."""
-    groups: dict[str, list[Layer]] = {}
-    for layer in layers:
-        if not layer.quantizable:
-            groups.setdefault(layer.rule, []).append(layer)
-    for rule, group in sorted(groups.items(), key=lambda item: -sum(one.macs or 0 for one in item[1])):
-        first = group[0].node if len(group) == 1 else f"{group[0].node} and {len(group) - 1} more"
-        shares = [one.share for one in group if one.share is not None]
-        yield _present({"rule": rule, "nodes": first, "share": sum(shares) if shares else None, "why": group[0].why})
-
-
-def _row(layer: Layer) -> dict[str, Any]:
-    verdict = "yes" if layer.quantizable else layer.rule
-    figures = {"macs": layer.macs, "share": layer.share}
-    return {
-        "node": layer.node,
-        "op": layer.op,
-        "int8": verdict,
-        **_present(figures),
-        **({"why": layer.why} if layer.why else {}),
-    }
-
-
-def _present(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if value is not None}
-
-
-def _values(column: str, values: Mapping[str, tuple[str, tuple[int | str | None, ...] | None]]) -> list[dict[str, str]]:
-    return [
-        {column: name, "type": dtype, "shape": "unknown" if shape is None else f"[{', '.join(_dims(shape))}]"}
-        for name, (dtype, shape) in values.items()
-    ]
-
-
-def _dims(shape: tuple[int | str | None, ...]) -> Iterator[str]:
-    return ("?" if dim is None else str(dim) for dim in shape)
-
-
-# --- Data -------------------------------------------------------------------------------------------------------------
-
-
 def _watched(
-    graph: gs.Graph, groups: dict[str, list[gs.Node]], source: Source, problems: list[str], advance: Any
+    graph: gs.Graph, groups: dict[str, list[gs.Node]], source: Source, inputs: Inputs, problems: list[str], advance: Any
 ) -> Watched:
     try:
-        return watch(graph, groups, source, advance)
+        return watch(graph, groups, source, inputs, advance)
     except ModelError as error:
         problems.append(f"activations were not measured: {error}")
         return Watched()

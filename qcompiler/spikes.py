@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,16 +11,19 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from qcompiler import graph as graphs
+from qcompiler import residual
 from qcompiler.calibrators import MSE
 from qcompiler.equivalence import first_not_finite
 from qcompiler.numerics import quantization_error, signal_power
+from qcompiler.observe import samples_of
+from qcompiler.outliers import Outliers, Tokens, kurtosis, top_channels, top_tokens
 from qcompiler.session import Session
 from qcompiler.statistics import Histogram
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from qcompiler.data import Feeds, Source
+    from qcompiler.data import Feeds, Inputs, Source
 
 EXACT_DB = 200.0  # for a tensor that the grid holds exactly
 
@@ -32,25 +35,34 @@ class Spike:
     Attributes:
         tensor: its name.
         readers: the candidates that read it.
+        depth: its place among these activations in graph order, from 0.
         int8_db: SQNR in dB that INT8 with the range of least mean squared error leaves in this tensor; 200 stands for
             a tensor that is constant zero.
         amax: largest |x|.
         p99_99: |x| that 99.99 % of the elements do not exceed.
         crest: amax over the root mean square; 4 or 5 for a bell curve.
-        over_positions: the largest |x| of a position (token, pixel), largest over median; much above 10 means that a
-            few positions spike, and a clipped range may serve the others.
-        over_channels: the same for channels; much above 10 means that a few channels do, which a scale per tensor
-            cannot mend but smoothing can. None where the number of channels varies.
+        kurtosis: fourth moment about zero over the square of the second; 3 for a bell curve.
+        ratio: the largest |x| of a token (or pixel), the maximum over the median, mean over samples, which QFeM goes
+            by; much above 10 means that single tokens spike, which no scales of channels mend.
+        over_channels: the largest |x| of a channel, the maximum over the median; much above 10 means that few channels
+            are loud in all tokens, which smoothing mends. None where the number of channels varies, or the median
+            channel is zero.
+        top_channels: the largest channels, each `channel`, `amax` and `over_median`.
+        top_tokens: the largest tokens, each `position`, `id`, `channel`, `value` and `sample`, as in `outliers.rows`.
     """
 
     tensor: str
     readers: tuple[str, ...]
+    depth: int
     int8_db: float
     amax: float
     p99_99: float
     crest: float
-    over_positions: float
+    kurtosis: float
+    ratio: float
     over_channels: float | None
+    top_channels: tuple[Mapping[str, Any], ...] = ()
+    top_tokens: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass
@@ -59,95 +71,100 @@ class Watched:
 
     Attributes:
         spikes: those whose INT8 error is largest first.
+        residuals: the ranges at residual Adds, in graph order.
         feeds: how many feeds were run.
         overflow: where the float model itself stops being finite, as a sentence; empty where it never does.
     """
 
     spikes: list[Spike] = field(default_factory=list)
+    residuals: list[residual.Residual] = field(default_factory=list)
     feeds: int = 0
     overflow: str = ""
 
 
-class _Tally:
-    """Counts one tensor. `channel` is the axis that the reader multiplies along: positions are all other axes."""
-
-    def __init__(self, channel: int) -> None:
-        self.all = Histogram()
-        self.positions = Histogram()
-        self.channels: NDArray[np.float64] | None = None
-        self._channel, self._fixed = channel, True
-
-    def add(self, value: NDArray[Any]) -> None:
-        self.all.update(value)
-        if value.ndim < 2 or not value.size:
-            return
-        x = np.abs(value)
-        self.positions.update(np.asarray(x.max(axis=self._channel)))
-        others = tuple(axis for axis in range(x.ndim) if axis != self._channel % x.ndim)
-        now = np.asarray(x.max(axis=others), np.float64)
-        self._fixed = self._fixed and (self.channels is None or self.channels.shape == now.shape)
-        if self._fixed:
-            self.channels = now if self.channels is None else np.maximum(self.channels, now)
-
-    def spike(self, tensor: str, readers: Sequence[str]) -> Spike:
-        power = signal_power(self.all)
-        error = quantization_error(self.all, MSE().range(self.all), "int8") if power else 0.0
-        median = None if self.channels is None or not self._fixed else float(np.median(self.channels))
-        return Spike(
-            tensor,
-            tuple(readers),
-            min(10 * math.log10(power / error), EXACT_DB) if error else EXACT_DB,
-            self.all.amax,
-            self.all.quantile(99.99),
-            self.all.amax / math.sqrt(power) if power else 0.0,
-            _over(self.positions.amax, self.positions.quantile(50)),
-            None if median is None else _over(self.all.amax, median),
-        )
-
-
-def _over(largest: float, median: float) -> float:
-    if not largest:
-        return 1.0
-    return largest / median if median else math.inf
-
-
 def watch(
     graph: gs.Graph,
-    activations: dict[str, list[gs.Node]],
+    activations: Mapping[str, Sequence[gs.Node]],
     source: Source,
+    inputs: Inputs,
     advance: Callable[[float], None],
 ) -> Watched:
     """Runs all feeds through `graph`; stops at the first one that makes an activation or an output not finite.
 
     Args:
         graph: the float graph, normalised.
-        activations: the tensors to look at, with the nodes that read each.
+        activations: the tensors to look at, with the nodes that read each, in graph order.
         source: feeds.
+        inputs: the model's inputs, to know whether a feed is a batch.
         advance: called with 1 after each feed.
 
     Raises:
         DataError: a feed does not fit.
         ModelError: ONNX Runtime refuses the graph, or a node fails.
     """
+    joins = residual.joins(graph)
+    streams = [name for join in joins for name in (join.branch, join.stream, join.total)]
     fed = {tensor.name for tensor in graph.inputs}
     results = [tensor.name for tensor in graph.outputs if graphs.is_float(tensor)]
-    tapped = list(dict.fromkeys(name for name in (*activations, *results) if name not in fed))
+    tapped = [name for name in dict.fromkeys((*activations, *streams, *results)) if name not in fed]
     session = Session(graph, outputs=tapped) if tapped else None
-    tallies = {name: _Tally(1 if readers[0].op.startswith("Conv") else -1) for name, readers in activations.items()}
+    histograms = {name: Histogram() for name in (*activations, *streams)}
+    outliers = {name: Outliers(_axis(readers)) for name, readers in activations.items()}
     found = Watched()
     for feeds in source:
         values = {**feeds, **(session.run(feeds) if session is not None else {})}
         found.overflow = _overflow(graph, {name: values[name] for name in tapped}, feeds, found.feeds)
         if found.overflow:
             break
-        for name, tally in tallies.items():
-            tally.add(np.asarray(values[name]))
+        _count(values, Tokens(feeds, list(samples_of(feeds, inputs))), histograms, outliers)
         found.feeds += 1
         advance(1)
-    if found.feeds:
-        rows = [tally.spike(name, [node.name for node in activations[name]]) for name, tally in tallies.items()]
-        found.spikes = sorted(rows, key=lambda row: row.int8_db)
+    if not found.feeds:
+        return found
+    rows = [
+        _spike(name, [node.name for node in activations[name]], depth, histograms[name], one)
+        for depth, (name, one) in enumerate(outliers.items())
+    ]
+    found.spikes = sorted(rows, key=lambda row: row.int8_db)
+    found.residuals = residual.residuals(joins, histograms)
     return found
+
+
+def _axis(readers: Sequence[gs.Node]) -> int:
+    """The axis of the channels: positions are all other ones."""
+    return 1 if readers[0].op.startswith("Conv") else -1
+
+
+def _count(
+    values: Mapping[str, NDArray[Any]],
+    tokens: Tokens,
+    histograms: Mapping[str, Histogram],
+    outliers: Mapping[str, Outliers],
+) -> None:
+    for name, histogram in histograms.items():
+        histogram.update(np.asarray(values[name]))
+    for name, one in outliers.items():
+        one.update(np.asarray(values[name]), tokens)
+
+
+def _spike(tensor: str, readers: Sequence[str], depth: int, seen: Histogram, found: Outliers) -> Spike:
+    power = signal_power(seen)
+    error = quantization_error(seen, MSE().range(seen), "int8") if power else 0.0
+    channels = top_channels(found.channels)
+    return Spike(
+        tensor,
+        tuple(readers),
+        depth,
+        min(10 * math.log10(power / error), EXACT_DB) if error else EXACT_DB,
+        seen.amax,
+        seen.quantile(99.99),
+        seen.amax / math.sqrt(power) if power else 0.0,
+        kurtosis(seen),
+        found.ratio,
+        channels[0]["over_median"] if channels else None,
+        tuple(channels),
+        tuple(top_tokens(found.top)),
+    )
 
 
 def _overflow(graph: gs.Graph, values: dict[str, NDArray[Any]], feeds: Feeds, index: int) -> str:

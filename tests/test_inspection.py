@@ -14,7 +14,8 @@ from onnx import helper
 
 from qcompiler.cli import main
 from qcompiler.errors import DataError, ModelError
-from qcompiler.inspection import Layer, inspect
+from qcompiler.inspection import inspect
+from qcompiler.layer_rules import Layer
 from qcompiler.recipe import Recipe
 from tests.rewrite import graph_proto, model
 
@@ -148,8 +149,12 @@ def test_data_shows_how_well_int8_holds_each_activation(tmp_path: Path) -> None:
         grid = np.clip(np.round(values / amax * 127), -128, 127) * amax / 127
         errors.append(((values - grid) ** 2).mean())
     assert x.int8_db == pytest.approx(10 * np.log10((values**2).mean() / min(errors)), abs=0.3)
+    assert x.kurtosis == pytest.approx((values**4).mean() / (values**2).mean() ** 2, rel=0.01)
+    tokens = np.abs(values).max(axis=3)[:, 0]
+    assert x.ratio == pytest.approx((tokens.max(axis=1) / np.median(tokens, axis=1)).mean())
     assert x.over_channels is not None
-    assert max(x.over_positions, x.over_channels) < 3
+    assert max(x.ratio, x.over_channels) < 3
+    assert {name: one.depth for name, one in spikes.items()} == {"x": 0, "b": 1}
 
 
 def test_spikes_of_a_channel_and_of_a_token_are_told_apart(tmp_path: Path) -> None:
@@ -158,8 +163,11 @@ def test_spikes_of_a_channel_and_of_a_token_are_told_apart(tmp_path: Path) -> No
     token = next(one for one in inspect(path, data=spiking(token=7)).spikes if one.tensor == "x")
     assert channel.over_channels is not None
     assert channel.over_channels > 30
-    assert channel.over_positions < 5
-    assert token.over_positions > 30
+    assert channel.ratio < 5
+    assert (channel.top_channels[0]["channel"], channel.top_channels[0]["over_median"]) == (5, channel.over_channels)
+    assert token.ratio > 30
+    assert token.top_tokens[0]["position"] == 7
+    assert token.top_tokens[0]["value"] == token.amax
     plain = next(one for one in inspect(path, data=spiking()).spikes if one.tensor == "x")
     assert channel.int8_db < plain.int8_db - 8
     assert token.int8_db < plain.int8_db - 8
@@ -168,6 +176,31 @@ def test_spikes_of_a_channel_and_of_a_token_are_told_apart(tmp_path: Path) -> No
 def test_the_worst_activation_comes_first(tmp_path: Path) -> None:
     found = inspect(saved(tmp_path, mlp()), data=spiking(channel=5))
     assert [one.int8_db for one in found.spikes] == sorted(one.int8_db for one in found.spikes)
+
+
+def test_ranges_at_residual_adds_are_those_of_the_tensors(tmp_path: Path) -> None:
+    nodes = [("MatMul", "x w1", "a"), ("Relu", "a", "b"), ("MatMul", "b w2", "c"), ("Add", "c x", "y")]
+    path = saved(tmp_path, model(*nodes, inputs={"x": ("n", 24, 32)}, weights=(w := weights(w1=(32, 64), w2=(64, 32)))))
+    feeds = spiking()
+    (one,) = inspect(path, data=feeds).residuals
+    x = np.concatenate([feed["x"] for feed in feeds])
+    branch = np.maximum(x @ w["w1"], 0) @ w["w2"]
+    assert (one.add, one.kind) == ("Y", "feed-forward")
+    assert one.stream_amax == np.abs(x).max()
+    assert one.branch_amax == pytest.approx(np.abs(branch).max(), rel=1e-5)
+    assert one.sum_amax == pytest.approx(np.abs(branch + x).max(), rel=1e-5)
+    assert one.ratio == pytest.approx(one.branch_amax / one.stream_amax)
+    assert one.branch_p99_99 == pytest.approx(np.percentile(np.abs(branch), 99.99), rel=0.05)
+
+
+def test_a_batch_is_measured_as_its_samples_are(tmp_path: Path) -> None:
+    path, feeds = saved(tmp_path, mlp()), spiking(token=3)
+    one, other = (inspect(path, data=feeds, recipe=Recipe(batch=batch)).spikes for batch in (None, 4))
+    assert [(row.tensor, row.top_tokens[0]["sample"]) for row in one] == [
+        (row.tensor, row.top_tokens[0]["sample"]) for row in other
+    ]
+    x, y = (next(row for row in rows if row.tensor == "x") for rows in (one, other))
+    assert (x.ratio, x.top_channels, x.top_tokens) == (y.ratio, y.top_channels, y.top_tokens)
 
 
 def test_a_model_that_overflows_is_reported_with_the_node(tmp_path: Path) -> None:
@@ -259,6 +292,7 @@ def test_a_model_without_layers_is_no_problem(tmp_path: Path) -> None:
     found = inspect(saved(tmp_path, model(("Relu", "x", "y"))), data=[{"x": np.ones((2, 4), np.float32)}])
     assert (found.layers, found.macs, found.spikes, found.problems) == ((), None, (), ())
     assert found.to_json()["layers_that_can_be_int8"] == "0 of 0"
+    assert not {"spikes", "residuals"} & found.to_json().keys()
 
 
 def test_data_that_does_not_fit_and_files_that_are_none_are_errors(tmp_path: Path) -> None:
