@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from qcompiler import fp8
 from qcompiler import graph as graphs
 from qcompiler import model as models
 from qcompiler.errors import DataError, ModelError
@@ -48,7 +49,7 @@ class Session:
     Args:
         source: path, `Model`, `gs.Graph`, or a `ModelProto` with the weights that it marks as external, by name.
         outputs: names of the tensors to return, any tensors of the main graph; None for the model's own outputs.
-        optimize: ONNX Runtime's graph optimisations. Off for FP8 graphs, which its CPU optimiser breaks.
+        optimize: ONNX Runtime's graph optimisations. Always off for graphs with FP8, which they break on the CPU.
         quick: made for a handful of runs: neither optimisations nor repacked weights, so that it is there at once.
         threads: threads inside an operator; 0 for one per processor that this process may use.
 
@@ -73,11 +74,11 @@ class Session:
         options.inter_op_num_threads = 1
         if quick:
             options.add_session_config_entry("session.disable_prepacking", "1")
-        if quick or not optimize:
-            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         self._label = str(source) if isinstance(source, str | Path) else "the model"
         self._lent: list[NDArray[Any]] = []
-        content = self._content(source, outputs, options)
+        content, has_fp8 = self._content(source, outputs, options)
+        if quick or not optimize or has_fp8:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
             self._session = _open(content, options)
         except Exception as error:  # ONNX Runtime raises a class of its own for each kind of failure
@@ -92,11 +93,12 @@ class Session:
         found = [value.name for value in self._session.get_outputs()]
         self.outputs: list[str] = list(outputs) if outputs is not None else found
 
-    def _content(self, source: Source, outputs: Sequence[str] | None, options: Any) -> str | bytes:
+    def _content(self, source: Source, outputs: Sequence[str] | None, options: Any) -> tuple[str | bytes, bool]:
+        """What ONNX Runtime reads, and whether there is FP8 in it."""
         import onnxruntime as ort
 
         if isinstance(source, str | Path) and outputs is None:
-            return str(source)
+            return str(source), fp8.in_file(source)
         if isinstance(source, str | Path):
             source = models.load(source)
         if isinstance(source, tuple):
@@ -110,7 +112,7 @@ class Session:
         if names:
             options.add_external_initializers(names, [_lend(ort, array) for array in self._lent])
         content: bytes = proto.SerializeToString()
-        return content
+        return content, fp8.in_proto(proto)
 
     @property
     def inputs(self) -> dict[str, tuple[np.dtype[Any] | None, Shape]]:

@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qcompiler import emulation
-from qcompiler import graph as graphs
 from qcompiler import model as models
 from qcompiler.drift import Layer, fitting, sqnr_db
 from qcompiler.drift import drift as compare_layers
@@ -180,7 +179,7 @@ def verify(
     metric: str | Metric | None = None,
     drift: bool = True,
     inner: models.Model | None = None,
-    optimize: bool | None = None,
+    optimize: bool = True,
     advance: Callable[[], None] | None = None,
 ) -> Verification:
     """Runs both models on the same feeds and compares.
@@ -194,7 +193,7 @@ def verify(
         drift: also compare inner tensors, on the first 4 feeds.
         inner: the float model whose inner tensors are compared: `float_model` after the float passes, which fold nodes
             and keep the names; None for `float_model` itself.
-        optimize: let ONNX Runtime optimise the quantized graph; None means unless it has FP8, which that breaks.
+        optimize: let ONNX Runtime optimise the quantized graph, unless it has FP8, which that breaks.
         advance: called after each feed.
 
     Raises:
@@ -207,7 +206,7 @@ def verify(
     reference = _loaded(float_model)
     candidate = quantized if callable(quantized) else emulation.runnable(_loaded(quantized))
     quick = metric is None and samples is not None and samples <= QUICK_SAMPLES
-    run_float, float_outputs = _runner(reference, None, quick=quick)
+    run_float, float_outputs = _runner(reference, True, quick=quick)
     run_quantized, quantized_outputs = _runner(candidate, optimize, quick=quick)
     _same_outputs(float_outputs, quantized_outputs)
 
@@ -290,16 +289,11 @@ def _loaded(model: str | Path | models.Model) -> models.Model:
     return model if isinstance(model, models.Model) else models.load(model)
 
 
-def _runner(model: models.Model | Run, optimize: bool | None, *, quick: bool) -> tuple[Run, Sequence[str] | None]:
+def _runner(model: models.Model | Run, optimize: bool, *, quick: bool) -> tuple[Run, Sequence[str] | None]:
     if not isinstance(model, models.Model):
         return model, None
-    session = Session(model, optimize=not _has_fp8(model) if optimize is None else optimize, quick=quick)
+    session = Session(model, optimize=optimize, quick=quick)
     return (lambda feed: session.run(fitting(feed, session))), session.outputs
-
-
-def _has_fp8(model: models.Model) -> bool:
-    types = (graphs.dtype_of(t) for node in graphs.walk(model.graph) for t in (*node.inputs, *node.outputs))
-    return any(dtype is not None and dtype.name.startswith("float8") for dtype in types)
 
 
 def _same_outputs(expected: Iterable[str] | None, got: Sequence[str] | None) -> None:

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from qcompiler import fp8
 from qcompiler.engines.engine import (
     Diagnostic,
     Engine,
@@ -158,7 +159,7 @@ class OnnxRuntime(Engine):
         return library.InferenceSession(os.fspath(path), options, providers=[PROVIDERS[self.provider]])
 
     def _level(self, model: Path) -> str:
-        return "off" if self.provider == "cpu" and _uses_fp8(model) else self.level
+        return "off" if self.provider == "cpu" and fp8.in_file(model) else self.level
 
     def _error(self, error: Exception, model: Path, output: Path) -> QCompilerError:
         if isinstance(error, OSError):
@@ -235,25 +236,3 @@ def _sizes(model: Path) -> Iterator[int]:
         entry.value for one in graph_of(model).initializer for entry in one.external_data if entry.key == "location"
     }
     yield from (path.stat().st_size for path in (model.parent / name for name in files) if path.is_file())
-
-
-def _uses_fp8(model: Path) -> bool:
-    import onnx
-
-    eight_bits = {
-        getattr(onnx.TensorProto, name) for name in ("FLOAT8E4M3FN", "FLOAT8E4M3FNUZ", "FLOAT8E5M2", "FLOAT8E5M2FNUZ")
-    }
-    graphs = [graph_of(model)]
-    while graphs:
-        graph = graphs.pop()
-        if any(one.data_type in eight_bits for one in graph.initializer):
-            return True
-        for node in graph.node:
-            for attribute in node.attribute:
-                if attribute.name in ("to", "output_dtype") and attribute.i in eight_bits:
-                    return True
-                if attribute.HasField("g"):
-                    graphs.append(attribute.g)
-                if attribute.HasField("t") and attribute.t.data_type in eight_bits:
-                    return True
-    return False
