@@ -80,6 +80,23 @@ def inspect(options: argparse.Namespace, view: View) -> None:
     view.result(found)
 
 
+def sensitivity(options: argparse.Namespace, view: View) -> None:
+    """Which layers low precision hurts."""
+    from qcompiler.atomic import check_writable, write_text
+    from qcompiler.report import study as report
+    from qcompiler.study import sensitivity
+
+    if options.report is not None:
+        check_writable(options.report)
+    found = sensitivity(
+        options.model, data=options.data, formats=options.formats, recipe=_recipe(options), progress=view.progress
+    ).to_json()
+    if options.report is not None:
+        write_text(options.report, report.html(found))
+    view.people(*report.terminal(found, everything=options.all))
+    view.result(found)
+
+
 def passes(options: argparse.Namespace, view: View) -> None:
     """The graph rewrites."""
     from qcompiler import spec

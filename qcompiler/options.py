@@ -147,6 +147,28 @@ def parser() -> _Parser:
     inspect.add_argument("--samples", type=int, metavar="N", help=_help("samples"))
     inspect.add_argument("--all", action="store_true", help="list every node, also of large models")
 
+    sensitivity = _command(
+        listed,
+        "sensitivity",
+        commands.sensitivity,
+        "which layers low precision hurts, in which format, by weights or by activations",
+        "qcompiler sensitivity model.onnx --data calibration.npz --formats int8,fp8,e5m2",
+    )
+    _positional(sensitivity, "model", "MODEL", "the float ONNX model")
+    _data(sensitivity, "data to set ranges and measure on", required=True)
+    _recipe_file(sensitivity)
+    sensitivity.add_argument(
+        "--formats",
+        default="int8,fp8",
+        metavar="F",
+        help="some of int8, fp8, e5m2, int4, nf4, fp4; layers are ranked by the first (default: int8,fp8)",
+    )
+    sensitivity.add_argument("--samples", type=int, metavar="N", help=_help("samples"))
+    sensitivity.add_argument("--target", metavar="T", help=_help("target"))
+    sensitivity.add_argument("--keep", action="append", metavar="REGEX", help=f"{_help('keep')}; repeatable")
+    sensitivity.add_argument("--report", metavar="FILE.html", help="write the whole table as an HTML file too")
+    sensitivity.add_argument("--all", action="store_true", help="list every layer, also of large models")
+
     passes = _command(listed, "passes", commands.passes, "the graph rewrites and their options", "qcompiler passes")
     passes.add_argument("name", metavar="NAME", nargs="?", help="only this one")
 

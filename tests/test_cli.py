@@ -337,7 +337,9 @@ def test_passes_are_listed_with_their_options(capfd: pytest.CaptureFixture[str])
     assert "requires" in capfd.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["", "compile", "quantize", "build", "verify", "inspect", "passes", "recipe show"])
+@pytest.mark.parametrize(
+    "command", ["", "compile", "quantize", "build", "verify", "inspect", "sensitivity", "passes", "recipe show"]
+)
 def test_every_command_has_help(command: str, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([*command.split(), "--help"])
