@@ -115,12 +115,20 @@ def plan(graph: gs.Graph, tensor: gs.Tensor, axis: int, *, split: bool = False) 
     if not readers(tensor, axis):
         return _refused(tensor, axis, f"no linear node with a constant weight reads '{tensor.name}' along that axis")
     channels = along(axis, np.arange(count), rank)
-    search = Search(graph, RULES, split=split)
-    try:
-        search.through(tensor, channels)
-        search.close()
-    except NoWayError as refusal:
-        return _refused(tensor, axis, str(refusal), count)
+    why = ""
+    for attempt in (False, True)[: 1 + split]:
+        search = Search(graph, RULES, split=attempt)
+        try:
+            search.through(tensor, channels)
+            search.close()
+        except NoWayError as refusal:
+            why = why or str(refusal)
+            continue
+        return _found(tensor, axis, count, search)
+    return _refused(tensor, axis, why, count)
+
+
+def _found(tensor: gs.Tensor, axis: int, count: int, search: Search) -> Absorption:
     return Absorption(
         tensor,
         axis,

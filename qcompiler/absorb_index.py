@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -63,54 +64,77 @@ def before_view(node: gs.Node, index: Index, before: Dims | None, after: Dims | 
 
 
 def _before_reshape(index: Index, before: Dims, after: Dims) -> Index | None:
+    """Row-major order: from either end, runs of axes with equal products hold the same elements in the same order."""
     index = compact(index)
-    varying = [axis for axis, length in enumerate(index.shape) if length > 1]
-    if not varying:
-        return index.reshape((1,) * len(before))
-    first, last = varying[0], varying[-1] + 1
     dims = [length if length > 1 else dim for length, dim in zip(index.shape, after, strict=True)]
-    found = _block_behind_equal_axes(before, dims, first, last) or _block_at_the_end(before, dims, first)
-    if found is None:
+    varies = [length > 1 for length in index.shape]
+    tail = _runs(before[::-1], dims[::-1], varies[::-1])
+    done_before, done_after = sum(len(run.before) for run in tail), sum(len(run.after) for run in tail)
+    rest_before, rest_after = len(before) - done_before, len(dims) - done_after
+    head = _runs(before[:rest_before], dims[:rest_after], varies[:rest_after])
+    head_before, head_after = sum(len(run.before) for run in head), sum(len(run.after) for run in head)
+    if any(varies[head_after:rest_after]):
         return None
-    start, stop, block, last = found
-    entries = index.reshape(index.shape[first:last])
-    full = np.broadcast_to(entries, [int(dim) for dim in dims[first:last] if isinstance(dim, int)]).reshape(block)
-    return compact(full.reshape((1,) * start + tuple(block) + (1,) * (len(before) - stop)))
+    middle = _Run((1,) * (rest_before - head_before), (1,) * (rest_after - head_after))
+    runs = [*head, middle, *(_Run(run.before[::-1], run.after[::-1]) for run in reversed(tail))]
+    start = 0
+    full: list[int] = []  # the index at its full length along the runs where something depends on it
+    shape: list[int] = []
+    for run in runs:
+        stop = start + len(run.after)
+        moves = any(varies[start:stop])
+        full += run.after if moves else (1,) * len(run.after)
+        shape += run.before if moves else (1,) * len(run.before)
+        start = stop
+    return compact(np.broadcast_to(index, full).reshape(shape))
 
 
-Block = tuple[int, int, list[int], int]  # axes of the input from, to; their lengths; end of the axes of the output
+class _Run(NamedTuple):
+    before: tuple[int, ...]
+    after: tuple[int, ...]
 
 
-def _block_behind_equal_axes(before: Dims, dims: Dims, first: int, last: int) -> Block | None:
-    """Row-major order: behind equal leading axes, axes of equal product hold the same elements."""
-    wanted = _product(dims[first:last])
-    if wanted is None or list(before[:first]) != list(dims[:first]) or None in before[:first]:
+def _runs(before: Dims, after: Dims, varies: Sequence[bool]) -> list[_Run]:
+    """Runs of axes that hold the same elements, from the first axis on, as far as lengths are known.
+
+    At most one open length in a run is taken for what the others leave of the product.
+    """
+    runs: list[_Run] = []
+    i = j = 0
+    while i < len(before) and j < len(after):
+        if before[i] == after[j] and isinstance(before[i], str):
+            runs.append(_Run((1,), (1,)))
+            i, j = i + 1, j + 1
+            continue
+        run = _run(before[i:], after[j:], varies[j:])
+        if run is None:
+            break
+        runs.append(run)
+        i, j = i + len(run.before), j + len(run.after)
+    return runs
+
+
+def _run(before: Dims, after: Dims, varies: Sequence[bool]) -> _Run | None:
+    if not isinstance(before[0], int):
+        # An open axis of the input takes all the axes next to each other that the channels live on.
+        end = next((k for k, one in enumerate(varies) if not one), len(varies))
+        lengths = tuple(dim for dim in after[:end] if isinstance(dim, int))
+        return _Run((math.prod(lengths),), lengths) if lengths else None
+    left, right = [before[0]], [after[0]] if isinstance(after[0], int) else []
+    if not right:
         return None
-    for stop in range(first + 1, len(before) + 1):
-        if _product(before[first:stop]) == wanted:
-            return first, stop, [int(dim) for dim in before[first:stop] if isinstance(dim, int)], last
-    return None
-
-
-def _block_at_the_end(before: Dims, dims: Dims, first: int) -> Block | None:
-    """The same from the end. The outermost axis of the block may be open: it is what is left to divide."""
-    wanted = _product(dims[first:])
-    if wanted is None:
-        return None
-    for start in reversed(range(len(before))):
-        rest = _product(before[start + 1 :])
-        if rest is None or not 0 < rest <= wanted:
+    while math.prod(left) != math.prod(right):
+        short, long, dims = (left, right, before) if math.prod(left) < math.prod(right) else (right, left, after)
+        if len(short) == len(dims) or not math.prod(short) > 0:
             return None
-        outermost = before[start]
-        if wanted % rest == 0 and (outermost == wanted // rest or not isinstance(outermost, int)):
-            inner = [int(dim) for dim in before[start + 1 :] if isinstance(dim, int)]
-            return start, len(before), [wanted // rest, *inner], len(dims)
-    return None
-
-
-def _product(dims: Dims) -> int | None:
-    known = [dim for dim in dims if isinstance(dim, int)]
-    return math.prod(known) if len(known) == len(dims) else None
+        following = dims[len(short)]
+        if isinstance(following, int):
+            short.append(following)
+            continue
+        if math.prod(long) % math.prod(short):
+            return None
+        short.append(math.prod(long) // math.prod(short))
+    return _Run(tuple(left), tuple(right))
 
 
 def groups(count: int, ties: Sequence[tuple[Index, Index]]) -> Index:

@@ -9,13 +9,20 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from qcompiler.absorb_index import NONE, VIEWS, Index, before_view, compact
-from qcompiler.absorb_search import CHANNEL_NORMS, NORMS, Rule, Search, is_constant_behind, positions, refuse
+from qcompiler.absorb_search import (
+    CHANNEL_NORMS,
+    HOMOGENEOUS,
+    NORMS,
+    POOLS,
+    Rule,
+    Search,
+    is_constant_behind,
+    positions,
+    refuse,
+)
 from qcompiler.graph import axes_of, constant_value, is_op, is_present, shape_of
 
-# Linear, or f(x/s) = f(x)/s for positive s; several inputs: all of them are divided.
-_HOMOGENEOUS = ("Relu", "LeakyRelu", "PRelu", "Neg", "Abs", "Dropout")
 _ALL_INPUTS = ("Add", "Sub", "Sum", "Max", "Min", "Mean")
-_POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "LpPool", "GlobalLpPool")
 _REDUCTIONS = ("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2")
 
 
@@ -180,6 +187,8 @@ def _part(search: Search, node: gs.Node, tensor: gs.Tensor, index: Index) -> Non
     only = _only_part(node, kept, index)
     if only is not None:
         ways.append(partial(search.into, node, 0, only))
+    if not ways:
+        refuse(f"which elements '{node.name}' ({node.op}) takes is not known")
     search.first(ways, f"the part that '{node.name}' ({node.op}) takes cannot be divided")
 
 
@@ -217,9 +226,9 @@ def _resize(search: Search, node: gs.Node, tensor: gs.Tensor, index: Index) -> N
 
 
 RULES: Mapping[str, Rule] = {
-    **dict.fromkeys(_HOMOGENEOUS, _same),
+    **dict.fromkeys(HOMOGENEOUS, _same),
     **dict.fromkeys(_ALL_INPUTS, _all_inputs),
-    **dict.fromkeys(_POOLS, _pool),
+    **dict.fromkeys(POOLS, _pool),
     **dict.fromkeys(_REDUCTIONS, _reduce),
     **dict.fromkeys(VIEWS, _view),
     **dict.fromkeys(NORMS, _norm),

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from qcompiler.absorb_edits import Edit, compensate, edit_of
-from qcompiler.absorb_index import NONE, Index
+from qcompiler.absorb_index import NONE, Index, only_axis
 from qcompiler.graph import (
     captured,
     constant_value,
@@ -32,6 +32,8 @@ from qcompiler.graph import (
 _BLIND = ("Shape", "Size")  # they read a tensor without looking at its values
 NORMS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
 CHANNEL_NORMS = ("BatchNormalization", "InstanceNormalization", "GroupNormalization")
+POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "LpPool", "GlobalLpPool")
+HOMOGENEOUS = ("Relu", "LeakyRelu", "PRelu", "Neg", "Abs", "Dropout")  # f(x/s) = f(x)/s for positive s
 _FARTHEST = 100  # tensors on the way; a residual stream has no end otherwise
 
 Rule = Callable[["Search", gs.Node, gs.Tensor, Index], None]
@@ -163,18 +165,35 @@ class Search:
         Raises:
             NoWayError: a reader cannot make up for it.
         """
-        for tensor, index in list(self.scaled.values()):
+        waiting = list(self.scaled.values())
+        while waiting:
+            tensor, index = waiting.pop(0)
             why = "a graph output" if is_output(self._graph, tensor) else ""
             why = why or ("read in a branch or a loop" if tensor.name in self._inside else "")
             for node, i in self._others(tensor, index):
                 edit = compensate(node, i, index)
                 if isinstance(edit, Edit):
                     self.edits.append(edit)
-                    self.read.add((id(node), i))
+                elif self._goes_on(node, i, index):
+                    self.scaled[id(node.outputs[0])] = (node.outputs[0], index)
+                    waiting.append((node.outputs[0], index))
+                else:
+                    why = why or edit
                     continue
-                why = why or edit
+                self.read.add((id(node), i))
             if why:
                 self._double(tensor, why)
+
+    def _goes_on(self, node: gs.Node, i: int, index: Index) -> bool:
+        """Whether a reader hands the division on to its own readers, where it may still be made up for."""
+        if not (is_op(node, *HOMOGENEOUS, *POOLS) and i == 0) and not is_op(node, "Mul"):
+            return False
+        if is_op(node, *POOLS) and only_axis(index, 1) is None:
+            return False
+        ranks = {len(tensor.shape) if tensor.shape is not None else 0 for tensor in (node.inputs[i], node.outputs[0])}
+        # A product of two divided tensors would be divided twice.
+        twice = is_op(node, "Mul") and id(node.inputs[1 - i]) in self.scaled
+        return len(ranks) == 1 and not twice and id(node.outputs[0]) not in self.scaled
 
     def _double(self, tensor: gs.Tensor, why: str) -> None:
         maker = producer(tensor)
@@ -311,7 +330,7 @@ def _slices(node: gs.Node, shape: Sequence[int | str | None]) -> dict[int, Index
         if start == 0 and step == 1 and end >= 2**31 - 1:
             continue
         kept[axis % rank] = np.arange(length)[start:end:step] if isinstance(length, int) else None
-    return kept
+    return {axis: one for axis, one in kept.items() if one is None or one.size != shape[axis] or one[0]}
 
 
 def _sees_none(node: gs.Node, index: Index) -> bool:
