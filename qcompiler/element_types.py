@@ -22,6 +22,10 @@ FP32 = np.dtype(np.float32)
 Types = dict[int, "np.dtype[Any]"]  # by id(tensor)
 
 _ONNX_NAMES = {DType.FP16: "tensor(float16)", DType.BF16: "tensor(bfloat16)"}
+# Their results have the type that an attribute states, or FP32 where it is left out.
+_STATED = frozenset(
+    {"RandomNormal", "RandomUniform", "HannWindow", "HammingWindow", "BlackmanWindow", "MelWeightMatrix"}
+)
 # Variables that stand for something else than the data: regions, statistics, indices, ratios.
 _FIXED = {
     ("Resize", "T2"),
@@ -52,6 +56,8 @@ def slots(node: gs.Node, opset: int, types: Types, dtype: DType) -> Slots:
     if not inputs and not outputs:
         return Slots()
     schema = _schema(node, opset)
+    if node.op in _STATED or "dtype" in node.attrs:
+        return Slots(tuple(inputs), tuple(outputs), f"{node.op} states its type in an attribute")
     if schema is None:
         return Slots(tuple(inputs), tuple(outputs), f"ONNX knows no {node.op} in '{node.domain or 'ai.onnx'}'")
     allowed = {one.type_param_str: one.allowed_type_strs for one in schema.type_constraints}
@@ -69,12 +75,25 @@ def slots(node: gs.Node, opset: int, types: Types, dtype: DType) -> Slots:
     )
 
 
+def infer_all(graph: gs.Graph) -> Types:
+    """`infer` for the graph and all nested ones, which know the types of what they read from around them."""
+    found: Types = {}
+    for inner in graphs.graphs(graph):
+        _infer(inner, found)
+    return found
+
+
 def infer(graph: gs.Graph) -> Types:
     """Element types of the tensors of one graph, by `id(tensor)`; tensors of unknown type are left out.
 
     Types that tensors carry are believed; the others follow from the schemas, in graph order.
     """
     found: Types = {}
+    _infer(graph, found)
+    return found
+
+
+def _infer(graph: gs.Graph, found: Types) -> None:
     for tensor in graphs.tensors(graph):
         dtype = graphs.dtype_of(tensor)
         if dtype is not None:
@@ -84,7 +103,6 @@ def infer(graph: gs.Graph) -> Types:
             dtype = None if id(tensor) in found else _output_type(node, i, graph.opset, found)
             if dtype is not None:
                 found[id(tensor)] = dtype
-    return found
 
 
 def _output_type(node: gs.Node, index: int, opset: int, found: Types) -> np.dtype[Any] | None:

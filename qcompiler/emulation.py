@@ -25,21 +25,17 @@ def runnable(model: models.Model) -> models.Model:
 
     Names of tensors stay, and so does what they hold; inputs and outputs that were BF16 become FP32.
     """
-    if not any(_holds_bf16(inner) for inner in graphs.graphs(model.graph)):
+    if _BF16 not in element_types.infer_all(model.graph).values():
         return model
     emulated = models.copy(model)
     names = graphs.Names(emulated.graph)
+    types = element_types.infer_all(emulated.graph)  # before anything changes: nested graphs read from around them
     for inner in list(graphs.graphs(emulated.graph)):
-        _widen(inner, names)
+        _widen(inner, names, types)
     return emulated
 
 
-def _holds_bf16(graph: gs.Graph) -> bool:
-    return _BF16 in element_types.infer(graph).values()
-
-
-def _widen(graph: gs.Graph, names: graphs.Names) -> None:
-    types = element_types.infer(graph)
+def _widen(graph: gs.Graph, names: graphs.Names, types: element_types.Types) -> None:
     half = {id(tensor) for tensor in graphs.tensors(graph) if types.get(id(tensor)) == _BF16}
     for tensor in graphs.tensors(graph):
         if id(tensor) in half:

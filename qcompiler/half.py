@@ -9,9 +9,12 @@ Chosen on measurements and on how the arithmetic works, not on operator lists al
   accumulate in FP32 and their outputs are of the size of their inputs;
 * sums over many terms that are written out (`ReduceMean`, `ReduceSum`, `CumSum`, ...) stay FP32, because a squared
   activation of 256 already overflows and nothing says what a generated kernel accumulates in;
+* pooled averages run in half while the sum that they divide fits: a window of 128 by 128 does not;
 * `Exp`, `Log`, `Sqrt`, `Reciprocal` and roots by `Pow` amplify the rounding of their input, so they stay FP32: they are
   computed in registers inside a generated kernel, where FP32 costs nothing. `Pow` by 2 or 3 is a product and is judged
-  by its range like one;
+  by its range like one, with the margin squared, because a value that is 8 times larger than any seen has a square
+  that is 64 times larger;
+* integers that are held as floats (positions, counts, ids) stay FP32 where they are beyond what the type counts to;
 * 65504 must hold the observed |x| eight times over: calibration data is a sample. A constant is exactly known.
 """
 
@@ -26,9 +29,10 @@ import ml_dtypes
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from qcompiler import element_types
+from qcompiler import bodies, element_types
 from qcompiler import graph as graphs
 from qcompiler.element_types import FP32, Slots, Types
+from qcompiler.operators import ACCUMULATES, AMPLIFIES, COORDINATES, RECURRENT, SATURATES
 from qcompiler.ranges import Range, Ranges
 from qcompiler.target import DType
 
@@ -39,17 +43,10 @@ MARGIN = 8.0
 LOST = 1e-3  # relative error above which a constant counts as lost; rounding alone costs 3e-4
 _CHUNK = 1 << 20
 
-ACCUMULATES = frozenset(
-    {
-        "ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL1", "ReduceL2", "ReduceLogSum",
-        "ReduceLogSumExp", "ReduceProd", "CumSum", "InstanceNormalization", "LpNormalization",
-        "MeanVarianceNormalization", "LRN", "GlobalLpPool", "LpPool", "Det",
-    }
-)  # fmt: skip
-AMPLIFIES = frozenset({"Exp", "Log", "Sqrt", "Reciprocal", "Pow"})
-COORDINATES = frozenset({"GridSample", "RoiAlign", "AffineGrid", "NonMaxSuppression", "MaxRoiPool"})
-RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
-SATURATES = frozenset({"Clip", "Max", "Min"})
+_WHOLE = frozenset({"Range", "Floor", "Ceil", "Round"})  # results are integers
+_KEEPS_WHOLE = frozenset({"CumSum", "Add", "Sub", "Neg", "Abs", "ReduceSum", "ReduceMax", "ReduceMin", "Max", "Min"})
+_POOLS = frozenset({"GlobalAveragePool", "AveragePool"})
+_MOST_TERMS = 2048  # a running sum of so many equal terms is 2^11 times each of them: the next one is lost in FP16
 _DIVISOR = {"Div": 1, "Mod": 1, "Sqrt": 0, "Log": 0, "Reciprocal": 0}
 _BIAS = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2, "LayerNormalization": 2}
 _CARRIES = frozenset(
@@ -90,6 +87,10 @@ class View:
         types: element types by id(tensor).
         known: ranges that differ from the observed ones by tensor name: logits after their mask has been clamped.
         clamps: bounds that an input is clamped to on its way into half, by (id(node), input index).
+        borders: ids of graph inputs and outputs that have the lower type themselves.
+        nodes: of the graph and of all nested ones, those of a nested graph behind their owner.
+        typed_bodies: ids of the nested graphs of If, Loop and Scan, as far as nothing else is around them.
+        homes: the graph that each node stands in, by id(node), over all nested graphs.
     """
 
     graph: gs.Graph
@@ -98,7 +99,31 @@ class View:
     types: Types
     known: dict[str, Range] = field(default_factory=dict)
     clamps: dict[tuple[int, int], tuple[float, float]] = field(default_factory=dict)
+    borders: set[int] = field(default_factory=set)
+    homes: dict[int, gs.Graph] = field(init=False)
+    nodes: list[gs.Node] = field(init=False)
+    typed_bodies: set[int] = field(init=False)
+    _outputs: set[int] = field(init=False)
     _losses: dict[int, Loss] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Walks the nested graphs once."""
+        self.nodes = list(graphs.walk(self.graph))
+        self.homes = {id(node): home for node, home in bodies.homes(self.graph)}
+        self.typed_bodies = set()
+        for node in self.nodes:  # owners come before what they nest
+            home = self.homes[id(node)]
+            if bodies.is_typed(node) and (home is self.graph or id(home) in self.typed_bodies):
+                self.typed_bodies.update(map(id, graphs.subgraphs(node)))
+        self._outputs = {id(tensor) for inner in graphs.graphs(self.graph) for tensor in inner.outputs}
+
+    def is_output(self, tensor: gs.Tensor) -> bool:
+        """Whether a tensor is an output of the graph or of a nested one."""
+        return id(tensor) in self._outputs
+
+    def only_consumer(self, tensor: gs.Tensor) -> gs.Node | None:
+        """The one node that reads a tensor, once; None where there are more or none, or where it is an output."""
+        return None if self.is_output(tensor) else graphs.only_consumer(self.graph, tensor)
 
     @property
     def format(self) -> Format:
@@ -187,7 +212,10 @@ def _dequantized_range(node: gs.Node) -> Range | None:
 def subgraph(node: gs.Node, view: View) -> Verdict | None:
     """If, Loop and Scan, recurrent layers, operators that ONNX does not define."""
     if graphs.subgraphs(node):
-        return Verdict("control-flow", f"{node.op} carries nested graphs, whose types are those of the float model")
+        return Verdict("control-flow", f"{node.op} hands values on to and from its nested graphs in FP32")
+    owner = view.homes[id(node)]
+    if owner is not view.graph and id(owner) not in view.typed_bodies:
+        return Verdict("control-flow", "it stands in a nested graph that is not of If, Loop or Scan")
     if graphs.is_op(node, *RECURRENT):
         return Verdict("recurrent", f"the state of {node.op} accumulates rounding from step to step")
     if not graphs.is_standard(node):
@@ -196,7 +224,10 @@ def subgraph(node: gs.Node, view: View) -> Verdict | None:
 
 
 def schema(node: gs.Node, view: View) -> Verdict | None:
-    """The operator has no form in this type."""
+    """The operator has no form in this type, or its neighbours' types are not known."""
+    unknown = next((t for t in (*node.inputs, *node.outputs) if t.name and id(t) not in view.types), None)
+    if unknown is not None:
+        return Verdict("untyped", f"the type of '{unknown.name}' is not known")
     obstacle = view.slots(node).obstacle
     return Verdict("no-kernel", obstacle) if obstacle else None
 
@@ -205,11 +236,33 @@ def accumulate(node: gs.Node, view: View) -> Verdict | None:
     """Arithmetic that is harmful in half when written out by hand."""
     if graphs.is_op(node, *ACCUMULATES):
         return Verdict("accumulate", f"{node.op} adds up many terms; in {view.dtype} the sum loses digits or overflows")
+    if graphs.is_op(node, "Einsum") and len(node.inputs) == 1:
+        return Verdict("accumulate", f"{node.op} of one operand adds up many terms")
+    if graphs.is_op(node, *_POOLS):
+        return _pooled(node, view)
     if graphs.is_op(node, *AMPLIFIES) and not _is_product(node):
         return Verdict("accumulate", f"{node.op} amplifies the rounding of its input; FP32 costs nothing here")
     if graphs.is_op(node, *COORDINATES):
         return Verdict("coordinates", f"{node.op} reads coordinates, which {view.dtype} rounds to whole pixels")
     return None
+
+
+def _pooled(node: gs.Node, view: View) -> Verdict | None:
+    """An average whose sum does not fit, or has so many terms that the last ones are lost."""
+    seen = view.range(node.inputs[0])
+    if seen is None:
+        return None
+    window = node.attrs.get("kernel_shape", (graphs.shape_of(node.inputs[0]) or ())[2:])
+    known = bool(window) and all(isinstance(size, int) for size in window)
+    terms = math.prod(window) if known else _MOST_TERMS
+    total = terms * seen.absmax
+    if terms <= _MOST_TERMS and (total <= view.format.largest or view.dtype is not DType.FP16):
+        return None
+    return Verdict(
+        "accumulate",
+        f"{node.op} adds up {'' if known else 'perhaps '}{terms} values of up to {seen.absmax:.4g} before it divides",
+        {"terms": float(terms), "absmax": seen.absmax},
+    )
 
 
 def _is_product(node: gs.Node) -> bool:
@@ -267,10 +320,11 @@ def observed(node: gs.Node, view: View) -> Verdict | None:
             continue
         if seen is None:
             return Verdict("unobserved", f"no value of '{tensor.name}' was observed, so nothing says that it fits")
-        if seen.absmax * MARGIN > view.format.largest and view.dtype is DType.FP16:
+        margin = MARGIN**2 if tensor is node.outputs[0] and _is_power(node) else MARGIN
+        if seen.absmax * margin > view.format.largest and view.dtype is DType.FP16:
             return Verdict(
                 "fp16-range",
-                f"|{tensor.name}| reaches {seen.absmax:.4g}, times a margin of {MARGIN:g} more than FP16's 65504",
+                f"|{tensor.name}| reaches {seen.absmax:.4g}, times a margin of {margin:g} more than FP16's 65504",
                 {"absmax": seen.absmax},
             )
         if 0 < seen.absmax < view.format.normal:
@@ -280,6 +334,11 @@ def observed(node: gs.Node, view: View) -> Verdict | None:
                 {"absmax": seen.absmax},
             )
     return None
+
+
+def _is_power(node: gs.Node) -> bool:
+    """Whether a node multiplies a value with itself."""
+    return node.op == "Pow" or (node.op == "Mul" and node.inputs[0] is node.inputs[1])
 
 
 def divisor(node: gs.Node, view: View) -> Verdict | None:
@@ -304,18 +363,57 @@ def divisor(node: gs.Node, view: View) -> Verdict | None:
 
 
 def integers(node: gs.Node, view: View) -> Verdict | None:
-    """Reads integers that are too large to be exact."""
-    for tensor in node.inputs:
-        cast = graphs.producer(tensor)
-        if not graphs.is_op(cast, "Cast") or cast is None or graphs.is_float(cast.inputs[0]):
-            continue
+    """Reads integers that are too large to be exact, or computes what is going to be an integer."""
+    floats = [tensor for tensor in (*node.inputs, *node.outputs) if view.types.get(id(tensor)) == FP32]
+    for tensor in floats:
         seen = view.range(tensor)
-        if seen is not None and seen.absmax > view.format.exact and view.types.get(id(tensor)) == FP32:
+        if seen is None or seen.absmax <= view.format.exact or graphs.constant_value(tensor) is not None:
+            continue
+        if is_whole(tensor) or _becomes_integer(tensor):
             return Verdict(
                 "integers",
                 f"'{tensor.name}' counts to {seen.absmax:.6g}; {view.dtype} is exact to {view.format.exact}",
                 {"absmax": seen.absmax},
             )
+    return None
+
+
+def is_whole(tensor: gs.Tensor, depth: int = 8) -> bool:
+    """Whether a float tensor is known to hold integers: positions, counts, ids, and sums of them."""
+    value = graphs.constant_value(tensor)
+    if value is not None:
+        return value.dtype.kind == "f" and 0 < value.size <= _CHUNK and bool(np.all(value == np.rint(value)))
+    node = graphs.producer(tensor)
+    if node is None or not graphs.is_standard(node) or not depth:
+        return False
+    if graphs.is_op(node, "Cast") and not graphs.is_float(node.inputs[0]):
+        return True
+    if node.op == "Range":
+        return all(is_whole(one, depth - 1) for one in node.inputs)
+    if node.op in _WHOLE:
+        return True
+    first = node.inputs[:1] if node.op in (*_CARRIES, "CumSum", "ReduceSum", "ReduceMax", "ReduceMin") else node.inputs
+    return node.op in (*_CARRIES, *_KEEPS_WHOLE) and all(is_whole(one, depth - 1) for one in first)
+
+
+def _becomes_integer(tensor: gs.Tensor) -> bool:
+    """Whether a Cast makes an integer of it, at once or behind a rounding."""
+    for reader, _ in graphs.consumers(tensor):
+        if graphs.is_op(reader, "Floor", "Ceil", "Round") and _becomes_integer(reader.outputs[0]):
+            return True
+        to = graphs.np_dtype(reader.attrs.get("to")) if graphs.is_op(reader, "Cast") else None
+        if to is not None and to.kind in "iu":
+            return True
+    return False
+
+
+def compared(node: gs.Node, view: View) -> Verdict | None:
+    """Equality with a number that the type does not have: what was different may become equal."""
+    if not graphs.is_op(node, "Equal"):
+        return None
+    for _, constant in _constants(node, view):
+        if view.loss(constant).absolute > 0:
+            return Verdict("compare", f"it compares with '{constant.name}', which {view.dtype} cannot hold exactly")
     return None
 
 
@@ -328,6 +426,7 @@ RULES: tuple[Rule, ...] = (
     observed,
     divisor,
     integers,
+    compared,
 )
 
 

@@ -49,7 +49,7 @@ class _Trail:
 def find(view: View) -> list[Mask]:
     """The masks in graph order; the ranges of the logits behind them are noted in `view.known`."""
     found: list[Mask] = []
-    for node in view.graph.nodes:
+    for node in view.nodes:
         if not graphs.is_op(node, "Softmax"):
             continue
         trail = _Trail()
@@ -67,7 +67,7 @@ def find(view: View) -> list[Mask]:
 def _scores(tensor: gs.Tensor, view: View, trail: _Trail) -> Range | None:
     """The range of the logits without their masks; None where it is not known."""
     node = graphs.producer(tensor)
-    alone = node is not None and graphs.only_consumer(view.graph, tensor) is not None
+    alone = node is not None and view.only_consumer(tensor) is not None
     if node is None or not alone or not graphs.is_op(node, "Add", "Where", *_MOVES):
         return view.range(tensor)
     if graphs.is_op(node, *_MOVES):

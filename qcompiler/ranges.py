@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from qcompiler import element_types
+from qcompiler import bodies, element_types
 from qcompiler import graph as graphs
 from qcompiler import model as models
 from qcompiler.session import Session
@@ -53,7 +53,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Ranges(Mapping[str, Range]):
-    """Observed ranges by tensor name. Tensors of nested graphs are never in it, nor those that were always empty."""
+    """Observed ranges by tensor name. Tensors that were always empty, or whose graph never ran, are not in it."""
 
     found: Mapping[str, Range] = field(default_factory=dict)
 
@@ -71,7 +71,10 @@ class Ranges(Mapping[str, Range]):
 
 
 def measure(model: models.Model | gs.Graph, feeds: Iterable[Feeds]) -> Ranges:
-    """Runs the model over `feeds` and returns the range of every FP32 and FP16 tensor of its main graph.
+    """Runs the model over `feeds` and returns the range of every FP32 and FP16 tensor, by name.
+
+    Tensors in branches of If and in bodies of Loop and Scan are among them, with the values of every run of their
+    graph; those of a branch that was never taken, or of a body that never ran, are not.
 
     A tensor that is NaN somewhere has the range of its other values, as far as ONNX Runtime's reduction sees them;
     the observation of the calibration data is what reports NaN.
@@ -81,17 +84,19 @@ def measure(model: models.Model | gs.Graph, feeds: Iterable[Feeds]) -> Ranges:
         ModelError: ONNX Runtime refuses the model, or a node fails.
     """
     graph = (model.graph if isinstance(model, models.Model) else model).copy()
-    taps = _tap(graph)
+    taps = _Taps(graph).of(graph)
     if not taps:
         return Ranges()
+    graph.outputs = [end for tap in taps for end in tap.ends]
     session = Session(graph, quick=True)
     seen: dict[str, Range] = {}
     for feed in feeds:
         values = session.run(feed)
-        for name, (low, high) in taps.items():
-            now = Range(float(values[low]), float(values[high]))
-            seen[name] = seen[name] | now if name in seen else now
-    return Ranges({name: seen[name] for name in taps if name in seen and _real(seen[name])})
+        for tap in taps:
+            low, high = (float(values[end.name]) for end in tap.ends)
+            now = Range(low, high)
+            seen[tap.name] = seen[tap.name] | now if tap.name in seen else now
+    return Ranges({tap.name: seen[tap.name] for tap in taps if tap.name in seen and _real(seen[tap.name])})
 
 
 def _real(value: Range) -> bool:
@@ -99,23 +104,81 @@ def _real(value: Range) -> bool:
     return value.low <= value.high and not math.isnan(value.low) and not math.isnan(value.high)
 
 
-def _tap(graph: gs.Graph) -> dict[str, tuple[str, str]]:
-    """Makes minimum and maximum of each float tensor the outputs of the graph; returns their names by tensor."""
-    types = element_types.infer(graph)
-    names = graphs.Names(graph)
-    taps: dict[str, tuple[str, str]] = {}
-    nodes: list[gs.Node] = []
-    outputs: list[gs.Variable] = []
-    for tensor in list(graphs.tensors(graph)):
-        if graphs.is_constant(tensor) or types.get(id(tensor)) not in _REDUCIBLE:
-            continue
+@dataclass(frozen=True, slots=True)
+class _Tap:
+    """A tensor, and the two scalars of the graph at hand that hold its minimum and maximum."""
+
+    name: str
+    dtype: np.dtype[Any]
+    ends: tuple[gs.Variable, gs.Variable]
+
+
+_ENDS = (("ReduceMin", math.inf), ("ReduceMax", -math.inf))  # and what stands for nothing seen
+
+
+class _Taps:
+    """Adds the reductions to a graph and to those that it nests.
+
+    A nested graph hands its scalars out as further outputs of its node. A Loop or Scan stacks them, one per run of the
+    body, and they are reduced once more outside. An If has the same outputs whichever branch it takes: the other one
+    gives plus and minus infinity for them.
+    """
+
+    def __init__(self, graph: gs.Graph) -> None:
+        self.types = element_types.infer_all(graph)
+        self.names = graphs.Names(graph)
+
+    def of(self, graph: gs.Graph) -> list[_Tap]:
+        """The taps of a graph whose nodes now compute them; they are no outputs yet."""
+        within = [tap for node in list(graph.nodes) for tap in self._nested(node)]
+        borrowed = {id(t) for t in graphs.tensors(graph)} - _own(graph)
+        taps: list[_Tap] = []
+        nodes: list[gs.Node] = []
+        for tensor in list(graphs.tensors(graph)):
+            dtype = self.types.get(id(tensor))
+            if graphs.is_constant(tensor) or dtype not in _REDUCIBLE or id(tensor) in borrowed:
+                continue
+            taps.append(self._reduce(tensor.name, dtype, (tensor, tensor), nodes))
+        taps += [self._reduce(tap.name, tap.dtype, tap.ends, nodes) if tap.ends[0].shape else tap for tap in within]
+        graph.nodes.extend(reversed(nodes))
+        return taps
+
+    def _reduce(self, name: str, dtype: Any, sources: tuple[gs.Tensor, gs.Tensor], nodes: list[gs.Node]) -> _Tap:
         ends = []
-        for op in ("ReduceMin", "ReduceMax"):
-            end = gs.Variable(names.fresh(f"{tensor.name}/{op}"), types[id(tensor)], [])
-            nodes.append(gs.Node(op, names.fresh(end.name), {"keepdims": 0}, [tensor], [end]))
+        for (op, _), source in zip(_ENDS, sources, strict=True):
+            end = gs.Variable(self.names.fresh(f"{name}/{op}"), dtype, [])
+            nodes.append(gs.Node(op, self.names.fresh(end.name), {"keepdims": 0}, [source], [end]))
             ends.append(end)
-        taps[tensor.name] = (ends[0].name, ends[1].name)
-        outputs.extend(ends)
-    graph.nodes.extend(reversed(nodes))
-    graph.outputs = outputs
-    return taps
+        return _Tap(name, dtype, (ends[0], ends[1]))
+
+    def _nested(self, node: gs.Node) -> list[_Tap]:
+        if not bodies.is_typed(node):
+            return []
+        inner = graphs.subgraphs(node)
+        found = [(one, tap) for one in inner for tap in self.of(one)]
+        stacked = not graphs.is_op(node, "If")
+        taps = []
+        for owner, tap in found:
+            ends = []
+            for end, (op, nothing) in zip(tap.ends, _ENDS, strict=True):
+                for one in inner:
+                    one.outputs.append(end if one is owner else self._nothing(one, nothing, tap.dtype))
+                out = gs.Variable(self.names.fresh(f"{tap.name}/{op}"), tap.dtype, [None] if stacked else [])
+                node.outputs.append(out)
+                ends.append(out)
+            taps.append(_Tap(tap.name, tap.dtype, (ends[0], ends[1])))
+        for axes in ("scan_output_axes", "scan_output_directions"):
+            if node.attrs.get(axes):
+                node.attrs[axes] = [*node.attrs[axes], *[0] * (2 * len(found))]
+        return taps
+
+    def _nothing(self, graph: gs.Graph, value: float, dtype: Any) -> gs.Variable:
+        out = gs.Variable(self.names.fresh("nothing"), dtype, [])
+        held = gs.Constant(self.names.fresh("nothing"), np.array(value, dtype))
+        graph.nodes.append(gs.Node("Constant", self.names.fresh("nothing"), {"value": held}, [], [out]))
+        return out
+
+
+def _own(graph: gs.Graph) -> set[int]:
+    """Ids of the tensors that a graph takes as inputs or computes; what it reads from around it is not among them."""
+    return {id(t) for t in graph.inputs} | {id(t) for node in graph.nodes for t in node.outputs}

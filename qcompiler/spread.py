@@ -10,34 +10,14 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from qcompiler import bodies, borders
 from qcompiler import graph as graphs
 from qcompiler.element_types import FP32
-from qcompiler.half import NUMPY, RECURRENT, Verdict, View
+from qcompiler.half import NUMPY, Verdict, View
+from qcompiler.operators import COMPARES, MOVES, POINTWISE, RECURRENT
 
 Verdicts = dict[str, Verdict]
 
-MOVES = frozenset(
-    {
-        "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Slice", "Gather",
-        "GatherElements", "GatherND", "Concat", "Split", "Expand", "Tile", "Pad", "DepthToSpace",
-        "SpaceToDepth", "MaxPool", "Compress", "ScatterND", "ScatterElements", "ReverseSequence",
-        "ReduceMax", "ReduceMin", "Trilu", "Resize", "Upsample",
-    }
-)  # fmt: skip
-COMPARES = frozenset(
-    {
-        "Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual", "IsNaN", "IsInf", "NonZero", "ArgMax",
-        "ArgMin", "TopK", "Unique",
-    }
-)  # fmt: skip
-POINTWISE = frozenset(
-    {
-        "Abs", "Acos", "Add", "Asin", "Atan", "Ceil", "Clip", "Cos", "Cosh", "Div", "Elu", "Erf", "Exp",
-        "Floor", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Log", "Max", "Mean", "Min", "Mish", "Mod",
-        "Mul", "Neg", "PRelu", "Pow", "Reciprocal", "Relu", "Round", "Selu", "Sigmoid", "Sign", "Sin",
-        "Sinh", "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Tan", "Tanh", "ThresholdedRelu", "Where",
-    }
-)  # fmt: skip
 _GROWS = frozenset({"Resize", "Upsample", "Tile", "Expand", "Pad"})
 _LINEAR = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum"})
 _DATA = frozenset({"OneHot", "DequantizeLinear", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"})
@@ -54,6 +34,8 @@ def spread(view: View, nodes: Sequence[gs.Node], verdicts: Verdicts) -> None:
             _angle(node, view, placed, positional, verdicts)
         if graphs.is_op(node, *RECURRENT):
             _recurrent(node, view, placed, verdicts)
+        if graphs.is_op(node, "Loop", "Scan"):
+            _states(node, placed, verdicts)
     _indices(view, nodes, positional, verdicts)
     _islands(_Borders(view, placed, verdicts), nodes, positional)
 
@@ -70,7 +52,7 @@ def _positional(view: View) -> set[int]:
             return bool(np.prod(tensor.shape) <= _LARGE)
         return id(tensor) in found or view.types.get(id(tensor), FP32).kind in "iub"
 
-    for node in view.graph.nodes:
+    for node in view.nodes:
         if graphs.subgraphs(node) or not graphs.is_standard(node) or node.op in _DATA or not node.inputs:
             continue
         if all(counts(tensor) for tensor in node.inputs if tensor.name):
@@ -116,6 +98,38 @@ def _recurrent(node: gs.Node, view: View, placed: set[int], verdicts: Verdicts) 
             verdicts.setdefault(before.name, Verdict("recurrent", why))
 
 
+def _states(node: gs.Node, placed: set[int], verdicts: Verdicts) -> None:
+    """What is added to the state of a Loop or Scan from one step to the next is added in FP32.
+
+    That is every node that lies between a state as it comes and a state as it goes, without a matrix product on the
+    way: c' = f * c + i * g. The products that make f, i and g are free to run in half.
+    """
+    inputs = [entry.tensor for entry in bodies.entries(node) if entry.state]
+    outputs = [tensor for one in bodies.exits(node) if one.state for tensor in one.tensors]
+    behind = _reach(inputs, lambda tensor: [reader for reader, _ in graphs.consumers(tensor)], lambda one: one.outputs)
+    ahead = _reach(outputs, lambda tensor: [graphs.producer(tensor)], lambda one: one.inputs)
+    for one in behind:
+        if id(one) in {id(other) for other in ahead} and id(one) in placed:
+            why = f"computes the state of '{node.name}' ({node.op}), which would gather rounding from step to step"
+            verdicts.setdefault(one.name, Verdict("state", why))
+
+
+def _reach(
+    tensors: Iterable[gs.Tensor],
+    step: Callable[[gs.Tensor], Iterable[gs.Node | None]],
+    onward: Callable[[gs.Node], Iterable[gs.Tensor]],
+) -> list[gs.Node]:
+    """Nodes that are reached from tensors without passing a matrix product or a nested graph."""
+    waiting, found = list(tensors), dict[int, gs.Node]()
+    while waiting:
+        for node in step(waiting.pop()):
+            if node is None or id(node) in found or graphs.is_op(node, *_LINEAR) or graphs.subgraphs(node):
+                continue
+            found[id(node)] = node
+            waiting += onward(node)
+    return list(found.values())
+
+
 def _indices(view: View, nodes: Sequence[gs.Node], positional: set[int], verdicts: Verdicts) -> None:
     """Positions and sizes computed in floats that end as integers, or where only FP32 is read."""
     ends: set[int] = set()
@@ -131,7 +145,7 @@ def _indices(view: View, nodes: Sequence[gs.Node], positional: set[int], verdict
     for node in reversed(nodes):
         floats = [t for t in node.outputs if view.types.get(id(t)) == FP32]
         uses = [use for tensor in floats for use in graphs.consumers(tensor)]
-        counted = floats and all(id(t) in positional and not graphs.is_output(view.graph, t) for t in floats)
+        counted = floats and all(id(t) in positional and not view.is_output(t) for t in floats)
         if counted and uses and all(is_end(*use) for use in uses):
             ends.add(id(node))
             verdicts.setdefault(node.name, Verdict("index", "computes sizes or positions, which must stay exact"))
@@ -145,7 +159,13 @@ class _Borders:
 
     def __init__(self, view: View, placed: set[int], verdicts: Verdicts) -> None:
         self.view, self.placed, self.verdicts = view, placed, verdicts
-        self._captured = graphs.captured(view.graph)
+        self.update()
+
+    def update(self) -> None:
+        """Looks again at what crosses between graphs as half; it only gets less as verdicts are added."""
+        low = {id(one): self.view.slots(one) for one in self.view.nodes if not self._high(one)}
+        nested, ends = borders.between_graphs(self.view, low)
+        self.nested, self.ends = nested, self.view.borders | ends
 
     def sources(self, node: gs.Node, *, edges: bool) -> list[bool]:
         """For each FP32 input: whether an FP32 node writes it; `edges` says whether graph inputs count as one."""
@@ -158,7 +178,10 @@ class _Borders:
                 if self.view.types.get(id(before.inputs[0])) == NUMPY[self.view.dtype]:
                     found.append(False)
             elif not graphs.is_op(before, "DequantizeLinear", "ConstantOfShape"):
-                found += [self._high(before)] if before is not None else [True] if edges else []
+                if before is not None:
+                    found.append(self._high(before) and not self._handed_on(before, tensor))
+                elif edges:
+                    found.append(id(tensor) not in self.ends)
         return found
 
     def sinks(self, node: gs.Node, *, edges: bool) -> list[bool]:
@@ -167,8 +190,8 @@ class _Borders:
         for tensor in node.outputs:
             if self.view.types.get(id(tensor)) != FP32:
                 continue
-            if tensor.name in self._captured or (edges and graphs.is_output(self.view.graph, tensor)):
-                found.append(True)
+            if edges and self.view.is_output(tensor):
+                found.append(id(tensor) not in self.ends)
             for reader, index in graphs.consumers(tensor):
                 if graphs.is_op(reader, "QuantizeLinear"):
                     found += [True] if edges else []
@@ -176,67 +199,74 @@ class _Borders:
                     to = graphs.np_dtype(reader.attrs.get("to"))
                     found += [False] if to == NUMPY[self.view.dtype] else []
                 elif not graphs.is_op(reader, "Shape", "Size"):
-                    found.append(self._high(reader) or index not in self.view.slots(reader).inputs)
+                    low = self.nested[id(reader)] if id(reader) in self.nested else self.view.slots(reader)
+                    found.append((self._high(reader) and id(reader) not in self.nested) or index not in low.inputs)
         return found
+
+    def _handed_on(self, node: gs.Node, tensor: gs.Tensor) -> bool:
+        """Whether an If, Loop or Scan gives this output as half."""
+        nested = self.nested.get(id(node))
+        return nested is not None and any(node.outputs[i] is tensor for i in nested.outputs)
 
     def _high(self, node: gs.Node) -> bool:
         return node.name in self.verdicts or id(node) not in self.placed
 
 
-def _islands(borders: _Borders, nodes: Sequence[gs.Node], positional: set[int]) -> None:
+def _islands(sides: _Borders, nodes: Sequence[gs.Node], positional: set[int]) -> None:
     rules: Iterable[Callable[[gs.Node, _Borders], str]] = (_moves, _compares, _between, _square)
-    waiting = [node for node in nodes if node.name not in borders.verdicts and graphs.is_standard(node)]
+    waiting = [node for node in nodes if node.name not in sides.verdicts and graphs.is_standard(node)]
     grown = True
     while grown:
         grown = False
+        sides.update()
         for node in waiting:
-            why = next((text for rule in rules if (text := rule(node, borders))), "")
-            why = why or _counted(node, borders, positional)
+            why = next((text for rule in rules if (text := rule(node, sides))), "")
+            why = why or _counted(node, sides, positional)
             if why:
-                borders.verdicts[node.name] = Verdict("island", why)
+                sides.verdicts[node.name] = Verdict("island", why)
                 grown = True
-        waiting = [node for node in waiting if node.name not in borders.verdicts]
+        waiting = [node for node in waiting if node.name not in sides.verdicts]
 
 
-def _moves(node: gs.Node, borders: _Borders) -> str:
+def _moves(node: gs.Node, sides: _Borders) -> str:
     """What FP32 nodes write is moved as FP32; the Cast stands where half begins to compute.
 
     Operators that copy a value many times are the exception: they move half where half is read.
     """
-    sources = borders.sources(node, edges=True) if node.op in MOVES else []
+    sources = sides.sources(node, edges=True) if node.op in MOVES else []
     if not sources or not all(sources):
         return ""
-    if node.op not in _GROWS or any(borders.sinks(node, edges=True)):
+    if node.op not in _GROWS or any(sides.sinks(node, edges=True)):
         return "moves values of nodes that stay FP32"
     return ""
 
 
-def _compares(node: gs.Node, borders: _Borders) -> str:
+def _compares(node: gs.Node, sides: _Borders) -> str:
     """A comparison of FP32 values must not see them rounded."""
-    found = node.op in COMPARES and any(borders.sources(node, edges=True))
+    found = node.op in COMPARES and any(sides.sources(node, edges=True))
     return "compares values that are computed in FP32" if found else ""
 
 
-def _between(node: gs.Node, borders: _Borders) -> str:
+def _between(node: gs.Node, sides: _Borders) -> str:
     """Pointwise between FP32 nodes: x - mean(x) in a written-out normalisation, and its division by the deviation."""
     if node.op not in POINTWISE:
         return ""
-    sources, sinks = borders.sources(node, edges=False), borders.sinks(node, edges=False)
+    sources, sinks = sides.sources(node, edges=False), sides.sinks(node, edges=False)
     several = len(sources) > 1
     if any(sources) and any(sinks) and (several or all(sinks)):
         return "sits between nodes that stay FP32"
     return "all it reads is FP32: one Cast behind it instead of several before it" if several and all(sources) else ""
 
 
-def _square(node: gs.Node, borders: _Borders) -> str:
+def _square(node: gs.Node, sides: _Borders) -> str:
     """Squares that are only summed up in FP32: the Cast may as well stand before them."""
     squares = node.op == "Pow" or (node.op == "Mul" and node.inputs[0] is node.inputs[1])
-    sinks = borders.sinks(node, edges=False) if squares else []
+    sinks = sides.sinks(node, edges=False) if squares else []
     return "its squares are only summed up, in FP32" if sinks and all(sinks) else ""
 
 
-def _counted(node: gs.Node, borders: _Borders, positional: set[int]) -> str:
+def _counted(node: gs.Node, sides: _Borders, positional: set[int]) -> str:
     """Computed from integers and only read in FP32: nothing is gained in half."""
     counted = all(id(tensor) in positional for tensor in node.outputs) and node.op not in _LINEAR
-    sinks = borders.sinks(node, edges=True) if counted else []
+    sinks = sides.sinks(node, edges=True) if counted else []
     return "computed from integers for nodes that stay FP32" if sinks and all(sinks) else ""

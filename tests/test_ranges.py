@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
 import pytest
 
 from qcompiler import ranges
@@ -55,15 +57,69 @@ def test_a_tensor_that_was_always_empty_is_unknown() -> None:
     assert mixed["y"] == Range(1, 1)
 
 
-def test_bodies_of_control_flow_are_not_looked_into() -> None:
+def branching() -> gs.Graph:
     then = graph_proto([("Neg", "x", "inside")], {}, ["inside"])
-    other = graph_proto([("Abs", "x", "beside")], {}, ["beside"])
+    other = graph_proto([("Exp", "x", "beside")], {}, ["beside"])
     proto = model(
         ("If", "c", "y", {"then_branch": then, "else_branch": other}),
         inputs={"x": (2, 4), "c": (np.bool_, ())},
     )
-    found = ranges.measure(to_graph(proto), [{"x": np.ones((2, 4), np.float32), "c": np.array(True)}])
+    return to_graph(proto)
+
+
+def test_a_branch_is_observed_where_it_is_taken() -> None:
+    yes, no = ({"x": np.full((2, 4), value, np.float32), "c": np.array(value > 1)} for value in (2, 0))
+    assert dict(ranges.measure(branching(), [yes])) == {"x": Range(2, 2), "inside": Range(-2, -2), "y": Range(-2, -2)}
+    both = ranges.measure(branching(), [yes, no])
+    assert (both["inside"], both["beside"], both["y"]) == (Range(-2, -2), Range(1, 1), Range(-2, 1))
+
+
+def looping() -> gs.Graph:
+    """y = x doubled n times; the stack of all steps as well; an If inside that is taken from the second step on."""
+    then = graph_proto([("Mul", "d ten", "large")], {}, ["large"])
+    other = graph_proto([("Identity", "d", "small")], {}, ["small"])
+    body = graph_proto(
+        [
+            ("Add", "s s", "d"),
+            ("Greater", "i zero", "late"),
+            ("If", "late", "q", {"then_branch": then, "else_branch": other}),
+            ("Identity", "go", "on"),
+        ],
+        {"i": (np.int64, ()), "go": (np.bool_, ()), "s": (2,)},
+        ["on", "d", "q"],
+    )
+    proto = model(
+        ("Loop", "n _ x", "y stack", {"body": body}),
+        inputs={"n": (np.int64, ()), "x": (2,)},
+        outputs=("y", "stack"),
+        weights={"zero": np.int64(0), "ten": np.float32(10)},
+    )
+    return to_graph(proto)
+
+
+def test_the_body_of_a_loop_is_observed_over_all_its_steps() -> None:
+    found = ranges.measure(looping(), [{"n": np.array(3), "x": np.array([1, -2], np.float32)}])
+    assert found["s"] == Range(-8, 4)
+    assert found["d"] == Range(-16, 8)
+    assert found["large"] == Range(-160, 80)  # steps two and three
+    assert found["small"] == Range(-4, 2)
+
+
+def test_a_body_that_never_ran_is_unknown() -> None:
+    found = ranges.measure(looping(), [{"n": np.array(0), "x": np.ones(2, np.float32)}])
     assert set(found) == {"x", "y"}
+
+
+def test_the_body_of_a_scan_is_observed_also_where_its_outputs_have_axes() -> None:
+    body = graph_proto([("Add", "h e", "a"), ("Mul", "a a", "o")], {"h": (3,), "e": (3,)}, ["a", "o"])
+    attrs = {"body": body, "num_scan_inputs": 1, "scan_output_axes": [1], "scan_output_directions": [1]}
+    proto = model(("Scan", "h0 x", "h o", attrs), inputs={"h0": (3,), "x": (4, 3)}, outputs=("h", "o"))
+    for one, shape in zip(proto.graph.output, ((3,), (3, 4)), strict=True):
+        one.CopyFrom(onnx.helper.make_tensor_value_info(one.name, 1, shape))
+    feed = {"h0": np.zeros(3, np.float32), "x": np.ones((4, 3), np.float32)}
+    found = ranges.measure(to_graph(proto), [feed])
+    assert (found["a"], found["e"]) == (Range(1, 4), Range(1, 1))
+    assert found["o"] == Range(1, 16)
 
 
 def test_half_precision_tensors_are_observed() -> None:

@@ -6,7 +6,11 @@ between FP32 ones would only cost Casts or lose what FP32 was kept for:
 * `angle`: what a Sin or Cos of positions is computed from (rotary embeddings: position 2049 does not exist in FP16);
 * `recurrent`: what computes the input of an LSTM, GRU or RNN (TensorRT-RTX cannot build one behind a Cast);
 * `index`: floats computed from shapes and positions that end as integers (sizes of a Resize, window offsets);
+* `state`: what is added to the state of a Loop or Scan from step to step;
 * `island`: nodes that sit between nodes that stay FP32.
+
+Branches of If and bodies of Loop and Scan are typed by the same rules, with the ranges observed inside them; a branch
+that the data never took stays FP32 for FP16. `qcompiler.borders` says which values cross between graphs as half.
 
 QuantizeLinear reads FP32 and all scales stay FP32: with half scales the compiler stores raw integer accumulators as
 half, and they overflow. DequantizeLinear writes what its consumer computes in.
@@ -17,14 +21,14 @@ checked on the same graph typed FP32.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from qcompiler import element_types, half, masks
+from qcompiler import borders, element_types, half, masks
 from qcompiler import graph as graphs
 from qcompiler.half import View
 from qcompiler.pass_ import Changed, Fact, Note, Pass, Skipped
@@ -34,6 +38,7 @@ from qcompiler.ranges import Ranges
 from qcompiler.spread import spread
 from qcompiler.target import DType
 
+HIGH_PRECISION = "high-precision"
 _TYPELESS = ("QuantizeLinear", "DequantizeLinear", "Cast", "ConstantOfShape", "Shape", "Size")
 
 
@@ -45,15 +50,21 @@ class HighPrecision(Pass):
         dtype: FP16, BF16, or FP32 for nothing to do.
         ranges: what was observed, by tensor name; a node around an unobserved tensor stays FP32 in FP16 graphs.
         typed_dequantize: the target takes `output_dtype` on DequantizeLinear (opset 23), which saves a Cast.
+        io_types: `keep` for inputs and outputs of the graph as they are, `high-precision` to make float ones `dtype` too
+            where their range fits; a Skipped note has the reason for each that stays.
         keep: names of nodes that stay FP32 whatever the rules say.
-        decisions: filled by the run: one for every node that holds FP32 data, in graph order.
+        decisions: filled by the run: one for every node that holds FP32 data, in graph order, nested graphs behind
+            their owner.
+        refused: filled by the run: inputs and outputs that were to change type and stay, with the reason.
     """
 
     dtype: DType = DType.FP16
     ranges: Ranges = field(default_factory=Ranges, repr=False)
     typed_dequantize: bool = True
+    io_types: str = "keep"
     keep: tuple[str, ...] = field(default=(), repr=False)
     decisions: list[Decision] = field(default_factory=list, repr=False, compare=False)
+    refused: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.NAMED, Fact.CONSTANTS})
     provides: ClassVar[frozenset[Fact]] = frozenset({Fact.TYPED})
@@ -62,26 +73,33 @@ class HighPrecision(Pass):
     def rewrite(self, graph: gs.Graph) -> Iterator[Note]:
         """Decides, clamps masks, then casts. A graph that is typed already stays as it is."""
         self.decisions.clear()
+        self.refused.clear()
         if self.dtype is DType.FP32:
             return
-        view = View(graph, self.dtype, self.ranges, element_types.infer(graph))
+        view = View(graph, self.dtype, self.ranges, element_types.infer_all(graph))
         found = masks.find(view)
         for mask in found:
             view.clamps[id(mask.node), mask.index] = (masks.LOWEST, view.format.largest)
-        self.decisions.extend(decide(view, self.keep))
-        stay = {one.node for one in self.decisions if one.precision is DType.FP32}
-        low = {one.node for one in self.decisions} - stay
-        yield from (Skipped(one.node, f"{one.rule}: {one.why}") for one in self.decisions if one.node in stay)
-        yield from _clamp(view, [mask for mask in found if mask.deep and mask.node.name in low])
-        slots = {id(node): view.slots(node) for node in graph.nodes if node.name in low}
-        yield from Casting(graph, self.dtype, slots, view.types, view.clamps, self.typed_dequantize).apply()
+        if self.io_types == HIGH_PRECISION:
+            self.refused.update(borders.of_model(view))
+        verdicts, judged = judge(view, self.keep)
+        slots = {id(node): view.slots(node) for node in judged if node.name not in verdicts}
+        nested, ends = borders.between_graphs(view, slots)
+        view.borders |= ends
+        self.decisions.extend(_decision(node, view, verdicts.get(node.name), nested) for node in judged)
+        yield from (
+            Skipped(one.node, f"{one.rule}: {one.why}") for one in self.decisions if one.precision is DType.FP32
+        )
+        yield from (Skipped(name, f"io-types: {why}") for name, why in self.refused.items())
+        yield from _clamp(view, [mask for mask in found if mask.deep and id(mask.node) in slots])
+        yield from Casting(view, {**slots, **nested}, self.typed_dequantize).apply()
 
 
-def decide(view: View, keep: tuple[str, ...] = ()) -> list[Decision]:
-    """A decision for every node of the main graph that holds FP32 data, in graph order."""
+def judge(view: View, keep: tuple[str, ...] = ()) -> tuple[dict[str, half.Verdict], list[gs.Node]]:
+    """Why nodes stay FP32, by name, and all nodes that hold FP32 data in graph order, nested graphs included."""
     verdicts: dict[str, half.Verdict] = {}
     judged: list[gs.Node] = []
-    for node in view.graph.nodes:
+    for node in view.nodes:
         slots = view.slots(node)
         if graphs.is_op(node, *_TYPELESS) or not (slots.inputs or slots.outputs or graphs.subgraphs(node)):
             continue
@@ -90,28 +108,34 @@ def decide(view: View, keep: tuple[str, ...] = ()) -> list[Decision]:
         if verdict is not None:
             verdicts[node.name] = verdict
     spread(view, judged, verdicts)
-    return [_decision(node, view.dtype, verdicts.get(node.name)) for node in judged]
+    return verdicts, judged
 
 
-def _decision(node: gs.Node, dtype: DType, verdict: half.Verdict | None) -> Decision:
+def _decision(
+    node: gs.Node, view: View, verdict: half.Verdict | None, nested: Mapping[int, element_types.Slots]
+) -> Decision:
+    if id(node) in nested:
+        why = f"what crosses between its graphs is {view.dtype} where nothing else is said of a node inside"
+        return Decision(node.name, node.op, view.dtype, "control-flow", why)
     if verdict is None:
-        return Decision(node.name, node.op, dtype, "fits", f"constants and observed values fit {dtype}")
+        return Decision(node.name, node.op, view.dtype, "fits", f"constants and observed values fit {view.dtype}")
     return Decision(node.name, node.op, DType.FP32, verdict.rule, verdict.why, figures=verdict.figures)
 
 
 def _clamp(view: View, found: list[masks.Mask]) -> Iterator[Note]:
     """Max(mask, -30000) in FP32 in front of each use of a computed mask; constant masks are clamped as they convert."""
     names = graphs.Names(view.graph)
-    made: dict[int, gs.Variable] = {}
+    made: dict[tuple[int, int], gs.Variable] = {}
     for mask in found:
-        tensor = mask.node.inputs[mask.index]
+        tensor, home = mask.node.inputs[mask.index], view.homes[id(mask.node)]
         if isinstance(tensor, gs.Constant):
             continue
-        if id(tensor) not in made:
+        key = (id(tensor), id(home))
+        if key not in made:
             bound = gs.Constant(names.fresh(f"{tensor.name}/lowest"), np.array(masks.LOWEST, np.float32))
-            made[id(tensor)] = gs.Variable(names.fresh(f"{tensor.name}/clamped"), np.float32, tensor.shape)
-            node = gs.Node("Max", names.fresh(f"{tensor.name}/clamp"), {}, [tensor, bound], [made[id(tensor)]])
-            graphs.insert_before(view.graph, mask.node, node)
-            view.types[id(bound)] = view.types[id(made[id(tensor)])] = element_types.FP32
+            made[key] = gs.Variable(names.fresh(f"{tensor.name}/clamped"), np.float32, tensor.shape)
+            node = gs.Node("Max", names.fresh(f"{tensor.name}/clamp"), {}, [tensor, bound], [made[key]])
+            graphs.insert_before(home, mask.node, node)
+            view.types[id(bound)] = view.types[id(made[key])] = element_types.FP32
             yield Changed(node.name, f"mask '{tensor.name}' clamped to {masks.LOWEST:g}: its softmax stays 0")
-        graphs.set_input(mask.node, mask.index, made[id(tensor)])
+        graphs.set_input(mask.node, mask.index, made[key])

@@ -2,7 +2,8 @@
 
 One Cast per tensor and type, shared by all that need it, and never two in a row: what already comes out of a Cast is
 cast from its source instead, and DequantizeLinear and ConstantOfShape write the type that is asked of them. Constants
-are converted once and have no Cast. Graph outputs and what nested graphs read keep type and name.
+are converted once and have no Cast. A Cast stands in the graph that the tensor belongs to, for nested graphs as well.
+What enters and leaves a graph keeps type and name, but for what `view.borders` lists, which keeps its name.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from qcompiler import borders
 from qcompiler import graph as graphs
-from qcompiler.element_types import FP32, Slots, Types
-from qcompiler.half import NUMPY
+from qcompiler.element_types import FP32, Slots
+from qcompiler.errors import InternalError
+from qcompiler.half import NUMPY, View
 from qcompiler.pass_ import Changed, Note
 from qcompiler.target import DType
 
@@ -30,57 +33,58 @@ _ANY = ("Cast", "Shape", "Size")  # read whatever type there is
 
 @dataclass
 class Casting:
-    """What to insert where.
+    """What to insert where, over the graph and all nested ones.
 
     Attributes:
-        graph: edited in place.
-        dtype: the lower type.
-        slots: what moves, of every node that computes in `dtype`, by id(node).
-        types: element types by id(tensor), of the graph as it was.
-        clamps: bounds of constants by (id(node), input index).
+        view: the graph, edited in place, with the types as it was, bounds of constants, and the inputs and outputs that
+            have the lower type.
+        slots: what moves, of every node that computes in the lower type (or hands it through nested graphs), by
+            id(node).
         typed_dequantize: DequantizeLinear may have `output_dtype`.
     """
 
-    graph: gs.Graph
-    dtype: DType
+    view: View
     slots: Mapping[int, Slots]
-    types: Types
-    clamps: Mapping[tuple[int, int], Bounds]
     typed_dequantize: bool
+    dtype: DType = field(init=False)
+    graph: gs.Graph = field(init=False)
     _names: graphs.Names = field(init=False)
     _copies: dict[tuple[int, Bounds | None], gs.Constant] = field(init=False, default_factory=dict)
-    _captured: set[str] = field(init=False)
-    _ours: set[int] = field(init=False)
+    _homes: dict[int, gs.Graph] = field(init=False)
+    _outputs: set[int] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Names are collected once."""
+        """Names and places are collected once."""
+        self.dtype, self.graph = self.view.dtype, self.view.graph
         self._names = graphs.Names(self.graph)
-        self._captured = graphs.captured(self.graph)
-        self._ours = {id(node) for node in self.graph.nodes}
+        self._homes = {id(tensor): home for home, tensor in borders.owners(self.graph)}
+        self._outputs = {id(tensor) for one in graphs.graphs(self.graph) for tensor in one.outputs}
 
     def apply(self) -> Iterator[Note]:
         """Converts constants and tensors; yields a note per edit."""
-        for tensor in list(graphs.tensors(self.graph)):
-            if self.types.get(id(tensor)) != FP32:
+        tensors = {id(t): t for inner in graphs.graphs(self.graph) for t in graphs.tensors(inner)}
+        for tensor in list(tensors.values()):
+            if self.view.types.get(id(tensor)) != FP32:
                 continue
             low, high = self._uses(tensor)
             if isinstance(tensor, gs.Constant):
                 yield from self._constant(tensor, low, bool(high))
-            else:
+            elif id(tensor) in self._homes:
                 yield from self._variable(tensor, low, high)
-        yield from self._drop_idle()
+        for inner in list(graphs.graphs(self.graph)):
+            yield from self._drop_idle(inner)
         graphs.sort(self.graph)
 
-    def _drop_idle(self) -> Iterator[Note]:
+    def _drop_idle(self, graph: gs.Graph) -> Iterator[Note]:
         """Casts to the type that their input has by now, such as an exporter's own Cast back to half."""
         low = NUMPY[self.dtype]
-        for node in list(self.graph.nodes):
+        for node in list(graph.nodes):
             if not graphs.is_op(node, "Cast") or graphs.np_dtype(node.attrs["to"]) != low:
                 continue
             source, out = node.inputs[0], node.outputs[0]
-            if graphs.dtype_of(source) == low and not graphs.why_not_replace(self.graph, out, source):
-                graphs.replace_uses(self.graph, out, source)
-                graphs.remove_node(self.graph, node)
+            if graphs.dtype_of(source) == low and not graphs.why_not_replace(graph, out, source):
+                graphs.replace_uses(graph, out, source)
+                graphs.remove_node(graph, node)
                 yield Changed(node.name, f"removed: its input is {self.dtype} already")
 
     def _uses(self, tensor: gs.Tensor) -> tuple[list[Use], list[Use]]:
@@ -90,15 +94,15 @@ class Casting:
         for node, index in graphs.consumers(tensor):
             if id(node) in self.slots and index in self.slots[id(node)].inputs:
                 low.append((node, index))
-            elif id(node) not in self._ours or not graphs.is_op(node, *_ANY):
+            elif not graphs.is_op(node, *_ANY):
                 high.append((node, index))
         return low, high
 
     def _constant(self, tensor: gs.Constant, low: list[Use], shared: bool) -> Iterator[Note]:
-        shared = shared or graphs.is_output(self.graph, tensor) or tensor.name in self._captured
-        bounds = {self.clamps.get((id(node), index)) for node, index in low}
+        shared = shared or id(tensor) in self._outputs
+        bounds = {self.view.clamps.get((id(node), index)) for node, index in low}
         for node, index in low:
-            clamp = self.clamps.get((id(node), index))
+            clamp = self.view.clamps.get((id(node), index))
             key = (id(tensor), clamp)
             if key not in self._copies:
                 lone = len(bounds) == 1 and not shared
@@ -110,8 +114,10 @@ class Casting:
 
     def _variable(self, tensor: gs.Variable, low: list[Use], high: list[Use]) -> Iterator[Note]:
         node = graphs.producer(tensor)
-        fixed = graphs.is_output(self.graph, tensor) or tensor.name in self._captured
-        if node is not None and id(node) in self.slots and self._writes_low(node, tensor):
+        fixed = id(tensor) in self._outputs
+        if id(tensor) in self.view.borders:
+            yield from self._border(node, tensor, low, high, fixed)
+        elif node is not None and id(node) in self.slots and self._writes_low(node, tensor):
             yield from self._produced_low(node, tensor, high, fixed)
         elif low and graphs.is_op(node, "Cast") and node is not None:
             yield from self._recast(node, tensor, low, keep=bool(high) or fixed)
@@ -122,6 +128,37 @@ class Casting:
             yield self._cast_for(high, tensor, DType.FP32)
         elif low:
             yield self._cast_for(low, tensor, self.dtype)
+
+    def _border(
+        self, node: gs.Node | None, tensor: gs.Variable, low: list[Use], high: list[Use], output: bool
+    ) -> Iterator[Note]:
+        """An input or output of a graph that has the lower type itself, under its name."""
+        if output and (node is None or not (id(node) in self.slots and self._writes_low(node, tensor))):
+            yield from self._output_from_high(node, tensor, low, high)
+            return
+        tensor.dtype = NUMPY[self.dtype]
+        yield Changed(tensor.name, f"is {self.dtype} where it enters or leaves the graph")
+        if high:
+            yield self._cast_for(high, tensor, DType.FP32)
+
+    def _output_from_high(
+        self, node: gs.Node | None, tensor: gs.Variable, low: list[Use], high: list[Use]
+    ) -> Iterator[Note]:
+        """An FP32 node writes what leaves the graph in the lower type: a Cast between them, and FP32 readers before it."""
+        if node is None:
+            raise InternalError(f"'{tensor.name}' leaves a graph that does not compute it and cannot change its type")
+        if not high and graphs.is_op(node, "Cast"):
+            node.attrs["to"] = graphs.onnx_type(NUMPY[self.dtype])
+            tensor.dtype = NUMPY[self.dtype]
+            yield Changed(node.name, f"casts to {self.dtype}")
+            return
+        wide = gs.Variable(self._names.fresh(f"{tensor.name}/fp32"), FP32, tensor.shape)
+        graphs.set_output(node, next(i for i, output in enumerate(node.outputs) if output is tensor), wide)
+        self._homes[id(wide)] = self._homes[id(tensor)]
+        for reader, index in high:
+            graphs.set_input(reader, index, wide)
+        tensor.dtype = NUMPY[self.dtype]
+        yield self._cast(wide, tensor, self.dtype)
 
     def _writes_low(self, node: gs.Node, tensor: gs.Tensor) -> bool:
         return any(node.outputs[i] is tensor for i in self.slots[id(node)].outputs)
@@ -135,6 +172,7 @@ class Casting:
                 yield self._cast_for(high, tensor, DType.FP32)
             return
         native = gs.Variable(self._names.fresh(f"{tensor.name}/{self.dtype}"), NUMPY[self.dtype], tensor.shape)
+        self._homes[id(native)] = self._homes[id(tensor)]
         wanting = [use for use in graphs.consumers(tensor) if not any(use[0] is n and use[1] == i for n, i in high)]
         graphs.set_output(node, next(i for i, output in enumerate(node.outputs) if output is tensor), native)
         for reader, index in wanting:
@@ -144,11 +182,11 @@ class Casting:
     def _recast(self, node: gs.Node, tensor: gs.Variable, low: list[Use], *, keep: bool) -> Iterator[Note]:
         """The tensor comes out of a Cast to FP32: cast its source straight to the lower type."""
         source = node.inputs[0]
-        if self.types.get(id(source)) == NUMPY[self.dtype]:
+        if self.view.types.get(id(source)) == NUMPY[self.dtype]:
             for reader, index in low:
                 graphs.set_input(reader, index, source)
             if not keep:
-                graphs.remove_node(self.graph, node)
+                graphs.remove_node(self._homes[id(tensor)], node)
             yield Changed(node.name, f"bypassed: its input is {self.dtype} already")
             return
         if not keep:
@@ -184,9 +222,10 @@ class Casting:
     def _cast(self, source: gs.Tensor, out: gs.Variable, to: DType) -> Note:
         attrs = {"to": graphs.onnx_type(_numpy(to))}
         node = gs.Node("Cast", self._names.fresh(f"{source.name}/Cast_{to}"), attrs, [source], [out])
-        before = graphs.producer(source)
-        at = 0 if before is None else graphs.index_of(self.graph, before) + 1
-        self.graph.nodes.insert(at, node)
+        before, home = graphs.producer(source), self._homes.get(id(source), self.graph)
+        at = 0 if before is None else graphs.index_of(home, before) + 1
+        home.nodes.insert(at, node)
+        self._homes[id(out)] = home
         return Changed(node.name, f"Cast of '{source.name}' to {to}")
 
 

@@ -17,7 +17,7 @@ from qcompiler.passes.high_precision import HighPrecision
 from qcompiler.ranges import Range, Ranges
 from qcompiler.session import Session
 from qcompiler.target import DType
-from tests.rewrite import Spec, graph_proto, model, random_feeds, to_graph, whole
+from tests.rewrite import Spec, model, random_feeds, to_graph, whole
 from tests.typed import F32, assert_no_cast_behind_a_cast, by_name, operand_types, ops, rng, stays, typed, weight
 
 if TYPE_CHECKING:
@@ -116,22 +116,6 @@ def test_a_half_tensor_that_is_an_output_keeps_its_fp32_name() -> None:
     graph, _ = typed(proto)
     assert [(t.name, graphs.dtype_of(t)) for t in graph.outputs] == [("m", F32), ("y", F32)]
     assert by_name(graph, "Y").inputs[0].name != "m"
-
-
-def test_what_a_nested_graph_reads_stays_fp32_under_its_name() -> None:
-    then = graph_proto([("Neg", "m", "inside")], {}, ["inside"])
-    other = graph_proto([("Abs", "m", "beside")], {}, ["beside"])
-    proto = model(
-        ("MatMul", "x w", "m"),
-        ("If", "c", "z", {"then_branch": then, "else_branch": other}),
-        ("Add", "z m", "y"),
-        inputs={"x": (2, 4), "c": (np.bool_, ())},
-        weights={"w": weight(4, 4)},
-    )
-    graph, decisions = typed(proto)
-    assert decisions["Z"].rule == "control-flow"
-    assert decisions["M"].precision is DType.FP16
-    assert {node.op for node, _ in graphs.consumers(by_name(graph, "M").outputs[0])} == {"Cast", "Add"}
 
 
 def test_fp32_changes_nothing() -> None:
@@ -295,7 +279,7 @@ def test_sizes_computed_in_floats_stay_exact() -> None:
     pass_(graph)
     rules = {one.node: one.rule for one in pass_.decisions}
     assert rules["G"] in ("index", "integers")
-    assert rules["H"] == "index"
+    assert rules["H"] in ("index", "integers")
     assert all(node.attrs["to"] != onnx.TensorProto.FLOAT16 for node in graph.nodes if node.name in ("F", "I"))
 
 
