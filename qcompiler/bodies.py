@@ -1,10 +1,10 @@
-"""Where values cross the border of a nested graph: into and out of the branches of If and the bodies of Loop and Scan.
+"""Where values cross the border of a nested graph: in and out of branches of If and bodies of Loop and Scan.
 
-| operator | inputs                        | body inputs                  | body outputs               | outputs         |
-|----------|-------------------------------|------------------------------|----------------------------|-----------------|
-| If       | condition                     | none                         | results, in each branch    | results         |
-| Loop     | trip count, condition, states | iteration, condition, states | condition, states, stacked | states, stacked |
-| Scan     | states, sequences             | states, elements             | states, stacked            | states, stacked |
+| operator | inputs                  | body inputs             | body outputs       | outputs         |
+|----------|-------------------------|-------------------------|--------------------|-----------------|
+| If       | flag                    | none                    | results            | results         |
+| Loop     | trip count, flag, states| iteration, flag, states | flag, states, stack| states, stack   |
+| Scan     | states, sequences       | states, elements        | states, stack      | states, stack   |
 
 A *state* goes round: initial value, body input, body output and result have one type. What is *stacked* or an
 *element* of a sequence does not, and neither does the result of an If: each of them may have a type of its own.

@@ -58,7 +58,7 @@ def _Noting(pass_: HighPrecision, into: dict[str, Decision]) -> HighPrecision:  
             for one in self.decisions:
                 into.setdefault(one.node, one)
 
-    return Noting(pass_.dtype, pass_.ranges, pass_.typed_dequantize, pass_.keep)
+    return Noting(pass_.dtype, pass_.ranges, pass_.typed_dequantize, pass_.io_types, pass_.keep)
 
 
 def stays(proto: onnx.ModelProto, node: str, rule: str, feeds: Feeds | None = None, **options: Any) -> Decision:

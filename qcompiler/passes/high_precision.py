@@ -30,6 +30,7 @@ import onnx_graphsurgeon as gs
 
 from qcompiler import borders, element_types, half, masks
 from qcompiler import graph as graphs
+from qcompiler.errors import UsageError
 from qcompiler.half import View
 from qcompiler.pass_ import Changed, Fact, Note, Pass, Skipped
 from qcompiler.passes.insert_casts import Casting
@@ -50,8 +51,8 @@ class HighPrecision(Pass):
         dtype: FP16, BF16, or FP32 for nothing to do.
         ranges: what was observed, by tensor name; a node around an unobserved tensor stays FP32 in FP16 graphs.
         typed_dequantize: the target takes `output_dtype` on DequantizeLinear (opset 23), which saves a Cast.
-        io_types: `keep` for inputs and outputs of the graph as they are, `high-precision` to make float ones `dtype` too
-            where their range fits; a Skipped note has the reason for each that stays.
+        io_types: `keep` for inputs and outputs of the graph as they are, `high-precision` to make float ones `dtype`
+            too where their range fits; a Skipped note has the reason for each that stays.
         keep: names of nodes that stay FP32 whatever the rules say.
         decisions: filled by the run: one for every node that holds FP32 data, in graph order, nested graphs behind
             their owner.
@@ -69,6 +70,15 @@ class HighPrecision(Pass):
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.NAMED, Fact.CONSTANTS})
     provides: ClassVar[frozenset[Fact]] = frozenset({Fact.TYPED})
     exact_to: ClassVar[float | None] = None
+
+    def __post_init__(self) -> None:
+        """Checks the options.
+
+        Raises:
+            UsageError: `io_types` is neither of the two.
+        """
+        if self.io_types not in ("keep", HIGH_PRECISION):
+            raise UsageError(f"io_types is 'keep' or '{HIGH_PRECISION}', not '{self.io_types}'")
 
     def rewrite(self, graph: gs.Graph) -> Iterator[Note]:
         """Decides, clamps masks, then casts. A graph that is typed already stays as it is."""

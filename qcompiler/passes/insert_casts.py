@@ -144,7 +144,7 @@ class Casting:
     def _output_from_high(
         self, node: gs.Node | None, tensor: gs.Variable, low: list[Use], high: list[Use]
     ) -> Iterator[Note]:
-        """An FP32 node writes what leaves the graph in the lower type: a Cast between them, and FP32 readers before it."""
+        """An FP32 node writes what leaves the graph in the lower type: a Cast between them, FP32 readers before it."""
         if node is None:
             raise InternalError(f"'{tensor.name}' leaves a graph that does not compute it and cannot change its type")
         if not high and graphs.is_op(node, "Cast"):

@@ -200,7 +200,7 @@ def test_positions_beyond_what_half_counts_to_stay_fp32(counting: tuple[Spec, ..
             "w": weight(1, 4000) * 1e-3,
         },
     )  # fmt: skip
-    feeds = {"x": np.zeros((1, 4000), np.float32), "ids": np.ones((1, 4000), np.int64)}
+    feeds: Feeds = {"x": np.zeros((1, 4000), np.float32), "ids": np.ones((1, 4000), np.int64)}
     stays(proto, "Q", "integers", feeds)
 
 

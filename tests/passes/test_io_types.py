@@ -10,6 +10,7 @@ import pytest
 
 from qcompiler import graph as graphs
 from qcompiler import ranges
+from qcompiler.errors import UsageError
 from qcompiler.model import Model
 from qcompiler.passes.high_precision import HighPrecision
 from qcompiler.session import Session
@@ -58,6 +59,11 @@ def test_keep_is_the_default_and_integers_are_never_touched() -> None:
     assert HighPrecision().io_types == "keep"
     proto = model(("Gather", "x i", "y"), inputs={"x": (2, 4), "i": (np.int64, (3,))})
     assert interface(bordered(proto)[0]) == [("x", F16), ("i", np.dtype(np.int64)), ("y", F16)]
+
+
+def test_an_unknown_value_of_the_option_is_refused() -> None:
+    with pytest.raises(UsageError, match="not 'half'"):
+        HighPrecision(io_types="half")
 
 
 def test_text_form_names_the_option_where_it_is_set() -> None:
