@@ -57,13 +57,13 @@ class Absorption:
 
     @property
     def takers(self) -> tuple[gs.Node, ...]:
-        """The nodes whose constants are divided, nearest first."""
-        return tuple({id(edit.node): edit.node for edit in self.edits if not edit.multiply}.values())
+        """The nodes whose constants take the division, nearest first."""
+        return tuple({id(edit.node): edit.node for edit in self.edits if not edit.reads}.values())
 
     @property
     def readers(self) -> tuple[gs.Node, ...]:
         """The linear nodes whose weights are multiplied: those of the tensor, and of others that come to be divided."""
-        return tuple({id(edit.node): edit.node for edit in self.edits if edit.multiply}.values())
+        return tuple({id(edit.node): edit.node for edit in self.edits if edit.reads}.values())
 
     def tied(self, scale: Float) -> Float:
         """The largest factor of each class, for each of its channels: what can be applied, nearest to `scale`."""

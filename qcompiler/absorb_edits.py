@@ -44,6 +44,7 @@ class Edit:
             axis of length 1, which then grows.
         multiply: whether it is multiplied; else divided.
         chain: nodes between it and `node` (Transpose, Reshape, ...), from `node` towards the constant; mostly empty.
+        reads: whether it is the weight of a layer that reads a divided tensor and makes up for that.
     """
 
     node: gs.Node
@@ -51,6 +52,7 @@ class Edit:
     index: Index
     multiply: bool
     chain: tuple[gs.Node, ...] = ()
+    reads: bool = False
 
     @property
     def constant(self) -> gs.Constant:
@@ -105,7 +107,10 @@ def compensate(node: gs.Node, i: int, index: Index, *, check: bool = True) -> Ed
     placed = _on_weight(node, i, channels, shape) if check else np.zeros((1,) * len(shape), np.int64)
     if placed is None:
         return f"{also}, whose weight has shape {list(shape)}"
-    return edit_of(node, weight, placed, multiply=True) or f"{also}, which has no constant weight"
+    edit = edit_of(node, weight, placed, multiply=True)
+    if edit is None:
+        return f"{also}, which has no constant weight"
+    return edit if isinstance(edit, str) else replace(edit, reads=True)
 
 
 def _contracted(node: gs.Node, i: int, rank: int) -> int:
