@@ -5,6 +5,7 @@ from __future__ import annotations
 from qcompiler.pass_ import Pass
 from qcompiler.passes.eliminate_dead import EliminateDead
 from qcompiler.passes.eliminate_identities import EliminateIdentities
+from qcompiler.passes.equalize_channels import EqualizeChannels
 from qcompiler.passes.fold_batch_norm import FoldBatchNorm
 from qcompiler.passes.fold_channel_affine import FoldChannelAffine
 from qcompiler.passes.fold_constants import FoldConstants
@@ -22,6 +23,7 @@ from qcompiler.passes.name_everything import NameEverything
 from qcompiler.passes.normalize_constants import NormalizeConstants
 from qcompiler.passes.quantize_outputs import QuantizeOutputs
 from qcompiler.passes.raise_opset import RaiseOpset
+from qcompiler.passes.smooth_quant import SmoothQuant
 from qcompiler.passes.split_skip_norm import SplitSkipNorm
 from qcompiler.passes.unroll_lstm import UnrollLSTM
 from qcompiler.passes.unshare_weights import UnshareWeights
@@ -44,6 +46,8 @@ ALL: tuple[type[Pass], ...] = (
     SplitSkipNorm,
     EliminateDead,
     UnshareWeights,
+    EqualizeChannels,
+    SmoothQuant,
     InsertQDQ,
     InsertQDQPairs,
     QuantizeOutputs,
@@ -55,6 +59,7 @@ __all__ = [
     "ALL",
     "EliminateDead",
     "EliminateIdentities",
+    "EqualizeChannels",
     "FoldBatchNorm",
     "FoldChannelAffine",
     "FoldConstants",
@@ -72,6 +77,7 @@ __all__ = [
     "NormalizeConstants",
     "QuantizeOutputs",
     "RaiseOpset",
+    "SmoothQuant",
     "SplitSkipNorm",
     "UnrollLSTM",
     "UnshareWeights",
