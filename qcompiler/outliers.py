@@ -101,7 +101,7 @@ class Outliers:
 
     Attributes:
         axis: which axis the channels are.
-        top: the `TOP` largest tokens, the largest first; one of each position and id, its largest.
+        top: the `TOP` largest tokens, the largest first; one of each position, its largest.
     """
 
     __slots__ = ("_channels", "_ratios", "_varies", "axis", "top")
@@ -213,9 +213,10 @@ class Outliers:
         )
 
     def _keep(self, more: Iterable[Token]) -> None:
-        best: dict[tuple[int, int | None], Token] = {}
+        # One of a position: where every sample begins with a spike, the other places that spike are worth more
+        best: dict[int, Token] = {}
         for token in sorted((*self.top, *more), key=_rank):
-            best.setdefault((token.position, token.id), token)
+            best.setdefault(token.position, token)
         self.top = tuple(best.values())[:TOP]
 
 

@@ -67,17 +67,20 @@ def joins(graph: gs.Graph) -> list[Join]:
     """The residual Adds of a graph whose nodes are sorted, in graph order.
 
     An Add counts where both operands are computed, their shapes do not contradict each other, one is an ancestor of the
-    other, and a linear node lies between. A shortcut with a convolution of its own is no stream.
+    other, and a linear node but no other such Add lies between: what an attention mask is added to depends on the mask
+    too, by way of all layers before. A shortcut with a convolution of its own is no stream.
     """
     places = {id(node): place for place, node in enumerate(graph.nodes)}
     found: list[Join] = []
+    adds: set[int] = set()
     for node in graph.nodes:
         if not graphs.is_op(node, "Add") or any(map(graphs.is_constant, node.inputs)) or _contradict(*node.inputs):
             continue
         one, other = node.inputs
         for branch, stream in ((one, other), (other, one)):
             between = _between(stream, branch, places)
-            if any(map(graphs.is_linear, between)):
+            if any(map(graphs.is_linear, between)) and adds.isdisjoint(map(id, between)):
+                adds.add(id(node))
                 found.append(Join(node.name, _kind(between), branch.name, stream.name, node.outputs[0].name))
     return found
 

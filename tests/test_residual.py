@@ -69,6 +69,29 @@ def test_convolutions_are_branches_too() -> None:
     assert [one.kind for one in found] == ["convolution"]
 
 
+def test_a_mask_that_every_layer_adds_is_no_stream() -> None:
+    nodes: list[Any] = [("Sub", "m one", "mask")]
+    before = "x"
+    for k in "12":
+        nodes += [
+            ("MatMul", f"{before} w", f"q{k}"),
+            ("Transpose", before, f"k{k}", {"perm": [0, 2, 1]}),
+            ("MatMul", f"q{k} k{k}", f"s{k}"),
+            ("Add", f"s{k} mask", f"a{k}"),
+            ("Softmax", f"a{k}", f"p{k}"),
+            ("MatMul", f"p{k} {before}", f"o{k}"),
+            ("Add", f"o{k} {before}", f"h{k}"),
+        ]
+        before = f"h{k}"
+    proto = model(
+        *nodes,
+        inputs={"x": ("n", 4, 8), "m": ("n", 4, 4)},
+        outputs=("h2",),
+        weights={**weights("w"), "one": np.ones(1, np.float32)},
+    )
+    assert [one.total for one in joins(gs.import_onnx(proto).toposort())] == ["h1", "h2"]
+
+
 @pytest.mark.parametrize(
     "nodes",
     [
