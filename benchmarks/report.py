@@ -34,13 +34,22 @@ def replace_results(document: Path, folder: Path) -> int:
         ValueError: The document has no marks.
     """
     outcomes = [Outcome.read(path) for path in sorted(folder.glob("*.json"))]
+    put_between_marks(document, markdown(outcomes))
+    return len(outcomes)
+
+
+def put_between_marks(document: Path, tables: str) -> None:
+    """Replaces what stands between the marks.
+
+    Raises:
+        ValueError: The document has no marks.
+    """
     text = document.read_text(encoding="utf8")
     head, begin, rest = text.partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not (begin and end):
         raise ValueError(f"{document} lacks the lines {BEGIN} and {END}")
-    document.write_text(f"{head}{BEGIN}\n{markdown(outcomes)}\n{END}{tail}", encoding="utf8")
-    return len(outcomes)
+    document.write_text(f"{head}{BEGIN}\n{tables}\n{END}{tail}", encoding="utf8")
 
 
 def markdown(outcomes: Iterable[Outcome]) -> str:
@@ -56,7 +65,7 @@ def markdown(outcomes: Iterable[Outcome]) -> str:
     large = {(one.cell.model, one.cell.subject) for one in known if not one.cell.judged}
     if large:
         scaled = [one for one in known if (one.cell.model, one.cell.subject) in large]  # the small ones beside them
-        parts.append("### More samples\n\n" + _table(SCALING, [_scaling_row(one) for one in scaled]) + _remarks(scaled))
+        parts.append("### More samples\n\n" + table(SCALING, [_scaling_row(one) for one in scaled]) + _remarks(scaled))
     return "\n" + "\n\n".join(parts) + "\n"
 
 
@@ -79,7 +88,7 @@ def _circumstances(outcomes: list[Outcome]) -> str:
         [name, ", ".join(f"{package} {number}" for package, number in found.items())]
         for name, found in versions.items()
     ]
-    return f"{measured}\n\n" + _table(("process", "versions"), rows)
+    return f"{measured}\n\n" + table(("process", "versions"), rows)
 
 
 def _from_to(values: Iterable[str]) -> str:
@@ -99,7 +108,7 @@ def _accuracy_table(model: str, outcomes: list[Outcome]) -> str:
         f"({median(one.work_s or 0.0 for one in limits):.2f} s without imports), "
         f"{median(one.peak_mb for one in limits):.0f} MB; {outcomes[0].float_bytes / 1e6:.1f} MB on disk.\n\n"
     )
-    return head + _table(COLUMNS, [_row(one) for one in outcomes]) + _remarks(outcomes)
+    return head + table(COLUMNS, [_row(one) for one in outcomes]) + _remarks(outcomes)
 
 
 def _row(one: Outcome) -> list[str]:
@@ -149,7 +158,8 @@ def _remarks(outcomes: list[Outcome]) -> str:
     return "\n\n" + "\n".join(dict.fromkeys(lines)) if lines else ""
 
 
-def _table(columns: Iterable[str], rows: Iterable[list[str]]) -> str:
+def table(columns: Iterable[str], rows: Iterable[list[str]]) -> str:
+    """A Markdown table."""
     columns = tuple(columns)
     lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
     lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]

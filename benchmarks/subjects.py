@@ -30,6 +30,16 @@ SUBJECTS = {
     for subject in (
         Subject("ours", "**qcompiler**, default"),
         Subject("ours-entropy", "**qcompiler** entropy", flags=("--calibrator", "entropy")),
+        Subject(
+            "ours-unsmoothed",
+            "**qcompiler** entropy, no outlier handling",
+            flags=("--calibrator", "entropy", "--smooth", "off", "--qfem", "off"),
+        ),
+        Subject(
+            "ours-smoothed",
+            "**qcompiler** entropy, SmoothQuant and QFeM",
+            flags=("--calibrator", "entropy", "--smooth", "auto", "--qfem", "auto"),
+        ),
         Subject("ours-cpu", "**qcompiler** for ONNX Runtime", flags=("--target", "onnxruntime")),
         Subject(
             "ort-minmax",
