@@ -110,7 +110,7 @@ def compensate(node: gs.Node, i: int, index: Index, *, check: bool = True) -> Ed
     edit = edit_of(node, weight, placed, multiply=True)
     if edit is None:
         return f"{also}, which has no constant weight"
-    return edit if isinstance(edit, str) else replace(edit, reads=True)
+    return f"{also}: {edit}" if isinstance(edit, str) else replace(edit, reads=True)
 
 
 def _contracted(node: gs.Node, i: int, rank: int) -> int:
@@ -153,7 +153,8 @@ def scaled_constants(edits: Sequence[Edit], factors: NDArray[np.float32]) -> lis
         # One rounding: float32 times float32 is exact in float64, and so is float32 arithmetic up to its last bit.
         wide = values[key][1] if key in values else old.astype(np.float32 if old.dtype.itemsize < 4 else old.dtype)
         factor = factors[edit.index]
-        values[key] = (edit, wide * factor if edit.multiply else wide / factor)
+        with np.errstate(over="ignore"):
+            values[key] = (edit, wide * factor if edit.multiply else wide / factor)
     done: list[tuple[Edit, Array]] = []
     for edit, wide in values.values():
         old = values_of(edit.constant)

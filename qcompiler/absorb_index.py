@@ -68,14 +68,17 @@ def _before_reshape(index: Index, before: Dims, after: Dims) -> Index | None:
     index = compact(index)
     dims = [length if length > 1 else dim for length, dim in zip(index.shape, after, strict=True)]
     varies = [length > 1 for length in index.shape]
-    tail = _runs(before[::-1], dims[::-1], varies[::-1])
+    alike = _known(before) == _known(dims) and len(before) - _count(before) == len(dims) - _count(dims)
+    tail = _runs(before[::-1], dims[::-1], varies[::-1], alike)
     done_before, done_after = sum(len(run.before) for run in tail), sum(len(run.after) for run in tail)
     rest_before, rest_after = len(before) - done_before, len(dims) - done_after
-    head = _runs(before[:rest_before], dims[:rest_after], varies[:rest_after])
+    head = _runs(before[:rest_before], dims[:rest_after], varies[:rest_after], alike)
     head_before, head_after = sum(len(run.before) for run in head), sum(len(run.after) for run in head)
-    if any(varies[head_after:rest_after]):
+    left, right = before[head_before:rest_before], dims[head_after:rest_after]
+    fixed = _count(left) == len(left) and _count(right) == len(right)
+    if any(varies[head_after:rest_after]) or (fixed and _known(left) != _known(right)):
         return None
-    middle = _Run((1,) * (rest_before - head_before), (1,) * (rest_after - head_after))
+    middle = _Run((1,) * len(left), (1,) * len(right))
     runs = [*head, middle, *(_Run(run.before[::-1], run.after[::-1]) for run in reversed(tail))]
     start = 0
     full: list[int] = []  # the index at its full length along the runs where something depends on it
@@ -94,15 +97,25 @@ class _Run(NamedTuple):
     after: tuple[int, ...]
 
 
-def _runs(before: Dims, after: Dims, varies: Sequence[bool]) -> list[_Run]:
+def _known(dims: Dims) -> int:
+    return math.prod(dim for dim in dims if isinstance(dim, int))
+
+
+def _count(dims: Dims) -> int:
+    return sum(isinstance(dim, int) for dim in dims)
+
+
+def _runs(before: Dims, after: Dims, varies: Sequence[bool], alike: bool) -> list[_Run]:
     """Runs of axes that hold the same elements, from the first axis on, as far as lengths are known.
 
-    At most one open length in a run is taken for what the others leave of the product.
+    One open length in a run is taken for what the others leave of the product. Where the known lengths of both shapes
+    agree (`alike`), open axes follow each other in the same order; inference forgets their names.
     """
     runs: list[_Run] = []
     i = j = 0
     while i < len(before) and j < len(after):
-        if before[i] == after[j] and isinstance(before[i], str):
+        opens = not isinstance(before[i], int) and not isinstance(after[j], int)
+        if opens and (alike or (before[i] == after[j] and before[i] is not None)):
             runs.append(_Run((1,), (1,)))
             i, j = i + 1, j + 1
             continue

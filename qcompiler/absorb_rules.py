@@ -63,12 +63,12 @@ def _clip(search: Search, node: gs.Node, tensor: gs.Tensor, index: Index) -> Non
 
 
 def _matmul(search: Search, node: gs.Node, tensor: gs.Tensor, index: Index) -> None:
-    """Columns come from the second operand, rows from the first, batches (heads) from either."""
+    """Columns come from the second operand, rows from the first, batches (heads) from either; not both at once."""
     if any(len(operand.shape or ()) < 2 for operand in node.inputs):
         refuse(f"'{node.name}' (MatMul) multiplies vectors")
     rows, columns = (length > 1 for length in index.shape[-2:])
     if rows and columns:
-        refuse(f"the factors differ along both axes of '{node.name}' (MatMul)")
+        index = search.narrow(index, [*[None] * (index.ndim - 2), 1, None], tensor)
     order = (1,) if columns else (0,) if rows else (1, 0)
     search.first([partial(search.into, node, i, index) for i in order], f"'{node.name}' (MatMul) cannot take it")
 
@@ -76,8 +76,8 @@ def _matmul(search: Search, node: gs.Node, tensor: gs.Tensor, index: Index) -> N
 def _gemm(search: Search, node: gs.Node, tensor: gs.Tensor, index: Index) -> None:
     rows, columns = (length > 1 for length in index.shape)
     if rows and columns:
-        refuse(f"the factors differ along both axes of '{node.name}' (Gemm)")
-    i, transposed = (0, "transA") if rows else (1, "transB")
+        index = search.narrow(index, [1, None], tensor)
+    i, transposed = (0, "transA") if rows and not columns else (1, "transB")
     search.into(node, i, index.T if node.attrs.get(transposed, 0) else index)
     if is_present(node, 2):
         search.into(node, 2, index, grow=True)
@@ -178,9 +178,8 @@ def _concat(search: Search, node: gs.Node, tensor: gs.Tensor, index: Index) -> N
 def _part(search: Search, node: gs.Node, tensor: gs.Tensor, index: Index) -> None:
     """Either all of the input is divided, where nothing tells its elements apart, or only the part that is kept."""
     kept = positions(node, tensor)
-    picked = constant_value(node.inputs[1]) if is_op(node, "Gather") else None
-    if picked is not None and picked.ndim == 0:
-        index = np.expand_dims(index, tuple(kept))
+    if is_op(node, "Gather"):
+        index = _one_axis(node, index)
     ways = []
     if all(index.shape[axis] == 1 for axis in kept) and not is_op(node, "Split"):
         ways.append(partial(search.into, node, 0, index))
@@ -190,6 +189,19 @@ def _part(search: Search, node: gs.Node, tensor: gs.Tensor, index: Index) -> Non
     if not ways:
         refuse(f"which elements '{node.name}' ({node.op}) takes is not known")
     search.first(ways, f"the part that '{node.name}' ({node.op}) takes cannot be divided")
+
+
+def _one_axis(node: gs.Node, index: Index) -> Index:
+    """The index with one axis in place of those of the indices of a Gather."""
+    before, picked = shape_of(node.inputs[0]), shape_of(node.inputs[1])
+    if before is None or picked is None:
+        refuse(f"the ranks of the inputs of '{node.name}' (Gather) are not known")
+    axis, count = int(node.attrs.get("axis", 0)) % len(before), len(picked)
+    if count == 1:
+        return index
+    if any(length > 1 for length in index.shape[axis : axis + count]):
+        refuse(f"'{node.name}' (Gather) gathers channels along several axes")
+    return index.reshape(*index.shape[:axis], 1, *index.shape[axis + count :])
 
 
 def _only_part(node: gs.Node, kept: Mapping[int, Index | None], index: Index) -> Index | None:

@@ -85,7 +85,7 @@ class Search:
             refuse(f"'{tensor.name}' is not float")
         maker = producer(tensor)
         if maker is None:
-            what = "an input of the graph" if is_input(self._graph, tensor) else "made outside this graph"
+            what = "an input of the graph" if is_input(self._graph, tensor) else "not computed in this graph"
             refuse(f"'{tensor.name}' is {what}")
         self.scaled[id(tensor)] = (tensor, index)
         self._look_ahead(tensor, index, maker)
