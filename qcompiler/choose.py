@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from qcompiler import attention, calibrators, decide, outputs, pairs
+from qcompiler import attention, calibrators, came, decide, outputs, pairs
 from qcompiler import graph as graphs
 from qcompiler import model as models
 from qcompiler.bias import Shifts
@@ -41,11 +41,13 @@ class Chosen:
         plan: every linear node's precision.
         net: what the safety net did.
         corrections: by node name, what bias correction adds to its output channels.
+        scales: by node name, scales of its weight where they are not amax / 127.
     """
 
     plan: Plan
     net: SafetyNet
     corrections: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    scales: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
 def choose(
@@ -79,11 +81,14 @@ def choose(
     out = {refusal.node for refusal in small}
     groups = decide.by_activation(c for c in found if c.node not in out)
     ranges, spelled = offered(recipe.calibrator, {name: observed.histograms[name] for name in groups})
+    came.pin(ranges, spelled, groups)
     group_macs = {name: sum(macs[c.node] for c in members) for name, members in groups.items()}
     per_channel = recipe.weight_granularity == "channel"
+    scales = came.given(found, per_channel=per_channel)
     seen = outputs.spans(observed.histograms) if target.unsigned_activations else None
-    shifts = Shifts(model, groups, ranges, observed.kept, per_channel=per_channel, spans=seen)
-    net = _cast(model, shapes, groups, shifts, observed.kept, ranges, group_macs, sum(macs.values()), recipe, advance)
+    shifts = Shifts(model, groups, ranges, observed.kept, per_channel=per_channel, spans=seen, scales=scales)
+    simulator = Simulator(model, groups, shifts, per_channel=per_channel, scales=scales) if groups else None
+    net = _cast(simulator, shapes, observed.kept, ranges, group_macs, sum(macs.values()), recipe, advance)
     plan = _plan(model.graph, groups, [*refused, *small], net, macs, target, nodes, observed.histograms, recipe)
     plan.quantizers = {
         name: Quantizer(
@@ -107,7 +112,7 @@ def choose(
             target_db=recipe.safety.target_sqnr_db,
             spared=net.restored,
         )
-        return Chosen(plan, net, corrections)
+        return Chosen(plan, net, corrections, scales)
     setting = pairs.Setting(
         model,
         target,
@@ -121,7 +126,7 @@ def choose(
         largest=_largest(model, observed, recipe) if recipe.attention == "int8" else None,
     )
     plan, corrections = pairs.extend(plan, corrections, setting)
-    return Chosen(plan, net, corrections)
+    return Chosen(plan, net, corrections, scales)
 
 
 def _largest(model: models.Model, observed: Observations, recipe: Recipe) -> Shapes:
@@ -153,10 +158,8 @@ def _enough(shapes: Shapes, groups: Iterable[str], times: int, most: int) -> int
 
 
 def _cast(
-    model: models.Model,
+    simulator: Simulator | None,
     shapes: Shapes,
-    groups: Mapping[str, Sequence[Candidate]],
-    shifts: Shifts,
     feeds: Sequence[Feeds],
     ranges: Mapping[str, Sequence[float]],
     macs: Mapping[str, int],
@@ -165,9 +168,9 @@ def _cast(
     advance: Advance | None,
 ) -> SafetyNet:
     """Runs the safety net over the groups."""
-    if not groups:
+    if simulator is None:
         return SafetyNet()
-    simulator = Simulator(model, groups, shifts, per_channel=recipe.weight_granularity == "channel")
+    groups = simulator.groups
     limits = Limits(
         target_db=max(recipe.safety.target_sqnr_db, recipe.min_sqnr or -1000.0),
         # A gate that the user set outranks speed

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -19,13 +20,28 @@ from qcompiler import graph as graphs
 from qcompiler import linear
 from qcompiler.macs import LINEAR, Shapes, macs_of
 from qcompiler.plan import Decision, Plan
-from qcompiler.quantized import is_dq, is_q
+from qcompiler.quantized import (
+    INT8,
+    VIEWS,
+    block_size,
+    dequantizer,
+    is_dq,
+    is_q,
+    is_weight,
+    scale_of,
+    stored_type,
+    zero_point_of,
+)
 from qcompiler.target import DType, Target
 
 SMALLEST_GEMM = 16  # fewer input or output channels than one INT8 tensor-core tile: padding costs more than it saves
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 RECURRENT = ("LSTM", "GRU", "RNN")
 QUANTIZED_OPS = (
-    "QLinearConv", "QLinearMatMul", "MatMulInteger", "ConvInteger", "DynamicQuantizeLinear", "MatMulNBits",
+    "QLinearConv", "QLinearMatMul", "MatMulInteger", "ConvInteger", "DynamicQuantizeLinear", "MatMulNBits", "QGemm",
+    "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "QAttention",
 )  # fmt: skip
 
 
@@ -41,6 +57,9 @@ class Candidate:
         axis: axis of the output channels in that initializer, for a scale each; None for a single scale, where nodes
             between mix that axis with another or the target needs it so.
         chain: names of the nodes (Transpose, Reshape) between the initializer and input 1, in data order.
+        scales: of a weight that came stored as INT8, [channels] or []: its integers and scales are kept. `weight` is
+            then what its DequantizeLinear writes (see `qcompiler.came`).
+        amax: clipping range of a pair that the activation came with, whose scale is kept; None where there is none.
     """
 
     node: str
@@ -49,6 +68,8 @@ class Candidate:
     weight: str
     axis: int | None
     chain: tuple[str, ...] = ()
+    scales: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
+    amax: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +98,20 @@ def candidates(graph: gs.Graph, target: Target, keep: Sequence[str] = ()) -> tup
             refused.append(
                 Refusal(node.name, node.op, "recurrent", f"{node.op} has no INT8 kernel that takes Q/DQ weights")
             )
-        if node.op in QUANTIZED_OPS or _reads_dequantized(node):
-            refused.append(Refusal(node.name, node.op, "quantized-already", "came quantized; its own scales are kept"))
+        came = _came_quantized(node)
+        if came is not None:
+            refused.append(came)
             continue
         if node.domain not in (None, "", "ai.onnx") and not (is_q(node) or is_dq(node)):
             why = f"{node.op} of domain '{node.domain}' is not ONNX's own: no rule says how it could be quantized"
             refused.append(Refusal(node.name, node.op, "custom", why))
         elif node.op in LINEAR:
             verdict = _structural(node, target, patterns)
-            (found if isinstance(verdict, Candidate) else refused).append(verdict)  # type: ignore[arg-type]
+            if isinstance(verdict, Candidate):
+                source = _source_of_pair(node) or node.inputs[0]
+                found.append(replace(verdict, activation=source.name, amax=_range_of_pair(source)))
+            else:
+                refused.append(verdict)
     refused.extend(
         Refusal(node.name, node.op, "subgraph", f"inside the body of '{owner.name}' ({owner.op}), which stays float")
         for owner, node in _nested(graph)
@@ -102,8 +128,15 @@ def _structural(node: gs.Node, target: Target, keep: Iterable[re.Pattern[str]]) 
     if matching is not None:
         return refuse("kept", f"its name matches --keep '{matching}'")
     activation, weight = node.inputs[0], linear.weight_of(node)
+    stored = dequantizer(node.inputs[1]) if weight is None and len(node.inputs) > 1 else None
     if node.op == "ConvTranspose" and not target.conv_transpose:
         return refuse("no-kernel", f"{target.engine} runs ConvTranspose in float even between Q/DQ pairs")
+    if node.op == "Gemm" and not _plain_gemm(node):
+        return refuse(
+            "gemm-alpha", "alpha is not 1: TensorRT multiplies between DQ and GEMM, and then runs it in float"
+        )
+    if stored is not None and is_weight(stored):
+        return _stored(node, stored, target, refuse)
     if weight is None:
         if node.op == "MatMul":
             return refuse(
@@ -116,10 +149,6 @@ def _structural(node: gs.Node, target: Target, keep: Iterable[re.Pattern[str]]) 
         return refuse("weight-left", "its first input is the constant one; Q/DQ fuse only with a constant second input")
     if graphs.dtype_of(weight.tensor) != np.float32 or any(link.op == "Cast" for link in weight.chain):
         return refuse("not-float", f"its weight is stored as {graphs.dtype_of(weight.tensor)}, not as float32")
-    if node.op == "Gemm" and not _plain_gemm(node):
-        return refuse(
-            "gemm-alpha", "alpha is not 1: TensorRT multiplies between DQ and GEMM, and then runs it in float"
-        )
     if node.op == "MatMul" and len(weight.tensor.shape) < 2:
         return refuse("gemv", "its weight is a vector")
     chain = tuple(link.name for link in weight.chain)
@@ -151,12 +180,83 @@ def _plain_gemm(node: gs.Node) -> bool:
     return float(node.attrs.get("alpha", 1.0)) == 1.0
 
 
-def _reads_dequantized(node: gs.Node) -> bool:
-    if node.op not in LINEAR:
-        return False
-    return any(
-        producer is not None and producer.op == "DequantizeLinear" for producer in map(graphs.producer, node.inputs[:2])
-    )
+def _came_quantized(node: gs.Node) -> Refusal | None:
+    """The refusal of a node that computes with quantized operands already, or with one that nothing can join."""
+    if node.op in QUANTIZED_OPS:
+        return Refusal(node.name, node.op, "quantized-already", "came quantized; its own scales are kept")
+    if node.op not in LINEAR or len(node.inputs) < 2:
+        return None
+    left, right = (dequantizer(tensor) for tensor in node.inputs[:2])
+    blocked = next((one for one in (left, right) if one is not None and block_size(one)), None)
+    if blocked is not None:
+        why = (
+            f"its weight came in {stored_type(blocked).name} blocks, which engines multiply with float activations only"
+        )
+        return Refusal(node.name, node.op, "weight-only", why)
+    if left is not None and right is not None:
+        return Refusal(node.name, node.op, "quantized-already", "came quantized; its own scales are kept")
+    if left is not None and is_weight(left):
+        return Refusal(node.name, node.op, "weight-only", "its first input is a weight that came quantized")
+    one = left or (None if right is None or is_weight(right) else right)
+    if one is not None and not (one is left and _source_of_pair(node) is not None and linear.weight_of(node)):
+        why = f"only what '{one.name}' gives came quantized; the other operand is float"
+        return Refusal(node.name, node.op, "half-quantized", why)
+    return None
+
+
+def _stored(
+    node: gs.Node, dequantize: gs.Node, target: Target, refuse: Callable[[str, str], Refusal]
+) -> Candidate | Refusal:
+    """A node whose weight came stored: a candidate where pairs for its activation are all that is missing."""
+    scales, zero = scale_of(dequantize), zero_point_of(dequantize)
+    only = "its weight came quantized and stays as it is, with a float activation: "
+    if stored_type(dequantize) != INT8 or not graphs.is_constant(dequantize.inputs[0]) or scales is None:
+        return refuse("weight-only", only + f"it is {stored_type(dequantize).name}")
+    if zero is not None and np.any(zero):
+        return refuse("weight-only", only + "it is asymmetric")
+    if isinstance(node.inputs[0], gs.Constant):
+        return refuse("weight-only", only + "the activation is a constant")
+    shape = tuple(int(dim) for dim in dequantize.inputs[0].shape)
+    axis = None if scales.size == 1 else int(dequantize.attrs.get("axis", 1)) % len(shape)
+    chain = _views(node.inputs[1])
+    if axis is not None and (
+        axis != linear.stored_axis(node, shape, chain) or (target.engine == "tensorrt-rtx" and _is_joint(node))
+    ):
+        return refuse("weight-only", only + "its scales do not run along the output channels alone")
+    names = tuple(link.name for link in chain)
+    kept = scales.astype(np.float32).reshape(() if axis is None else (-1,))
+    return Candidate(node.name, node.op, node.inputs[0].name, dequantize.outputs[0].name, axis, names, scales=kept)
+
+
+def _views(tensor: gs.Tensor) -> tuple[gs.Node, ...]:
+    """The nodes between a DequantizeLinear and what its value arrives as, in data order."""
+    chain: list[gs.Node] = []
+    node = graphs.producer(tensor)
+    while node is not None and graphs.is_op(node, *VIEWS):
+        chain.append(node)
+        node = graphs.producer(node.inputs[0])
+    return tuple(reversed(chain))
+
+
+def _source_of_pair(node: gs.Node) -> gs.Tensor | None:
+    """The float tensor behind a legal INT8 pair that a node reads as its activation; None where it reads none."""
+    back = graphs.producer(node.inputs[0])
+    before = graphs.producer(back.inputs[0]) if back is not None and is_dq(back) else None
+    if before is None or not is_q(before) or isinstance(before.inputs[0], gs.Constant):
+        return None
+    source: gs.Tensor = before.inputs[0]
+    return source if _range_of_pair(source) is not None else None
+
+
+def _range_of_pair(tensor: gs.Tensor) -> float | None:
+    """The clipping range of a legal INT8 pair that stands behind a tensor already; None where there is none."""
+    for node, index in graphs.consumers(tensor):
+        scale = scale_of(node) if is_q(node) and index == 0 else None
+        zero = None if scale is None else zero_point_of(node)
+        if scale is None or scale.size != 1 or stored_type(node) != INT8 or (zero is not None and np.any(zero)):
+            continue
+        return float(scale.reshape(-1)[0]) * 127.0
+    return None
 
 
 def _nested(graph: gs.Graph) -> list[tuple[gs.Node, gs.Node]]:

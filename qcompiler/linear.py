@@ -60,6 +60,18 @@ def weight_of(node: gs.Node) -> Weight | None:
     return None
 
 
+def stored_axis(node: gs.Node, shape: Shape, chain: Sequence[gs.Node]) -> int | None:
+    """Axis of the output channels in what stands before `chain`, a tensor of `shape` that arrives as input 1 of `node`.
+
+    None where a node of the chain cannot be followed, or mixes that axis with another.
+    """
+    shapes = _shapes_along(shape, chain)
+    if shapes is None:
+        return None
+    axis = output_axis(node, 1) if not is_op(node, "MatMul") else max(len(shapes[-1]) - 1, 0)
+    return _axis_before(axis, shapes, chain)
+
+
 def _constant_behind(tensor: gs.Tensor) -> tuple[gs.Constant, tuple[gs.Node, ...]] | None:
     chain: list[gs.Node] = []
     while not is_constant(tensor):

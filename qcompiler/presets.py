@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from qcompiler.pass_ import Fact, Pass, Pipeline
+from qcompiler.passes.convert_qoperator import ConvertQOperator
 from qcompiler.passes.eliminate_dead import EliminateDead
 from qcompiler.passes.eliminate_identities import EliminateIdentities
 from qcompiler.passes.fold_batch_norm import FoldBatchNorm
@@ -20,11 +21,13 @@ from qcompiler.passes.insert_qdq import InsertQDQ
 from qcompiler.passes.insert_qdq_pairs import InsertQDQPairs
 from qcompiler.passes.legalize import Legalize
 from qcompiler.passes.loosen_squeeze import LoosenSqueeze
+from qcompiler.passes.mend_quantized import MendQuantized
 from qcompiler.passes.name_dimensions import NameDimensions
 from qcompiler.passes.name_everything import NameEverything
 from qcompiler.passes.normalize_constants import NormalizeConstants
 from qcompiler.passes.quantize_outputs import QuantizeOutputs
 from qcompiler.passes.raise_opset import RaiseOpset
+from qcompiler.passes.release_quantizers import ReleaseQuantizers
 from qcompiler.passes.split_skip_norm import SplitSkipNorm
 from qcompiler.passes.unroll_lstm import UnrollLSTM
 from qcompiler.passes.unshare_weights import UnshareWeights
@@ -42,6 +45,7 @@ def clean_up(target: Target) -> Pipeline:
         NormalizeConstants(),  # Paddle keeps weights in Constant nodes, old exporters among the inputs
         RaiseOpset(target.opset),  # before folding, because the new spelling computes shapes that can be folded
         FoldConstants(),
+        *_for_quantized(target),  # what they leave float is then cleaned up as such
         FoldIfs(),  # PyTorch asks for ranks and sizes that are known
         *_for_branches(target),
         FoldConstants(),  # what stood in branches
@@ -53,6 +57,13 @@ def clean_up(target: Target) -> Pipeline:
         EliminateDead(),
         UnshareWeights(),  # last, because folding makes weights of its own
     )
+
+
+def _for_quantized(target: Target) -> tuple[Pass, ...]:
+    """What a model that comes quantized needs for TensorRT: exact forms first; ONNX Runtime takes all that ONNX has."""
+    if target.engine == "onnxruntime":
+        return ()
+    return ConvertQOperator(target), MendQuantized(target), ReleaseQuantizers(target)
 
 
 def _for_branches(target: Target) -> tuple[Pass, ...]:
@@ -67,10 +78,16 @@ if TYPE_CHECKING:
 NORMAL = frozenset({Fact.NAMED, Fact.CONSTANTS, Fact.FOLDED, Fact.UNSHARED})
 
 
-def lowering(plan: Plan, target: Target, ranges: Ranges, corrections: Mapping[str, NDArray[np.float32]]) -> Pipeline:
+def lowering(
+    plan: Plan,
+    target: Target,
+    ranges: Ranges,
+    corrections: Mapping[str, NDArray[np.float32]],
+    scales: Mapping[str, NDArray[np.float32]] | None = None,
+) -> Pipeline:
     """From the normalised float graph and its plan to a strongly typed graph that the target takes."""
     return Pipeline(
-        InsertQDQ(plan, corrections),
+        InsertQDQ(plan, corrections, scales or {}),
         InsertQDQPairs(plan),
         *((QuantizeOutputs(plan),) if target.quantize_outputs else ()),
         # After Q/DQ, which are FP32 inside: a DequantizeLinear is then told what its consumer computes in.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
@@ -97,19 +98,30 @@ def dequantized(node: gs.Node, dtype: np.dtype[Any]) -> NDArray[Any]:
     """The float values of a DQ of a constant, computed as ONNX defines it: (q - zero point) · scale.
 
     Raises:
-        EngineError: data or scale are not constant, or blocked.
+        EngineError: data or scale are not constant, or scale and data do not fit each other.
     """
     values, scale, zero = graphs.constant_value(node.inputs[0]), scale_of(node), zero_point_of(node)
-    if values is None or scale is None or block_size(node):
-        raise refusal(node, "has data or a scale that is not constant, or is blocked", "quantize it once, per tensor")
-    shape = [1] * values.ndim
-    if scale.size > 1:
-        shape[int(node.attrs.get("axis", 1))] = scale.size
+    if values is None or scale is None:
+        raise refusal(node, "has data or a scale that is not constant", "quantize it once, per tensor")
     wide = values.astype(np.float64)  # exact for every integer type up to 32 bits
     if zero is not None:
-        wide = wide - zero.astype(np.float64).reshape(shape if zero.size > 1 else [1] * values.ndim)
-    product = wide.astype(np.float32) * scale.astype(np.float32).reshape(shape)
+        wide = wide - _spread(node, zero.astype(np.float64), values.shape)
+    product = wide.astype(np.float32) * _spread(node, scale.astype(np.float32), values.shape)
     return np.asarray(product).reshape(values.shape).astype(dtype)
+
+
+def _spread(node: gs.Node, parameter: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    """Scales or zero points so that they broadcast onto the data: blocks are repeated, lists laid along their axis."""
+    axis, size = int(node.attrs.get("axis", 1)), block_size(node)
+    if not size:
+        along = [1] * len(shape)
+        if parameter.size > 1:
+            along[axis] = parameter.size
+        if parameter.size > 1 and parameter.size != shape[axis]:
+            raise refusal(node, f"has {parameter.size} scales along an axis of {shape[axis]}", "export it again")
+        return parameter.reshape(along)
+    repeated = np.repeat(parameter, size, axis)
+    return repeated[tuple(slice(length) for length in shape)]
 
 
 def readers(tensor: gs.Tensor, through: tuple[str, ...] = VIEWS) -> Iterator[tuple[gs.Node, int, tuple[gs.Node, ...]]]:
@@ -136,3 +148,36 @@ def refusal(node: gs.Node, what: str, remedy: str) -> EngineError:
     """The error for a node that the target must not see."""
     tensor = integer_of(node) if is_q(node) or is_dq(node) else node.outputs[0]
     return EngineError(f"node '{node.name}' ({node.op}, tensor '{tensor.name}') {what}: {remedy}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """Integers that travel: the tensors between Qs and DQs, and these ends, in the order in which they are met."""
+
+    tensors: tuple[gs.Tensor, ...]
+    ends: tuple[gs.Node, ...]
+
+
+def region(graph: gs.Graph, start: gs.Tensor, dtype: np.dtype[Any]) -> Region | None:
+    """What is connected with an integer tensor by operators that only carry values.
+
+    None where the integers leave the graph, or meet an operator that computes with them.
+    """
+    tensors, ends, waiting = {id(start): start}, {}, [start]
+    while waiting:
+        tensor = waiting.pop()
+        if graphs.is_input(graph, tensor) or graphs.is_output(graph, tensor):
+            return None
+        before = graphs.producer(tensor)
+        near = [node for node, index in graphs.consumers(tensor)] + ([] if before is None else [before])
+        for node in near:
+            if is_q(node) or is_dq(node):
+                ends[id(node)] = node
+                continue
+            if not graphs.is_op(node, *CARRIES):
+                return None
+            for other in (*node.inputs, *node.outputs):
+                if graphs.dtype_of(other) in (dtype, None) and other.name and id(other) not in tensors:
+                    tensors[id(other)] = other
+                    waiting.append(other)
+    return Region(tuple(tensors.values()), tuple(ends.values()))

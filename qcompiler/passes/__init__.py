@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qcompiler.pass_ import Pass
+from qcompiler.passes.convert_qoperator import ConvertQOperator
 from qcompiler.passes.eliminate_dead import EliminateDead
 from qcompiler.passes.eliminate_identities import EliminateIdentities
 from qcompiler.passes.equalize_channels import EqualizeChannels
@@ -18,11 +19,13 @@ from qcompiler.passes.insert_qdq import InsertQDQ
 from qcompiler.passes.insert_qdq_pairs import InsertQDQPairs
 from qcompiler.passes.legalize import Legalize
 from qcompiler.passes.loosen_squeeze import LoosenSqueeze
+from qcompiler.passes.mend_quantized import MendQuantized
 from qcompiler.passes.name_dimensions import NameDimensions
 from qcompiler.passes.name_everything import NameEverything
 from qcompiler.passes.normalize_constants import NormalizeConstants
 from qcompiler.passes.quantize_outputs import QuantizeOutputs
 from qcompiler.passes.raise_opset import RaiseOpset
+from qcompiler.passes.release_quantizers import ReleaseQuantizers
 from qcompiler.passes.smooth_quant import SmoothQuant
 from qcompiler.passes.split_skip_norm import SplitSkipNorm
 from qcompiler.passes.unroll_lstm import UnrollLSTM
@@ -35,6 +38,9 @@ ALL: tuple[type[Pass], ...] = (
     NormalizeConstants,
     RaiseOpset,
     FoldConstants,
+    ConvertQOperator,
+    MendQuantized,
+    ReleaseQuantizers,
     FoldIfs,
     UnrollLSTM,
     LoosenSqueeze,
@@ -57,6 +63,7 @@ ALL: tuple[type[Pass], ...] = (
 
 __all__ = [
     "ALL",
+    "ConvertQOperator",
     "EliminateDead",
     "EliminateIdentities",
     "EqualizeChannels",
@@ -72,11 +79,13 @@ __all__ = [
     "InsertQDQPairs",
     "Legalize",
     "LoosenSqueeze",
+    "MendQuantized",
     "NameDimensions",
     "NameEverything",
     "NormalizeConstants",
     "QuantizeOutputs",
     "RaiseOpset",
+    "ReleaseQuantizers",
     "SmoothQuant",
     "SplitSkipNorm",
     "UnrollLSTM",

@@ -17,15 +17,16 @@ import onnx_graphsurgeon as gs
 
 from qcompiler import graph as graphs
 from qcompiler.pass_ import Fact, Note, Pass
-from qcompiler.passes import refuse_quantized, repair_operators, repair_quantized, repair_scales
+from qcompiler.passes import convert_qoperator, refuse_quantized, repair_operators, repair_quantized, repair_scales
 from qcompiler.target import Target
 
 Repair = Callable[[gs.Graph, Target], Iterator[Note]]
 
 REPAIRS: tuple[Repair, ...] = (
     repair_quantized.standard_domain,
-    repair_operators.quantized_operators,
+    convert_qoperator.quantized_operators,
     repair_quantized.written_zero_points,
+    repair_quantized.stored_constants,
     repair_quantized.signed_constants,
     repair_quantized.signed_activations,
     repair_operators.float_biases,
@@ -34,6 +35,7 @@ REPAIRS: tuple[Repair, ...] = (
     repair_scales.single_scales,
     repair_scales.dead_channels,
     repair_operators.float_without_kernel,
+    repair_operators.float_operands,
     repair_quantized.bare_constants,
 )
 

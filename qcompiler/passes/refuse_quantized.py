@@ -115,22 +115,34 @@ def activation_scales(graph: gs.Graph, target: Target) -> None:
 def weight_axis(graph: gs.Graph, target: Target) -> None:
     """Weight scales along another axis than the output channels: runs in float without a word."""
     for node in pairs(graph):
-        scale = scale_of(node)
-        if not is_dq(node) or scale is None or scale.size == 1 or not is_weight(node) or block_size(node):
+        found = wrong_axis(node)
+        if found is not None:
+            reader, axis, wanted = found
+            raise refusal(
+                node,
+                f"scales axis {axis} of the weight of '{reader.name}' ({reader.op}), whose output channels are on "
+                f"axis {wanted}; {target.engine} runs that in float without a word",
+                "quantize the weight per output channel or per tensor",
+            )
+
+
+def wrong_axis(node: gs.Node) -> tuple[gs.Node, int, int] | None:
+    """The reader of a quantized weight with a quantized activation whose output channels are not what is scaled.
+
+    With it the axis that the scales run along and the one that they should, both as the reader sees them.
+    """
+    scale = scale_of(node)
+    if not is_dq(node) or scale is None or scale.size == 1 or not is_weight(node) or block_size(node):
+        return None
+    rank = len(node.inputs[0].shape or ()) or 2
+    for reader, index, chain in readers(node.outputs[0]):
+        axis = _axis_after(int(node.attrs.get("axis", 1)) % rank, rank, chain)
+        if axis is None or not graphs.is_linear(reader) or index > 1 or not _other_quantized(reader, index):
             continue
-        rank = len(node.inputs[0].shape or ()) or 2
-        for reader, index, chain in readers(node.outputs[0]):
-            axis = _axis_after(int(node.attrs.get("axis", 1)) % rank, rank, chain)
-            if axis is None or not graphs.is_linear(reader) or index > 1 or not _other_quantized(reader, index):
-                continue
-            wanted = _output_axis(reader, index, rank)
-            if axis != wanted:
-                raise refusal(
-                    node,
-                    f"scales axis {axis} of the weight of '{reader.name}' ({reader.op}), whose output channels are on "
-                    f"axis {wanted}; {target.engine} runs that in float without a word",
-                    "quantize the weight per output channel or per tensor",
-                )
+        wanted = _output_axis(reader, index, rank)
+        if axis != wanted:
+            return reader, axis, wanted
+    return None
 
 
 def _axis_after(axis: int, rank: int, chain: tuple[gs.Node, ...]) -> int | None:

@@ -2,6 +2,7 @@
 
 * u8 with zero point 128 ⇒ i8 with zero point 0, q' = q - 128; constants with any zero point, where q - z fits
 * omitted zero point ⇒ written out (omitted, it means uint8 to the parser whatever the data is)
+* Q(float constant) ⇒ the integers that it gives
 * quantized constant into an operator ⇒ Q(DQ(constant)), which is the constant again
 """
 
@@ -30,6 +31,7 @@ from qcompiler.quantized import (
     is_q,
     pairs,
     readers,
+    region,
     scale_of,
     stored_type,
     zero_point_of,
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 Rule = Callable[[gs.Graph, Target], Iterator[Note]]
 
 _FP32 = np.dtype(np.float32)
+_INTEGERS = (INT8, UINT8, np.dtype(np.int16), np.dtype(np.uint16))
 
 
 def standard_domain(graph: gs.Graph, target: Target) -> Iterator[Note]:
@@ -69,6 +72,34 @@ def written_zero_points(graph: gs.Graph, target: Target) -> Iterator[Note]:
         if is_q(node):
             node.attrs.pop("output_dtype", None)
         yield Changed(node.name, f"{dtype.name} zero point written out")
+
+
+def stored_constants(graph: gs.Graph, target: Target) -> Iterator[Note]:
+    """A float constant behind Q, as training tools write weights, is stored as the integers that it gives."""
+    names = graphs.Names(graph)
+    for node in pairs(graph):
+        values, scale, zero = graphs.constant_value(node.inputs[0]), scale_of(node), zero_point_of(node)
+        dtype = stored_type(node)
+        if not is_q(node) or values is None or values.dtype != _FP32 or dtype not in _INTEGERS or block_size(node):
+            continue
+        if scale is None or scale.dtype != _FP32 or not (np.isfinite(scale) & (scale > 0)).all():
+            continue
+        if (graphs.is_present(node, 2) and zero is None) or graphs.is_output(graph, node.outputs[0]):
+            continue
+        if any(not is_dq(reader) for reader, _ in graphs.consumers(node.outputs[0])):
+            continue  # an operator that reads integers needs the Q, see `bare_constants`
+        shape = [1] * values.ndim
+        if scale.size > 1:
+            shape[int(node.attrs.get("axis", 1))] = scale.size
+        steps = np.rint(values / scale.reshape(shape)) + (0 if zero is None else zero.astype(np.float32).reshape(shape))
+        limits = np.iinfo(dtype)
+        stored = np.asarray(np.clip(steps, limits.min, limits.max), dtype).reshape(values.shape)
+        constant = gs.Constant(names.fresh(f"{node.inputs[0].name}/stored"), stored)
+        for reader, index in graphs.consumers(node.outputs[0]):
+            graphs.set_input(reader, index, constant)
+        name = node.name
+        graphs.remove_node(graph, node)
+        yield Changed(name, f"constant stored as {dtype.name}")
 
 
 def signed_constants(graph: gs.Graph, target: Target) -> Iterator[Note]:
@@ -101,40 +132,17 @@ def signed_activations(graph: gs.Graph, target: Target) -> Iterator[Note]:
     for node in pairs(graph):
         if stored_type(node) != UINT8 or id(integer_of(node)) in seen:
             continue
-        region = _region(graph, integer_of(node))
-        seen.update(map(id, region[0] if region else [integer_of(node)]))
-        if region is None or not all(_around_128(one) for one in region[1]):
+        found = region(graph, integer_of(node), UINT8)
+        seen.update(map(id, found.tensors if found else [integer_of(node)]))
+        if found is None or not all(_around_128(one) for one in found.ends):
             continue
-        tensors, ends = region
-        for one in ends:
+        for one in found.ends:
             zero = zero_point_of(one)
             shape = () if zero is None else zero.shape
             graphs.set_input(one, 2, gs.Constant(names.fresh(f"{one.name}/zero"), np.zeros(shape, np.int8)))
             yield Changed(one.name, "moved from uint8 around 128 to int8 around 0")
-        for tensor in tensors:
+        for tensor in found.tensors:
             _make_signed(tensor, names)
-
-
-def _region(graph: gs.Graph, start: gs.Tensor) -> tuple[list[gs.Tensor], list[gs.Node]] | None:
-    """The integer tensors connected by operators that only carry them, and the Q/DQ nodes at the ends; else None."""
-    tensors, ends, waiting = {id(start): start}, {}, [start]
-    while waiting:
-        tensor = waiting.pop()
-        if graphs.is_input(graph, tensor) or graphs.is_output(graph, tensor):
-            return None
-        before = graphs.producer(tensor)
-        near = [node for node, index in graphs.consumers(tensor)] + ([] if before is None else [before])
-        for node in near:
-            if is_q(node) or is_dq(node):
-                ends[id(node)] = node
-                continue
-            if not graphs.is_op(node, *CARRIES):
-                return None
-            for other in (*node.inputs, *node.outputs):
-                if graphs.dtype_of(other) in (UINT8, None) and other.name and id(other) not in tensors:
-                    tensors[id(other)] = other
-                    waiting.append(other)
-    return list(tensors.values()), list(ends.values())
 
 
 def _around_128(node: gs.Node) -> bool:
