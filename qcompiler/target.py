@@ -39,6 +39,9 @@ class Target:
         quantize_residual: quantize the shortcut of a residual Add (TensorRT fuses it into the convolution).
         share_scales: tensors that Concat and its like join get one scale, so that pairs move through and merge.
         unsigned_activations: activations may be uint8 with a zero point (ONNX Runtime only).
+        fp8_per_channel: FP8 weights get a scale per output channel. TensorRT-RTX takes that, but then writes what every
+            product and convolution computes in FP32 and scales it in the next kernel: half as many bytes again, for a
+            few tenths of a dB, since E4M3 keeps its precision over 15 octaves.
     """
 
     engine: str
@@ -51,6 +54,7 @@ class Target:
     quantize_residual: bool = False
     share_scales: bool = True
     unsigned_activations: bool = False
+    fp8_per_channel: bool = False
 
     def __str__(self) -> str:
         """The form that `--target` takes."""
@@ -58,7 +62,7 @@ class Target:
 
 
 RTX_SMS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
-FP8_SMS = ("sm89", "sm90", "sm100", "sm103", "sm120", "sm121")
+FIRST_FP8_SM = 89  # Ada; Hopper and Blackwell have it too
 ENGINES = ("tensorrt-rtx", "tensorrt", "onnxruntime")
 
 
@@ -92,6 +96,7 @@ def parse_target(text: str, high_precision: DType | None = None) -> Target:
             quantize_outputs=True,
             share_scales=False,  # its kernel for Concat takes a scale for each input
             unsigned_activations=True,
+            fp8_per_channel=True,
         )
     if engine == "tensorrt":
         return Target(
@@ -110,3 +115,28 @@ def parse_target(text: str, high_precision: DType | None = None) -> Target:
                 "Choose one of these, or '--target tensorrt' on a machine with that GPU."
             )
     return Target(engine, sms, high_precision or DType.FP16)
+
+
+def lacking_fp8(target: Target) -> tuple[str, ...]:
+    """Those of the target's SMs that cannot multiply FP8; a target without SMs is built for those that can."""
+    return tuple(sm for sm in target.sms if int(sm[2:]) < FIRST_FP8_SM)
+
+
+def require_fp8(target: Target) -> None:
+    """Whether FP8 may be asked for.
+
+    ONNX Runtime takes it anywhere; on the CPU it runs such graphs without its optimisations, which break them.
+
+    Raises:
+        EngineError: an SM of the target lacks it.
+    """
+    from qcompiler.errors import EngineError
+
+    without = lacking_fp8(target)
+    if not without:
+        return
+    able = [sm for sm in target.sms if sm not in without] or [f"sm{FIRST_FP8_SM}"]
+    raise EngineError(
+        f"{' and '.join(without)} cannot compute in FP8, which begins with sm{FIRST_FP8_SM} (Ada): use "
+        f"--target {target.engine}:{','.join(able)}, or --precision int8 for GPUs of both kinds."
+    )

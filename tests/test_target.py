@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qcompiler.errors import EngineError, UsageError
-from qcompiler.target import ENGINES, RTX_SMS, DType, Target, parse_target
+from qcompiler.target import ENGINES, RTX_SMS, DType, Target, lacking_fp8, parse_target, require_fp8
 
 
 @pytest.mark.parametrize(
@@ -62,3 +62,33 @@ def test_types_know_whether_they_need_a_scale() -> None:
 
 def test_a_target_is_a_value() -> None:
     assert len({Target("tensorrt"), Target("tensorrt"), Target("tensorrt", ("sm89",))}) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "without", "advice"),
+    [
+        ("tensorrt-rtx:sm80,sm89,sm120", ("sm80",), "--target tensorrt-rtx:sm89,sm120,"),
+        ("tensorrt-rtx:sm75,sm86", ("sm75", "sm86"), "--target tensorrt-rtx:sm89,"),
+        ("tensorrt:sm80,sm90", ("sm80",), "--target tensorrt:sm90,"),
+    ],
+)
+def test_fp8_on_gpus_that_lack_it_is_an_engine_error_that_names_them(
+    text: str, without: tuple[str, ...], advice: str
+) -> None:
+    target = parse_target(text)
+    assert lacking_fp8(target) == without
+    with pytest.raises(EngineError) as caught:
+        require_fp8(target)
+    assert caught.value.exit_code == 6
+    assert str(caught.value).startswith(" and ".join(without))
+    assert advice in str(caught.value)
+    assert "--precision int8" in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["tensorrt-rtx", "tensorrt-rtx:sm89,sm121", "tensorrt:sm90,sm100", "onnxruntime"])
+def test_fp8_is_taken_where_it_can_be_computed(text: str) -> None:
+    require_fp8(parse_target(text))
+
+
+def test_fp8_weights_have_one_scale_where_more_would_cost_traffic() -> None:
+    assert [parse_target(engine).fp8_per_channel for engine in ENGINES] == [False, False, True]

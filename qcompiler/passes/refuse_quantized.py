@@ -30,11 +30,15 @@ from qcompiler.quantized import (
     stored_type,
     zero_point_of,
 )
-from qcompiler.target import FP8_SMS, Target
+from qcompiler.target import Target, lacking_fp8
 
 Rule = Callable[[gs.Graph, Target], None]
 
 DYNAMIC = ("DynamicQuantizeLinear", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat", "ConvInteger")
+_WHY = {
+    np.dtype(np.uint8): " (it would be read as int8 and clamped at 127)",
+    np.dtype(ml_dtypes.float8_e5m2): ": of the FP8 formats it has E4M3 only",
+}
 _REMEDY = "compile the float model with --data instead, or quantize it symmetrically to int8"
 
 
@@ -82,7 +86,7 @@ def types(graph: gs.Graph, target: Target) -> None:
     for node in pairs(graph):
         found = stored_type(node)
         if found not in takes:
-            why = " (it would be read as int8 and clamped at 127)" if found == np.uint8 else ""
+            why = _WHY.get(found, "")
             raise refusal(node, f"stores {found.name}, which {target.engine} does not take{why}", _REMEDY)
 
 
@@ -191,7 +195,7 @@ def operand_types(graph: gs.Graph, target: Target) -> None:
 
 def generations(graph: gs.Graph, target: Target) -> None:
     """FP8 on GPUs without it."""
-    without = [sm for sm in target.sms if sm not in FP8_SMS]
+    without = lacking_fp8(target)
     if not without:
         return
     for node in pairs(graph):

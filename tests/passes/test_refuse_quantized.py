@@ -106,6 +106,12 @@ def test_types_that_the_parser_does_not_import_are_refused(dtype: Any) -> None:
     refused(product(weight=np.zeros((32, 32), dtype), weight_zero=np.zeros(32, dtype)), "'W'", np.dtype(dtype).name)
 
 
+def test_e5m2_is_refused_with_the_format_that_there_is() -> None:
+    e5m2 = np.zeros((32, 32), ml_dtypes.float8_e5m2)
+    proto = product(weight=e5m2, weight_zero=np.zeros(32, e5m2.dtype))
+    refused(proto, "float8_e5m2", "E4M3 only", "int8", target=parse_target("tensorrt:sm90"))
+
+
 def test_fp8_needs_a_gpu_that_has_it() -> None:
     fp8 = ml_dtypes.float8_e4m3fn
     proto = product(zero=np.zeros((), fp8), weight=np.zeros((32, 32), fp8), weight_zero=np.zeros(32, fp8))
