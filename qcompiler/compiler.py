@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qcompiler import attention, decide, manifest, outputs, placement
+from qcompiler import attention, decide, manifest, outliers, outputs, placement, smoothing
 from qcompiler import model as models
 from qcompiler.artefacts import Paths, finish, refuse_overwriting, workshop
 from qcompiler.atomic import check_writable
@@ -34,9 +35,11 @@ from qcompiler.stages import (
     lower,
     normalise,
     observe_data,
+    open_stored,
     preflight,
     profiles_of,
     refuse_early,
+    smooth,
     stricter,
     warn_where_nothing_is_quantized,
 )
@@ -134,13 +137,13 @@ def _compile(
     if engine is not None:
         preflight(run, engine, normal, paths)
     found, refused = candidates(run, normal)
-    watched = [candidate.activation for candidate in found]
-    if run.target.quantize_outputs:
-        watched += outputs.tensors(normal.graph, found)
-    watched += placement.tensors(normal.graph, run.target, found)
-    if run.recipe.attention == "int8":
-        watched += attention.tensors(normal.graph)
-    observed = observe_data(run, normal, samples, inputs, watched)
+    watched = partial(_watched, run)
+    observed = observe_data(run, normal, samples, inputs, watched(normal, found), found)
+    seen = outliers.rows(observed.outliers, observed.histograms, readers(found))
+    normal, smoothed = smooth(run, normal, found, observed, watched)
+    if smoothed:
+        found, refused = candidates(run, normal)
+    normal = open_stored(normal, found)
     while True:
         chosen = choose_plan(run, normal, found, refused, observed)
         lowered = lower(run, normal, chosen, observed)
@@ -170,6 +173,8 @@ def _compile(
             equivalence=run.equivalence,
             plan=chosen.plan,
             safety=chosen.net,
+            outliers=seen,
+            smoothing=smoothing.rows(smoothed),
             verification=verification,
             engine=built,
             profiles=[profile.to_json() for profile in profiles_of(run, observed, inputs)],
@@ -189,6 +194,22 @@ def _compile(
         paths.manifest,
         paths.report,
     )
+
+
+def readers(found: Sequence[decide.Candidate]) -> dict[str, list[str]]:
+    """Names of the candidates that read each activation."""
+    return {name: [one.node for one in members] for name, members in decide.by_activation(found).items()}
+
+
+def _watched(run: Run, model: models.Model, found: Sequence[decide.Candidate]) -> list[str]:
+    """Names of the tensors whose ranges somebody may ask for."""
+    names = [candidate.activation for candidate in found]
+    if run.target.quantize_outputs:
+        names += outputs.tensors(model.graph, found)
+    names += placement.tensors(model.graph, run.target, found)
+    if run.recipe.attention != "float":
+        names += attention.tensors(model.graph)
+    return names
 
 
 def build(

@@ -90,6 +90,9 @@ def build(
     equivalence: Mapping[str, float] | None = None,
     plan: Plan | None = None,
     safety: Any = None,
+    outliers: Any = (),
+    smoothing: Any = None,
+    qfem: Any = None,
     verification: Verification | None = None,
     engine: EngineFile | None = None,
     profiles: Any = None,
@@ -109,6 +112,9 @@ def build(
         equivalence: largest relative error that each float pass introduced, by its text form.
         plan: decisions and quantizers.
         safety: figures of the accuracy safety net; `curve` in it, a list of {"share", "sqnr_db"}, is plotted.
+        outliers: channels and tokens that stand out, a row for each activation of a candidate.
+        smoothing: what was decided for each group of layers, and how many scales were folded or inserted.
+        qfem: the threshold of QFeM, its curve, and the layers that it keeps high.
         verification: the comparison with float.
         engine: the built engine.
         profiles: its optimization profiles.
@@ -134,6 +140,9 @@ def build(
                 "plan": None if plan is None else list(plan),
                 "quantizers": None if plan is None else list(plan.quantizers.values()),
                 "safety": safety,
+                "outliers": outliers,
+                "smoothing": smoothing,
+                "qfem": qfem,
                 "verification": None if verification is None else verification.to_json(),
                 "engine": None if engine is None else _engine(engine, profiles),
                 "audit": None if audit is None else audit.to_json(),

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qcompiler import calibrators, decide, ranges, shapes
+from qcompiler import calibrators, came, decide, ranges, record, shapes, smoothing
 from qcompiler import graph as graphs
 from qcompiler import model as models
 from qcompiler.artefacts import Paths, workshop
@@ -27,12 +27,15 @@ from qcompiler.observe import Observations, observe
 from qcompiler.pass_ import Pass, Pipeline, Report
 from qcompiler.passes.high_precision import HighPrecision
 from qcompiler.passes.legalize import Legalize
+from qcompiler.passes.release_quantizers import ReleaseQuantizers
+from qcompiler.passes.smooth_quant import SmoothQuant
 from qcompiler.plan import Decision, Plan
 from qcompiler.presets import NORMAL, clean_up, lowering
 from qcompiler.progress import Progress
-from qcompiler.recipe import Recipe
+from qcompiler.recipe import PRECISIONS, Recipe
 from qcompiler.sensitivity import SafetyNet
 from qcompiler.session import return_freed_memory
+from qcompiler.smoothing import Group
 from qcompiler.target import DType, Target
 from qcompiler.verification import Verification, check_metric, gate
 from qcompiler.verification import verify as compare
@@ -43,9 +46,11 @@ if TYPE_CHECKING:
 
 KEPT_FEEDS = 16  # samples that outlive the data run, for the safety net, the ranges and the comparison
 RANGE_FEEDS = 4
+GATE_FEEDS = 2
+PROBE_FEEDS = 2
 STEP_DB = 3.0  # how much closer to float the next try aims where a gate was missed
 MOST_DB = 60.0
-READY = ("int8", "fp16", "bf16")
+NOT_READY = ("int8-weight", "int4-weight")
 
 
 def inputs_of(model: models.Model) -> Inputs:
@@ -64,6 +69,7 @@ class Run:
     reports: list[Report] = field(default_factory=list)
     equivalence: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    released: dict[str, str] = field(default_factory=dict)
 
     @contextmanager
     def stage(self, name: str, total: float | None = None) -> Iterator[Callable[[float], None]]:
@@ -82,9 +88,10 @@ class Run:
 def refuse_early(run: Run, data: Data | None, paths: Paths) -> None:
     """What can be known to fail before anything is read."""
     recipe = run.recipe
-    if recipe.precision not in READY:
+    if recipe.precision in NOT_READY:
+        ready = ", ".join([one for one in PRECISIONS if one not in NOT_READY] + ["auto"])
         raise UsageError(
-            f"precision '{recipe.precision}' is not in this release, which has {', '.join(READY)}: choose one of these"
+            f"precision '{recipe.precision}' is not in this release, which has {ready}: choose one of these"
         )
     if recipe.precision in ("fp16", "bf16") and recipe.high_precision not in (None, recipe.precision):
         raise UsageError(
@@ -93,7 +100,7 @@ def refuse_early(run: Run, data: Data | None, paths: Paths) -> None:
         )
     if recipe.precision in ("fp16", "bf16"):
         run.target = dataclasses.replace(run.target, high_precision=DType(recipe.precision))
-    if data is None and (recipe.precision == "int8" or run.target.high_precision is DType.FP16):
+    if data is None and (recipe.formats() or run.target.high_precision is DType.FP16):
         raise UsageError(
             f"precision '{recipe.precision}' needs the ranges of activations: give --data with real samples "
             "(an .npz, a folder of .npz, or file.py:function), or --data random for a smoke test of the tools"
@@ -122,6 +129,10 @@ def normalise(run: Run, original: models.Model, samples: Source | None) -> model
 
         run.reports.extend(pipeline(model.graph, after))
         shapes.infer(model)
+    for one in pipeline.passes:
+        if isinstance(one, ReleaseQuantizers) and one.released:
+            run.released.update(one.released)
+            run.warn(came.warning(one.released))
     return model
 
 
@@ -143,9 +154,10 @@ def preflight(run: Run, engine: Engine, model: models.Model, paths: Paths) -> No
 
 def candidates(run: Run, model: models.Model) -> tuple[list[decide.Candidate], list[decide.Refusal]]:
     """What the structural rules let through and what they refuse; nothing where nothing is to be quantized."""
-    if run.recipe.precision != "int8":
-        return [], []
-    return decide.candidates(model.graph, run.target, run.recipe.keep)
+    found, refused = decide.candidates(model.graph, run.target, run.recipe.keep)
+    if run.recipe.formats():
+        return found, refused
+    return [], [one for one in refused if one.rule in decide.CAME]  # the others say what quantizing stopped
 
 
 def described(samples: Source, observed: Observations) -> dict[str, Any]:
@@ -154,17 +166,84 @@ def described(samples: Source, observed: Observations) -> dict[str, Any]:
 
 
 def observe_data(
-    run: Run, model: models.Model, samples: Source | None, inputs: Inputs, tensors: Sequence[str]
+    run: Run,
+    model: models.Model,
+    samples: Source | None,
+    inputs: Inputs,
+    tensors: Sequence[str],
+    found: Sequence[decide.Candidate],
 ) -> Observations:
-    """The one run over the data."""
+    """The one run over the data; outliers are looked for in what the candidates read."""
     if samples is None:
         return Observations()
     with run.stage("observe", run.recipe.samples) as advance:
         observed = observe(
-            model, tensors, samples, inputs=inputs, keep=KEPT_FEEDS, workers=run.recipe.workers, advance=advance
+            model,
+            tensors,
+            samples,
+            inputs=inputs,
+            keep=KEPT_FEEDS,
+            workers=run.recipe.workers,
+            advance=advance,
+            outliers={one.activation: 1 if one.op.startswith("Conv") else -1 for one in found},
         )
     return_freed_memory()
     return observed
+
+
+def smooth(
+    run: Run,
+    normal: models.Model,
+    found: Sequence[decide.Candidate],
+    observed: Observations,
+    watched: Callable[[models.Model, Sequence[decide.Candidate]], Sequence[str]],
+) -> tuple[models.Model, tuple[Group, ...]]:
+    """The model with outlier channels folded into weights, and what was decided for each group of layers.
+
+    `observed` gets the histograms of what has changed. Behind the equivalence gate, like every float pass.
+    """
+    wanted, formats = run.recipe.smooth_quant, run.recipe.formats()
+    if not formats or not observed.kept or (wanted.alpha == "off" and not wanted.layers):
+        return normal, ()
+    with run.stage("smooth"):
+        groups = came.smoothable(decide.by_activation(found))
+        products = [name for name, members in groups.items() if members[0].op in smoothing.PRODUCTS]
+        decided = smoothing.plan(
+            normal,
+            groups,
+            record.rows(normal, products, observed.kept),
+            observed.outliers,
+            wanted,
+            format="int8" if DType.INT8 in formats else "fp8",
+            calibrator=run.recipe.calibrator,
+            per_channel=run.recipe.weight_granularity == "channel",
+            feeds=observed.kept[:PROBE_FEEDS],
+        )
+        scales = {group.tensor: group.scales for group in decided if group.alpha is not None}
+        if not scales:
+            return normal, tuple(decided)
+        gate = Gate(normal, observed.kept[:GATE_FEEDS])
+        smoothed = models.copy(normal)
+        one = SmoothQuant(scales, insert=wanted.insert, split=True)
+        report = one(smoothed.graph)
+        error = gate.check(one, report, smoothed)
+        if error is not None:
+            run.equivalence[report.name] = error
+        run.reports.append(report)
+        names = watched(smoothed, candidates(run, smoothed)[0])
+        observed.histograms.update(smoothing.observed_again(normal, smoothed, observed, names, decided))
+    models.forget_pages(normal)
+    return_freed_memory()
+    return smoothed, tuple(decided)
+
+
+def open_stored(normal: models.Model, found: Sequence[decide.Candidate]) -> models.Model:
+    """The model in which candidates read floats, also where their weights or activations came quantized."""
+    if all(candidate.scales is None and candidate.amax is None for candidate in found):
+        return normal
+    model = models.copy(normal)
+    came.opened(model.graph, found)
+    return model
 
 
 def choose_plan(
@@ -179,6 +258,7 @@ def choose_plan(
         return Chosen(Plan(), SafetyNet())
     with run.stage("decide") as advance:
         chosen = choose(model, found, refused, observed, run.recipe, run.target, advance)
+        came.close(chosen.plan, found, run.released)
     models.forget_pages(model)
     return_freed_memory()
     return chosen
@@ -191,7 +271,7 @@ def lower(run: Run, normal: models.Model, chosen: Chosen, observed: Observations
         feeds = observed.kept[:RANGE_FEEDS]
         wide = run.target.high_precision is DType.FP32
         seen = ranges.Ranges() if wide or not feeds else ranges.measure(normal, feeds)
-        pipeline = lowering(chosen.plan, run.target, seen, chosen.corrections)
+        pipeline = lowering(chosen.plan, run.target, seen, chosen.corrections, chosen.scales)
         run.reports = [one for one in run.reports if one.name not in {str(p) for p in pipeline.passes}]
         run.reports.extend(pipeline(model.graph))
         for one in pipeline.passes:
@@ -263,7 +343,7 @@ def stricter(recipe: Recipe, verification: Verification | None, chosen: Chosen) 
 
 def warn_where_nothing_is_quantized(run: Run, plan: Plan) -> None:
     """INT8 was asked for: a model that stays float must not look like a success."""
-    if run.recipe.precision != "int8" or plan.quantized():
+    if not run.recipe.formats() or plan.quantized():
         return
     rules = Counter(decision.rule for decision in plan if decision.op in LINEAR)
     why = f", mostly by rule '{rules.most_common(1)[0][0]}'" if rules else ": it has no Conv, Gemm or MatMul"

@@ -1,0 +1,226 @@
+"""Choosing the alpha of one group of layers, by what the layers would compute with it.
+
+Rows of the activation that were recorded once are divided, quantized with one static range, and multiplied with the
+weights after these were multiplied and quantized; the result is compared with the float product. Errors count relative
+to their row, as the norm behind the layer makes them. Where single tokens spike, that says little: everybody attends to
+such a token, and what its norm leaves of the error decides. Those layers are judged again by the outputs of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from qcompiler import calibrators
+from qcompiler.numerics import LARGEST, Format, dequantize, quantize, quantize_weight
+from qcompiler.record import Rows
+from qcompiler.statistics import Histogram
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from qcompiler.probe import Probe
+
+ALPHAS = (0.3, 0.5, 0.7, 0.85, 1.0)  # tried first; then halfway between the best one and its neighbours
+COLUMNS = 512  # outputs of a layer that errors are summed over: enough to tell alphas apart, however wide it is
+WORTH_DB = 0.2  # what a layer must gain for its graph to be touched
+SMALLEST = 1e-5  # of the largest channel: dead channels are not blown up
+SHARE = 0.1  # of the mean power of rows, below which the error of a row counts no more
+PROBED: Mapping[Format, tuple[str, ...]] = {
+    "int8": ("percentile{p=99.99}", "minmax"),
+    "fp8": ("mse{format=fp8}", "minmax"),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """What was chosen for a group.
+
+    Attributes:
+        alpha: None where nothing is gained.
+        scales: what the activation is divided by, float32 [C]; ones without an alpha.
+        gain_db: by how much the error falls.
+        spike: power of the largest row of the result over that of the median row.
+        errors: of the alphas that were tried.
+    """
+
+    alpha: float | None
+    scales: NDArray[np.float32]
+    gain_db: float
+    spike: float = 1.0
+    errors: Mapping[float, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Layers:
+    """The layers of a group with what they read.
+
+    Attributes:
+        rows: recorded rows of the activation.
+        weights: of each layer, float32 [C, outputs].
+        per_channel: of each layer, whether its weight has a scale per output.
+        channels: largest |x| of each channel over all data, float64 [C].
+        classes: channels of one number need one scale, int64 [C]; None where all are free.
+        calibrator: how the range will be chosen; `auto` takes the better of the least squared error and all of it.
+        format: what they will compute in.
+    """
+
+    rows: Rows
+    weights: Sequence[NDArray[np.float32]]
+    per_channel: Sequence[bool]
+    channels: NDArray[np.float64]
+    classes: NDArray[np.int64] | None = None
+    calibrator: str = "auto"
+    format: Format = "int8"
+
+    def scales(self, alpha: float) -> NDArray[np.float32]:
+        """The scales of equation 4 for this alpha."""
+        peaks = [np.maximum(weight.max(axis=1), -weight.min(axis=1)) for weight in self.weights]
+        return smooth_scales(self.channels, np.max(peaks, axis=0).astype(np.float64), alpha, self.classes)
+
+    def choose(self, alphas: Sequence[float]) -> Choice:
+        """The alpha with the least error; one alone was asked for by the user and is taken whatever it gains."""
+        ones = np.ones(len(self.channels), np.float32)
+        if not alphas:
+            return Choice(None, ones, 0.0)
+        thin = replace(self, weights=[_thinned(weight) for weight in self.weights])
+        exact = [self.rows.values @ weight for weight in thin.weights]
+        plain = thin._error(exact, ones)
+        errors: dict[float, float] = {}
+
+        def measure(alpha: float) -> float:
+            if alpha not in errors:
+                errors[alpha] = thin._error(exact, self.scales(alpha))
+            return errors[alpha]
+
+        best = min(alphas, key=measure)
+        if len(alphas) > 1:
+            below = max((a for a in alphas if a < best), default=best)
+            above = min((a for a in alphas if a > best), default=best)
+            best = min((best, round((below + best) / 2, 4), round((best + above) / 2, 4)), key=measure)
+        power = np.asarray(sum(np.einsum("rn,rn->r", product, product) for product in exact))
+        spike = float(power.max() / max(float(np.median(power)), 1e-30))
+        gain = _db(plain, errors[best])
+        if len(alphas) > 1 and gain < WORTH_DB:
+            return Choice(None, ones, 0.0, spike, errors)
+        return Choice(best, self.scales(best), gain, spike, errors)
+
+    def choose_at_outputs(self, probe: Probe, local: Choice) -> Choice:
+        """As `choose`, judged by the outputs of the model; tries what `local` found and the alphas around."""
+        ones = np.ones(len(self.channels), np.float32)
+        tried: dict[float | None, float] = {None: self._noise(probe, ones)}
+        offered = {alpha for alpha in (*ALPHAS[1:], local.alpha) if alpha is not None}
+        tried.update({alpha: self._noise(probe, self.scales(alpha)) for alpha in sorted(offered)})
+        best = min(tried, key=lambda alpha: tried[alpha])
+        gain = _db(tried[None], tried[best])
+        if best is None or gain < WORTH_DB:
+            return replace(local, alpha=None, scales=ones, gain_db=0.0)
+        return replace(local, alpha=best, scales=self.scales(best), gain_db=gain)
+
+    def _error(self, exact: Sequence[NDArray[np.float32]], scales: NDArray[np.float32]) -> float:
+        """Squared error of the products, relative to their rows, with the best range that is offered."""
+        x, seen, stored = self.rows.values / scales, self._seen(scales), self._stored(scales)
+        errors = []
+        for amax in dict.fromkeys(method.range(seen) for method in _methods(self.calibrator, self.format)):
+            rounded = _rounded(x, amax, self.format)
+            total = 0.0
+            for weight, product in zip(stored, exact, strict=True):
+                gap = rounded @ weight - product
+                total += float(np.dot(_importance(self.rows, product), np.einsum("rn,rn->r", gap, gap)))
+            errors.append(total)
+        return min(errors)
+
+    def _noise(self, probe: Probe, scales: NDArray[np.float32]) -> float:
+        """Noise at the outputs of the model with the better of a clipped and the whole range."""
+        seen, stored = self._seen(scales), self._stored(scales)
+        noises = []
+        for amax in dict.fromkeys(calibrators.parse(text).range(seen) for text in PROBED[self.format]):
+            results = []
+            for x in probe.inputs:
+                rounded = _rounded(x.reshape(-1, x.shape[-1]) / scales, amax, self.format)
+                results.append([(rounded @ weight).reshape(*x.shape[:-1], -1) for weight in stored])
+            noises.append(probe.noise(results))
+        return min(noises)
+
+    def _seen(self, scales: NDArray[np.float32]) -> Histogram:
+        """The histogram of the divided rows, with the largest value that all data would give."""
+        seen = Histogram.of(self.rows.values / scales)
+        seen.update(np.asarray([(self.channels / scales).max()], np.float32))
+        return seen
+
+    def _stored(self, scales: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        """The multiplied weights after they were quantized."""
+        found = []
+        for weight, per_channel in zip(self.weights, self.per_channel, strict=True):
+            axis = 1 if per_channel else None
+            values, steps = quantize_weight(weight * scales[:, None], axis, self.format)
+            found.append(dequantize(values, steps, axis))
+        return found
+
+
+def smooth_scales(
+    channels: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    alpha: float,
+    classes: NDArray[np.int64] | None = None,
+) -> NDArray[np.float32]:
+    """s_j = max|x_j|^α / max|w_j|^(1-α), with a geometric mean of 1 so that magnitudes stay what they were.
+
+    Source: Xiao et al. 2023, "SmoothQuant", equation 4.
+
+    Args:
+        channels: largest |x| of each input channel, [C].
+        weights: largest |w| that multiplies each input channel, over all layers that read it, [C].
+        alpha: 0 leaves the weights flat, 1 the activations.
+        classes: channels of one number need one scale, [C]; their largest values decide.
+
+    Returns:
+        float32 [C], positive.
+    """
+    x, w = _floored(channels), _floored(weights)
+    if classes is not None:
+        x, w = _largest_of(x, classes), _largest_of(w, classes)
+    scales = x**alpha / w ** (1 - alpha)
+    scales /= np.exp(np.log(scales).mean())
+    return np.asarray(scales, np.float32)
+
+
+def _floored(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    top = float(values.max(initial=0.0)) or 1.0
+    return np.maximum(values, top * SMALLEST)
+
+
+def _largest_of(values: NDArray[np.float64], classes: NDArray[np.int64]) -> NDArray[np.float64]:
+    largest = np.zeros(int(classes.max()) + 1)
+    np.maximum.at(largest, classes, values)
+    return np.asarray(largest[classes])
+
+
+def _methods(calibrator: str, format: Format) -> list[calibrators.Calibrator]:
+    if calibrator != "auto":
+        return [calibrators.parse(calibrator)]
+    return [calibrators.MSE(format), calibrators.MinMax()]
+
+
+def _thinned(weight: NDArray[np.float32]) -> NDArray[np.float32]:
+    """At most `COLUMNS` columns at even distances."""
+    step = -(-weight.shape[1] // COLUMNS)
+    return np.ascontiguousarray(weight[:, ::step])
+
+
+def _importance(rows: Rows, product: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What the squared error of each row of a product counts."""
+    power = np.einsum("rn,rn->r", product, product)
+    return np.asarray(rows.counts / (power + SHARE * power.mean() + 1e-30), np.float32)
+
+
+def _rounded(x: NDArray[np.float32], amax: float, format: Format) -> NDArray[np.float32]:
+    scale = amax / LARGEST[format]
+    return dequantize(quantize(x, scale, None, format), scale)
+
+
+def _db(before: float, after: float) -> float:
+    return 10 * float(np.log10(max(before, 1e-30) / max(after, 1e-30)))

@@ -1,0 +1,246 @@
+"""How much of each activation's range moves into the weights: the alpha of SmoothQuant, chosen layer by layer.
+
+    s_j = max|x_j|^α / max|w_j|^(1-α),   x' = x / s,   W' = s · W        (Xiao et al. 2023, "SmoothQuant", equation 4)
+
+Layers that read the same activation share s, channels that one producer ties together share one s_j. With `auto`, each
+alpha of a grid is judged by what the layers would really compute: rows of the activation that were recorded once are
+quantized with one static range for the tensor, the weights with a scale per output channel, and the product is compared
+with the float one. No run of the model is needed for an alpha. Nothing is smoothed where that does not help.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from qcompiler import absorb, linear
+from qcompiler import model as models
+from qcompiler.alpha import ALPHAS, WORTH_DB, Choice, Layers
+from qcompiler.decide import Candidate
+from qcompiler.numerics import Format, relative_error
+from qcompiler.observe import Observations
+from qcompiler.probe import Probe
+from qcompiler.recipe import Smoothing
+from qcompiler.record import Rows
+from qcompiler.session import Feeds, Session
+from qcompiler.statistics import Histogram
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from qcompiler.outliers import Outliers
+
+PRODUCTS = ("MatMul", "Gemm")
+SPIKE = 10.0  # times the power of the median row
+MOST_PROBES = 4  # groups that are judged by the outputs of the model
+SAME = 1e-3  # of the largest value: more than float32 moves when a graph is fused in another way
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Layers that read one activation, and what was decided for them.
+
+    Attributes:
+        tensor: the activation.
+        readers: names of the layers.
+        alpha: chosen; None where the group is not smoothed.
+        how: `absorbed`, `inserted`, or empty.
+        why: the reason, with figures.
+        gain_db: by how much the error of the layers' own outputs falls; 0.0 where nothing is smoothed.
+        scales: what the activation is divided by, float32 [C]; empty where nothing is smoothed.
+    """
+
+    tensor: str
+    readers: tuple[str, ...]
+    alpha: float | None
+    how: str
+    why: str
+    gain_db: float = 0.0
+    scales: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32), repr=False, compare=False)
+
+
+def plan(
+    model: models.Model,
+    groups: Mapping[str, Sequence[Candidate]],
+    rows: Mapping[str, Rows],
+    outliers: Mapping[str, Outliers],
+    wanted: Smoothing,
+    *,
+    format: Format = "int8",
+    calibrator: str = "auto",
+    per_channel: bool = True,
+    feeds: Sequence[Feeds] = (),
+) -> list[Group]:
+    """Decides alpha and scales of every group.
+
+    Args:
+        model: the float model, normalised.
+        groups: candidates by the activation that they share.
+        rows: recorded rows of these activations.
+        outliers: their statistics over all data, for the largest |x| of each channel.
+        wanted: the recipe's table.
+        format: what the layers will compute in.
+        calibrator: how their range will be chosen; `auto` tries the least squared error and the whole range.
+        per_channel: weight scales per output channel, else per tensor.
+        feeds: samples on which layers with spiking tokens are judged by the outputs of the model; none: they are not.
+
+    Returns:
+        One entry a group, in the order of `groups`.
+    """
+    graph = model.graph
+    nodes = {node.name: node for node in graph.nodes}
+    tensors = graph.tensors()
+    found: dict[str, tuple[Layers, Choice, str]] = {}
+    refused: dict[str, str] = {}
+    for name, members in groups.items():
+        reason = _refusal(members, rows.get(name), outliers.get(name), wanted)
+        weights = None if reason else _matrices([nodes[member.node] for member in members])
+        if weights is None:
+            refused[name] = reason or "a weight is computed on the way, or has more than two dimensions"
+            continue
+        fold = absorb.plan(graph, tensors[name], -1, split=True)
+        if fold.why and not wanted.insert:
+            refused[name] = f"no producer can absorb it: {fold.why}"
+            continue
+        layers = Layers(
+            rows[name],
+            weights,
+            [member.axis is not None and per_channel for member in members],
+            # Statistics leave out padding, rows do not: it is computed too, and in BERT its channels reach further
+            np.maximum(outliers[name].channels, np.abs(rows[name].values).max(axis=0)).astype(np.float64),
+            None if fold.why else fold.classes,
+            calibrator,
+            format,
+        )
+        choice = layers.choose(_alphas(_names(members), wanted))
+        found[name] = layers, choice, "inserted" if fold.why else "absorbed"
+    for name in _spiking(found, groups, wanted) if feeds else ():
+        layers, choice, how = found[name]
+        probe = Probe(model, name, _names(groups[name]), feeds)
+        found[name] = layers, layers.choose_at_outputs(probe, choice), how
+    return [
+        Group(name, _names(members), None, "", refused[name])
+        if name in refused
+        else _decided(name, _names(members), *found[name][1:])
+        for name, members in groups.items()
+    ]
+
+
+def _names(members: Sequence[Candidate]) -> tuple[str, ...]:
+    return tuple(member.node for member in members)
+
+
+def _spiking(
+    found: Mapping[str, tuple[Layers, Choice, str]], groups: Mapping[str, Sequence[Candidate]], wanted: Smoothing
+) -> list[str]:
+    """The groups with the largest spikes, of those that have a choice."""
+    names = [name for name, (_, choice, _) in found.items() if choice.spike > SPIKE]
+    free = [name for name in names if len(_alphas(_names(groups[name]), wanted)) > 1]
+    return sorted(free, key=lambda name: -found[name][1].spike)[:MOST_PROBES]
+
+
+def _decided(name: str, readers: tuple[str, ...], choice: Choice, how: str) -> Group:
+    if choice.alpha is None:
+        return Group(name, readers, None, "", f"no alpha gains {WORTH_DB:g} dB")
+    why = f"its layers err {choice.gain_db:.1f} dB less"
+    return Group(name, readers, choice.alpha, how, why, choice.gain_db, choice.scales)
+
+
+def rows(decided: Sequence[Group]) -> dict[str, Any] | None:
+    """What the manifest says of smoothing; None where it was off."""
+    if not decided:
+        return None
+    how = [group.how for group in decided]
+    return {
+        "groups": [
+            {
+                "tensor": group.tensor,
+                "readers": group.readers,
+                "alpha": group.alpha,
+                "how": group.how,
+                "why": group.why,
+                "gain_db": round(group.gain_db, 3),
+            }
+            for group in decided
+        ],
+        "folded": how.count("absorbed"),
+        "inserted": how.count("inserted"),
+        "skipped": how.count(""),
+    }
+
+
+def _refusal(members: Sequence[Candidate], rows: Rows | None, seen: Outliers | None, wanted: Smoothing) -> str:
+    if wanted.alpha == "off" and not wanted.layers:
+        return "smoothing is off"
+    if members[0].op not in PRODUCTS:
+        return "convolutions are only smoothed on request (smooth_quant.convolutions)"
+    if rows is None or seen is None or not len(rows.values):
+        return "nothing was observed of its activation"
+    if len(seen.channels) != rows.values.shape[1]:
+        return "the number of its channels varies"
+    return ""
+
+
+def _alphas(readers: Iterable[str], wanted: Smoothing) -> Sequence[float]:
+    """The alphas to choose from for a group: several, one, or none."""
+    for pattern, alpha in (wanted.layers or {}).items():
+        if any(re.search(pattern, reader) for reader in readers):
+            return (alpha,)
+    if wanted.alpha == "auto":
+        return ALPHAS
+    return () if isinstance(wanted.alpha, str) else (wanted.alpha,)
+
+
+def _matrices(nodes: Sequence[gs.Node]) -> list[NDArray[np.float32]] | None:
+    """The weights as [C, outputs]; None where one of them is not two-dimensional."""
+    found = []
+    for node in nodes:
+        weight = linear.matrix(node)
+        if weight is None:
+            return None
+        found.append(weight)
+    return found
+
+
+def observed_again(
+    before: models.Model,
+    after: models.Model,
+    observed: Observations,
+    names: Sequence[str],
+    decided: Sequence[Group],
+) -> dict[str, Histogram]:
+    """Histograms of tensors that smoothing has changed or made, over the kept feeds.
+
+    What a smoothed tensor reaches over all data is known from its channels, so its histogram gets that value too.
+
+    Args:
+        before: the graph that was observed.
+        after: the smoothed one.
+        observed: what was observed.
+        names: float tensors of `after` that somebody wants to know of.
+        decided: what was smoothed.
+    """
+    inputs = {tensor.name for tensor in after.graph.inputs}
+    wanted = [name for name in dict.fromkeys(names) if name not in inputs]
+    known = [name for name in wanted if name in observed.histograms]
+    feed = observed.kept[0]
+    old = Session(before, outputs=known, quick=True).run(feed) if known else {}
+    new = Session(after, outputs=wanted, quick=True).run(feed) if wanted else {}
+    changed = [name for name in wanted if name not in old or relative_error(old[name], new[name]) > SAME]
+    found = {name: Histogram() for name in changed}
+    session = Session(after, outputs=changed) if changed else None
+    for feed in observed.kept if session is not None else ():
+        for name, value in session.run(feed).items():  # type: ignore[union-attr]
+            found[name].update(value)
+    readers = {reader: group for group in decided for reader in group.readers if group.alpha is not None}
+    for node in after.graph.nodes:
+        group = readers.get(node.name)
+        if group is not None and node.inputs[0].name in found:
+            most = np.asarray([np.max(observed.outliers[group.tensor].channels / group.scales)], np.float32)
+            found[node.inputs[0].name].update(most)
+    return found
