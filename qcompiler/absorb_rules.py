@@ -17,8 +17,8 @@ from qcompiler.absorb_search import (
     Rule,
     Search,
     is_constant_behind,
+    no_way,
     positions,
-    refuse,
 )
 from qcompiler.graph import axes_of, constant_value, is_op, is_present, shape_of
 
@@ -58,14 +58,14 @@ def _clip(search: Search, node: gs.Node, tensor: gs.Tensor, index: Index) -> Non
     """max(x, 0) is homogeneous, ReLU6 is not: its bound would have to differ from channel to channel."""
     lowest = constant_value(node.inputs[1]) if is_present(node, 1) else None
     if lowest is None or lowest.any() or is_present(node, 2) or "max" in node.attrs:
-        refuse(f"'{node.name}' (Clip) has one bound for all channels")
+        no_way(f"'{node.name}' (Clip) has one bound for all channels")
     search.into(node, 0, index)
 
 
 def _matmul(search: Search, node: gs.Node, tensor: gs.Tensor, index: Index) -> None:
     """Columns come from the second operand, rows from the first, batches (heads) from either; not both at once."""
     if any(len(operand.shape or ()) < 2 for operand in node.inputs):
-        refuse(f"'{node.name}' (MatMul) multiplies vectors")
+        no_way(f"'{node.name}' (MatMul) multiplies vectors")
     rows, columns = (length > 1 for length in index.shape[-2:])
     if rows and columns:
         index = search.narrow(index, [*[None] * (index.ndim - 2), 1, None], tensor)
@@ -92,7 +92,7 @@ def _conv(search: Search, node: gs.Node, tensor: gs.Tensor, index: Index) -> Non
     else:  # channel m of group k is row m of the k-th block of input channels
         group = int(node.attrs.get("group", 1))
         if len(shape) != rank or not all(isinstance(dim, int) for dim in shape[:2]):
-            refuse(f"input 1 of '{node.name}' ({node.op}) is not constant")
+            no_way(f"input 1 of '{node.name}' ({node.op}) is not constant")
         rows, per_group = (int(dim) for dim in shape[:2] if isinstance(dim, int))
         blocks = np.broadcast_to(channels, (group * per_group,)).reshape(group, per_group)
         placed = np.repeat(blocks, rows // group, axis=0).reshape(rows, per_group, *[1] * (rank - 2))
@@ -120,7 +120,7 @@ def _skip_norm(search: Search, node: gs.Node, tensor: gs.Tensor, index: Index) -
 
 def _channel_norm(search: Search, node: gs.Node, tensor: gs.Tensor, index: Index) -> None:
     if len(node.outputs) > 1 or node.attrs.get("training_mode", 0):
-        refuse(f"'{node.name}' ({node.op}) is in training mode")
+        no_way(f"'{node.name}' ({node.op}) is in training mode")
     channels = search.narrow(index, [1, None, *[1] * (index.ndim - 2)], tensor).reshape(-1)
     for i in (1, 2):
         search.constant(node, i, channels)
@@ -134,7 +134,7 @@ def _reduce(search: Search, node: gs.Node, tensor: gs.Tensor, index: Index) -> N
     rank = len(node.inputs[0].shape or ())
     axes = axes_of(node)
     if axes is None or not rank:
-        refuse(f"'{node.name}' ({node.op}) does not name its axes")
+        no_way(f"'{node.name}' ({node.op}) does not name its axes")
     if not node.attrs.get("keepdims", 1):
         index = np.expand_dims(index, tuple(axis % rank for axis in axes))
     search.into(node, 0, index)
@@ -143,7 +143,7 @@ def _reduce(search: Search, node: gs.Node, tensor: gs.Tensor, index: Index) -> N
 def _view(search: Search, node: gs.Node, tensor: gs.Tensor, index: Index) -> None:
     before = before_view(node, index, shape_of(node.inputs[0]), shape_of(tensor))
     if before is None:
-        refuse(f"'{node.name}' ({node.op}) mixes channels with other axes, or their number is not known")
+        no_way(f"'{node.name}' ({node.op}) mixes channels with other axes, or their number is not known")
     search.into(node, 0, before)
 
 
@@ -151,7 +151,7 @@ def _tile(search: Search, node: gs.Node, tensor: gs.Tensor, index: Index) -> Non
     """Repeats need one factor, like the heads of grouped keys and values."""
     repeats = constant_value(node.inputs[1])
     if repeats is None:
-        refuse(f"'{node.name}' (Tile) computes how often it repeats")
+        no_way(f"'{node.name}' (Tile) computes how often it repeats")
     for axis, count in enumerate(repeats.tolist()):
         if count > 1 and index.shape[axis] > 1:
             length = index.shape[axis] // count
@@ -170,7 +170,7 @@ def _concat(search: Search, node: gs.Node, tensor: gs.Tensor, index: Index) -> N
             continue
         length = (shape_of(part) or [None] * index.ndim)[axis]
         if not isinstance(length, int):
-            refuse(f"'{part.name}', a part of '{node.name}' (Concat), has an open number of channels")
+            no_way(f"'{part.name}', a part of '{node.name}' (Concat), has an open number of channels")
         search.into(node, i, compact(index.take(range(start, start + length), axis)))
         start += length
 
@@ -187,7 +187,7 @@ def _part(search: Search, node: gs.Node, tensor: gs.Tensor, index: Index) -> Non
     if only is not None:
         ways.append(partial(search.into, node, 0, only))
     if not ways:
-        refuse(f"which elements '{node.name}' ({node.op}) takes is not known")
+        no_way(f"which elements '{node.name}' ({node.op}) takes is not known")
     search.first(ways, f"the part that '{node.name}' ({node.op}) takes cannot be divided")
 
 
@@ -195,12 +195,12 @@ def _one_axis(node: gs.Node, index: Index) -> Index:
     """The index with one axis in place of those of the indices of a Gather."""
     before, picked = shape_of(node.inputs[0]), shape_of(node.inputs[1])
     if before is None or picked is None:
-        refuse(f"the ranks of the inputs of '{node.name}' (Gather) are not known")
+        no_way(f"the ranks of the inputs of '{node.name}' (Gather) are not known")
     axis, count = int(node.attrs.get("axis", 0)) % len(before), len(picked)
     if count == 1:
         return index
     if any(length > 1 for length in index.shape[axis : axis + count]):
-        refuse(f"'{node.name}' (Gather) gathers channels along several axes")
+        no_way(f"'{node.name}' (Gather) gathers channels along several axes")
     return index.reshape(*index.shape[:axis], 1, *index.shape[axis + count :])
 
 
@@ -222,9 +222,9 @@ def _pad(search: Search, node: gs.Node, tensor: gs.Tensor, index: Index) -> None
     value = constant_value(node.inputs[2]) if is_present(node, 2) else np.zeros(1)
     mode = node.attrs.get("mode", "constant")
     if pads is None or is_present(node, 3) or (mode == "constant" and (value is None or value.any())):
-        refuse(f"'{node.name}' (Pad) does not pad with zeros by fixed amounts")
+        no_way(f"'{node.name}' (Pad) does not pad with zeros by fixed amounts")
     if any(pads.reshape(2, -1)[:, axis].any() for axis in range(index.ndim) if index.shape[axis] > 1):
-        refuse(f"'{node.name}' (Pad) pads along the channels")
+        no_way(f"'{node.name}' (Pad) pads along the channels")
     search.into(node, 0, index)
 
 
@@ -233,7 +233,7 @@ def _resize(search: Search, node: gs.Node, tensor: gs.Tensor, index: Index) -> N
     before, after = shape_of(node.inputs[0]), shape_of(tensor)
     across = before is None or after is None or before[1:2] != after[1:2] or index.size != index.shape[1]
     if across or node.attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize":
-        refuse(f"'{node.name}' (Resize) may resize the channels")
+        no_way(f"'{node.name}' (Resize) may resize the channels")
     search.into(node, 0, index)
 
 

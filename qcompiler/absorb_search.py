@@ -80,20 +80,20 @@ class Search:
         if (index == NONE).all():
             return
         if len(self.scaled) == _FARTHEST:
-            refuse(f"no constant takes it within {_FARTHEST} tensors")
+            no_way(f"no constant takes it within {_FARTHEST} tensors")
         if not is_float(tensor):
-            refuse(f"'{tensor.name}' is not float")
+            no_way(f"'{tensor.name}' is not float")
         maker = producer(tensor)
         if maker is None:
             what = "an input of the graph" if is_input(self._graph, tensor) else "not computed in this graph"
-            refuse(f"'{tensor.name}' is {what}")
+            no_way(f"'{tensor.name}' is {what}")
         self.scaled[id(tensor)] = (tensor, index)
         self._look_ahead(tensor, index, maker)
         rule = self._rules.get(maker.op) if _is_known(maker) else None
         if rule is None:
-            refuse(f"'{maker.name}' ({maker.op}) does not pass a factor on")
+            no_way(f"'{maker.name}' ({maker.op}) does not pass a factor on")
         if maker.outputs[0] is not tensor and not is_op(maker, "Split"):
-            refuse(f"'{tensor.name}' is not the main output of '{maker.name}' ({maker.op})")
+            no_way(f"'{tensor.name}' is not the main output of '{maker.name}' ({maker.op})")
         rule(self, maker, tensor, index)
 
     def into(self, node: gs.Node, i: int, index: Index, *, grow: bool = False) -> None:
@@ -114,7 +114,7 @@ class Search:
             return
         shape = shape_of(tensor)
         if shape is None:
-            refuse(f"the rank of '{tensor.name}' is not known")
+            no_way(f"the rank of '{tensor.name}' is not known")
         self.read.add((id(node), i))
         self.through(tensor, self.narrow(index, shape, tensor))
 
@@ -127,15 +127,15 @@ class Search:
         tensor = node.inputs[i]
         shape = static_shape(tensor)
         if not is_constant_behind(node, i) or shape is None:
-            refuse(f"input {i} of '{node.name}' ({node.op}) is not constant")
+            no_way(f"input {i} of '{node.name}' ({node.op}) is not constant")
         if grow and self._grows(node, tensor, index):
             if not is_constant(tensor):
-                refuse(f"constant '{tensor.name}' of '{node.name}' stands behind a node that fixes its shape")
+                no_way(f"constant '{tensor.name}' of '{node.name}' stands behind a node that fixes its shape")
             self.edits.append(Edit(node, i, index, multiply))
             return
         edit = edit_of(node, i, self.narrow(index, shape, tensor), multiply=multiply)
         if not isinstance(edit, Edit):
-            refuse(str(edit))
+            no_way(str(edit))
         self.edits.append(edit)
 
     def first(self, ways: Sequence[Callable[[], None]], else_: str) -> None:
@@ -154,7 +154,7 @@ class Search:
             reached = reached or self._save()
             self._restore(start)
         if reached is None:
-            refuse(f"{else_}: {'; '.join(dict.fromkeys(reasons))}")
+            no_way(f"{else_}: {'; '.join(dict.fromkeys(reasons))}")
         self._restore(reached)
 
     # --- Who else reads ---
@@ -198,7 +198,7 @@ class Search:
     def _double(self, tensor: gs.Tensor, why: str) -> None:
         maker = producer(tensor)
         if not self._split or maker is None or not _is_cheap(maker):
-            refuse(f"'{tensor.name}' is {why}")
+            no_way(f"'{tensor.name}' is {why}")
         self.copies.append(maker)
         # What the copy reads divided, the original still wants as it was.
         self.read -= {(id(maker), i) for i in range(len(maker.inputs))}
@@ -210,7 +210,7 @@ class Search:
         for node, i in self._others(tensor, index):
             edit = compensate(node, i, index)
             if isinstance(edit, str) and (node.op not in self._rules or node.op in NORMS + CHANNEL_NORMS):
-                refuse(f"'{tensor.name}' is {edit}")
+                no_way(f"'{tensor.name}' is {edit}")
 
     def _others(self, tensor: gs.Tensor, index: Index) -> list[tuple[gs.Node, int]]:
         """The reads that do not know of the division and to which it matters."""
@@ -245,7 +245,7 @@ class Search:
             if dim == 1:
                 index = self._merge(index, axis, tensor)
             elif isinstance(dim, int) and length not in (1, dim):
-                refuse(f"'{tensor.name}' has {dim} elements along an axis of {length} factors")
+                no_way(f"'{tensor.name}' has {dim} elements along an axis of {length} factors")
         return index
 
     def _merge(self, index: Index, axis: int, tensor: gs.Tensor) -> Index:
@@ -259,7 +259,7 @@ class Search:
         if np.array_equal(left, right):
             return
         if ((left == NONE) != (right == NONE)).any():
-            refuse(f"only a part of '{tensor.name}' would be divided")
+            no_way(f"only a part of '{tensor.name}' would be divided")
         kept = left != NONE
         self.ties.append((left[kept], right[kept]))
 
@@ -269,7 +269,7 @@ class Search:
         grown = [axis for axis in range(index.ndim) if padded[axis] == 1 < index.shape[axis]]
         after = shape_of(node.outputs[0])
         if grown and (after is None or any(after[axis] != index.shape[axis] for axis in grown)):
-            refuse(f"the length of '{node.outputs[0].name}' along its channels is not known")
+            no_way(f"the length of '{node.outputs[0].name}' along its channels is not known")
         return bool(grown)
 
     def _save(self) -> State:
@@ -280,7 +280,7 @@ class Search:
         self.scaled, self.read, self.edits, self.ties = dict(scaled), set(read), list(edits), list(ties)
 
 
-def refuse(why: str) -> NoReturn:
+def no_way(why: str) -> NoReturn:
     """Ends a walk, or the branch of it that `Search.first` is trying."""
     raise NoWayError(why)
 

@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 import pytest
 
 from qcompiler import absorb
-from qcompiler.absorb_edits import edit_of
+from qcompiler.absorb_edits import compensate, edit_of
 from qcompiler.absorb_index import along
 from qcompiler.graph import Names
 from tests.absorbing import (
@@ -250,17 +250,34 @@ def test_no_layer_reads_along_that_axis() -> None:
     assert absorb.channel_axis(find(graph, "y")) is None
 
 
-def test_what_a_branch_reads_is_left_alone() -> None:
-    branch = onnx.helper.make_graph(
-        [onnx.helper.make_node("Exp", ["t"], ["e"], name="E")], "b", [], [onnx.ValueInfoProto(name="e")]
-    )
+@pytest.mark.parametrize(
+    ("reader", "why"),
+    [(("MatMul", ["t", "w"]), "'t' is read in a branch or a loop"), (("Exp", ["t"]), "'t' is also read by 'E' (Exp)")],
+    ids=lambda value: value[0],
+)
+def test_what_a_branch_reads_is_left_alone(reader: Any, why: str) -> None:
+    op, reads = reader
+    inside = onnx.helper.make_node(op, reads, ["e"], name="E")
+    branch = onnx.helper.make_graph([inside], "b", [], [onnx.ValueInfoProto(name="e")])
     proto = build(
         [("MatMul", "x v", "t"), DENSE, ("If", "c", "z", {"then_branch": branch, "else_branch": branch})],
         {"v": (8, 6), "w": (6, 5)},
         {**TOKENS, "c": (np.bool_, ())},
     )
     graph = to_graph(proto)
-    assert "'t' is" in absorb.can(graph, find(graph, "t"), -1)
+    assert absorb.can(graph, find(graph, "t"), -1) == why
+
+
+def test_a_tensor_that_nothing_computes_is_refused() -> None:
+    graph = to_graph(build([DENSE], {"w": (8, 5)}, {"t": (2, 8)}))
+    tensor = graph.inputs.pop()
+    assert absorb.can(graph, tensor, -1) == "'t' is not computed in this graph"
+
+
+def test_a_weight_of_another_size_makes_up_for_nothing() -> None:
+    graph = to_graph(build([DENSE], {"w": (8, 5)}, {"t": (2, 8)}))
+    edit = compensate(graph.nodes[0], 0, along(-1, np.arange(6), 2))
+    assert edit == "also read by 'Y' (MatMul), whose weight has shape [8, 5]"
 
 
 def test_a_stream_without_end_is_given_up() -> None:
