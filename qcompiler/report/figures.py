@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 
@@ -88,3 +88,70 @@ def audited(audit: Mapping[str, Any]) -> str:
     text = f"{audit.get('confirmed', 0)} of {audit.get('promised', 0)} nodes confirmed"
     wrong = len(audit.get("mismatches") or ())
     return f"{text}, {wrong} mismatch{'es' * (wrong != 1)}" if wrong else text
+
+
+def spelled(column: str, value: Any) -> str:
+    """A value of an inspection as people read it; `column` says what it is."""
+    spell = _SPELLED.get(column, _cell)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {spell(one)}" for name, one in value.items())
+    return spell(value)
+
+
+def words(key: str) -> str:
+    """A key of a document as words."""
+    return key.replace("_", " ")
+
+
+def is_table(value: Any) -> bool:
+    """Whether a value is a list of records."""
+    return isinstance(value, Sequence) and bool(value) and all(isinstance(row, Mapping) for row in value)
+
+
+def channels(rows: Sequence[Mapping[str, Any]], limit: int = 3) -> str:
+    """`607 ×10.2, 821 ×3.1`: the loudest channels and how often the median one goes into them."""
+    return ", ".join(f"{row['channel']}{_times(row.get('over_median'))}" for row in rows[:limit])
+
+
+def tokens(rows: Sequence[Mapping[str, Any]], limit: int = 3) -> str:
+    """`0 (id 101) 20.4, 30 (id 1007) 6.2`: positions of the largest tokens, their ids and their largest elements."""
+    return ", ".join(f"{row['position']}{_id(row.get('id'))} {_three(row['value'])}" for row in rows[:limit])
+
+
+def _id(value: Any) -> str:
+    return "" if value is None else f" (id {value})"
+
+
+def _times(value: Any) -> str:
+    figure = number(value)
+    return "" if figure is None else f" ×{_three(figure)}"
+
+
+def _three(value: Any) -> str:
+    figure = number(value)
+    return "–" if figure is None else f"{figure:.0f}" if abs(figure) >= 100 else f"{figure:.3g}"
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return short(value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_cell(one)}" for key, one in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_cell, value))
+    return "–" if value is None else (count(value) if isinstance(value, int) and value > 99999 else str(value))
+
+
+_SPELLED: Mapping[str, Callable[[Any], str]] = {
+    "macs": count,
+    "macs_that_can_be_int8": percent,
+    "share": percent,
+    "int8_db": decibel,
+    "weight_bytes": size,
+    "top_channels": channels,
+    "top_tokens": tokens,
+    "crest": _three,
+    "kurtosis": _three,
+    "ratio": _three,
+    "over_channels": _three,
+}

@@ -12,15 +12,27 @@ from html import escape
 from typing import Any
 
 from qcompiler.recipe import Recipe
-from qcompiler.report import svg
-from qcompiler.report.figures import audited, count, decibel, moved, number, percent, score, seconds, short, size
-from qcompiler.report.style import SCRIPT, STYLE
+from qcompiler.report import outliers, svg
+from qcompiler.report.figures import (
+    audited,
+    count,
+    decibel,
+    is_table,
+    moved,
+    number,
+    percent,
+    score,
+    seconds,
+    short,
+    size,
+    spelled,
+    words,
+)
+from qcompiler.report.page import OPEN_ROWS, code, fold, page, section, table
 
 Row = Mapping[str, Any]
 LIMIT_DB = 12.0
-OPEN_ROWS = 24  # a table with more rows is folded
 QUANTIZED = ("int8", "fp8", "int4")
-UNBROKEN = ("op", "precision", "rule", "type", "kind")  # columns of short words
 
 
 def render(manifest: Row) -> str:
@@ -31,21 +43,55 @@ def render(manifest: Row) -> str:
         _tiles(manifest),
         _accuracy(manifest.get("verification")),
         _macs(manifest.get("macs")),
+        outliers.formats(manifest.get("plan") or ()),
         _drift(manifest.get("verification")),
         _safety(manifest.get("safety")),
+        outliers.tensors(manifest.get("outliers") or (), manifest.get("qfem")),
+        outliers.smoothing(manifest.get("smoothing")),
+        outliers.qfem(manifest.get("qfem")),
+        outliers.residuals(manifest.get("residuals") or ()),
         _layers(manifest),
         _audit(manifest.get("audit")),
         _ranges(manifest.get("quantizers")),
         _passes(manifest.get("passes")),
         _environment(manifest),
     )
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(name)} – qcompiler</title><style>{STYLE}</style></head><body><main>\n"
-        + "\n".join(filter(None, parts))
-        + f"\n</main><script>{SCRIPT}</script></body></html>\n"
-    )
+    return page(name, parts)
+
+
+def inspection(found: Row) -> str:
+    """What `inspect` found (`Inspection.to_json()`) as the text of an HTML file."""
+    name = str(found.get("file") or "model")
+    chips = "".join(f"<span>{escape(str(found[key]))}</span>" for key in ("target", "producer") if found.get(key))
+    parts = [f'<header><h1>{escape(name)}</h1><p class="chips">{chips}</p></header>']
+    if found.get("not_finite"):
+        parts.append(f'<p class="alarm">{escape(str(found["not_finite"]))}</p>')
+    parts.extend(f'<p class="warning">{escape(str(text))}</p>' for text in found.get("problems") or ())
+    shown = ("file", "target", "producer", "not_finite", "problems")
+    single = [key for key, value in found.items() if not is_table(value) and key not in shown]
+    parts.append(section("The model", "", table(("what", ""), [_fact(key, found[key]) for key in single])))
+    parts.append(outliers.spikes(found.get("spikes") or ()))
+    parts.append(outliers.residuals(found.get("residuals") or ()))
+    parts.extend(_records(key, found.get(key) or ()) for key in ("stays_float", "layers", "inputs", "outputs"))
+    return page(name, parts)
+
+
+def _fact(key: str, value: Any) -> tuple[str, str]:
+    return escape(words(key)), escape(spelled(key, value))
+
+
+def _records(key: str, rows: Sequence[Row]) -> str:
+    if not rows:
+        return ""
+    columns = list(dict.fromkeys(itertools.chain.from_iterable(rows)))
+    cells = ([_value(column, row.get(column)) for column in columns] for row in rows)
+    figures = [i for i, column in enumerate(columns) if column in ("macs", "share")]
+    body = table([words(column) for column in columns], cells, figures=figures, find=len(rows) > OPEN_ROWS)
+    return section(words(key).capitalize(), "", fold(f"{len(rows)} row{'s' * (len(rows) != 1)}", len(rows), body))
+
+
+def _value(column: str, value: Any) -> str:
+    return code(value) if column in ("node", "nodes", "input", "output") else escape(spelled(column, value))
 
 
 def _title(manifest: Row) -> str:
@@ -112,7 +158,7 @@ def _accuracy(found: Row | None) -> str:
         return ""
     rows = (
         (
-            _code(output["name"]),
+            code(output["name"]),
             escape(str(output["dtype"])),
             decibel(output["sqnr_db"]),
             short(output["cosine"]) if number(output["cosine"]) is None else f"{output['cosine']:.6f}",
@@ -126,7 +172,7 @@ def _accuracy(found: Row | None) -> str:
     feeds = f"{found['samples']} feeds of {found['data'] or 'the data'}"
     note = f"{feeds}, float and quantized side by side in ONNX Runtime."
     columns = ("output", "type", "SQNR", "cosine", "max error", "top-1", "equal")
-    return _section("Accuracy", note, failures + _table(columns, rows, figures=range(2, 7)))
+    return section("Accuracy", note, failures + table(columns, rows, figures=range(2, 7)))
 
 
 def _macs(macs: Row | None) -> str:
@@ -141,7 +187,7 @@ def _macs(macs: Row | None) -> str:
     )
     small = ", ".join(f"{escape(name)} {percent(share)}" for name, share in shares)
     note = f"{count(macs['total'])} multiply-accumulates: {small}"
-    return _section("Where the work is done", note, f'<div class="bar">{bar}</div>')
+    return section("Where the work is done", note, f'<div class="bar">{bar}</div>')
 
 
 def _drift(found: Row | None) -> str:
@@ -155,7 +201,7 @@ def _drift(found: Row | None) -> str:
         note += f"The first that drifts is {first['node']} ({first['op']}) with {decibel(first['sqnr_db'])}{after}."
     else:
         note += "None drifts."
-    return _section("Layer by layer", note, svg.drift(found["layers"], LIMIT_DB))
+    return section("Layer by layer", note, svg.drift(found["layers"], LIMIT_DB))
 
 
 def _safety(safety: Row | None) -> str:
@@ -168,7 +214,7 @@ def _safety(safety: Row | None) -> str:
     note = f"From everything quantized ({first}) to what was chosen ({last}): {went}"
     if safety.get("met") is False:
         note += f" The target of {decibel(target)} was not reached."
-    return _section("Safety net", note, svg.curve(steps, target) if len(steps) > 1 else "")
+    return section("Safety net", note, svg.curve(steps, target) if len(steps) > 1 else "")
 
 
 def _layers(manifest: Row) -> str:
@@ -182,7 +228,7 @@ def _layers(manifest: Row) -> str:
     columns = ("node", "op", "precision", "rule", "why", "MACs", "share", "SQNR here")
     cells = (
         (
-            _code(row["node"]),
+            code(row["node"]),
             escape(str(row["op"])),
             f'<em class="{escape(str(row["precision"]))}">{escape(str(row["precision"]))}</em>',
             escape(str(row["rule"])),
@@ -194,18 +240,18 @@ def _layers(manifest: Row) -> str:
         for row in listed
     )
     quantized = sum(row["precision"] in QUANTIZED for row in rows)
-    body = _fold(
-        f"{len(listed)} nodes that multiply", len(listed), _table(columns, cells, figures=range(5, 8), find=True)
+    body = fold(
+        f"{len(listed)} nodes that multiply", len(listed), table(columns, cells, figures=range(5, 8), find=True)
     )
     if plain:
         groups = itertools.groupby(sorted(plain, key=_group), key=_group)
         counted = ((*map(escape, key), str(len(list(members)))) for key, members in groups)
-        body += _fold(
+        body += fold(
             f"{len(plain)} other nodes, by operator",
             OPEN_ROWS + 1,
-            _table(("op", "precision", "rule", "nodes"), counted, figures=(3,)),
+            table(("op", "precision", "rule", "nodes"), counted, figures=(3,)),
         )
-    return _section("Layers", f"{quantized} of {len(rows)} nodes compute in a quantized type.", body)
+    return section("Layers", f"{quantized} of {len(rows)} nodes compute in a quantized type.", body)
 
 
 def _group(row: Row) -> tuple[str, str, str]:
@@ -217,10 +263,10 @@ def _audit(audit: Row | None) -> str:
         return ""
     compiled = ", ".join(f"{nodes} {what}" for what, nodes in audit["compiled"].items()) or "nothing"
     note = f"Read back from the engine itself: {audited(audit)}. Compiled: {compiled}. {audit['kernels']} kernels."
-    rows = ((escape(str(m["kind"])), _code(m["node"]), escape(str(m["text"]))) for m in audit["mismatches"])
+    rows = ((escape(str(m["kind"])), code(m["node"]), escape(str(m["text"]))) for m in audit["mismatches"])
     fine = '<p class="fine">Every promise is kept.</p>'
-    body = _table(("kind", "node", "what"), rows) if audit["mismatches"] else fine
-    return _section("Engine audit", note, body)
+    body = table(("kind", "node", "what"), rows) if audit["mismatches"] else fine
+    return section("Engine audit", note, body)
 
 
 def _ranges(quantizers: Sequence[Row] | None) -> str:
@@ -228,7 +274,7 @@ def _ranges(quantizers: Sequence[Row] | None) -> str:
         return ""
     rows = (
         (
-            _code(one["tensor"]),
+            code(one["tensor"]),
             escape(str(one["dtype"])),
             short(one["amax"]),
             short(one["observed"]),
@@ -238,9 +284,9 @@ def _ranges(quantizers: Sequence[Row] | None) -> str:
         for one in quantizers
     )
     columns = ("tensor", "type", "range (amax)", "largest seen", "range / largest", "calibrator")
-    table = _table(columns, rows, figures=(2, 3), find=True)
+    body = table(columns, rows, figures=(2, 3), find=True)
     note = "What an activation may reach before it is clipped, and the largest magnitude that was seen."
-    return _section("Calibration", note, _fold(f"{len(quantizers)} tensors", len(quantizers), table))
+    return section("Calibration", note, fold(f"{len(quantizers)} tensors", len(quantizers), body))
 
 
 def _clip(one: Row) -> str:
@@ -256,7 +302,7 @@ def _passes(rows: Sequence[Row] | None) -> str:
         return ""
     cells = (
         (
-            _code(row["pass"]),
+            code(row["pass"]),
             str(row["changed"]),
             str(row["skipped"]),
             _error(row["relative_error"]),
@@ -268,9 +314,7 @@ def _passes(rows: Sequence[Row] | None) -> str:
     note = (
         "In order. The relative error is the largest move of any output that a float pass caused, against its maximum."
     )
-    return _section(
-        "Passes", note, _fold(f"{len(rows)} passes", len(rows), _table(columns, cells, figures=range(1, 5)))
-    )
+    return section("Passes", note, fold(f"{len(rows)} passes", len(rows), table(columns, cells, figures=range(1, 5))))
 
 
 def _error(value: Any) -> str:
@@ -286,36 +330,7 @@ def _environment(manifest: Row) -> str:
     fingerprint = (manifest.get("data") or {}).get("fingerprint")
     facts.update({"data": f"fingerprint {fingerprint}"} if fingerprint else {})
     facts.update({"peak memory": f"{manifest['peak_memory_mb']} MiB"} if manifest.get("peak_memory_mb") else {})
-    table = _table(("what", "which"), ((escape(str(k)), escape(str(v))) for k, v in facts.items()))
+    facts_table = table(("what", "which"), ((escape(str(k)), escape(str(v))) for k, v in facts.items()))
     recipe = f"<pre>{escape(Recipe.from_dict(manifest['recipe']).to_toml())}</pre>"
-    folded = _fold("versions and checksums", OPEN_ROWS + 1, table) + _fold("recipe", OPEN_ROWS + 1, recipe)
-    return _section("Made with", "", folded)
-
-
-def _section(heading: str, note: str, body: str) -> str:
-    small = f'<p class="dim">{escape(note)}</p>' if note else ""
-    return f"<section><h2>{escape(heading)}</h2>{small}{body}</section>"
-
-
-def _fold(summary: str, rows: int, body: str) -> str:
-    return f"<details{' open' if rows <= OPEN_ROWS else ''}><summary>{escape(summary)}</summary>{body}</details>"
-
-
-def _code(text: Any) -> str:
-    return f"<code>{escape(str(text))}</code>"
-
-
-def _table(
-    columns: Sequence[str], rows: Iterable[Sequence[str]], *, figures: Iterable[int] = (), find: bool = False
-) -> str:
-    """A table whose cells are HTML already; `figures` are the columns that are set to the right."""
-    right = set(figures)
-    whole = [' class="w"' if name in UNBROKEN else "" for name in columns]
-    kinds = [' class="n"' if i in right else whole[i] for i in range(len(columns))]
-    head = "".join(f"<th{kind}>{escape(name)}</th>" for name, kind in zip(columns, kinds, strict=True))
-    body = "".join(
-        "<tr>" + "".join(f"<td{kind}>{cell}</td>" for cell, kind in zip(row, kinds, strict=True)) + "</tr>\n"
-        for row in rows
-    )
-    search = '<input type="search" placeholder="find …" aria-label="find">' if find else ""
-    return f'{search}<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    folded = fold("versions and checksums", OPEN_ROWS + 1, facts_table) + fold("recipe", OPEN_ROWS + 1, recipe)
+    return section("Made with", "", folded)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 STYLE = """
 :root{color-scheme:light dark;--paper:#f6f7f9;--card:#fff;--ink:#1c2430;--dim:#64708a;--rule:#e3e7ee;--blue:#2f6fed;
---good:#0f8a5f;--poor:#c2410c;--int8:#2f6fed;--fp8:#7c4dff;--int4:#0891b2;--fp16:#9aa7bd;--bf16:#b59fcb;--fp32:#c9b38a}
+--good:#0f8a5f;--poor:#c2410c;--second:#d97706;--int8:#2f6fed;--fp8:#7c4dff;--int4:#0891b2;--fp16:#9aa7bd;--bf16:#b59fcb;--fp32:#c9b38a}
 @media(prefers-color-scheme:dark){:root{--paper:#12161d;--card:#1a202a;--ink:#e6eaf2;--dim:#94a0b8;--rule:#2b3442;
---blue:#6b9bff;--good:#3ecf95;--poor:#ff8a5c;--int8:#5b8cff;--fp8:#a48bff;--int4:#36b8d6;--fp16:#5d6a82;--bf16:#7d6a95;
+--blue:#6b9bff;--good:#3ecf95;--poor:#ff8a5c;--second:#f0a04b;--int8:#5b8cff;--fp8:#a48bff;--int4:#36b8d6;--fp16:#5d6a82;--bf16:#7d6a95;
 --fp32:#8d7a52}}
 *{box-sizing:border-box}body{margin:0;background:var(--paper);color:var(--ink);
 font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Liberation Sans",sans-serif}
@@ -42,6 +42,11 @@ color:var(--ink);font:inherit;font-size:13px;width:260px}
 white-space:nowrap;overflow:hidden}
 .bar i.int8{background:var(--int8)}.bar i.fp8{background:var(--fp8)}.bar i.int4{background:var(--int4)}
 .bar i.fp16{background:var(--fp16)}.bar i.bf16{background:var(--bf16)}.bar i.fp32{background:var(--fp32)}
+.strip{height:26px}.strip i{min-width:2px;padding:0}.legend{font-size:13px;color:var(--dim);margin:6px 0}
+.legend i{display:inline-block;width:11px;height:11px;border-radius:3px;margin:0 6px 0 10px;background:var(--blue)}
+.legend i.second{background:var(--second)}.legend i.int8{background:var(--int8)}.legend i.fp8{background:var(--fp8)}
+.legend i.int4{background:var(--int4)}
+.legend i.fp16{background:var(--fp16)}.legend i.bf16{background:var(--bf16)}.legend i.fp32{background:var(--fp32)}
 em{font-style:normal;font-weight:600;font-size:12.5px}em.int8{color:var(--int8)}em.fp8{color:var(--fp8)}
 em.int4{color:var(--int4)}em.fp16,em.bf16,em.fp32{color:var(--dim)}
 .meter{width:120px;height:8px;background:var(--rule);border-radius:4px;margin-top:7px}
@@ -49,6 +54,8 @@ em.int4{color:var(--int4)}em.fp16,em.bf16,em.fp32{color:var(--dim)}
 svg{width:100%;height:auto;display:block;margin-top:6px}.grid{stroke:var(--rule)}
 .axis{fill:var(--dim);font-size:12px}.mid{text-anchor:middle}.end{text-anchor:end}
 .line{fill:none;stroke:var(--blue);stroke-width:1.6;stroke-linejoin:round;opacity:.65}.dot{fill:var(--blue)}
+.first{fill:var(--blue)}.second{fill:var(--second)}
+.line.first,.line.second{fill:none}.line.second{stroke:var(--second)}
 .exact{fill:var(--card);stroke:var(--blue);stroke-width:1.5}
 .bad{fill:var(--poor)}.chosen{fill:var(--good)}.limit{stroke:var(--poor);stroke-dasharray:5 4;opacity:.7}
 @media print{body{background:#fff}details>*{display:block}input{display:none}}

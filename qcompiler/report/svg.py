@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from qcompiler.report.figures import decibel, number, percent
 
 WIDTH, HEIGHT = 960, 280
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 16, 14, 40
+LEFT, RIGHT, TOP, BOTTOM = 52, 16, 14, 40
 CEILING_DB = 70.0  # everything above is drawn here; an exact tensor is infinite
 
 
@@ -25,17 +25,17 @@ def drift(layers: Sequence[Mapping[str, Any]], limit_db: float) -> str:
     exact = [number(layer["sqnr_db"]) == math.inf for layer in layers]
     finite = [value for value, infinite in zip(values, exact, strict=True) if not infinite]
     low, high = min(0.0, *finite, 0.0), max(40.0, *finite, 0.0) + 2
-    step = (WIDTH - _LEFT - _RIGHT) / len(values)
+    step = (WIDTH - LEFT - RIGHT) / len(values)
     dots = [
-        _Dot(
-            x=_LEFT + (i + 0.5) * step,
+        Dot(
+            x=LEFT + (i + 0.5) * step,
             y=_y(high if exact[i] else value, low, high),
             title=f"{layer['node']} ({layer['op']}): {decibel(layer['sqnr_db'])}",
             kind="exact" if exact[i] else "bad" if layer["drifts"] else "dot",
         )
         for i, (layer, value) in enumerate(zip(layers, values, strict=True))
     ]
-    return _figure(_grid(low, high), _across(_y(limit_db, low, high)), _joined(dots), _below("layers in graph order"))
+    return figure(_grid(low, high), across(_y(limit_db, low, high)), _joined(dots), below("layers in graph order"))
 
 
 def curve(steps: Sequence[Mapping[str, Any]], target_db: float | None) -> str:
@@ -46,10 +46,10 @@ def curve(steps: Sequence[Mapping[str, Any]], target_db: float | None) -> str:
     shares = [number(step["share"]) or 0.0 for step in steps]
     low, high = min(0.0, *values), max(30.0, (target_db or 0.0) + 5, *values)
     first = max(0.0, math.floor(min(shares) * 10 - 0.5) / 10)
-    scale = (WIDTH - _LEFT - _RIGHT - 30) / max(1 - first, 0.1)
+    scale = (WIDTH - LEFT - RIGHT - 30) / max(1 - first, 0.1)
     dots = [
-        _Dot(
-            x=_LEFT + (share - first) * scale,
+        Dot(
+            x=LEFT + (share - first) * scale,
             y=_y(value, low, high),
             title=f"{percent(share)} of MACs quantized: {decibel(step['sqnr_db'])}",
             kind="chosen" if step is steps[-1] else "dot",
@@ -57,14 +57,16 @@ def curve(steps: Sequence[Mapping[str, Any]], target_db: float | None) -> str:
         for step, share, value in zip(steps, shares, values, strict=True)
     ]
     ticks = "".join(
-        f'<text x="{_LEFT + (k / 10 - first) * scale:.1f}" y="{HEIGHT - 24}" class="axis mid">{10 * k} %</text>'
+        f'<text x="{LEFT + (k / 10 - first) * scale:.1f}" y="{HEIGHT - 24}" class="axis mid">{10 * k} %</text>'
         for k in range(math.ceil(first * 10), 11)
     )
-    target = "" if target_db is None else _across(_y(target_db, low, high))
-    return _figure(_grid(low, high), target, _joined(dots), ticks, _below("share of MACs that is quantized"))
+    target = "" if target_db is None else across(_y(target_db, low, high))
+    return figure(_grid(low, high), target, _joined(dots), ticks, below("share of MACs that is quantized"))
 
 
-class _Dot(NamedTuple):
+class Dot(NamedTuple):
+    """A point of a plot with what is shown on hovering; `kind` is a class of the style sheet."""
+
     x: float
     y: float
     title: str
@@ -76,20 +78,23 @@ class _Dot(NamedTuple):
         return f"{shape}<title>{escape(self.title)}</title></circle>"
 
 
-def _joined(dots: Sequence[_Dot]) -> str:
+def _joined(dots: Sequence[Dot]) -> str:
     points = " ".join(f"{dot.x:.1f},{dot.y:.1f}" for dot in dots if dot.kind != "exact")
     return f'<polyline points="{points}" class="line"/>' + "".join(map(str, dots))
 
 
-def _across(y: float) -> str:
-    return f'<line x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="limit"/>'
+def across(y: float) -> str:
+    """A limit."""
+    return f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="limit"/>'
 
 
-def _below(text: str) -> str:
-    return f'<text x="{(WIDTH + _LEFT) / 2}" y="{HEIGHT - 6}" class="axis mid">{text}</text>'
+def below(text: str) -> str:
+    """What the level axis shows."""
+    return f'<text x="{(WIDTH + LEFT) / 2}" y="{HEIGHT - 6}" class="axis mid">{text}</text>'
 
 
-def _figure(*parts: str) -> str:
+def figure(*parts: str) -> str:
+    """A whole plot."""
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{"".join(parts)}</svg>'
 
 
@@ -98,15 +103,24 @@ def _grid(low: float, high: float) -> str:
     parts = []
     for value in range(step * math.ceil(low / step), int(high) + 1, step):
         y = _y(value, low, high)
-        parts.append(f'<line x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
-        parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" class="axis end">{str(value).replace("-", "−")}</text>')
+        parts.append(tick(y, str(value).replace("-", "−")))
+    return "".join(parts) + label("SQNR in dB")
+
+
+def tick(y: float, text: str) -> str:
+    """A line of the grid with its figure."""
+    line = f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>'
+    return f'{line}<text x="{LEFT - 8}" y="{y + 4:.1f}" class="axis end">{escape(text)}</text>'
+
+
+def label(text: str) -> str:
+    """What the upright axis shows."""
     turned = f'transform="rotate(-90 14 {HEIGHT / 2})"'
-    parts.append(f'<text x="14" y="{HEIGHT / 2}" class="axis mid" {turned}>SQNR in dB</text>')
-    return "".join(parts)
+    return f'<text x="14" y="{HEIGHT / 2}" class="axis mid" {turned}>{escape(text)}</text>'
 
 
 def _y(value: float, low: float, high: float) -> float:
-    return _TOP + (high - value) / (high - low) * (HEIGHT - _TOP - _BOTTOM)
+    return TOP + (high - value) / (high - low) * (HEIGHT - TOP - BOTTOM)
 
 
 def _bounded(value: Any) -> float:

@@ -10,26 +10,35 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from qcompiler.report.figures import audited, count, decibel, moved, number, percent, score, seconds, short, size
+from qcompiler.report.figures import (
+    audited,
+    decibel,
+    is_table,
+    moved,
+    number,
+    percent,
+    score,
+    seconds,
+    short,
+    size,
+    spelled,
+    words,
+)
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 Row = Mapping[str, Any]
 SHOWN = 8
-ROWS = {"layers": 15, "spikes": 15}  # of an inspection, for people who did not ask for everything
+ROWS = {"layers": 15, "spikes": 15, "peaks": 10, "residuals": 10}  # of an inspection, if not everything is asked for
 TITLES = {
     "stays_float": "Stays in high precision",
     "layers": "Layers, by multiply-accumulates",
-    "spikes": "Activations by what INT8 leaves of them (over positions, over channels: largest peak to median peak)",
+    "spikes": "Activations by what INT8 leaves of them (ratio: largest token to median token, over channels: likewise)",
+    "peaks": "Where they spike: channels ×their factor over the median channel, positions (input id) largest element",
+    "residuals": "Residual Adds: the range of what a branch adds over the range of what it is added to",
 }
-FIGURES = {  # how the figures of an inspection are read best
-    "macs": count,
-    "macs_that_can_be_int8": percent,
-    "share": percent,
-    "int8_db": decibel,
-    "weight_bytes": size,
-}
+HIDDEN = {"spikes": ("depth", "p99_99", "top_channels", "top_tokens")}  # columns that have no place on a terminal
 QUANTIZED = ("int8", "fp8", "int4")
 
 
@@ -112,17 +121,30 @@ def passes(rows: Sequence[Row]) -> Iterator[RenderableType]:
 def inspection(found: Row, *, everything: bool = False) -> Iterator[RenderableType]:
     """Single figures as a list, lists of records as tables, which are cut unless `everything` is asked for."""
     yield _facts(
-        [(_words(key), _figure(key, value)) for key, value in found.items() if not _is_table(value) and value != []]
+        [(words(key), spelled(key, value)) for key, value in found.items() if not is_table(value) and value != []]
     )
-    for key, value in found.items():
-        if not _is_table(value):
-            continue
+    for key, value in _tables(found):
         shown = value if everything else value[: ROWS.get(key, 40)]
         columns = list(dict.fromkeys(itertools.chain.from_iterable(shown)))
-        cells = ([_figure(column, row.get(column)) for column in columns] for row in shown)
-        yield _table(TITLES.get(key, _words(key).capitalize()), [_words(column) for column in columns], cells)
+        columns = [column for column in columns if column not in HIDDEN.get(key, ())]
+        cells = ([spelled(column, row.get(column)) for column in columns] for row in shown)
+        yield _table(TITLES.get(key, words(key).capitalize()), [words(column) for column in columns], cells)
         if len(shown) < len(value):
             yield Text(f"… and {len(value) - len(shown)} more: --all lists them", style="dim")
+
+
+def _tables(found: Row) -> Iterator[tuple[str, Sequence[Row]]]:
+    """The tables of an inspection, the strongest rows first; tensors get a second one, of places."""
+    for key, value in found.items():
+        if not is_table(value):
+            continue
+        if key == "residuals":
+            yield key, sorted(value, key=lambda row: -(number(row["ratio"]) or 0.0))
+            continue
+        yield key, value
+        if key == "spikes":
+            peaks = sorted(value, key=lambda row: -max(number(row.get(of)) or 0.0 for of in ("ratio", "over_channels")))
+            yield "peaks", [{name: row.get(name) for name in ("tensor", "top_channels", "top_tokens")} for row in peaks]
 
 
 def _summary_rows(manifest: Row) -> Iterator[tuple[str, str]]:
@@ -207,31 +229,6 @@ def _table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[An
     return table
 
 
-def _is_table(value: Any) -> bool:
-    return isinstance(value, Sequence) and bool(value) and all(isinstance(row, Mapping) for row in value)
-
-
-def _figure(key: str, value: Any) -> str:
-    spell = FIGURES.get(key, _cell)
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {spell(one)}" for name, one in value.items())
-    return spell(value)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return short(value)
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_cell(one)}" for key, one in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(map(_cell, value))
-    return "–" if value is None else (count(value) if isinstance(value, int) and value > 99999 else str(value))
-
-
 def _digits(value: Any) -> str:
     figure = number(value)
     return "–" if figure is None else f"{figure:.6f}"
-
-
-def _words(key: str) -> str:
-    return key.replace("_", " ")
