@@ -21,7 +21,9 @@ from qcompiler import linear
 from qcompiler.macs import LINEAR, Shapes, macs_of
 from qcompiler.plan import Decision, Plan
 from qcompiler.quantized import (
+    FP8,
     INT8,
+    UINT8,
     VIEWS,
     block_size,
     dequantizer,
@@ -43,6 +45,9 @@ QUANTIZED_OPS = (
     "QLinearConv", "QLinearMatMul", "MatMulInteger", "ConvInteger", "DynamicQuantizeLinear", "MatMulNBits", "QGemm",
     "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "QAttention",
 )  # fmt: skip
+
+CAME = ("quantized-already", "weight-only", "half-quantized")  # rules about what came quantized
+_STORED = {INT8: DType.INT8, UINT8: DType.INT8, FP8: DType.FP8}
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,11 +346,6 @@ def existing(graph: gs.Graph) -> Plan:
 
 
 def _stored_type(tensor: gs.Tensor) -> DType | None:
-    """What a tensor is dequantized from, seen through Transpose and Reshape."""
-    node = graphs.producer(tensor)
-    while node is not None and node.op in ("Transpose", "Reshape", "Squeeze", "Unsqueeze"):
-        node = graphs.producer(node.inputs[0])
-    if node is None or node.op != "DequantizeLinear":
-        return None
-    name = str(graphs.dtype_of(node.inputs[0]))
-    return {"int8": DType.INT8, "uint8": DType.INT8, "float8_e4m3fn": DType.FP8}.get(name)
+    """What a tensor is dequantized from, seen through operators that only change its view."""
+    node = dequantizer(tensor)
+    return None if node is None else _STORED.get(stored_type(node))

@@ -101,7 +101,7 @@ def _without_unfused(plan: Plan, graph: gs.Graph) -> Plan:
     decisions = dict(plan.decisions)
     read: set[str] = set()
     for node in graph.nodes:
-        if plan.precision(node.name) is not DType.INT8:
+        if not _quantized_here(plan, node):
             continue
         behind = plan.quantizers.get(_behind(graph, node).name)
         if node.op == "Conv" and (behind is None or not behind.whole):
@@ -112,6 +112,11 @@ def _without_unfused(plan: Plan, graph: gs.Graph) -> Plan:
     quantizers = {name: q for name, q in plan.quantizers.items() if q.whole or name in read}
     axes = {name: axis for name, axis in plan.axes.items() if decisions[name].precision is DType.INT8}
     return dataclasses.replace(plan, decisions=decisions, quantizers=quantizers, axes=axes)
+
+
+def _quantized_here(plan: Plan, node: gs.Node) -> bool:
+    """Whether the plan quantizes a node, rather than finding it quantized."""
+    return node.name in plan.axes and plan.precision(node.name) is DType.INT8
 
 
 def _extend(
@@ -125,7 +130,7 @@ def _extend(
         for name, quantizer in plan.quantizers.items()
     }
     for node in graph.nodes:
-        if node.op == "Conv" and plan.precision(node.name) is DType.INT8:
+        if node.op == "Conv" and _quantized_here(plan, node):
             tensor = _behind(graph, node).name
             if tensor in spared or tensor in ends:
                 continue
