@@ -94,6 +94,8 @@ def _conv(search: Search, node: gs.Node, tensor: gs.Tensor, index: Index) -> Non
         if len(shape) != rank or not all(isinstance(dim, int) for dim in shape[:2]):
             no_way(f"input 1 of '{node.name}' ({node.op}) is not constant")
         rows, per_group = (int(dim) for dim in shape[:2] if isinstance(dim, int))
+        if channels.size not in (1, group * per_group):
+            no_way(f"'{node.name}' (ConvTranspose) has {group * per_group} channels, not {channels.size}")
         blocks = np.broadcast_to(channels, (group * per_group,)).reshape(group, per_group)
         placed = np.repeat(blocks, rows // group, axis=0).reshape(rows, per_group, *[1] * (rank - 2))
     search.constant(node, 1, placed)

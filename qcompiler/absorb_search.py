@@ -5,7 +5,7 @@ Every tensor on the way is divided too, so whatever else reads it must be a line
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NoReturn
 
 import numpy as np
@@ -166,8 +166,10 @@ class Search:
             NoWayError: a reader cannot make up for it.
         """
         waiting = list(self.scaled.values())
+        closed: set[int] = set()
         while waiting:
             tensor, index = waiting.pop(0)
+            closed.add(id(tensor))
             why = "a graph output" if is_output(self._graph, tensor) else ""
             why = why or ("read in a branch or a loop" if tensor.name in self._inside else "")
             for node, i in self._others(tensor, index):
@@ -182,10 +184,12 @@ class Search:
                     continue
                 self.read.add((id(node), i))
             if why:
-                self._double(tensor, why)
+                self._double(tensor, why, closed)
 
     def _goes_on(self, node: gs.Node, i: int, index: Index) -> bool:
         """Whether a reader hands the division on to its own readers, where it may still be made up for."""
+        if self._may_double(producer(node.inputs[i])):
+            return False  # it simply goes on reading the original
         if not (is_op(node, *HOMOGENEOUS, *POOLS) and i == 0) and not is_op(node, "Mul"):
             return False
         if is_op(node, *POOLS) and only_axis(index, 1) is None:
@@ -195,17 +199,21 @@ class Search:
         twice = is_op(node, "Mul") and id(node.inputs[1 - i]) in self.scaled
         return len(ranks) == 1 and not twice and id(node.outputs[0]) not in self.scaled
 
-    def _double(self, tensor: gs.Tensor, why: str) -> None:
+    def _double(self, tensor: gs.Tensor, why: str, closed: Collection[int]) -> None:
         maker = producer(tensor)
-        if not self._split or maker is None or not _is_cheap(maker):
+        # The original goes on reading its inputs as they were: too late for those that are done with.
+        if maker is None or not self._may_double(maker) or any(id(one) in closed for one in maker.inputs):
             no_way(f"'{tensor.name}' is {why}")
         self.copies.append(maker)
         # What the copy reads divided, the original still wants as it was.
         self.read -= {(id(maker), i) for i in range(len(maker.inputs))}
 
+    def _may_double(self, maker: gs.Node | None) -> bool:
+        return self._split and maker is not None and _is_cheap(maker)
+
     def _look_ahead(self, tensor: gs.Tensor, index: Index, maker: gs.Node) -> None:
         """Gives up early where a reader can neither make up for the division nor turn out to be on the way itself."""
-        if self._split and _is_cheap(maker):
+        if self._may_double(maker):
             return
         for node, i in self._others(tensor, index):
             edit = compensate(node, i, index)

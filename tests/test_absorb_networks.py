@@ -149,6 +149,35 @@ def test_a_norm_that_is_an_output_is_doubled_on_request() -> None:
     divide(proto, "t", split=True)
 
 
+def test_a_doubled_norm_leaves_the_original_to_products_and_activations() -> None:
+    nodes = [("LayerNormalization", "x g", "t"), DENSE, ("Mul", "t c", "m"), ("Relu", "t", "z"), ("MatMul", "m w", "v")]
+    proto = build(nodes, {"g": (8,), "c": (8,), "w": (8, 8)}, TOKENS, ["y", "m", "z", "v"])
+    graph, _ = divide(proto, "t", split=True)
+    assert {node.inputs[0].name for node in graph.nodes if node.name in ("M", "Z")} == {"t"}
+
+
+def test_a_product_goes_on_to_layers_that_make_up_for_it() -> None:
+    nodes = [("MatMul", "x v", "t"), DENSE, ("Sigmoid", "x", "s"), ("Mul", "s t", "m"), ("MatMul", "m w", "z")]
+    _, plan = divide(build(nodes, {"v": (8, 8), "w": (8, 5)}, TOKENS, ["y", "z"]), "t")
+    assert [node.name for node in plan.readers] == ["Y", "Z"]
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ([("Mul", "t t", "z")], "'t' is also read by 'Z' (Mul)"),
+        ([("Relu", "t", "r"), ("Mul", "r t", "z")], "'t' is also read by 'Z' (Mul)"),
+        ([("Relu", "t", "r"), ("Mul", "r t", "m"), ("MatMul", "m w", "z")], "'t' is also read by 'M' (Mul)"),
+        ([("Relu", "t", "z")], "'z' is a graph output"),
+    ],
+    ids=["square", "square of parts, an output", "square of parts", "an output"],
+)
+def test_a_product_of_two_divided_tensors_is_refused(more: Any, why: str) -> None:
+    proto = build([("MatMul", "x v", "t"), DENSE, *more], {"v": (8, 8), "w": (8, 5)}, TOKENS, ["y", "z"])
+    graph = to_graph(proto)
+    assert absorb.can(graph, find(graph, "t"), -1) == why
+
+
 def test_a_layer_is_not_doubled() -> None:
     graph = to_graph(residual(("MatMul", "x v", "t"), v=(8, 8)))
     assert absorb.can(graph, find(graph, "t"), -1, split=True) == "'t' is also read by 'Y' (Add)"

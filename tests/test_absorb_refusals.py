@@ -229,6 +229,13 @@ def test_a_shape_that_does_not_fit_is_refused() -> None:
     assert absorb.can(graph, find(graph, "t"), -1) == "'a' has 7 elements along an axis of 6 factors"
 
 
+def test_a_transposed_convolution_of_other_size_is_refused() -> None:
+    nodes = [("ConvTranspose", "x v", "a"), ("Relu", "a", "t"), KERNEL]
+    graph = to_graph(build(nodes, {"v": (4, 6, 1, 1), "w": (5, 6, 1, 1)}, IMAGE))
+    find(graph, "t").shape = find(graph, "a").shape = [2, 7, 6, 6]
+    assert absorb.can(graph, find(graph, "t"), 1) == "'A' (ConvTranspose) has 6 channels, not 7"
+
+
 def test_a_gather_of_unknown_rank_is_refused() -> None:
     graph = to_graph(build([("Gather", "e ids", "t"), DENSE], {"e": (9, 8), "w": (8, 5)}, {"ids": (np.int64, (2, 3))}))
     find(graph, "ids").shape = None
