@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+import pytest
 
 from qcompiler import graph as graphs
 from qcompiler.emulation import runnable
@@ -101,3 +102,20 @@ def test_dequantized_weights_and_branches_are_emulated_too() -> None:
     for flag, factor in ((True, -1), (False, 2)):
         found = session.run({"x": X, "flag": np.array(flag)})["y"]
         np.testing.assert_allclose(found, factor * bf16(X) @ weight, rtol=2**-7, atol=1e-4)
+
+
+def halved(*nodes: Any, **weights: Any) -> Model:
+    proto = model(("Cast", "x", "h", {"to": 10}), *nodes, ("Cast", "r", "y", {"to": 1}), weights=weights, opset=21)
+    return Model(to_graph(proto), {}, None, 10)
+
+
+@pytest.mark.parametrize("optimize", [True, False])
+def test_fp16_rounds_and_overflows_also_where_onnx_runtime_by_itself_does_neither(optimize: bool) -> None:
+    wide, narrow = ((np.eye(4) * factor).astype(np.float16) for factor in (256, 1 / 256))
+    one = halved(("MatMul", "h wide", "m"), ("MatMul", "m narrow", "r"), wide=wide, narrow=narrow)
+    assert runnable(one) is one
+    session = Session(runnable(one, half=True), optimize=optimize)
+    rounded = session.run({"x": np.full((2, 4), 3.0007, np.float32)})["y"]
+    np.testing.assert_array_equal(rounded, np.full((2, 4), np.float16(3.0007), np.float32))
+    assert np.all(session.run({"x": np.full((2, 4), 250, np.float32)})["y"] == 250)
+    assert not np.any(np.isfinite(session.run({"x": np.full((2, 4), 260, np.float32)})["y"]))  # 260 * 256 overflows
