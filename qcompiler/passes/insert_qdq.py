@@ -5,6 +5,10 @@ stored as INT8 or FP8 E4M3, as the plan says, with a scale per output channel or
 disappears. Scales are FP32 scalars or vectors (amax / 127 or amax / 448) and zero points are zeros of the stored type,
 always written out: an omitted one means uint8.
 
+FP8 weights that read one activation and have one scale each (q, k and v; gate and up) share the largest of them:
+TensorRT-RTX multiplies them side by side, and if their scales differ it stores what it has summed as half, in which
+FP8 sums overflow, and scales it afterwards. E4M3 is as precise at half its range, so that costs nothing.
+
 A node that the plan gives an axis but no quantized precision keeps its activation: only its weight is stored as INT8.
 """
 
@@ -19,7 +23,7 @@ import onnx_graphsurgeon as gs
 
 from qcompiler import graph as graphs
 from qcompiler import linear, unsigned
-from qcompiler.numerics import LARGEST, STORED, format_of, quantize_weight
+from qcompiler.numerics import LARGEST, STORED, format_of, quantize_weight, weight_scales
 from qcompiler.pass_ import Changed, Fact, Note, Pass, Skipped
 from qcompiler.plan import Plan, Quantizer
 from qcompiler.target import DType
@@ -52,6 +56,7 @@ class InsertQDQ(Pass):
         """Edits the nodes that the plan quantizes, in graph order."""
         names = graphs.Names(graph)
         pairs: dict[str, gs.Variable] = {}
+        given = {**self.scales, **common_scales(graph, self.plan, self.scales)}
         for node in list(graph.nodes):
             precision = self.plan.precision(node.name)
             quantized = precision in _STORED
@@ -73,13 +78,38 @@ class InsertQDQ(Pass):
                 done = "weight stored as INT8"
             # DequantizeLinear commutes with Transpose and Reshape, so it stands at the initializer
             reader, index = (weight.chain[0], 0) if weight.chain else (node, 1)
-            axis, scales = self.plan.axes[node.name], self.scales.get(node.name)
-            graphs.set_input(reader, index, _weight(graph, names, weight.tensor, axis, stored, scales))
+            axis = self.plan.axes[node.name]
+            graphs.set_input(reader, index, _weight(graph, names, weight.tensor, axis, stored, given.get(node.name)))
             shift = self.corrections.get(node.name)
             if shift is not None and np.any(shift):
                 _add_bias(names, node, shift)
             yield Changed(node.name, done)
         graphs.sort(graph)
+
+
+def common_scales(
+    graph: gs.Graph, plan: Plan, scales: Mapping[str, NDArray[np.float32]]
+) -> dict[str, NDArray[np.float32]]:
+    """The scale of each FP8 weight that shares it with the other readers of its activation, by node name.
+
+    Args:
+        graph: float graph.
+        plan: only FP8 nodes whose weight has a single scale are looked at.
+        scales: by node name, the scales of weights where they are not amax / 448.
+    """
+    siblings: dict[str, dict[str, NDArray[np.float32]]] = {}
+    for node in graph.nodes:
+        if plan.precision(node.name) is not DType.FP8 or plan.axes.get(node.name, 0) is not None:
+            continue
+        weight = linear.weight_of(node)
+        if weight is not None and weight.index == 1:
+            own = scales.get(node.name)
+            own = weight_scales(weight.tensor.values, None, "fp8") if own is None else own
+            siblings.setdefault(node.inputs[0].name, {})[node.name] = own
+    found: dict[str, NDArray[np.float32]] = {}
+    for group in siblings.values():
+        found.update(dict.fromkeys(group, np.max(list(group.values()))))
+    return found
 
 
 def step(quantizer: Quantizer) -> float:

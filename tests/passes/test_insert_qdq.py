@@ -170,6 +170,27 @@ def test_given_scales_of_a_weight_are_stored_and_clip_it(dtype: DType, per_chann
     assert np.count_nonzero(np.abs(stored.astype(np.float32)) == top) >= (16 if per_channel and top == 448 else 1)
 
 
+def test_fp8_weights_that_read_one_activation_share_the_largest_of_their_single_scales() -> None:
+    values = weights(w1=(32, 16), w2=(32, 16), w3=(16, 16))
+    values["w2"] *= 3
+    proto = model(
+        ("MatMul", "x w1", "a"), ("MatMul", "x w2", "b"), ("Add", "a b", "c"), ("MatMul", "c w3", "y"),
+        inputs={"x": (6, 32)}, weights=values, opset=21,
+    )  # fmt: skip
+    largest = {name: np.float32(np.abs(w).max() / 448) for name, w in values.items()}
+
+    def scales_of(graph: gs.Graph) -> list[float]:
+        pairs = [graphs.producer(node(graph, name).inputs[1]) for name in "ABY"]
+        return [float(dq.inputs[1].values) for dq in pairs if dq is not None]
+
+    shared, _ = insert(proto, per_channel=False, dtype=DType.FP8)
+    np.testing.assert_allclose(scales_of(shared), [largest["w2"], largest["w2"], largest["w3"]], rtol=1e-6)
+    clipped, _ = insert(proto, per_channel=False, dtype=DType.FP8, scales={"B": largest["w1"] / 2})
+    np.testing.assert_allclose(scales_of(clipped), [largest["w1"], largest["w1"], largest["w3"]], rtol=1e-6)
+    integers, _ = insert(proto, per_channel=False)
+    np.testing.assert_allclose(scales_of(integers), [s * np.float32(448 / 127) for s in largest.values()], rtol=1e-6)
+
+
 @pytest.mark.parametrize("precision", [DType.FP16, None])
 def test_an_axis_without_a_quantized_precision_stores_only_the_weight(precision: DType | None) -> None:
     values = weights(w=(32, 16))
