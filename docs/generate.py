@@ -18,8 +18,8 @@ from typing import Any
 
 from qcompiler import calibrators, options, presets, spec
 from qcompiler.pass_ import Fact, spell
-from qcompiler.recipe import PRECISIONS, PRESETS, TABLES, Recipe
-from qcompiler.stages import READY
+from qcompiler.recipe import PRESETS, TABLES, Recipe
+from qcompiler.stages import NOT_READY
 from qcompiler.target import parse_target
 
 FOLDER = Path(__file__).resolve().parent
@@ -27,7 +27,7 @@ NOTE = "<!-- Made by docs/generate.py: change the code and run it, do not edit t
 CLI_INTRO = """\
 Progress and errors go to stderr. With `--json` stdout holds one JSON document and nothing else. Options stand over the
 recipe, the recipe stands over the defaults. [Data](data.md), [accuracy](accuracy.md), [engines](engines.md) and the
-[manifest](manifest.md) have pages of their own."""
+[manifest](manifest.md) have pages of their own; [my INT8 model is bad](bad_int8.md) puts the commands in order."""
 PASSES_INTRO = """\
 One rewrite a file, in `qcompiler/passes/`. [Writing passes](writing_passes.md) explains the contract.
 `qcompiler passes` prints this list, `qcompiler passes NAME` one of them.
@@ -54,9 +54,8 @@ def cli_page() -> str:
     for table, kind in TABLES.items():
         lines += [f"Below `[{table}]`. {kind.__doc__}", _list(_key(field) for field in dataclasses.fields(kind))]
     lines += [f"Presets, for `--recipe` and `--precision`: {_names(PRESETS)}."]
-    waiting = [name for name in PRECISIONS if name not in READY]
-    if waiting:
-        lines += [f"Planned and not in this release, refused with exit code 2: {_names(waiting)}."]
+    if NOT_READY:
+        lines += [f"Planned and not in this release, refused with exit code 2: {_names(NOT_READY)}."]
     return _join([*lines, "## Exit codes", _list(_exits())])
 
 

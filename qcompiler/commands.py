@@ -72,10 +72,15 @@ def verify(options: argparse.Namespace, view: View) -> None:
 
 def inspect(options: argparse.Namespace, view: View) -> None:
     """What is in a model."""
+    from qcompiler.atomic import check_writable, write_text
     from qcompiler.inspection import inspect
-    from qcompiler.report import terminal
+    from qcompiler.report import html, terminal
 
+    if options.report is not None:
+        check_writable(options.report)
     found = inspect(options.model, data=options.data, recipe=_recipe(options), progress=view.progress).to_json()
+    if options.report is not None:
+        write_text(options.report, html.inspection(found))
     view.people(*terminal.inspection(found, everything=options.all))
     view.result(found)
 

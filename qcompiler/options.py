@@ -145,6 +145,7 @@ def parser() -> _Parser:
     _recipe_file(inspect)
     inspect.add_argument("--target", metavar="T", help=_help("target"))
     inspect.add_argument("--samples", type=int, metavar="N", help=_help("samples"))
+    inspect.add_argument("--report", metavar="FILE.html", help="write everything as an HTML file too, with plots")
     inspect.add_argument("--all", action="store_true", help="list every node, also of large models")
 
     sensitivity = _command(
@@ -166,7 +167,7 @@ def parser() -> _Parser:
     sensitivity.add_argument("--samples", type=int, metavar="N", help=_help("samples"))
     sensitivity.add_argument("--target", metavar="T", help=_help("target"))
     sensitivity.add_argument("--keep", action="append", metavar="REGEX", help=f"{_help('keep')}; repeatable")
-    sensitivity.add_argument("--report", metavar="FILE.html", help="write the whole table as an HTML file too")
+    sensitivity.add_argument("--report", metavar="FILE.html", help="write all layers as an HTML file too")
     sensitivity.add_argument("--all", action="store_true", help="list every layer, also of large models")
 
     passes = _command(listed, "passes", commands.passes, "the graph rewrites and their options", "qcompiler passes")

@@ -295,6 +295,17 @@ def test_verify_compares_on_as_many_feeds_as_asked_for(
     assert json.loads(capfd.readouterr().out)["samples"] == 3
 
 
+def test_inspect_writes_a_report(
+    models: tuple[str, str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    report = tmp_path / "new" / "f.html"
+    assert main(["inspect", models[0], "--data", models[2], "--report", str(report), "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["file"] == "f.onnx"
+    assert "<h1>f.onnx</h1>" in report.read_text(encoding="utf8")
+    assert main(["inspect", models[0], "--report", str(report / "under.html")]) == 2
+    assert "cannot write 'under.html'" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("file", ["none.onnx", "broken.onnx"])
 def test_a_model_that_cannot_be_read_is_exit_code_3(
     models: tuple[str, str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str], file: str

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qcompiler.report.figures import decibel, number, percent
-from qcompiler.report.style import SCRIPT, STYLE
+from qcompiler.report.page import page, section, table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -40,17 +40,17 @@ def terminal(found: Row, *, everything: bool = False) -> Iterator[RenderableType
     yield formats
     before = _beginning(found["groups"])
     groups = found["groups"] if everything else found["groups"][:SHOWN]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    rows = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for column in _columns(found):
         words = column in ("layers", "helps")
-        table.add_column(
+        rows.add_column(
             column, overflow="fold", justify="left" if words else "right", min_width=20 if column == "layers" else None
         )
     for group in groups:
-        table.add_row(*(Text(cell) for cell in _cells(group, _names(found), before)))
+        rows.add_row(*(Text(cell) for cell in _cells(group, _names(found), before)))
     if before:
         yield Text(f"names of layers begin with {before}", style="dim")
-    yield table
+    yield rows
     if len(groups) < len(found["groups"]):
         yield Text(f"… and {len(found['groups']) - len(groups)} more: --all lists them", style="dim")
     yield Text(NOTE.format(first=_names(found)[0]), style="dim")
@@ -58,24 +58,23 @@ def terminal(found: Row, *, everything: bool = False) -> Iterator[RenderableType
 
 def html(found: Row) -> str:
     """The report as the text of an HTML file that needs nothing else. Everything from the model is escaped."""
-    intro = "".join(f'<p class="dim">{escape(line)}</p>' for line in _intro(found))
-    formats = _table(
-        ("format", "all layers in it (predicted)", "engine"),
-        [map(escape, map(str, _format(r))) for r in found["formats"]],
-    )
     names, budget = _names(found), float(found["budget_db"])
-    rows = [_shaded(group, names, budget) for group in found["groups"]]
-    search = '<input type="search" placeholder="find …" aria-label="find">'
-    groups = search + _table(_columns(found), rows)
-    note = escape(NOTE.format(first=names[0]))
-    title = escape(f"{found['file']}: sensitivity")
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{title}</title><style>{STYLE}</style></head><body><main>\n<h1>{title}</h1>{intro}"
-        f"<section><h2>Formats</h2>{formats}</section>\n"
-        f'<section><h2>Layers</h2><p class="dim">{note}</p>{groups}</section>\n'
-        f"</main><script>{SCRIPT}</script></body></html>\n"
+    title = f"{found['file']}: sensitivity"
+    lines = "".join(f'<p class="dim">{escape(line)}</p>' for line in _intro(found))
+    formats = [[escape(cell) for cell in _format(row)] for row in found["formats"]]
+    groups = [list(_shaded(group, names, budget)) for group in found["groups"]]
+    columns = _columns(found)
+    return page(
+        title,
+        (
+            f"<header><h1>{escape(title)}</h1>{lines}</header>",
+            section("Formats", "", table(("format", "all layers in it (predicted)", "engine"), formats, figures=(1,))),
+            section(
+                "Layers",
+                NOTE.format(first=names[0]),
+                table(columns, groups, figures=range(1, len(columns) - 1), find=True),
+            ),
+        ),
     )
 
 
@@ -139,12 +138,6 @@ def _shaded(group: Row, names: Sequence[str], budget: float) -> Iterator[str]:
             continue
         share = min(max((budget - value) / SHADED_DB, 0.1), 1.0)
         yield f'<span style="background:color-mix(in srgb,var(--poor) {60 * share:.0f}%,transparent)">{text}</span>'
-
-
-def _table(columns: Sequence[str], rows: Sequence[Iterator[str] | map[str]]) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in columns)
-    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>\n" for row in rows)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _figure(value: Any) -> str:
