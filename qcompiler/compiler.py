@@ -174,7 +174,7 @@ def _compile(
             plan=chosen.plan,
             safety=chosen.net,
             outliers=seen,
-            smoothing=smoothing.rows(smoothed),
+            smoothing=smoothing.rows(smoothed, run.smoothings),
             verification=verification,
             engine=built,
             profiles=[profile.to_json() for profile in profiles_of(run, observed, inputs)],

@@ -151,8 +151,8 @@ def _decided(name: str, readers: tuple[str, ...], choice: Choice, how: str) -> G
     return Group(name, readers, choice.alpha, how, why, choice.gain_db, choice.scales)
 
 
-def rows(decided: Sequence[Group]) -> dict[str, Any] | None:
-    """What the manifest says of smoothing; None where it was off."""
+def rows(decided: Sequence[Group], tried: Mapping[str, float]) -> dict[str, Any] | None:
+    """What the manifest says of smoothing; None where it was off. `tried`: SQNR in dB of each way that was compared."""
     if not decided:
         return None
     how = [group.how for group in decided]
@@ -171,6 +171,7 @@ def rows(decided: Sequence[Group]) -> dict[str, Any] | None:
         "folded": how.count("absorbed"),
         "inserted": how.count("inserted"),
         "skipped": how.count(""),
+        "tried": {label: round(reached, 2) for label, reached in tried.items()},
     }
 
 

@@ -5,24 +5,26 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qcompiler import calibrators, came, decide, ranges, record, shapes, smoothing
+from qcompiler import attempts, calibrators, came, decide, ranges, record, shapes, smoothing
 from qcompiler import graph as graphs
 from qcompiler import model as models
 from qcompiler.artefacts import Paths, workshop
 from qcompiler.atomic import check_writable
+from qcompiler.attempts import Attempt
 from qcompiler.choose import AUTO, Chosen, choose
 from qcompiler.data import Data, Inputs, Source, open_source
 from qcompiler.engines import Engine, EngineFile, Profile
 from qcompiler.equivalence import Gate, refuse_not_finite
 from qcompiler.errors import AccuracyError, EngineError, UsageError
 from qcompiler.macs import LINEAR
+from qcompiler.numerics import format_of
 from qcompiler.observe import Observations, observe
 from qcompiler.pass_ import Pass, Pipeline, Report
 from qcompiler.passes.high_precision import HighPrecision
@@ -48,6 +50,7 @@ KEPT_FEEDS = 16  # samples that outlive the data run, for the safety net, the ra
 RANGE_FEEDS = 4
 GATE_FEEDS = 2
 PROBE_FEEDS = 2
+TRIAL_FEEDS = 4
 STEP_DB = 3.0  # how much closer to float the next try aims where a gate was missed
 MOST_DB = 60.0
 NOT_READY = ("int8-weight", "int4-weight")
@@ -70,6 +73,7 @@ class Run:
     equivalence: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     released: dict[str, str] = field(default_factory=dict)
+    smoothings: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def stage(self, name: str, total: float | None = None) -> Iterator[Callable[[float], None]]:
@@ -205,45 +209,92 @@ def smooth(
     wanted, formats = run.recipe.smooth_quant, run.recipe.formats()
     if not formats or not observed.kept or (wanted.alpha == "off" and not wanted.layers):
         return normal, ()
+    groups = came.smoothable(decide.by_activation(found))
+    products = [name for name, members in groups.items() if members[0].op in smoothing.PRODUCTS]
+    if not products:
+        return normal, ()
+    fresh = sum(map(len, groups.values())) == len(found)  # else what came quantized cannot be tried out here
     with run.stage("smooth"):
-        groups = came.smoothable(decide.by_activation(found))
-        products = [name for name, members in groups.items() if members[0].op in smoothing.PRODUCTS]
-        decided = smoothing.plan(
-            normal,
-            groups,
-            record.rows(normal, products, observed.kept),
-            observed.outliers,
-            wanted,
-            format="int8" if DType.INT8 in formats else "fp8",
-            calibrator=run.recipe.calibrator,
-            per_channel=run.recipe.weight_granularity == "channel",
-            feeds=observed.kept[:PROBE_FEEDS],
-        )
-        scales = {group.tensor: group.scales for group in decided if group.alpha is not None}
-        if not scales:
-            return normal, tuple(decided)
+        rows = record.rows(normal, products, observed.kept)
         gate = Gate(normal, observed.kept[:GATE_FEEDS])
-        smoothed = models.copy(normal)
-        one = SmoothQuant(scales, insert=wanted.insert, split=True)
-        report = one(smoothed.graph)
-        error = gate.check(one, report, smoothed)
-        if error is not None:
-            run.equivalence[report.name] = error
-        run.reports.append(report)
-        names = watched(smoothed, candidates(run, smoothed)[0])
-        observed.histograms.update(smoothing.observed_again(normal, smoothed, observed, names, decided))
+
+        def attempt(alpha: str | float) -> Attempt:
+            return _smoothed(run, normal, found, observed, watched, rows, gate, alpha, compare=fresh)
+
+        if wanted.alpha == "auto" and fresh:
+            best, tried = attempts.best(attempt)
+        else:
+            best, tried = attempt(wanted.alpha), []
+    run.smoothings = {one.label: one.sqnr_db for one in tried}
+    if best.report is not None:
+        run.reports.append(best.report)
+        observed.histograms.update(best.histograms)
+    if best.error is not None and best.report is not None:
+        run.equivalence[best.report.name] = best.error
     models.forget_pages(normal)
     return_freed_memory()
-    return smoothed, tuple(decided)
+    return best.model, best.groups
+
+
+def _smoothed(
+    run: Run,
+    normal: models.Model,
+    found: Sequence[decide.Candidate],
+    observed: Observations,
+    watched: Callable[[models.Model, Sequence[decide.Candidate]], Sequence[str]],
+    rows: Mapping[str, record.Rows],
+    gate: Gate,
+    alpha: str | float,
+    *,
+    compare: bool,
+) -> Attempt:
+    """One way of smoothing; measured where it will be compared with others."""
+    recipe = run.recipe
+    dtype = DType.INT8 if DType.INT8 in recipe.formats() else DType.FP8
+    per_channel = recipe.weight_granularity == "channel" if dtype is DType.INT8 else run.target.fp8_per_channel
+    decided = smoothing.plan(
+        normal,
+        came.smoothable(decide.by_activation(found)),
+        rows,
+        observed.outliers,
+        dataclasses.replace(recipe.smooth_quant, alpha=alpha),
+        format=format_of(dtype),
+        calibrator=recipe.calibrator,
+        per_channel=per_channel,
+        feeds=observed.kept[:PROBE_FEEDS],
+    )
+    scales = {group.tensor: group.scales for group in decided if group.alpha is not None}
+    model, report, error, again = normal, None, None, {}
+    if scales:
+        model = models.copy(normal)
+        one = SmoothQuant(scales, insert=recipe.smooth_quant.insert, split=True)
+        report = one(model.graph)
+        error = gate.check(one, report, model)
+        found = candidates(run, model)[0]
+        again = smoothing.observed_again(normal, model, observed, watched(model, found), decided)
+    reached = (
+        attempts.measure(
+            model,
+            found,
+            {**observed.histograms, **again},
+            observed.kept[:TRIAL_FEEDS],
+            dtype=dtype,
+            calibrator=recipe.calibrator,
+            per_channel=per_channel,
+        )
+        if compare and recipe.smooth_quant.alpha == "auto"
+        else float("nan")
+    )
+    return Attempt(str(alpha), tuple(decided), model, again, report, error, reached)
 
 
 def open_stored(normal: models.Model, found: Sequence[decide.Candidate]) -> models.Model:
-    """The model in which candidates read floats, also where their weights or activations came quantized."""
-    if all(candidate.scales is None and candidate.amax is None for candidate in found):
+    """The model with the weights that came quantized as floats, while formats are chosen."""
+    if all(one.scales is None and one.amax is None for one in found):
         return normal
-    model = models.copy(normal)
-    came.opened(model.graph, found)
-    return model
+    opened = models.copy(normal)
+    came.opened(opened.graph, found)
+    return opened
 
 
 def choose_plan(
