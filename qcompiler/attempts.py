@@ -92,7 +92,7 @@ def measure(
     ranges = {name: [method.range(histograms[name]) for method in methods] for name in groups}
     shifts = Shifts(model, groups, ranges, feeds, per_channel=per_channel)
     simulator = Simulator(model, groups, shifts, per_channel=per_channel, dtypes=(dtype,))
-    probe = sensitivity._Measure(simulator, feeds, len(feeds), None)
+    probe = sensitivity.Measure(simulator, feeds, len(feeds), None)
     return max(
         sensitivity.sqnr_db(probe.noise({name: Use(dtype, offered[i]) for name, offered in ranges.items()}))
         for i in range(len(methods))

@@ -1,4 +1,4 @@
-"""From what was observed to the plan: ranges by the calibrator, small layers out, and the safety net over the rest."""
+"""From what was observed to the plan: small layers out, formats and ranges on offer, and the safety net over them."""
 
 from __future__ import annotations
 
@@ -10,26 +10,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from qcompiler import attention, calibrators, came, decide, outputs, pairs
+from qcompiler import attention, calibrators, came, cost, decide, outputs, pairs
 from qcompiler import graph as graphs
 from qcompiler import model as models
 from qcompiler.bias import Shifts
 from qcompiler.data import Feeds
 from qcompiler.decide import Candidate, Refusal
 from qcompiler.macs import Shapes, concrete_shapes
+from qcompiler.numerics import format_of
 from qcompiler.observe import Observations
 from qcompiler.plan import Decision, Plan, Quantizer
 from qcompiler.recipe import Recipe
-from qcompiler.sensitivity import ENOUGH, FEW, Advance, Limits, SafetyNet, search, sqnr_db
-from qcompiler.simulate import Simulator
+from qcompiler.sensitivity import ENOUGH, FEW, HIGH, Advance, Limits, Prices, SafetyNet, search, sqnr_db
+from qcompiler.simulate import Simulator, Use
 from qcompiler.statistics import Histogram
-from qcompiler.target import DType, Target
+from qcompiler.target import DType, Target, lacking_fp8
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 AUTO = "auto"
 AUTO_RANGES = ("mse", "percentile{p=99.99}", "percentile{p=99.999}", "minmax", "percentile{p=99.9}")
+FP8_RANGES = ("mse{format=fp8}", "minmax")  # of a grid that spans 15 octaves
 USELESS_DB = 8.0
 
 
@@ -41,7 +43,7 @@ class Chosen:
         plan: every linear node's precision.
         net: what the safety net did.
         corrections: by node name, what bias correction adds to its output channels.
-        scales: by node name, scales of its weight where they are not amax / 127.
+        scales: by node name, scales of its INT8 weight where they are not amax / 127.
     """
 
     plan: Plan
@@ -80,27 +82,62 @@ def choose(
         small = [r for r in small if r.rule != "gemv" or r.op not in ("MatMul", "Gemm")]
     out = {refusal.node for refusal in small}
     groups = decide.by_activation(c for c in found if c.node not in out)
-    ranges, spelled = offered(recipe.calibrator, {name: observed.histograms[name] for name in groups})
-    came.pin(ranges, spelled, groups)
-    group_macs = {name: sum(macs[c.node] for c in members) for name, members in groups.items()}
+    offers, spelled = _offers(recipe, target, groups, observed.histograms)
+    dtypes = tuple(dict.fromkeys(use.dtype for uses in offers.values() for use in uses))
     per_channel = recipe.weight_granularity == "channel"
+    fp8_per_channel = per_channel and target.fp8_per_channel
     scales = came.given(found, per_channel=per_channel)
-    seen = outputs.spans(observed.histograms) if target.unsigned_activations else None
-    shifts = Shifts(model, groups, ranges, observed.kept, per_channel=per_channel, spans=seen, scales=scales)
-    simulator = Simulator(model, groups, shifts, per_channel=per_channel, scales=scales) if groups else None
-    net = _cast(simulator, shapes, observed.kept, ranges, group_macs, sum(macs.values()), recipe, advance)
-    plan = _plan(model.graph, groups, [*refused, *small], net, macs, target, nodes, observed.histograms, recipe)
+    shifts = Shifts(
+        model,
+        groups,
+        _ranges(offers, DType.INT8),
+        observed.kept,
+        fp8=_ranges(offers, DType.FP8) if DType.FP8 in dtypes else None,
+        fp8_per_channel=fp8_per_channel,
+        per_channel=per_channel,
+        spans=outputs.spans(observed.histograms) if target.unsigned_activations else None,
+        scales=scales,
+    )
+    simulator = (
+        Simulator(
+            model,
+            groups,
+            shifts,
+            per_channel=per_channel,
+            dtypes=dtypes,
+            fp8_per_channel=fp8_per_channel,
+            scales=scales,
+        )
+        if groups
+        else None
+    )
+    group_macs = {name: sum(macs[c.node] for c in members) for name, members in groups.items()}
+    prices = Prices(group_macs, sum(macs.values()))
+    costs: cost.Costs | None = None
+    if recipe.precision.startswith(AUTO) and target.engine != "onnxruntime" and groups:
+        usual = _shapes_at(model.graph, observed, recipe, 1, cost.tensors(model.graph, found))
+        costs = cost.Costs(model.graph, usual, target, per_channel=per_channel, fp8_per_channel=fp8_per_channel)
+        prices = Prices(prices.macs, prices.total, _seconds(costs, groups, offers, target.high_precision))
+    net = _cast(simulator, shapes, observed.kept, offers, prices, recipe, advance)
+    where = costs.where if costs is not None else ""
+    plan = _plan(model.graph, groups, [*refused, *small], net, macs, target, nodes, observed.histograms, where)
     plan.quantizers = {
         name: Quantizer(
-            name, DType.INT8, net.amax[name], spelled[name][ranges[name].index(net.amax[name])],
+            name,
+            net.formats[name],
+            net.amax[name],
+            spelled[name][Use(net.formats[name], net.amax[name])],
             observed.histograms[name].amax,
         )
         for name in groups
         if name not in net.restored
-    }  # fmt: skip
+    }
     kept = [c for name in plan.quantizers for c in groups[name]]
-    plan.axes = {c.node: c.axis if per_channel else None for c in kept}
-    corrections = {c.node: shifts.of(c, net.amax[c.activation]) for c in kept if shifts.can(c)}
+    channels = {DType.INT8: per_channel, DType.FP8: fp8_per_channel}
+    plan.axes = {c.node: c.axis if channels[net.formats[c.activation]] else None for c in kept}
+    corrections = {
+        c.node: shifts.of(c, net.amax[c.activation], net.formats[c.activation]) for c in kept if shifts.can(c)
+    }
     if target.quantize_outputs:
         plan = outputs.add(
             plan,
@@ -123,32 +160,84 @@ def choose(
         calibrator=outputs.RANGES if recipe.calibrator == AUTO else recipe.calibrator,
         target_db=recipe.safety.target_sqnr_db,
         per_channel=per_channel,
-        largest=_largest(model, observed, recipe) if recipe.attention == "int8" else None,
+        largest=_shapes_at(model.graph, observed, recipe, -1, attention.tensors(model.graph))
+        if recipe.attention == "int8"
+        else None,
     )
     plan, corrections = pairs.extend(plan, corrections, setting)
     return Chosen(plan, net, corrections, scales)
 
 
-def _largest(model: models.Model, observed: Observations, recipe: Recipe) -> Shapes:
-    """Shapes of the tensors of attentions at the largest input of the optimization profile."""
-    inputs = {tensor.name: (graphs.dtype_of(tensor), graphs.shape_of(tensor)) for tensor in model.graph.inputs}
-    most: dict[str, tuple[int, ...]] = {name: three.max for name, three in observed.shapes.profiles(inputs).items()}
-    most.update({name: three[-1] for name, three in (recipe.shapes or {}).items()})
-    feeds = {name: np.resize(array, most.get(name, np.shape(array))) for name, array in observed.kept[0].items()}
-    return concrete_shapes(model.graph, feeds, attention.tensors(model.graph))
+def _shapes_at(graph: gs.Graph, observed: Observations, recipe: Recipe, which: int, names: Sequence[str]) -> Shapes:
+    """Shapes of tensors at the smallest (0), usual (1) or largest (-1) input of the optimization profile."""
+    inputs = {tensor.name: (graphs.dtype_of(tensor), graphs.shape_of(tensor)) for tensor in graph.inputs}
+    wanted: dict[str, tuple[int, ...]] = {
+        name: (three.min, three.opt, three.max)[which] for name, three in observed.shapes.profiles(inputs).items()
+    }
+    wanted.update({name: three[which] for name, three in (recipe.shapes or {}).items()})
+    feeds = {name: np.resize(array, wanted.get(name, np.shape(array))) for name, array in observed.kept[0].items()}
+    return concrete_shapes(graph, feeds, names)
 
 
 def offered(
-    calibrator: str, histograms: Mapping[str, Histogram]
+    calibrator: str, histograms: Mapping[str, Histogram], dtype: DType = DType.INT8
 ) -> tuple[dict[str, list[float]], dict[str, list[str]]]:
     """Clipping ranges to choose from by tensor, best guess first, and the calibrator that each came from.
 
-    `auto` offers several, any other calibrator its own one only.
+    `auto` offers several, any other calibrator its own one only; that of least error works on the grid of the format.
     """
-    texts = AUTO_RANGES if calibrator == AUTO else (calibrator,)
-    methods = [calibrators.parse(text) for text in texts]
+    several = FP8_RANGES if dtype is DType.FP8 else AUTO_RANGES
+    methods = [calibrators.parse(text) for text in (several if calibrator == AUTO else (calibrator,))]
+    methods = [calibrators.MSE(format_of(dtype)) if isinstance(one, calibrators.MSE) else one for one in methods]
     ranges = {name: [method.range(histogram) for method in methods] for name, histogram in histograms.items()}
     return ranges, {name: [str(method) for method in methods] for name in histograms}
+
+
+def _offers(
+    recipe: Recipe,
+    target: Target,
+    groups: Mapping[str, Sequence[Candidate]],
+    histograms: Mapping[str, Histogram],
+) -> tuple[dict[str, list[Use]], dict[str, dict[Use, str]]]:
+    """Formats and ranges to choose from by activation, and the calibrator behind each; INT8 only for what came so."""
+    formats = recipe.formats()
+    if lacking_fp8(target) and len(formats) > 1:
+        formats = tuple(dtype for dtype in formats if dtype is not DType.FP8)
+    fixed = {
+        name for name, members in groups.items() if any(c.scales is not None or c.amax is not None for c in members)
+    }
+    offers: dict[str, list[Use]] = {name: [] for name in groups}
+    spelled: dict[str, dict[Use, str]] = {name: {} for name in groups}
+    for dtype in dict.fromkeys([*formats, *([DType.INT8] if fixed else [])]):
+        own = {name: members for name, members in groups.items() if name in fixed or dtype in formats}
+        own = {name: members for name, members in own.items() if name not in fixed or dtype is DType.INT8}
+        ranges, texts = offered(recipe.calibrator, {name: histograms[name] for name in own}, dtype)
+        came.pin(ranges, texts, own)
+        for name in own:
+            for amax, text in zip(ranges[name], texts[name], strict=True):
+                offers[name].append(Use(dtype, amax))
+                spelled[name].setdefault(Use(dtype, amax), text)
+    return offers, spelled
+
+
+def _ranges(offers: Mapping[str, Sequence[Use]], dtype: DType) -> dict[str, list[float]]:
+    return {name: [use.amax for use in uses if use.dtype is dtype] for name, uses in offers.items()}
+
+
+def _seconds(
+    costs: cost.Costs,
+    groups: Mapping[str, Sequence[Candidate]],
+    offers: Mapping[str, Sequence[Use]],
+    high: DType,
+) -> dict[str, dict[str, float]]:
+    """What each group costs in each of its formats, and in high precision."""
+    return {
+        name: {
+            HIGH: costs.seconds(name, members, high),
+            **{str(use.dtype): costs.seconds(name, members, use.dtype) for use in offers[name]},
+        }
+        for name, members in groups.items()
+    }
 
 
 def _enough(shapes: Shapes, groups: Iterable[str], times: int, most: int) -> int:
@@ -161,9 +250,8 @@ def _cast(
     simulator: Simulator | None,
     shapes: Shapes,
     feeds: Sequence[Feeds],
-    ranges: Mapping[str, Sequence[float]],
-    macs: Mapping[str, int],
-    total: int,
+    offers: Mapping[str, Sequence[Use]],
+    prices: Prices,
     recipe: Recipe,
     advance: Advance | None,
 ) -> SafetyNet:
@@ -178,9 +266,10 @@ def _cast(
         useless_db=USELESS_DB,
         few=_enough(shapes, groups, 1, FEW) if recipe.calibrator == AUTO else 1,
         range_groups=recipe.safety.range_groups,
+        high=not recipe.everything,
     )
     whole = _enough(shapes, groups, 2, recipe.safety.samples)
-    return search(simulator, feeds[:whole], ranges, macs, total, limits, advance)
+    return search(simulator, feeds[:whole], offers, prices, limits, advance)
 
 
 def _plan(
@@ -192,16 +281,16 @@ def _plan(
     target: Target,
     nodes: Mapping[str, gs.Node],
     histograms: Mapping[str, Histogram],
-    recipe: Recipe,
+    where: str,
 ) -> Plan:
     """All decisions in graph order."""
     high = target.high_precision
     came = decide.existing(graph)
     decisions = {r.node: decide.decision(r, _unquantized(r, came, high), macs.get(r.node, 0)) for r in refused}
     for activation, members in groups.items():
-        figures = _figures(activation, net, histograms[activation])
+        figures = _figures(activation, net, histograms[activation], high)
         for c in members:
-            decisions[c.node] = _decide(c, activation, net, macs[c.node], high, figures)
+            decisions[c.node] = _decide(c, activation, net, macs[c.node], high, figures, where)
     plan = Plan()
     for name in sorted(decisions, key=_order(nodes)):
         plan.add(decisions[name])
@@ -216,25 +305,64 @@ def _unquantized(refusal: Refusal, came: Plan, high: DType) -> DType:
 
 
 def _decide(
-    candidate: Candidate, activation: str, net: SafetyNet, macs: int, high: DType, figures: Mapping[str, float]
+    candidate: Candidate,
+    activation: str,
+    net: SafetyNet,
+    macs: int,
+    high: DType,
+    figures: Mapping[str, float],
+    where: str,
 ) -> Decision:
     alone = figures.get("alone_sqnr_db")
+    costs = net.costs.get(activation, {})
+    prices = _prices(net, activation, high, where)
+    if activation in net.restored and costs and costs[HIGH] <= min(costs.values()):
+        why = f"no format is faster than {high} here{_compared(net, activation)}{prices}"
+        return Decision(candidate.node, candidate.op, high, "cost", why, macs, figures)
     if activation in net.restored:
         reached = net.curve[-1]
+        formats = " or ".join(sorted({one.upper() for one in net.formats.values()}, reverse=True))
         why = (
             f"quantized alone it leaves {alone:.1f} dB at the outputs; with {len(net.restored)} such groups in "
-            f"{high} the model reaches {reached.sqnr_db:.1f} dB with {reached.share:.0%} of MACs in INT8"
+            f"{high} the model reaches {reached.sqnr_db:.1f} dB with {reached.share:.0%} of MACs in {formats}"
         )
+        why += _compared(net, activation) + prices
         return Decision(candidate.node, candidate.op, high, "sensitive", why, macs, figures)
     effect = "" if alone is None else f", alone {alone:.1f} dB at the outputs"
     why = f"constant weight, activation '{activation}' clipped at {net.amax[activation]:.4g}{effect}"
-    return Decision(candidate.node, candidate.op, DType.INT8, "linear", why, macs, figures)
+    why += _compared(net, activation) + prices
+    return Decision(candidate.node, candidate.op, net.formats[activation], "linear", why, macs, figures)
 
 
-def _figures(activation: str, net: SafetyNet, histogram: Histogram) -> dict[str, float]:
+def _compared(net: SafetyNet, activation: str) -> str:
+    """The noise of each format, where there was a choice."""
+    noises = net.alone.get(activation, {})
+    if len(noises) < 2:
+        return ""
+    return "; " + ", ".join(f"{dtype}: alone {sqnr_db(noise):.1f} dB" for dtype, noise in noises.items())
+
+
+def _prices(net: SafetyNet, activation: str, high: DType, where: str) -> str:
+    """The cost of each type, where costs were compared."""
+    if activation not in net.costs:
+        return ""
+    costs = sorted(net.costs[activation].items(), key=lambda one: one[1])
+    return (
+        "; costs " + ", ".join(f"{time * 1e6:.1f} us in {_type(name, high)}" for name, time in costs) + f" on {where}"
+    )
+
+
+def _type(name: str, high: DType) -> str:
+    return str(high) if name == HIGH else name
+
+
+def _figures(activation: str, net: SafetyNet, histogram: Histogram, high: DType) -> dict[str, float]:
     figures = {"amax": net.amax[activation], "observed_amax": float(histogram.amax)}
     if activation in net.noise:
         figures["alone_sqnr_db"] = round(sqnr_db(net.noise[activation]), 3)
+    if activation in net.costs:
+        figures |= {f"{dtype}_db": round(sqnr_db(noise), 3) for dtype, noise in net.alone[activation].items()}
+        figures |= {f"{_type(name, high)}_us": round(time * 1e6, 3) for name, time in net.costs[activation].items()}
     return figures
 
 

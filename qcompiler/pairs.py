@@ -80,9 +80,9 @@ def extend(plan: Plan, corrections: Corrections, setting: Setting) -> tuple[Plan
         setting: everything else.
     """
     graph, target = setting.model.graph, setting.target
-    quantized = {decision.node for decision in plan.quantized()}
+    quantized = {decision.node for decision in plan.quantized() if decision.precision is DType.INT8}
     chosen, refused = placement.shortcuts(graph, target, quantized)
-    try_groups = target.share_scales and bool(placement.scale_groups(graph, plan.quantizers))
+    try_groups = target.share_scales and bool(placement.scale_groups(graph, _int8(plan)))
     whole, told = _attentions(plan, setting)
     measure = _Measure(setting.model, setting.feeds[: setting.few]) if chosen or try_groups or whole else None
     decisions = [*told, *(decide.decision(refusal, target.high_precision, 0) for refusal in refused)]
@@ -210,7 +210,7 @@ def _with_shared(
     plan: Plan, corrections: Corrections, setting: Setting, measure: _Measure, allowed: float
 ) -> tuple[Plan, Corrections]:
     """As many groups with one range as accuracy allows, those with the most similar ranges first."""
-    found = placement.scale_groups(setting.model.graph, plan.quantizers)
+    found = placement.scale_groups(setting.model.graph, _int8(plan))
     found.sort(key=lambda names: _spread([plan.quantizers[name].amax for name in names]))
 
     def first(count: int) -> tuple[Plan, Corrections]:
@@ -223,6 +223,11 @@ def _with_shared(
         return shared, {**corrections, **_corrected(shared, changed, corrections, setting)}
 
     return first(largest(len(found), lambda count: measure(*first(count)) >= allowed))
+
+
+def _int8(plan: Plan) -> list[str]:
+    """Names of the tensors with an INT8 pair; FP8 has none on shortcuts, and no two formats share a scale."""
+    return [name for name, quantizer in plan.quantizers.items() if quantizer.dtype is DType.INT8]
 
 
 def _spread(amax: Sequence[float]) -> float:

@@ -1,41 +1,53 @@
-"""The safety net: which layers must not be quantized for the outputs to stay close to the float model's.
+"""The safety net: which layers must not be quantized, or not in the cheapest format, for the outputs to stay close.
 
-1. All candidates are quantized at once on a few samples. Where the outputs are close enough, nothing else is done.
-2. Else every group of layers is quantized alone and the noise it sends to the outputs is measured. Where several
-   clipping ranges are offered for its activation, the worst groups try them all and keep the one with the least noise:
-   what is best for the tensor is not always best for the outputs.
-3. Noise powers of independent layers add up, so layers are given back to high precision by noise removed per
-   multiply-accumulate until the predicted noise meets the target; the prediction is corrected by a real run and the
-   choice repeated. It stops where too little would be left in INT8, unless the outputs are useless even there.
+1. All candidates are quantized at once on a few samples. Where there is one format and the outputs are close enough,
+   nothing else is done.
+2. Else every group of layers is quantized alone, in each format, and the noise it sends to the outputs is measured.
+   Where several clipping ranges are offered for its activation, the worst groups try them all and keep the one with the
+   least noise: what is best for the tensor is not always best for the outputs. A model too large to run that often is
+   measured in blocks of groups, and the loudest block is halved as long as there is time.
+3. Noise powers of independent layers add up. Every group starts in its cheapest format; then the change that removes
+   most noise per cost (a better format, or high precision) is made, and the next, until the predicted noise meets the
+   target; the prediction is corrected by a real run and the choice repeated. It stops where too little would be left
+   quantized, unless the outputs are useless even there.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qcompiler import numerics
 from qcompiler.session import Feeds
-from qcompiler.simulate import Simulator, Use
+from qcompiler.simulate import Simulator, Use, Uses
 from qcompiler.target import DType
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Advance = Callable[[int], None]
-Ranges = Mapping[str, Sequence[float]]
+Offers = Mapping[str, Sequence[Use]]
+Noises = dict[str, dict[DType, float]]
+Chosen = dict[str, "Use | None"]  # by group; None is high precision
+HIGH = "high"  # the key of high precision among costs
 ROUNDS = 8
 FEW = 4  # samples for single groups at most; less than that picks other ranges from one time to the next
 ENOUGH = 8_000_000  # activation elements that are as good as more samples: a page of text lines, 4 sentences
+WORK = (
+    1_500_000_000_000  # multiply-accumulates that single groups, and their ranges, may take: half a minute on 2 cores
+)
+LEAST = 16  # measurements that are made all the same
 NOTHING = 1e-20  # noise-to-signal power below which two results are called equal (200 dB)
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One plan that was tried: share of MACs in INT8 (0..1) and the SQNR of the outputs in dB."""
+    """One plan that was tried: share of MACs that are quantized (0..1) and the SQNR of the outputs in dB."""
 
     share: float
     sqnr_db: float
@@ -46,11 +58,18 @@ class SafetyNet:
     """What the search did.
 
     Attributes:
-        amax: clipping range of every group that stays quantized or not, by activation tensor.
-        noise: noise-to-signal power that each group alone sends to the outputs, by activation tensor; empty where all
-            groups together were good enough.
-        restored: activation tensors of the groups that go back to high precision, in the order of the choice.
-        curve: the plans that were really run, the first with everything quantized.
+        amax: clipping range of every group, by activation tensor: the one it uses, or would have used.
+        formats: INT8 or FP8 of every group in the same way.
+        noise: noise-to-signal power that each group alone sends to the outputs in that format, by activation tensor;
+            empty where all groups together were good enough.
+        alone: the same for each format that was tried, and `uses` the range that goes with it.
+        uses: by activation tensor and format, how it would be quantized.
+        restored: activation tensors of the groups that go back to high precision, in the order of the choice; where
+            costs were given, those first whose cheapest type is high precision.
+        costs: what each format of each group costs, in seconds; the key "high" is high precision; empty where
+            multiply-accumulates are the cost.
+        blocks: how many groups were measured only as part of a block.
+        curve: the plans that were really run; the first with everything as cheap as possible.
         target_db: what was aimed at.
         met: whether the last plan meets it.
         runs: how often the model was run.
@@ -63,6 +82,11 @@ class SafetyNet:
     target_db: float = 0.0
     met: bool = True
     runs: int = 0
+    formats: dict[str, DType] = field(default_factory=dict)
+    alone: Noises = field(default_factory=dict)
+    uses: dict[str, dict[DType, Use]] = field(default_factory=dict)
+    costs: dict[str, dict[str, float]] = field(default_factory=dict)
+    blocks: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,10 +95,12 @@ class Limits:
 
     Attributes:
         target_db: SQNR of the outputs to reach.
-        min_share: share of the model's MACs that stays INT8 even where the target is not reached.
+        min_share: share of the model's MACs that stays quantized even where the target is not reached.
         useless_db: SQNR below which `min_share` gives way as well: fast and wrong is of no use to anybody.
         few: samples that single groups are measured on.
         range_groups: how many of the noisiest groups try the other ranges that are offered.
+        high: whether groups may go to high precision at all.
+        work: multiply-accumulates that may be spent on single groups, and again on their ranges.
     """
 
     target_db: float
@@ -82,54 +108,128 @@ class Limits:
     useless_db: float
     few: int = FEW
     range_groups: int = 0
+    high: bool = True
+    work: int = WORK
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What the search trades accuracy for.
+
+    Attributes:
+        macs: multiply-accumulates of each group, by activation tensor.
+        total: those of the whole model, groups or not.
+        seconds: by activation tensor and format ("high" for high precision): time of the group; empty where
+            multiply-accumulates in high precision are what is to be saved.
+    """
+
+    macs: Mapping[str, int]
+    total: int
+    seconds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    def of(self, group: str, use: Use | None) -> float:
+        """The cost of a group in a format, or in high precision."""
+        if self.seconds:
+            return self.seconds[group][HIGH if use is None else str(use.dtype)]
+        return float(max(self.macs[group], 1)) if use is None else 0.0
+
+    def share(self, chosen: Chosen) -> float:
+        """Share of the model's multiply-accumulates that are quantized, 0..1."""
+        return sum(self.macs[group] for group, use in chosen.items() if use) / self.total if self.total else 0.0
 
 
 def search(
     simulator: Simulator,
     feeds: Sequence[Feeds],
-    ranges: Ranges,
-    macs: Mapping[str, int],
-    total_macs: int,
+    offers: Offers,
+    prices: Prices,
     limits: Limits,
     advance: Advance | None = None,
 ) -> SafetyNet:
-    """Chooses the groups that go back to high precision, and the ranges of the others.
+    """Chooses the groups that go back to high precision, and the formats and ranges of the others.
 
     Args:
         simulator: the float model with a switch per group.
         feeds: samples to measure on; single groups are measured on `limits.few` of them.
-        ranges: clipping ranges to choose from, by activation tensor; the first is the calibrator's own.
-        macs: multiply-accumulates of each group, by activation tensor.
-        total_macs: those of the whole model, groups or not.
+        offers: formats and clipping ranges to choose from, by activation tensor; of each format, the first is the
+            calibrator's own, and all tensors list the same calibrators in the same order.
+        prices: costs and shares.
         limits: when to stop.
         advance: called with the number of runs done.
     """
-    measure = _Measure(simulator, feeds, limits.few, advance)
-
-    def share(restored: Collection[str]) -> float:
-        return sum(macs[group] for group in ranges if group not in restored) / total_macs if total_macs else 0.0
-
-    amax, everything = _best_start(measure, ranges)
-    curve = [Step(share(()), sqnr_db(everything))]
-    if not amax or everything <= power(limits.target_db):
-        return SafetyNet(amax, {}, (), tuple(curve), limits.target_db, met=True, runs=measure.runs)
-    alone = {group: measure.noise({group: value}, few=True) for group, value in amax.items()}
-    starts = [(amax, alone, everything)]
-    refined, quieter = _refine(measure, ranges, amax, alone, limits.range_groups)
-    if refined != amax:  # ranges that are best alone need not be so together
-        starts.append((refined, quieter, measure.noise(refined)))
+    measure = Measure(simulator, feeds, limits.few, advance)
+    formats = list(dict.fromkeys(use.dtype for offered in offers.values() for use in offered))
+    best: dict[str, dict[DType, Use]] = {group: {} for group in offers}
+    everything = 0.0
+    for dtype in formats:
+        plan, everything = _best_start(measure, offers, dtype)
+        for group, use in plan.items():
+            best[group][dtype] = use
+    first = _cheapest(best, {}, prices, limits)
+    if len(formats) > 1 or prices.seconds:
+        everything = measure.noise(_quantized(first))
+    curve = [Step(prices.share(first), sqnr_db(everything))]
+    if not best or (len(formats) == 1 and everything <= power(limits.target_db)):
+        return _net(first, best, {}, prices, limits, curve, measure.runs)
+    runs = max(LEAST, limits.work // max(prices.total * measure.few, 1))
+    alone: Noises = {group: {} for group in best}
+    blocks = 0
+    for dtype in formats:
+        plan = {group: uses[dtype] for group, uses in best.items() if dtype in uses}
+        noises, shared = _alone(measure, plan, prices.macs, runs // len(formats))
+        blocks = max(blocks, shared)
+        for group, noise in noises.items():
+            alone[group][dtype] = noise
+    starts = [(best, alone)]
+    most = min(limits.range_groups, runs)
+    refined, quieter = _refine(measure, offers, best, alone, formats, most, runs)
+    if refined != best:  # ranges that are best alone need not be so together
+        starts.append((refined, quieter))
     ends = []
-    for chosen, noises, noise in starts:
-        steps = [Step(share(()), sqnr_db(noise))]
-        restored = _restore(measure, chosen, noises, macs, share, noise, limits, steps)
-        ends.append(SafetyNet(dict(chosen), dict(noises), tuple(restored), tuple(steps), limits.target_db))
-    best = max(ends, key=lambda end: _worth(end.curve[-1], limits))
+    for uses, noises_of in starts:
+        begin = _cheapest(uses, noises_of, prices, limits)
+        noise = everything if uses is best and begin == first else measure.noise(_quantized(begin))
+        steps = [Step(prices.share(begin), sqnr_db(noise))]
+        chosen = _improve(measure, begin, uses, noises_of, prices, noise, limits, steps)
+        end = _net(chosen, uses, noises_of, prices, limits, steps, 0)
+        ends.append((end, sum(prices.of(group, use) for group, use in chosen.items())))
+    winner, _ = max(ends, key=lambda end: (*_worth(end[0].curve[-1], limits), -end[1]))
     return replace(
-        best,
-        curve=best.curve if best is ends[0] else (*curve, *best.curve),
-        met=best.curve[-1].sqnr_db >= limits.target_db,
+        winner,
+        curve=winner.curve if winner is ends[0][0] else (*curve, *winner.curve),
         runs=measure.runs,
+        blocks=blocks,
     )
+
+
+def _net(
+    chosen: Chosen,
+    uses: Mapping[str, Mapping[DType, Use]],
+    alone: Noises,
+    prices: Prices,
+    limits: Limits,
+    curve: Sequence[Step],
+    runs: int,
+) -> SafetyNet:
+    shown = {group: chosen[group] or _quietest(found, alone.get(group, {})) for group, found in uses.items()}
+    return SafetyNet(
+        {group: use.amax for group, use in shown.items()},
+        {group: alone[group][use.dtype] for group, use in shown.items() if group in alone},
+        tuple(group for group, use in chosen.items() if use is None),
+        tuple(curve),
+        limits.target_db,
+        met=curve[-1].sqnr_db >= limits.target_db,
+        runs=runs,
+        formats={group: use.dtype for group, use in shown.items()},
+        alone={group: dict(noises) for group, noises in alone.items()},
+        uses={group: dict(formats) for group, formats in uses.items()},
+        costs={group: dict(prices.seconds[group]) for group in uses} if prices.seconds else {},
+    )
+
+
+def _quietest(uses: Mapping[DType, Use], alone: Mapping[DType, float]) -> Use:
+    """The quietest way to quantize a group."""
+    return min(uses.values(), key=lambda use: alone.get(use.dtype, 0.0))
 
 
 def _worth(end: Step, limits: Limits) -> tuple[bool, bool, float, float]:
@@ -138,87 +238,181 @@ def _worth(end: Step, limits: Limits) -> tuple[bool, bool, float, float]:
     return end.sqnr_db >= limits.useless_db, end.share >= limits.min_share, near, end.share
 
 
-def _best_start(measure: _Measure, ranges: Ranges) -> tuple[dict[str, float], float]:
-    """The best of the plans in which one and the same calibrator gave all ranges."""
-    most = max((len(offered) for offered in ranges.values()), default=0)
-    plans = [
-        {group: offered[min(i, len(offered) - 1)] for group, offered in ranges.items()} for i in range(max(most, 1))
-    ]
+def _quantized(chosen: Chosen) -> dict[str, Use]:
+    return {group: use for group, use in chosen.items() if use is not None}
+
+
+def _cheapest(uses: Mapping[str, Mapping[DType, Use]], alone: Noises, prices: Prices, limits: Limits) -> Chosen:
+    """Every group in its cheapest type; of equal ones, in the quietest."""
+    chosen: Chosen = {}
+    for group, formats in uses.items():
+        options: list[Use | None] = [*formats.values(), *([None] if limits.high else [])]
+        chosen[group] = min(options, key=lambda use: (prices.of(group, use), _noise(alone, group, use)))
+    return chosen
+
+
+def _noise(alone: Noises, group: str, use: Use | None) -> float:
+    return 0.0 if use is None else alone.get(group, {}).get(use.dtype, 0.0)
+
+
+def _best_start(measure: Measure, offers: Offers, dtype: DType) -> tuple[dict[str, Use], float]:
+    """The best of the plans of one format in which one and the same calibrator gave all ranges."""
+    offered = {group: [use for use in uses if use.dtype is dtype] for group, uses in offers.items()}
+    offered = {group: uses for group, uses in offered.items() if uses}
+    most = max((len(uses) for uses in offered.values()), default=0)
+    plans = [{group: uses[min(i, len(uses) - 1)] for group, uses in offered.items()} for i in range(max(most, 1))]
     tried = [(measure.noise(plan), i) for i, plan in enumerate(plans)]
     noise, best = min(tried)
     return plans[best], noise
 
 
+def _alone(
+    measure: Measure, plan: Mapping[str, Use], macs: Mapping[str, int], runs: int
+) -> tuple[dict[str, float], int]:
+    """The noise of each group, and how many groups share the measurement of a block.
+
+    With fewer runs than groups, neighbours are measured together, the loudest block is halved again and again, and
+    what a block sends is laid to its groups by their multiply-accumulates.
+    """
+    names = list(plan)
+    count = len(names) if runs >= len(names) else max(1, runs // 3)
+    edges = [len(names) * i // max(count, 1) for i in range(count + 1)]
+    blocks = [names[low:high] for low, high in pairwise(edges)]
+    measured = [(measure.noise({name: plan[name] for name in block}, few=True), block) for block in blocks]
+    left = runs - len(measured)
+    while left >= 2:
+        loudest = max((one for one in measured if len(one[1]) > 1), key=lambda one: one[0], default=None)
+        if loudest is None:
+            break
+        measured.remove(loudest)
+        middle = len(loudest[1]) // 2
+        halves = loudest[1][:middle], loudest[1][middle:]
+        measured += [(measure.noise({name: plan[name] for name in half}, few=True), half) for half in halves]
+        left -= 2
+    noise = {}
+    for total, block in measured:
+        work = sum(max(macs[name], 1) for name in block)
+        noise.update({name: total * max(macs[name], 1) / work for name in block})
+    return {name: noise[name] for name in names}, sum(len(block) for _, block in measured if len(block) > 1)
+
+
 def _refine(
-    measure: _Measure, ranges: Ranges, amax: Mapping[str, float], alone: Mapping[str, float], most: int
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Lets the noisiest groups try the other ranges; returns the best range of each group and its noise."""
-    best, noise = dict(amax), dict(alone)
-    for group in sorted(alone, key=lambda name: -alone[name])[:most]:
-        for value in dict.fromkeys(ranges[group]):
-            found = noise[group] if value == best[group] else measure.noise({group: value}, few=True)
-            if found < noise[group]:
-                best[group], noise[group] = value, found
+    measure: Measure,
+    offers: Offers,
+    uses: Mapping[str, Mapping[DType, Use]],
+    alone: Noises,
+    formats: Sequence[DType],
+    most: int,
+    runs: int,
+) -> tuple[dict[str, dict[DType, Use]], Noises]:
+    """Lets the noisiest groups try the other ranges; returns the best range of each group and format, and its noise."""
+    best = {group: dict(found) for group, found in uses.items()}
+    noise = {group: dict(found) for group, found in alone.items()}
+    order = [(dtype, group) for dtype in formats for group in alone if dtype in alone[group]]
+    order.sort(key=lambda one: -alone[one[1]][one[0]])
+    seen = dict.fromkeys(formats, 0)
+    for dtype, group in order:
+        offered = [use for use in dict.fromkeys(offers[group]) if use.dtype is dtype]
+        seen[dtype] += 1
+        if seen[dtype] > most or len(offered) > runs:
+            continue
+        runs -= len(offered)
+        noise[group][dtype] = measure.noise({group: best[group][dtype]}, few=True)  # known, or its share of a block
+        for use in offered:
+            if use == best[group][dtype]:
+                continue
+            found = measure.noise({group: use}, few=True)
+            if found < noise[group][dtype]:
+                best[group][dtype], noise[group][dtype] = use, found
     return best, noise
 
 
-def _restore(
-    measure: _Measure,
-    amax: Mapping[str, float],
-    alone: Mapping[str, float],
-    macs: Mapping[str, int],
-    share: Callable[[Collection[str]], float],
+def _improve(
+    measure: Measure,
+    begin: Chosen,
+    uses: Mapping[str, Mapping[DType, Use]],
+    alone: Noises,
+    prices: Prices,
     noise: float,
     limits: Limits,
     curve: list[Step],
-) -> list[str]:
+) -> Chosen:
     """Rounds of predicting and running until the target or the floor is met; appends to `curve`."""
-    order = sorted(amax, key=lambda group: -alone[group] / max(macs[group], 1))
-    total = max(sum(alone.values()), NOTHING)
-    restored: list[str] = []
-    best: tuple[float, list[str], Step] = (noise, [], curve[-1])
+
+    def allowed(chosen: Chosen) -> bool:
+        return prices.share(chosen) >= limits.min_share
+
+    total = max(sum(_noise(alone, group, use) for group, use in begin.items()), NOTHING)
+    current = begin
+    best: tuple[float, Chosen, Step] = (noise, begin, curve[-1])
     for _ in range(ROUNDS):
         if noise <= power(limits.target_db):
             break
-        left = max(sum(alone[group] for group in amax if group not in restored), total * 1e-9)
+        left = max(sum(_noise(alone, group, use) for group, use in current.items()), total * 1e-9)
         scale = noise / left  # how much more noise there really is than the sum predicts
-        chosen = _choose(order, alone, restored, scale, power(limits.target_db), lambda r: share(r) >= limits.min_share)
-        if len(chosen) == len(restored) and noise > power(limits.useless_db):
-            chosen = _choose(order, alone, restored, scale, power(limits.useless_db), lambda r: True)
-        if len(chosen) == len(restored):
+        target = power(limits.target_db) / scale
+        chosen = _change(current, uses, alone, prices, target, limits.high, allowed)
+        if chosen == current and noise > power(limits.useless_db):
+            useful = power(limits.useless_db) / scale
+            chosen = _change(current, uses, alone, prices, useful, limits.high, lambda one: True)
+        if chosen == current:
             break
-        restored = chosen
-        noise = measure.noise({group: value for group, value in amax.items() if group not in restored})
-        curve.append(Step(share(restored), sqnr_db(noise)))
-        best = min(best, (noise, restored, curve[-1]), key=lambda tried: tried[0])
-    if best[1] != restored:  # noise of layers can cancel: what was tried first may be the best
+        current = chosen
+        noise = measure.noise(_quantized(current))
+        curve.append(Step(prices.share(current), sqnr_db(noise)))
+        best = min(best, (noise, current, curve[-1]), key=lambda tried: tried[0])
+    if best[1] != current:  # noise of layers can cancel: what was tried first may be the best
         curve.append(best[2])
     return best[1]
 
 
-def _choose(
-    order: Sequence[str],
-    alone: Mapping[str, float],
-    restored: Sequence[str],
-    scale: float,
+def _change(
+    current: Chosen,
+    uses: Mapping[str, Mapping[DType, Use]],
+    alone: Noises,
+    prices: Prices,
     wanted: float,
-    allowed: Callable[[Collection[str]], bool],
-) -> list[str]:
-    """More groups of `order` until the predicted noise is down to `wanted`; one that is not allowed is passed over."""
-    chosen = list(restored)
-    left = sum(noise for group, noise in alone.items() if group not in chosen) * scale
-    for group in order:
-        if left <= wanted and len(chosen) > len(restored):
+    high: bool,
+    allowed: Callable[[Chosen], bool],
+) -> Chosen:
+    """Changes by noise removed per cost until the sum of noises is down to `wanted`, but one at least.
+
+    A change to high precision that is not allowed is passed over. Groups that go to high precision come last, in the
+    order in which they went.
+    """
+    chosen = dict(current)
+    left = sum(_noise(alone, group, use) for group, use in chosen.items())
+    barred: set[str] = set()
+    while left > wanted or chosen == current:
+        moves = [
+            (gain / max(prices.of(group, to) - prices.of(group, use), NOTHING), group, to)
+            for group, use in chosen.items()
+            for to in (*uses[group].values(), *([None] if high and group not in barred else []))
+            if (gain := _noise(alone, group, use) - _noise(alone, group, to)) > 0
+        ]
+        if not moves:
             break
-        if group in chosen or not allowed([*chosen, group]):
+        _, group, to = max(moves, key=lambda move: move[0])
+        tried = {**chosen, group: to}
+        if to is None and not allowed(tried):
+            barred.add(group)
             continue
-        chosen.append(group)
-        left -= alone[group] * scale
+        left += _noise(alone, group, to) - _noise(alone, group, chosen[group])
+        if to is None:
+            del chosen[group]
+        chosen[group] = to
     return chosen
 
 
-class _Measure:
-    """Noise-to-signal power of a plan at the float outputs: pooled over samples, the mean over outputs."""
+class Measure:
+    """Noise-to-signal power of a plan at the float outputs: pooled over samples, the mean over outputs.
+
+    Args:
+        simulator: runs the plans.
+        feeds: samples.
+        few: how many of them `noise(few=True)` runs.
+        advance: called with the number of runs done.
+    """
 
     def __init__(self, simulator: Simulator, feeds: Sequence[Feeds], few: int, advance: Advance | None) -> None:
         self.few = min(few, len(feeds))
@@ -226,14 +420,21 @@ class _Measure:
         self._simulator, self._feeds, self._advance = simulator, feeds, advance
         self._reference = [simulator.run(feed, {}) for feed in feeds]
         self._energy = [{name: energy(outputs[name]) for name in simulator.outputs} for outputs in self._reference]
+        self._known: dict[tuple[bool, tuple[tuple[str, Use], ...]], float] = {}
 
-    def noise(self, amax: Mapping[str, float], *, few: bool = False) -> float:
-        count = self.few if few else len(self._feeds)
+    def noise(self, uses: Uses, *, few: bool = False) -> float:
+        """Noise-to-signal power with these groups quantized, all others in float; known results are not run again."""
+        key = (few, tuple(sorted(uses.items(), key=lambda one: one[0])))
+        if key not in self._known:
+            self._known[key] = self._run(uses, self.few if few else len(self._feeds))
+        return self._known[key]
+
+    def _run(self, uses: Uses, count: int) -> float:
         error = dict.fromkeys(self._simulator.outputs, 0.0)
         for feed, reference in zip(self._feeds[:count], self._reference, strict=False):
-            outputs = self._simulator.run(feed, {name: Use(DType.INT8, value) for name, value in amax.items()})
+            outputs = self._simulator.run(feed, uses)
             for name in error:
-                error[name] += energy(np.asarray(outputs[name], np.float64) - reference[name])
+                error[name] += energy(np.asarray(outputs[name]) - reference[name])
         self.runs += count
         if self._advance is not None:
             self._advance(count)
@@ -244,8 +445,7 @@ class _Measure:
 
 def energy(values: NDArray[Any]) -> float:
     """Sum of squares, in double precision."""
-    flat = np.asarray(values, np.float64).ravel()
-    return float(flat @ flat)
+    return numerics.power(np.asarray(values))
 
 
 def power(db: float) -> float:

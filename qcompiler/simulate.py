@@ -27,7 +27,7 @@ import onnx_graphsurgeon as gs
 
 from qcompiler import graph as graphs
 from qcompiler import model as models
-from qcompiler.bias import Shifts
+from qcompiler.bias import Shifts, shared_scales
 from qcompiler.decide import Candidate
 from qcompiler.numerics import E4M3_MAX, LARGEST, format_of, quantize_weight
 from qcompiler.session import Feeds, Session
@@ -78,7 +78,8 @@ class Simulator:
         shifts: what bias correction adds to a layer when it is quantized.
         per_channel: INT8 weight scales per output channel, else per tensor.
         dtypes: the formats that may be asked for; each one costs a byte per weight.
-        fp8_per_channel: the same as `per_channel`, for FP8.
+        fp8_per_channel: the same as `per_channel`, for FP8; if not, the readers of one activation share a scale, as in
+            `passes.insert_qdq`.
         scales: by node name, scales of its INT8 weight where they are not amax / 127: [channels] or [].
     """
 
@@ -97,6 +98,8 @@ class Simulator:
         self.dtypes = tuple(dtype for dtype in FORMATS if dtype in dtypes)
         self._switches = {activation: f"{SWITCH}{i}" for i, activation in enumerate(groups)}
         weights = {t.name: t for t in graphs.tensors(model.graph) if isinstance(t, gs.Constant)}
+        shared = shared_scales(model.graph, groups) if DType.FP8 in dtypes and not fp8_per_channel else {}
+        given = {DType.INT8: scales or {}, DType.FP8: shared}
         proto, arrays = models.to_proto(model.graph)
         self._softmax = _softmax_inputs(model.graph)
         floats = [value.name for value in proto.graph.output if _is_float(value)]
@@ -112,9 +115,8 @@ class Simulator:
                 continue
             for dtype in self.dtypes:
                 axis = candidate.axis if (fp8_per_channel if dtype is DType.FP8 else per_channel) else None
-                own = (scales or {}).get(node.name) if dtype is DType.INT8 else None
                 weight = weights[candidate.weight].values
-                values, steps = quantize_weight(weight, axis, format_of(dtype), own)
+                values, steps = quantize_weight(weight, axis, format_of(dtype), given[dtype].get(node.name))
                 if axis is not None:
                     steps = steps.reshape([-1 if d == axis % weight.ndim else 1 for d in range(weight.ndim)])
                 if dtype is DType.FP8 and int(model.graph.opset) < FP8_OPSET:

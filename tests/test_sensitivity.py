@@ -13,9 +13,9 @@ from qcompiler import decide
 from qcompiler import model as models
 from qcompiler.bias import Shifts
 from qcompiler.macs import concrete_shapes
-from qcompiler.sensitivity import Limits, SafetyNet, energy, power, search, sqnr_db
-from qcompiler.simulate import Simulator
-from qcompiler.target import parse_target
+from qcompiler.sensitivity import Limits, Prices, SafetyNet, energy, power, search, sqnr_db
+from qcompiler.simulate import Simulator, Use
+from qcompiler.target import DType, parse_target
 from tests.rewrite import model
 
 LAYERS = 6
@@ -51,7 +51,8 @@ def net(tmp_path: Path) -> Any:
     def run(limits: Limits, wrong: dict[str, list[float]], total: int | None = None, advance: Any = None) -> SafetyNet:
         ranges = {name: wrong.get(name, [5.0]) for name in groups}
         simulator = Simulator(loaded, groups, Shifts(loaded, groups, ranges, feeds))
-        return search(simulator, feeds, ranges, macs, total or sum(macs.values()), limits, advance)
+        offers = {name: [Use(DType.INT8, value) for value in values] for name, values in ranges.items()}
+        return search(simulator, feeds, offers, Prices(macs, total or sum(macs.values())), limits, advance)
 
     return run
 

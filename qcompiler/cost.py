@@ -1,0 +1,261 @@
+"""What a layer costs in a format on a target: the time that products and memory traffic take at best.
+
+    time = Σ over kernels  max(2 · MACs / (share · tops), bytes / (share · bandwidth)) + time between two kernels
+
+Bytes are those that TensorRT-RTX's own listings show (`engines.traffic` reads them):
+
+    float product          reads x and W at 2 bytes, writes y at 2; a convolution takes bias, Relu and a residual sum
+                           with it, a matrix product what follows of it alone up to the next product (GELU); anything
+                           else behind a matrix product is a kernel of its own and reads y again
+    quantized product      reads x and W at 1 byte; with one scale for the weight it writes y at 2 bytes, with a scale
+                           per output channel raw accumulators at 4; a kernel behind it reads them, scales them and
+                           rounds them to the next layer's x, at 1 byte
+    grouped convolution    is quantized only with channels padded to 4 per group: x is written and read that many times
+                           as large, and the padding is read from constants
+
+    x itself               is also written at 2 bytes where somebody else reads it (a residual sum)
+
+so a quantized convolution is two kernels where a float one is one, and INT8 with a scale per channel moves more bytes
+than FP16. TensorRT (not RTX) fuses rounding and scales into its products; there both formats write what they need.
+
+Caches are not modelled, nor is how well a product fills the GPU: costs compare formats of one layer, they predict no
+latency. Rates are those of one GPU per compute capability, from `rates/gpus.toml` with their sources.
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+
+import onnx_graphsurgeon as gs
+
+from qcompiler import graph as graphs
+from qcompiler.decide import Candidate
+from qcompiler.errors import UsageError
+from qcompiler.macs import LINEAR, Shapes, macs_of
+from qcompiler.target import DType, Target
+
+PORTABLE = "sm89"  # what is optimised for where a target names no GPU
+LONGEST = 16  # nodes of a chain that is fused
+PADDED = 4  # channels per group of a quantized convolution
+POINTWISE = frozenset(
+    "Abs Add Cast Clip Div Elu Erf Exp Gelu HardSigmoid HardSwish Identity LeakyRelu Log Max Min Mul Neg Pow Relu "
+    "Sigmoid Softplus Sqrt Sub Tanh".split()
+)
+BYTES = {DType.FP32: 4.0, DType.FP16: 2.0, DType.BF16: 2.0, DType.INT8: 1.0, DType.FP8: 1.0, DType.INT4: 0.5}
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Rates of a GPU.
+
+    Attributes:
+        sm: compute capability such as sm89.
+        name: of the product whose figures these are.
+        tops: dense operations per second in 10^12, by type; types it lacks are not there.
+        gbps: memory bandwidth in 10^9 bytes per second.
+        source: the publication.
+        sure: `verified`, `single` or `derived` (see the data file).
+        tensor: share of the peak that products reach.
+        memory: share of the bandwidth that is reached.
+        kernel_us: microseconds between two kernels.
+    """
+
+    sm: str
+    name: str
+    tops: Mapping[DType, float]
+    gbps: float
+    source: str
+    sure: str
+    tensor: float
+    memory: float
+    kernel_us: float
+
+
+@cache
+def gpus() -> Mapping[str, Gpu]:
+    """All GPUs of the data file, by compute capability."""
+    data = tomllib.loads(resources.files("qcompiler").joinpath("rates/gpus.toml").read_text(encoding="utf8"))
+    assumed = data.pop("assumptions")
+    return {
+        sm: Gpu(
+            sm,
+            row["name"],
+            {DType(name): float(value) for name, value in row["tops"].items()},
+            float(row["gbps"]),
+            row["source"],
+            row["sure"],
+            assumed["tensor"],
+            assumed["memory"],
+            assumed["kernel_us"],
+        )
+        for sm, row in data.items()
+    }
+
+
+def gpus_of(target: Target) -> list[Gpu]:
+    """The GPUs that a target is for.
+
+    Raises:
+        UsageError: a compute capability without figures.
+    """
+    known = gpus()
+    missing = [sm for sm in target.sms if sm not in known]
+    if missing:
+        raise UsageError(
+            f"there are no rates for {missing[0]} to compare formats by: choose precision int8, fp8 or fp16, or a "
+            f"target with {', '.join(known)}"
+        )
+    return [known[sm] for sm in target.sms or (PORTABLE,)]
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """One kernel: multiply-accumulates, the type they are done in, and bytes moved."""
+
+    macs: int
+    dtype: DType
+    bytes: float
+
+    def seconds(self, gpu: Gpu) -> float:
+        """Time at the rates of a GPU; inf where it lacks the type."""
+        rate = gpu.tops.get(self.dtype, 0.0) * gpu.tensor * 1e12
+        compute = 0.0 if not self.macs else 2 * self.macs / rate if rate else math.inf
+        return max(compute, self.bytes / (gpu.gbps * gpu.memory * 1e9)) + gpu.kernel_us * 1e-6
+
+
+class Costs:
+    """Costs of groups of layers that share an activation.
+
+    Args:
+        graph: the normalised float graph.
+        shapes: of all tensors that linear nodes read and write, at the size that is optimised for.
+        target: engine and GPUs.
+        per_channel: INT8 weights have a scale per output channel.
+        fp8_per_channel: FP8 weights have.
+    """
+
+    def __init__(
+        self,
+        graph: gs.Graph,
+        shapes: Shapes,
+        target: Target,
+        *,
+        per_channel: bool = True,
+        fp8_per_channel: bool = False,
+    ) -> None:
+        self._nodes = {node.name: node for node in graph.nodes}
+        self._shapes, self._target = shapes, target
+        self._channel = {DType.INT8: per_channel, DType.FP8: fp8_per_channel}
+        self._gpus = gpus_of(target)
+
+    def kernels(self, activation: str, members: Sequence[Candidate], dtype: DType) -> list[Kernel]:
+        """What a group is compiled to: the writing of its activation, its products, and what they force behind them.
+
+        Args:
+            activation: the tensor that all members read.
+            members: the layers.
+            dtype: INT8, FP8, or the high-precision type.
+        """
+        size = BYTES[dtype]
+        x = math.prod(self._shapes.get(activation, (0,)))
+        padding = max((self._padding(one) for one in members), default=1) if dtype.quantized else 1
+        # whoever makes x writes it; that kernel is there in any format
+        writing = x * size * padding + x * (padding - 1)
+        if dtype.quantized and self._others(activation, members):
+            writing += x * BYTES[self._target.high_precision]
+        found = [Kernel(0, dtype, writing)]
+        together = len(members) > 1 and all(one.op in ("MatMul", "Gemm") for one in members)
+        for index, one in enumerate(members):
+            node = self._nodes[one.node]
+            weight = math.prod(self._shapes.get(node.inputs[1].name) or tuple(node.inputs[1].shape or (0,)))
+            y = math.prod(self._shapes.get(node.outputs[0].name, (0,)))
+            read = 0.0 if together and index else x * size * padding
+            written, behind = self._output(one, dtype, y)
+            found.append(Kernel(macs_of(node, self._shapes), dtype, read + weight * size + written))
+            if behind:
+                found.append(Kernel(0, dtype, behind))
+        if together:  # q, k and v become one product
+            products = [kernel for kernel in found[1:] if kernel.macs]
+            rest = [kernel for kernel in found[1:] if not kernel.macs]
+            joint = Kernel(sum(one.macs for one in products), dtype, sum(one.bytes for one in products))
+            found = [found[0], joint, *rest]
+        return found
+
+    def _others(self, activation: str, members: Sequence[Candidate]) -> bool:
+        """Whether the activation has readers beside these layers."""
+        own = {one.node for one in members}
+        tensor = self._nodes[members[0].node].inputs[0]
+        return any(reader.name not in own and reader.op != "Shape" for reader, _ in graphs.consumers(tensor))
+
+    def _padding(self, one: Candidate) -> int:
+        """How many times as large a quantized convolution wants its input."""
+        node = self._nodes[one.node]
+        groups = int(node.attrs.get("group", 1)) if one.op == "Conv" else 1
+        if groups == 1 or self._target.engine != "tensorrt-rtx":
+            return 1
+        depth = int((self._shapes.get(node.inputs[1].name) or tuple(node.inputs[1].shape))[1])
+        return max(1, math.ceil(depth / PADDED) * PADDED // depth)
+
+    def _output(self, one: Candidate, dtype: DType, y: int) -> tuple[float, float]:
+        """Bytes that the product writes, and those that a kernel behind it reads (the writing is the next layer's)."""
+        high = BYTES[self._target.high_precision]
+        product = one.op in ("MatMul", "Gemm")
+        if not dtype.quantized or self._target.engine != "tensorrt-rtx":
+            alone = not product or leads_to_product(self._nodes[one.node])
+            return (0.0, 0.0) if alone else (y * high, y * high)
+        wide = 4.0 if self._channel[dtype] and one.axis is not None else high
+        return y * wide, y * wide
+
+    def seconds(self, activation: str, members: Sequence[Candidate], dtype: DType) -> float:
+        """Time of a group, the mean over the target's GPUs; inf where one of them lacks the type."""
+        kernels = self.kernels(activation, members, dtype)
+        times = [sum(kernel.seconds(gpu) for kernel in kernels) for gpu in self._gpus]
+        return sum(times) / len(times)
+
+    def bytes(self, activation: str, members: Sequence[Candidate], dtype: DType) -> float:
+        """Bytes that a group moves."""
+        return sum(kernel.bytes for kernel in self.kernels(activation, members, dtype))
+
+    @property
+    def where(self) -> str:
+        """The GPUs, for a sentence."""
+        return " and ".join(gpu.sm for gpu in self._gpus)
+
+
+def leads_to_product(node: gs.Node) -> bool:
+    """Whether what is computed of a product's result alone, element by element, goes straight into other products.
+
+    Such a chain (bias, GELU, but not the Mul with another branch of a GLU) is fused into a float product.
+    """
+    chain: dict[str, gs.Node] = {}
+    todo, ends = [node], False
+    while todo:
+        for reader, _ in graphs.consumers(todo.pop().outputs[0]):
+            if reader.op in LINEAR:
+                ends = True
+            elif reader.op not in POINTWISE or len(chain) == LONGEST:
+                return False
+            elif reader.name not in chain:
+                chain[reader.name] = reader
+                todo.append(reader)
+    known = {one.outputs[0].name for one in (node, *chain.values())}
+    read = (tensor for one in chain.values() for tensor in one.inputs)
+    return ends and all(graphs.is_constant(tensor) or not tensor.name or tensor.name in known for tensor in read)
+
+
+def tensors(graph: gs.Graph, found: Sequence[Candidate]) -> list[str]:
+    """Names of the tensors whose shapes `Costs` needs."""
+    wanted = {one.node for one in found}
+    names = [
+        tensor.name
+        for node in graph.nodes
+        if node.name in wanted
+        for tensor in (*node.inputs[:2], node.outputs[0])
+        if not graphs.is_constant(tensor)
+    ]
+    return list(dict.fromkeys(names))
