@@ -1,9 +1,14 @@
 """softmax(q · kᵀ) · v: where the two products of an attention may be quantized, as pure functions of a graph.
 
-TensorRT computes them, and what stands between, in one kernel. INT8 survives that only as a whole: found by building
-with TensorRT-RTX 1.7, the fused kernel takes INT8 where q, k, v, the probabilities and the result are all quantized,
-heads are 16, 32 or 64 wide and no sequence is longer than 512. Anything less splits it into two products and a softmax,
-which cost more than INT8 saves.
+TensorRT computes them, and what stands between, in one kernel. INT8 and FP8 survive that only as a whole. Found by
+building with TensorRT-RTX 1.7, the fused kernel takes
+
+* INT8 where q, k, v, the probabilities and the result are all quantized, heads are 16, 32 or 64 wide and no sequence is
+  longer than 512;
+* FP8 where q, k, v and the probabilities are quantized (in a graph whose other half is FP32, the result too), heads are
+  up to 256 wide and no sequence is shorter than 32, at the smallest shapes of the optimization profile.
+
+Anything less splits it into two products and a softmax, which cost more than 8 bits save.
 """
 
 from __future__ import annotations
@@ -15,9 +20,13 @@ import onnx_graphsurgeon as gs
 
 from qcompiler import graph as graphs
 from qcompiler.macs import Shapes
+from qcompiler.target import DType
 
-HEADS = (16, 32, 64)
+HEADS = (16, 32, 64)  # of the INT8 kernel
 LONGEST = 512
+WIDEST = 256  # of the FP8 kernel
+SHORTEST = 32
+Shape = tuple[int, ...]
 _BETWEEN = ("Add", "Sub", "Mul", "Div", "Where", "Cast", "Identity")  # scale and mask
 _MOVES = ("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity")
 
@@ -38,6 +47,28 @@ class Attention:
     context: str
     reads: tuple[str, str, str, str]
     result: str
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is asked of the attentions of a model.
+
+    Attributes:
+        dtype: INT8 or FP8.
+        smallest: shapes of the tensors of attentions at the smallest input that the engine is to take.
+        largest: the same at the largest input.
+        high: what the rest of the graph computes in.
+    """
+
+    dtype: DType
+    smallest: Shapes
+    largest: Shapes
+    high: DType = DType.FP16
+
+    @property
+    def result(self) -> bool:
+        """Whether the fused kernel is one only if its result is quantized."""
+        return self.dtype is DType.INT8 or self.high is DType.FP32
 
 
 def find(graph: gs.Graph) -> list[Attention]:
@@ -89,18 +120,18 @@ def tensors(graph: gs.Graph) -> list[str]:
     return list(dict.fromkeys(name for one in find(graph) for name in (*one.reads, one.result)))
 
 
-def why_not(one: Attention, shapes: Shapes) -> str | None:
-    """Which part of the rule an attention misses; None where it can be quantized as a whole.
-
-    Args:
-        one: the attention.
-        shapes: of its tensors, at the largest input that the engine is to take.
-    """
-    q, _, p, v = (shapes.get(name) for name in one.reads)
-    if q is None or p is None or v is None or min(len(q), len(p), len(v)) < 2:
+def why_not(one: Attention, asked: Asked) -> str | None:
+    """Which part of the rule an attention misses; None where it can be quantized as a whole."""
+    q, _, p, v = (asked.largest.get(name) for name in one.reads)
+    least = asked.smallest.get(one.reads[2])
+    if q is None or p is None or v is None or least is None or min(map(len, (q, p, v, least))) < 2:
         return "the shapes of its operands are not known"
     if len(q) != 4:
         return f"its operands have {len(q)} axes, not batch, heads, sequence and width"
+    return (_why_not_fp8 if asked.dtype is DType.FP8 else _why_not_int8)(q, p, v, least)
+
+
+def _why_not_int8(q: Shape, p: Shape, v: Shape, least: Shape) -> str | None:
     for width in (q[-1], v[-1]):
         if width not in HEADS:
             return f"its heads are {width} wide, and the fused INT8 kernel takes {', '.join(map(str, HEADS))}"
@@ -109,24 +140,41 @@ def why_not(one: Attention, shapes: Shapes) -> str | None:
     return None
 
 
-def reads(graph: gs.Graph, one: Attention, quantized: Collection[str]) -> dict[str, tuple[int, ...]]:
-    """Which inputs of which nodes are to be read through pairs, for all that the fused kernel touches to be INT8.
+def _why_not_fp8(q: Shape, p: Shape, v: Shape, least: Shape) -> str | None:
+    width = max(q[-1], v[-1])
+    if width > WIDEST:
+        return f"its heads are {width} wide, and the fused FP8 kernel takes up to {WIDEST}"
+    if min(least[-2:]) < SHORTEST:
+        return (
+            f"its sequences may be as short as {min(least[-2:])}, and the fused FP8 kernel takes {SHORTEST} and more: "
+            "give a longer smallest shape with --shapes"
+        )
+    return None
+
+
+def reads(
+    graph: gs.Graph, one: Attention, quantized: Collection[str], *, result: bool = True
+) -> dict[str, tuple[int, ...]]:
+    """Which inputs of which nodes are to be read through pairs, for all that the fused kernel touches to be quantized.
 
     What only quantized layers read needs no other pair than theirs.
 
     Args:
         graph: normalised float graph.
         one: the attention.
-        quantized: names of the layers that compute in INT8.
+        quantized: names of the layers that compute in the same format.
+        result: the result must be quantized as well.
 
     Returns:
         Input indices by node name. Empty if the result is an output of the graph, which no pair can stand in front of.
     """
     found: dict[str, tuple[int, ...]] = {one.scores: (0, 1), one.context: (0, 1)}
-    result = next(tensor for tensor in graphs.tensors(graph) if tensor.name == one.result)
-    if graphs.is_output(graph, result):
+    if not result:
+        return found
+    written = next(tensor for tensor in graphs.tensors(graph) if tensor.name == one.result)
+    if graphs.is_output(graph, written):
         return {}
-    for node, index in graphs.consumers(result):
+    for node, index in graphs.consumers(written):
         if node.name not in quantized:
             found[node.name] = (*found.get(node.name, ()), index)
     return found

@@ -160,12 +160,18 @@ def choose(
         calibrator=outputs.RANGES if recipe.calibrator == AUTO else recipe.calibrator,
         target_db=recipe.safety.target_sqnr_db,
         per_channel=per_channel,
-        largest=_shapes_at(model.graph, observed, recipe, -1, attention.tensors(model.graph))
-        if recipe.attention == "int8"
-        else None,
+        attention=_asked(model.graph, observed, recipe, target),
     )
     plan, corrections = pairs.extend(plan, corrections, setting)
     return Chosen(plan, net, corrections, scales)
+
+
+def _asked(graph: gs.Graph, observed: Observations, recipe: Recipe, target: Target) -> attention.Asked | None:
+    """What the recipe asks of attentions."""
+    if recipe.attention == "float":
+        return None
+    smallest, largest = (_shapes_at(graph, observed, recipe, at, attention.tensors(graph)) for at in (0, -1))
+    return attention.Asked(DType(recipe.attention), smallest, largest, target.high_precision)
 
 
 def _shapes_at(graph: gs.Graph, observed: Observations, recipe: Recipe, which: int, names: Sequence[str]) -> Shapes:

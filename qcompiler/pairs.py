@@ -16,11 +16,10 @@ import numpy as np
 
 from qcompiler import attention, calibrators, decide, numerics, placement
 from qcompiler import model as models
-from qcompiler.attention import Attention
+from qcompiler.attention import Asked, Attention
 from qcompiler.bias import Shifts
 from qcompiler.data import Feeds
 from qcompiler.decide import Candidate
-from qcompiler.macs import Shapes
 from qcompiler.pass_ import Fact, Pipeline
 from qcompiler.passes.insert_qdq import InsertQDQ
 from qcompiler.passes.insert_qdq_pairs import InsertQDQPairs
@@ -55,8 +54,7 @@ class Setting:
         calibrator: text form of the one that chooses ranges of shortcuts.
         target_db: SQNR of the model's outputs that is good enough.
         per_channel: weight scales per output channel.
-        largest: shapes of the tensors of attentions at the largest input that the engine is to take; None where
-            attention stays float.
+        attention: what is asked of attentions; None where they stay float.
     """
 
     model: models.Model
@@ -68,7 +66,7 @@ class Setting:
     calibrator: str
     target_db: float
     per_channel: bool
-    largest: Shapes | None = None
+    attention: Asked | None = None
 
 
 def extend(plan: Plan, corrections: Corrections, setting: Setting) -> tuple[Plan, Corrections]:
@@ -141,21 +139,19 @@ def _with_shortcuts(
 
 def _noise(quantizer: Quantizer, histogram: Histogram) -> float:
     """Noise-to-signal power of a tensor in this range."""
-    error = numerics.quantization_error(histogram, quantizer.amax, "int8")
+    error = numerics.quantization_error(histogram, quantizer.amax, numerics.format_of(quantizer.dtype))
     return float(error / max(numerics.signal_power(histogram), 1e-30))
 
 
 def _attentions(plan: Plan, setting: Setting) -> tuple[list[Attention], list[Decision]]:
-    """The attentions that the fused INT8 kernel takes, and why it does not take the other products."""
-    if setting.largest is None:
+    """The attentions that the fused kernel takes in the format asked for, and why it does not take the others."""
+    asked, graph = setting.attention, setting.model.graph
+    if asked is None:
         return [], []
-    graph = setting.model.graph
     whole: list[Attention] = []
     reasons = {one.node: "it is not one of the two products around a softmax" for one in plan if one.rule == ATTENTION}
     for one in attention.find(graph):
-        why = attention.why_not(one, setting.largest)
-        if why is None and not attention.reads(graph, one, ()):
-            why = "its result is an output of the model"
+        why = attention.why_not(one, asked) or _clash(plan, setting, one, asked)
         if why is None:
             whole.append(one)
         for node in (one.scores, one.context):
@@ -163,7 +159,17 @@ def _attentions(plan: Plan, setting: Setting) -> tuple[list[Attention], list[Dec
             if why is not None:
                 reasons[node] = why
     found = ((plan.decisions[node], why) for node, why in reasons.items() if node in plan.decisions)
-    return whole, [replace(one, why=f"it stays float although INT8 was asked for: {why}") for one, why in found]
+    stays = f"it stays float although {asked.dtype.upper()} was asked for"
+    return whole, [replace(one, why=f"{stays}: {why}") for one, why in found]
+
+
+def _clash(plan: Plan, setting: Setting, one: Attention, asked: Asked) -> str | None:
+    """What else in the plan keeps an attention from being quantized as a whole."""
+    if not attention.reads(setting.model.graph, one, (), result=asked.result):
+        return "its result is an output of the model"
+    touched = (*one.reads, one.result) if asked.result else one.reads
+    other = next((q for name in touched if (q := plan.quantizers.get(name)) and q.dtype is not asked.dtype), None)
+    return None if other is None else f"a layer reads its tensor '{other.tensor}' in {other.dtype.upper()}"
 
 
 def _with_attention(
@@ -175,15 +181,20 @@ def _with_attention(
     allowed: float,
 ) -> tuple[Plan, list[Decision]]:
     """As many quantized attentions as accuracy allows, quietest first, and a decision for each of their products."""
-    graph, method = setting.model.graph, calibrators.parse(setting.calibrator)
-    layers = {decision.node for decision in plan.quantized()}
-    wanted = {one: attention.reads(graph, one, layers) for one in whole}
+    asked, graph = setting.attention, setting.model.graph
+    if asked is None or not whole:
+        return plan, []
+    method, spelled = calibrators.parse(setting.calibrator), asked.dtype.upper()
+    if isinstance(method, calibrators.MSE):
+        method = replace(method, format=numerics.format_of(asked.dtype))
+    layers = {decision.node for decision in plan if decision.precision is asked.dtype}
+    wanted = {one: attention.reads(graph, one, layers, result=asked.result) for one in whole}
     nodes = {node.name: node for node in graph.nodes}
     made: dict[str, Quantizer] = {}
     tensors = {one: [nodes[name].inputs[i].name for name, read in wanted[one].items() for i in read] for one in whole}
     for name in dict.fromkeys(name for names in tensors.values() for name in names if name not in plan.quantizers):
         histogram = setting.histograms[name]
-        made[name] = Quantizer(name, DType.INT8, method.range(histogram), str(method), histogram.amax)
+        made[name] = Quantizer(name, asked.dtype, method.range(histogram), str(method), histogram.amax)
     known = {**plan.quantizers, **made}
     order = sorted(whole, key=lambda one: sum(_noise(known[t], setting.histograms[t]) for t in tensors[one]))
 
@@ -197,9 +208,14 @@ def _with_attention(
 
     count = largest(len(order), lambda count: measure(first(count), corrections) >= allowed)
     told = [
-        replace(plan.decisions[name], precision=DType.INT8, rule="attention-int8", why="its attention is fused in INT8")
+        replace(
+            plan.decisions[name],
+            precision=asked.dtype,
+            rule=f"{ATTENTION}-{asked.dtype}",
+            why=f"its attention is fused in {spelled}",
+        )
         if i < count
-        else replace(plan.decisions[name], why=f"in INT8, the outputs fall below {allowed:.1f} dB")
+        else replace(plan.decisions[name], why=f"in {spelled}, the outputs fall below {allowed:.1f} dB")
         for i, one in enumerate(order)
         for name in (one.scores, one.context)
     ]

@@ -1,4 +1,4 @@
-"""Attention in INT8: which parts of a graph are one, when the fused kernel takes INT8, and that it then does."""
+"""Attention in INT8 or FP8: which parts of a graph are one, when the fused kernel takes it, and that it then does."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 from qcompiler import attention, pairs
-from qcompiler.attention import Attention
+from qcompiler.attention import Asked, Attention
 from qcompiler.compiler import CompileResult, compile, quantize
 from qcompiler.engines.listing import read
 from qcompiler.errors import UsageError
@@ -23,6 +23,7 @@ from tests.rewrite import Spec, model, to_graph
 HEADS = 2
 ASKED = Recipe(attention="int8", target="tensorrt-rtx:sm89", safety=Safety(target_sqnr_db=5), calibrator="minmax")
 PROJECTED: tuple[Spec, ...] = (("MatMul", "r wo", "y"),)
+SIGMOID: tuple[Spec, ...] = (("Sigmoid", "r", "y"),)
 
 
 def transformer(width: int = 32, tail: Sequence[Spec] = PROJECTED) -> onnx.ModelProto:
@@ -115,6 +116,10 @@ def shapes(width: int = 32, length: int = 64) -> dict[str, tuple[int, ...]]:
     return {"qt": q, "kt": (*q[:2], width, length), "p": p, "vt": q}
 
 
+def asked(dtype: DType, known: Any, smallest: Any = None, high: DType = DType.FP16) -> Asked:
+    return Asked(dtype, known if smallest is None else smallest, known, high)
+
+
 @pytest.mark.parametrize(
     ("known", "why"),
     [
@@ -128,8 +133,31 @@ def shapes(width: int = 32, length: int = 64) -> dict[str, tuple[int, ...]]:
     ],
 )
 def test_the_reason_names_the_part_of_the_rule_that_is_missed(known: Any, why: str | None) -> None:
-    found = attention.why_not(WHOLE, known)
+    found = attention.why_not(WHOLE, asked(DType.INT8, known))
     assert found is None if why is None else why in str(found)
+
+
+@pytest.mark.parametrize(
+    ("known", "smallest", "why"),
+    [
+        (shapes(), shapes(), None),
+        (shapes(8, 4096), shapes(8, 32), None),
+        (shapes(256), shapes(256, 32), None),
+        (shapes(264), shapes(264), "its heads are 264 wide, and the fused FP8 kernel takes up to 256"),
+        (shapes(), shapes(length=31), "may be as short as 31, and the fused FP8 kernel takes 32 and more"),
+        (shapes(), {}, "are not known"),
+    ],
+)
+def test_fp8_takes_other_heads_and_lengths(known: Any, smallest: Any, why: str | None) -> None:
+    found = attention.why_not(WHOLE, asked(DType.FP8, known, smallest))
+    assert found is None if why is None else why in str(found)
+
+
+def test_fp8_needs_a_quantized_result_in_fp32_graphs_only() -> None:
+    assert [asked(DType.FP8, {}, high=high).result for high in (DType.FP16, DType.BF16, DType.FP32)] == [0, 0, 1]
+    assert asked(DType.INT8, {}).result
+    graph = to_graph(transformer())
+    assert attention.reads(graph, WHOLE, (), result=False) == {"S": (0, 1), "O": (0, 1)}
 
 
 def test_a_result_that_a_quantized_layer_reads_needs_no_pair_of_its_own() -> None:
@@ -138,7 +166,7 @@ def test_a_result_that_a_quantized_layer_reads_needs_no_pair_of_its_own() -> Non
     assert attention.reads(graph, WHOLE, ()) == {"S": (0, 1), "O": (0, 1), "Y": (0,)}
 
 
-@pytest.mark.parametrize("tail", [PROJECTED, (("Sigmoid", "r", "y"),)], ids=["projected", "read by a float node"])
+@pytest.mark.parametrize("tail", [PROJECTED, SIGMOID], ids=["projected", "read by a float node"])
 def test_the_engine_s_listing_has_one_fused_kernel_with_int8_operands(tail: Sequence[Spec], tmp_path: Path) -> None:
     result = compiled(tmp_path, transformer(tail=tail), feeds(32, 8, 64))
     for name in ("S", "O"):
@@ -147,6 +175,45 @@ def test_the_engine_s_listing_has_one_fused_kernel_with_int8_operands(tail: Sequ
         assert result.manifest["audit"]["nodes"][name] == "int8"
     assert result.manifest["audit"]["ok"]
     assert [types[:2] + types[3:] for types in fused(result)] == [("int8", "int8", "int8")]
+
+
+FP8 = ASKED.replace(attention="fp8", safety=Safety(target_sqnr_db=5), calibrator="mse")
+
+
+@pytest.mark.parametrize(
+    ("high", "tail"),
+    [("fp16", PROJECTED), ("fp16", SIGMOID), ("bf16", PROJECTED), ("fp32", PROJECTED), ("fp32", SIGMOID)],
+    ids=["fp16", "fp16, read by a float node", "bf16", "fp32", "fp32, read by a float node"],
+)
+def test_fp8_attention_is_one_fused_kernel_with_fp8_operands(high: str, tail: Sequence[Spec], tmp_path: Path) -> None:
+    recipe = FP8.replace(precision="fp8", target="tensorrt-rtx:sm89,sm120", high_precision=high)
+    result = compiled(tmp_path, transformer(tail=tail), feeds(32, 32, 96), recipe)
+    for name in ("S", "O"):
+        decision = result.plan.decisions[name]
+        assert (decision.precision, decision.rule) == (DType.FP8, "attention-fp8")
+        assert decision.why == "its attention is fused in FP8"
+        assert result.manifest["audit"]["nodes"][name] == "fp8"
+    assert result.manifest["audit"]["ok"]
+    assert [types[:2] + types[3:] for types in fused(result)] == [("fp8_e4m3", "fp8_e4m3", "fp8_e4m3")]
+    assert {result.plan.quantizers[name].calibrator for name in WHOLE.reads} == {"mse{format=fp8}"}
+
+
+def test_fp8_attention_stands_between_int8_layers(tmp_path: Path) -> None:
+    result = compiled(tmp_path, transformer(), feeds(32, 32, 96), FP8)
+    assert {result.plan.decisions[name].precision for name in "QKVY"} == {DType.INT8}
+    assert result.manifest["audit"]["ok"]
+    assert [types[:2] + types[3:] for types in fused(result)] == [("fp8_e4m3", "fp8_e4m3", "fp8_e4m3")]
+    recipe = FP8.replace(high_precision="fp32")  # where the fused kernel would have to write FP8, not INT8
+    other = quantize(tmp_path / "m.onnx", data=feeds(32, 32, 96), recipe=recipe, output=tmp_path / "m.qdq.onnx")
+    assert "a layer reads its tensor 'r' in INT8" in other.plan.decisions["O"].why
+    assert other.plan.reads == {}
+
+
+def test_the_shortest_sequence_of_the_profile_counts_for_fp8(tmp_path: Path) -> None:
+    result = compiled(tmp_path, transformer(), feeds(32, 8, 64), FP8)
+    why = result.plan.decisions["S"].why
+    assert why.startswith("it stays float although FP8 was asked for: its sequences may be as short as 8")
+    assert [types[:2] for types in fused(result)] == [("half", "half")]
 
 
 def test_attention_is_float_by_default_and_the_plan_says_why(tmp_path: Path) -> None:
