@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from qcompiler.pass_ import Fact, Pass, Pipeline
-from qcompiler.passes.convert_qoperator import ConvertQOperator
+from qcompiler.passes.convert_qoperator import ConvertQoperator
 from qcompiler.passes.eliminate_dead import EliminateDead
 from qcompiler.passes.eliminate_identities import EliminateIdentities
 from qcompiler.passes.fold_batch_norm import FoldBatchNorm
@@ -63,7 +63,7 @@ def _for_quantized(target: Target) -> tuple[Pass, ...]:
     """What a model that comes quantized needs for TensorRT: exact forms first; ONNX Runtime takes all that ONNX has."""
     if target.engine == "onnxruntime":
         return ()
-    return ConvertQOperator(target), MendQuantized(target), ReleaseQuantizers(target)
+    return ConvertQoperator(target), MendQuantized(target), ReleaseQuantizers(target)
 
 
 def _for_branches(target: Target) -> tuple[Pass, ...]:

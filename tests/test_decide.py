@@ -125,6 +125,63 @@ def test_what_came_quantized_is_left_alone() -> None:
     assert plan.precision("Y") is DType.INT8
 
 
+def came(*, weight: Any, axis: int = 1, block: int = 0, alone: bool = True) -> Candidate | Refusal:
+    """A MatMul of x, or of x behind a pair, with a stored weight."""
+    pair = (("QuantizeLinear", "x s z", "q"), ("DequantizeLinear", "q s z", "d"))
+    attrs = {"axis": axis} | ({"block_size": block} if block else {})
+    scales = np.full((weight.shape[0] // block, weight.shape[1]) if block else (weight.shape[axis],), 0.01, np.float32)
+    nodes: tuple[Spec, ...] = (*(() if alone else pair), ("DequantizeLinear", "w ws wz", "v", attrs))
+    nodes += (("MatMul", "x v" if alone else "d v", "y"),)
+    constants: dict[str, Any] = {"ws": scales, "wz": np.zeros(scales.shape, weight.dtype), "w": weight}
+    constants |= {} if alone else {"s": np.float32(0.1), "z": np.int8(0)}
+    return verdict(*nodes, inputs=X3, **constants)
+
+
+def test_a_weight_that_came_stored_is_a_candidate_with_its_scales() -> None:
+    one = came(weight=np.ones((32, 32), np.int8))
+    assert isinstance(one, Candidate)
+    assert (one.activation, one.weight, one.axis, one.amax) == ("x", "v", 1, None)
+    assert one.scales is not None
+    np.testing.assert_array_equal(one.scales, np.full(32, 0.01, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"weight": np.ones((32, 32), np.uint8)}, "uint8"),
+        ({"weight": np.ones((32, 32), np.int8), "axis": 0}, "output channels"),
+        ({"weight": np.ones((32, 32), np.int8), "axis": 0, "block": 16}, "blocks"),
+    ],
+)
+def test_a_stored_weight_that_no_quantized_activation_can_meet_stays_alone(given: dict[str, Any], why: str) -> None:
+    one = came(**given)
+    assert isinstance(one, Refusal)
+    assert one.rule == "weight-only"
+    assert why in one.why
+
+
+def test_a_pair_gives_its_range_to_everything_that_reads_the_tensor() -> None:
+    nodes = (
+        ("QuantizeLinear", "x s z", "q"),
+        ("DequantizeLinear", "q s z", "d"),
+        ("MatMul", "d w1", "a"),
+        ("MatMul", "x w2", "b"),
+        ("Add", "a b", "y"),
+    )
+    constants: dict[str, Any] = {"s": np.float32(0.5), "z": np.int8(0), "w1": weight(32, 32), "w2": weight(32, 32)}
+    found, refused = candidates(graph(*nodes, inputs=X3, **constants), RTX)
+    assert refused == []
+    assert [(one.node, one.activation, one.amax) for one in found] == [("A", "x", 63.5), ("B", "x", 63.5)]
+
+
+def test_a_product_of_which_one_operand_came_quantized_is_left_as_it_is() -> None:
+    nodes = (("QuantizeLinear", "x s z", "q"), ("DequantizeLinear", "q s z", "d"), ("MatMul", "d t", "y"))
+    constants: dict[str, Any] = {"s": np.float32(0.5), "z": np.int8(0)}
+    one = verdict(*nodes, inputs={**X3, "t": (2, 32, 6)}, **constants)
+    assert isinstance(one, Refusal)
+    assert one.rule == "half-quantized"
+
+
 def test_a_float_graph_embodies_a_float_plan() -> None:
     plan = decide.existing(graph(("MatMul", "x w", "y"), inputs=X3, w=weight(32, 48)))
     assert plan.precision("Y") is DType.FP32

@@ -41,7 +41,7 @@ def dynamic() -> onnx.ModelProto:
         ("MatMulInteger", "q w z zw", "p"),
         ("Cast", "p", "f", {"to": TensorProto.FLOAT}),
         ("Mul", "f s", "y"),
-        inputs={"x": ("n", 32)},
+        inputs={"x": ("n", 16, 32)},
         weights={"zw": np.int8(0), "w": np.ones((32, 32), np.int8)},
     )
 
@@ -55,13 +55,32 @@ CAME: dict[str, tuple[Callable[[], onnx.ModelProto], tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("name", list(CAME))
-@pytest.mark.parametrize("command", ["build", "compile"])
-def test_quantized_parts_that_would_compute_something_else_are_exit_code_6(room: Room, command: str, name: str) -> None:
-    proto, says = CAME[name]
-    onnx.save(proto(), room.model)
-    rank = len(proto().graph.input[0].type.tensor_type.shape.dim)
-    np.savez(room.data, x=np.ones((64, 32) if rank == 2 else (1,), np.float32))
-    room.refused(6, "node '", *says, command=command)
+def test_quantized_parts_that_would_compute_something_else_are_not_built(room: Room, name: str) -> None:
+    came_data(room, name)
+    room.refused(6, "node '", *CAME[name][1], command="build")
+
+
+@pytest.mark.parametrize("name", [name for name in CAME if name != "negative-scale"])
+def test_compile_drops_what_cannot_be_and_quantizes_anew(room: Room, name: str) -> None:
+    came_data(room, name)
+    record = room.passes(CAME[name][0](), command="compile", output=room.folder / "out" / "m.engine")
+    assert any("lost theirs" in text for text in record["warnings"])
+    products = [one for one in record["plan"] if one["op"] == "MatMul"]
+    assert [(one["precision"], one["rule"]) for one in products] == [("int8", "linear")]
+    assert "was dropped because" in products[0]["why"]
+    assert record["audit"]["mismatches"] == []
+
+
+def test_a_scale_that_means_nothing_is_refused_by_compile_too(room: Room) -> None:
+    came_data(room, "negative-scale")
+    room.refused(6, "node '", *CAME["negative-scale"][1], command="compile")
+
+
+def came_data(room: Room, name: str) -> None:
+    proto = CAME[name][0]()
+    onnx.save(proto, room.model)
+    shape = (6, 16, 32) if name == "dynamic" else (64, 32)
+    np.savez(room.data, x=np.random.default_rng(5).standard_normal(shape).astype(np.float32))
 
 
 def test_unsigned_quantization_that_has_an_exact_signed_form_is_mended_and_builds(room: Room) -> None:

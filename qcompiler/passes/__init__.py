@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qcompiler.pass_ import Pass
-from qcompiler.passes.convert_qoperator import ConvertQOperator
+from qcompiler.passes.convert_qoperator import ConvertQoperator
 from qcompiler.passes.eliminate_dead import EliminateDead
 from qcompiler.passes.eliminate_identities import EliminateIdentities
 from qcompiler.passes.equalize_channels import EqualizeChannels
@@ -38,7 +38,7 @@ ALL: tuple[type[Pass], ...] = (
     NormalizeConstants,
     RaiseOpset,
     FoldConstants,
-    ConvertQOperator,
+    ConvertQoperator,
     MendQuantized,
     ReleaseQuantizers,
     FoldIfs,
@@ -63,7 +63,7 @@ ALL: tuple[type[Pass], ...] = (
 
 __all__ = [
     "ALL",
-    "ConvertQOperator",
+    "ConvertQoperator",
     "EliminateDead",
     "EliminateIdentities",
     "EqualizeChannels",

@@ -67,7 +67,7 @@ _OWN_ATTRIBUTES = ("channels_last", "opset")
 
 
 @dataclass(frozen=True)
-class ConvertQOperator(Pass):
+class ConvertQoperator(Pass):
     """Write operators on integers as Q/DQ pairs around float operators."""
 
     target: Target = field(default_factory=lambda: Target("tensorrt-rtx"))

@@ -116,6 +116,8 @@ def _scaled(graph: gs.Graph, node: gs.Node, scale: gs.Tensor) -> tuple[gs.Node, 
     if cast is None or last is None or not graphs.is_op(last, "Mul"):
         return None
     other = last.inputs[1] if last.inputs[0] is cast.outputs[0] else last.inputs[0]
+    if other is scale:  # the weight's own scale is 1, or multiplied later
+        return last, gs.Constant("one", np.ones((), np.float32))
     both = graphs.producer(other)
     if both is None or not graphs.is_op(both, "Mul"):
         return None

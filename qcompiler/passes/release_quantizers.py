@@ -65,7 +65,7 @@ class ReleaseQuantizers(Pass):
 
     Attributes:
         target: what it cannot have.
-        released: filled by the run: why the pair of an activation was dropped, by the name of the float tensor.
+        released: filled by runs: why the pair of an activation was dropped, by the name of the float tensor.
     """
 
     target: Target = field(default_factory=lambda: Target("tensorrt-rtx"))
@@ -76,7 +76,6 @@ class ReleaseQuantizers(Pass):
 
     def rewrite(self, graph: gs.Graph) -> Iterator[Note]:
         """Yields a note per quantizer; ONNX Runtime can have all of them."""
-        self.released.clear()
         if self.target.engine == "onnxruntime":
             return
         for one in list(graphs.graphs(graph)):
@@ -138,11 +137,12 @@ def _release(
     released: dict[str, str],
 ) -> Iterator[Note]:
     inner = next((types.get(id(end.inputs[0])) for end in found.ends if is_q(end)), None) or element_types.FP32
-    dequantizer = next((end for end in found.ends if is_dq(end)), None)
+    back = next((end for end in found.ends if is_dq(end)), None)
     for tensor in found.tensors:
-        if isinstance(tensor, gs.Constant) and dequantizer is not None:
-            _float_constant(names, tensor, dequantizer)
-        tensor.dtype = inner
+        if not isinstance(tensor, gs.Constant):
+            tensor.dtype = inner
+        elif back is not None:
+            _float_constant(names, tensor, back)
     for end in sorted(found.ends, key=is_dq):
         if is_dq(end):
             outer = types.get(id(end.outputs[0])) or inner
