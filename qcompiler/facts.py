@@ -97,7 +97,7 @@ def _qdq(graph: gs.Graph) -> list[str]:
 def _pair(node: gs.Node) -> list[str]:
     found: list[str] = []
     scale = constant_value(node.inputs[1])
-    if scale is None or scale.dtype != np.float32:
+    if scale is None or (scale.dtype != np.float32 and not node.attrs.get("block_size", 0)):
         found.append(f"the scale of '{node.name}' is not a constant float32")
     elif not (np.isfinite(scale) & (scale > 0)).all():
         found.append(f"a scale of '{node.name}' is not positive and finite")

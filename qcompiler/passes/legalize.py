@@ -32,6 +32,7 @@ REPAIRS: tuple[Repair, ...] = (
     repair_operators.float_biases,
     repair_scales.wide_scales,
     repair_scales.typed_dequantize,
+    repair_scales.typed_blocks,
     repair_scales.single_scales,
     repair_scales.dead_channels,
     repair_operators.float_without_kernel,

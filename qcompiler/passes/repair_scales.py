@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _FP32 = np.dtype(np.float32)
+_SMALLEST_HALF, _LARGEST_HALF = 2.0**-14, 65504.0
 
 
 def wide_scales(graph: gs.Graph, target: Target) -> Iterator[Note]:
@@ -33,7 +34,7 @@ def wide_scales(graph: gs.Graph, target: Target) -> Iterator[Note]:
     casts: dict[int, gs.Variable] = {}
     for node in pairs(graph):
         scale = scale_of(node)
-        if scale is None or scale.dtype == _FP32:
+        if scale is None or scale.dtype == _FP32 or block_size(node):
             continue
         half = scale.dtype
         graphs.set_input(node, 1, gs.Constant(names.fresh(f"{node.inputs[1].name}/fp32"), scale.astype(np.float32)))
@@ -67,6 +68,10 @@ def _write(graph: gs.Graph, names: graphs.Names, node: gs.Node, dtype: np.dtype[
     if target.typed_dequantize and graph.opset >= 23:
         node.attrs["output_dtype"] = graphs.onnx_type(dtype)
         return
+    _cast_behind(graph, names, node, dtype)
+
+
+def _cast_behind(graph: gs.Graph, names: graphs.Names, node: gs.Node, dtype: np.dtype[Any]) -> None:
     node.attrs.pop("output_dtype", None)
     out = node.outputs[0]
     wide = gs.Variable(names.fresh(f"{out.name}/fp32"), _FP32, out.shape)
@@ -87,6 +92,27 @@ def typed_dequantize(graph: gs.Graph, target: Target) -> Iterator[Note]:
         else:
             _write(graph, names, node, dtype, target)
         yield Changed(node.name, f"output_dtype {dtype.name} became a Cast")
+
+
+def typed_blocks(graph: gs.Graph, target: Target) -> Iterator[Note]:
+    """Blocks have scales of the type that they are dequantized to: with others TensorRT-RTX 1.7 finds no type.
+
+    In half they are fused with the product; no accumulators are in danger, because the activation is float. Scales
+    that half cannot hold are left in FP32 with a Cast behind, which costs a kernel of its own.
+    """
+    names = graphs.Names(graph)
+    for node in pairs(graph):
+        dtype = graphs.np_dtype(node.attrs.get("output_dtype")) if is_dq(node) and block_size(node) else None
+        scale = scale_of(node)
+        if dtype is None or scale is None or scale.dtype == dtype:
+            continue
+        if dtype.itemsize == 2 and scale.min() >= _SMALLEST_HALF and scale.max() <= _LARGEST_HALF:
+            graphs.set_input(node, 1, gs.Constant(names.fresh(f"{node.inputs[1].name}/{dtype}"), scale.astype(dtype)))
+            del node.attrs["output_dtype"]
+            yield Changed(node.name, f"scales of blocks in {dtype.name}, as what they are dequantized to")
+            continue
+        _cast_behind(graph, names, node, dtype)
+        yield Changed(node.name, f"blocks dequantized to float32 and cast to {dtype.name}")
 
 
 def single_scales(graph: gs.Graph, target: Target) -> Iterator[Note]:

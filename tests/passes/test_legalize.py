@@ -163,6 +163,28 @@ def test_half_scales_become_fp32_and_types_around_stay(engine: str, opset: int, 
     assert graphs.dtype_of(graph.outputs[0]) == np.float16
 
 
+@pytest.mark.parametrize(("smallest", "ops"), [(0.01, 2), (1e-6, 3)])
+def test_blocks_have_scales_of_the_type_they_are_dequantized_to(smallest: float, ops: int, tmp_path: Path) -> None:
+    scales = np.full((2, 32), 0.02, np.float32)
+    scales[0, 0] = smallest
+    proto = newer(
+        model(
+            ("DequantizeLinear", "w4 ws wz", "w", {"axis": 0, "block_size": 32, "output_dtype": 10}),
+            ("MatMul", "x w", "y"),
+            inputs={"x": (np.float16, (4, 64))},
+            weights={
+                "w4": rng().integers(-8, 8, (64, 32)).astype(ml_dtypes.int4), "ws": scales,
+                "wz": np.zeros((2, 32), ml_dtypes.int4),
+            },
+            opset=23,
+        )
+    )  # fmt: skip
+    graph, _ = check(Legalize(RTX), proto, tolerance=2e-3)
+    assert len(graph.nodes) == ops
+    (tmp_path / "m.onnx").write_bytes(whole(graph).SerializeToString())
+    assert TensorRTRTX(("sm89",)).build(tmp_path / "m.onnx", tmp_path / "m.engine").bytes
+
+
 def test_output_dtype_becomes_a_cast_where_the_target_does_not_read_it() -> None:
     proto = newer(
         model(
