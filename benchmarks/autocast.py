@@ -16,87 +16,23 @@ those of the main graph.
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-import onnx_graphsurgeon as gs
-
 from benchmarks import peers, process
-from benchmarks.children.common import Feeds, Samples
 from benchmarks.children.order import Order
 from benchmarks.measure import Bench
 from benchmarks.process import Usage
-from qcompiler import element_types, emulation, shapes
-from qcompiler import graph as graphs
-from qcompiler import model as models
-from qcompiler.drift import sqnr_db
-from qcompiler.engines import Profile
-from qcompiler.engines.tensorrt_rtx import TensorRTRTX
-from qcompiler.errors import QCompilerError
-from qcompiler.macs import concrete_shapes, macs_of
-from qcompiler.numerics import power
-from qcompiler.session import Session
 
 GIVEN, JUDGED = 32, 16
 TOOLS = ("qcompiler", "AutoCast", "AutoCast, random data")
 HEAD = "| model | tool | SQNR dB | FP16 nodes | FP16 MACs | Casts | size MB | wall s | peak MB | TensorRT-RTX |"
-_UNCOUNTED = ("Cast", "Constant", "ConstantOfShape", "QuantizeLinear", "DequantizeLinear")
-_HALF = np.dtype(np.float16)
-
-
-@dataclass(frozen=True)
-class Typing:
-    """How much of a model computes in FP16: counts of nodes and multiply-accumulates, 0 or more."""
-
-    nodes: int
-    half_nodes: int
-    macs: int
-    half_macs: int
-    casts: int
-
-
-def typing_of(graph: gs.Graph, feed: Feeds) -> Typing:
-    """Counts the nodes and MACs of a typed graph; `feed` gives the shapes."""
-    types = element_types.infer_all(graph)
-    floats = [
-        (node, {types.get(id(tensor)) for tensor in (*node.inputs, *node.outputs) if tensor.name})
-        for node in graphs.walk(graph)
-        if node.op not in _UNCOUNTED and not graphs.subgraphs(node)
-    ]
-    counted = [(node, held) for node, held in floats if held & {_HALF, element_types.FP32}]
-    linear = [node for node in graph.nodes if graphs.is_linear(node)]
-    wanted = [t.name for node in linear for t in (*node.inputs[:2], node.outputs[0]) if not graphs.is_constant(t)]
-    sizes = concrete_shapes(graph, feed, wanted)
-    macs = {id(node): macs_of(node, sizes) for node in linear}
-    half = [node for node, held in counted if _HALF in held]
-    return Typing(
-        len(counted),
-        len(half),
-        sum(macs.values()),
-        sum(macs.get(id(node), 0) for node in half),
-        sum(node.op == "Cast" for node in graphs.walk(graph)),
-    )
-
-
-def worst_sqnr(reference: Path, path: Path, feeds: list[Feeds]) -> float:
-    """SQNR in dB of the worst float output, pooled over the feeds."""
-    plain, typed = Session(reference), Session(emulation.runnable(models.load(path), half=True))
-    signal: dict[str, float] = {}
-    noise: dict[str, float] = {}
-    for feed in feeds:
-        got = typed.run(feed)
-        for name, value in plain.run(feed).items():
-            if value.dtype == np.float32:
-                error = value - got[name].astype(np.float32)
-                signal[name] = signal.get(name, 0.0) + power(value)
-                noise[name] = noise.get(name, 0.0) + (power(error) if np.all(np.isfinite(error)) else np.inf)
-    return min(sqnr_db(signal[name], noise[name]) for name in signal)
 
 
 def _run(tool: str, model: Path, samples: Path, folder: Path) -> tuple[Path, Usage, str]:
@@ -123,25 +59,25 @@ def _last_line(log: Path) -> str:
     return (log.read_text(encoding="utf8", errors="replace").strip().splitlines() or ["no message"])[-1]
 
 
-def _builds(path: Path, feed: Feeds, folder: Path) -> str:
-    """`yes`, or the beginning of what TensorRT-RTX says against the model."""
-    graph = models.load(path).graph
-    open_inputs = [t for t in graph.inputs if graphs.static_shape(t) is None]
-    profile = Profile({t.name: (feed[t.name].shape,) * 3 for t in open_inputs})
-    try:
-        TensorRTRTX(("sm89",)).build(path, folder / "m.engine", [profile] if open_inputs else [])
-    except QCompilerError as error:
-        return f"no: {str(error)[:160]}"
-    return "yes"
+def _judge(reference: Path, output: Path, samples: Path) -> list[str]:
+    """What the child `judge_typing` says of a typed model."""
+    command = [sys.executable, "-m", "benchmarks.children.judge_typing", str(reference), str(output), str(samples)]
+    environment = {**os.environ, **process.QUIET}
+    done = subprocess.run(
+        [*command, str(GIVEN), str(JUDGED)], env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        return [f"not judged: {(done.stderr.strip().splitlines() or ['no message'])[-1][:160]} | | |", ""]
+    found: list[str] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
-def rows(name: str, model: Path, samples: Samples, work: Path) -> Iterator[str]:
+def rows(name: str, model: Path, samples: Path, work: Path) -> Iterator[str]:
     """A row of the table for each tool."""
     given = work / "given"
     given.mkdir()
-    for file in samples.files[:GIVEN]:
+    for file in sorted(samples.glob("*.npz"))[:GIVEN]:
         shutil.copyfile(file, given / file.name)
-    feeds = [samples[index] for index in range(GIVEN, GIVEN + JUDGED)]
     for tool in TOOLS:
         folder = work / tool.replace(" ", "_")
         folder.mkdir()
@@ -151,21 +87,8 @@ def rows(name: str, model: Path, samples: Samples, work: Path) -> Iterator[str]:
             yield f"| {name} | {tool} | failed: {' '.join(error.split())[:200]} | | | | | {cost} | |"
             continue
         size = output.stat().st_size + sum(part.stat().st_size for part in output.parent.glob("out*.data"))
-        judged, builds = _judged(model, output, feeds), _builds(output, feeds[0], folder)
+        judged, builds = _judge(model, output, samples)
         yield f"| {name} | {tool} | {judged} | {size / 2**20:.1f} | {cost} | {builds} |"
-
-
-def _judged(reference: Path, path: Path, feeds: list[Feeds]) -> str:
-    """The cells from SQNR to Casts; a model that ONNX Runtime cannot run is a result, too."""
-    loaded = models.load(path)
-    shapes.infer(loaded)
-    found = typing_of(loaded.graph, feeds[0])
-    share = f"{found.half_macs / found.macs:.1%}" if found.macs else "none"
-    try:
-        accuracy = f"{worst_sqnr(reference, path, feeds):.1f}"
-    except QCompilerError as error:
-        accuracy = f"cannot run: {str(error)[:160]}"
-    return f"{accuracy} | {found.half_nodes} of {found.nodes} | {share} | {found.casts}"
 
 
 def main(arguments: list[str]) -> Any:
@@ -175,7 +98,7 @@ def main(arguments: list[str]) -> Any:
     bench = Bench(Path(arguments[0]), Path(arguments[1]))
     print(f"{HEAD}\n|{'---|' * (HEAD.count('|') - 1)}", flush=True)
     for name in arguments[2:]:
-        samples = Samples(bench.samples(name, GIVEN + JUDGED), GIVEN + JUDGED)
+        samples = bench.samples(name, GIVEN + JUDGED)
         with TemporaryDirectory(prefix="autocast-") as work:
             for row in rows(name, bench.model(name), samples, Path(work)):
                 print(row, flush=True)

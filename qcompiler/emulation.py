@@ -80,8 +80,8 @@ def _retype(tensor: gs.Tensor) -> None:
 def _round(graph: gs.Graph, names: graphs.Names, node: gs.Node, index: int, dtype: np.dtype[Any]) -> None:
     """Puts a round trip through the lower type between a node and its output."""
     tensor = node.outputs[index]
-    exact = gs.Variable(names.fresh(f"{tensor.name}/exact"), _FP32, tensor.shape)
-    stored = gs.Variable(names.fresh(f"{tensor.name}/stored"), dtype, tensor.shape)
+    exact = gs.Variable(names.fresh(f"{tensor.name}/exact"), _FP32)  # shapes that a file states may be wrong
+    stored = gs.Variable(names.fresh(f"{tensor.name}/stored"), dtype)
     graphs.set_output(node, index, exact)
     down = {"to": graphs.onnx_type(dtype)}
     up = {"to": graphs.onnx_type(_FP32)}

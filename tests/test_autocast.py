@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.autocast import main, typing_of, worst_sqnr
+from benchmarks.autocast import main
+from benchmarks.children.judge_typing import typing_of, worst_sqnr
 from benchmarks.measure import BenchmarkError
 from qcompiler import graph as graphs
 from qcompiler import ranges

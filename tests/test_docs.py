@@ -30,7 +30,7 @@ ROOMS = {
     "engines": "engines* errors target",
     "report": "report* recipe",
     "passes": "passes* errors pass_ plan target graph model importing weights shapes ranks single linear affine"
-    " quantized numerics unsigned element_types half masks spread ranges",
+    " quantized numerics unsigned element_types half masks spread borders ranges",
 }
 LEAVES = ("errors", "wire", "plain", "suggest", "progress", "samples")  # import at most `errors`
 
