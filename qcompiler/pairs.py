@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,6 +55,7 @@ class Setting:
         target_db: SQNR of the model's outputs that is good enough.
         per_channel: weight scales per output channel.
         attention: what is asked of attentions; None where they stay float.
+        scales: of weights that are not amax / 127, by node name.
     """
 
     model: models.Model
@@ -67,6 +68,7 @@ class Setting:
     target_db: float
     per_channel: bool
     attention: Asked | None = None
+    scales: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
 def extend(plan: Plan, corrections: Corrections, setting: Setting) -> tuple[Plan, Corrections]:
@@ -82,7 +84,7 @@ def extend(plan: Plan, corrections: Corrections, setting: Setting) -> tuple[Plan
     chosen, refused = placement.shortcuts(graph, target, quantized)
     try_groups = target.share_scales and bool(placement.scale_groups(graph, _int8(plan)))
     whole, told = _attentions(plan, setting)
-    measure = _Measure(setting.model, setting.feeds[: setting.few]) if chosen or try_groups or whole else None
+    measure = _Measure(setting) if chosen or try_groups or whole else None
     decisions = [*told, *(decide.decision(refusal, target.high_precision, 0) for refusal in refused)]
     if measure is not None:
         allowed = min(setting.target_db, measure(plan, corrections) - LOSS_DB)
@@ -269,7 +271,9 @@ def _corrected(
     if not layers:
         return {}
     ranges = {name: [plan.quantizers[name].amax] for name in changed}
-    shifts = Shifts(setting.model, changed, ranges, setting.feeds, per_channel=setting.per_channel)
+    shifts = Shifts(
+        setting.model, changed, ranges, setting.feeds, per_channel=setting.per_channel, scales=setting.scales
+    )
     return {c.node: shifts.of(c, plan.quantizers[c.activation].amax) for c in layers}
 
 
@@ -297,14 +301,14 @@ def largest(count: int, good: Callable[[int], bool]) -> int:
 class _Measure:
     """SQNR in dB of the outputs of a plan's graph over a few samples; every output counts the same."""
 
-    def __init__(self, model: models.Model, feeds: Sequence[Feeds]) -> None:
-        self._model, self._feeds = model, feeds
-        session = Session(model)
-        self._expected = [_floats(session.run(feed)) for feed in feeds]
+    def __init__(self, setting: Setting) -> None:
+        self._model, self._feeds, self._scales = setting.model, setting.feeds[: setting.few], setting.scales
+        session = Session(self._model)
+        self._expected = [_floats(session.run(feed)) for feed in self._feeds]
 
     def __call__(self, plan: Plan, corrections: Corrections) -> float:
         lowered = models.copy(self._model)
-        Pipeline(InsertQDQ(plan, corrections), InsertQDQPairs(plan), given=GIVEN)(lowered.graph)
+        Pipeline(InsertQDQ(plan, corrections, self._scales), InsertQDQPairs(plan), given=GIVEN)(lowered.graph)
         session = Session(lowered)
         noise: dict[str, float] = {}
         signal: dict[str, float] = {}

@@ -38,7 +38,7 @@ from qcompiler.recipe import PRECISIONS, Recipe
 from qcompiler.sensitivity import SafetyNet
 from qcompiler.session import return_freed_memory
 from qcompiler.smoothing import Group
-from qcompiler.target import DType, Target
+from qcompiler.target import DType, Target, require_fp8
 from qcompiler.verification import Verification, check_metric, gate
 from qcompiler.verification import verify as compare
 
@@ -104,6 +104,9 @@ def refuse_early(run: Run, data: Data | None, paths: Paths) -> None:
         )
     if recipe.precision in ("fp16", "bf16"):
         run.target = dataclasses.replace(run.target, high_precision=DType(recipe.precision))
+    asked = recipe.precision == "fp8" or recipe.precision.startswith("auto:")  # a bare `auto` takes what there is
+    if recipe.attention == "fp8" or (asked and DType.FP8 in recipe.formats()):
+        require_fp8(run.target)
     if data is None and (recipe.formats() or run.target.high_precision is DType.FP16):
         raise UsageError(
             f"precision '{recipe.precision}' needs the ranges of activations: give --data with real samples "
@@ -226,6 +229,7 @@ def smooth(
         else:
             best, tried = attempt(wanted.alpha), []
     run.smoothings = {one.label: one.sqnr_db for one in tried}
+    _rename(observed, found, candidates(run, best.model)[0])
     if best.report is not None:
         run.reports.append(best.report)
         observed.histograms.update(best.histograms)
@@ -234,6 +238,15 @@ def smooth(
     models.forget_pages(normal)
     return_freed_memory()
     return best.model, best.groups
+
+
+def _rename(observed: Observations, before: Sequence[decide.Candidate], after: Sequence[decide.Candidate]) -> None:
+    """Lets the outliers of an activation be found under the name that its readers read it by now."""
+    was = {one.node: one.activation for one in before}
+    for one in after:
+        known = observed.outliers.get(was.get(one.node, ""))
+        if known is not None:
+            observed.outliers.setdefault(one.activation, known)
 
 
 def _smoothed(

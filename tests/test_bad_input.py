@@ -307,8 +307,17 @@ def test_without_data_the_ranges_are_not_made_up(room: Room) -> None:
 
 
 REQUESTS: dict[str, tuple[list[str], int, tuple[str, ...]]] = {
-    "fp8-below-sm89": (["--precision", "fp8", "--target", "tensorrt-rtx:sm86"], 2, ("'fp8' is not in this release",)),
-    "fp8": (["--precision", "fp8"], 2, ("'fp8' is not in this release",)),
+    "fp8-below-sm89": (
+        ["--precision", "fp8", "--target", "tensorrt-rtx:sm86,sm89"],
+        6,
+        ("sm86 cannot compute in FP8", "--target tensorrt-rtx:sm89", "--precision int8"),
+    ),
+    "mixed-below-sm89": (
+        ["--precision", "auto:int8,fp8", "--target", "tensorrt-rtx:sm80"],
+        6,
+        ("sm80 cannot compute in FP8", "sm89"),
+    ),
+    "not-yet": (["--precision", "int4-weight"], 2, ("'int4-weight' is not in this release",)),
     "sm90": (["--target", "tensorrt-rtx:sm90"], 6, ("no sm90", "sm89", "--target tensorrt")),
     "target": (["--target", "tensorrt-rxt"], 2, ("'tensorrt-rxt'", "tensorrt-rtx")),
     "calibrator": (["--calibrator", "entropie"], 2, ("'entropie'", "did you mean 'entropy'")),

@@ -104,15 +104,15 @@ def conv(axis: int | None = 0, op: str = "Conv") -> Builder:
     return b
 
 
-def half_scales(conv: bool = False) -> Builder:
+def half_scales(conv: bool = False, dtype: Any = np.int8) -> Builder:
     """Per-channel weights and FP16 scales: what the compiler stores before it rescales is half. Node `mm`."""
     b = Builder()
     x = b.input("x", [1, 128, 8, 8] if conv else [64, 128])
     s = b.constant("a_s", np.asarray(0.05, np.float16))
-    z = b.constant("a_z", np.asarray(0, np.int8))
+    z = b.constant("a_z", np.zeros((), dtype))
     q = b.node("QuantizeLinear", [x, s, z], "a_q")
     x = b.node("DequantizeLinear", [q, s, z], "a_dq")
-    w = b.weight("w", (96, 128, 1, 1) if conv else (128, 96), 0 if conv else 1, scale_dtype=np.float16)
+    w = b.weight("w", (96, 128, 1, 1) if conv else (128, 96), 0 if conv else 1, dtype, scale_dtype=np.float16)
     b.output(b.node("Conv" if conv else "MatMul", [x, w], "mm"))
     return b
 
@@ -164,6 +164,29 @@ def fp8(axis: int | None = None) -> Builder:
     e4m3 = ml_dtypes.float8_e4m3fn
     x = b.quantized(b.input("x", [64, 128]), "a", zero=np.zeros((), e4m3))
     b.output(b.node("MatMul", [x, b.weight("w", (128, 96), axis, dtype=e4m3)], "mm"))
+    return b
+
+
+def fp8_siblings(*factors: float) -> Builder:
+    """One FP8 tensor feeds three products whose weights have a scale each, so related. Nodes `q`, `k`, `v`."""
+    b = Builder()
+    e4m3 = ml_dtypes.float8_e4m3fn
+    x = b.quantized(b.input("x", [64, 128]), "a", zero=np.zeros((), e4m3))
+    for name, factor in zip("qkv", factors, strict=True):
+        stored = b.random.uniform(-448, 448, (128, 128)).astype(e4m3)
+        w = b.dequantized(f"w_{name}", stored, np.asarray(0.001 * factor, np.float32))
+        b.output(b.node("Relu", [b.node("MatMul", [x, w], name)], f"{name}_relu"))
+    return b
+
+
+def fp8_conv(axis: int | None) -> Builder:
+    """3x3 convolution `conv` of FP8 activations and weights with FP32 scales, bias, Relu."""
+    b = Builder()
+    e4m3 = ml_dtypes.float8_e4m3fn
+    x = b.quantized(b.input("x", [1, 32, 16, 16]), "a", zero=np.zeros((), e4m3))
+    bias = b.constant("bias", np.linspace(-1, 1, 32).astype(np.float16))
+    y = b.node("Conv", [x, b.weight("w", (32, 32, 3, 3), axis, dtype=e4m3), bias], "conv", pads=[1, 1, 1, 1])
+    b.output(b.node("Relu", [y], "relu"))
     return b
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import ml_dtypes
 import onnx
 import pytest
 
@@ -78,6 +79,32 @@ def test_half_accumulators_are_found(build: Build) -> None:
     assert found.confirmed == ("mm",)
     assert _kinds(found) == [(Kind.HALF_ACCUMULATOR, "mm")]
     assert not found.ok
+
+
+def test_half_accumulators_of_fp8_are_found(build: Build) -> None:
+    found = _audit(build, graphs.half_scales(dtype=ml_dtypes.float8_e4m3fn), "mm", precision=DType.FP8)
+    assert found.confirmed == ("mm",)
+    assert _kinds(found) == [(Kind.HALF_ACCUMULATOR, "mm")]
+    assert "raw fp8 accumulators" in found.mismatches[0].text
+
+
+def test_fp8_products_side_by_side_accumulate_in_half_unless_their_weights_share_a_scale(build: Build) -> None:
+    apart = _audit(build, graphs.fp8_siblings(1, 2, 3), *"qkv", precision=DType.FP8)
+    assert _kinds(apart) == [(Kind.HALF_ACCUMULATOR, name) for name in "kqv"]
+    shared = _audit(build, graphs.fp8_siblings(2, 2, 2), *"qkv", precision=DType.FP8)
+    assert shared.confirmed == ("q", "k", "v")
+    assert shared.ok
+
+
+@pytest.mark.parametrize("axis", [None, 0], ids=["tensor", "channel"])
+@pytest.mark.parametrize("sm", ["sm89", "sm120"])
+def test_fp8_convolutions_are_confirmed_and_scaled_before_they_are_stored(
+    axis: int | None, sm: str, build: Build
+) -> None:
+    model, engine = build(graphs.fp8_conv(axis), sms=(sm,))
+    found = audit(engine.path, model, {"conv": DType.FP8})
+    assert found.confirmed == ("conv",)
+    assert found.ok
 
 
 def test_convolutions_with_half_scales_accumulate_in_float(build: Build) -> None:
