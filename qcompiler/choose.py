@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from qcompiler import attention, calibrators, came, cost, decide, outputs, pairs
+from qcompiler import attention, calibrators, came, cost, decide, outputs, pairs, qfem, sparing
 from qcompiler import graph as graphs
 from qcompiler import model as models
 from qcompiler.bias import Shifts
@@ -20,6 +20,7 @@ from qcompiler.macs import Shapes, concrete_shapes
 from qcompiler.numerics import format_of
 from qcompiler.observe import Observations
 from qcompiler.plan import Decision, Plan, Quantizer
+from qcompiler.qfem import Spared
 from qcompiler.recipe import Recipe
 from qcompiler.sensitivity import ENOUGH, FEW, HIGH, Advance, Limits, Prices, SafetyNet, search, sqnr_db
 from qcompiler.simulate import Simulator, Use
@@ -50,6 +51,7 @@ class Chosen:
     net: SafetyNet
     corrections: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     scales: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    spared: Spared = sparing.NOTHING
 
 
 def choose(
@@ -118,6 +120,23 @@ def choose(
         usual = _shapes_at(model.graph, observed, recipe, 1, cost.tensors(model.graph, found))
         costs = cost.Costs(model.graph, usual, target, per_channel=per_channel, fp8_per_channel=fp8_per_channel)
         prices = Prices(prices.macs, prices.total, _seconds(costs, groups, offers, target.high_precision))
+    spared = sparing.NOTHING
+    if simulator is not None:
+        feeds = observed.kept[: _enough(shapes, groups, 1, FEW)]
+        ratios = {name: one.ratio for name, one in observed.outliers.items()}
+        target_db = recipe.safety.target_sqnr_db
+        spared = sparing.spare(simulator, feeds, offers, prices, ratios, recipe.qfem, target_db)
+    refused = [
+        *refused,
+        *(
+            Refusal(c.node, c.op, qfem.RULE, spared.reason(c.activation))
+            for c in found
+            if c.activation in spared.tensors and c.node not in out
+        ),
+    ]
+    offers = {name: uses for name, uses in offers.items() if name not in spared.tensors}
+    stored = {c.node: c.axis for name in spared.tensors for c in groups[name]} if recipe.qfem.weights == "int8" else {}
+    groups = {name: members for name, members in groups.items() if name not in spared.tensors}
     net = _cast(simulator, shapes, observed.kept, offers, prices, recipe, advance)
     where = costs.where if costs is not None else ""
     plan = _plan(model.graph, groups, [*refused, *small], net, macs, target, nodes, observed.histograms, where)
@@ -134,7 +153,7 @@ def choose(
     }
     kept = [c for name in plan.quantizers for c in groups[name]]
     channels = {DType.INT8: per_channel, DType.FP8: fp8_per_channel}
-    plan.axes = {c.node: c.axis if channels[net.formats[c.activation]] else None for c in kept}
+    plan.axes = {c.node: c.axis if channels[net.formats[c.activation]] else None for c in kept} | stored
     corrections = {
         c.node: shifts.of(c, net.amax[c.activation], net.formats[c.activation]) for c in kept if shifts.can(c)
     }
@@ -149,7 +168,7 @@ def choose(
             target_db=recipe.safety.target_sqnr_db,
             spared=net.restored,
         )
-        return Chosen(plan, net, corrections, scales)
+        return Chosen(plan, net, corrections, scales, spared)
     setting = pairs.Setting(
         model,
         target,
@@ -161,9 +180,10 @@ def choose(
         target_db=recipe.safety.target_sqnr_db,
         per_channel=per_channel,
         attention=_asked(model.graph, observed, recipe, target),
+        scales=scales,
     )
     plan, corrections = pairs.extend(plan, corrections, setting)
-    return Chosen(plan, net, corrections, scales)
+    return Chosen(plan, net, corrections, scales, spared)
 
 
 def _asked(graph: gs.Graph, observed: Observations, recipe: Recipe, target: Target) -> attention.Asked | None:
@@ -262,7 +282,7 @@ def _cast(
     advance: Advance | None,
 ) -> SafetyNet:
     """Runs the safety net over the groups."""
-    if simulator is None:
+    if simulator is None or not offers:
         return SafetyNet()
     groups = simulator.groups
     limits = Limits(
@@ -367,7 +387,7 @@ def _figures(activation: str, net: SafetyNet, histogram: Histogram, high: DType)
     if activation in net.noise:
         figures["alone_sqnr_db"] = round(sqnr_db(net.noise[activation]), 3)
     if activation in net.costs:
-        figures |= {f"{dtype}_db": round(sqnr_db(noise), 3) for dtype, noise in net.alone[activation].items()}
+        figures |= {f"{dtype}_db": round(sqnr_db(noise), 3) for dtype, noise in net.alone.get(activation, {}).items()}
         figures |= {f"{_type(name, high)}_us": round(time * 1e6, 3) for name, time in net.costs[activation].items()}
     return figures
 

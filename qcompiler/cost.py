@@ -2,18 +2,17 @@
 
     time = Σ over kernels  max(2 · MACs / (share · tops), bytes / (share · bandwidth)) + time between two kernels
 
-Bytes are those that TensorRT-RTX's own listings show (`engines.traffic` reads them):
+Bytes are those that TensorRT-RTX's own listings show (`engines.traffic` reads them), h = 2 for FP16:
 
-    float product          reads x and W at 2 bytes, writes y at 2; a convolution takes bias, Relu and a residual sum
-                           with it, a matrix product what follows of it alone up to the next product (GELU); anything
-                           else behind a matrix product is a kernel of its own and reads y again
-    quantized product      reads x and W at 1 byte; with one scale for the weight it writes y at 2 bytes, with a scale
-                           per output channel raw accumulators at 4; a kernel behind it reads them, scales them and
-                           rounds them to the next layer's x, at 1 byte
+    float product          reads x and W and writes y, all at h; a convolution takes bias, Relu and a residual sum with
+                           it, a matrix product what follows of it alone up to the next product (GELU); anything else
+                           behind a matrix product is a kernel of its own and reads y again
+    quantized product      reads x and W at 1 byte; with one scale for the weight it writes y at h, with a scale per
+                           output channel raw accumulators at 4 bytes; what stands behind it reads them
+    rounding of x          behind a convolution a kernel of its own, which reads x at h; else it is part of the kernel
+                           that makes x. x is also written at h where somebody else reads it (a residual sum)
     grouped convolution    is quantized only with channels padded to 4 per group: x is written and read that many times
                            as large, and the padding is read from constants
-
-    x itself               is also written at 2 bytes where somebody else reads it (a residual sum)
 
 so a quantized convolution is two kernels where a float one is one, and INT8 with a scale per channel moves more bytes
 than FP16. TensorRT (not RTX) fuses rounding and scales into its products; there both formats write what they need.
@@ -161,32 +160,50 @@ class Costs:
             members: the layers.
             dtype: INT8, FP8, or the high-precision type.
         """
-        size = BYTES[dtype]
+        size, high = BYTES[dtype], BYTES[self._target.high_precision]
         x = math.prod(self._shapes.get(activation, (0,)))
         padding = max((self._padding(one) for one in members), default=1) if dtype.quantized else 1
-        # whoever makes x writes it; that kernel is there in any format
-        writing = x * size * padding + x * (padding - 1)
-        if dtype.quantized and self._others(activation, members):
-            writing += x * BYTES[self._target.high_precision]
-        found = [Kernel(0, dtype, writing)]
+        found = self._activation(members, dtype, x, padding)
+        made = len(found)
         together = len(members) > 1 and all(one.op in ("MatMul", "Gemm") for one in members)
         for index, one in enumerate(members):
             node = self._nodes[one.node]
             weight = math.prod(self._shapes.get(node.inputs[1].name) or tuple(node.inputs[1].shape or (0,)))
             y = math.prod(self._shapes.get(node.outputs[0].name, (0,)))
-            read = 0.0 if together and index else x * size * padding
-            written, behind = self._output(one, dtype, y)
+            read = 0.0 if together and index else x * size * padding + self._saved(members, dtype, x)
+            written, behind = self._output(one, dtype, y * high, y)
             found.append(Kernel(macs_of(node, self._shapes), dtype, read + weight * size + written))
             if behind:
                 found.append(Kernel(0, dtype, behind))
         if together:  # q, k and v become one product
-            products = [kernel for kernel in found[1:] if kernel.macs]
-            rest = [kernel for kernel in found[1:] if not kernel.macs]
+            products = [kernel for kernel in found[made:] if kernel.macs]
+            rest = [kernel for kernel in found[made:] if not kernel.macs]
             joint = Kernel(sum(one.macs for one in products), dtype, sum(one.bytes for one in products))
-            found = [found[0], joint, *rest]
+            found = [*found[:made], joint, *rest]
         return found
 
-    def _others(self, activation: str, members: Sequence[Candidate]) -> bool:
+    def _activation(self, members: Sequence[Candidate], dtype: DType, x: int, padding: int) -> list[Kernel]:
+        """The kernel that writes what the members read, if it is not that of a product."""
+        high = BYTES[self._target.high_precision]
+        behind = behind_convolution(self._nodes[members[0].node].inputs[0])
+        if not dtype.quantized:
+            return [] if behind else [Kernel(0, dtype, x * high)]
+        if behind and self._target.engine != "tensorrt-rtx":
+            return []  # the convolution rounds what it writes
+        writing = x * BYTES[dtype] * (2 * padding - 1)
+        reading = x * high if behind else 0.0
+        copy = x * high if self._others(members) else 0.0
+        return [Kernel(0, dtype, writing + reading + copy)]
+
+    def _saved(self, members: Sequence[Candidate], dtype: DType, x: int) -> float:
+        """Bytes more (or fewer) that a convolution in front of a quantized layer writes because it rounds itself."""
+        rtx = self._target.engine == "tensorrt-rtx"
+        if rtx or not dtype.quantized or not behind_convolution(self._nodes[members[0].node].inputs[0]):
+            return 0.0
+        high = 0.0 if self._others(members) else BYTES[self._target.high_precision]
+        return x * (BYTES[dtype] - high)
+
+    def _others(self, members: Sequence[Candidate]) -> bool:
         """Whether the activation has readers beside these layers."""
         own = {one.node for one in members}
         tensor = self._nodes[members[0].node].inputs[0]
@@ -201,15 +218,15 @@ class Costs:
         depth = int((self._shapes.get(node.inputs[1].name) or tuple(node.inputs[1].shape))[1])
         return max(1, math.ceil(depth / PADDED) * PADDED // depth)
 
-    def _output(self, one: Candidate, dtype: DType, y: int) -> tuple[float, float]:
-        """Bytes that the product writes, and those that a kernel behind it reads (the writing is the next layer's)."""
-        high = BYTES[self._target.high_precision]
+    def _output(self, one: Candidate, dtype: DType, narrow: float, y: int) -> tuple[float, float]:
+        """Bytes that the product writes, and those that a kernel of its own behind it reads."""
         product = one.op in ("MatMul", "Gemm")
         if not dtype.quantized or self._target.engine != "tensorrt-rtx":
-            alone = not product or leads_to_product(self._nodes[one.node])
-            return (0.0, 0.0) if alone else (y * high, y * high)
-        wide = 4.0 if self._channel[dtype] and one.axis is not None else high
-        return y * wide, y * wide
+            if not product:
+                return narrow, 0.0
+            return (0.0, 0.0) if leads_to_product(self._nodes[one.node]) else (narrow, narrow)
+        wide = 4.0 * y if self._channel[dtype] and one.axis is not None else narrow
+        return (wide, wide) if product else (2 * wide - narrow, 0.0)
 
     def seconds(self, activation: str, members: Sequence[Candidate], dtype: DType) -> float:
         """Time of a group, the mean over the target's GPUs; inf where one of them lacks the type."""
@@ -225,6 +242,20 @@ class Costs:
     def where(self) -> str:
         """The GPUs, for a sentence."""
         return " and ".join(gpu.sm for gpu in self._gpus)
+
+
+def behind_convolution(tensor: gs.Tensor) -> bool:
+    """Whether a tensor is what a convolution writes, seen through what is fused into it: bias, Relu, residual sums."""
+    todo, seen = [tensor], 0
+    while todo and seen < LONGEST:
+        node, seen = graphs.producer(todo.pop()), seen + 1
+        if node is None:
+            continue
+        if node.op in ("Conv", "ConvTranspose"):
+            return True
+        if node.op in POINTWISE:
+            todo += [one for one in node.inputs if not graphs.is_constant(one)]
+    return False
 
 
 def leads_to_product(node: gs.Node) -> bool:

@@ -119,3 +119,71 @@ def test_ranges_are_offered_in_the_order_of_the_calibrators() -> None:
     ranges, spelled = offered("auto", {"x": flat})
     assert max(ranges["x"]) == pytest.approx(1)
     assert offered("minmax", {"x": histogram}) == ({"x": [histogram.amax]}, {"x": ["minmax"]})
+
+
+def two_tails(folder: Path, rng: np.random.Generator) -> models.Model:
+    """A product of a bell-shaped activation and one of an activation with heavy tails, each an output."""
+    values = {name: (rng.standard_normal((64, 64)) / 8).astype(np.float32) for name in ("w1", "w2")}
+    proto = model(
+        ("MatMul", "bell w1", "y1"),
+        ("MatMul", "tails w2", "y2"),
+        inputs={"bell": ("n", 256, 64), "tails": ("n", 256, 64)},
+        outputs=("y1", "y2"),
+        weights=values,
+        opset=21,
+    )
+    onnx.save(proto, folder / "two.onnx")
+    return models.load(folder / "two.onnx")
+
+
+def chosen_of_two(folder: Path, recipe: Recipe) -> Chosen:
+    rng = np.random.default_rng(3)
+    loaded = two_tails(folder, rng)
+    shape = (1, 256, 64)
+    feeds = [
+        {"bell": rng.standard_normal(shape).astype(np.float32), "tails": rng.standard_t(1.5, shape).astype(np.float32)}
+        for _ in range(8)
+    ]
+    target = recipe.resolve()
+    inputs: Inputs = {name: (np.dtype(np.float32), ("n", 256, 64)) for name in ("bell", "tails")}
+    found, refused = decide.candidates(loaded.graph, target)
+    seen = observe(loaded, [one.activation for one in found], open_source(feeds, inputs), inputs=inputs)
+    return choose(loaded, found, refused, seen, recipe, target)
+
+
+def test_the_bell_is_quantized_to_int8_and_the_heavy_tails_to_fp8_with_both_figures(tmp_path: Path) -> None:
+    strict = Safety(target_sqnr_db=60, min_share=1)
+    recipe = Recipe(precision="auto:int8,fp8", target="tensorrt-rtx:sm89", safety=strict)
+    plan = chosen_of_two(tmp_path, recipe).plan
+    assert [(one.node, one.precision) for one in plan] == [("Y1", DType.INT8), ("Y2", DType.FP8)]
+    assert {name: one.dtype for name, one in plan.quantizers.items()} == {"bell": DType.INT8, "tails": DType.FP8}
+    assert plan.quantizers["tails"].calibrator in ("mse{format=fp8}", "minmax")
+    assert plan.axes == {"Y1": 1, "Y2": None}
+    for one in plan:
+        assert {"int8_db", "fp8_db", "int8_us", "fp8_us", "fp16_us"} <= one.figures.keys()
+        assert "int8: alone" in one.why
+        assert "us in fp8" in one.why
+        assert one.why.endswith("on sm89")
+    assert plan.decisions["Y1"].figures["int8_db"] > plan.decisions["Y1"].figures["fp8_db"] + 3
+    assert plan.decisions["Y2"].figures["fp8_db"] > plan.decisions["Y2"].figures["int8_db"] + 3
+
+
+def test_fp8_alone_needs_no_costs(tmp_path: Path) -> None:
+    found = chosen_of_two(tmp_path, Recipe(precision="fp8", target="tensorrt-rtx:sm89", calibrator="mse"))
+    assert {one.precision for one in found.plan} == {DType.FP8}
+    assert {one.calibrator for one in found.plan.quantizers.values()} == {"mse{format=fp8}"}
+    assert found.net.costs == {}
+
+
+def test_a_gpu_without_fp8_is_not_offered_it(tmp_path: Path) -> None:
+    found = chosen_of_two(tmp_path, Recipe(precision="auto", target="tensorrt-rtx:sm86", safety=Safety(min_share=1)))
+    assert DType.FP8 not in {one.precision for one in found.plan}
+    assert all("fp8" not in one.why for one in found.plan)
+
+
+def test_high_precision_that_is_faster_is_a_choice_of_its_own(tmp_path: Path) -> None:
+    found = chosen_of_two(tmp_path, Recipe(precision="auto:int8,fp16", target="tensorrt-rtx:sm89"))
+    costs = found.net.costs["bell"]
+    assert costs["high"] < costs["int8"]  # 64 columns: writing accumulators in FP32 costs more than it saves
+    assert {one.rule for one in found.plan} == {"cost"}
+    assert all(one.precision is DType.FP16 and "no format is faster" in one.why for one in found.plan)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import onnx
@@ -123,6 +123,88 @@ def test_progress_counts_runs_behind_the_reference(net: Any) -> None:
 def test_the_same_search_twice_is_the_same(net: Any) -> None:
     limits, wrong = Limits(30, 0.3, 8, range_groups=20), {"a1": [0.1, 1.0], "a3": [0.5]}
     assert net(limits, wrong) == net(limits, wrong)
+
+
+class Table:
+    """A simulator whose outputs are the reference and, of each quantized group, its own noise of a given SQNR."""
+
+    outputs: ClassVar[list[str]] = ["y"]
+
+    def __init__(self, table: dict[str, dict[DType, float]]) -> None:
+        self._noise = {
+            (group, dtype): np.eye(len(table), dtype=np.float32)[i] * 10 ** (-db / 20)
+            for i, (group, row) in enumerate(table.items())
+            for dtype, db in row.items()
+        }
+        self._reference = np.full(len(table), len(table) ** -0.5, np.float32)
+
+    def run(self, feeds: Feeds, uses: dict[str, Use]) -> Feeds:
+        noise = [self._noise[group, use.dtype] for group, use in uses.items()]
+        return {"y": np.sum([self._reference, *noise], axis=0)}
+
+
+def searched(
+    table: dict[str, dict[DType, float]], seconds: dict[str, dict[str, float]], limits: Limits, *, macs: int = 1000
+) -> SafetyNet:
+    offers = {group: [Use(dtype, 1.0) for dtype in row] for group, row in table.items()}
+    prices = Prices(dict.fromkeys(table, macs), macs * len(table), seconds)
+    return search(cast(Simulator, Table(table)), [{}], offers, prices, limits)
+
+
+INT8, FP8 = DType.INT8, DType.FP8
+CHEAP_INT8 = {"int8": 1.0, "fp8": 2.0, "high": 4.0}
+
+
+def test_each_group_takes_the_cheapest_format_that_the_budget_allows() -> None:
+    table = {"tails": {INT8: 12.0, FP8: 31.0}, "bell": {INT8: 40.0, FP8: 31.0}, "hard": {INT8: 20.0, FP8: 18.0}}
+    found = searched(table, dict.fromkeys(table, CHEAP_INT8), Limits(27, 0.3, 8))
+    assert found.formats["tails"] is FP8
+    assert found.formats["bell"] is INT8
+    assert found.restored == ("hard",)
+    assert found.met
+    assert found.curve[0].sqnr_db == pytest.approx(11.3, abs=0.1)  # all in the cheapest format
+    assert found.curve[-1].share == pytest.approx(2 / 3)
+    assert sqnr_db(found.alone["tails"][INT8]) == pytest.approx(12, abs=0.01)
+
+
+def test_high_precision_is_the_choice_where_no_format_is_faster() -> None:
+    table = {"conv": {INT8: 60.0, FP8: 50.0}, "gemm": {INT8: 60.0, FP8: 50.0}}
+    seconds = {"conv": {"int8": 3.0, "fp8": 2.5, "high": 2.0}, "gemm": CHEAP_INT8}
+    found = searched(table, seconds, Limits(30, 0.0, 8))
+    assert found.restored == ("conv",)
+    assert found.formats["gemm"] is INT8
+    never = searched(table, seconds, Limits(30, 0.0, 8, high=False))
+    assert never.restored == ()
+    assert never.formats == {"conv": FP8, "gemm": INT8}
+
+
+def test_the_share_that_stays_quantized_counts_every_format() -> None:
+    table = {f"g{i}": {INT8: 20.0 + i, FP8: 24.0 - i} for i in range(6)}
+    found = searched(table, dict.fromkeys(table, CHEAP_INT8), Limits(60, 0.5, -100))
+    assert not found.met
+    assert found.curve[-1].share == pytest.approx(0.5)
+    quiet = {group: found.formats[group] for group in table if group not in found.restored}
+    assert all(table[group][dtype] == max(table[group].values()) for group, dtype in quiet.items())
+
+
+def test_the_fastest_of_two_formats_that_are_good_enough_is_taken() -> None:
+    table = {"g": {INT8: 45.0, FP8: 32.0}}
+    found = searched(table, {"g": {"int8": 2.0, "fp8": 1.0, "high": 3.0}}, Limits(25, 0.5, 8))
+    assert found.formats == {"g": FP8}
+    assert found.costs["g"]["fp8"] == 1.0
+
+
+def test_a_large_model_is_measured_in_blocks_and_the_loud_group_is_found_all_the_same() -> None:
+    table = {f"g{i}": {INT8: 8.0 if i == 37 else 60.0} for i in range(64)}
+    limits = Limits(30, 0.5, 2, work=1)  # not even one run: the least there is
+    found = searched(table, {}, limits)
+    assert found.restored == ("g37",)
+    assert found.blocks > 0
+    assert found.runs < 32
+    every = searched(table, {}, Limits(30, 0.5, 2))
+    assert every.restored == ("g37",)
+    assert every.blocks == 0
+    assert every.runs > 64
 
 
 def test_figures() -> None:
