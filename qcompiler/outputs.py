@@ -98,8 +98,8 @@ def add(
 
 def _without_unfused(plan: Plan, graph: gs.Graph) -> Plan:
     """The plan with those convolutions in float whose output is not quantized, and without quantizers nobody needs."""
-    decisions = dict(plan.decisions)
-    read: set[str] = set()
+    decisions, axes = dict(plan.decisions), dict(plan.axes)
+    read = {node.inputs[0].name for node in graph.nodes if node.name in axes and plan.precision(node.name) is DType.FP8}
     for node in graph.nodes:
         if not _quantized_here(plan, node):
             continue
@@ -107,26 +107,28 @@ def _without_unfused(plan: Plan, graph: gs.Graph) -> Plan:
         if node.op == "Conv" and (behind is None or not behind.whole):
             why = "its output cannot be quantized well enough, and without that it runs unfused, slower than in float"
             decisions[node.name] = replace(decisions[node.name], precision=DType.FP32, rule="unfused", why=why)
+            del axes[node.name]  # an axis without a precision would mean: the weight alone in INT8
         else:
             read.add(node.inputs[0].name)
     quantizers = {name: q for name, q in plan.quantizers.items() if q.whole or name in read}
-    axes = {name: axis for name, axis in plan.axes.items() if decisions[name].precision is DType.INT8}
     return dataclasses.replace(plan, decisions=decisions, quantizers=quantizers, axes=axes)
 
 
 def _quantized_here(plan: Plan, node: gs.Node) -> bool:
-    """Whether the plan quantizes a node, rather than finding it quantized."""
+    """Whether the plan quantizes a node to INT8, rather than finding it quantized."""
     return node.name in plan.axes and plan.precision(node.name) is DType.INT8
 
 
 def _extend(
     plan: Plan, graph: gs.Graph, histograms: Mapping[str, Histogram], calibrator: str, spared: Collection[str]
 ) -> Plan:
-    """Gives the quantizers of a plan unsigned grids, and adds those of outputs."""
+    """Gives the INT8 quantizers of a plan unsigned grids, and adds those of outputs."""
     method = calibrators.parse(calibrator)
     seen, ends = spans(histograms), {tensor.name for tensor in graph.outputs}
     quantizers = {
         name: replace(quantizer, span=unsigned.span(quantizer.amax, seen[name]))
+        if quantizer.dtype is DType.INT8
+        else quantizer
         for name, quantizer in plan.quantizers.items()
     }
     for node in graph.nodes:
@@ -135,13 +137,18 @@ def _extend(
             if tensor in spared or tensor in ends:
                 continue
             known = quantizers.get(tensor) or _quantizer(tensor, histograms[tensor], method)
-            quantizers[tensor] = replace(known, whole=True)
-        elif graphs.is_op(node, "Add") and node.outputs[0].name in quantizers:
+            if known.dtype is DType.INT8:  # a layer in FP8 may read it
+                quantizers[tensor] = replace(known, whole=True)
+        elif graphs.is_op(node, "Add") and _is_int8(quantizers.get(node.outputs[0].name)):
             sides = [quantizers.get(side.name) for side in node.inputs]
             if all(side is not None and side.whole for side in sides):
                 name = node.outputs[0].name
                 quantizers[name] = replace(quantizers[name], whole=True)
     return dataclasses.replace(plan, quantizers=quantizers)
+
+
+def _is_int8(quantizer: Quantizer | None) -> bool:
+    return quantizer is not None and quantizer.dtype is DType.INT8
 
 
 def _quantizer(tensor: str, histogram: Histogram, method: calibrators.Calibrator) -> Quantizer:

@@ -107,6 +107,11 @@ def refuse_early(run: Run, data: Data | None, paths: Paths) -> None:
     asked = recipe.precision == "fp8" or recipe.precision.startswith("auto:")  # a bare `auto` takes what there is
     if recipe.attention == "fp8" or (asked and DType.FP8 in recipe.formats()):
         require_fp8(run.target)
+        if run.target.engine == "onnxruntime":
+            run.warn(
+                "ONNX Runtime's optimisations break FP8 graphs on the CPU, so they are off: this shows the accuracy of "
+                "FP8 and not its speed; for that choose --target tensorrt-rtx"
+            )
     if data is None and (recipe.formats() or run.target.high_precision is DType.FP16):
         raise UsageError(
             f"precision '{recipe.precision}' needs the ranges of activations: give --data with real samples "
@@ -335,7 +340,9 @@ def lower(run: Run, normal: models.Model, chosen: Chosen, observed: Observations
         feeds = observed.kept[:RANGE_FEEDS]
         wide = run.target.high_precision is DType.FP32
         seen = ranges.Ranges() if wide or not feeds else ranges.measure(normal, feeds)
-        pipeline = lowering(chosen.plan, run.target, seen, chosen.corrections, chosen.scales)
+        pipeline = lowering(
+            chosen.plan, run.target, seen, chosen.corrections, chosen.scales, run.recipe.io_types
+        )
         run.reports = [one for one in run.reports if one.name not in {str(p) for p in pipeline.passes}]
         run.reports.extend(pipeline(model.graph))
         for one in pipeline.passes:

@@ -11,8 +11,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from qcompiler.compiler import build, compile
+from qcompiler.engines.onnxruntime import OnnxRuntime
 from qcompiler.errors import EngineError
 from qcompiler.recipe import Recipe, Safety
+from qcompiler.session import Session
 from qcompiler.target import DType
 from tests.rewrite import model
 
@@ -73,6 +75,18 @@ def test_a_portable_engine_with_fp8_begins_with_sm89(tmp_path: Path) -> None:
     result = compile(tmp_path / "m.onnx", data=FEEDS, recipe=recipe, output=tmp_path / "m.engine")
     assert result.manifest["audit"]["ok"]
     assert result.manifest["audit"]["sms"] == ["sm89"]
+
+
+def test_onnx_runtime_takes_fp8_and_is_told_to_leave_it_as_it_is(tmp_path: Path) -> None:
+    onnx.save(chain(), tmp_path / "m.onnx")
+    recipe = ASKED.replace(target="onnxruntime")
+    result = compile(tmp_path / "m.onnx", data=FEEDS, recipe=recipe, output=tmp_path / "m.engine")
+    assert {result.plan.decisions[name].precision for name in "ACEFY"} == {DType.FP8}
+    assert result.plan.axes["A"] == 0
+    assert any("optimisations break FP8" in text for text in result.manifest["warnings"])
+    found = OnnxRuntime().open(tmp_path / "m.engine").infer(FEEDS[0])["y"]
+    expected = Session(result.model).run(FEEDS[0])["y"]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_model_that_comes_in_e5m2_is_refused_for_engines(tmp_path: Path) -> None:

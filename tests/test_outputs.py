@@ -8,8 +8,9 @@ import numpy as np
 import onnx
 
 from qcompiler import decide, outputs
-from qcompiler.outputs import _most, _without_unfused
+from qcompiler.outputs import _extend, _most, _without_unfused
 from qcompiler.plan import Decision, Plan, Quantizer
+from qcompiler.statistics import Histogram
 from qcompiler.target import DType, parse_target
 from tests.rewrite import model, to_graph
 
@@ -53,6 +54,17 @@ def test_a_convolution_without_a_quantized_output_goes_back_to_float() -> None:
     assert found.precision("Y") is DType.FP32
     assert set(found.quantizers) == {"x", "r"}
     assert set(found.axes) == {"C"}
+
+
+def test_fp8_layers_and_weights_that_alone_are_int8_are_left_as_they_are() -> None:
+    plan = Plan(axes={"C": 0, "Y": 0})
+    plan.add(Decision("C", "Conv", DType.FP8, "linear", ""))
+    plan.add(Decision("Y", "Conv", DType.FP32, "qfem", ""))
+    plan.quantizers["x"] = Quantizer("x", DType.FP8, 1.0, "test", 1.0)
+    graph = to_graph(_two())
+    histograms = {"x": Histogram.of(np.linspace(0, 1, 9, dtype=np.float32))}
+    found = _without_unfused(_extend(plan, graph, histograms, "minmax", ()), graph)
+    assert (found.quantizers, found.axes, found.decisions) == (plan.quantizers, plan.axes, plan.decisions)
 
 
 def _two() -> onnx.ModelProto:
