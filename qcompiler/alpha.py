@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from qcompiler.probe import Probe
 
 ALPHAS = (0.3, 0.5, 0.7, 0.85, 1.0)  # tried first; then halfway between the best one and its neighbours
-COLUMNS = 512  # outputs of a layer that errors are summed over: enough to tell alphas apart, however wide it is
+COLUMNS = 256  # outputs of a layer that errors are summed over: enough to tell alphas apart, however wide it is
 WORTH_DB = 0.2  # what a layer must gain for its graph to be touched
 SMALLEST = 1e-5  # of the largest channel: dead channels are not blown up
 SHARE = 0.1  # of the mean power of rows, below which the error of a row counts no more
@@ -78,8 +79,7 @@ class Layers:
 
     def scales(self, alpha: float) -> NDArray[np.float32]:
         """The scales of equation 4 for this alpha."""
-        peaks = [np.maximum(weight.max(axis=1), -weight.min(axis=1)) for weight in self.weights]
-        return smooth_scales(self.channels, np.max(peaks, axis=0).astype(np.float64), alpha, self.classes)
+        return smooth_scales(self.channels, self._peaks, alpha, self.classes)
 
     def choose(self, alphas: Sequence[float]) -> Choice:
         """The alpha with the least error; one alone was asked for by the user and is taken whatever it gains."""
@@ -88,6 +88,10 @@ class Layers:
             return Choice(None, ones, 0.0)
         thin = replace(self, weights=[_thinned(weight) for weight in self.weights])
         exact = [self.rows.values @ weight for weight in thin.weights]
+        power = np.asarray(sum(np.einsum("rn,rn->r", product, product) for product in exact))
+        spike = float(power.max() / max(float(np.median(power)), 1e-30))
+        if len(alphas) == 1:
+            return Choice(alphas[0], self.scales(alphas[0]), 0.0, spike)
         plain = thin._error(exact, ones)
         errors: dict[float, float] = {}
 
@@ -97,16 +101,18 @@ class Layers:
             return errors[alpha]
 
         best = min(alphas, key=measure)
-        if len(alphas) > 1:
-            below = max((a for a in alphas if a < best), default=best)
-            above = min((a for a in alphas if a > best), default=best)
-            best = min((best, round((below + best) / 2, 4), round((best + above) / 2, 4)), key=measure)
-        power = np.asarray(sum(np.einsum("rn,rn->r", product, product) for product in exact))
-        spike = float(power.max() / max(float(np.median(power)), 1e-30))
+        below = max((a for a in alphas if a < best), default=best)
+        above = min((a for a in alphas if a > best), default=best)
+        best = min((best, round((below + best) / 2, 4), round((best + above) / 2, 4)), key=measure)
         gain = _db(plain, errors[best])
-        if len(alphas) > 1 and gain < WORTH_DB:
+        if gain < WORTH_DB:
             return Choice(None, ones, 0.0, spike, errors)
         return Choice(best, self.scales(best), gain, spike, errors)
+
+    @cached_property
+    def _peaks(self) -> NDArray[np.float64]:
+        peaks = [np.maximum(weight.max(axis=1), -weight.min(axis=1)) for weight in self.weights]
+        return np.asarray(np.max(peaks, axis=0), np.float64)
 
     def choose_at_outputs(self, probe: Probe, local: Choice) -> Choice:
         """As `choose`, judged by the outputs of the model; tries what `local` found and the alphas around."""
@@ -122,7 +128,7 @@ class Layers:
 
     def _error(self, exact: Sequence[NDArray[np.float32]], scales: NDArray[np.float32]) -> float:
         """Squared error of the products, relative to their rows, with the best range that is offered."""
-        x, seen, stored = self.rows.values / scales, self._seen(scales), self._stored(scales)
+        x, seen, stored = self.rows.values / scales, _seen(self.rows, scales, self.channels), self.stored(scales)
         errors = []
         for amax in dict.fromkeys(method.range(seen) for method in _methods(self.calibrator, self.format)):
             rounded = _rounded(x, amax, self.format)
@@ -135,7 +141,7 @@ class Layers:
 
     def _noise(self, probe: Probe, scales: NDArray[np.float32]) -> float:
         """Noise at the outputs of the model with the better of a clipped and the whole range."""
-        seen, stored = self._seen(scales), self._stored(scales)
+        seen, stored = _seen(self.rows, scales, self.channels), self.stored(scales)
         noises = []
         for amax in dict.fromkeys(calibrators.parse(text).range(seen) for text in PROBED[self.format]):
             results = []
@@ -145,13 +151,7 @@ class Layers:
             noises.append(probe.noise(results))
         return min(noises)
 
-    def _seen(self, scales: NDArray[np.float32]) -> Histogram:
-        """The histogram of the divided rows, with the largest value that all data would give."""
-        seen = Histogram.of(self.rows.values / scales)
-        seen.update(np.asarray([(self.channels / scales).max()], np.float32))
-        return seen
-
-    def _stored(self, scales: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    def stored(self, scales: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         """The multiplied weights after they were quantized."""
         found = []
         for weight, per_channel in zip(self.weights, self.per_channel, strict=True):
@@ -159,6 +159,13 @@ class Layers:
             values, steps = quantize_weight(weight * scales[:, None], axis, self.format)
             found.append(dequantize(values, steps, axis))
         return found
+
+
+def _seen(rows: Rows, scales: NDArray[np.float32], channels: NDArray[np.float64]) -> Histogram:
+    """The histogram of the divided rows, with the largest value that all data would give."""
+    seen = Histogram.of(rows.values / scales)
+    seen.update(np.asarray([(channels / scales).max()], np.float32))
+    return seen
 
 
 def smooth_scales(

@@ -10,20 +10,37 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from qcompiler import attention, calibrators, came, cost, decide, outputs, pairs, qfem, sparing
+from qcompiler import attention, calibrators, came, clip, cost, decide, outputs, pairs, qfem, record, sparing
 from qcompiler import graph as graphs
 from qcompiler import model as models
 from qcompiler.bias import Shifts
 from qcompiler.data import Feeds
 from qcompiler.decide import Candidate, Refusal
+from qcompiler.errors import DataError, ModelError
 from qcompiler.macs import Shapes, concrete_shapes
 from qcompiler.numerics import format_of
 from qcompiler.observe import Observations
 from qcompiler.plan import Decision, Plan, Quantizer
 from qcompiler.qfem import Spared
 from qcompiler.recipe import Recipe
-from qcompiler.sensitivity import ENOUGH, FEW, HIGH, Advance, Limits, Prices, SafetyNet, search, sqnr_db
+from qcompiler.record import Rows
+from qcompiler.sensitivity import (
+    ENOUGH,
+    FEW,
+    HIGH,
+    Advance,
+    Limits,
+    Measure,
+    Prices,
+    SafetyNet,
+    best_start,
+    runs_for,
+    search,
+    sqnr_db,
+)
+from qcompiler.shorten import shorten
 from qcompiler.simulate import Simulator, Use
+from qcompiler.smoothing import PRODUCTS
 from qcompiler.statistics import Histogram
 from qcompiler.target import DType, Target, lacking_fp8
 
@@ -89,19 +106,22 @@ def choose(
     per_channel = recipe.weight_granularity == "channel"
     fp8_per_channel = per_channel and target.fp8_per_channel
     scales = came.given(found, per_channel=per_channel)
-    shifts = Shifts(
-        model,
-        groups,
-        _ranges(offers, DType.INT8),
-        observed.kept,
-        fp8=_ranges(offers, DType.FP8) if DType.FP8 in dtypes else None,
-        fp8_per_channel=fp8_per_channel,
-        per_channel=per_channel,
-        spans=outputs.spans(observed.histograms) if target.unsigned_activations else None,
-        scales=scales,
-    )
-    simulator = (
-        Simulator(
+
+    def tried(scales: Mapping[str, NDArray[np.float32]]) -> tuple[Shifts, Simulator | None]:
+        shifts = Shifts(
+            model,
+            groups,
+            _ranges(offers, DType.INT8),
+            observed.kept,
+            fp8=_ranges(offers, DType.FP8) if DType.FP8 in dtypes else None,
+            fp8_per_channel=fp8_per_channel,
+            per_channel=per_channel,
+            spans=outputs.spans(observed.histograms) if target.unsigned_activations else None,
+            scales=scales,
+        )
+        if not groups:
+            return shifts, None
+        return shifts, Simulator(
             model,
             groups,
             shifts,
@@ -110,9 +130,14 @@ def choose(
             fp8_per_channel=fp8_per_channel,
             scales=scales,
         )
-        if groups
-        else None
-    )
+
+    shifts, simulator = tried(scales)
+    if recipe.weight_clip == "mse" and simulator is not None and per_channel and DType.INT8 in dtypes:
+        feeds = observed.kept[: _enough(shapes, groups, 1, FEW)]
+        clipped = {**clip.search(model, groups, _rows(model, groups, observed), observed.kept), **scales}
+        shorter, narrower = tried(clipped)
+        if narrower is not None and _better(narrower, simulator, feeds, offers):
+            shifts, simulator, scales = shorter, narrower, clipped
     group_macs = {name: sum(macs[c.node] for c in members) for name, members in groups.items()}
     prices = Prices(group_macs, sum(macs.values()))
     costs: cost.Costs | None = None
@@ -137,7 +162,7 @@ def choose(
     offers = {name: uses for name, uses in offers.items() if name not in spared.tensors}
     stored = {c.node: c.axis for name in spared.tensors for c in groups[name]} if recipe.qfem.weights == "int8" else {}
     groups = {name: members for name, members in groups.items() if name not in spared.tensors}
-    net = _cast(simulator, shapes, observed.kept, offers, prices, recipe, advance)
+    net = _cast(simulator, model.graph, shapes, observed.kept, offers, prices, recipe, advance)
     where = costs.where if costs is not None else ""
     plan = _plan(model.graph, groups, [*refused, *small], net, macs, target, nodes, observed.histograms, where)
     plan.quantizers = {
@@ -192,6 +217,18 @@ def _asked(graph: gs.Graph, observed: Observations, recipe: Recipe, target: Targ
         return None
     smallest, largest = (_shapes_at(graph, observed, recipe, at, attention.tensors(graph)) for at in (0, -1))
     return attention.Asked(DType(recipe.attention), smallest, largest, target.high_precision)
+
+
+def _rows(model: models.Model, groups: Mapping[str, Sequence[Candidate]], observed: Observations) -> dict[str, Rows]:
+    """Recorded rows of what products read."""
+    names = [name for name, members in groups.items() if members[0].op in PRODUCTS]
+    return record.rows(model, names, observed.kept)
+
+
+def _better(one: Simulator, other: Simulator, feeds: Sequence[Feeds], offers: Mapping[str, Sequence[Use]]) -> bool:
+    """Whether the outputs err less with all layers in INT8 in one simulator than in the other."""
+    noises = [best_start(Measure(each, feeds, len(feeds), None), offers, DType.INT8)[1] for each in (one, other)]
+    return noises[0] < noises[1]
 
 
 def _shapes_at(graph: gs.Graph, observed: Observations, recipe: Recipe, which: int, names: Sequence[str]) -> Shapes:
@@ -274,6 +311,7 @@ def _enough(shapes: Shapes, groups: Iterable[str], times: int, most: int) -> int
 
 def _cast(
     simulator: Simulator | None,
+    graph: gs.Graph,
     shapes: Shapes,
     feeds: Sequence[Feeds],
     offers: Mapping[str, Sequence[Use]],
@@ -295,7 +333,21 @@ def _cast(
         high=not recipe.everything,
     )
     whole = _enough(shapes, groups, 2, recipe.safety.samples)
-    return search(simulator, feeds[:whole], offers, prices, limits, advance)
+    wanted = sum(len({use.dtype for use in uses}) for uses in offers.values())
+    brief = _brief(simulator, graph, feeds[: limits.few], runs_for(limits, prices, limits.few) / max(wanted, 1))
+    return search(simulator, feeds[:whole], offers, prices, limits, advance, brief=brief)
+
+
+def _brief(simulator: Simulator, graph: gs.Graph, feeds: Sequence[Feeds], share: float) -> list[Feeds] | None:
+    """Shorter samples for single groups, where there is no time to run them all on whole ones."""
+    if share >= 1:
+        return None
+    short = shorten(graph, feeds, share)
+    try:
+        simulator.run(short[0], {})
+    except (DataError, ModelError):  # the length is wired into this model: whole samples, in blocks of groups
+        return None
+    return short
 
 
 def _plan(

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qcompiler import attention, decide, manifest, outliers, outputs, placement, smoothing
+from qcompiler import attention, decide, manifest, outliers, outputs, placement, smoothing, sparing
 from qcompiler import model as models
 from qcompiler.artefacts import Paths, finish, refuse_overwriting, workshop
 from qcompiler.atomic import check_writable
@@ -175,6 +175,7 @@ def _compile(
             safety=chosen.net,
             outliers=seen,
             smoothing=smoothing.rows(smoothed, run.smoothings),
+            qfem=sparing.rows(chosen.spared, seen),
             verification=verification,
             engine=built,
             profiles=[profile.to_json() for profile in profiles_of(run, observed, inputs)],

@@ -9,6 +9,7 @@ from qcompiler.pass_ import Fact, Pass, Pipeline
 from qcompiler.passes.convert_qoperator import ConvertQoperator
 from qcompiler.passes.eliminate_dead import EliminateDead
 from qcompiler.passes.eliminate_identities import EliminateIdentities
+from qcompiler.passes.equalize_channels import EqualizeChannels
 from qcompiler.passes.fold_batch_norm import FoldBatchNorm
 from qcompiler.passes.fold_channel_affine import FoldChannelAffine
 from qcompiler.passes.fold_constants import FoldConstants
@@ -36,8 +37,8 @@ from qcompiler.ranges import Ranges
 from qcompiler.target import Target
 
 
-def clean_up(target: Target) -> Pipeline:
-    """What every preset begins with; the equivalence gate stands behind each pass."""
+def clean_up(target: Target, *, equalize: bool = False) -> Pipeline:
+    """What every preset begins with; the equivalence gate stands behind each pass. `equalize` is the recipe's key."""
     return Pipeline(
         InlineFunctions(),  # first, because the bodies bring nodes and names of their own
         NameEverything(),
@@ -55,7 +56,8 @@ def clean_up(target: Target) -> Pipeline:
         FoldChannelAffine(),  # the scales, shifts and normalisations that are left between them
         *((FuseHardSwish(), SplitSkipNorm()) if target.engine == "onnxruntime" else ()),
         EliminateDead(),
-        UnshareWeights(),  # last, because folding makes weights of its own
+        UnshareWeights(),  # late, because folding makes weights of its own
+        *((EqualizeChannels(),) if equalize else ()),  # on what is left of the convolutions
     )
 
 
@@ -84,6 +86,7 @@ def lowering(
     ranges: Ranges,
     corrections: Mapping[str, NDArray[np.float32]],
     scales: Mapping[str, NDArray[np.float32]] | None = None,
+    io_types: str = "keep",
 ) -> Pipeline:
     """From the normalised float graph and its plan to a strongly typed graph that the target takes."""
     return Pipeline(
@@ -91,7 +94,9 @@ def lowering(
         InsertQDQPairs(plan),
         *((QuantizeOutputs(plan),) if target.quantize_outputs else ()),
         # After Q/DQ, which are FP32 inside: a DequantizeLinear is then told what its consumer computes in.
-        HighPrecision(target.high_precision, ranges=ranges, typed_dequantize=target.typed_dequantize),
+        HighPrecision(
+            target.high_precision, ranges=ranges, typed_dequantize=target.typed_dequantize, io_types=io_types
+        ),
         # The last word belongs to the target.
         Legalize(target),
         given=NORMAL,

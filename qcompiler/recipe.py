@@ -182,7 +182,7 @@ class Recipe(check.Keys):
         "float, or int8 or fp8: q, k, v, probabilities and result too, where TensorRT fuses them; costs accuracy",
     )
     weight_clip: str = check.option(
-        "mse", check.one_of(*WEIGHT_CLIPS), "mse: clip weights per channel where their output errs less; off: never"
+        "off", check.one_of(*WEIGHT_CLIPS), "mse: clip weights per channel where their output errs less; off: never"
     )
     equalize: bool = check.option(
         False, check.flag, "cross-layer equalization of convolutions: balance the weight ranges of neighbours"
@@ -365,6 +365,7 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
     {
         "int8": {},
         "fp8": {"precision": "fp8", "calibrator": "mse", "target": "tensorrt-rtx:sm89"},  # no older GPU has FP8
+        "auto": {"precision": "auto", "target": "tensorrt-rtx:sm89"},  # costs are those of a GPU that has to be named
         "int8-weight": {"precision": "int8-weight"},
         "int4-weight": {"precision": "int4-weight"},
         "fp16": {"precision": "fp16"},

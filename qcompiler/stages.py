@@ -129,7 +129,7 @@ def refuse_early(run: Run, data: Data | None, paths: Paths) -> None:
 def normalise(run: Run, original: models.Model, samples: Source | None) -> models.Model:
     """The float passes, each one behind the equivalence gate where there is data to run."""
     model = models.copy(original)
-    pipeline = clean_up(run.target)
+    pipeline = clean_up(run.target, equalize=run.recipe.equalize)
     with run.stage("clean up", len(pipeline.passes)) as advance:
         equal = Gate(original, list(islice(samples, 1))) if samples is not None else None
 
@@ -340,14 +340,14 @@ def lower(run: Run, normal: models.Model, chosen: Chosen, observed: Observations
         feeds = observed.kept[:RANGE_FEEDS]
         wide = run.target.high_precision is DType.FP32
         seen = ranges.Ranges() if wide or not feeds else ranges.measure(normal, feeds)
-        pipeline = lowering(
-            chosen.plan, run.target, seen, chosen.corrections, chosen.scales, run.recipe.io_types
-        )
+        pipeline = lowering(chosen.plan, run.target, seen, chosen.corrections, chosen.scales, run.recipe.io_types)
         run.reports = [one for one in run.reports if one.name not in {str(p) for p in pipeline.passes}]
         run.reports.extend(pipeline(model.graph))
         for one in pipeline.passes:
             if isinstance(one, HighPrecision):
                 _add_typing(chosen.plan, one.decisions)
+                for name, why in one.refused.items():
+                    run.warn(f"'{name}' keeps its type: {why}")
     models.forget_pages(normal)
     return_freed_memory()
     return model

@@ -204,7 +204,7 @@ def verify(
     started = time.perf_counter()
     scoring = None if metric is None else _scoring(metric)
     reference = _loaded(float_model)
-    candidate = quantized if callable(quantized) else emulation.runnable(_loaded(quantized))
+    candidate = quantized if callable(quantized) else emulation.runnable(_loaded(quantized), half=True)
     quick = metric is None and samples is not None and samples <= QUICK_SAMPLES
     run_float, float_outputs = _runner(reference, True, quick=quick)
     run_quantized, quantized_outputs = _runner(candidate, optimize, quick=quick)

@@ -81,3 +81,9 @@ def test_the_budget_is_kept_and_every_spared_layer_is_above_alpha(ratios: dict[s
     if found.alpha is not None:
         assert all(ratios[name] >= found.alpha * (1 - 1e-12) for name in found.tensors)
         assert all(ratios[name] <= found.alpha * (1 + 1e-12) for name in ratios if name not in found.tensors)
+
+
+def test_nothing_is_spared_where_the_outputs_are_good_enough() -> None:
+    found = qfem.search(RATIOS, MACS, 1000, _gains(dict.fromkeys(RATIOS, 9)), budget=1, target_db=10)
+    assert (found.tensors, len(found.curve)) == ((), 1)
+    assert found.why == "the outputs meet the target without it"

@@ -41,7 +41,7 @@ class SmoothQuant(Pass):
     split: bool = False
 
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.NAMED, Fact.CONSTANTS, Fact.UNSHARED})
-    exact_to: ClassVar[float | None] = 1e-5
+    exact_to: ClassVar[float | None] = 1e-4  # as other folds; large values that cancel round otherwise in FP32
 
     def rewrite(self, graph: gs.Graph) -> Iterator[Note]:
         """Yields a note per tensor of `scales`, in graph order."""
