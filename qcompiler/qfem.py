@@ -98,11 +98,10 @@ def search(
             break
     best = _knee(curve)
     if not best.layers:
-        why = (
-            "no layer's tokens spike"
-            if len(curve) == 1
-            else f"sparing layers gains less than {SLOPE_DB:g} dB a percent"
-        )
+        why = f"sparing layers gains less than {SLOPE_DB:g} dB a percent"
+        if len(curve) == 1:
+            met = curve[0].sqnr_db is not None and curve[0].sqnr_db >= target_db
+            why = "the outputs meet the target without it" if met else "no layer's tokens spike"
         return Spared(None, why, dict(ratios), (), tuple(curve))
     reached = best.sqnr_db is not None and best.sqnr_db >= target_db
     limit = best is curve[-1] and not reached
