@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 Advance = Callable[[int], None]
 Offers = Mapping[str, Sequence[Use]]
 Noises = dict[str, dict[DType, float]]
+_Sample = tuple[Feeds, Feeds, dict[str, float]]  # inputs, float outputs, energy of each output
 Chosen = dict[str, "Use | None"]  # by group; None is high precision
 HIGH = "high"  # the key of high precision among costs
 ROUNDS = 8
@@ -41,6 +42,7 @@ ENOUGH = 8_000_000  # activation elements that are as good as more samples: a pa
 WORK = (
     1_500_000_000_000  # multiply-accumulates that single groups, and their ranges, may take: half a minute on 2 cores
 )
+STRETCH = 1 << 14
 LEAST = 16  # measurements that are made all the same
 NOTHING = 1e-20  # noise-to-signal power below which two results are called equal (200 dB)
 
@@ -145,6 +147,8 @@ def search(
     prices: Prices,
     limits: Limits,
     advance: Advance | None = None,
+    *,
+    brief: Sequence[Feeds] | None = None,
 ) -> SafetyNet:
     """Chooses the groups that go back to high precision, and the formats and ranges of the others.
 
@@ -156,13 +160,14 @@ def search(
         prices: costs and shares.
         limits: when to stop.
         advance: called with the number of runs done.
+        brief: shorter samples to measure single groups on instead.
     """
-    measure = Measure(simulator, feeds, limits.few, advance)
+    measure = Measure(simulator, feeds, limits.few, advance, brief=brief)
     formats = list(dict.fromkeys(use.dtype for offered in offers.values() for use in offered))
     best: dict[str, dict[DType, Use]] = {group: {} for group in offers}
     everything = 0.0
     for dtype in formats:
-        plan, everything = _best_start(measure, offers, dtype)
+        plan, everything = best_start(measure, offers, dtype)
         for group, use in plan.items():
             best[group][dtype] = use
     first = _cheapest(best, {}, prices, limits)
@@ -171,7 +176,7 @@ def search(
     curve = [Step(prices.share(first), sqnr_db(everything))]
     if not best or (len(formats) == 1 and everything <= power(limits.target_db)):
         return _net(first, best, {}, prices, limits, curve, measure.runs)
-    runs = max(LEAST, limits.work // max(prices.total * measure.few, 1))
+    runs = max(LEAST, runs_for(limits, prices, measure.shortness * measure.few))
     alone: Noises = {group: {} for group in best}
     blocks = 0
     for dtype in formats:
@@ -200,6 +205,11 @@ def search(
         runs=measure.runs,
         blocks=blocks,
     )
+
+
+def runs_for(limits: Limits, prices: Prices, samples: float) -> int:
+    """How many measurements on so many samples (or parts of one) `limits.work` pays for."""
+    return int(limits.work // max(prices.total * samples, 1))
 
 
 def _net(
@@ -255,7 +265,7 @@ def _noise(alone: Noises, group: str, use: Use | None) -> float:
     return 0.0 if use is None else alone.get(group, {}).get(use.dtype, 0.0)
 
 
-def _best_start(measure: Measure, offers: Offers, dtype: DType) -> tuple[dict[str, Use], float]:
+def best_start(measure: Measure, offers: Offers, dtype: DType) -> tuple[dict[str, Use], float]:
     """The best of the plans of one format in which one and the same calibrator gave all ranges."""
     offered = {group: [use for use in uses if use.dtype is dtype] for group, uses in offers.items()}
     offered = {group: uses for group, uses in offered.items() if uses}
@@ -412,40 +422,60 @@ class Measure:
         feeds: samples.
         few: how many of them `noise(few=True)` runs.
         advance: called with the number of runs done.
+        brief: the samples of `noise(few=True)`, where they are not the first of `feeds`.
     """
 
-    def __init__(self, simulator: Simulator, feeds: Sequence[Feeds], few: int, advance: Advance | None) -> None:
-        self.few = min(few, len(feeds))
-        self.runs = len(feeds)
-        self._simulator, self._feeds, self._advance = simulator, feeds, advance
-        self._reference = [simulator.run(feed, {}) for feed in feeds]
-        self._energy = [{name: energy(outputs[name]) for name in simulator.outputs} for outputs in self._reference]
+    def __init__(
+        self,
+        simulator: Simulator,
+        feeds: Sequence[Feeds],
+        few: int,
+        advance: Advance | None,
+        *,
+        brief: Sequence[Feeds] | None = None,
+    ) -> None:
+        self._simulator, self._advance = simulator, advance
+        self._all = [self._sample(feed) for feed in feeds]
+        self._few = self._all[:few] if brief is None else [self._sample(feed) for feed in brief]
+        self.few, self.runs = len(self._few), len(feeds) + len(brief or ())
+        self.shortness = _elements(brief or feeds[:few]) / max(_elements(feeds[: self.few]), 1)
         self._known: dict[tuple[bool, tuple[tuple[str, Use], ...]], float] = {}
+
+    def _sample(self, feed: Feeds) -> _Sample:
+        reference = self._simulator.run(feed, {})
+        return feed, reference, {name: energy(reference[name]) for name in self._simulator.outputs}
 
     def noise(self, uses: Uses, *, few: bool = False) -> float:
         """Noise-to-signal power with these groups quantized, all others in float; known results are not run again."""
         key = (few, tuple(sorted(uses.items(), key=lambda one: one[0])))
         if key not in self._known:
-            self._known[key] = self._run(uses, self.few if few else len(self._feeds))
+            self._known[key] = self._run(uses, self._few if few else self._all)
         return self._known[key]
 
-    def _run(self, uses: Uses, count: int) -> float:
+    def _run(self, uses: Uses, samples: Sequence[_Sample]) -> float:
         error = dict.fromkeys(self._simulator.outputs, 0.0)
-        for feed, reference in zip(self._feeds[:count], self._reference, strict=False):
+        for feed, reference, _ in samples:
             outputs = self._simulator.run(feed, uses)
             for name in error:
                 error[name] += energy(np.asarray(outputs[name]) - reference[name])
-        self.runs += count
+        self.runs += len(samples)
         if self._advance is not None:
-            self._advance(count)
-        signal = {name: sum(row[name] for row in self._energy[:count]) for name in error}
+            self._advance(len(samples))
+        signal = {name: sum(row[name] for _, _, row in samples) for name in error}
         ratios = [error[name] / signal[name] for name in error if signal[name] > 0]
         return sum(ratios) / len(ratios) if ratios else 0.0
 
 
+def _elements(feeds: Sequence[Feeds]) -> int:
+    return sum(np.size(array) for feed in feeds for array in feed.values())
+
+
 def energy(values: NDArray[Any]) -> float:
-    """Sum of squares, in double precision."""
-    return numerics.power(np.asarray(values))
+    """Sum of squares: short stretches in FP32, which costs a tenth, and their sums in double precision."""
+    flat = np.ascontiguousarray(values, np.float32).reshape(-1)
+    with np.errstate(over="ignore"):
+        total = float(sum(float(np.dot(part, part)) for part in np.split(flat, range(STRETCH, flat.size, STRETCH))))
+    return total if math.isfinite(total) else numerics.power(np.asarray(values))
 
 
 def power(db: float) -> float:
