@@ -171,6 +171,6 @@ def test_resolve_gives_the_target_its_high_precision() -> None:
 
 
 def test_every_precision_has_a_preset_of_its_name() -> None:
-    assert {preset(name).precision for name in PRESETS} == set(PRECISIONS)
+    assert {preset(name).precision for name in PRESETS} == {*PRECISIONS, "auto"}
     with pytest.raises(UsageError, match=r"no preset 'int7': did you mean 'int8'\?"):
         preset("int7")
