@@ -19,11 +19,11 @@ from qcompiler.artefacts import Paths, workshop
 from qcompiler.atomic import check_writable
 from qcompiler.attempts import Attempt
 from qcompiler.choose import AUTO, Chosen, choose
-from qcompiler.data import Data, Inputs, Source, open_source
+from qcompiler.data import Data, Feeds, Inputs, Source, open_source
 from qcompiler.engines import Engine, EngineFile, Profile
 from qcompiler.equivalence import Gate, refuse_not_finite
 from qcompiler.errors import AccuracyError, EngineError, UsageError
-from qcompiler.macs import LINEAR
+from qcompiler.macs import LINEAR, concrete_shapes
 from qcompiler.numerics import format_of
 from qcompiler.observe import Observations, observe
 from qcompiler.pass_ import Pass, Pipeline, Report
@@ -37,6 +37,7 @@ from qcompiler.progress import Progress
 from qcompiler.recipe import PRECISIONS, Recipe
 from qcompiler.sensitivity import SafetyNet
 from qcompiler.session import return_freed_memory
+from qcompiler.shorten import shorten
 from qcompiler.smoothing import Group
 from qcompiler.target import DType, Target, require_fp8
 from qcompiler.verification import Verification, check_metric, gate
@@ -51,6 +52,7 @@ RANGE_FEEDS = 4
 GATE_FEEDS = 2
 PROBE_FEEDS = 2
 TRIAL_FEEDS = 4
+TRIAL_WORK = 8_000_000_000  # multiply-accumulates of one of them
 STEP_DB = 3.0  # how much closer to float the next try aims where a gate was missed
 MOST_DB = 60.0
 NOT_READY = ("int8-weight", "int4-weight")
@@ -224,10 +226,11 @@ def smooth(
     fresh = sum(map(len, groups.values())) == len(found)  # else what came quantized cannot be tried out here
     with run.stage("smooth"):
         rows = record.rows(normal, products, observed.kept)
+        short = _short(normal, observed.kept)
         gate = Gate(normal, observed.kept[:GATE_FEEDS])
 
         def attempt(alpha: str | float) -> Attempt:
-            return _smoothed(run, normal, found, observed, watched, rows, gate, alpha, compare=fresh)
+            return _smoothed(run, normal, found, observed, watched, rows, short, gate, alpha, compare=fresh)
 
         if wanted.alpha == "auto" and fresh:
             best, tried = attempts.best(attempt)
@@ -243,6 +246,13 @@ def smooth(
     models.forget_pages(normal)
     return_freed_memory()
     return best.model, best.groups
+
+
+def _short(model: models.Model, kept: Sequence[Feeds]) -> list[Feeds]:
+    """Samples to try ways of smoothing on: of a large model, only the beginning of each."""
+    sizes = concrete_shapes(model.graph, kept[0], decide.tensors_for_shapes(model.graph))
+    work = sum(decide.node_macs(model.graph, sizes).values())
+    return shorten(model.graph, kept, min(1.0, TRIAL_WORK / work)) if work > TRIAL_WORK else list(kept)
 
 
 def _rename(observed: Observations, before: Sequence[decide.Candidate], after: Sequence[decide.Candidate]) -> None:
@@ -261,6 +271,7 @@ def _smoothed(
     observed: Observations,
     watched: Callable[[models.Model, Sequence[decide.Candidate]], Sequence[str]],
     rows: Mapping[str, record.Rows],
+    short: Sequence[Feeds],
     gate: Gate,
     alpha: str | float,
     *,
@@ -279,7 +290,7 @@ def _smoothed(
         format=format_of(dtype),
         calibrator=recipe.calibrator,
         per_channel=per_channel,
-        feeds=observed.kept[:PROBE_FEEDS],
+        feeds=short[:PROBE_FEEDS],
     )
     scales = {group.tensor: group.scales for group in decided if group.alpha is not None}
     model, report, error, again = normal, None, None, {}
@@ -295,7 +306,7 @@ def _smoothed(
             model,
             found,
             {**observed.histograms, **again},
-            observed.kept[:TRIAL_FEEDS],
+            short[:TRIAL_FEEDS],
             dtype=dtype,
             calibrator=recipe.calibrator,
             per_channel=per_channel,

@@ -1,0 +1,124 @@
+"""SmoothQuant and QFeM in the pipeline, on a decoder with planted outliers and on the same without them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from qcompiler import compiler
+from qcompiler.errors import UsageError
+from qcompiler.recipe import Qfem, Recipe, Safety, Smoothing
+from qcompiler.target import DType
+from tests import glu
+
+EVERYTHING = Safety(target_sqnr_db=199.0, min_share=1.0, range_groups=0)  # no layer goes back for accuracy alone
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The two networks as files, and feeds."""
+
+    plain: Path
+    planted: Path
+    feeds: list[glu.Feeds]
+
+    def quantize(self, which: str, folder: Path, **changes: object) -> compiler.CompileResult:
+        """Compiles one of them, everything in INT8 but what the recipe's tables keep high."""
+        recipe = Recipe(target="tensorrt-rtx:sm89", high_precision="fp32", safety=EVERYTHING).replace(**changes)
+        source = self.plain if which == "plain" else self.planted
+        return compiler.quantize(source, data=self.feeds, recipe=recipe, output=folder / "out.onnx")
+
+
+@pytest.fixture(scope="session")
+def setup(tmp_path_factory: pytest.TempPathFactory) -> Setup:
+    folder = tmp_path_factory.mktemp("glu")
+    onnx.save(glu.stack(), folder / "plain.onnx")
+    onnx.save(glu.stack(channels=glu.OUTLIERS, spiking=glu.SPIKING), folder / "planted.onnx")
+    return Setup(folder / "plain.onnx", folder / "planted.onnx", glu.feeds(12))
+
+
+def sqnr(result: compiler.CompileResult) -> float:
+    assert result.verification is not None
+    return result.verification.outputs[0].sqnr_db or 0.0
+
+
+OFF = {"smooth_quant": Smoothing(alpha="off"), "qfem": Qfem(alpha="off")}
+
+
+def test_both_together_reach_the_network_without_outliers(setup: Setup, tmp_path: Path) -> None:
+    reference = sqnr(setup.quantize("plain", tmp_path, smooth_quant=Smoothing(), qfem=Qfem(alpha="off")))
+    without = sqnr(setup.quantize("planted", tmp_path, **OFF))
+    both = setup.quantize("planted", tmp_path)
+    assert without < reference - 15
+    assert sqnr(both) > reference - 0.5
+    assert both.plan.share() > 0.8
+    spared = [one for one in both.plan if one.rule == "qfem"]
+    assert [one.node for one in spared] == ["L1.DOWN", "L2.DOWN"]
+    assert all("times its median" in one.why for one in spared)
+
+
+def test_the_manifest_tells_what_smoothing_and_qfem_did(setup: Setup, tmp_path: Path) -> None:
+    result = setup.quantize("planted", tmp_path)
+    smoothing, spared = result.manifest["smoothing"], result.manifest["qfem"]
+    assert smoothing["folded"] + smoothing["skipped"] == len(smoothing["groups"])
+    assert smoothing["inserted"] == 0
+    assert smoothing["tried"].keys() >= {"auto", "off"}
+    assert max(smoothing["tried"], key=smoothing["tried"].get) in {"auto", "0.3", "0.5", "0.7", "0.85"}
+    folded = [one for one in smoothing["groups"] if one["how"] == "absorbed"]
+    assert folded
+    assert all(0 < one["alpha"] <= 1 for one in folded)
+    assert [point["layers"] for point in spared["curve"]][:2] == [0, 1]
+    assert [one["tensor"] for one in spared["chosen"]] == ["l1.glu", "l2.glu"] or len(spared["chosen"]) == 2
+    assert all(one["tokens"][0]["id"] == glu.TOKEN for one in spared["chosen"])
+    assert {row["tensor"] for row in result.manifest["outliers"]} >= {one["tensor"] for one in spared["chosen"]}
+    assert next(one for one in result.manifest["passes"] if "smooth-quant" in one["pass"])["relative_error"] < 1e-4
+
+
+def test_a_given_alpha_is_used_for_every_group(setup: Setup, tmp_path: Path) -> None:
+    result = setup.quantize("planted", tmp_path, smooth_quant=Smoothing(alpha=0.6), qfem=Qfem(alpha=100.0))
+    groups = result.manifest["smoothing"]["groups"]
+    assert {one["alpha"] for one in groups if one["how"]} == {0.6}
+    assert result.manifest["qfem"]["alpha"] == 100.0
+    assert len(result.manifest["qfem"]["chosen"]) == 2
+
+
+def test_alphas_of_single_layers_stand_over_the_rest(setup: Setup, tmp_path: Path) -> None:
+    wanted = Smoothing(alpha="off", layers={r"\.DOWN$": 0.4})
+    groups = setup.quantize("planted", tmp_path, smooth_quant=wanted).manifest["smoothing"]["groups"]
+    assert {one["alpha"] for one in groups if one["readers"][0].endswith(".DOWN")} == {0.4}
+    assert {one["alpha"] for one in groups if not one["readers"][0].endswith(".DOWN")} == {None}
+
+
+def test_spared_layers_can_store_int8_weights(setup: Setup, tmp_path: Path) -> None:
+    result = setup.quantize("planted", tmp_path, qfem=Qfem(alpha=100.0, weights="int8"))
+    assert result.plan.precision("L1.DOWN") is DType.FP32
+    stored = [t for t in result.model.graph.tensors().values() if t.name.startswith("l1.down") and t.dtype == np.int8]
+    assert stored
+    assert sqnr(result) > sqnr(setup.quantize("planted", tmp_path, **OFF))
+
+
+def test_a_model_that_is_well_behaved_keeps_all_its_layers_quantized(setup: Setup, tmp_path: Path) -> None:
+    result = setup.quantize("plain", tmp_path)
+    assert not [one for one in result.plan if one.rule == "qfem"]
+    assert result.manifest["qfem"]["chosen"] == []
+
+
+def test_weights_are_clipped_on_request_only_where_outputs_gain(setup: Setup, tmp_path: Path) -> None:
+    plain = sqnr(setup.quantize("plain", tmp_path, **OFF))
+    assert sqnr(setup.quantize("plain", tmp_path, **OFF, weight_clip="mse")) > plain - 0.5
+
+
+@cache
+def _wrong() -> tuple[dict[str, object], ...]:
+    return ({"alpha": 1.5}, {"alpha": "sometimes"}, {"layers": {"(": 0.5}}, {"layers": {"x": 2.0}})
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_what_smoothing_cannot_take_is_refused(number: int) -> None:
+    with pytest.raises(UsageError, match="allowed is"):
+        Smoothing(**_wrong()[number])  # type: ignore[arg-type]
