@@ -24,7 +24,7 @@ from qcompiler.plan import Decision, Plan, Quantizer
 from qcompiler.qfem import Spared
 from qcompiler.recipe import Recipe
 from qcompiler.record import Rows
-from qcompiler.sensitivity import (
+from qcompiler.safety import (
     ENOUGH,
     FEW,
     HIGH,
@@ -323,10 +323,11 @@ def _cast(
     if simulator is None or not offers:
         return SafetyNet()
     groups = simulator.groups
+    by_cost = bool(prices.seconds) and not recipe.everything
     limits = Limits(
         target_db=max(recipe.safety.target_sqnr_db, recipe.min_sqnr or -1000.0),
-        # A gate that the user set outranks speed
-        min_share=0.0 if recipe.min_sqnr is not None else recipe.safety.min_share,
+        # A gate that the user set outranks speed, and among formats high precision is a choice like the others
+        min_share=0.0 if recipe.min_sqnr is not None or by_cost else recipe.safety.min_share,
         useless_db=USELESS_DB,
         few=_enough(shapes, groups, 1, FEW) if recipe.calibrator == AUTO else 1,
         range_groups=recipe.safety.range_groups,
