@@ -18,16 +18,19 @@ if TYPE_CHECKING:
     from qcompiler.compiler import CompileResult, build, compile, quantize, verify
     from qcompiler.inspection import Inspection, inspect
     from qcompiler.recipe import Recipe
+    from qcompiler.study import Sensitivity, sensitivity
 
 __all__ = [
     "CompileResult",
     "Inspection",
     "Recipe",
+    "Sensitivity",
     "__version__",
     "build",
     "compile",
     "inspect",
     "quantize",
+    "sensitivity",
     "verify",
 ]
 
@@ -35,10 +38,12 @@ _HOMES = {
     "CompileResult": "compiler",
     "Inspection": "inspection",
     "Recipe": "recipe",
+    "Sensitivity": "study",
     "build": "compiler",
     "compile": "compiler",
     "inspect": "inspection",
     "quantize": "compiler",
+    "sensitivity": "study",
     "verify": "compiler",
 }
 

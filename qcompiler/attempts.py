@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qcompiler import calibrators, decide, sensitivity
+from qcompiler import calibrators, decide, safety
 from qcompiler import model as models
 from qcompiler.bias import Shifts
 from qcompiler.decide import Candidate
@@ -92,8 +92,8 @@ def measure(
     ranges = {name: [method.range(histograms[name]) for method in methods] for name in groups}
     shifts = Shifts(model, groups, ranges, feeds, per_channel=per_channel)
     simulator = Simulator(model, groups, shifts, per_channel=per_channel, dtypes=(dtype,))
-    probe = sensitivity.Measure(simulator, feeds, len(feeds), None)
+    probe = safety.Measure(simulator, feeds, len(feeds), None)
     return max(
-        sensitivity.sqnr_db(probe.noise({name: Use(dtype, offered[i]) for name, offered in ranges.items()}))
+        safety.sqnr_db(probe.noise({name: Use(dtype, offered[i]) for name, offered in ranges.items()}))
         for i in range(len(methods))
     )

@@ -2,7 +2,7 @@
 
 The rules are TensorRT's (developer guide, "Explicit Quantization"): quantize the inputs of weighted operators, leave
 their outputs in high precision, leave alone what the compiler would run in float anyway or where a quantized kernel
-cannot pay. What accuracy then demands is added by `qcompiler.sensitivity`.
+cannot pay. What accuracy then demands is added by `qcompiler.safety`.
 """
 
 from __future__ import annotations

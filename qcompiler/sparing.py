@@ -9,7 +9,7 @@ from typing import Any
 from qcompiler import qfem
 from qcompiler.qfem import Spared
 from qcompiler.recipe import Qfem
-from qcompiler.sensitivity import Measure, Prices, best_start, sqnr_db
+from qcompiler.safety import Measure, Prices, best_start, sqnr_db
 from qcompiler.session import Feeds
 from qcompiler.simulate import Simulator, Use
 from qcompiler.target import DType

@@ -35,7 +35,7 @@ from qcompiler.plan import Decision, Plan
 from qcompiler.presets import NORMAL, clean_up, lowering
 from qcompiler.progress import Progress
 from qcompiler.recipe import PRECISIONS, Recipe
-from qcompiler.sensitivity import SafetyNet
+from qcompiler.safety import SafetyNet
 from qcompiler.session import return_freed_memory
 from qcompiler.shorten import shorten
 from qcompiler.smoothing import Group

@@ -22,7 +22,7 @@ from qcompiler.plan import Decision, Plan, Quantizer
 from qcompiler.recipe import Recipe
 from qcompiler.report import html, svg, terminal
 from qcompiler.report.figures import count, decibel, percent, seconds, size
-from qcompiler.sensitivity import SafetyNet, Step
+from qcompiler.safety import SafetyNet, Step
 from qcompiler.target import DType
 from qcompiler.verification import Output, Score, Verification
 

@@ -14,7 +14,7 @@ from qcompiler import model as models
 from qcompiler.data import Inputs, open_source
 from qcompiler.observe import observe
 from qcompiler.recipe import Recipe, Safety
-from qcompiler.sensitivity import Limits
+from qcompiler.safety import Limits
 from qcompiler.shorten import LEAST, shorten
 from qcompiler.simulate import Simulator
 from qcompiler.target import parse_target

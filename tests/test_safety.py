@@ -13,7 +13,7 @@ from qcompiler import decide
 from qcompiler import model as models
 from qcompiler.bias import Shifts
 from qcompiler.macs import concrete_shapes
-from qcompiler.sensitivity import Limits, Prices, SafetyNet, energy, power, search, sqnr_db
+from qcompiler.safety import Limits, Prices, SafetyNet, energy, power, search, sqnr_db
 from qcompiler.simulate import Simulator, Use
 from qcompiler.target import DType, parse_target
 from tests.rewrite import model
