@@ -124,7 +124,7 @@ def test_every_subset_gives_what_the_real_graph_gives(
 def test_fp8_rounds_as_its_format_does_to_the_bit(tmp_path: Path, dtypes: tuple[DType, ...]) -> None:
     grid = np.arange(127, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
     ties = (grid[1:] + grid[:-1]) / 2
-    near = np.nextafter(np.concatenate([ties, ties]), np.repeat(np.float32([0, 1000]), len(ties)))
+    near = np.nextafter(np.concatenate([ties, ties]), np.repeat(np.asarray([0, 1000], np.float32), len(ties)))
     wild = RNG.standard_normal(1000) * 10 ** RNG.uniform(-6, 6, 1000)
     far = [0.0, 463.9, 464, 465, 1e30, np.inf, 1e-30]
     values = np.concatenate([grid, ties, near, wild, far]).astype(np.float32)
