@@ -221,8 +221,8 @@ def _asked(graph: gs.Graph, observed: Observations, recipe: Recipe, target: Targ
 
 def _rows(model: models.Model, groups: Mapping[str, Sequence[Candidate]], observed: Observations) -> dict[str, Rows]:
     """Recorded rows of what products read."""
-    names = [name for name, members in groups.items() if members[0].op in PRODUCTS]
-    return record.rows(model, names, observed.kept)
+    axes = {name: -1 for name, members in groups.items() if members[0].op in PRODUCTS}
+    return record.rows(model, axes, observed.kept)
 
 
 def _better(one: Simulator, other: Simulator, feeds: Sequence[Feeds], offers: Mapping[str, Sequence[Use]]) -> bool:

@@ -151,12 +151,19 @@ def _axis_before(axis: int, shapes: Sequence[Shape], chain: Sequence[gs.Node]) -
 
 
 def matrix(node: gs.Node) -> NDArray[np.float32] | None:
-    """The weight of a MatMul or Gemm as it multiplies rows from the right, [channels in, channels out].
+    """The weight as it multiplies rows from the right, [channels in, channels out].
 
-    Nodes between the initializer and the product are applied. None where the weight is not a float constant, stands on
-    the left, or has more than two dimensions. The result may be a view of the (read-only) initializer.
+    Nodes between the initializer and the product are applied. Of a Conv with one group, the outputs of each of its taps
+    stand side by side. None where the weight is not a float constant, stands on the left, has another number of
+    dimensions, or belongs to several groups. The result may be a view of the (read-only) initializer.
     """
     weight = weight_of(node)
+    if weight is not None and is_op(node, "Conv"):
+        whole = weight.tensor.values
+        if weight.chain or int(node.attrs.get("group", 1)) != 1 or whole.dtype != np.float32:
+            return None
+        taps: NDArray[np.float32] = np.moveaxis(whole, 1, 0).reshape(whole.shape[1], -1)
+        return taps
     if weight is None or weight.index != 1 or not is_op(node, "MatMul", "Gemm"):
         return None
     values = weight.tensor.values

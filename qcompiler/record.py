@@ -39,8 +39,8 @@ class Rows:
     counts: NDArray[np.float32]
 
 
-def rows(model: Model, tensors: Sequence[str], feeds: Many) -> dict[str, Rows]:
-    """Runs the feeds and records rows of `tensors`, whose last axis is the channel.
+def rows(model: Model, tensors: Mapping[str, int], feeds: Many) -> dict[str, Rows]:
+    """Runs the feeds and records rows of `tensors`, by name with the axis of their channels.
 
     Raises:
         DataError: a feed does not fit the model.
@@ -55,9 +55,9 @@ def rows(model: Model, tensors: Sequence[str], feeds: Many) -> dict[str, Rows]:
     each = 0
     for feed in feeds:
         values: Mapping[str, NDArray[np.float32]] = {**feed, **(session.run(feed) if session is not None else {})}
-        each = each or _rows_each([values[name].shape[-1] for name in tensors], len(feeds))
-        for name in tensors:
-            parts[name].append(_sample(np.asarray(values[name], np.float32), each))
+        each = each or _rows_each([values[name].shape[axis] for name, axis in tensors.items()], len(feeds))
+        for name, axis in tensors.items():
+            parts[name].append(_sample(np.moveaxis(np.asarray(values[name], np.float32), axis, -1), each))
     return {name: _joined(found) for name, found in parts.items()}
 
 

@@ -9,42 +9,36 @@
 3. Noise powers of independent layers add up. Every group starts in its cheapest format; then the change that removes
    most noise per cost (a better format, or high precision) is made, and the next, until the predicted noise meets the
    target; the prediction is corrected by a real run and the choice repeated. It stops where too little would be left
-   quantized, unless the outputs are useless even there.
+   quantized, unless the outputs are useless even there. Where time is what changes cost, those that turn out not to
+   have been needed are taken back.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from qcompiler import numerics
+from qcompiler.noise import NOTHING, Advance, Measure, energy, power, sqnr_db
 from qcompiler.session import Feeds
-from qcompiler.simulate import Simulator, Use, Uses
+from qcompiler.simulate import Simulator, Use
 from qcompiler.target import DType
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+__all__ = [
+    "ENOUGH", "FEW", "HIGH", "Advance", "Limits", "Measure", "Noises", "Offers", "Prices", "SafetyNet", "Step",
+    "energy", "power", "runs_for", "search", "sqnr_db",
+]  # fmt: skip
 
-Advance = Callable[[int], None]
 Offers = Mapping[str, Sequence[Use]]
 Noises = dict[str, dict[DType, float]]
-_Sample = tuple[Feeds, Feeds, dict[str, float]]  # inputs, float outputs, energy of each output
 Chosen = dict[str, "Use | None"]  # by group; None is high precision
+Move = tuple[str, "Use | None"]  # a group and what it changes to
 HIGH = "high"  # the key of high precision among costs
 ROUNDS = 8
 FEW = 4  # samples for single groups at most; less than that picks other ranges from one time to the next
 ENOUGH = 8_000_000  # activation elements that are as good as more samples: a page of text lines, 4 sentences
-WORK = (
-    1_500_000_000_000  # multiply-accumulates that single groups, and their ranges, may take: half a minute on 2 cores
-)
-STRETCH = 1 << 14
+WORK = 1_500_000_000_000  # multiply-accumulates for single groups, and again for ranges: half a minute on 2 cores
 LEAST = 16  # measurements that are made all the same
-NOTHING = 1e-20  # noise-to-signal power below which two results are called equal (200 dB)
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,7 +347,7 @@ def _improve(
         return prices.share(chosen) >= limits.min_share
 
     total = max(sum(_noise(alone, group, use) for group, use in begin.items()), NOTHING)
-    current = begin
+    current, moves, missed = begin, list[Move](), 0
     best: tuple[float, Chosen, Step] = (noise, begin, curve[-1])
     for _ in range(ROUNDS):
         if noise <= power(limits.target_db):
@@ -361,22 +355,63 @@ def _improve(
         left = max(sum(_noise(alone, group, use) for group, use in current.items()), total * 1e-9)
         scale = noise / left  # how much more noise there really is than the sum predicts
         target = power(limits.target_db) / scale
-        chosen = _change(current, uses, alone, prices, target, limits.high, allowed)
-        if chosen == current and noise > power(limits.useless_db):
+        more = _changes(current, uses, alone, prices, target, limits.high, allowed)
+        if not more and noise > power(limits.useless_db):
             useful = power(limits.useless_db) / scale
-            chosen = _change(current, uses, alone, prices, useful, limits.high, lambda one: True)
-        if chosen == current:
+            more = _changes(current, uses, alone, prices, useful, limits.high, lambda one: True)
+        if not more:
             break
-        current = chosen
+        missed = len(moves)
+        moves += more
+        current = _changed(begin, moves)
         noise = measure.noise(_quantized(current))
         curve.append(Step(prices.share(current), sqnr_db(noise)))
         best = min(best, (noise, current, curve[-1]), key=lambda tried: tried[0])
+    if moves and prices.seconds and noise <= power(limits.target_db):
+        return _take_back(measure, begin, moves, missed, prices, limits, curve)
     if best[1] != current:  # noise of layers can cancel: what was tried first may be the best
         curve.append(best[2])
     return best[1]
 
 
-def _change(
+def _take_back(
+    measure: Measure,
+    begin: Chosen,
+    moves: Sequence[Move],
+    missed: int,
+    prices: Prices,
+    limits: Limits,
+    curve: list[Step],
+) -> Chosen:
+    """The fewest of `moves` that meet the target, by halving: predictions that are too dark make too many.
+
+    Where formats cost time, each change that was not needed is time lost.
+
+    Args:
+        measure: runs plans.
+        begin: what the moves start from.
+        moves: all of them together meet the target.
+        missed: so many of them do not.
+        prices: for the share of a step.
+        limits: the target.
+        curve: gets the plans that are run, and last the one that is chosen.
+    """
+    enough, last = len(moves), curve[-1]
+    while enough - missed > 1:
+        middle = (missed + enough) // 2
+        chosen = _changed(begin, moves[:middle])
+        noise = measure.noise(_quantized(chosen))
+        curve.append(Step(prices.share(chosen), sqnr_db(noise)))
+        if noise <= power(limits.target_db):
+            enough, last = middle, curve[-1]
+        else:
+            missed = middle
+    if curve[-1] != last:
+        curve.append(last)
+    return _changed(begin, moves[:enough])
+
+
+def _changes(
     current: Chosen,
     uses: Mapping[str, Mapping[DType, Use]],
     alone: Noises,
@@ -384,16 +419,15 @@ def _change(
     wanted: float,
     high: bool,
     allowed: Callable[[Chosen], bool],
-) -> Chosen:
+) -> list[Move]:
     """Changes by noise removed per cost until the sum of noises is down to `wanted`, but one at least.
 
-    A change to high precision that is not allowed is passed over. Groups that go to high precision come last, in the
-    order in which they went.
+    A change to high precision that is not allowed is passed over.
     """
-    chosen = dict(current)
+    chosen, made = dict(current), list[Move]()
     left = sum(_noise(alone, group, use) for group, use in chosen.items())
     barred: set[str] = set()
-    while left > wanted or chosen == current:
+    while left > wanted or not made:
         moves = [
             (gain / max(prices.of(group, to) - prices.of(group, use), NOTHING), group, to)
             for group, use in chosen.items()
@@ -403,86 +437,20 @@ def _change(
         if not moves:
             break
         _, group, to = max(moves, key=lambda move: move[0])
-        tried = {**chosen, group: to}
-        if to is None and not allowed(tried):
+        if to is None and not allowed({**chosen, group: to}):
             barred.add(group)
             continue
         left += _noise(alone, group, to) - _noise(alone, group, chosen[group])
+        chosen[group] = to
+        made.append((group, to))
+    return made
+
+
+def _changed(begin: Chosen, moves: Sequence[Move]) -> Chosen:
+    """What moves lead to; groups that go to high precision stand last, in the order in which they go."""
+    chosen = dict(begin)
+    for group, to in moves:
         if to is None:
             del chosen[group]
         chosen[group] = to
     return chosen
-
-
-class Measure:
-    """Noise-to-signal power of a plan at the float outputs: pooled over samples, the mean over outputs.
-
-    Args:
-        simulator: runs the plans.
-        feeds: samples.
-        few: how many of them `noise(few=True)` runs.
-        advance: called with the number of runs done.
-        brief: the samples of `noise(few=True)`, where they are not the first of `feeds`.
-    """
-
-    def __init__(
-        self,
-        simulator: Simulator,
-        feeds: Sequence[Feeds],
-        few: int,
-        advance: Advance | None,
-        *,
-        brief: Sequence[Feeds] | None = None,
-    ) -> None:
-        self._simulator, self._advance = simulator, advance
-        self._all = [self._sample(feed) for feed in feeds]
-        self._few = self._all[:few] if brief is None else [self._sample(feed) for feed in brief]
-        self.few, self.runs = len(self._few), len(feeds) + len(brief or ())
-        self.shortness = _elements(brief or feeds[:few]) / max(_elements(feeds[: self.few]), 1)
-        self._known: dict[tuple[bool, tuple[tuple[str, Use], ...]], float] = {}
-
-    def _sample(self, feed: Feeds) -> _Sample:
-        reference = self._simulator.run(feed, {})
-        return feed, reference, {name: energy(reference[name]) for name in self._simulator.outputs}
-
-    def noise(self, uses: Uses, *, few: bool = False) -> float:
-        """Noise-to-signal power with these groups quantized, all others in float; known results are not run again."""
-        key = (few, tuple(sorted(uses.items(), key=lambda one: one[0])))
-        if key not in self._known:
-            self._known[key] = self._run(uses, self._few if few else self._all)
-        return self._known[key]
-
-    def _run(self, uses: Uses, samples: Sequence[_Sample]) -> float:
-        error = dict.fromkeys(self._simulator.outputs, 0.0)
-        for feed, reference, _ in samples:
-            outputs = self._simulator.run(feed, uses)
-            for name in error:
-                error[name] += energy(np.asarray(outputs[name]) - reference[name])
-        self.runs += len(samples)
-        if self._advance is not None:
-            self._advance(len(samples))
-        signal = {name: sum(row[name] for _, _, row in samples) for name in error}
-        ratios = [error[name] / signal[name] for name in error if signal[name] > 0]
-        return sum(ratios) / len(ratios) if ratios else 0.0
-
-
-def _elements(feeds: Sequence[Feeds]) -> int:
-    return sum(np.size(array) for feed in feeds for array in feed.values())
-
-
-def energy(values: NDArray[Any]) -> float:
-    """Sum of squares: short stretches in FP32, which costs a tenth, and their sums in double precision."""
-    flat = np.ascontiguousarray(values, np.float32).reshape(-1)
-    with np.errstate(over="ignore"):
-        total = float(sum(float(np.dot(part, part)) for part in np.split(flat, range(STRETCH, flat.size, STRETCH))))
-    return total if math.isfinite(total) else numerics.power(np.asarray(values))
-
-
-def power(db: float) -> float:
-    """Noise-to-signal power of an SQNR in dB."""
-    return 10 ** (-db / 10)
-
-
-def sqnr_db(noise: float) -> float:
-    """SQNR in dB of a noise-to-signal power; 200 stands for equal."""
-    return -10 * math.log10(max(noise, NOTHING))

@@ -101,9 +101,9 @@ def plan(
         reason = _refusal(members, rows.get(name), outliers.get(name), wanted)
         weights = None if reason else _matrices([nodes[member.node] for member in members])
         if weights is None:
-            refused[name] = reason or "a weight is computed on the way, or has more than two dimensions"
+            refused[name] = reason or "a weight is computed on the way, has several groups, or too many dimensions"
             continue
-        fold = absorb.plan(graph, tensors[name], -1, split=True)
+        fold = absorb.plan(graph, tensors[name], channel_axis(members), split=True)
         if fold.why and not wanted.insert:
             refused[name] = f"no producer can absorb it: {fold.why}"
             continue
@@ -131,6 +131,17 @@ def plan(
     ]
 
 
+def channel_axis(members: Sequence[Candidate]) -> int:
+    """Where the input channels of these layers lie in their activation."""
+    return 1 if members[0].op.startswith("Conv") else -1
+
+
+def smoothed(groups: Mapping[str, Sequence[Candidate]], wanted: Smoothing) -> dict[str, int]:
+    """Activations that may be smoothed, with their channel axis."""
+    ops = (*PRODUCTS, "Conv") if wanted.convolutions else PRODUCTS
+    return {name: channel_axis(members) for name, members in groups.items() if members[0].op in ops}
+
+
 def _names(members: Sequence[Candidate]) -> tuple[str, ...]:
     return tuple(member.node for member in members)
 
@@ -140,6 +151,7 @@ def _spiking(
 ) -> list[str]:
     """The groups with the largest spikes, of those that have a choice."""
     names = [name for name, (_, choice, _) in found.items() if choice.spike > SPIKE]
+    names = [name for name in names if groups[name][0].op in PRODUCTS]
     free = [name for name in names if len(_alphas(_names(groups[name]), wanted)) > 1]
     return sorted(free, key=lambda name: -found[name][1].spike)[:MOST_PROBES]
 
@@ -178,7 +190,7 @@ def rows(decided: Sequence[Group], tried: Mapping[str, float]) -> dict[str, Any]
 def _refusal(members: Sequence[Candidate], rows: Rows | None, seen: Outliers | None, wanted: Smoothing) -> str:
     if wanted.alpha == "off" and not wanted.layers:
         return "smoothing is off"
-    if members[0].op not in PRODUCTS:
+    if members[0].op not in PRODUCTS and not (wanted.convolutions and members[0].op == "Conv"):
         return "convolutions are only smoothed on request (smooth_quant.convolutions)"
     if rows is None or seen is None or not len(rows.values):
         return "nothing was observed of its activation"

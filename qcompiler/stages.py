@@ -220,12 +220,12 @@ def smooth(
     if not formats or not observed.kept or (wanted.alpha == "off" and not wanted.layers):
         return normal, ()
     groups = came.smoothable(decide.by_activation(found))
-    products = [name for name, members in groups.items() if members[0].op in smoothing.PRODUCTS]
-    if not products:
+    axes = smoothing.smoothed(groups, wanted)
+    if not axes:
         return normal, ()
     fresh = sum(map(len, groups.values())) == len(found)  # else what came quantized cannot be tried out here
     with run.stage("smooth"):
-        rows = record.rows(normal, products, observed.kept)
+        rows = record.rows(normal, axes, observed.kept)
         short = _short(normal, observed.kept)
         gate = Gate(normal, observed.kept[:GATE_FEEDS])
 

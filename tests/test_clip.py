@@ -80,7 +80,7 @@ def test_layers_err_less_with_the_scales_that_are_found(op: str) -> None:
     else:
         x[:, 0] *= 1e-3
     feeds = [{"x": x}]
-    rows = record.rows(model, ["x"], feeds) if op == "MatMul" else {}
+    rows = record.rows(model, {"x": -1}, feeds) if op == "MatMul" else {}
     scales = clip.search(model, groups, rows, feeds)["layer"]
     weight = model.graph.nodes[0].inputs[1].values
     axis = found[0].axis

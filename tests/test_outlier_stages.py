@@ -15,6 +15,7 @@ from qcompiler.errors import UsageError
 from qcompiler.recipe import Qfem, Recipe, Safety, Smoothing
 from qcompiler.target import DType
 from tests import glu
+from tests.rewrite import model
 
 EVERYTHING = Safety(target_sqnr_db=199.0, min_share=1.0, range_groups=0)  # no layer goes back for accuracy alone
 
@@ -122,3 +123,34 @@ def _wrong() -> tuple[dict[str, object], ...]:
 def test_what_smoothing_cannot_take_is_refused(number: int) -> None:
     with pytest.raises(UsageError, match="allowed is"):
         Smoothing(**_wrong()[number])  # type: ignore[arg-type]
+
+
+def test_convolutions_are_smoothed_on_request_only(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    path = tmp_path / "conv.onnx"
+    onnx.save(
+        model(
+            ("Conv", "x w1 b1", "a"),
+            ("Relu", "a", "r"),
+            ("Conv", "r w2", "y", {"pads": [1, 1, 1, 1]}),
+            inputs={"x": ("n", 16, 12, 12)},
+            weights={
+                "w1": (rng.normal(size=(32, 16, 1, 1)) * rng.uniform(0.1, 20, (32, 1, 1, 1))).astype(np.float32),
+                "b1": rng.normal(size=32).astype(np.float32),
+                "w2": rng.normal(size=(16, 32, 3, 3)).astype(np.float32),
+            },
+        ),
+        path,
+    )
+    data = [{"x": rng.normal(size=(1, 16, 12, 12)).astype(np.float32)} for _ in range(8)]
+
+    def groups(convolutions: bool) -> dict[str, dict[str, object]]:
+        recipe = Recipe(high_precision="fp32", smooth_quant=Smoothing(convolutions=convolutions), safety=EVERYTHING)
+        result = compiler.quantize(path, data=data, recipe=recipe, output=tmp_path / "q.onnx")
+        rows = (result.manifest["smoothing"] or {"groups": []})["groups"]
+        return {row["tensor"]: row for row in rows}
+
+    assert groups(convolutions=False) == {}
+    smoothed = groups(convolutions=True)
+    assert smoothed["r"]["how"] == "absorbed"
+    assert "no producer can absorb it" in str(smoothed["x"]["why"])

@@ -194,6 +194,28 @@ def test_the_fastest_of_two_formats_that_are_good_enough_is_taken() -> None:
     assert found.costs["g"]["fp8"] == 1.0
 
 
+class Correlated(Table):
+    """Noises of the first two groups add up as amplitudes, so that the sum of powers predicts too little."""
+
+    def __init__(self, table: dict[str, dict[DType, float]]) -> None:
+        super().__init__(table)
+        first, second, *_ = table
+        for dtype in table[second]:
+            self._noise[second, dtype] = self._noise[first, dtype]
+
+
+def test_changes_that_a_dark_prediction_made_in_vain_are_taken_back() -> None:
+    table = {"a": {INT8: 20.0}, "b": {INT8: 20.0}, **{f"g{i}": {INT8: 31.0 + i / 4} for i in range(12)}}
+    offers = {group: [Use(INT8, 1.0)] for group in table}
+    prices = Prices(dict.fromkeys(table, 10), 10 * len(table), {key: {"int8": 1.0, "high": 2.0} for key in table})
+    found = search(cast(Simulator, Correlated(table)), [{}], offers, prices, Limits(17.5, 0.0, 8))
+    assert found.met
+    assert found.restored in (("a",), ("b",))
+    assert len(found.curve) > 2
+    assert found.curve[-1].share == pytest.approx(13 / 14)
+    assert 17.5 < found.curve[-1].sqnr_db < 18.5
+
+
 def test_a_large_model_is_measured_in_blocks_and_the_loud_group_is_found_all_the_same() -> None:
     table = {f"g{i}": {INT8: 8.0 if i == 37 else 60.0} for i in range(64)}
     limits = Limits(30, 0.5, 2, work=1)  # not even one run: the least there is
