@@ -45,7 +45,7 @@ def recipes(monkeypatch: pytest.MonkeyPatch) -> Recipes:
         ("--equalize", Recipe(equalize=True)),
         ("--io-types high-precision", Recipe(io_types="high-precision")),
         ("--io-types keep", Recipe(io_types="keep")),
-        ("--precision auto", Recipe(precision="auto")),
+        ("--precision auto", Recipe(precision="auto", target="tensorrt-rtx:sm89")),
         ("--precision auto:fp16,int8", Recipe(precision="auto:int8,fp16")),
         ("--precision auto:int8,fp8,fp16", Recipe(precision="auto:int8,fp8,fp16")),
     ],
