@@ -59,6 +59,8 @@ def _spell(value: Any) -> str:
 
 def _tables(alpha: object, qfem: object, safety: Mapping[str, Any], *, insert: bool = False, **top: Any) -> Tables:
     smooth = {"alpha": alpha, "insert": insert}
+    if qfem == "auto" and safety is EVERYTHING:
+        safety = {**safety, "target_sqnr_db": 199.0}  # or the walk over thresholds ends where it begins
     return {"": top, "safety": safety, "smooth_quant": smooth, "qfem": {"alpha": qfem}}
 
 
