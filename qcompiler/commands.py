@@ -16,6 +16,14 @@ from qcompiler.suggest import did_you_mean
 from qcompiler.view import View
 
 
+WEIGHT_OPTIONS = {
+    "weight_method": "method",
+    "block_size": "block_size",
+    "weight_head": "head",
+    "weight_storage": "storage",
+}
+
+
 def compile(options: argparse.Namespace, view: View) -> None:
     """A float model into an engine."""
     from qcompiler import compiler
@@ -167,6 +175,12 @@ def _recipe(options: argparse.Namespace) -> Recipe:
         changes["smooth_quant"] = dataclasses.replace(table, alpha=alpha, insert=insert)
     if "qfem_alpha" in given:
         changes["qfem"] = dataclasses.replace(base.qfem, alpha=_alpha(given["qfem_alpha"]))
+    stored = {key: given[option] for option, key in WEIGHT_OPTIONS.items() if option in given}
+    if stored:
+        changes["weight_only"] = dataclasses.replace(base.weight_only, **stored)
+    generation = {name: given[name] for name in ("max_length", "prompt") if name in given}
+    if generation:
+        changes["generation"] = dataclasses.replace(base.generation, **generation)
     return base.replace(**changes)
 
 

@@ -16,9 +16,12 @@ from qcompiler.recipe import (
     PRESETS,
     WEIGHT_CLIPS,
     WEIGHT_GRANULARITIES,
+    WEIGHT_METHODS,
+    Generation,
     Qfem,
     Recipe,
     Smoothing,
+    WeightOnly,
 )
 from qcompiler.suggest import did_you_mean
 
@@ -244,6 +247,11 @@ def _quantization(parser: argparse.ArgumentParser) -> None:
     outliers = parser.add_argument_group("outliers", "keys of the recipe's tables [smooth_quant] and [qfem]")
     outliers.add_argument("--smooth", metavar="ALPHA", help=f"SmoothQuant: {_help('alpha', Smoothing)}")
     outliers.add_argument("--smooth-insert", action="store_true", default=None, help=_help("insert", Smoothing))
+    stored = parser.add_argument_group("weights only", "keys of the recipe's table [weight_only]")
+    stored.add_argument("--weight-method", choices=WEIGHT_METHODS, metavar="M", help=_help("method", WeightOnly))
+    stored.add_argument("--block-size", type=int, metavar="N", help=_help("block_size", WeightOnly))
+    stored.add_argument("--weight-head", metavar="H", help=_help("head", WeightOnly))
+    stored.add_argument("--weight-storage", metavar="S", help=_help("storage", WeightOnly))
     outliers.add_argument("--qfem", dest="qfem_alpha", metavar="ALPHA", help=f"QFeM: {_help('alpha', Qfem)}")
 
 
@@ -257,6 +265,8 @@ def _engine(parser: argparse.ArgumentParser) -> None:
         help="optimization profile, such as x=1x3x224x224,8x3x224x224,32x3x224x224; repeatable; unset: from data",
     )
     group.add_argument("--strict", action="store_true", default=None, help=_help("strict"))
+    group.add_argument("--max-length", type=int, metavar="N", help=f"decoders with a cache: {_help('max_length', Generation)}")
+    group.add_argument("--prompt", type=int, metavar="N", help=f"decoders with a cache: {_help('prompt', Generation)}")
 
 
 def _gates(parser: argparse.ArgumentParser, *, samples: bool = True) -> None:

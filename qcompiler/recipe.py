@@ -30,6 +30,7 @@ PRECISIONS: Final = ("int8", "fp8", "int8-weight", "int4-weight", "fp16", "bf16"
 AUTO_FORMATS: Final = ("int8", "fp8", "fp16")
 HIGH_PRECISIONS: Final = ("fp32", "fp16", "bf16")
 WEIGHT_GRANULARITIES: Final = ("channel", "tensor")
+WEIGHT_METHODS: Final = ("auto", "rtn", "mse", "awq", "gptq", "awq+gptq")
 WEIGHT_CLIPS: Final = ("mse", "off")
 ATTENTIONS: Final = ("float", "int8", "fp8")
 IO_TYPES: Final = ("keep", "high-precision")
@@ -91,6 +92,54 @@ class Qfem(check.Keys):
     weights: str = check.option(
         "float", check.one_of("float", "int8"), "how those layers store their weights: float, or int8 to save memory"
     )
+
+
+@dataclass(frozen=True)
+class WeightOnly(check.Keys):
+    """Weights stored in few bits, activations untouched: precisions int8-weight and int4-weight."""
+
+    method: str = check.option(
+        "auto",
+        check.one_of(*WEIGHT_METHODS),
+        f"how weights are rounded: {', '.join(WEIGHT_METHODS[1:])}, or auto: gptq with data and mse without",
+    )
+    block_size: int = check.option(
+        128, check.one_number(32, 64, 128), "input channels that share a scale in INT4: 32, 64 or 128"
+    )
+    act_order: bool = check.option(
+        True, check.flag, "gptq rounds the input channels of most power first; blocks stay where they are"
+    )
+    damp: float = check.option(
+        0.01, check.number(0, 1), "what gptq adds to the diagonal of the Hessian, relative to its mean"
+    )
+    storage: str = check.option(
+        "dequantize",
+        check.one_of("dequantize", "matmulnbits"),
+        "dequantize: standard DequantizeLinear; matmulnbits: ONNX Runtime's own MatMulNBits, for target onnxruntime",
+    )
+    head: str = check.option(
+        "int8",
+        check.one_of("int8", "float", "same"),
+        "a vocabulary-wide last layer of an int4-weight model: int8 per channel, float, or the same as the rest",
+    )
+    accuracy_level: int = check.option(
+        1,
+        check.one_number(0, 1, 2, 3, 4),
+        "of matmulnbits: 1 computes in FP32, 4 rounds activations to INT8 (faster, less exact), 0 leaves it open",
+    )
+
+
+@dataclass(frozen=True)
+class Generation(check.Keys):
+    """Engines of decoders with a key-value cache: one optimization profile for the prefill, one for the decode."""
+
+    max_length: int | None = check.option(
+        None, check.integer(2), "most tokens of a text, prompt and answer together; unset: the longest in the data", "2048"
+    )
+    prompt: int | None = check.option(
+        None, check.integer(1), "tokens of a usual prompt; unset: the median of the data, half of max_length at most", "128"
+    )
+    batch: int | None = check.option(None, check.integer(1), "most texts at a time; unset: as in the data", "8")
 
 
 @dataclass(frozen=True)
@@ -195,6 +244,8 @@ class Recipe(check.Keys):
     safety: Safety = Safety()
     smooth_quant: Smoothing = Smoothing()
     qfem: Qfem = Qfem()
+    generation: Generation = Generation()
+    weight_only: WeightOnly = WeightOnly()
 
     def __post_init__(self) -> None:
         """Checks each key, then the ones that need each other."""
@@ -211,6 +262,12 @@ class Recipe(check.Keys):
             raise UsageError(
                 f"recipe key 'attention' = '{self.attention}' needs a TensorRT target: ONNX Runtime fuses attention "
                 "in float only"
+            )
+
+        if self.weight_only.storage == "matmulnbits" and self.target.partition(":")[0] != "onnxruntime":
+            raise UsageError(
+                "recipe key 'weight_only.storage' = 'matmulnbits' is an operator of ONNX Runtime: choose target "
+                "onnxruntime, or storage dequantize, which TensorRT fuses with the product"
             )
 
     def __hash__(self) -> int:
@@ -298,7 +355,15 @@ class Recipe(check.Keys):
         return parse_target(self.target, DType(high) if high else None)
 
 
-TABLES: Final[Mapping[str, type[Any]]] = MappingProxyType({"safety": Safety, "smooth_quant": Smoothing, "qfem": Qfem})
+TABLES: Final[Mapping[str, type[Any]]] = MappingProxyType(
+    {
+        "safety": Safety,
+        "smooth_quant": Smoothing,
+        "qfem": Qfem,
+        "weight_only": WeightOnly,
+        "generation": Generation,
+    }
+)
 
 
 def _names(kind: type) -> list[str]:

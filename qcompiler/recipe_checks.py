@@ -35,6 +35,17 @@ def one_of(*allowed: str) -> Check:
     return check
 
 
+def one_number(*allowed: int) -> Check:
+    """One of these whole numbers."""
+
+    def check(value: Any) -> int:
+        if isinstance(value, bool) or value not in allowed:
+            raise WrongError(f"one of {', '.join(map(str, allowed))}")
+        return int(value)
+
+    return check
+
+
 def integer(least: int) -> Check:
     """A whole number from there on."""
 

@@ -9,7 +9,10 @@ from qcompiler.errors import UsageError
 
 
 class DType(StrEnum):
-    """Element types that a plan can give to a node."""
+    """Element types that a plan can give to a node.
+
+    The last two are of products that compute in high precision with a weight that is stored in that type.
+    """
 
     FP32 = "fp32"
     FP16 = "fp16"
@@ -17,11 +20,18 @@ class DType(StrEnum):
     INT8 = "int8"
     FP8 = "fp8"
     INT4 = "int4"
+    INT8_WEIGHT = "int8-weight"
+    INT4_WEIGHT = "int4-weight"
 
     @property
     def quantized(self) -> bool:
         """Whether values of this type need a scale."""
-        return self in (DType.INT8, DType.FP8, DType.INT4)
+        return self in (DType.INT8, DType.FP8, DType.INT4) or self.weight_only
+
+    @property
+    def weight_only(self) -> bool:
+        """Whether only the weight is stored in it and the activation stays as it is."""
+        return self in (DType.INT8_WEIGHT, DType.INT4_WEIGHT)
 
 
 @dataclass(frozen=True)
