@@ -173,6 +173,8 @@ def _recipe(options: argparse.Namespace) -> Recipe:
         table = base.smooth_quant
         alpha, insert = _alpha(given.get("smooth", table.alpha)), given.get("smooth_insert", table.insert)
         changes["smooth_quant"] = dataclasses.replace(table, alpha=alpha, insert=insert)
+    if "llm_int8" in given:
+        changes["llm_int8"] = dataclasses.replace(base.llm_int8, threshold=_alpha(given["llm_int8"]))
     if "qfem_alpha" in given:
         changes["qfem"] = dataclasses.replace(base.qfem, alpha=_alpha(given["qfem_alpha"]))
     stored = {key: given[option] for option, key in WEIGHT_OPTIONS.items() if option in given}

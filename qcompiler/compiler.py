@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qcompiler import attention, decide, manifest, outliers, outputs, placement, smoothing, sparing
+from qcompiler import attention, decide, decoders, manifest, outliers, outputs, placement, smoothing, sparing
 from qcompiler import model as models
 from qcompiler.artefacts import Paths, finish, refuse_overwriting, workshop
 from qcompiler.atomic import check_writable
@@ -158,11 +158,10 @@ def _compile(
     with workshop(paths) as shop:
         with run.stage("write"):
             written = models.save(lowered, shop / paths.qdq.name)
-        built, audited = None, None
+        built, audited, profiles, decoder = None, None, [], decoders.of_model(lowered)
         if engine is not None:
-            built = build_engine(
-                run, engine, shop / paths.qdq.name, shop / output.name, profiles_of(run, observed, inputs)
-            )
+            profiles = profiles_of(run, observed, inputs, decoder)
+            built = build_engine(run, engine, shop / paths.qdq.name, shop / output.name, profiles)
             audited = audit_engine(run, shop / output.name, shop / paths.qdq.name, chosen.plan)
         record = manifest.build(
             source=manifest.File.of(model.source) if model.source else None,
@@ -178,7 +177,8 @@ def _compile(
             qfem=sparing.rows(chosen.spared, seen),
             verification=verification,
             engine=built,
-            profiles=[profile.to_json() for profile in profiles_of(run, observed, inputs)],
+            profiles=[profile.to_json() for profile in profiles],
+            cache=decoder and decoder.to_json(),
             audit=audited,
             files={"qdq": manifest.File.of(written[0])},
             timings=run.timings,
@@ -255,7 +255,8 @@ def build(
     plan = decide.existing(legal.graph)
     with workshop(paths) as shop:
         models.save(legal, shop / paths.qdq.name)
-        profiles = profiles_of(run, observed, inputs)
+        decoder = decoders.of_model(legal)
+        profiles = profiles_of(run, observed, inputs, decoder)
         built = build_engine(run, engine, shop / paths.qdq.name, shop / Path(output).name, profiles)
         audited = audit_engine(run, shop / Path(output).name, shop / paths.qdq.name, plan)
         (shop / paths.qdq.name).unlink()
@@ -267,6 +268,7 @@ def build(
             plan=plan,
             engine=built,
             profiles=[profile.to_json() for profile in profiles],
+            cache=decoder and decoder.to_json(),
             audit=audited,
             timings=run.timings,
             warnings=run.warnings,

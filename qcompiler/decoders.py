@@ -14,7 +14,7 @@ import numpy as np
 
 from qcompiler import graph as graphs
 from qcompiler.errors import ModelError, UsageError
-from qcompiler.samples import Feeds, Inputs, Shape
+from qcompiler.samples import Feeds, Inputs, InputShapes, Shape
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -130,7 +130,8 @@ class Decoder:
         Args:
             batch: smallest, usual and largest.
             prompt: usual tokens of a prompt.
-            max_length: largest tokens in the cache and new ones together.
+            max_length: most tokens of a text. The prefill's largest shapes are that many new tokens behind nearly as
+                many in the cache.
 
         Raises:
             UsageError: the prompt does not fit the length.
@@ -141,18 +142,15 @@ class Decoder:
                 "--max-length larger or --prompt smaller"
             )
         middle = (prompt + max_length) // 2
-        prefill = self._profile(batch, (1, prompt, max_length), (0, 0, max_length - 1), max_length)
-        decode = self._profile(batch, (1, 1, 1), (0, middle, max_length - 1), max_length)
+        prefill = self._profile(batch, (1, prompt, max_length), (0, 0, max_length - 1))
+        decode = self._profile(batch, (1, 1, 1), (0, middle, max_length - 1))
         return [prefill, decode]
 
     def _profile(
-        self, batch: tuple[int, int, int], sequence: tuple[int, int, int], past: tuple[int, int, int], most: int
+        self, batch: tuple[int, int, int], sequence: tuple[int, int, int], past: tuple[int, int, int]
     ) -> dict[str, Range]:
+        """Each of the three points must fit itself: TensorRT checks that `total` is what the graph adds up to."""
         points = [self.shapes(*sizes) for sizes in zip(batch, sequence, past, strict=True)]
-        for name, roles in self.roles.items():  # the cache and the new tokens are never both at their largest
-            points[2][name] = tuple(
-                most if role == "total" else size for role, size in zip(roles, points[2][name], strict=True)
-            )
         return {
             name: (points[0][name], points[1][name], points[2][name])
             for name, roles in self.roles.items()
@@ -177,6 +175,31 @@ class Decoder:
                 for pair in self.pairs
             ],
         }
+
+
+def lengths(
+    seen: InputShapes | None, batch: int | None, prompt: int | None, max_length: int | None
+) -> tuple[tuple[int, int, int], int, int]:
+    """Smallest, usual and largest batch, usual prompt, and most tokens: as asked for, else as seen.
+
+    Args:
+        seen: shapes of the tokens in the data; None without data.
+        batch: most texts at a time; None for what was seen.
+        prompt: tokens of a usual prompt; None for the median, but no more than half of the most.
+        max_length: most tokens of a text; None for the longest seen.
+
+    Raises:
+        UsageError: there is neither data nor a length.
+    """
+    longest = max_length or (seen.max[1] if seen else None)
+    if longest is None:
+        raise UsageError(
+            "a decoder with a key-value cache needs to know how long texts get: give --max-length (and --prompt), data, "
+            "or --shapes"
+        )
+    most = batch or (seen.max[0] if seen else 1)
+    usual = min(seen.opt[0] if seen else 1, most)
+    return (1, usual, most), prompt or max(1, min(seen.opt[1] if seen else longest, longest // 2)), longest
 
 
 def of_model(model: Model) -> Decoder | None:

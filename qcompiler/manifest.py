@@ -96,6 +96,7 @@ def build(
     verification: Verification | None = None,
     engine: EngineFile | None = None,
     profiles: Any = None,
+    cache: Any = None,
     audit: Audit | None = None,
     files: Mapping[str, File] | None = None,
     timings: Mapping[str, float] | None = None,
@@ -118,6 +119,7 @@ def build(
         verification: the comparison with float.
         engine: the built engine.
         profiles: its optimization profiles.
+        cache: inputs and outputs of a decoder's key-value cache, which axis grows, bytes per token.
         audit: what the engine's own listing confirms.
         files: the other artefacts, by what they are, such as "qdq".
         timings: seconds by stage, in order.
@@ -145,6 +147,7 @@ def build(
                 "qfem": qfem,
                 "verification": None if verification is None else verification.to_json(),
                 "engine": None if engine is None else _engine(engine, profiles),
+                "cache": cache,
                 "audit": None if audit is None else audit.to_json(),
                 "files": files or {},
                 "timings": {stage: round(seconds, 3) for stage, seconds in (timings or {}).items()},

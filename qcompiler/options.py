@@ -21,6 +21,7 @@ from qcompiler.recipe import (
     Qfem,
     Recipe,
     Smoothing,
+    TextWindows,
     WeightOnly,
 )
 from qcompiler.suggest import did_you_mean
@@ -115,7 +116,7 @@ def parser() -> _Parser:
         "qcompiler build model.qdq.onnx --shapes x=1x3x224x224,8x3x224x224,32x3x224x224 -o model.engine",
     )
     _positional(build, "model", "MODEL", "the quantized ONNX model")
-    _data(build, "data whose shapes make the optimization profile")
+    _data(build, "data whose shapes make the optimization profile", texts=False)
     _output(build, "the engine (default: MODEL's name)")
     _recipe_file(build)
     _engine(build)
@@ -215,9 +216,17 @@ def _output(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("-o", "--output", metavar="FILE", help=what)
 
 
-def _data(parser: argparse.ArgumentParser, what: str, *, required: bool = False) -> None:
+def _data(parser: argparse.ArgumentParser, what: str, *, required: bool = False, texts: bool = True) -> None:
     text = f"{what}: an .npz with samples on axis 0, a folder of .npz, file.py:function, or random (smoke tests only)"
-    parser.add_argument("--data", metavar="D", required=required, help=text)
+    if not texts:
+        parser.add_argument("--data", metavar="D", required=required, help=text)
+        return
+    group = parser.add_mutually_exclusive_group(required=required)
+    group.add_argument("--data", metavar="D", help=text)
+    files = f"{what}, made of text: a UTF-8 file or a folder of .txt; repeatable; for language models"
+    group.add_argument("--text", dest="texts", action="append", metavar="FILE", help=files)
+    parser.add_argument("--tokenizer", metavar="DIR", help=f"for --text: {_help('tokenizer', TextWindows)}")
+    parser.add_argument("--length", type=int, metavar="N", help=f"for --text: {_help('length', TextWindows)}")
 
 
 def _recipe_file(parser: Any) -> None:
@@ -265,8 +274,9 @@ def _engine(parser: argparse.ArgumentParser) -> None:
         help="optimization profile, such as x=1x3x224x224,8x3x224x224,32x3x224x224; repeatable; unset: from data",
     )
     group.add_argument("--strict", action="store_true", default=None, help=_help("strict"))
-    group.add_argument("--max-length", type=int, metavar="N", help=f"decoders with a cache: {_help('max_length', Generation)}")
-    group.add_argument("--prompt", type=int, metavar="N", help=f"decoders with a cache: {_help('prompt', Generation)}")
+    for name in ("max_length", "prompt"):
+        text = f"decoders with a cache: {_help(name, Generation)}"
+        group.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help=text)
 
 
 def _gates(parser: argparse.ArgumentParser, *, samples: bool = True) -> None:
@@ -276,4 +286,5 @@ def _gates(parser: argparse.ArgumentParser, *, samples: bool = True) -> None:
     group.add_argument("--metric", metavar="M", help=_help("metric"))
     if samples:
         group.add_argument("--verify-data", metavar="D", help=_help("verify_data"))
+        group.add_argument("--verify-text", action="append", metavar="FILE", help=f"{_help('verify_text')}; repeatable")
         group.add_argument("--verify-samples", type=int, metavar="N", help=_help("verify_samples"))

@@ -34,6 +34,7 @@ WEIGHT_METHODS: Final = ("auto", "rtn", "mse", "awq", "gptq", "awq+gptq")
 WEIGHT_CLIPS: Final = ("mse", "off")
 ATTENTIONS: Final = ("float", "int8", "fp8")
 IO_TYPES: Final = ("keep", "high-precision")
+METRICS: Final = ("perplexity", "perplexity-cached")  # the built-in ones
 
 
 @dataclass(frozen=True)
@@ -134,12 +135,71 @@ class Generation(check.Keys):
     """Engines of decoders with a key-value cache: one optimization profile for the prefill, one for the decode."""
 
     max_length: int | None = check.option(
-        None, check.integer(2), "most tokens of a text, prompt and answer together; unset: the longest in the data", "2048"
+        None,
+        check.integer(2),
+        "most tokens of a text, prompt and answer together; unset: the longest in the data",
+        "2048",
     )
     prompt: int | None = check.option(
-        None, check.integer(1), "tokens of a usual prompt; unset: the median of the data, half of max_length at most", "128"
+        None,
+        check.integer(1),
+        "tokens of a usual prompt; unset: the median of the data, half of max_length at most",
+        "128",
     )
     batch: int | None = check.option(None, check.integer(1), "most texts at a time; unset: as in the data", "8")
+
+    def __post_init__(self) -> None:
+        """Checks each key, then that an answer has room."""
+        super().__post_init__()
+        if self.prompt is not None and self.max_length is not None and self.prompt >= self.max_length:
+            raise UsageError(
+                f"a prompt of {self.prompt} tokens leaves no room for an answer in max_length = {self.max_length}: "
+                "make max_length larger or prompt smaller"
+            )
+
+
+@dataclass(frozen=True)
+class TextWindows(check.Keys):
+    """Text as data: how windows of tokens are made of it, for calibration and for the metric perplexity."""
+
+    tokenizer: str | None = check.option(
+        None, check.text, "a tokenizer.json, or the folder that has one; unset: the one beside the model", '"model/"'
+    )
+    length: int | None = check.option(
+        None, check.integer(2), "tokens of a window; unset: what the model takes, or 256", "512"
+    )
+    stride: int | None = check.option(
+        None, check.integer(1), "tokens that windows of perplexity slide by; unset: half the length", "256"
+    )
+    tokens: int = check.option(
+        8192, check.integer(0), "tokens of evaluation text that perplexity reads at most; 0: all of it"
+    )
+
+
+@dataclass(frozen=True)
+class LlmInt8Table(check.Keys):
+    """LLM.int8(): channels of activations that are far larger than the others are multiplied apart, in float."""
+
+    threshold: str | float = check.option(
+        "off",
+        check.alpha(0, 1e9, "auto", "off"),
+        "largest |x| from which a channel is taken out, such as 6.0; auto: the fewest that reach sqnr_db; off: none",
+    )
+    layers: tuple[str, ...] = check.option(
+        (), check.regexes, "regular expressions over node names; only these layers; empty: all of them"
+    )
+    layout: str = check.option(
+        "mask",
+        check.one_of("mask", "gather", "split"),
+        "what the INT8 product reads: mask: all channels, outliers as zeros; gather: the others; split: outliers are "
+        "moved to the end of the weights before",
+    )
+    sqnr_db: float = check.option(
+        30.0, check.number(0, 100), "auto: SQNR in dB that the outputs of a layer shall reach, weights not counted"
+    )
+    most: float = check.option(
+        0.1, check.number(0, 1), "share of the channels of a layer from which it is left alone, 0 to 1"
+    )
 
 
 @dataclass(frozen=True)
@@ -206,8 +266,8 @@ class Recipe(check.Keys):
     )
     metric: str | None = check.option(
         None,
-        check.function,
-        "file.py:function or package.module:function; function(run) -> score, with run(feeds) -> outputs",
+        check.metric(METRICS),
+        "perplexity (of text), or your own: file.py:function; function(run) -> score, with run(feeds) -> outputs",
         '"evaluate.py:accuracy"',
     )
     strict: bool = check.option(
@@ -221,6 +281,9 @@ class Recipe(check.Keys):
         check.text,
         "other data for the comparison, written like --data; unset: the calibration data",
         '"heldout/"',
+    )
+    verify_text: tuple[str, ...] = check.option(
+        (), check.texts, "text files for the comparison and for perplexity; empty: the last 20 % of the calibration text"
     )
     weight_granularity: str = check.option(
         "channel", check.one_of(*WEIGHT_GRANULARITIES), "one weight scale per output channel or per tensor"
@@ -244,7 +307,9 @@ class Recipe(check.Keys):
     safety: Safety = Safety()
     smooth_quant: Smoothing = Smoothing()
     qfem: Qfem = Qfem()
+    llm_int8: LlmInt8Table = LlmInt8Table()
     generation: Generation = Generation()
+    text: TextWindows = TextWindows()
     weight_only: WeightOnly = WeightOnly()
 
     def __post_init__(self) -> None:
@@ -258,6 +323,8 @@ class Recipe(check.Keys):
                 raise UsageError(f"recipe key '{name}' = {table!r}: allowed is a table [{name}]")
         if self.max_drop is not None and self.metric is None:
             raise UsageError("recipe key 'max_drop' needs 'metric': say which function gives the score")
+        if self.verify_data is not None and self.verify_text:
+            raise UsageError("recipe keys 'verify_data' and 'verify_text' exclude each other: give one of them")
         if self.attention != "float" and self.target.partition(":")[0] == "onnxruntime":
             raise UsageError(
                 f"recipe key 'attention' = '{self.attention}' needs a TensorRT target: ONNX Runtime fuses attention "
@@ -360,8 +427,10 @@ TABLES: Final[Mapping[str, type[Any]]] = MappingProxyType(
         "safety": Safety,
         "smooth_quant": Smoothing,
         "qfem": Qfem,
+        "llm_int8": LlmInt8Table,
         "weight_only": WeightOnly,
         "generation": Generation,
+        "text": TextWindows,
     }
 )
 

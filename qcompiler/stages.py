@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qcompiler import attempts, calibrators, came, decide, ranges, record, shapes, smoothing
+from qcompiler import attempts, calibrators, came, decide, decoders, ranges, record, shapes, smoothing
 from qcompiler import graph as graphs
 from qcompiler import model as models
 from qcompiler.artefacts import Paths, workshop
@@ -432,11 +432,20 @@ def warn_where_nothing_is_quantized(run: Run, plan: Plan) -> None:
     run.warn(f"nothing in this model was quantized{why}; the plan in the manifest has a reason for every node")
 
 
-def profiles_of(run: Run, observed: Observations, inputs: Inputs) -> list[Profile]:
-    """One profile: the user's shapes, else what the data showed."""
+def profiles_of(
+    run: Run, observed: Observations, inputs: Inputs, decoder: decoders.Decoder | None = None
+) -> list[Profile]:
+    """One profile: the user's shapes, else what the data showed; two for a decoder with a cache, prefill and decode."""
     if run.recipe.shapes is not None:
         return [Profile(run.recipe.shapes)]
     seen = observed.shapes.profiles(inputs) if observed.feeds else {}
+    if decoder is not None and decoder.pairs and not decoder.unknown:
+        asked = run.recipe.generation
+        tokens = seen.get(decoders.TOKENS)
+        batch, prompt, longest = decoders.lengths(tokens, asked.batch, asked.prompt, asked.max_length)
+        if asked.max_length is None:
+            run.warn(f"the engine takes texts of up to {longest} tokens, as in the data: --max-length asks for more")
+        return [Profile(one) for one in decoder.profiles(batch, prompt, longest)]
     return [Profile({name: (three.min, three.opt, three.max) for name, three in seen.items()})] if seen else []
 
 
