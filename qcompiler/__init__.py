@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from qcompiler.inspection import Inspection, inspect
     from qcompiler.recipe import Recipe
     from qcompiler.study import Sensitivity, sensitivity
+    from qcompiler.text import Text
 
 __all__ = [
     "CompileResult",
     "Inspection",
     "Recipe",
     "Sensitivity",
+    "Text",
     "__version__",
     "build",
     "compile",
@@ -39,6 +41,7 @@ _HOMES = {
     "Inspection": "inspection",
     "Recipe": "recipe",
     "Sensitivity": "study",
+    "Text": "text",
     "build": "compiler",
     "compile": "compiler",
     "inspect": "inspection",

@@ -14,6 +14,7 @@ from qcompiler import manifest
 from qcompiler import model as models
 from qcompiler.atomic import make_folder, remove_empty, unwritable
 from qcompiler.errors import QCompilerError, UsageError
+from qcompiler.text import Text
 
 if TYPE_CHECKING:
     pass
@@ -46,6 +47,8 @@ def refuse_overwriting(model: models.Model, data: object, paths: Paths) -> None:
     sources = {path.resolve(): "the model itself or its weights" for path in (model.source, *model.files) if path}
     if isinstance(data, (str, Path)):
         sources[Path(data).resolve()] = "the file that --data names"
+    if isinstance(data, Text):
+        sources.update({file.resolve(): "the file that --text names" for file in data.files})
     for path in (paths.engine, paths.qdq, paths.qdq.with_suffix(".data"), paths.manifest, paths.report):
         if path is not None and path.resolve() in sources:
             what = sources[path.resolve()]

@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
 from qcompiler.errors import UsageError
 from qcompiler.recipe import PRESETS, Recipe, parse_shapes, preset
@@ -30,8 +31,9 @@ def compile(options: argparse.Namespace, view: View) -> None:
     from qcompiler.report import terminal
 
     output = options.output or f"{Path(options.source).stem}.engine"
+    recipe = _recipe(options)
     result = compiler.compile(
-        options.source, data=options.data, recipe=_recipe(options), output=output, progress=view.progress
+        options.source, data=_data(options, recipe), recipe=recipe, output=output, progress=view.progress
     )
     view.people(*terminal.summary(result.manifest), *terminal.artefacts(result))
     view.result(result.manifest)
@@ -43,8 +45,9 @@ def quantize(options: argparse.Namespace, view: View) -> None:
     from qcompiler.report import terminal
 
     output = options.output or f"{Path(options.source).stem}.qdq.onnx"
+    recipe = _recipe(options)
     result = compiler.quantize(
-        options.source, data=options.data, recipe=_recipe(options), output=output, progress=view.progress
+        options.source, data=_data(options, recipe), recipe=recipe, output=output, progress=view.progress
     )
     view.people(*terminal.summary(result.manifest), *terminal.artefacts(result))
     view.result(result.manifest)
@@ -71,7 +74,7 @@ def verify(options: argparse.Namespace, view: View) -> None:
 
     recipe = _recipe(options)
     verification = compiler.verify(
-        options.float, options.quantized, data=options.data, recipe=recipe, progress=view.progress
+        options.float, options.quantized, data=_data(options, recipe), recipe=recipe, progress=view.progress
     )
     view.people(*terminal.verification(verification.to_json()))
     view.result(verification.to_json())
@@ -86,7 +89,8 @@ def inspect(options: argparse.Namespace, view: View) -> None:
 
     if options.report is not None:
         check_writable(options.report)
-    found = inspect(options.model, data=options.data, recipe=_recipe(options), progress=view.progress).to_json()
+    recipe = _recipe(options)
+    found = inspect(options.model, data=_data(options, recipe), recipe=recipe, progress=view.progress).to_json()
     if options.report is not None:
         write_text(options.report, html.inspection(found))
     view.people(*terminal.inspection(found, everything=options.all))
@@ -101,8 +105,9 @@ def sensitivity(options: argparse.Namespace, view: View) -> None:
 
     if options.report is not None:
         check_writable(options.report)
+    recipe = _recipe(options)
     found = sensitivity(
-        options.model, data=options.data, formats=options.formats, recipe=_recipe(options), progress=view.progress
+        options.model, data=_data(options, recipe), formats=options.formats, recipe=recipe, progress=view.progress
     ).to_json()
     if options.report is not None:
         write_text(options.report, report.html(found))
@@ -173,8 +178,8 @@ def _recipe(options: argparse.Namespace) -> Recipe:
         table = base.smooth_quant
         alpha, insert = _alpha(given.get("smooth", table.alpha)), given.get("smooth_insert", table.insert)
         changes["smooth_quant"] = dataclasses.replace(table, alpha=alpha, insert=insert)
-    if "llm_int8" in given:
-        changes["llm_int8"] = dataclasses.replace(base.llm_int8, threshold=_alpha(given["llm_int8"]))
+    if "llm_threshold" in given:
+        changes["llm_int8"] = dataclasses.replace(base.llm_int8, threshold=_alpha(given["llm_threshold"]))
     if "qfem_alpha" in given:
         changes["qfem"] = dataclasses.replace(base.qfem, alpha=_alpha(given["qfem_alpha"]))
     stored = {key: given[option] for option, key in WEIGHT_OPTIONS.items() if option in given}
@@ -183,7 +188,37 @@ def _recipe(options: argparse.Namespace) -> Recipe:
     generation = {name: given[name] for name in ("max_length", "prompt") if name in given}
     if generation:
         changes["generation"] = dataclasses.replace(base.generation, **generation)
+    _add_text(options, base, changes)
     return base.replace(**changes)
+
+
+def _add_text(options: argparse.Namespace, base: Recipe, changes: dict[str, Any]) -> None:
+    """--tokenizer and --length as keys of the recipe; without a tokenizer, the one beside the model is taken."""
+    given = {key: value for key in ("tokenizer", "length") if (value := getattr(options, key, None)) is not None}
+    if not getattr(options, "texts", None) and not changes.get("verify_text", base.verify_text):
+        if given:
+            raise UsageError(f"--{next(iter(given))} is for text: name the text files with --text or --verify-text")
+        return
+    model = next((getattr(options, key) for key in ("source", "model", "float") if hasattr(options, key)), "")
+    folder = Path(model) if Path(model).is_dir() else Path(model).parent
+    if base.text.tokenizer is None and "tokenizer" not in given and (folder / "tokenizer.json").is_file():
+        given["tokenizer"] = (folder / "tokenizer.json").as_posix()
+    if given:
+        changes["text"] = dataclasses.replace(base.text, **given)
+
+
+def _data(options: argparse.Namespace, recipe: Recipe) -> Any:
+    """What --data names, or windows out of the files of --text."""
+    if not options.texts:
+        return options.data
+    if recipe.text.tokenizer is None:
+        raise UsageError(
+            "--text needs a tokenizer: give --tokenizer DIR, a tokenizer.json or the folder that has one (beside this "
+            "model there is none)"
+        )
+    from qcompiler.text import Text
+
+    return Text(tuple(options.texts), recipe.text.tokenizer, recipe.text.length)
 
 
 def _of_precision(precision: str) -> Recipe:

@@ -1,8 +1,8 @@
 """Calibration and evaluation data: any source becomes a stream of checked feeds that can be walked again and again.
 
 A source is an `.npz` file (axis 0 of each array counts the samples), a folder of `.npz` files (one feed each, in
-natural order), `package.module:function`, `file.py:function`, or, from Python, an iterable or a callable that returns
-one. `random` makes standard normal noise from the model's inputs and says so wherever the result is reported.
+natural order), `package.module:function`, `file.py:function`, or, from Python, a `Text`, an iterable or a callable
+that returns one. `random` makes standard normal noise from the model's inputs and says so wherever the result is reported.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from qcompiler.samples import (
     profile_shapes,
 )
 from qcompiler.suggest import did_you_mean
+from qcompiler.text import Text
 
 __all__ = [
     "Data",
@@ -48,7 +49,7 @@ __all__ = [
     "profile_shapes",
 ]
 
-Data = str | Path | Iterable[Mapping[str, Array]] | Callable[[], Iterable[Mapping[str, Array]]]
+Data = str | Path | Text | Iterable[Mapping[str, Array]] | Callable[[], Iterable[Mapping[str, Array]]]
 
 RANDOM_SAMPLES = 16
 _FORMS = (
@@ -62,6 +63,7 @@ class Source:
     Attributes:
         name: what the manifest calls it.
         random: made up by `random`, so results mean nothing beyond "it runs".
+        details: what else the manifest says of it.
     """
 
     def __init__(
@@ -73,10 +75,12 @@ class Source:
         samples: int | None = None,
         batch: int | None = None,
         random: bool = False,
+        details: Mapping[str, Any] | None = None,
     ) -> None:
         """`start` begins a new pass; `samples` and `batch` as in `open_source`."""
         self.name = name
         self.random = random
+        self.details = dict(details or {})
         self._start = start
         self._inputs = dict(inputs)
         self._samples = samples
@@ -152,6 +156,15 @@ def open_source(data: Data, inputs: Inputs, *, samples: int | None = None, batch
             raise UsageError(f"{name} is {value}; it must be at least 1.")
     if isinstance(data, (str, Path)):
         return _open_text(str(data), inputs, samples, batch)
+    if isinstance(data, Text):
+        return Source(
+            data.name,
+            data.start(inputs, samples),
+            inputs,
+            samples=samples,
+            batch=batch,
+            details=data.describe(inputs),
+        )
     if isinstance(data, Mapping):
         raise DataError(
             "the data is one dict where several samples are needed: give a list of dicts, one for each sample, "

@@ -18,6 +18,7 @@ from qcompiler.recipe import (
     WEIGHT_GRANULARITIES,
     WEIGHT_METHODS,
     Generation,
+    LlmInt8Table,
     Qfem,
     Recipe,
     Smoothing,
@@ -253,8 +254,11 @@ def _quantization(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--samples", type=int, metavar="N", help=_help("samples"))
     group.add_argument("--batch", type=int, metavar="N", help=_help("batch"))
     group.add_argument("--workers", type=int, metavar="N", help=_help("workers"))
-    outliers = parser.add_argument_group("outliers", "keys of the recipe's tables [smooth_quant] and [qfem]")
+    outliers = parser.add_argument_group("outliers", "keys of the recipe's tables [smooth_quant], [qfem], [llm_int8]")
     outliers.add_argument("--smooth", metavar="ALPHA", help=f"SmoothQuant: {_help('alpha', Smoothing)}")
+    outliers.add_argument(
+        "--llm-int8", dest="llm_threshold", metavar="X", help=f"LLM.int8(): {_help('threshold', LlmInt8Table)}"
+    )
     outliers.add_argument("--smooth-insert", action="store_true", default=None, help=_help("insert", Smoothing))
     stored = parser.add_argument_group("weights only", "keys of the recipe's table [weight_only]")
     stored.add_argument("--weight-method", choices=WEIGHT_METHODS, metavar="M", help=_help("method", WeightOnly))

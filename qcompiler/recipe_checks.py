@@ -92,6 +92,28 @@ def function(value: Any) -> str:
     return value
 
 
+def metric(known: Sequence[str]) -> Check:
+    """One of the built-in metrics, or a function of the user's."""
+
+    def check(value: Any) -> str:
+        if value in known:
+            return str(value)
+        try:
+            return function(value)
+        except WrongError as error:
+            raise WrongError(f"one of {', '.join(known)}, or {error}") from error
+
+    return check
+
+
+def texts(value: Any) -> tuple[str, ...]:
+    """A list of texts that are not empty; one alone may stand without a list."""
+    listed = (value,) if isinstance(value, str) else value
+    if not isinstance(listed, Sequence) or not all(isinstance(one, str) and one.strip() for one in listed):
+        raise WrongError("a list of paths")
+    return tuple(listed)
+
+
 def regexes(value: Any) -> tuple[str, ...]:
     """A list of regular expressions; one alone may stand without a list."""
     listed = (value,) if isinstance(value, str) else value

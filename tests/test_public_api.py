@@ -14,7 +14,7 @@ import qcompiler
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = ("build", "compile", "inspect", "quantize", "sensitivity", "verify")
-NAMES = ("CompileResult", "Inspection", "Recipe", "Sensitivity", "__version__", *COMMANDS)
+NAMES = ("CompileResult", "Inspection", "Recipe", "Sensitivity", "Text", "__version__", *COMMANDS)
 
 
 def test_all_is_the_documented_list() -> None:
