@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qcompiler import attention, decide, decoders, manifest, outliers, outputs, placement, smoothing, sparing
+from qcompiler import attention, decide, decoders, llm_int8, manifest, outliers, outputs, placement, smoothing, sparing
 from qcompiler import model as models
 from qcompiler.artefacts import Paths, finish, refuse_overwriting, workshop
 from qcompiler.atomic import check_writable
@@ -143,11 +143,13 @@ def _compile(
     normal, smoothed = smooth(run, normal, found, observed, watched)
     if smoothed:
         found, refused = candidates(run, normal)
+    normal, found, refused, splits = llm_int8.stage(run, normal, found, refused, observed, watched)
     normal = open_stored(normal, found)
     while True:
         chosen = choose_plan(run, normal, found, refused, observed)
-        lowered = lower(run, normal, chosen, observed)
-        verification = compare_models(run, model, normal, lowered, samples, observed, inputs, drift=build)
+        settled, splits = llm_int8.settle(normal, chosen.plan, splits)
+        lowered = lower(run, settled, chosen, observed)
+        verification = compare_models(run, model, settled, lowered, samples, observed, inputs, drift=build)
         tighter = stricter(run.recipe, verification, chosen)
         if tighter is None:
             break
@@ -175,6 +177,7 @@ def _compile(
             outliers=seen,
             smoothing=smoothing.rows(smoothed, run.smoothings),
             qfem=sparing.rows(chosen.spared, seen),
+            llm_int8=llm_int8.rows(splits, chosen.plan, recipe.llm_int8, shop / output.name if audited else None),
             verification=verification,
             engine=built,
             profiles=[profile.to_json() for profile in profiles],

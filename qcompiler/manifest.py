@@ -93,6 +93,7 @@ def build(
     outliers: Any = (),
     smoothing: Any = None,
     qfem: Any = None,
+    llm_int8: Any = None,
     verification: Verification | None = None,
     engine: EngineFile | None = None,
     profiles: Any = None,
@@ -116,6 +117,7 @@ def build(
         outliers: channels and tokens that stand out, a row for each activation of a candidate.
         smoothing: what was decided for each group of layers, and how many scales were folded or inserted.
         qfem: the threshold of QFeM, its curve, and the layers that it keeps high.
+        llm_int8: which channels of which layers are multiplied apart, and what that costs.
         verification: the comparison with float.
         engine: the built engine.
         profiles: its optimization profiles.
@@ -145,6 +147,7 @@ def build(
                 "outliers": outliers,
                 "smoothing": smoothing,
                 "qfem": qfem,
+                "llm_int8": llm_int8,
                 "verification": None if verification is None else verification.to_json(),
                 "engine": None if engine is None else _engine(engine, profiles),
                 "cache": cache,

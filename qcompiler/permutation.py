@@ -2,8 +2,9 @@
 
     f(x·U)·W   =   f(x·U[:, p])·W[p, :]        f without regard to the order of channels
 
-Unlike a division (`qcompiler.absorb`), a reordering reaches everything that meets the tensor channel by channel: through
-a norm it goes on to what the norm reads, and so along a whole residual stream, from the embedding to the last layer.
+Unlike a division (`qcompiler.absorb`), a reordering reaches everything that meets the tensor channel by channel:
+through a norm it goes on to what the norm reads, and so along a whole residual stream, from the embedding to the last
+layer.
 `plan` floods from one tensor and says what would have to be reordered, or which node stands against it.
 """
 

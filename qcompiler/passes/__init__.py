@@ -18,6 +18,7 @@ from qcompiler.passes.inline_functions import InlineFunctions
 from qcompiler.passes.insert_qdq import InsertQDQ
 from qcompiler.passes.insert_qdq_pairs import InsertQDQPairs
 from qcompiler.passes.legalize import Legalize
+from qcompiler.passes.llm_int8 import LlmInt8
 from qcompiler.passes.loosen_squeeze import LoosenSqueeze
 from qcompiler.passes.mend_quantized import MendQuantized
 from qcompiler.passes.name_dimensions import NameDimensions
@@ -54,6 +55,7 @@ ALL: tuple[type[Pass], ...] = (
     UnshareWeights,
     EqualizeChannels,
     SmoothQuant,
+    LlmInt8,
     InsertQDQ,
     InsertQDQPairs,
     QuantizeOutputs,
@@ -78,6 +80,7 @@ __all__ = [
     "InsertQDQ",
     "InsertQDQPairs",
     "Legalize",
+    "LlmInt8",
     "LoosenSqueeze",
     "MendQuantized",
     "NameDimensions",

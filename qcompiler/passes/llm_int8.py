@@ -31,9 +31,12 @@ from qcompiler.graph import (
     insert_before,
     is_constant,
     is_op,
+    producer,
+    remove_nodes,
     set_input,
     set_output,
     sort,
+    values_of,
 )
 from qcompiler.pass_ import Changed, Fact, Note, Pass, Skipped
 
@@ -222,3 +225,50 @@ def outlier_products(nodes: Iterable[gs.Node]) -> dict[str, str]:
     """Names of outlier products in a graph, with the name of the node that each one was split off."""
     listed = {node.name for node in nodes}
     return {name: name.removesuffix(OUTLIERS) for name in listed if name.removesuffix(OUTLIERS) in listed - {name}}
+
+
+def join(graph: gs.Graph, nodes: Iterable[str]) -> list[str]:
+    """Undoes the split of these nodes: for layers that stay in high precision as a whole after all.
+
+    Returns:
+        Names of the outlier products that are gone.
+    """
+    listed = {node.name: node for node in graph.nodes}
+    gone: list[str] = []
+    parts: dict[int, gs.Node] = {}
+    for name in nodes:
+        node, apart = listed[name], listed.get(name + OUTLIERS)
+        if apart is None:
+            continue
+        total = apart.outputs[0].outputs[0]
+        makers = [one for one in (producer(node.inputs[0]), producer(apart.inputs[0])) if one is not None]
+        parts.update({id(one): one for one in makers})
+        kept, other = _matrix(node), _matrix(apart)
+        picked, count = _picked(makers[0], len(kept), len(other))
+        whole = np.empty((count, kept.shape[1]), kept.dtype)
+        whole[np.setdiff1d(np.arange(count), picked)] = kept if len(kept) < count else np.delete(kept, picked, 0)
+        whole[picked] = other
+        flipped = bool(node.attrs.get("transB", 0))
+        y = total.outputs[0]
+        set_input(node, 0, makers[0].inputs[0])
+        set_input(node, 1, add_constant(node.inputs[1].name, np.ascontiguousarray(whole.T if flipped else whole)))
+        remove_nodes(graph, [total, apart])
+        set_output(node, 0, y)
+        gone.append(name + OUTLIERS)
+    remove_nodes(graph, [one for one in parts.values() if not any(output.outputs for output in one.outputs)])
+    return gone
+
+
+def layout_of(node: gs.Node) -> str:
+    """How a node was split, by what makes its activation; empty where it was not."""
+    maker = producer(node.inputs[0])
+    return {"Mul": "mask", "Gather": "gather", "Split": "split"}.get(maker.op, "") if maker is not None else ""
+
+
+def _picked(maker: gs.Node, kept: int, other: int) -> tuple[Indices, int]:
+    """Which channels were taken out of how many, from the node that makes the normal ones."""
+    if maker.op == "Mul":
+        return np.flatnonzero(values_of(maker.inputs[1]) == 0), kept
+    if maker.op == "Split":
+        return np.arange(kept, kept + other), kept + other
+    return np.setdiff1d(np.arange(kept + other), values_of(maker.inputs[1])), kept + other
