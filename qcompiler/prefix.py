@@ -1,0 +1,223 @@
+"""A prefix: a few tokens whose keys and values every attention sees in front of the text.
+
+They are computed once, by running the float model on the prefix alone. A causal model that is then given a text with
+these keys and values in front computes exactly what it computes for [prefix + text]; `prove` checks that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from qcompiler import npz
+from qcompiler import prefix_probe as probe
+from qcompiler import prefix_sites as sites
+from qcompiler.errors import DataError, EquivalenceError, ModelError
+from qcompiler.filling import MASKS
+from qcompiler.model import Model
+from qcompiler.prefix_sites import POSITIONS, Interface, UnfitError
+from qcompiler.session import Feeds, Session
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+TOLERANCE = 1e-4  # of the proof: largest difference of an output, relative to its largest value
+HALF_TOLERANCE = 5e-3  # of a model that computes in 16 bits
+LONGEST_PROOF = 64  # tokens of a text that the proof runs
+
+
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    """Tokens and what they leave in the cache.
+
+    Attributes:
+        ids: token ids, at least one.
+        keys: of each attention in graph order, [kv_heads, len(ids), size], rotated where the model rotates.
+        values: the same.
+    """
+
+    ids: tuple[int, ...]
+    keys: tuple[NDArray[Any], ...]
+    values: tuple[NDArray[Any], ...]
+
+    def save(self, path: str | Path) -> Path:
+        """Writes `ids` int64 [length] and `past_key_values.N.key` / `.value` [1, kv_heads, length, size] as `.npz`."""
+        arrays: dict[str, Any] = {"ids": np.asarray(self.ids, np.int64)}
+        for number, (key, value) in enumerate(zip(self.keys, self.values, strict=True)):
+            arrays[f"past_key_values.{number}.key"] = key[None]
+            arrays[f"past_key_values.{number}.value"] = value[None]
+        with Path(path).open("wb") as stream:
+            np.savez(stream, **arrays)
+        return Path(path)
+
+    @staticmethod
+    def load(path: str | Path) -> Prefix:
+        """Reads what `save` wrote; nothing is unpickled.
+
+        Raises:
+            DataError: it is no such file.
+        """
+        found = {name: member.whole() for name, member in npz.members(Path(path)).items()}
+        count = (len(found) - 1) // 2
+        wanted = [f"past_key_values.{number}.{kind}" for number in range(count) for kind in ("key", "value")]
+        if not count or set(found) != {"ids", *wanted}:
+            raise DataError(
+                f"'{path}' is no prefix: it needs ids and, for each attention, past_key_values.N.key and .value. "
+                "`qcompiler compile --qfep` writes such a file beside its output."
+            )
+        ids = tuple(int(one) for one in found["ids"])
+        arrays = [np.array(found[name]) for name in wanted]
+        if any(one.ndim != 4 or one.shape[0] != 1 or one.shape[2] != len(ids) for one in arrays):
+            raise DataError(f"'{path}' is no prefix: its arrays are not [1, kv_heads, {len(ids)}, size].")
+        return Prefix(ids, tuple(one[0] for one in arrays[::2]), tuple(one[0] for one in arrays[1::2]))
+
+    def in_cache(self, feeds: Feeds, face: Interface) -> Feeds:
+        """A feed whose cache begins with the prefix, as a caller has to give it who manages the cache."""
+        found = dict(feeds)
+        for number, (name, _) in enumerate(face.past):
+            rows = (self.keys, self.values)[number % 2][number // 2]
+            batch = len(feeds[name])
+            whole = np.broadcast_to(rows.astype(feeds[name].dtype), (batch, *rows.shape))
+            found[name] = np.concatenate([whole, feeds[name]], axis=2)
+        return _shifted(found, len(self.ids))
+
+
+def run(model: Model | gs.Graph, ids: Sequence[int]) -> Prefix:
+    """Runs the float model once on `ids` and keeps what its attentions keep of them.
+
+    Raises:
+        ModelError: the model is no decoder that is understood; the message says what is in the way.
+    """
+    graph = model.graph if isinstance(model, Model) else model
+    try:
+        face = sites.interface(graph)
+        found = None if face.past else probe.layout(graph, face)
+        taken = probe.keys_and_values(graph, face, ids, found)
+    except UnfitError as error:
+        raise ModelError(unfit(error)) from error
+    return Prefix(tuple(ids), tuple(key for key, _ in taken), tuple(value for _, value in taken))
+
+
+def unfit(error: UnfitError) -> str:
+    """The sentence for people."""
+    return f"a prefix cannot be put in front of this model: {error}. Compile it with `[qfep] prefix = \"off\"`."
+
+
+def in_front(feeds: Feeds, ids: Sequence[int], face: Interface) -> Feeds:
+    """The feed of [prefix + text] for the feed of a text; the cache is left as it is."""
+    shifted = _shifted(feeds, len(ids))
+    for name, array in feeds.items():
+        front = _front(name, array, ids, face)
+        if front is not None:
+            shifted[name] = np.concatenate([front, shifted[name]], axis=-1)
+    return shifted
+
+
+def _front(name: str, array: NDArray[Any], ids: Sequence[int], face: Interface) -> NDArray[Any] | None:
+    """What stands for the prefix in an input that has one element for each token; None for other inputs."""
+    shape = (*array.shape[:-1], len(ids))
+    if name == face.filler.ids:
+        return np.broadcast_to(np.asarray(ids, array.dtype), shape)
+    if name == "token_type_ids":
+        return np.zeros(shape, array.dtype)
+    if name in (*POSITIONS, "cache_position"):
+        return np.broadcast_to(np.arange(len(ids), dtype=array.dtype), shape)
+    return None
+
+
+def _shifted(feeds: Feeds, by: int) -> Feeds:
+    """Positions moved on, and masks with ones in front."""
+    found = dict(feeds)
+    for name, array in feeds.items():
+        if name in (*POSITIONS, "cache_position"):
+            found[name] = array + by
+        elif name in MASKS:
+            found[name] = np.concatenate([np.ones((len(array), by), array.dtype), array], axis=-1)
+    return found
+
+
+def without_first(feeds: Feeds, face: Interface) -> Feeds:
+    """A feed of texts without their first token; shorter ones than two tokens stay as they are."""
+    ids = face.filler.ids
+    if feeds[ids].ndim != 2 or feeds[ids].shape[1] < 2:
+        return feeds
+    found = dict(feeds)
+    for name, array in feeds.items():
+        if name in (ids, "token_type_ids", *MASKS):
+            found[name] = array[:, 1:]
+        elif name in (*POSITIONS, "cache_position"):
+            found[name] = array[..., :-1]
+    return found
+
+
+def prove(
+    before: Model | gs.Graph, after: Model | gs.Graph, prefix: Prefix, feeds: Sequence[Feeds], *, baked: bool = True
+) -> float:
+    """Holds a model with the prefix against the float model that reads [prefix + text].
+
+    With a cache also a decoding step behind it: what the model gave is fed back.
+
+    Args:
+        before: the float model without the prefix.
+        after: the model that has it inside; the same as `before` where callers put it into the cache.
+        prefix: the prefix.
+        feeds: texts; the first `LONGEST_PROOF` tokens of each are used, with an empty cache.
+        baked: False where callers put the prefix into the cache.
+
+    Returns:
+        The largest difference of a float output in the rows of the text, relative to its largest value.
+
+    Raises:
+        EquivalenceError: it is above `TOLERANCE` (`HALF_TOLERANCE` where the outputs are 16 bits wide).
+    """
+    reference, other = (model.graph if isinstance(model, Model) else model for model in (before, after))
+    face = sites.interface(reference)
+    first, second = Session(reference, quick=True), Session(other, quick=True)
+    worst, half, length = (0.0, ""), False, len(prefix.ids)
+    for feed in feeds:
+        texts = feed[face.filler.ids][:, :LONGEST_PROOF]
+        plain = face.filler.feed(texts)
+        own = plain if baked else prefix.in_cache(plain, face)
+        wanted, got = first.run(in_front(plain, prefix.ids, face)), second.run(own)
+        worst = max(worst, _difference(wanted, got))
+        half = half or any(value.dtype.itemsize == 2 for value in wanted.values())
+        if face.past:
+            seen = texts.shape[1] + length
+            own = face.filler.feed(texts[:, :1], _fed_back(face, got), seen - length if baked else seen)
+            wanted = first.run(face.filler.feed(texts[:, :1], _fed_back(face, wanted), seen))
+            worst = max(worst, _difference(wanted, second.run(own)))
+    allowed = HALF_TOLERANCE if half else TOLERANCE
+    if not worst[0] <= allowed:
+        raise EquivalenceError(
+            f"with the prefix {list(prefix.ids)} in front of its attentions, the model does not compute what it "
+            f"computes for [prefix + text]: output '{worst[1]}' differs by {worst[0]:.3g} of its largest value, and "
+            f"{allowed:g} is allowed. Compile with `[qfep] prefix = \"off\"`, and please report this with the model."
+        )
+    return worst[0]
+
+
+def _fed_back(face: Interface, values: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    return {past: values[present] for past, present in face.past}
+
+
+def _difference(wanted: Mapping[str, NDArray[Any]], got: Mapping[str, NDArray[Any]]) -> tuple[float, str]:
+    worst = (0.0, "")
+    for name, reference in wanted.items():
+        value = got[name]
+        if reference.dtype.kind != "f":
+            continue
+        reference, value = reference.astype(np.float64), value.astype(np.float64)
+        if reference.ndim != value.ndim:
+            return float("inf"), name
+        for axis, (long, short) in enumerate(zip(reference.shape, value.shape, strict=True)):
+            reference = np.moveaxis(np.moveaxis(reference, axis, 0)[max(long - short, 0) :], 0, axis)
+        if reference.shape != value.shape or not np.isfinite(value).all():
+            return float("inf"), name
+        largest = float(np.abs(reference).max(initial=0.0)) or 1.0
+        worst = max(worst, (float(np.abs(reference - value).max(initial=0.0)) / largest, name))
+    return worst
