@@ -1,0 +1,164 @@
+"""transformers models as they are traced: masks, attention and experts in forms that ONNX and our passes take.
+
+The model is changed in place and put back as it was. What it computes stays the same for every input:
+
+* Attention is the "eager" one of the model's own code: two products with a softmax between them.
+* Masks are made of ranges and comparisons. transformers' own look the padding up with GatherND.
+* Experts (transformers 5 keeps them as one array, and loops over those that the router hit, which depends on data)
+  become one GLU of ordinary layers each. All of them compute all tokens; those that a token is not routed to get zeros
+  at the input of their second layer and weight zero at the end. So each layer can be quantized for itself, and the
+  ranges of the second ones see routed tokens only. The price is the arithmetic of the experts that were not hit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+
+@contextlib.contextmanager
+def exportable(model: Any) -> Iterator[None]:
+    """The model in a form that can be traced, inside the `with` block."""
+    with contextlib.ExitStack() as undo:
+        undo.enter_context(_eager_attention(model))
+        undo.enter_context(_plain_masks())
+        undo.enter_context(_unrolled_experts(model))
+        yield
+
+
+@contextlib.contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """The module with dropout and the like off, inside the `with` block."""
+    training = {name for name, module in model.named_modules() if module.training}
+    model.eval()
+    try:
+        yield
+    finally:
+        for name, module in model.named_modules():
+            module.training = name in training
+
+
+@contextlib.contextmanager
+def _eager_attention(model: Any) -> Iterator[None]:
+    before = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    change = before not in (None, "eager") and hasattr(model, "set_attn_implementation")
+    if change:
+        model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        if change:
+            model.set_attn_implementation(before)
+
+
+@contextlib.contextmanager
+def _plain_masks() -> Iterator[None]:
+    """Overrides how masks for "eager" attention are made, in this process and for as long as the block runs."""
+    try:
+        from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS as MAKERS  # noqa: N811
+    except ImportError:  # models then make their masks themselves
+        yield
+        return
+    original = MAKERS["eager"]
+    MAKERS["eager"] = _mask_maker(original)
+    try:
+        yield
+    finally:
+        del MAKERS["eager"]  # the override; what it hid is there again
+
+
+def _mask_maker(original: Callable[..., Any]) -> Callable[..., Any]:
+    def mask(batch_size: Any, q_length: Any, kv_length: Any, **options: Any) -> Any:
+        import torch
+
+        padding = options.get("attention_mask")
+        odd = padding is not None and (padding.dim() != 2 or options.get("kv_offset", 0) != 0)
+        if odd or options.get("use_vmap") or options.get("mask_function") is None:
+            return original(batch_size=batch_size, q_length=q_length, kv_length=kv_length, **options)
+        device, dtype = options.get("device", "cpu"), options.get("dtype", torch.float32)
+        queries = torch.arange(q_length, device=device) + options.get("q_offset", 0)
+        keys = torch.arange(kv_length, device=device) + options.get("kv_offset", 0)
+        one = torch.zeros((1, 1, 1, 1), dtype=torch.int64, device=device)
+        allowed = options["mask_function"](one, one, queries[None, None, :, None], keys[None, None, None, :])
+        if padding is not None:
+            allowed = allowed & padding.to(torch.bool)[:, None, None, :]
+        return torch.where(allowed, torch.zeros((), dtype=dtype, device=device), torch.finfo(dtype).min)
+
+    return mask
+
+
+@contextlib.contextmanager
+def _unrolled_experts(model: Any) -> Iterator[None]:
+    """Puts ordinary layers in the place of arrays of experts."""
+    found = [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if _are_experts(child)
+    ]
+    for parent, name, child in found:
+        setattr(parent, name, _layers_of(child))
+    try:
+        yield
+    finally:
+        for parent, name, child in found:
+            setattr(parent, name, child)
+
+
+def _are_experts(module: Any) -> bool:
+    """Whether it is what transformers' `use_experts_implementation` decorates, in a form that is understood."""
+    flags = ("has_gate", "has_bias", "is_transposed", "is_concatenated", "num_experts", "down_proj", "_apply_gate")
+    return all(hasattr(module, flag) for flag in flags) and not getattr(module, "has_post_expert_norm", False)
+
+
+def _layers_of(experts: Any) -> Any:
+    """The experts as modules of linear layers that share memory with their arrays."""
+    import torch
+
+    own_gate = type(experts)._apply_gate.__name__ != "_default_apply_gate" or not experts.is_concatenated
+
+    def linear(name: str, expert: int, part: slice) -> Any:
+        weight = getattr(experts, name).detach()[expert]
+        weight = (weight.T if experts.is_transposed else weight)[part]
+        layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=experts.has_bias, device="meta")
+        layer.weight = torch.nn.Parameter(weight, requires_grad=False)
+        if experts.has_bias:
+            bias = getattr(experts, f"{name}_bias").detach()[expert][part]
+            layer.bias = torch.nn.Parameter(bias, requires_grad=False)
+        return layer
+
+    class Expert(torch.nn.Module):  # type: ignore[misc] # torch is not typed here
+        def __init__(self, index: int) -> None:
+            super().__init__()
+            everything = slice(None)
+            if not experts.has_gate:
+                self.up_proj = linear("up_proj", index, everything)
+            elif own_gate:
+                self.gate_up_proj = linear("gate_up_proj", index, everything)
+            else:
+                axis = 2 if experts.is_transposed else 1
+                half = experts.gate_up_proj.shape[axis] // 2
+                self.gate_proj = linear("gate_up_proj", index, slice(0, half))
+                self.up_proj = linear("gate_up_proj", index, slice(half, None))
+            self.down_proj = linear("down_proj", index, everything)
+
+        def forward(self, tokens: Any, hit: Any) -> Any:
+            if not experts.has_gate:
+                inner = experts.act_fn(self.up_proj(tokens))
+            elif own_gate:
+                inner = experts._apply_gate(self.gate_up_proj(tokens))
+            else:
+                inner = experts.act_fn(self.gate_proj(tokens)) * self.up_proj(tokens)
+            return self.down_proj(torch.where(hit, inner, torch.zeros((), dtype=inner.dtype, device=inner.device)))
+
+    class Experts(torch.nn.ModuleList):  # type: ignore[misc]
+        def forward(self, tokens: Any, chosen: Any, weights: Any) -> Any:
+            total: Any = None
+            for index, expert in enumerate(self):
+                weight = (weights * (chosen == index)).sum(dim=-1, keepdim=True).to(tokens.dtype)
+                part = expert(tokens, weight != 0) * weight
+                total = part if total is None else total + part
+            return total
+
+    return Experts([Expert(index) for index in range(experts.num_experts)])
