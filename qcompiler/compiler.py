@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qcompiler import attention, decide, decoders, llm_int8, manifest, outliers, outputs, placement, smoothing, sparing
+from qcompiler import weight_only as weights
 from qcompiler import model as models
+from qcompiler import text as texts
 from qcompiler.artefacts import Paths, finish, refuse_overwriting, workshop
 from qcompiler.atomic import check_writable
 from qcompiler.data import Data, open_source
@@ -20,6 +22,7 @@ from qcompiler.pass_ import Pipeline
 from qcompiler.passes.legalize import Legalize
 from qcompiler.passes.name_everything import NameEverything
 from qcompiler.passes.normalize_constants import NormalizeConstants
+from qcompiler.perplexity import chosen_metric
 from qcompiler.plan import Plan
 from qcompiler.progress import Progress, silent
 from qcompiler.recipe import Recipe
@@ -31,6 +34,7 @@ from qcompiler.stages import (
     choose_plan,
     compare_models,
     described,
+    held_out,
     inputs_of,
     lower,
     normalise,
@@ -39,6 +43,7 @@ from qcompiler.stages import (
     preflight,
     profiles_of,
     refuse_early,
+    runs_of,
     smooth,
     stricter,
     warn_where_nothing_is_quantized,
@@ -123,6 +128,7 @@ def _compile(
     *,
     build: bool,
 ) -> CompileResult:
+    recipe = texts.settled(recipe, data)
     run = Run(recipe, recipe.resolve(), progress)
     paths = Paths.of(output, build=build)
     refuse_early(run, data, paths)
@@ -131,7 +137,9 @@ def _compile(
         refuse_overwriting(model, data, paths)
         models.check_finite(model)
         inputs = inputs_of(model)
+        data = texts.fitted(data, model.graph)
         samples = None if data is None else open_source(data, inputs, samples=recipe.samples, batch=recipe.batch)
+        held_out(run, model, data, inputs)
     normal = normalise(run, model, samples)
     engine = for_target(run.target) if build else None
     if engine is not None:
@@ -290,20 +298,24 @@ def verify(
 ) -> Verification:
     """Compares two models, or a model and an engine, on `recipe.verify_samples` samples of `data`.
 
+    Of a `Text` the last 20 % are used, as `compile` does to compare.
+
     Raises:
         EngineError: `quantized` is an engine and there is no hardware here to run it.
         DataError: the data does not fit.
     """
     asked = recipe or Recipe()
     reference = float_model if isinstance(float_model, models.Model) else models.load(float_model)
-    source = open_source(data, inputs_of(reference), samples=asked.samples)
-    with (progress or silent).stage("verify", asked.verify_samples) as stage:
+    inputs = inputs_of(reference)
+    if isinstance(data, texts.Text):  # what is named here stands over what the recipe's compilation compared on
+        data = texts.evaluation(asked.replace(verify_text=()), data, reference.graph) or data
+    read = data if isinstance(data, texts.Text) else texts.evaluation(asked, None, reference.graph)
+    metric = chosen_metric(asked, read, inputs)
+    most = asked.samples or (asked.verify_samples or None if isinstance(data, texts.Text) else None)
+    source = open_source(data, inputs, samples=most)
+    with (progress or silent).stage("verify", asked.verify_samples + runs_of(metric)) as stage:
         done: Callable[[], None] = lambda: stage.advance(1)  # noqa: E731
         if isinstance(quantized, models.Model) or Path(quantized).suffix == ".onnx":
-            return compare(
-                reference, quantized, source, samples=asked.verify_samples, metric=asked.metric, advance=done
-            )
+            return compare(reference, quantized, source, samples=asked.verify_samples, metric=metric, advance=done)
         with for_target(asked.resolve()).open(quantized) as runner:
-            return compare(
-                reference, runner.infer, source, samples=asked.verify_samples, metric=asked.metric, advance=done
-            )
+            return compare(reference, runner.infer, source, samples=asked.verify_samples, metric=metric, advance=done)

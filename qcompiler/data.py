@@ -2,7 +2,8 @@
 
 A source is an `.npz` file (axis 0 of each array counts the samples), a folder of `.npz` files (one feed each, in
 natural order), `package.module:function`, `file.py:function`, or, from Python, a `Text`, an iterable or a callable
-that returns one. `random` makes standard normal noise from the model's inputs and says so wherever the result is reported.
+that returns one. `random` makes standard normal noise from the model's inputs and says so wherever the result is
+reported.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from qcompiler.recipe import Recipe
 from qcompiler.residual import Residual
 from qcompiler.spikes import Spike, Watched, watch
 from qcompiler.target import Target
+from qcompiler.text import fitted
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,9 @@ def inspect(
     with progress.stage("load"):
         loaded = model if isinstance(model, models.Model) else models.load(model)
         raw, inputs = loaded.graph, _inputs(loaded.graph)
-        source = None if data is None else open_source(data, inputs, samples=recipe.samples, batch=recipe.batch)
+        source = (
+            None if data is None else open_source(fitted(data, raw), inputs, samples=recipe.samples, batch=recipe.batch)
+        )
     problems: list[str] = []
     with progress.stage("clean up"):
         clean = _clean(loaded, target, problems)

@@ -22,13 +22,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import onnx_graphsurgeon as gs
 
 from qcompiler.errors import DataError, ModelError, UsageError
 from qcompiler.filling import Filler, present_of
 from qcompiler.recipe import METRICS, Recipe
 from qcompiler.samples import Feeds, Inputs
-from qcompiler.text import Text, embedding_rows, evaluation
+from qcompiler.text import Text
 from qcompiler.tokenizing import load_tokenizer
 
 if TYPE_CHECKING:
@@ -166,24 +165,23 @@ def on(
     return Perplexity(tuple(windows), filler, cached, past, label, details)
 
 
-def chosen(recipe: Recipe, data: object, graph: gs.Graph, inputs: Inputs) -> str | Perplexity | None:
-    """The recipe's metric: perplexity as something that can be called, any other as it is written.
+def chosen_metric(recipe: Recipe, text: Text | None, inputs: Inputs) -> str | Perplexity | None:
+    """The recipe's metric: perplexity on `text` as something that can be called, any other as it is written.
 
     Raises:
-        UsageError: perplexity was asked for and there is no text.
+        UsageError: perplexity was asked for and there is no text, or the stride does not fit the length.
+        DataError: text, tokenizer or model do not fit.
     """
     if recipe.metric not in METRICS:
         return recipe.metric
-    text = evaluation(recipe, data)
     if text is None:
         raise UsageError(
             f"metric '{recipe.metric}' needs text: give --text FILE --tokenizer DIR for calibration, or --verify-text "
             "FILE --tokenizer DIR for evaluation alone."
         )
-    known = Text(text.path, text.tokenizer, text.length, text.part, text.seed, text.whole, embedding_rows(graph))
     table = recipe.text
     return on(
-        known, inputs, stride=table.stride, tokens=table.tokens or None, cached=recipe.metric == "perplexity-cached"
+        text, inputs, stride=table.stride, tokens=table.tokens or None, cached=recipe.metric == "perplexity-cached"
     )
 
 
@@ -246,7 +244,7 @@ def perplexity(
             total.append(math.fsum(losses(logits[skip : skip + len(targets)], targets)))
             count += len(targets)
     mean = math.fsum(total) / count
-    return math.exp(mean) if mean < 709 else math.inf
+    return math.inf if mean > 709 else math.exp(mean)
 
 
 def losses(logits: NDArray[Any], targets: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -309,7 +307,9 @@ def _positions(past: Mapping[str, NDArray[Any]] | None) -> int:
 
 def _checked(outputs: Any, tokens: int) -> NDArray[Any]:
     named = _named(outputs)
-    logits = np.asarray(named["logits"] if "logits" in named else outputs[0] if not named else next(iter(named.values())))
+    logits = np.asarray(
+        named["logits"] if "logits" in named else outputs[0] if not named else next(iter(named.values()))
+    )
     if logits.ndim != 3 or logits.shape[1] != tokens:
         raise ModelError(
             f"perplexity needs logits of shape [batch, {tokens}, vocabulary] for {tokens} tokens, and the model gives "

@@ -31,15 +31,17 @@ from qcompiler.passes.high_precision import HighPrecision
 from qcompiler.passes.legalize import Legalize
 from qcompiler.passes.release_quantizers import ReleaseQuantizers
 from qcompiler.passes.smooth_quant import SmoothQuant
+from qcompiler.perplexity import Perplexity, chosen_metric
 from qcompiler.plan import Decision, Plan
 from qcompiler.presets import NORMAL, clean_up, lowering
 from qcompiler.progress import Progress
-from qcompiler.recipe import PRECISIONS, Recipe
+from qcompiler.recipe import METRICS, PRECISIONS, Recipe
 from qcompiler.safety import SafetyNet
 from qcompiler.session import return_freed_memory
 from qcompiler.shorten import shorten
 from qcompiler.smoothing import Group
 from qcompiler.target import DType, Target, require_fp8
+from qcompiler.text import Text, evaluation
 from qcompiler.verification import Verification, check_metric, gate
 from qcompiler.verification import verify as compare
 
@@ -76,6 +78,8 @@ class Run:
     warnings: list[str] = field(default_factory=list)
     released: dict[str, str] = field(default_factory=dict)
     smoothings: dict[str, float] = field(default_factory=dict)
+    metric: str | Perplexity | None = None
+    held_out: Text | None = None
 
     @contextmanager
     def stage(self, name: str, total: float | None = None) -> Iterator[Callable[[float], None]]:
@@ -121,7 +125,7 @@ def refuse_early(run: Run, data: Data | None, paths: Paths) -> None:
         )
     if recipe.calibrator != AUTO:
         calibrators.parse(recipe.calibrator)
-    if recipe.metric is not None:
+    if recipe.metric is not None and recipe.metric not in METRICS:
         check_metric(recipe.metric)
     for path in (paths.engine, paths.qdq, paths.manifest, paths.report):
         if path is not None:
@@ -174,9 +178,24 @@ def candidates(run: Run, model: models.Model) -> tuple[list[decide.Candidate], l
     return [], [one for one in refused if one.rule in decide.CAME]  # the others say what quantizing stopped
 
 
+def held_out(run: Run, model: models.Model, data: Data | None, inputs: Inputs) -> None:
+    """Finds the text and the metric that float and quantized will be compared by, before anything long is started."""
+    if run.recipe.verify_samples:
+        run.held_out = evaluation(run.recipe, data, model.graph)
+        run.metric = chosen_metric(run.recipe, run.held_out, inputs)
+        if run.held_out is not None:
+            open_source(run.held_out, inputs, samples=run.recipe.verify_samples)
+
+
+def runs_of(metric: object) -> int:
+    """How often a metric runs both models together; 0 where it does not say."""
+    return 2 * int(getattr(metric, "runs", 0))
+
+
 def described(samples: Source, observed: Observations) -> dict[str, Any]:
     """The calibration data, for the manifest."""
-    return {"name": samples.name, "feeds": observed.feeds, "fingerprint": str(observed.fingerprint)}
+    found = {"name": samples.name, "feeds": observed.feeds, "fingerprint": str(observed.fingerprint)}
+    return {**found, **samples.details}
 
 
 def observe_data(
@@ -389,15 +408,16 @@ def compare_models(
     recipe = run.recipe
     if samples is None or not recipe.verify_samples:
         return None
-    held = open_source(recipe.verify_data, inputs) if recipe.verify_data else None
+    other = recipe.verify_data or run.held_out
+    held = open_source(other, inputs, samples=recipe.verify_samples) if other else None
     feeds = held if held is not None else observed.kept[: recipe.verify_samples]
-    with run.stage("verify", recipe.verify_samples) as advance:
+    with run.stage("verify", recipe.verify_samples + runs_of(run.metric)) as advance:
         found = compare(
             model,
             lowered,
             feeds,
             samples=recipe.verify_samples,
-            metric=recipe.metric,
+            metric=run.metric,
             drift=drift,
             inner=normal,
             advance=lambda: advance(1),

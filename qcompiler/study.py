@@ -26,6 +26,7 @@ from qcompiler.presets import clean_up
 from qcompiler.progress import Progress, silent
 from qcompiler.recipe import Recipe
 from qcompiler.session import return_freed_memory
+from qcompiler.text import fitted
 
 FEW: Final = 4  # samples that layers are measured on at most
 ENOUGH: Final = 8_000_000  # activation elements that are as good as more samples
@@ -182,7 +183,7 @@ def sensitivity(
     with progress.stage("load"):
         loaded = model if isinstance(model, models.Model) else models.load(model)
         inputs: Inputs = {t.name: (graphs.dtype_of(t), graphs.shape_of(t)) for t in loaded.graph.inputs}
-        source = open_source(data, inputs, samples=recipe.samples, batch=recipe.batch)
+        source = open_source(fitted(data, loaded.graph), inputs, samples=recipe.samples, batch=recipe.batch)
     with progress.stage("clean up"):
         normal = models.copy(loaded)
         clean_up(target)(normal.graph)

@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -26,6 +26,9 @@ from qcompiler.errors import DataError, UsageError
 from qcompiler.filling import Filler
 from qcompiler.samples import Feeds, Inputs
 from qcompiler.tokenizing import Tokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    from qcompiler.recipe import Recipe
 
 PARTS: Final = ("calibration", "evaluation", "all")
 LENGTH: Final = 256  # tokens of a window where nobody says
@@ -117,6 +120,8 @@ class Text:
         """
         tokenizer, filler, stretches = load_tokenizer(self.tokenizer), Filler(inputs), self.stretches()
         length = self.window_length(filler)
+        for stretch in stretches[: samples or WINDOWS]:  # what is too short is found out now and not in the run
+            stretch.window(tokenizer, 0.0, self._body(tokenizer, length))
         count = (samples or self._enough(length, stretches, filler.rows)) * filler.rows
 
         def begin() -> Iterator[Feeds]:
@@ -193,12 +198,7 @@ class Text:
     def _windows(
         self, tokenizer: Tokenizer, stretches: Sequence[Stretch], length: int, count: int
     ) -> Iterator[list[int]]:
-        body = length - len(tokenizer.before) - len(tokenizer.after)
-        if body < 1:
-            raise DataError(
-                f"a window of {length} tokens has no room beside the special tokens of '{tokenizer.name}': raise "
-                "--length."
-            )
+        body = self._body(tokenizer, length)
         each = math.ceil(count / len(stretches))
         for index in range(count):
             stretch = stretches[index % len(stretches)]
@@ -208,6 +208,17 @@ class Text:
             window = [*tokenizer.before, *ids, *tokenizer.after]
             self.check_ids(tokenizer, window)
             yield window
+
+    @staticmethod
+    def _body(tokenizer: Tokenizer, length: int) -> int:
+        """Tokens of a window that are text."""
+        body = length - len(tokenizer.before) - len(tokenizer.after)
+        if body < 1:
+            raise DataError(
+                f"a window of {length} tokens has no room beside the special tokens of '{tokenizer.name}': raise "
+                "--length."
+            )
+        return body
 
 
 @dataclass(frozen=True)
@@ -353,7 +364,7 @@ def feeds(
     return Text(path, tokenizer, length, part, seed).start(inputs, samples)
 
 
-def fitted(data: _D, graph: gs.Graph) -> _D | Text:
+def fitted(data: _D, graph: gs.Graph) -> _D:
     """Text data that knows the rows of the model's embedding; other data as it is."""
     if not isinstance(data, Text):
         return data
@@ -385,21 +396,33 @@ def _gathered(tensor: gs.Tensor) -> int | None:
     return None
 
 
-def evaluation(recipe: Any, data: object) -> Text | None:
+def settled(recipe: Recipe, data: object) -> Recipe:
+    """The recipe with the tokenizer and the length of a `Text`, so that a manifest says all that was used."""
+    if not isinstance(data, Text):
+        return recipe
+    table = dataclasses.replace(recipe.text, tokenizer=Path(data.tokenizer).as_posix(), length=data.length)
+    return recipe.replace(text=table)
+
+
+def evaluation(recipe: Recipe, data: object, graph: gs.Graph) -> Text | None:
     """The text that float and quantized are compared on: `verify_text`, else the last 20 % of the calibration text.
 
     Files of `verify_text` that calibrate too are only used from 80 % on, others as a whole.
 
     Args:
         recipe: its `verify_text` and its table `text`.
-        data: the calibration data; None where there is no text.
+        data: the calibration data.
+        graph: the model, for the rows of its embedding.
+
+    Returns:
+        None where there is no text.
 
     Raises:
         UsageError: there is text and no tokenizer.
     """
     own = data if isinstance(data, Text) else None
     if not recipe.verify_text:
-        return None if own is None else dataclasses.replace(own, part="evaluation" if own.part != "all" else "all")
+        return None if own is None else fitted(_other_part(own), graph)
     tokenizer = own.tokenizer if own is not None else recipe.text.tokenizer
     if tokenizer is None:
         raise UsageError(
@@ -408,4 +431,9 @@ def evaluation(recipe: Any, data: object) -> Text | None:
     found = Text(recipe.verify_text, tokenizer, own.length if own is not None else recipe.text.length, "evaluation")
     seen = {file.resolve() for file in own.files} if own is not None else set()
     fresh = tuple(file for file in found.files if file.resolve() not in seen)
-    return dataclasses.replace(found, whole=fresh, rows=own.rows if own is not None else None)
+    return fitted(dataclasses.replace(found, whole=fresh), graph)
+
+
+def _other_part(text: Text) -> Text:
+    """What is compared on where a text does both; a caller who chose all of it, or the evaluation part, gets that."""
+    return dataclasses.replace(text, part="evaluation") if text.part == "calibration" else text

@@ -6,6 +6,7 @@ files are left to transformers, if it is installed; code that comes with a model
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,12 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         UsageError: the package that reads it is not installed.
     """
     file = _file(Path(path))
+    return _loaded(file.resolve(), file.stat().st_mtime_ns, Path(path).resolve().name)
+
+
+@functools.lru_cache(maxsize=4)
+def _loaded(file: Path, _: int, name: str) -> Tokenizer:
+    """Large ones take a second, and calibration and evaluation both want them."""
     inner = _of_json(file) if file.suffix == ".json" and file.name != "vocab.json" else _of_transformers(file)
     inner.no_truncation()  # many files come with the limits of the training
     inner.no_padding()
@@ -56,7 +63,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     text = [index for index, one in enumerate(special) if not one]
     first, last = (text[0], text[-1] + 1) if text else (0, len(special))
     return Tokenizer(
-        name=Path(path).resolve().name,
+        name=name,
         digest=hashlib.sha256(file.read_bytes()).hexdigest() if file.suffix != ".gguf" else "",
         before=tuple(probe.ids[:first]),
         after=tuple(probe.ids[last:]),

@@ -86,13 +86,15 @@ class Score:
         name: the text that named the function, or its own description in `METRIC` of its module.
         float_score: score of the float model.
         quantized_score: score of the quantized model.
-        higher_is_better: `HIGHER_IS_BETTER` of its module, True if that is not there.
+        higher_is_better: as the metric itself says, else `HIGHER_IS_BETTER` of its module, else True.
+        details: what a built-in metric says of itself: protocol, tokens and windows; None for others.
     """
 
     name: str
     float_score: float
     quantized_score: float
     higher_is_better: bool
+    details: Mapping[str, Any] | None = None
 
     @property
     def drop(self) -> float:
@@ -194,7 +196,7 @@ def verify(
         inner: the float model whose inner tensors are compared: `float_model` after the float passes, which fold nodes
             and keep the names; None for `float_model` itself.
         optimize: let ONNX Runtime optimise the quantized graph, unless it has FP8, which that breaks.
-        advance: called after each feed.
+        advance: called after each feed, and after each run of a metric that knows how many `runs` it needs.
 
     Raises:
         ModelError: the models cannot be run, or the quantized one lacks an output.
@@ -222,7 +224,7 @@ def verify(
             advance()
     if not count:
         raise DataError("there is no sample to compare the models on: the data is empty. Check what --data yields.")
-    score = scoring and scoring(run_float, run_quantized)
+    score = scoring and scoring(run_float, run_quantized, advance)
     del run_float, run_quantized  # their sessions hold memory that the search for the drift needs
     layers: tuple[Layer, ...] = ()
     if drift and isinstance(candidate, models.Model):
@@ -276,10 +278,11 @@ def _gate_drop(verification: Verification, most: float, where: str) -> None:
     score = verification.score
     if score is None:
         raise UsageError("--max-drop was given, but no metric was measured: give --metric file.py:function")
+    change = "drop" if score.higher_is_better else "rise"
     if not score.drop <= most + 1e-9:  # 0.50 to 0.49 is 2 %, also in binary; and NaN must not pass
         raise AccuracyError(
             f"the metric '{score.name}' goes from {score.float_score:.6g} (float) to {score.quantized_score:.6g} "
-            f"(quantized), a drop of {score.drop:.2%} where at most {most:.2%} was allowed.{where} "
+            f"(quantized), a {change} of {score.drop:.2%} where at most {most:.2%} was allowed.{where} "
             "Raise safety.target_sqnr_db in the recipe, keep layers in high precision with --keep, or accept more with "
             "--max-drop."
         )
@@ -393,15 +396,22 @@ def _or(value: float | None, otherwise: float) -> float:
     return otherwise if value is None else value
 
 
-def _scoring(metric: str | Metric) -> Callable[[Run, Run], Score]:
-    """Loads the metric at once, so that a typo does not cost a comparison first."""
-    function, module = _load(metric) if isinstance(metric, str) else (metric, sys.modules.get(metric.__module__))
-    label = metric if isinstance(metric, str) else metric.__name__
-    name = str(getattr(module, "METRIC", label))
-    higher = bool(getattr(module, "HIGHER_IS_BETTER", True))
+def _scoring(metric: str | Metric) -> Callable[[Run, Run, Callable[[], None] | None], Score]:
+    """Loads the metric at once, so that a typo does not cost a comparison first.
 
-    def both(run_float: Run, run_quantized: Run) -> Score:
-        return Score(name, _score(function, run_float, label), _score(function, run_quantized, label), higher)
+    A metric that is an object says itself what it is called (`label`) and which direction is better
+    (`higher_is_better`); for a function, its module does.
+    """
+    function, module = _load(metric) if isinstance(metric, str) else (metric, sys.modules.get(metric.__module__))
+    label = metric if isinstance(metric, str) else str(getattr(metric, "label", getattr(metric, "__name__", "metric")))
+    name = str(getattr(function, "label", getattr(module, "METRIC", label)))
+    higher = bool(getattr(function, "higher_is_better", getattr(module, "HIGHER_IS_BETTER", True)))
+    details = getattr(function, "details", None)
+
+    def both(run_float: Run, run_quantized: Run, advance: Callable[[], None] | None) -> Score:
+        step = advance if hasattr(function, "runs") else None
+        first, second = (_score(function, run, label, step) for run in (run_float, run_quantized))
+        return Score(name, first, second, higher, details)
 
     return both
 
@@ -416,10 +426,20 @@ class Outputs(list[Any]):
     def __getitem__(self, key: Any) -> Any:
         return self._named[key] if isinstance(key, str) else super().__getitem__(key)
 
+    def keys(self) -> Iterable[str]:
+        """The names, in the model's order."""
+        return self._named.keys()
 
-def _score(function: Metric, run: Run, label: str) -> float:
+
+def _score(function: Metric, run: Run, label: str, step: Callable[[], None] | None = None) -> float:
+    def once(feeds: Feeds) -> Outputs:
+        outputs = Outputs(run(feeds))
+        if step is not None:
+            step()
+        return outputs
+
     try:
-        return float(function(lambda feeds: Outputs(run(feeds))))
+        return float(function(once))
     except QCompilerError:
         raise
     except (Exception, SystemExit) as error:  # the user's code can raise anything
