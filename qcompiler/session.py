@@ -117,13 +117,7 @@ class Session:
     @property
     def inputs(self) -> dict[str, tuple[np.dtype[Any] | None, Shape]]:
         """dtype and shape of each input; dtype None where the input is no tensor or its type is not numpy's."""
-        return {
-            value.name: (
-                np.dtype(_DTYPES[value.type]) if value.type in _DTYPES else None,
-                tuple(dim if isinstance(dim, int) else (dim or None) for dim in value.shape or ()),
-            )
-            for value in self._session.get_inputs()
-        }
+        return described(self._session.get_inputs())
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Runs once and returns the outputs by name.
@@ -144,6 +138,17 @@ class Session:
                 ) from error
             raise ModelError(f"ONNX Runtime failed while running {self._label}: {text}.") from error
         return dict(zip(self.outputs, values, strict=True))
+
+
+def described(values: Iterable[Any]) -> dict[str, tuple[np.dtype[Any] | None, Shape]]:
+    """dtype and shape of what ONNX Runtime's `get_inputs()` or `get_outputs()` gives, as in `Session.inputs`."""
+    return {
+        value.name: (
+            np.dtype(_DTYPES[value.type]) if value.type in _DTYPES else None,
+            tuple(dim if isinstance(dim, int) else (dim or None) for dim in value.shape or ()),
+        )
+        for value in values
+    }
 
 
 def _open(content: str | bytes, options: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,30 @@ def check_feeds(feeds: Mapping[str, np.ndarray], inputs: list[str]) -> None:
             raise DataError(f"the engine has no input '{name}': its inputs are {', '.join(inputs)}")
 
 
+def fitting(shapes: Mapping[str, tuple[int, ...]], profiles: Sequence[Mapping[str, Sequence[Sequence[int]]]]) -> int:
+    """The optimization profile that is meant for these shapes: of those that take them, the one nearest to its usual.
+
+    Args:
+        shapes: of each input.
+        profiles: (smallest, usual, largest) of each input, for each profile.
+
+    Returns:
+        Its index; 0 where none takes them, so that the library says what is wrong.
+    """
+
+    def distance(profile: Mapping[str, Sequence[Sequence[int]]]) -> float:
+        total = 0.0
+        for name, shape in shapes.items():
+            low, usual, high = profile[name]
+            if not all(a <= b <= c for a, b, c in zip(low, shape, high, strict=False)):
+                return float("inf")
+            total += sum(abs(size - opt) / max(top, 1) for size, opt, top in zip(shape, usual, high, strict=False))
+        return total
+
+    found = [distance(one) for one in profiles]
+    return found.index(min(found)) if found else 0
+
+
 class PlanRunner(Runner):
     """Runs a TensorRT-RTX plan on the first GPU, one inference at a time.
 
@@ -109,10 +133,26 @@ class PlanRunner(Runner):
         reads = {name: self._engine.get_tensor_mode(name) == self._trt.TensorIOMode.INPUT for name in names}
         self._inputs = [name for name in names if reads[name]]
         self._outputs = [name for name in names if not reads[name]]
+        self._profiles = [
+            {name: self._engine.get_tensor_profile_shape(name, index) for name in self._inputs if self._sized(name)}
+            for index in range(self._engine.num_optimization_profiles)
+        ]
+        self._profile = 0
+
+    @property
+    def inputs(self) -> dict[str, tuple[np.dtype[Any], tuple[int | None, ...]]]:
+        """dtype and shape of each input; None for a size that is free."""
+        return {name: self._described(name) for name in self._inputs}
+
+    @property
+    def outputs(self) -> dict[str, tuple[np.dtype[Any], tuple[int | None, ...]]]:
+        """The same of each output."""
+        return {name: self._described(name) for name in self._outputs}
 
     def infer(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """See `Runner.infer`."""
         check_feeds(feeds, self._inputs)
+        self._choose_profile(feeds)
         held = [self._feed(name, feeds[name]) for name in self._inputs]
         outputs = {name: self._prepare(name) for name in self._outputs}
         if not self._context.execute_async_v3(self._stream.ptr):
@@ -131,6 +171,19 @@ class PlanRunner(Runner):
         if self._stream is not None:
             self._stream.free()
         self._stream = self._context = self._engine = self._runtime = None
+
+    def _choose_profile(self, feeds: Mapping[str, np.ndarray]) -> None:
+        wanted = fitting({name: feeds[name].shape for name in self._profiles[0]}, self._profiles)
+        if wanted != self._profile and not self._context.set_optimization_profile_async(wanted, self._stream.ptr):
+            raise EngineError(f"'{self._path}' cannot change to its optimization profile {wanted}")
+        self._profile = wanted
+
+    def _sized(self, name: str) -> bool:
+        return any(size < 0 for size in self._engine.get_tensor_shape(name))
+
+    def _described(self, name: str) -> tuple[np.dtype[Any], tuple[int | None, ...]]:
+        shape = self._engine.get_tensor_shape(name)
+        return self._dtype(name), tuple(None if size < 0 else int(size) for size in shape)
 
     def _feed(self, name: str, given: np.ndarray) -> np.ndarray:
         array = np.ascontiguousarray(given)
