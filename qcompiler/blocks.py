@@ -165,7 +165,7 @@ def clipped_scales(
     return search.best
 
 
-def storable(scales: Floats, format: Format, *, half: bool) -> Floats:
+def storable(scales: NDArray[Any], format: Format, *, half: bool) -> Floats:
     """Scales as a graph can hold them: positive, and numbers of FP16 if that is asked for.
 
     A block of nothing but zeros takes the largest scale of the weight.
@@ -207,14 +207,14 @@ class _Search:
         self.best = np.ones(shape, np.float32)
         self._sums = np.full((3, *shape), np.inf, np.float32)  # of the best: squared error, Σ h·w·q, Σ h·q²
 
-    def offer(self, scales: Floats) -> None:
+    def offer(self, scales: NDArray[Any]) -> None:
         """Takes over the scales of those blocks that gain by them."""
-        scales = storable(scales, self._format, half=self._half)
+        taken = storable(scales, self._format, half=self._half)
         sums = np.zeros_like(self._sums)
         kernel = _kernel(self._w.size)
-        kernel(self._w, self._importance, scales, self._size, LOWEST[self._format], LARGEST[self._format], sums)
+        kernel(self._w, self._importance, taken, self._size, LOWEST[self._format], LARGEST[self._format], sums)
         better = sums[0] < self._sums[0]
-        np.copyto(self.best, scales, where=better)
+        np.copyto(self.best, taken, where=better)
         np.copyto(self._sums, sums, where=better)
 
     def fitted(self) -> Floats:
