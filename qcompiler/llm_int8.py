@@ -257,11 +257,11 @@ def _choose(name: str, readers: tuple[str, ...], layers: _Layers, wanted: LlmInt
 def _fewest(layers: _Layers, goal: float, most: int) -> tuple[int, str]:
     """The fewest channels that reach the goal; where none do, the fewest within 1 dB of the best that is allowed."""
     plain = layers.db(0)
-    if plain >= goal:
+    if plain > goal - WORTH_DB:
         return 0, f"its layers reach {plain:.1f} dB as they are"
     sizes = [size for size in SIZES if size < most] + ([most] if most else [])
     best = layers.db(sizes[-1]) if sizes else plain
-    if best - plain < WORTH_DB or goal - plain < WORTH_DB:
+    if best - plain < WORTH_DB:
         return 0, f"with {most} channels apart its layers reach {best:.1f} dB instead of {plain:.1f}: not worth it"
     reached = min(goal, best if best >= goal else best - 1.0)
     low, high = 0, len(sizes) - 1

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from qcompiler.pass_ import Fact, Pass, Pipeline
 from qcompiler.passes.convert_qoperator import ConvertQoperator
+from qcompiler.passes.dynamic_quant import RULE, DynamicQuant
 from qcompiler.passes.eliminate_dead import EliminateDead
 from qcompiler.passes.eliminate_identities import EliminateIdentities
 from qcompiler.passes.equalize_channels import EqualizeChannels
@@ -87,12 +88,18 @@ def lowering(
     corrections: Mapping[str, NDArray[np.float32]],
     scales: Mapping[str, NDArray[np.float32]] | None = None,
     io_types: str = "keep",
+    storing: Sequence[Pass] = (),
 ) -> Pipeline:
-    """From the normalised float graph and its plan to a strongly typed graph that the target takes."""
+    """From the normalised float graph and its plan to a strongly typed graph that the target takes.
+
+    `storing` are the passes that store weights alone in few bits.
+    """
+    dynamic = any(decision.rule == RULE for decision in plan)
+    static = (InsertQDQ(plan, corrections, scales or {}), InsertQDQPairs(plan))
     return Pipeline(
-        InsertQDQ(plan, corrections, scales or {}),
-        InsertQDQPairs(plan),
-        *((QuantizeOutputs(plan),) if target.quantize_outputs else ()),
+        *((DynamicQuant(plan, "integer" if target.engine == "onnxruntime" else "pairs"),) if dynamic else static),
+        *((QuantizeOutputs(plan),) if target.quantize_outputs and not dynamic else ()),
+        *storing,
         # After Q/DQ, which are FP32 inside: a DequantizeLinear is then told what its consumer computes in.
         HighPrecision(
             target.high_precision, ranges=ranges, typed_dequantize=target.typed_dequantize, io_types=io_types

@@ -20,6 +20,7 @@ from qcompiler.passes.insert_qdq_pairs import InsertQDQPairs
 from qcompiler.passes.legalize import Legalize
 from qcompiler.passes.llm_int8 import LlmInt8
 from qcompiler.passes.loosen_squeeze import LoosenSqueeze
+from qcompiler.passes.matmul_nbits import MatmulNbits
 from qcompiler.passes.mend_quantized import MendQuantized
 from qcompiler.passes.name_dimensions import NameDimensions
 from qcompiler.passes.name_everything import NameEverything
@@ -31,6 +32,7 @@ from qcompiler.passes.smooth_quant import SmoothQuant
 from qcompiler.passes.split_skip_norm import SplitSkipNorm
 from qcompiler.passes.unroll_lstm import UnrollLSTM
 from qcompiler.passes.unshare_weights import UnshareWeights
+from qcompiler.passes.weight_only import WeightOnly
 
 ALL: tuple[type[Pass], ...] = (
     InlineFunctions,
@@ -59,6 +61,8 @@ ALL: tuple[type[Pass], ...] = (
     InsertQDQ,
     InsertQDQPairs,
     QuantizeOutputs,
+    WeightOnly,
+    MatmulNbits,
     HighPrecision,
     Legalize,
 )
@@ -82,6 +86,7 @@ __all__ = [
     "Legalize",
     "LlmInt8",
     "LoosenSqueeze",
+    "MatmulNbits",
     "MendQuantized",
     "NameDimensions",
     "NameEverything",
@@ -93,4 +98,5 @@ __all__ = [
     "SplitSkipNorm",
     "UnrollLSTM",
     "UnshareWeights",
+    "WeightOnly",
 ]

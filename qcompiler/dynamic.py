@@ -1,0 +1,78 @@
+"""The plan of precision `int8-dynamic`: every product of rows with a matrix, with a scale per row found at run time.
+
+There are no ranges to choose, so nothing is measured and nothing searched: what the structural rules let through is
+quantized. It is the reference point for static scales, with which it shares weights and integer arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import onnx_graphsurgeon as gs
+
+from qcompiler import decide
+from qcompiler import model as models
+from qcompiler.choose import Chosen
+from qcompiler.decide import Candidate, Refusal
+from qcompiler.macs import Shapes, concrete_shapes
+from qcompiler.observe import Observations
+from qcompiler.passes.dynamic_quant import RULE, refusal
+from qcompiler.plan import Decision, Plan
+from qcompiler.safety import SafetyNet
+from qcompiler.target import DType, Target
+
+PRECISION: Final = "int8-dynamic"
+WHY = "constant matrix, a scale for each row of the activation at run time"
+
+
+def choose(
+    model: models.Model,
+    target: Target,
+    keep: Sequence[str],
+    observed: Observations,
+    *,
+    per_channel: bool = True,
+) -> Chosen:
+    """Decides every linear node's precision.
+
+    Args:
+        model: the float model after the float passes.
+        target: TensorRT computes matrix-vector products in float; on a CPU they gain most.
+        keep: regular expressions of nodes that stay in high precision.
+        observed: only the kept feeds are used, for shapes; without them multiply-accumulates are not known.
+        per_channel: a scale per output channel of the weights, else one for each weight.
+    """
+    nodes = {node.name: node for node in model.graph.nodes}
+    shapes: Shapes = {}
+    if observed.kept:
+        shapes = concrete_shapes(model.graph, observed.kept[0], decide.tensors_for_shapes(model.graph))
+    macs = decide.node_macs(model.graph, shapes) if shapes else {}
+    found, refused = decide.candidates(model.graph, target, keep)
+    left = {one.node: one for one in refused}
+    plan = Plan()
+    for one in found:
+        stays = _stays(one, nodes[one.node], target, shapes)
+        if stays is not None:
+            left[one.node] = stays
+            continue
+        plan.axes[one.node] = one.axis if per_channel else None
+    for name, node in nodes.items():
+        if name in plan.axes:
+            plan.add(Decision(name, node.op, DType.INT8, RULE, WHY, macs.get(name, 0)))
+        elif name in left:
+            plan.add(decide.decision(left[name], target.high_precision, macs.get(name, 0)))
+    for name in left.keys() - nodes.keys():  # inside branches
+        plan.add(decide.decision(left[name], DType.FP32, 0))
+    return Chosen(plan, SafetyNet())
+
+
+def _stays(one: Candidate, node: gs.Node, target: Target, shapes: Shapes) -> Refusal | None:
+    """Why a candidate cannot have a scale per row or should not; None where it can."""
+    if one.scales is not None or one.amax is not None:
+        return Refusal(one.node, one.op, "quantized-already", "came quantized; its own scales are kept")
+    why = refusal(node)
+    if why:
+        return Refusal(one.node, one.op, "no-rows", why)
+    small = decide.too_small(one, node, shapes)
+    return None if small is None or (small.rule == "gemv" and target.engine == "onnxruntime") else small
