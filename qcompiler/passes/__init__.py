@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from qcompiler.pass_ import Pass
 from qcompiler.passes.convert_qoperator import ConvertQoperator
+from qcompiler.passes.dynamic_quant import DynamicQuant
 from qcompiler.passes.eliminate_dead import EliminateDead
 from qcompiler.passes.eliminate_identities import EliminateIdentities
 from qcompiler.passes.equalize_channels import EqualizeChannels
@@ -60,6 +61,7 @@ ALL: tuple[type[Pass], ...] = (
     LlmInt8,
     InsertQDQ,
     InsertQDQPairs,
+    DynamicQuant,
     QuantizeOutputs,
     WeightOnly,
     MatmulNbits,
@@ -70,6 +72,7 @@ ALL: tuple[type[Pass], ...] = (
 __all__ = [
     "ALL",
     "ConvertQoperator",
+    "DynamicQuant",
     "EliminateDead",
     "EliminateIdentities",
     "EqualizeChannels",
