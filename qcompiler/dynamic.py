@@ -6,7 +6,6 @@ quantized. It is the reference point for static scales, with which it shares wei
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
 import onnx_graphsurgeon as gs
@@ -19,6 +18,7 @@ from qcompiler.macs import Shapes, concrete_shapes
 from qcompiler.observe import Observations
 from qcompiler.passes.dynamic_quant import RULE, refusal
 from qcompiler.plan import Decision, Plan
+from qcompiler.recipe import Recipe
 from qcompiler.safety import SafetyNet
 from qcompiler.target import DType, Target
 
@@ -26,29 +26,21 @@ PRECISION: Final = "int8-dynamic"
 WHY = "constant matrix, a scale for each row of the activation at run time"
 
 
-def choose(
-    model: models.Model,
-    target: Target,
-    keep: Sequence[str],
-    observed: Observations,
-    *,
-    per_channel: bool = True,
-) -> Chosen:
+def choose(model: models.Model, target: Target, recipe: Recipe, observed: Observations) -> Chosen:
     """Decides every linear node's precision.
 
     Args:
         model: the float model after the float passes.
         target: TensorRT computes matrix-vector products in float; on a CPU they gain most.
-        keep: regular expressions of nodes that stay in high precision.
+        recipe: nodes to keep, and whether weights get a scale per output channel.
         observed: only the kept feeds are used, for shapes; without them multiply-accumulates are not known.
-        per_channel: a scale per output channel of the weights, else one for each weight.
     """
     nodes = {node.name: node for node in model.graph.nodes}
     shapes: Shapes = {}
     if observed.kept:
         shapes = concrete_shapes(model.graph, observed.kept[0], decide.tensors_for_shapes(model.graph))
     macs = decide.node_macs(model.graph, shapes) if shapes else {}
-    found, refused = decide.candidates(model.graph, target, keep)
+    found, refused = decide.candidates(model.graph, target, recipe.keep)
     left = {one.node: one for one in refused}
     plan = Plan()
     for one in found:
@@ -56,7 +48,7 @@ def choose(
         if stays is not None:
             left[one.node] = stays
             continue
-        plan.axes[one.node] = one.axis if per_channel else None
+        plan.axes[one.node] = one.axis if recipe.weight_granularity == "channel" else None
     for name, node in nodes.items():
         if name in plan.axes:
             plan.add(Decision(name, node.op, DType.INT8, RULE, WHY, macs.get(name, 0)))

@@ -26,7 +26,7 @@ from qcompiler.target import DType, Target, parse_target
 
 _T = TypeVar("_T")
 
-PRECISIONS: Final = ("int8", "fp8", "int8-weight", "int4-weight", "fp16", "bf16")
+PRECISIONS: Final = ("int8", "fp8", "int8-dynamic", "int8-weight", "int4-weight", "fp16", "bf16")
 AUTO_FORMATS: Final = ("int8", "fp8", "fp16")
 HIGH_PRECISIONS: Final = ("fp32", "fp16", "bf16")
 WEIGHT_GRANULARITIES: Final = ("channel", "tensor")
@@ -502,6 +502,7 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         "int8": {},
         "fp8": {"precision": "fp8", "calibrator": "mse", "target": "tensorrt-rtx:sm89"},  # no older GPU has FP8
         "auto": {"precision": "auto", "target": "tensorrt-rtx:sm89"},  # costs are those of a GPU that has to be named
+        "int8-dynamic": {"precision": "int8-dynamic", "target": "onnxruntime"},
         "int8-weight": {"precision": "int8-weight"},
         "int4-weight": {"precision": "int4-weight"},
         "fp16": {"precision": "fp16"},

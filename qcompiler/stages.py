@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qcompiler import attempts, calibrators, came, decide, decoders, ranges, record, shapes, smoothing
+from qcompiler import attempts, calibrators, came, decide, decoders, dynamic, ranges, record, shapes, smoothing, weight_only
 from qcompiler import graph as graphs
 from qcompiler import model as models
 from qcompiler.artefacts import Paths, workshop
@@ -35,7 +35,7 @@ from qcompiler.perplexity import Perplexity, chosen_metric
 from qcompiler.plan import Decision, Plan
 from qcompiler.presets import NORMAL, clean_up, lowering
 from qcompiler.progress import Progress
-from qcompiler.recipe import METRICS, PRECISIONS, Recipe
+from qcompiler.recipe import METRICS, Recipe
 from qcompiler.safety import SafetyNet
 from qcompiler.session import return_freed_memory
 from qcompiler.shorten import shorten
@@ -57,7 +57,6 @@ TRIAL_FEEDS = 4
 TRIAL_WORK = 8_000_000_000  # multiply-accumulates of one of them
 STEP_DB = 3.0  # how much closer to float the next try aims where a gate was missed
 MOST_DB = 60.0
-NOT_READY = ("int8-weight", "int4-weight")
 
 
 def inputs_of(model: models.Model) -> Inputs:
@@ -98,11 +97,7 @@ class Run:
 def refuse_early(run: Run, data: Data | None, paths: Paths) -> None:
     """What can be known to fail before anything is read."""
     recipe = run.recipe
-    if recipe.precision in NOT_READY:
-        ready = ", ".join([one for one in PRECISIONS if one not in NOT_READY] + ["auto"])
-        raise UsageError(
-            f"precision '{recipe.precision}' is not in this release, which has {ready}: choose one of these"
-        )
+    run.target = weight_only.refuse_early(recipe, run.target, data is not None)
     if recipe.precision in ("fp16", "bf16") and recipe.high_precision not in (None, recipe.precision):
         raise UsageError(
             f"precision '{recipe.precision}' and --high-precision {recipe.high_precision} contradict each other: "
@@ -353,6 +348,8 @@ def choose_plan(
     observed: Observations,
 ) -> Chosen:
     """The plan, from the observations; an empty one where there are none."""
+    if run.recipe.precision == dynamic.PRECISION:
+        return dynamic.choose(model, run.target, run.recipe, observed)
     if not observed.kept:
         return Chosen(Plan(), SafetyNet())
     with run.stage("decide") as advance:
@@ -363,14 +360,18 @@ def choose_plan(
     return chosen
 
 
-def lower(run: Run, normal: models.Model, chosen: Chosen, observed: Observations) -> models.Model:
+def lower(
+    run: Run, normal: models.Model, chosen: Chosen, observed: Observations, storing: Sequence[Pass] = ()
+) -> models.Model:
     """The plan's graph in the target's types; adds the decisions of the typing to the plan."""
     model = models.copy(normal)
     with run.stage("lower"):
         feeds = observed.kept[:RANGE_FEEDS]
         wide = run.target.high_precision is DType.FP32
         seen = ranges.Ranges() if wide or not feeds else ranges.measure(normal, feeds)
-        pipeline = lowering(chosen.plan, run.target, seen, chosen.corrections, chosen.scales, run.recipe.io_types)
+        pipeline = lowering(
+            chosen.plan, run.target, seen, chosen.corrections, chosen.scales, run.recipe.io_types, storing
+        )
         run.reports = [one for one in run.reports if one.name not in {str(p) for p in pipeline.passes}]
         run.reports.extend(pipeline(model.graph))
         for one in pipeline.passes:
@@ -445,7 +446,7 @@ def stricter(recipe: Recipe, verification: Verification | None, chosen: Chosen) 
 
 def warn_where_nothing_is_quantized(run: Run, plan: Plan) -> None:
     """INT8 was asked for: a model that stays float must not look like a success."""
-    if not run.recipe.formats() or plan.quantized():
+    if not (run.recipe.formats() or run.recipe.precision == dynamic.PRECISION) or plan.quantized():
         return
     rules = Counter(decision.rule for decision in plan if decision.op in LINEAR)
     why = f", mostly by rule '{rules.most_common(1)[0][0]}'" if rules else ": it has no Conv, Gemm or MatMul"
