@@ -16,6 +16,7 @@ from qcompiler._version import __version__
 
 if TYPE_CHECKING:
     from qcompiler.compiler import CompileResult, build, compile, quantize, verify
+    from qcompiler.export_model import ExportResult, export
     from qcompiler.inspection import Inspection, inspect
     from qcompiler.recipe import Recipe
     from qcompiler.study import Sensitivity, sensitivity
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CompileResult",
+    "ExportResult",
     "Inspection",
     "Recipe",
     "Sensitivity",
@@ -30,6 +32,7 @@ __all__ = [
     "__version__",
     "build",
     "compile",
+    "export",
     "inspect",
     "quantize",
     "sensitivity",
@@ -38,12 +41,14 @@ __all__ = [
 
 _HOMES = {
     "CompileResult": "compiler",
+    "ExportResult": "export_model",
     "Inspection": "inspection",
     "Recipe": "recipe",
     "Sensitivity": "study",
     "Text": "text",
     "build": "compiler",
     "compile": "compiler",
+    "export": "export_model",
     "inspect": "inspection",
     "quantize": "compiler",
     "sensitivity": "study",

@@ -30,7 +30,7 @@ def compile(options: argparse.Namespace, view: View) -> None:
     from qcompiler import compiler
     from qcompiler.report import terminal
 
-    output = options.output or f"{Path(options.source).stem}.engine"
+    output = options.output or f"{_stem(options.source)}.engine"
     recipe = _recipe(options)
     result = compiler.compile(
         options.source, data=_data(options, recipe), recipe=recipe, output=output, progress=view.progress
@@ -44,13 +44,30 @@ def quantize(options: argparse.Namespace, view: View) -> None:
     from qcompiler import compiler
     from qcompiler.report import terminal
 
-    output = options.output or f"{Path(options.source).stem}.qdq.onnx"
+    output = options.output or f"{_stem(options.source)}.qdq.onnx"
     recipe = _recipe(options)
     result = compiler.quantize(
         options.source, data=_data(options, recipe), recipe=recipe, output=output, progress=view.progress
     )
     view.people(*terminal.summary(result.manifest), *terminal.artefacts(result))
     view.result(result.manifest)
+
+
+def export(options: argparse.Namespace, view: View) -> None:
+    """A torch or Hugging Face model into ONNX."""
+    from qcompiler import export_model
+    from qcompiler.report import terminal
+
+    result = export_model.export(
+        options.source,
+        options.output or f"{_stem(options.source)}.onnx",
+        past=options.past,
+        tolerance=options.tolerance,
+        trust_remote_code=options.trust_remote_code,
+        progress=view.progress,
+    )
+    view.people(*terminal.export(result.to_json(), result.path.parent))
+    view.result(result.to_json())
 
 
 def build(options: argparse.Namespace, view: View) -> None:
@@ -150,6 +167,12 @@ def recipe_check(options: argparse.Namespace, view: View) -> None:
     recipe = _recipe_source(options.recipe)
     view.people(f"{options.recipe} is a valid recipe: {recipe.precision} for {recipe.target}")
     view.result(recipe.to_dict())
+
+
+def _stem(source: str) -> str:
+    """What artefacts are named by: the file without its ending, or the folder, whose name may have dots."""
+    path = Path(source).resolve() if Path(source).is_dir() else Path(source)
+    return path.name if path.is_dir() else path.stem
 
 
 def _recipe_source(text: str) -> Recipe:

@@ -13,10 +13,13 @@ from qcompiler import attention, decide, decoders, llm_int8, manifest, outliers,
 from qcompiler import weight_only as weights
 from qcompiler import model as models
 from qcompiler import text as texts
+from qcompiler import weight_only as weights
 from qcompiler.artefacts import Paths, finish, refuse_overwriting, workshop
 from qcompiler.atomic import check_writable
 from qcompiler.data import Data, open_source
 from qcompiler.engines import for_target
+from qcompiler.export_model import exported
+from qcompiler.export_sources import is_exportable
 from qcompiler.observe import Observations
 from qcompiler.pass_ import Pipeline
 from qcompiler.passes.legalize import Legalize
@@ -81,7 +84,7 @@ class CompileResult:
 
 
 def compile(
-    source: str | Path | models.Model,
+    source: Any,
     *,
     data: Data | None = None,
     recipe: Recipe | None = None,
@@ -91,7 +94,8 @@ def compile(
     """Compiles a float model to an engine and proves that it still works.
 
     Args:
-        source: an ONNX file, or a loaded model.
+        source: an ONNX file, a loaded model, or what `qcompiler.export` takes with its defaults: a folder of a Hugging
+            Face model, `file.py:function`, a torch.nn.Module.
         data: calibration data (see `qcompiler.data`); needed wherever a type needs ranges.
         recipe: what is asked for; the defaults if None.
         output: the engine file; the other artefacts get its name with other endings.
@@ -104,11 +108,11 @@ def compile(
         AccuracyError: a gate of the recipe was missed; nothing is written.
         EngineError: the target refuses the model, or (strict) does not keep the plan's promises.
     """
-    return _compile(source, data, recipe or Recipe(), Path(output), progress or silent, build=True)
+    return _exported(source, data, recipe or Recipe(), Path(output), progress or silent, build=True)
 
 
 def quantize(
-    source: str | Path | models.Model,
+    source: Any,
     *,
     data: Data | None = None,
     recipe: Recipe | None = None,
@@ -116,7 +120,18 @@ def quantize(
     progress: Progress | None = None,
 ) -> CompileResult:
     """As `compile`, but stops before the engine; `output` is the quantized ONNX file."""
-    return _compile(source, data, recipe or Recipe(), Path(output), progress or silent, build=False)
+    return _exported(source, data, recipe or Recipe(), Path(output), progress or silent, build=False)
+
+
+def _exported(
+    source: Any, data: Data | None, recipe: Recipe, output: Path, progress: Progress, *, build: bool
+) -> CompileResult:
+    """What is no ONNX file yet becomes one, in a folder that is gone at the end."""
+    if is_exportable(source):  # which takes long: what is known to fail fails before
+        settled = texts.settled(recipe, data)
+        refuse_early(Run(settled, settled.resolve(), silent), data, Paths.of(output, build=build))
+    with exported(source, output, progress) as found:
+        return _compile(found, data, recipe, output, progress, build=build)
 
 
 def _compile(
@@ -152,19 +167,21 @@ def _compile(
     if smoothed:
         found, refused = candidates(run, normal)
     normal, found, refused, splits = llm_int8.stage(run, normal, found, refused, observed, watched)
+    normal, stored = weights.stage(run, normal, samples, observed)
     normal = open_stored(normal, found)
     while True:
         chosen = choose_plan(run, normal, found, refused, observed)
         settled, splits = llm_int8.settle(normal, chosen.plan, splits)
-        lowered = lower(run, settled, chosen, observed)
+        weights.into(chosen.plan, stored, run.target, [node.name for node in normal.graph.nodes])
+        lowered = lower(run, settled, chosen, observed, weights.passes(stored, run.recipe))
         verification = compare_models(run, model, settled, lowered, samples, observed, inputs, drift=build)
         tighter = stricter(run.recipe, verification, chosen)
-        if tighter is None:
+        if tighter is None and not weights.give_back(run, stored, verification):
             break
-        run.recipe = tighter
+        run.recipe = tighter or run.recipe
     warn_where_nothing_is_quantized(run, chosen.plan)
     if verification is not None:
-        gate(verification, recipe)
+        weights.gate(verification, recipe, stored)
     with workshop(paths) as shop:
         with run.stage("write"):
             written = models.save(lowered, shop / paths.qdq.name)
@@ -186,6 +203,7 @@ def _compile(
             smoothing=smoothing.rows(smoothed, run.smoothings),
             qfem=sparing.rows(chosen.spared, seen),
             llm_int8=llm_int8.rows(splits, chosen.plan, recipe.llm_int8, shop / output.name if audited else None),
+            weight_only=weights.rows(stored, recipe, run.target),
             verification=verification,
             engine=built,
             profiles=[profile.to_json() for profile in profiles],

@@ -154,11 +154,11 @@ def _layers_of(experts: Any) -> Any:
 
     class Experts(torch.nn.ModuleList):  # type: ignore[misc]
         def forward(self, tokens: Any, chosen: Any, weights: Any) -> Any:
-            total: Any = None
+            rows, total = tokens.unsqueeze(0), None  # three axes: torch then writes MatMul, as for every other layer
             for index, expert in enumerate(self):
-                weight = (weights * (chosen == index)).sum(dim=-1, keepdim=True).to(tokens.dtype)
-                part = expert(tokens, weight != 0) * weight
+                weight = (weights * (chosen == index)).sum(dim=-1, keepdim=True).to(tokens.dtype).unsqueeze(0)
+                part = expert(rows, weight != 0) * weight
                 total = part if total is None else total + part
-            return total
+            return None if total is None else total.squeeze(0)
 
     return Experts([Expert(index) for index in range(experts.num_experts)])

@@ -27,6 +27,7 @@ from qcompiler.recipe import (
 )
 from qcompiler.suggest import did_you_mean
 
+_MODULES = "a Hugging Face folder (safetensors, or one .gguf file), or file.py:function that returns a torch.nn.Module"
 EXITS = (
     "exit codes: 0 done, 1 a defect of qcompiler, 2 usage, 3 the model, 4 the data, 5 an accuracy gate, "
     "6 the engine or target, 130 interrupted"
@@ -88,7 +89,7 @@ def parser() -> _Parser:
         "a float model into a quantized engine, with manifest and report",
         "qcompiler compile model.onnx --data calibration.npz -o out/model.engine",
     )
-    _positional(compile_, "source", "SOURCE", "the float ONNX model")
+    _positional(compile_, "source", "SOURCE", f"the float ONNX model, or {_MODULES}")
     _data(compile_, "calibration data")
     _output(compile_, "the engine; .qdq.onnx, .manifest.json and .report.html go beside it (default: SOURCE's name)")
     _quantization(compile_)
@@ -102,12 +103,38 @@ def parser() -> _Parser:
         "the same, but stop before the engine",
         "qcompiler quantize model.onnx --data calibration.npz -o model.qdq.onnx",
     )
-    _positional(quantize, "source", "SOURCE", "the float ONNX model")
+    _positional(quantize, "source", "SOURCE", f"the float ONNX model, or {_MODULES}")
     _data(quantize, "calibration data")
     _output(quantize, "the quantized ONNX model; manifest and report go beside it (default: SOURCE's name)")
     _quantization(quantize)
     _engine(quantize)
     _gates(quantize)
+
+    export = _command(
+        listed,
+        "export",
+        commands.export,
+        "a torch or Hugging Face model into ONNX, checked against torch",
+        "qcompiler export SmolLM2-135M -o smollm2/model.onnx",
+    )
+    _positional(export, "source", "SOURCE", _MODULES)
+    _output(export, "the ONNX model (default: SOURCE's name); large weights go to a .data file beside it")
+    export.add_argument(
+        "--past",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="decoders: with past_key_values and present, the cache (default), or without",
+    )
+    export.add_argument(
+        "--tolerance",
+        type=float,
+        default=1e-4,
+        metavar="X",
+        help="largest error against torch, relative to the largest value of an output (default: 1e-4)",
+    )
+    export.add_argument(
+        "--trust-remote-code", action="store_true", help="run Python code that the model's folder brings: read it first"
+    )
 
     build = _command(
         listed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ from qcompiler.report.figures import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import RenderableType
 
 Row = Mapping[str, Any]
@@ -63,6 +66,30 @@ def artefacts(result: Any) -> Iterator[RenderableType]:
     for path in paths:
         if path is not None:
             yield Text(f"→ {path}", style="cyan", overflow="fold")
+
+
+def export(found: Row, folder: Path) -> Iterator[RenderableType]:
+    """What was exported, its interface, and how far it is from torch in each step."""
+    yield _facts(
+        [
+            ("exported", f"{found['kind']} → {', '.join(str(folder / name) for name in found['files'])}"),
+            ("checked", f"largest error against torch {found['error']:.1e} of an output's largest value"),
+            *((step, f"{error:.1e}") for step, error in found["steps"].items()),
+        ]
+    )
+    for way in ("inputs", "outputs"):
+        for file, tensors in found[way].items():
+            yield _table(f"{way.capitalize()} of {file}", ("name", "shape"), _in_brief(tensors))
+
+
+def _in_brief(tensors: Row) -> Iterator[tuple[str, str]]:
+    """One row for all layers of a cache."""
+    for name, shape in tensors.items():
+        layer = re.fullmatch(r"(.*)\.(\d+)\.(.*)", name)
+        if layer is None:
+            yield name, " × ".join(map(str, shape))
+        elif layer[2] == "0":
+            yield f"{layer[1]}.N.{layer[3]}", " × ".join(map(str, shape))
 
 
 def plan(manifest: Row) -> RenderableType:
