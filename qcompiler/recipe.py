@@ -285,7 +285,7 @@ class Recipe(check.Keys):
     verify_text: tuple[str, ...] = check.option(
         (),
         check.texts,
-        "text files for the comparison and for perplexity; empty: the last 20 % of the calibration text",
+        "other text files for the comparison and for perplexity; empty: the last 20 % of the calibration text",
     )
     weight_granularity: str = check.option(
         "channel", check.one_of(*WEIGHT_GRANULARITIES), "one weight scale per output channel or per tensor"

@@ -240,7 +240,7 @@ def test_an_interruption_ends_with_130_and_one_line(
         ("compile m.onnx --recipe none.toml", "recipe none.toml cannot be read: No such file or directory"),
         ("compile m.onnx --target tensorrt-rtx:sm", "'target' = 'tensorrt-rtx:sm': allowed is an engine"),
         ("compile m.onnx --calibrator Best!", "'calibrator' = 'Best!': allowed is a calibrator"),
-        ("verify f.onnx q.onnx", "the following arguments are required: --data"),
+        ("verify f.onnx q.onnx", "one of the arguments --data --text is required"),
         ("recipe show int7", "there is no recipe 'int7'"),
         ("passes fold-constant", "there is no pass 'fold-constant': did you mean 'fold-constants'?"),
     ],
