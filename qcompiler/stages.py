@@ -12,7 +12,19 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qcompiler import attempts, calibrators, came, decide, decoders, dynamic, ranges, record, shapes, smoothing, weight_only
+from qcompiler import (
+    attempts,
+    calibrators,
+    came,
+    decide,
+    decoders,
+    dynamic,
+    ranges,
+    record,
+    shapes,
+    smoothing,
+    weight_only,
+)
 from qcompiler import graph as graphs
 from qcompiler import model as models
 from qcompiler.artefacts import Paths, workshop
