@@ -13,10 +13,9 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
-
 from qcompiler.bench_models import Loaded, ended, load, write
 from qcompiler.manifest import peak_memory_mb
+from qcompiler.npz import members
 
 
 def main() -> None:
@@ -59,14 +58,13 @@ def _infer(model: Loaded, task: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write(model: Loaded, task: dict[str, Any]) -> dict[str, Any]:
-    done = write(model, _arrays(task["feeds"])["tokens"], task["prompt"])
+    done = write(model, _arrays(task["feeds"])["tokens"], task["prompt"], task["count"])
     chosen = done.chosen.tolist()
     return {"prefill": done.prefill_s, "decode": done.decode_s, "positions": done.positions, "chosen": chosen}
 
 
 def _arrays(path: str) -> dict[str, Any]:
-    with np.load(path, allow_pickle=False) as archive:
-        return dict(archive)
+    return {name: member.whole() for name, member in members(Path(path)).items()}
 
 
 def _peak_memory_mb() -> float | None:

@@ -36,13 +36,13 @@ class Written:
     """What it took to write a text.
 
     Attributes:
-        prefill_s: seconds until the first token is known.
+        prefill_s: seconds until the first token is known, each time the prompt was read.
         decode_s: seconds for each of the following tokens that was timed.
         positions: of the tokens whose successor was asked for: the last of the prompt, then one for each timed step.
         chosen: the most likely successors, [batch, positions].
     """
 
-    prefill_s: float
+    prefill_s: tuple[float, ...]
     decode_s: tuple[float, ...]
     positions: tuple[int, ...]
     chosen: NDArray[np.int64]
@@ -81,7 +81,7 @@ class Loaded(ABC):
 
     @abstractmethod
     def times(self, feeds: Feeds, count: int) -> list[float]:
-        """Seconds of each of `count` runs, inputs bound in each."""
+        """Seconds of each of `count` runs, inputs bound in each; of several, one more is run before and not counted."""
 
     @abstractmethod
     def begin(self, batch: int) -> Text:
@@ -100,7 +100,7 @@ def load(path: str | Path, engine: str, provider: str = "cpu", threads: int = 0)
     return _Engine(for_target(parse_target(engine)).open(path), engine)
 
 
-def write(model: Loaded, tokens: NDArray[np.int64], prompt: int) -> Written:
+def write(model: Loaded, tokens: NDArray[np.int64], prompt: int, repeat: int = 1) -> Written:
     """Reads the first `prompt` tokens of each row as a whole, then the others one by one, as if it had written them.
 
     The most likely next token is found in each step, as greedy decoding would, but the text goes on with the given
@@ -110,17 +110,21 @@ def write(model: Loaded, tokens: NDArray[np.int64], prompt: int) -> Written:
         model: a decoder.
         tokens: int64 [batch, prompt + answer].
         prompt: how many of them are the prompt, at least 1.
+        repeat: how often the prompt is read anew; of several times the first is not counted, because processor and
+            memory have been others' until then.
 
     A model without a cache is timed at `RERUNS` places of the answer only.
     """
     decoder = model.decoder
     assert decoder is not None
     batch, length = tokens.shape
-    text = model.begin(batch)
-    started = time.perf_counter()
-    last = _best(text.step(tokens[:, :prompt]))
-    prefill = time.perf_counter() - started
-    chosen: list[NDArray[np.int64]] = [last]
+    prefill = []
+    for _ in range(repeat + (repeat > 1)):
+        text = model.begin(batch)
+        started = time.perf_counter()
+        last = _best(text.step(tokens[:, :prompt]))
+        prefill.append(time.perf_counter() - started)
+    chosen = [last]
     seconds: list[float] = []
     positions = list(range(prompt, length - 1)) if decoder.pairs else _spread(prompt, length - prompt - 1)
     for before, position in pairwise([prompt - 1, *positions]):
@@ -129,7 +133,7 @@ def write(model: Loaded, tokens: NDArray[np.int64], prompt: int) -> Written:
         last = _best(text.step(new))
         seconds.append(time.perf_counter() - started)
         chosen.append(last)
-    return Written(prefill, tuple(seconds), (prompt - 1, *positions), np.stack(chosen, axis=1))
+    return Written(tuple(prefill[-repeat:]), tuple(seconds), (prompt - 1, *positions), np.stack(chosen, axis=1))
 
 
 def _spread(first: int, count: int) -> list[int]:
@@ -158,11 +162,11 @@ class _OnnxRuntime(Loaded):
     def times(self, feeds: Feeds, count: int) -> list[float]:
         own = {name: _as(feeds[name], dtype) for name, (dtype, _) in self.inputs.items()}
         found = []
-        for _ in range(count):
+        for _ in range(count + (count > 1)):
             started = time.perf_counter()
             self.run(own, {})
             found.append(time.perf_counter() - started)
-        return found
+        return found[-count:]
 
     def begin(self, batch: int) -> Text:
         decoder = self.decoder
@@ -236,11 +240,11 @@ class _Engine(Loaded):
     def times(self, feeds: Feeds, count: int) -> list[float]:
         own = {name: _as(feeds[name], dtype) for name, (dtype, _) in self.inputs.items()}
         found = []
-        for _ in range(count):
+        for _ in range(count + (count > 1)):
             started = time.perf_counter()
             self._runner.infer(own)
             found.append(time.perf_counter() - started)
-        return found
+        return found[-count:]
 
     def begin(self, batch: int) -> Text:
         decoder = self.decoder
