@@ -6,11 +6,12 @@ quantized. It is the reference point for static scales, with which it shares wei
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import onnx_graphsurgeon as gs
 
-from qcompiler import decide
+from qcompiler import decide, linear
 from qcompiler import model as models
 from qcompiler.choose import Chosen
 from qcompiler.decide import Candidate, Refusal
@@ -26,24 +27,29 @@ PRECISION: Final = "int8-dynamic"
 WHY = "constant matrix, a scale for each row of the activation at run time"
 
 
-def choose(model: models.Model, target: Target, recipe: Recipe, observed: Observations) -> Chosen:
+def choose(
+    model: models.Model, target: Target, recipe: Recipe, observed: Observations, apart: Sequence[Refusal] = ()
+) -> Chosen:
     """Decides every linear node's precision.
 
     Args:
         model: the float model after the float passes.
         target: TensorRT computes matrix-vector products in float; on a CPU they gain most.
         recipe: nodes to keep, and whether weights get a scale per output channel.
-        observed: only the kept feeds are used, for shapes; without them multiply-accumulates are not known.
+        observed: only the kept feeds are used, for shapes; without them multiply-accumulates are those of one row.
+        apart: refusals that stand over the structural rules, such as the outlier products of LLM.int8().
     """
     nodes = {node.name: node for node in model.graph.nodes}
     shapes: Shapes = {}
     if observed.kept:
         shapes = concrete_shapes(model.graph, observed.kept[0], decide.tensors_for_shapes(model.graph))
-    macs = decide.node_macs(model.graph, shapes) if shapes else {}
+    macs = decide.node_macs(model.graph, shapes) if shapes else _of_a_row(model.graph)
     found, refused = decide.candidates(model.graph, target, recipe.keep)
-    left = {one.node: one for one in refused}
+    left = {one.node: one for one in (*refused, *apart)}
     plan = Plan()
     for one in found:
+        if one.node in left:
+            continue
         stays = _stays(one, nodes[one.node], target, shapes)
         if stays is not None:
             left[one.node] = stays
@@ -57,6 +63,17 @@ def choose(model: models.Model, target: Target, recipe: Recipe, observed: Observ
     for name in left.keys() - nodes.keys():  # inside branches
         plan.add(decide.decision(left[name], DType.FP32, 0))
     return Chosen(plan, SafetyNet())
+
+
+def splits(recipe: Recipe) -> bool:
+    """Whether outlier channels are split off before, which takes data: LLM.int8() as it was published."""
+    return recipe.precision == PRECISION and recipe.llm_int8.threshold != "off"
+
+
+def _of_a_row(graph: gs.Graph) -> dict[str, int]:
+    """Multiply-accumulates of products with a constant matrix for one row of the activation, by node name."""
+    found = {node.name: linear.matrix(node) for node in graph.nodes if node.op in ("MatMul", "Gemm")}
+    return {name: int(matrix.size) for name, matrix in found.items() if matrix is not None}
 
 
 def _stays(one: Candidate, node: gs.Node, target: Target, shapes: Shapes) -> Refusal | None:

@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qcompiler import decide, linear, record
+from qcompiler import decide, dynamic, linear, record
 from qcompiler import graph as graphs
 from qcompiler import model as models
 from qcompiler.decide import Candidate, Refusal
 from qcompiler.equivalence import Gate
-from qcompiler.numerics import LARGEST, Format, dequantize, format_of, quantize
+from qcompiler.numerics import LARGEST, Format, format_of, quantize
 from qcompiler.observe import Observations
 from qcompiler.outliers import Outliers, Tokens
 from qcompiler.passes.llm_int8 import OUTLIERS, LlmInt8, join, layout_of
@@ -113,14 +113,15 @@ def stage(
     `observed` gets the histograms of new tensors.
     """
     wanted, formats = run.recipe.llm_int8, run.recipe.formats()
-    if wanted.threshold == "off" or not formats or not observed.kept:
+    by_row = dynamic.splits(run.recipe)
+    if wanted.threshold == "off" or not (formats or by_row) or not observed.kept:
         return normal, found, refused, Splits()
     with run.stage("llm-int8"):
         fresh = [one for one in found if one.op in PRODUCTS and one.scales is None and one.amax is None]
         groups = {name: members for name, members in decide.by_activation(fresh).items() if _asked(members, wanted)}
         rows = record.rows(normal, dict.fromkeys(groups, -1), observed.kept)
-        dtype = DType.INT8 if DType.INT8 in formats else DType.FP8
-        decided = plan(normal, groups, rows, observed.outliers, wanted, format_of(dtype))
+        dtype = DType.INT8 if by_row or DType.INT8 in formats else DType.FP8
+        decided = plan(normal, groups, rows, observed.outliers, wanted, format_of(dtype), by_row=by_row)
         channels = {reader: one.channels for one in decided for reader in one.readers if one.channels}
         if not channels:
             return normal, found, refused, Splits(tuple(decided))
@@ -146,6 +147,8 @@ def plan(
     outliers: Mapping[str, Outliers],
     wanted: LlmInt8Table,
     format: Format = "int8",
+    *,
+    by_row: bool = False,
 ) -> list[Split]:
     """Decides the channels of every group.
 
@@ -156,6 +159,7 @@ def plan(
         outliers: their statistics over all data, for the largest |x| of each channel.
         wanted: the recipe's table.
         format: what the layers will compute in.
+        by_row: every row will have a scale of its own.
     """
     nodes = {node.name: node for node in model.graph.nodes}
     decided = []
@@ -169,7 +173,8 @@ def plan(
             decided.append(Split(name, readers, (), 0, reason))
             continue
         matrices = [weight for weight in weights if weight is not None]
-        decided.append(_choose(name, readers, _Layers(rows[name], matrices, outliers[name].channels, format), wanted))
+        layers = _Layers(rows[name], matrices, outliers[name].channels, format, by_row=by_row)
+        decided.append(_choose(name, readers, layers, wanted))
     return decided
 
 
@@ -186,7 +191,16 @@ def _reason(rows: record.Rows | None, seen: Outliers | None) -> str:
 class _Layers:
     """The layers of a group with rows of what they read, and the error that rounding it makes."""
 
-    def __init__(self, rows: record.Rows, weights: Sequence[Floats], channels: Floats, format: Format) -> None:
+    def __init__(
+        self,
+        rows: record.Rows,
+        weights: Sequence[Floats],
+        channels: Floats,
+        format: Format,
+        *,
+        by_row: bool = False,
+    ) -> None:
+        self._by_row = by_row
         spiking = np.argsort(-np.abs(rows.values).max(axis=1), kind="stable")
         spaced = np.linspace(0, len(spiking) - 1, min(MOST_ROWS, len(spiking))).round().astype(np.intp)
         self._x = rows.values[spiking[spaced]]
@@ -213,10 +227,12 @@ class _Layers:
         largest = float(self.channels[self.order[count:]].max(initial=0.0))
         if not largest:
             return float("inf")
+        steps = [np.float32(part * largest / LARGEST[self._format]) for part in RANGES]
+        if self._by_row:
+            steps = [np.maximum(np.abs(x).max(axis=1, keepdims=True), np.float32(1e-30)) / LARGEST[self._format]]
         errors = []
-        for part in RANGES:
-            scale = part * largest / LARGEST[self._format]
-            gap = (dequantize(quantize(x, scale, None, self._format), scale) - x) @ self._w
+        for step in steps:
+            gap = (quantize(x / step, 1.0, None, self._format).astype(np.float32) * step - x) @ self._w
             noise = np.einsum("rn,rn->r", gap, gap).astype(np.float64)
             errors.append(float(np.dot(self._counts, noise / self._power)) / float(self._counts.sum()))
         return -10 * float(np.log10(max(min(errors), 1e-30)))

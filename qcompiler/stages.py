@@ -180,7 +180,7 @@ def preflight(run: Run, engine: Engine, model: models.Model, paths: Paths) -> No
 def candidates(run: Run, model: models.Model) -> tuple[list[decide.Candidate], list[decide.Refusal]]:
     """What the structural rules let through and what they refuse; nothing where nothing is to be quantized."""
     found, refused = decide.candidates(model.graph, run.target, run.recipe.keep)
-    if run.recipe.formats():
+    if run.recipe.formats() or dynamic.splits(run.recipe):
         return found, refused
     return [], [one for one in refused if one.rule in decide.CAME]  # the others say what quantizing stopped
 
@@ -361,7 +361,7 @@ def choose_plan(
 ) -> Chosen:
     """The plan, from the observations; an empty one where there are none."""
     if run.recipe.precision == dynamic.PRECISION:
-        return dynamic.choose(model, run.target, run.recipe, observed)
+        return dynamic.choose(model, run.target, run.recipe, observed, refused)
     if not observed.kept:
         return Chosen(Plan(), SafetyNet())
     with run.stage("decide") as advance:
