@@ -205,6 +205,8 @@ def _recipe(options: argparse.Namespace) -> Recipe:
         changes["llm_int8"] = dataclasses.replace(base.llm_int8, threshold=_alpha(given["llm_threshold"]))
     if "qfem_alpha" in given:
         changes["qfem"] = dataclasses.replace(base.qfem, alpha=_alpha(given["qfem_alpha"]))
+    if "qfep_prefix" in given:
+        changes["qfep"] = dataclasses.replace(base.qfep, prefix=given["qfep_prefix"])
     stored = {key: given[option] for option, key in WEIGHT_OPTIONS.items() if option in given}
     if stored:
         changes["weight_only"] = dataclasses.replace(base.weight_only, **stored)

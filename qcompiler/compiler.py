@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from qcompiler import attention, decide, decoders, llm_int8, manifest, outliers, outputs, placement, smoothing, sparing
 from qcompiler import weight_only as weights
 from qcompiler import model as models
+from qcompiler import prefixing
 from qcompiler import text as texts
 from qcompiler import weight_only as weights
 from qcompiler.artefacts import Paths, finish, refuse_overwriting, workshop
@@ -161,6 +162,9 @@ def _compile(
         preflight(run, engine, normal, paths)
     found, refused = candidates(run, normal)
     watched = partial(_watched, run)
+    model, normal, samples, prefixed = prefixing.stage(run, model, normal, samples, found)
+    if prefixed is not None and prefixed.baked:
+        found, refused = candidates(run, normal)
     observed = observe_data(run, normal, samples, inputs, watched(normal, found), found)
     seen = outliers.rows(observed.outliers, observed.histograms, readers(found))
     normal, smoothed = smooth(run, normal, found, observed, watched)
@@ -185,6 +189,7 @@ def _compile(
     with workshop(paths) as shop:
         with run.stage("write"):
             written = models.save(lowered, shop / paths.qdq.name)
+            front = prefixing.save(prefixed, shop, paths.manifest.name.removesuffix(".manifest.json"))
         built, audited, profiles, decoder = None, None, [], decoders.of_model(lowered)
         if engine is not None:
             profiles = profiles_of(run, observed, inputs, decoder)
@@ -202,6 +207,7 @@ def _compile(
             outliers=seen,
             smoothing=smoothing.rows(smoothed, run.smoothings),
             qfem=sparing.rows(chosen.spared, seen),
+            qfep=prefixing.rows(prefixed, run, verification, front and front.name),
             llm_int8=llm_int8.rows(splits, chosen.plan, recipe.llm_int8, shop / output.name if audited else None),
             weight_only=weights.rows(stored, recipe, run.target),
             verification=verification,
@@ -209,7 +215,7 @@ def _compile(
             profiles=[profile.to_json() for profile in profiles],
             cache=decoder and decoder.to_json(),
             audit=audited,
-            files={"qdq": manifest.File.of(written[0])},
+            files={"qdq": manifest.File.of(written[0])} | ({"prefix": manifest.File.of(front)} if front else {}),
             timings=run.timings,
             warnings=run.warnings,
         )

@@ -93,6 +93,8 @@ def build(
     outliers: Any = (),
     smoothing: Any = None,
     qfem: Any = None,
+    qfep: Any = None,
+    weight_only: Any = None,
     llm_int8: Any = None,
     verification: Verification | None = None,
     engine: EngineFile | None = None,
@@ -117,6 +119,8 @@ def build(
         outliers: channels and tokens that stand out, a row for each activation of a candidate.
         smoothing: what was decided for each group of layers, and how many scales were folded or inserted.
         qfem: the threshold of QFeM, its curve, and the layers that it keeps high.
+        qfep: the prefix, how it was found, and how single tokens stand out before and behind it.
+        weight_only: which weights are stored in few bits, by which method, and what that costs each layer.
         llm_int8: which channels of which layers are multiplied apart, and what that costs.
         verification: the comparison with float.
         engine: the built engine.
@@ -147,6 +151,8 @@ def build(
                 "outliers": outliers,
                 "smoothing": smoothing,
                 "qfem": qfem,
+                "qfep": qfep,
+                "weight_only": weight_only,
                 "llm_int8": llm_int8,
                 "verification": None if verification is None else verification.to_json(),
                 "engine": None if engine is None else _engine(engine, profiles),

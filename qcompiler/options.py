@@ -20,6 +20,7 @@ from qcompiler.recipe import (
     Generation,
     LlmInt8Table,
     Qfem,
+    Qfep,
     Recipe,
     Smoothing,
     TextWindows,
@@ -281,7 +282,7 @@ def _quantization(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--samples", type=int, metavar="N", help=_help("samples"))
     group.add_argument("--batch", type=int, metavar="N", help=_help("batch"))
     group.add_argument("--workers", type=int, metavar="N", help=_help("workers"))
-    outliers = parser.add_argument_group("outliers", "keys of the recipe's tables [smooth_quant], [qfem], [llm_int8]")
+    outliers = parser.add_argument_group("outliers", "keys of the recipe's tables [smooth_quant], [qfem], [qfep], [llm_int8]")
     outliers.add_argument("--smooth", metavar="ALPHA", help=f"SmoothQuant: {_help('alpha', Smoothing)}")
     outliers.add_argument(
         "--llm-int8", dest="llm_threshold", metavar="X", help=f"LLM.int8(): {_help('threshold', LlmInt8Table)}"
@@ -293,6 +294,7 @@ def _quantization(parser: argparse.ArgumentParser) -> None:
     stored.add_argument("--weight-head", metavar="H", help=_help("head", WeightOnly))
     stored.add_argument("--weight-storage", metavar="S", help=_help("storage", WeightOnly))
     outliers.add_argument("--qfem", dest="qfem_alpha", metavar="ALPHA", help=f"QFeM: {_help('alpha', Qfem)}")
+    outliers.add_argument("--qfep", dest="qfep_prefix", metavar="PREFIX", help=f"QFeP: {_help('prefix', Qfep)}")
 
 
 def _engine(parser: argparse.ArgumentParser) -> None:

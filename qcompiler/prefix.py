@@ -141,10 +141,10 @@ def _shifted(feeds: Feeds, by: int) -> Feeds:
     return found
 
 
-def without_first(feeds: Feeds, face: Interface) -> Feeds:
-    """A feed of texts without their first token; shorter ones than two tokens stay as they are."""
+def without_first(feeds: Feeds, face: Interface, first: int | None) -> Feeds:
+    """A feed of texts without their first token, where that is `first` in all of them and not the only one."""
     ids = face.filler.ids
-    if feeds[ids].ndim != 2 or feeds[ids].shape[1] < 2:
+    if feeds[ids].ndim != 2 or feeds[ids].shape[1] < 2 or not (feeds[ids][:, 0] == first).all():
         return feeds
     found = dict(feeds)
     for name, array in feeds.items():

@@ -96,6 +96,24 @@ class Qfem(check.Keys):
 
 
 @dataclass(frozen=True)
+class Qfep(check.Keys):
+    """QFeP: a few tokens in front of every text, whose keys and values keep later tokens from spiking."""
+
+    prefix: str | tuple[int, ...] = check.option(
+        "off",
+        check.prefix,
+        "off, auto (searched), prefixquant (by that rule), token ids such as [1, 28], or text:... (needs a tokenizer)",
+    )
+    max_length: int = check.option(4, check.integer(1), "tokens that a searched prefix may have")
+    bos: int | None = check.option(
+        None, check.integer(0), "id of the token that begins a text; unset: the one that all samples begin with", "1"
+    )
+    bake: bool = check.option(
+        True, check.flag, "put it into the graph; false: only write .prefix.npz, for callers who manage the cache"
+    )
+
+
+@dataclass(frozen=True)
 class WeightOnly(check.Keys):
     """Weights stored in few bits, activations untouched: precisions int8-weight and int4-weight."""
 
@@ -309,6 +327,7 @@ class Recipe(check.Keys):
     safety: Safety = Safety()
     smooth_quant: Smoothing = Smoothing()
     qfem: Qfem = Qfem()
+    qfep: Qfep = Qfep()
     llm_int8: LlmInt8Table = LlmInt8Table()
     generation: Generation = Generation()
     text: TextWindows = TextWindows()
@@ -429,6 +448,7 @@ TABLES: Final[Mapping[str, type[Any]]] = MappingProxyType(
         "safety": Safety,
         "smooth_quant": Smoothing,
         "qfem": Qfem,
+        "qfep": Qfep,
         "llm_int8": LlmInt8Table,
         "weight_only": WeightOnly,
         "generation": Generation,

@@ -114,6 +114,19 @@ def texts(value: Any) -> tuple[str, ...]:
     return tuple(listed)
 
 
+def prefix(value: Any) -> str | tuple[int, ...]:
+    """`off`, a rule, `text:` with a text, or token ids: a list, or as text with commas."""
+    allowed = "off, auto, prefixquant, token ids such as [1, 28], or text:... with a text"
+    if isinstance(value, str):
+        if value in ("off", "auto", "prefixquant") or (value.startswith("text:") and len(value) > len("text:")):
+            return value
+        value = [int(one) if one.strip().isdecimal() else one for one in value.split(",")]
+    whole = isinstance(value, Sequence) and all(isinstance(one, int) and not isinstance(one, bool) for one in value)
+    if not whole or not value or min(value) < 0:
+        raise WrongError(allowed)
+    return tuple(value)
+
+
 def regexes(value: Any) -> tuple[str, ...]:
     """A list of regular expressions; one alone may stand without a list."""
     listed = (value,) if isinstance(value, str) else value

@@ -396,7 +396,7 @@ def _or(value: float | None, otherwise: float) -> float:
     return otherwise if value is None else value
 
 
-def _scoring(metric: str | Metric) -> Callable[[Run, Run, Callable[[], None] | None], Score]:
+def _scoring(metric: str | Metric) -> Callable[[Run, Run | None, Callable[[], None] | None], Score]:
     """Loads the metric at once, so that a typo does not cost a comparison first.
 
     A metric that is an object says itself what it is called (`label`) and which direction is better
@@ -408,12 +408,19 @@ def _scoring(metric: str | Metric) -> Callable[[Run, Run, Callable[[], None] | N
     higher = bool(getattr(function, "higher_is_better", getattr(module, "HIGHER_IS_BETTER", True)))
     details = getattr(function, "details", None)
 
-    def both(run_float: Run, run_quantized: Run, advance: Callable[[], None] | None) -> Score:
+    def both(run_float: Run, run_quantized: Run | None, advance: Callable[[], None] | None) -> Score:
         step = advance if hasattr(function, "runs") else None
-        first, second = (_score(function, run, label, step) for run in (run_float, run_quantized))
+        first = _score(function, run_float, label, step)
+        second = first if run_quantized is None else _score(function, run_quantized, label, step)
         return Score(name, first, second, higher, details)
 
     return both
+
+
+def score_of(metric: str | Metric, model: models.Model) -> float:
+    """A metric of one float model alone."""
+    run, _ = _runner(model, True, quick=False)
+    return _scoring(metric)(run, None, None).float_score
 
 
 class Outputs(list[Any]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qcompiler.pass_ import Pass
+from qcompiler.passes.bake_prefix import BakePrefix
 from qcompiler.passes.convert_qoperator import ConvertQoperator
 from qcompiler.passes.dynamic_quant import DynamicQuant
 from qcompiler.passes.eliminate_dead import EliminateDead
@@ -57,6 +58,7 @@ ALL: tuple[type[Pass], ...] = (
     EliminateDead,
     UnshareWeights,
     EqualizeChannels,
+    BakePrefix,
     SmoothQuant,
     LlmInt8,
     InsertQDQ,
@@ -71,6 +73,7 @@ ALL: tuple[type[Pass], ...] = (
 
 __all__ = [
     "ALL",
+    "BakePrefix",
     "ConvertQoperator",
     "DynamicQuant",
     "EliminateDead",
