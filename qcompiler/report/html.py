@@ -12,7 +12,7 @@ from html import escape
 from typing import Any
 
 from qcompiler.recipe import Recipe
-from qcompiler.report import outliers, svg
+from qcompiler.report import outliers, prefix, svg
 from qcompiler.report.figures import (
     audited,
     count,
@@ -48,6 +48,7 @@ def render(manifest: Row) -> str:
         _safety(manifest.get("safety")),
         outliers.tensors(manifest.get("outliers") or (), manifest.get("qfem")),
         outliers.smoothing(manifest.get("smoothing")),
+        prefix.qfep(manifest.get("qfep")),
         outliers.qfem(manifest.get("qfem")),
         outliers.residuals(manifest.get("residuals") or ()),
         _layers(manifest),

@@ -11,6 +11,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from qcompiler.report import prefix
 from qcompiler.report.figures import (
     audited,
     decibel,
@@ -190,6 +191,8 @@ def _summary_rows(manifest: Row) -> Iterator[tuple[str, str]]:
         total = max(manifest["macs"]["total"], 1)
         shares = [(what, macs / total) for what, macs in _largest(manifest["macs"]["by_precision"])]
         yield "multiply-accumulates", ", ".join(f"{percent(s)} {what}" for what, s in shares if s >= 0.0005)
+    if manifest.get("qfep"):
+        yield "prefix", prefix.line(manifest["qfep"])
     if manifest.get("audit"):
         yield "engine's own listing", audited(manifest["audit"])
     yield "size", _sizes(manifest)
