@@ -199,5 +199,6 @@ def keys_and_values(
             moved = float(np.abs(first - second[:, : len(ids)]).max())
             if not moved <= _CAUSAL * float(np.abs(first).max() or 1.0):
                 raise UnfitError("it is not causal: what follows a token changes its keys and values")
-        taken.append((anchor.rows(alone[pair[0].tensor.name]), anchor.rows(alone[pair[1].tensor.name])))
+        key, value = (anchor.rows(alone[anchor.tensor.name]) for anchor in pair)
+        taken.append((key, value))
     return taken

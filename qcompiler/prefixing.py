@@ -110,6 +110,11 @@ def stage(
         run.reports.append(report)
         run.equivalence[report.name] = error
     return_freed_memory()
+    if done.found.drops_first:
+        run.warn(
+            f"the prefix has token {done.found.bos}, which all texts begin with: give the compiled model texts without "
+            "it (in a tokenizer: add_special_tokens=False)"
+        )
     run.fronted = functools.partial(through, changes=[_dropper(done.found, face)], face=face)
     done = dataclasses.replace(done, baked=True, error=error, plain=model)
     return models.copy(baked), baked, run.fronted(samples), done
@@ -154,7 +159,15 @@ def _find(
         return Prefixed(None, chosen, rule, readers=readers)
     kept = prefix.run(normal, chosen.ids)
     behind = [row[1:] if chosen.drops_first and row[0] == chosen.bos else row for row in rows]
-    after = qfep.Meter(normal, list(readers)).ratios(behind, chosen.ids)
+    try:
+        after = qfep.Meter(normal, list(readers)).ratios(behind, chosen.ids)
+    except (ModelError, DataError) as error:
+        longest = max(row.size for row in behind)
+        raise ModelError(
+            f"a text of {longest} tokens cannot be read behind a prefix of {len(chosen.ids)}: the model takes so many "
+            f"positions and no more ({str(error).rstrip('.')}). Give samples that are shorter by the prefix, or switch "
+            "QFeP off."
+        ) from error
     return Prefixed(kept, chosen, rule, after=after, readers=readers)
 
 

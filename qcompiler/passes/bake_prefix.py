@@ -21,6 +21,7 @@ import onnx_graphsurgeon as gs
 from qcompiler import graph as graphs
 from qcompiler import prefix_probe as probe
 from qcompiler import prefix_sites as sites
+from qcompiler import shapes
 from qcompiler.filling import MASKS
 from qcompiler.pass_ import Changed, Fact, Note, Pass, Skipped
 from qcompiler.prefix import Prefix
@@ -65,6 +66,7 @@ class BakePrefix(Pass):
         bench = _Bench(graph, face, len(self.prefix.ids))
         yield from _with_cache(bench, self.prefix) if found is None else _without_cache(bench, self.prefix, found)
         graphs.sort(graph)
+        shapes.infer(graph)  # keys are more than queries now
 
 
 def _check_fit(prefix: Prefix, face: Interface, found: Layout | None) -> None:
