@@ -22,6 +22,7 @@ from qcompiler.macs import LINEAR, Shapes, macs_of
 from qcompiler.plan import Decision, Plan
 from qcompiler.quantized import (
     FP8,
+    INT4,
     INT8,
     UINT8,
     VIEWS,
@@ -47,7 +48,8 @@ QUANTIZED_OPS = (
 )  # fmt: skip
 
 CAME = ("quantized-already", "weight-only", "half-quantized")  # rules about what came quantized
-_STORED = {INT8: DType.INT8, UINT8: DType.INT8, FP8: DType.FP8}
+_STORED = {INT8: DType.INT8, UINT8: DType.INT8, FP8: DType.FP8, INT4: DType.INT4}
+_ALONE = {DType.INT8: DType.INT8_WEIGHT, DType.INT4: DType.INT4_WEIGHT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,6 +340,10 @@ def existing(graph: gs.Graph) -> Plan:
             continue
         types = [_stored_type(tensor) for tensor in node.inputs[:2]]
         precision = types[0] if types[0] is not None and types[0] is types[1] else None
+        if types[0] is None and types[1:] and types[1] in _ALONE and node.op in ("MatMul", "Gemm"):
+            why = "its weight came stored in few bits; its activation is float"
+            plan.add(Decision(node.name, node.op, _ALONE[types[1]], "weight-only", why))
+            continue
         if precision is None:
             plan.add(Decision(node.name, node.op, DType.FP32, "float", "not both of its inputs are dequantized"))
             continue

@@ -72,6 +72,8 @@ class Session:
         options.log_severity_level = 4  # its errors arrive as exceptions; printed as well they would only be noise
         options.intra_op_num_threads = threads or available_processors()
         options.inter_op_num_threads = 1
+        # Weights in few bits: without this, ONNX Runtime rounds the activations beside them to INT8
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         if quick:
             options.add_session_config_entry("session.disable_prepacking", "1")
         self._label = str(source) if isinstance(source, str | Path) else "the model"

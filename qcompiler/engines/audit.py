@@ -31,6 +31,8 @@ ACCEPTED = {
     DType.INT8: frozenset({"int8"}),
     DType.FP8: frozenset({"fp8"}),
     DType.INT4: frozenset({"int4", "woq-int4"}),
+    DType.INT8_WEIGHT: frozenset({"woq-int8"}),
+    DType.INT4_WEIGHT: frozenset({"woq-int4"}),
 }
 
 

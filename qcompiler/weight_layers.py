@@ -1,0 +1,168 @@
+"""Which products get a weight in few bits, and in which form: rules over one node, each with an id and a reason.
+
+The rules of `qcompiler.decide` about what a weight is come first. Matrix-vector products and short rows, which INT8
+activations leave alone, are what gains most here: they wait for their weights.
+
+    int4   blocks of 128, 64 or 32 input channels, whichever of the asked size or below divides the depth
+    int8   a scale per output channel; also what an int4-weight model stores where no block divides the depth
+
+TensorRT-RTX 1.7 fuses both with MatMul and Gemm; a convolution it runs in float behind a kernel that dequantizes the
+whole weight every time, so convolutions stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from qcompiler import decide, linear
+from qcompiler import graph as graphs
+from qcompiler.decide import SMALLEST_GEMM, Candidate, Refusal
+from qcompiler.recipe import Recipe
+from qcompiler.target import DType, Target
+
+if TYPE_CHECKING:
+    from qcompiler.blocks import Format
+
+SIZES = (128, 64, 32)
+WIDE = 4  # times as many outputs as inputs: a vocabulary
+_BEHIND = ("Add", "Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Mul", "Div", "Tanh")
+_FARTHEST = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A product whose weight is stored in few bits.
+
+    Attributes:
+        node: its name.
+        op: MatMul or Gemm.
+        activation: what it reads, of which the last dimension are the input channels.
+        depth: input channels K.
+        width: outputs N.
+        format: `int4` or `int8`.
+        size: input channels that share a scale; None for one scale per output.
+        why: what is special about it, as the end of a sentence; mostly empty.
+        tied: name of the Gather whose table holds the same numbers, which stays float; empty where there is none.
+    """
+
+    node: str
+    op: str
+    activation: str
+    depth: int
+    width: int
+    format: Format
+    size: int | None
+    why: str = ""
+    tied: str = ""
+
+    @property
+    def dtype(self) -> DType:
+        """What the plan calls it."""
+        return DType.INT4_WEIGHT if self.format == "int4" else DType.INT8_WEIGHT
+
+
+def find(graph: gs.Graph, target: Target, recipe: Recipe) -> tuple[list[Layer], list[Refusal]]:
+    """The layers in graph order, and all other linear or recurrent nodes with the reason why they stay as they are.
+
+    Args:
+        graph: normalised float graph.
+        target: engine.
+        recipe: precision `int8-weight` or `int4-weight`, `keep`, and the table `weight_only`.
+    """
+    candidates, refused = decide.candidates(graph, target, recipe.keep)
+    nodes = {node.name: node for node in graph.nodes}
+    tables = [node for node in graph.nodes if graphs.is_op(node, "Gather") and graphs.is_constant(node.inputs[0])]
+    found: list[Layer] = []
+    for one in candidates:
+        verdict = _judge(graph, nodes[one.node], one, recipe, tables)
+        if isinstance(verdict, Layer):
+            found.append(verdict)
+        else:
+            refused.append(Refusal(one.node, one.op, *verdict))
+    return found, refused
+
+
+def by_activation(layers: Iterable[Layer]) -> Mapping[str, list[Layer]]:
+    """Layers grouped by what they read, in graph order."""
+    groups: dict[str, list[Layer]] = {}
+    for one in layers:
+        groups.setdefault(one.activation, []).append(one)
+    return groups
+
+
+def _judge(
+    graph: gs.Graph, node: gs.Node, one: Candidate, recipe: Recipe, tables: Iterable[gs.Node]
+) -> Layer | tuple[str, str]:
+    """The layer, or rule and reason."""
+    if one.scales is not None:
+        return "weight-only", "its weight came stored as INT8 and stays so"
+    if one.amax is not None:
+        return "quantized-activation", (
+            "its activation came quantized, and engines multiply weights in few bits with float activations only"
+        )
+    if one.op not in ("MatMul", "Gemm"):
+        return "no-kernel", (
+            f"engines run a {one.op} in float and would dequantize its whole weight in a kernel of its own every time"
+        )
+    if node.attrs.get("transA", 0):
+        return "no-kernel", "its activation is transposed (transA), so its rows are not what a weight's depth multiplies"
+    weight = linear.matrix(node)
+    if weight is None:
+        return "not-matrix", "its weight has more than two dimensions, or is reshaped on the way in a form not followed"
+    depth, width = weight.shape
+    if min(depth, width) < SMALLEST_GEMM:
+        return "tiny", f"a {depth}x{width} weight is smaller than one tensor-core tile, and takes next to no memory"
+    tied = next((table.name for table in tables if _same(table, weight)), "")
+    head = bool(tied) or (width >= WIDE * depth and _ends(graph, node))
+    wanted = recipe.weight_only
+    if head and wanted.head == "float":
+        return "head", "it gives the logits, and weight_only.head = 'float' leaves them alone"
+    layer = Layer(one.node, one.op, node.inputs[0].name, depth, width, "int8", None, tied=tied)
+    if recipe.precision == "int8-weight":
+        return layer
+    if head and wanted.head == "int8":
+        return _with(layer, "int8", None, "INT8, because it gives the logits (weight_only.head)")
+    size = next((size for size in SIZES if size <= wanted.block_size and depth % size == 0), None)
+    if size is None:
+        why = f"INT8, because no block of {_listed(wanted.block_size)} divides its depth of {depth}"
+        return _with(layer, "int8", None, why)
+    why = "" if size == wanted.block_size else f"because {wanted.block_size} does not divide its depth of {depth}"
+    return _with(layer, "int4", size, why)
+
+
+def _with(layer: Layer, format: Format, size: int | None, why: str) -> Layer:
+    return Layer(
+        layer.node, layer.op, layer.activation, layer.depth, layer.width, format, size, why, layer.tied
+    )
+
+
+def _listed(most: int) -> str:
+    return " or ".join(str(size) for size in SIZES if size <= most)
+
+
+def _same(table: gs.Node, weight: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> bool:
+    """Whether an embedding holds the numbers of a weight [K, N], as [N, K] or [K, N]."""
+    held = table.inputs[0]
+    shape = tuple(int(dim) for dim in held.shape)
+    if shape not in (weight.shape, weight.shape[::-1]) or graphs.dtype_of(held) != np.float32:
+        return False
+    values = graphs.values_of(held)
+    return np.array_equal(values if shape == weight.shape and shape[0] != shape[1] else values.T, weight)
+
+
+def _ends(graph: gs.Graph, node: gs.Node) -> bool:
+    """Whether what a node computes leaves the graph, perhaps with a bias or a scale on the way."""
+    tensor = node.outputs[0]
+    for _ in range(_FARTHEST):
+        if graphs.is_output(graph, tensor):
+            return True
+        readers = [reader for reader, _ in graphs.consumers(tensor)]
+        if len(readers) != 1 or not graphs.is_op(readers[0], *_BEHIND):
+            return False
+        tensor = readers[0].outputs[0]
+    return False
