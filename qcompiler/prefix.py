@@ -105,7 +105,7 @@ def run(model: Model | gs.Graph, ids: Sequence[int]) -> Prefix:
 
 def unfit(error: UnfitError) -> str:
     """The sentence for people."""
-    return f"a prefix cannot be put in front of this model: {error}. Compile it with `[qfep] prefix = \"off\"`."
+    return f'a prefix cannot be put in front of this model: {error}. Compile it with `[qfep] prefix = "off"`.'
 
 
 def in_front(feeds: Feeds, ids: Sequence[int], face: Interface) -> Feeds:
@@ -180,23 +180,23 @@ def prove(
     first, second = Session(reference, quick=True), Session(other, quick=True)
     worst, half, length = (0.0, ""), False, len(prefix.ids)
     for feed in feeds:
-        texts = feed[face.filler.ids][:, :LONGEST_PROOF]
-        plain = face.filler.feed(texts)
+        texts = feed[face.filler.ids][:, :LONGEST_PROOF].tolist()
+        plain, first_tokens = face.filler.feed(texts), [text[:1] for text in texts]
         own = plain if baked else prefix.in_cache(plain, face)
         wanted, got = first.run(in_front(plain, prefix.ids, face)), second.run(own)
         worst = max(worst, _difference(wanted, got))
         half = half or any(value.dtype.itemsize == 2 for value in wanted.values())
         if face.past:
-            seen = texts.shape[1] + length
-            own = face.filler.feed(texts[:, :1], _fed_back(face, got), seen - length if baked else seen)
-            wanted = first.run(face.filler.feed(texts[:, :1], _fed_back(face, wanted), seen))
+            seen = len(texts[0]) + length
+            own = face.filler.feed(first_tokens, _fed_back(face, got), seen - length if baked else seen)
+            wanted = first.run(face.filler.feed(first_tokens, _fed_back(face, wanted), seen))
             worst = max(worst, _difference(wanted, second.run(own)))
     allowed = HALF_TOLERANCE if half else TOLERANCE
     if not worst[0] <= allowed:
         raise EquivalenceError(
             f"with the prefix {list(prefix.ids)} in front of its attentions, the model does not compute what it "
             f"computes for [prefix + text]: output '{worst[1]}' differs by {worst[0]:.3g} of its largest value, and "
-            f"{allowed:g} is allowed. Compile with `[qfep] prefix = \"off\"`, and please report this with the model."
+            f'{allowed:g} is allowed. Compile with `[qfep] prefix = "off"`, and please report this with the model.'
         )
     return worst[0]
 

@@ -248,4 +248,3 @@ def frontier(graph: gs.Graph, known: set[int], passed: set[int]) -> list[tuple[g
 def is_baked(graph: gs.Graph) -> bool:
     """Whether a prefix has been baked into the graph already."""
     return any(node.name.startswith(MARK) for node in graph.nodes)
-

@@ -97,18 +97,11 @@ def stage(
         face = interface(normal.graph)
         texts = list(itertools.islice(samples, PROOFS))
         if not wanted.bake:
-            error = prefix.prove(normal, normal, done.prefix, texts, baked=False)
+            moved = prefix.prove(normal, normal, done.prefix, texts, baked=False)
             front = functools.partial(done.prefix.in_cache, face=face)
             samples = through(samples, [_dropper(done.found, face), front], face)
-            return model, normal, samples, dataclasses.replace(done, error=error)
-        baked = models.copy(normal)
-        report = BakePrefix(done.prefix)(baked.graph)
-        if not report.changed:
-            raise ModelError(prefix.unfit(UnfitError(report.notes[0].text if report.notes else "nothing was changed")))
-        EliminateDead()(baked.graph)
-        error = prefix.prove(normal, baked, done.prefix, texts)
-        run.reports.append(report)
-        run.equivalence[report.name] = error
+            return model, normal, samples, dataclasses.replace(done, error=moved)
+        baked, moved = _baked(run, normal, done.prefix, texts)
     return_freed_memory()
     if done.found.drops_first:
         run.warn(
@@ -116,8 +109,21 @@ def stage(
             "it (in a tokenizer: add_special_tokens=False)"
         )
     run.fronted = functools.partial(through, changes=[_dropper(done.found, face)], face=face)
-    done = dataclasses.replace(done, baked=True, error=error, plain=model)
+    done = dataclasses.replace(done, baked=True, error=moved, plain=model)
     return models.copy(baked), baked, run.fronted(samples), done
+
+
+def _baked(run: Run, normal: models.Model, wanted: Prefix, texts: Sequence[Feeds]) -> tuple[models.Model, float]:
+    """The model with the prefix inside, and by how much its outputs differ from those for [prefix + text]."""
+    baked = models.copy(normal)
+    report = BakePrefix(wanted)(baked.graph)
+    if not report.changed:
+        raise ModelError(prefix.unfit(UnfitError(report.notes[0].text if report.notes else "nothing was changed")))
+    EliminateDead()(baked.graph)
+    moved = prefix.prove(normal, baked, wanted, texts)
+    run.reports.append(report)
+    run.equivalence[report.name] = moved
+    return baked, moved
 
 
 def _find(

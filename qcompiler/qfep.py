@@ -199,8 +199,8 @@ def search(
         advance(0.04)
     best = judge.best()
     while rule == "auto" and best.ids and len(best.ids) < most:
-        for one in judge.spiking(best.ids):
-            judge.try_out((*best.ids, one))
+        for token in judge.spiking(best.ids):
+            judge.try_out((*best.ids, token))
         longer = judge.best()
         if longer.ids == best.ids:
             break
@@ -216,8 +216,8 @@ def _concluded(
     figures = f"from {none.worst:.4g} to {best.worst:.4g} times the median at the worst of {len(watched)} layers"
     if not best.ids or best.worst > VANISHES * none.worst:
         closest = min((one for one in trials if one.ids), key=lambda one: one.worst, default=none)
-        figure = f"{closest.worst:.4g} times the median instead of {none.worst:.4g}"
-        return Found((), f"no prefix makes the spikes vanish: the best leaves {figure}", bos, before, trials, tuple(pairs))
+        left = f"the best leaves {closest.worst:.4g} times the median instead of {none.worst:.4g}"
+        return Found((), f"no prefix makes the spikes vanish: {left}", bos, before, trials, tuple(pairs))
     return Found(best.ids, f"spikes fall {figures}", bos, before, trials, tuple(pairs))
 
 
@@ -314,7 +314,9 @@ class _Judge:
 
     def _texts(self, ids: Sequence[int]) -> list[Row]:
         """The texts behind a prefix: without the BOS that it has already."""
-        return [row[1:] if self._bos is not None and self._bos in ids and row[0] == self._bos else row for row in self._rows]
+        if self._bos is None or self._bos not in ids:
+            return self._rows
+        return [row[1:] if row[0] == self._bos else row for row in self._rows]
 
     def try_out(self, ids: tuple[int, ...]) -> None:
         if ids in self.trials:
@@ -340,4 +342,3 @@ class _Judge:
     def spiking(self, ids: tuple[int, ...]) -> list[int]:
         """Tokens that spike most behind a prefix, at the layer that is the worst then."""
         return candidates(self._peaks[ids], self._texts(ids), self._bos)
-

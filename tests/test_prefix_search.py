@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ Row = NDArray[np.int64]
 class Fake(qfep.Meter):
     """A model whose tokens spike where they occur first: token 7 at one layer, 9 at another, any token at the front."""
 
-    spikes = {"early": {7: 900.0}, "late": {9: 400.0}, "calm": dict[int, float]()}
+    spikes: ClassVar[dict[str, dict[int, float]]] = {"early": {7: 900.0}, "late": {9: 400.0}, "calm": {}}
     front = 500.0
 
     def __init__(self, model: Any, names: Sequence[str]) -> None:
@@ -62,8 +62,10 @@ def _texts(count: int = 5, *, bos: int | None = None) -> list[Row]:
 def test_the_prefix_has_every_token_that_spikes_first(fake: list[str]) -> None:
     found = qfep.search(None, fake, _texts())  # type: ignore[arg-type]
     assert set(found.ids) == {7, 9}
-    assert found.before["early"] == 900.0 and found.before["calm"] == 1.0
-    assert found.trials[0].ids == () and found.trials[0].worst == 900.0
+    assert found.before["early"] == 900.0
+    assert found.before["calm"] == 1.0
+    assert found.trials[0].ids == ()
+    assert found.trials[0].worst == 900.0
     assert min(one.worst for one in found.trials) == 1.0
     assert not found.drops_first
 
@@ -77,21 +79,24 @@ def test_no_prefix_is_longer_than_allowed(fake: list[str]) -> None:
 def test_a_token_that_begins_all_texts_is_known(fake: list[str]) -> None:
     found = qfep.search(None, fake, _texts(bos=2))  # type: ignore[arg-type]
     assert found.bos == 2
-    assert found.ids[0] == 2 and found.drops_first
+    assert found.ids[0] == 2
+    assert found.drops_first
     assert {7, 9} <= set(found.ids)
 
 
 def test_texts_without_spikes_need_no_prefix(fake: list[str]) -> None:
     found = qfep.search(None, ["calm"], _texts())  # type: ignore[arg-type]
-    assert found.ids == () and found.why.startswith("no token spikes")
+    assert found.ids == ()
+    assert found.why.startswith("no token spikes")
 
 
 def test_a_prefix_that_does_not_help_is_not_taken(fake: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    again = {"early": {token: 900.0 for token in (7, 9)}}
+    again = {"early": dict.fromkeys((7, 9), 900.0)}
     monkeypatch.setattr(Fake, "spikes", again)
     monkeypatch.setattr(Fake, "peaks", _spiking_everywhere)
     found = qfep.search(None, ["early"], _texts())  # type: ignore[arg-type]
-    assert found.ids == () and "no prefix makes the spikes vanish: the best leaves 900" in found.why
+    assert found.ids == ()
+    assert "no prefix makes the spikes vanish: the best leaves 900" in found.why
 
 
 def _spiking_everywhere(self: Any, rows: Sequence[Row], front: Sequence[int] = ()) -> dict[str, NDArray[np.float32]]:
@@ -144,7 +149,8 @@ def test_ratios_of_a_real_model_are_those_of_the_observation() -> None:
     spiking = [name for name, value in ratios.items() if value > 100]
     assert spiking == ["l1.glu"]
     result = qfep.search(model, names, rows)
-    assert result.ids == (glu.TOKEN,) and result.drops_first
+    assert result.ids == (glu.TOKEN,)
+    assert result.drops_first
     behind = qfep.Meter(model, names).ratios([row[1:] for row in rows], result.ids)
     assert behind["l1.glu"] < ratios["l1.glu"] / 10
 
@@ -172,11 +178,8 @@ def test_another_file_is_no_prefix(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", ids=np.zeros(2, np.int64), weights=np.zeros(3))
     with pytest.raises(DataError, match="is no prefix: it needs ids and"):
         Prefix.load(tmp_path / "x.npz")
-    np.savez(
-        tmp_path / "y.npz",
-        ids=np.zeros(2, np.int64),
-        **{f"past_key_values.0.{kind}": np.zeros((1, 2, 3, 4)) for kind in ("key", "value")},
-    )
+    rows = np.zeros((2, 3, 4), np.float32)  # three tokens, of two ids
+    Prefix((1, 2), (rows,), (rows,)).save(tmp_path / "y.npz")
     with pytest.raises(DataError, match=r"are not \[1, kv_heads, 2, size\]"):
         Prefix.load(tmp_path / "y.npz")
 
@@ -197,7 +200,8 @@ def test_texts_lose_their_first_token_only_where_it_is_the_one_that_is_meant() -
     feeds = face.filler.feed([[1, 5, 6], [1, 7, 8]])
     shorter = prefix.without_first(feeds, face, 1)
     assert shorter["input_ids"].tolist() == [[5, 6], [7, 8]]
-    assert shorter["attention_mask"].shape == (2, 2) and shorter["position_ids"].tolist() == [[0, 1]] * 2
+    assert shorter["attention_mask"].shape == (2, 2)
+    assert shorter["position_ids"].tolist() == [[0, 1]] * 2
     assert prefix.without_first(feeds, face, 2) is feeds
     alone = face.filler.feed([[1]])
     assert prefix.without_first(alone, face, 1) is alone

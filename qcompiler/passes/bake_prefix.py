@@ -95,7 +95,9 @@ class _Bench:
     def integers(self, what: str, *values: int) -> gs.Constant:
         return self.constant(what, np.asarray(values, np.int64))
 
-    def node(self, op: str, what: str, inputs: list[gs.Tensor], like: gs.Tensor | None = None, **attrs: Any) -> gs.Tensor:
+    def node(
+        self, op: str, what: str, inputs: list[gs.Tensor], like: gs.Tensor | None = None, **attrs: Any
+    ) -> gs.Tensor:
         """A node at the end of the graph, which is sorted later; returns what it writes."""
         name = self._names.fresh(f"{MARK}{what}")
         shape = None if like is None or like.shape is None else [None] * len(like.shape)

@@ -45,7 +45,9 @@ def _note(found: Row) -> str:
     text = f"Tokens {_spell(found['ids'])} stand in front of every text ({found['rule']}; {found['why']})"
     text += ", inside the graph." if found["baked"] else f", which the caller gives by the cache ({found['file']})."
     if found.get("relative_error") is not None:
-        text += f" Against the float model that reads prefix and text, outputs differ by {short(found['relative_error'])}."
+        text += (
+            f" Against the float model that reads prefix and text, outputs differ by {short(found['relative_error'])}."
+        )
     if found.get("drops_first"):
         text += f" The prefix has token {found['bos']}, which all texts begin with: they are to go without it."
     plain, with_it = number(found.get("float_score_without")), number(found.get("float_score_with"))
@@ -79,7 +81,12 @@ def _plot(layers: Sequence[Row]) -> str:
 def _table(layers: Sequence[Row]) -> str:
     ordered = sorted(layers, key=lambda row: -(number(row["before"]) or 0.0))
     cells = (
-        (code(row["tensor"]), spelled("ratio", row["before"]), spelled("ratio", row["after"]), code(row["reader"] or ""))
+        (
+            code(row["tensor"]),
+            spelled("ratio", row["before"]),
+            spelled("ratio", row["after"]),
+            code(row["reader"] or ""),
+        )
         for row in ordered
     )
     columns = ("activation", "without", "behind the prefix", "read by")

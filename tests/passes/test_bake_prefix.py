@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -93,7 +94,7 @@ def learned(*, mask: bool = True) -> onnx.ModelProto:
     )
 
 
-MODELS = {
+MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
     "with a cache": decoder.decoder,
     "without a cache": lambda: decoder.decoder(cache=False),
     "of batch 1": lambda: decoder.decoder(batch=1),
@@ -115,7 +116,8 @@ def texts(graph: gs.Graph, length: int = 9, batch: int = 3) -> dict[str, Any]:
 def baked(graph: gs.Graph, ids: tuple[int, ...] = IDS) -> tuple[gs.Graph, Prefix]:
     found, copy = prefix.run(graph, ids), graph.copy()
     report = BakePrefix(found)(copy)
-    assert report.changed and not report.skipped
+    assert report.changed
+    assert not report.skipped
     return copy, found
 
 
@@ -244,7 +246,7 @@ def _without_attention() -> onnx.ModelProto:
     return model(*body, inputs={"input_ids": (np.int64, ("batch", "length"))}, weights=weights)
 
 
-REFUSED = {
+REFUSED: dict[str, Callable[[], onnx.ModelProto]] = {
     "it is not causal": lambda: _edited(decoder.decoder(cache=False), never=np.float32(0)),
     "masks scores with something computed from the tokens": _of_tokens,
     "it has no attention": _without_attention,
@@ -270,7 +272,8 @@ def test_the_pass_leaves_a_graph_alone_that_it_does_not_understand() -> None:
         graph = to_graph(proto)
         written = whole(graph).SerializeToString(deterministic=True)
         (note,) = BakePrefix(found)(graph).notes
-        assert isinstance(note, Skipped) and why in note.text
+        assert isinstance(note, Skipped)
+        assert why in note.text
         assert whole(graph).SerializeToString(deterministic=True) == written
 
 
