@@ -90,13 +90,13 @@ def job(model: Any, cache: Cache | None, label: str) -> Job:
         options = dict(zip(plain, tensors, strict=False))
         if cache is None:
             return (model(**options, use_cache=False, return_dict=True).logits,)
-        out = model(**options, past_key_values=_filled(tensors[len(plain) :]), use_cache=True, return_dict=True)
+        out = model(**options, past_key_values=cache_with(tensors[len(plain) :]), use_cache=True, return_dict=True)
         return (out.logits, *(t for layer in out.past_key_values.layers for t in (layer.keys, layer.values)))
 
     return Job(forward, model, inputs, axes, outputs, label)
 
 
-def _filled(tensors: Any) -> Any:
+def cache_with(tensors: Any) -> Any:
     """transformers' cache with these keys and values, whose sizes are never asked for by value."""
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer

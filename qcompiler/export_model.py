@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from qcompiler import export_decoder, export_encoder, export_names
+from qcompiler import export_decoder, export_encoder, export_names, export_pair
 from qcompiler import model as models
 from qcompiler.atomic import check_writable, make_folder, remove_empty, unwritable
 from qcompiler.errors import QCompilerError, UsageError
@@ -176,11 +176,8 @@ def _parts(loaded: Loaded, past: bool | None, output: Path) -> tuple[str, list[_
         _refuse_past(past, label)
         job = export_encoder.plain_job(loaded)
         return "module", [_Part(output.name, job, export_encoder.plain_check(loaded, job))]
-    if getattr(config, "is_encoder_decoder", False):
-        raise UsageError(
-            f"{label} is an encoder-decoder ({type(model).__name__}), which is not exported yet: export its encoder with "
-            "file.py:function, or compile ONNX files that other tools made of it."
-        )
+    if getattr(config, "is_encoder_decoder", False) and model.can_generate():
+        return "encoder-decoder", _pair(loaded, past, output)
     if not model.can_generate():
         _refuse_past(past, label)
         job = export_encoder.job(loaded)
@@ -189,6 +186,15 @@ def _parts(loaded: Loaded, past: bool | None, output: Path) -> tuple[str, list[_
     job = export_decoder.job(model, cache, label)
     kind = "decoder" if cache is None else "decoder with cache"
     return kind, [_Part(output.name, job, export_decoder.check(model, job, cache, loaded.tokenizer))]
+
+
+def _pair(loaded: Loaded, past: bool | None, output: Path) -> list[_Part]:
+    cache = export_pair.cache_of(loaded) if past is not False else None
+    encoder, decoder = export_pair.encoder_job(loaded, cache), export_pair.decoder_job(loaded, cache)
+    return [
+        _Part(f"encoder_{output.name}", encoder, export_pair.encoder_check(loaded, encoder, cache)),
+        _Part(f"decoder_{output.name}", decoder, export_pair.decoder_check(loaded, decoder, cache)),
+    ]
 
 
 def _refuse_past(past: bool | None, label: str) -> None:
