@@ -50,6 +50,7 @@ def render(manifest: Row) -> str:
         outliers.smoothing(manifest.get("smoothing")),
         prefix.qfep(manifest.get("qfep")),
         outliers.qfem(manifest.get("qfem")),
+        outliers.llm_int8(manifest.get("llm_int8")),
         outliers.residuals(manifest.get("residuals") or ()),
         _layers(manifest),
         _audit(manifest.get("audit")),

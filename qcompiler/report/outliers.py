@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from qcompiler.report import plots
-from qcompiler.report.figures import channels, decibel, number, percent, short, spelled, tokens
+from qcompiler.report.figures import channels, decibel, number, percent, short, spelled, split_off, tokens
 from qcompiler.report.page import code, fold, section, table
 
 Row = Mapping[str, Any]
@@ -176,6 +176,44 @@ def qfem(found: Row | None) -> str:
     known = [step for step in curve if number(step.get("sqnr_db")) is not None]
     plot = plots.trade(known, _marked(known, chosen)) if len(known) > 1 else ""
     return section("QFeM", note, plot + (listed if chosen else ""))
+
+
+def llm_int8(found: Row | None) -> str:
+    """Which channels are multiplied apart, and what that costs."""
+    if not found:
+        return ""
+    columns = (
+        "activation",
+        "apart",
+        "of",
+        "layout",
+        "largest",
+        "largest left",
+        "as they are",
+        "apart",
+        "why",
+        "readers",
+    )
+    cells = (
+        (
+            code(group["tensor"]),
+            str(len(group["channels"])),
+            str(group["of"]),
+            escape(str(group["layout"])),
+            short(group["amax"]),
+            short(group["rest"]),
+            decibel(group["plain_db"]),
+            decibel(group["db"]),
+            escape(str(group["why"])),
+            _readers(group),
+        )
+        for group in found["groups"]
+    )
+    count = len(found["groups"])
+    body = fold(f"{count} groups", count, table(columns, cells, figures=(1, 2, 4, 5, 6, 7), find=True))
+    return section(
+        "LLM.int8()", f"{split_off(found)}. dB are those of the layers' own outputs, on recorded rows.", body
+    )
 
 
 def _marked(curve: Sequence[Row], chosen: Sequence[Row]) -> int:

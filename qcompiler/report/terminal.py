@@ -24,6 +24,7 @@ from qcompiler.report.figures import (
     short,
     size,
     spelled,
+    split_off,
     words,
 )
 
@@ -193,6 +194,8 @@ def _summary_rows(manifest: Row) -> Iterator[tuple[str, str]]:
         yield "multiply-accumulates", ", ".join(f"{percent(s)} {what}" for what, s in shares if s >= 0.0005)
     if manifest.get("qfep"):
         yield "prefix", prefix.line(manifest["qfep"])
+    if manifest.get("llm_int8"):
+        yield "LLM.int8()", split_off(manifest["llm_int8"])
     if manifest.get("audit"):
         yield "engine's own listing", audited(manifest["audit"])
     yield "size", _sizes(manifest)
