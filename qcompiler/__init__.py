@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from qcompiler._version import __version__
 
 if TYPE_CHECKING:
+    from qcompiler.benchmark import Bench, bench
     from qcompiler.compiler import CompileResult, build, compile, quantize, verify
     from qcompiler.export_model import ExportResult, export
     from qcompiler.inspection import Inspection, inspect
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from qcompiler.text import Text
 
 __all__ = [
+    "Bench",
     "CompileResult",
     "ExportResult",
     "Inspection",
@@ -30,6 +32,7 @@ __all__ = [
     "Sensitivity",
     "Text",
     "__version__",
+    "bench",
     "build",
     "compile",
     "export",
@@ -40,12 +43,14 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Bench": "benchmark",
     "CompileResult": "compiler",
     "ExportResult": "export_model",
     "Inspection": "inspection",
     "Recipe": "recipe",
     "Sensitivity": "study",
     "Text": "text",
+    "bench": "benchmark",
     "build": "compiler",
     "compile": "compiler",
     "export": "export_model",

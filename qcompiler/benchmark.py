@@ -322,16 +322,21 @@ def _warm(
     with progress.stage("warm up", len(workers) * len(cases)) as stage:
         for case, (i, worker) in itertools.product(cases, enumerate(workers)):
             stage.note(f"{worker.name}, {case}")
-            taken = [0.0]
+            taken = BURST_S
             for _ in range(warmup):
-                taken = worker.infer(files[case], 2) if case.prompt is None else _text(worker, case, files)
-            bursts[i, case] = min(max(math.ceil(BURST_S / taken[-1]), 1), BURST_MOST) if taken[-1] else 1
+                taken = _once(worker, case, files[case], 1)
+            if taken < BURST_S:
+                taken = _once(worker, case, files[case], 2)  # the very first run may have been slower than any other
+            bursts[i, case] = min(max(math.ceil(BURST_S / taken), 1), BURST_MOST)
             stage.advance()
     return bursts
 
 
-def _text(worker: Worker, case: Case, files: Mapping[Case, Path]) -> list[float]:
-    return list(worker.write(files[case], case.prompt or 0, 2)["prefill"])
+def _once(worker: Worker, case: Case, feeds: Path, count: int) -> float:
+    """Seconds of the last of so many runs, or of readings of the prompt."""
+    if case.prompt is None:
+        return worker.infer(feeds, count)[-1]
+    return float(worker.write(feeds, case.prompt, count)["prefill"][-1])
 
 
 def _rounds(
@@ -407,7 +412,10 @@ def _case(
         before = first if i else None
         row: dict[str, Any] = {"model": worker.name}
         row |= _written(mine, before, case, generate) if known else _ran(mine, before, case)
-        results.append({name: one.to_json() if isinstance(one, figures.Figure) else one for name, one in row.items()})
+        plain_ = {name: one.to_json() if isinstance(one, figures.Figure) else one for name, one in row.items()}
+        if plain_.get("decode"):
+            plain_["decode"]["rerun"] = not known[i].pairs
+        results.append(plain_)
     return {"batch": case.batch, "prompt": case.prompt, "results": results}
 
 
@@ -423,9 +431,10 @@ def _ran(mine: _Measured, first: _Measured | None, case: Case) -> dict[str, Any]
 
 def _written(mine: _Measured, first: _Measured | None, case: Case, generate: int) -> dict[str, Any]:
     def rate(one: _Measured) -> list[float]:
-        """Tokens a second of whole answers, the prompt's reading included."""
+        """Tokens a second of whole answers, the prompt's reading included; from medians, as the other figures are."""
         pairs = zip(one.prefill, one.decode, strict=True)
-        return [case.batch * generate / (np.median(p) + (np.mean(d) * (generate - 1) if d else 0.0)) for p, d in pairs]
+        rest = generate - 1
+        return [case.batch * generate / (np.median(p) + (np.median(d) * rest if d else 0.0)) for p, d in pairs]
 
     decodes = any(mine.decode)
     found: dict[str, Any] = {"prefill": figures.seconds(mine.prefill, None if first is None else first.prefill)}

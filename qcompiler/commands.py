@@ -132,6 +132,48 @@ def sensitivity(options: argparse.Namespace, view: View) -> None:
     view.result(found)
 
 
+def bench(options: argparse.Namespace, view: View) -> None:
+    """Latency and throughput side by side."""
+    from qcompiler.atomic import check_writable, write_bytes, write_text
+    from qcompiler.benchmark import bench
+    from qcompiler.report import bench as report
+
+    kind = Path(options.output).suffix if options.output else ""
+    if options.output and kind not in (".html", ".png"):
+        raise UsageError(f"the output '{options.output}' is neither .html nor .png: choose one of these endings")
+    if options.output:
+        check_writable(options.output)
+    found = bench(
+        options.models,
+        data=options.data,
+        shapes=parse_shapes(";".join(options.shapes)) if options.shapes else None,
+        batches=_numbers("--batch", options.batch),
+        prompts=_numbers("--prompt", options.prompt),
+        generate=options.generate,
+        rounds=options.rounds,
+        warmup=options.warmup,
+        seconds=options.seconds,
+        threads=options.threads,
+        provider=options.provider,
+        target=options.target,
+        progress=view.progress,
+    ).to_json()
+    if kind == ".html":
+        write_text(options.output, report.html(found))
+    elif kind == ".png":
+        write_bytes(options.output, report.png(found))
+    view.people(*report.terminal(found))
+    view.result(found)
+
+
+def _numbers(name: str, text: str) -> list[int]:
+    """`1,4,8` as numbers."""
+    try:
+        return [int(one) for one in text.split(",")]
+    except ValueError:
+        raise UsageError(f"{name} takes whole numbers with commas between them, such as 1,4,8, not '{text}'") from None
+
+
 def passes(options: argparse.Namespace, view: View) -> None:
     """The graph rewrites."""
     from qcompiler import spec

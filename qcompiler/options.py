@@ -203,6 +203,35 @@ def parser() -> _Parser:
     sensitivity.add_argument("--report", metavar="FILE.html", help="write all layers as an HTML file too")
     sensitivity.add_argument("--all", action="store_true", help="list every layer, also of large models")
 
+    bench = _command(
+        listed,
+        "bench",
+        commands.bench,
+        "latency and throughput of models side by side",
+        "qcompiler bench model.onnx model.qdq.onnx --batch 1,4,8 --prompt 128 --generate 32 -o bench.html",
+    )
+    bench.add_argument("models", metavar="MODEL", nargs="+", help="ONNX models or engines, the first to compare with")
+    _data(bench, "feeds; for decoders, where tokens are taken from; without it: random numbers")
+    bench.add_argument("-o", "--output", metavar="FILE", help="plots and figures as .html, or the plots as .png")
+    bench.add_argument("--batch", default="1", metavar="N,N", help="samples or texts at a time (default: 1)")
+    bench.add_argument(
+        "--shapes", action="append", metavar="X=SHAPE", help="input shape, such as x=1x3x224x224; repeatable"
+    )
+    text = bench.add_argument_group("decoders", "models that take input_ids and give logits")
+    text.add_argument("--prompt", default="128", metavar="N,N", help="tokens of a prompt (default: 128)")
+    text.add_argument("--generate", type=int, default=32, metavar="N", help="tokens of an answer (default: 32)")
+    turns = bench.add_argument_group("measuring")
+    turns.add_argument("--rounds", type=int, default=10, metavar="N", help="how often all are measured (default: 10)")
+    turns.add_argument("--warmup", type=int, default=1, metavar="N", help="unmeasured runs before (default: 1)")
+    turns.add_argument(
+        "--seconds", type=float, default=60.0, metavar="S", help="begin no round that would end later (default: 60)"
+    )
+    turns.add_argument("--threads", type=int, default=0, metavar="N", help="of ONNX Runtime (default: all processors)")
+    turns.add_argument("--provider", choices=("cpu", "cuda"), default="cpu", help="of ONNX Runtime (default: cpu)")
+    turns.add_argument(
+        "--target", default="tensorrt-rtx", metavar="T", help="whose engines the other files are, if nothing says so"
+    )
+
     passes = _command(listed, "passes", commands.passes, "the graph rewrites and their options", "qcompiler passes")
     passes.add_argument("name", metavar="NAME", nargs="?", help="only this one")
 
