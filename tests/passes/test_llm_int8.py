@@ -1,4 +1,4 @@
-"""Splitting outlier channels off: exact in every layout, reordered where that is exact, joined again, refused with why."""
+"""Splitting outlier channels off: exact in every layout, reordered where that is exact, and joined again."""
 
 from __future__ import annotations
 

@@ -1,0 +1,248 @@
+"""LLM.int8() in the pipeline, static and with a scale per token, on a decoder with planted outliers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import pytest
+
+from qcompiler import compiler, dynamic, llm_int8, record
+from qcompiler import model as models
+from qcompiler.cli import main
+from qcompiler.decide import Candidate
+from qcompiler.errors import UsageError
+from qcompiler.outliers import Outliers
+from qcompiler.recipe import LlmInt8Table, Qfem, Recipe, Safety, Smoothing
+from qcompiler.report import html, terminal
+from qcompiler.target import DType
+from tests import glu
+from tests.rewrite import model
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float32]
+
+EVERYTHING = Safety(target_sqnr_db=199.0, min_share=1.0, range_groups=0)
+ALONE = {"safety": EVERYTHING, "smooth_quant": Smoothing(alpha="off"), "qfem": Qfem(alpha="off")}
+FEEDS = glu.feeds(6)
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("glu") / "planted.onnx"
+    onnx.save(glu.stack(channels=glu.OUTLIERS, spiking=(1,), layers=2), path)
+    return path
+
+
+def quantize(source: Path, folder: Path, **changes: object) -> compiler.CompileResult:
+    recipe = Recipe(target="onnxruntime").replace(**{**ALONE, **changes})
+    return compiler.quantize(source, data=FEEDS, recipe=recipe, output=folder / "out.onnx")
+
+
+def sqnr(result: compiler.CompileResult) -> float:
+    assert result.verification is not None
+    return result.verification.outputs[0].sqnr_db or 0.0
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "tensorrt", "tensorrt-rtx:sm89"])
+def test_few_channels_apart_bring_back_what_outliers_took(target: str, planted: Path, tmp_path: Path) -> None:
+    without = quantize(planted, tmp_path, target=target)
+    found = quantize(planted, tmp_path, target=target, llm_int8=LlmInt8Table(threshold="auto"))
+    assert sqnr(found) > max(sqnr(without), 0) + 15
+    assert found.plan.share() > 0.9
+    rows = [one for one in found.plan if one.rule == "llm-int8"]
+    assert rows
+    assert all(not one.precision.quantized and one.node.endswith("/outliers") for one in rows)
+    assert "multiplied apart from 'L0.Q'" in next(one.why for one in rows if one.node == "L0.Q/outliers")
+    told = found.manifest["llm_int8"]
+    assert 0 < told["macs_share"] < 0.05
+    assert told["layers"] == len(rows)
+    norms = next(group for group in told["groups"] if group["readers"][0] == "L0.Q")
+    assert len(norms["channels"]) == len(glu.OUTLIERS)
+    assert norms["db"] > norms["plain_db"] + 20
+    spike = next(group for group in told["groups"] if group["readers"][0] == "L1.DOWN")
+    assert len(spike["channels"]) >= glu.PAIRS
+    assert next(one for one in found.manifest["passes"] if "llm-int8" in one["pass"])["relative_error"] < 1e-4
+
+
+def test_an_engine_multiplies_them_apart_as_promised(planted: Path, tmp_path: Path) -> None:
+    recipe = Recipe(target="tensorrt-rtx:sm89", llm_int8=LlmInt8Table(threshold=6.0), strict=True).replace(**ALONE)
+    found = compiler.compile(planted, data=FEEDS, recipe=recipe, output=tmp_path / "out.engine")
+    audit, told = found.manifest["audit"], found.manifest["llm_int8"]
+    assert audit["ok"]
+    assert audit["confirmed"] == audit["promised"] == len(found.plan.quantized())
+    assert audit["nodes"]["L0.Q"] == "int8"
+    assert audit["nodes"]["L0.Q/outliers"] in ("float", "generated")
+    kernels = told["kernels"]
+    assert kernels["own"] + kernels["fused"] >= 1
+    assert kernels["own"] < kernels["kernels"] == audit["kernels"]
+    assert "LLM.int8()" in html.render(found.manifest)
+    assert any("channels apart" in str(row) for row in dict(terminal._summary_rows(found.manifest)).values())
+
+
+@pytest.mark.parametrize("layout", ["gather", "split"])
+def test_other_layouts_compute_as_well(layout: str, planted: Path, tmp_path: Path) -> None:
+    masked = quantize(planted, tmp_path, llm_int8=LlmInt8Table(threshold="auto"))
+    found = quantize(planted, tmp_path, llm_int8=LlmInt8Table(threshold="auto", layout=layout))
+    assert {group["layout"] for group in found.manifest["llm_int8"]["groups"]} <= {layout, ""}
+    assert sqnr(found) == pytest.approx(sqnr(masked), abs=2)
+
+
+def test_only_layers_that_were_asked_for_are_split(planted: Path, tmp_path: Path) -> None:
+    asked = LlmInt8Table(threshold=6.0, layers=(r"^L0\.Q$",))
+    found = quantize(planted, tmp_path, llm_int8=asked)
+    assert [group["readers"] for group in found.manifest["llm_int8"]["groups"]] == [["L0.Q", "L0.K", "L0.V"]]
+    assert {one.node for one in found.plan if one.rule == "llm-int8"} == {f"L0.{name}/outliers" for name in "QKV"}
+
+
+def test_products_are_joined_again_where_both_stay_in_high_precision(planted: Path, tmp_path: Path) -> None:
+    """A net that asks for more than INT8 can give takes layers back as a whole."""
+    net = Safety(target_sqnr_db=150.0, min_share=0.3, range_groups=0)
+    found = quantize(planted, tmp_path, safety=net, llm_int8=LlmInt8Table(threshold="auto"))
+    joined = found.manifest["llm_int8"]["joined"]
+    assert joined
+    names = {node.name for node in found.model.graph.nodes}
+    assert all(f"{name}/outliers" not in names and f"{name}/outliers" not in found.plan.decisions for name in joined)
+    assert all(f"{one.node.removesuffix('/outliers')}" not in joined for one in found.plan if one.rule == "llm-int8")
+    assert all(not found.plan.decisions[name].precision.quantized for name in joined)
+
+
+def test_nothing_is_split_unless_asked(planted: Path, tmp_path: Path) -> None:
+    found = quantize(planted, tmp_path)
+    assert found.manifest["llm_int8"] is None
+    assert not [node for node in found.model.graph.nodes if "/outliers" in node.name]
+
+
+def test_where_nothing_is_worth_it_the_model_stays_as_it_is(tmp_path: Path) -> None:
+    onnx.save(glu.stack(layers=1), tmp_path / "plain.onnx")
+    found = quantize(tmp_path / "plain.onnx", tmp_path, llm_int8=LlmInt8Table(threshold="auto"))
+    told = found.manifest["llm_int8"]
+    assert told["layers"] == 0
+    assert all("as they are" in group["why"] or "not worth it" in group["why"] for group in told["groups"])
+    assert "worth a product" in html.render(found.manifest)
+
+
+def test_a_layer_with_too_many_outliers_is_left_alone(planted: Path, tmp_path: Path) -> None:
+    found = quantize(planted, tmp_path, llm_int8=LlmInt8Table(threshold=0.5))
+    reasons = [group["why"] for group in found.manifest["llm_int8"]["groups"]]
+    assert any("more than llm_int8.most allows" in why for why in reasons)
+
+
+def chosen(folder: Path, values: Floats, weights: Floats, wanted: LlmInt8Table, *, seen: bool = True) -> llm_int8.Split:
+    """What is decided for one layer from its rows."""
+    proto = model(("MatMul", "x w", "y"), inputs={"x": values.shape}, weights={"w": weights})
+    one = Outliers(-1)
+    one.update(values)
+    onnx.save(proto, folder / "layer.onnx")
+    layer = models.load(folder / "layer.onnx")
+    rows = record.rows(layer, {"x": -1}, [{"x": values}])
+    groups = {"x": [Candidate("Y", "MatMul", "x", "w", 1)]}
+    (found,) = llm_int8.plan(layer, groups, rows, {"x": one} if seen else {}, wanted)
+    return found
+
+
+def test_the_fewest_channels_are_taken_that_reach_what_is_wanted(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    values, weights = (rng.standard_normal(shape).astype(np.float32) for shape in ((64, 80), (80, 20)))
+    values[:, [7, 30]] *= 200
+    weights[[7, 30]] /= 200
+    found = chosen(tmp_path, values, weights, LlmInt8Table(threshold="auto", sqnr_db=30))
+    assert found.channels == (7, 30)
+    assert found.plain_db < 15 < 30 < found.db
+    assert found.amax > 200 > found.rest
+    assert chosen(tmp_path, values, weights, LlmInt8Table(threshold=50.0)).channels == (7, 30)
+    assert chosen(tmp_path, values, weights, LlmInt8Table(threshold=1e6)).why == "no channel reaches 1e+06"
+    assert "as they are" in chosen(tmp_path, values, weights, LlmInt8Table(threshold="auto", sqnr_db=5)).why
+    assert "not worth it" in chosen(tmp_path, values, weights, LlmInt8Table(threshold="auto", most=0.015)).why
+    assert (
+        chosen(tmp_path, values, weights, LlmInt8Table(threshold="auto"), seen=False).why
+        == "nothing was observed of its activation"
+    )
+
+
+@pytest.mark.parametrize(
+    "table", [{"threshold": "6"}, {"threshold": -1}, {"layout": "sum"}, {"most": 2}, {"layers": ("(",)}]
+)
+def test_what_the_table_cannot_take_is_refused(table: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match="allowed is"):
+        LlmInt8Table(**table)  # type: ignore[arg-type]
+
+
+def test_the_command_line_takes_a_threshold(planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(tmp_path / "data.npz", ids=np.concatenate([feed["ids"] for feed in FEEDS]))
+    arguments = ["quantize", str(planted), "--data", str(tmp_path / "data.npz"), "-o", str(tmp_path / "out.onnx")]
+    arguments += ["--precision", "int8-dynamic", "--quiet"]  # a preset for ONNX Runtime
+    assert main([*arguments, "--llm-int8", "6.0"]) == 0
+    assert "channels apart" in " ".join(capsys.readouterr().out.split())
+    assert main([*arguments, "--llm-int8", "sometimes"]) == 2
+
+
+# --- With a scale per token ---
+
+
+def test_dynamic_needs_no_data(planted: Path, tmp_path: Path) -> None:
+    recipe = Recipe(precision="int8-dynamic", target="onnxruntime")
+    found = compiler.quantize(planted, recipe=recipe, output=tmp_path / "out.onnx")
+    products = [one for one in found.plan if one.rule == "dynamic"]
+    assert len(products) == 15
+    assert found.plan.share() == 1.0
+    assert sum(node.op == "MatMulInteger" for node in found.model.graph.nodes) == len(products)
+    assert found.verification is None
+
+
+def test_dynamic_holds_spikes_but_not_channels_and_llm_int8_holds_both(planted: Path, tmp_path: Path) -> None:
+    plain = quantize(planted, tmp_path, precision="int8-dynamic")
+    both = quantize(planted, tmp_path, precision="int8-dynamic", llm_int8=LlmInt8Table(threshold="auto"))
+    assert sqnr(both) > max(sqnr(plain), 0) + 15
+    assert sqnr(both) > sqnr(quantize(planted, tmp_path, llm_int8=LlmInt8Table(threshold="auto")))
+
+
+@pytest.mark.parametrize("high", ["fp32", "fp16"])
+def test_an_engine_runs_dynamic_products_in_int8(high: str, planted: Path, tmp_path: Path) -> None:
+    recipe = Recipe(precision="int8-dynamic", target="tensorrt-rtx:sm89", high_precision=high, strict=True)
+    found = compiler.compile(planted, data=FEEDS, recipe=recipe, output=tmp_path / "out.engine")
+    audit = found.manifest["audit"]
+    assert audit["ok"]
+    assert audit["compiled"]["int8"] == audit["confirmed"] == 15
+
+
+def test_dynamic_keeps_what_has_no_rows(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    proto = model(
+        ("Conv", "x w", "c", {"pads": [1, 1, 1, 1]}),
+        ("Relu", "c", "r"),
+        ("Flatten", "r", "f"),
+        ("Gemm", "f v b", "g", {"transB": 1}),
+        ("MatMul", "g small", "y"),
+        inputs={"x": ("n", 3, 6, 6)},
+        weights={
+            "w": rng.standard_normal((16, 3, 3, 3)).astype(np.float32),
+            "v": rng.standard_normal((32, 576)).astype(np.float32),
+            "b": rng.standard_normal(32).astype(np.float32),
+            "small": rng.standard_normal((32, 4)).astype(np.float32),
+        },
+        opset=21,
+    )
+    onnx.save(proto, tmp_path / "conv.onnx")
+    recipe = Recipe(precision="int8-dynamic", target="onnxruntime", keep=())
+    data = [{"x": rng.standard_normal((1, 3, 6, 6)).astype(np.float32)} for _ in range(4)]
+    found = compiler.quantize(tmp_path / "conv.onnx", data=data, recipe=recipe, output=tmp_path / "out.onnx")
+    assert {one.node: one.rule for one in found.plan} == {"C": "no-rows", "G": "dynamic", "Y": "tiny"}
+    assert sqnr(found) > 30
+    kept = compiler.quantize(
+        tmp_path / "conv.onnx", data=data, recipe=recipe.replace(keep=("G",)), output=tmp_path / "out.onnx"
+    )
+    assert kept.plan.decisions["G"].rule == "kept"
+    assert any("nothing in this model was quantized" in text for text in kept.manifest["warnings"])
+
+
+def test_dynamic_splits_only_on_request() -> None:
+    recipe = Recipe(precision="int8-dynamic")
+    assert not dynamic.splits(recipe)
+    assert dynamic.splits(recipe.replace(llm_int8=LlmInt8Table(threshold="auto")))
+    assert not dynamic.splits(Recipe(llm_int8=LlmInt8Table(threshold="auto")))
+    assert DType.INT8 not in recipe.formats()
