@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from qcompiler.decide import Candidate
     from qcompiler.stages import Run
 
-SAMPLES = 16  # whose tokens are looked at
+SAMPLES = 8  # whose tokens are looked at
 PROOFS = 2  # texts that the proof runs
 
 

@@ -100,7 +100,7 @@ def test_people_are_told(auto: compiler.CompileResult) -> None:
     assert ran["changed"]
     assert ran["relative_error"] <= 1e-4
     rows = dict(terminal._summary_rows(manifest))
-    assert rows["prefix"].startswith(f"tokens {glu.TOKEN}: ")
+    assert rows["prefix"].startswith(f"token {glu.TOKEN}: ")
     page = html.render(manifest)
     assert "<h2>QFeP</h2>" in page
     assert "behind the prefix" in page

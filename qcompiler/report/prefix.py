@@ -19,7 +19,7 @@ def line(found: Row) -> str:
     if not found["ids"]:
         return f"none: {found['why']}"
     worst = _worst(found["layers"])
-    text = f"tokens {_spell(found['ids'])}"
+    text = _tokens(found["ids"])
     if worst is not None:
         text += f": {worst['reader']} from {short(worst['before'])} to {short(worst['after'])} times the median token"
     if not found["baked"]:
@@ -42,7 +42,7 @@ def qfep(found: Row | None) -> str:
 def _note(found: Row) -> str:
     if not found["ids"]:
         return f"No prefix: {found['why']}."
-    text = f"Tokens {_spell(found['ids'])} stand in front of every text ({found['rule']}; {found['why']})"
+    text = f"In front of every text: {_tokens(found['ids'])} ({found['rule']}; {found['why']})"
     text += ", inside the graph." if found["baked"] else f", which the caller gives by the cache ({found['file']})."
     if found.get("relative_error") is not None:
         text += (
@@ -54,6 +54,10 @@ def _note(found: Row) -> str:
     if plain is not None and with_it is not None:
         text += f" Metric of the float model: {plain:.6g} without, {with_it:.6g} with the prefix."
     return text + " The plot shows largest over median token, mean over samples: without (dots), and behind it."
+
+
+def _tokens(ids: Sequence[int]) -> str:
+    return f"token{'s' * (len(ids) != 1)} {_spell(ids)}"
 
 
 def _spell(ids: Sequence[int]) -> str:
