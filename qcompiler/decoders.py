@@ -17,6 +17,7 @@ from qcompiler.errors import ModelError, UsageError
 from qcompiler.samples import Feeds, Inputs, InputShapes, Shape
 
 if TYPE_CHECKING:
+    import onnx_graphsurgeon as gs
     from numpy.typing import NDArray
 
     from qcompiler.model import Model
@@ -194,8 +195,8 @@ def lengths(
     longest = max_length or (seen.max[1] if seen else None)
     if longest is None:
         raise UsageError(
-            "a decoder with a key-value cache needs to know how long texts get: give --max-length (and --prompt), data, "
-            "or --shapes"
+            "a decoder with a key-value cache needs to know how long texts get: give --max-length (and --prompt), "
+            "data, or --shapes"
         )
     most = batch or (seen.max[0] if seen else 1)
     usual = min(seen.opt[0] if seen else 1, most)
@@ -204,8 +205,13 @@ def lengths(
 
 def of_model(model: Model) -> Decoder | None:
     """The decoder that a loaded model is; None if it is something else."""
-    inputs = {one.name: (graphs.dtype_of(one), graphs.shape_of(one)) for one in model.graph.inputs}
-    return detect(inputs, {one.name: graphs.shape_of(one) for one in model.graph.outputs})
+    return of_graph(model.graph)
+
+
+def of_graph(graph: gs.Graph) -> Decoder | None:
+    """The decoder that a graph is; None if it is something else."""
+    inputs = {one.name: (graphs.dtype_of(one), graphs.shape_of(one)) for one in graph.inputs}
+    return detect(inputs, {one.name: graphs.shape_of(one) for one in graph.outputs})
 
 
 def detect(inputs: Inputs, outputs: Mapping[str, Shape]) -> Decoder | None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from qcompiler import bodies, element_types
+from qcompiler import bodies, decoders, element_types
 from qcompiler import graph as graphs
 from qcompiler import model as models
 from qcompiler.session import Session
@@ -96,7 +96,15 @@ def measure(model: models.Model | gs.Graph, feeds: Iterable[Feeds]) -> Ranges:
             low, high = (float(values[end.name]) for end in tap.ends)
             now = Range(low, high)
             seen[tap.name] = seen[tap.name] | now if tap.name in seen else now
-    return Ranges({tap.name: seen[tap.name] for tap in taps if tap.name in seen and _real(seen[tap.name])})
+    known = {tap.name: seen[tap.name] for tap in taps if tap.name in seen and _real(seen[tap.name])}
+    return Ranges(_past(model, known) | known)
+
+
+def _past(model: models.Model | gs.Graph, known: Mapping[str, Range]) -> dict[str, Range]:
+    """Ranges of a decoder's cache that was empty: what comes out as `present` goes in as `past` in the next step."""
+    decoder = decoders.of_graph(model.graph if isinstance(model, models.Model) else model)
+    pairs = () if decoder is None else decoder.pairs
+    return {pair.past: known[pair.present] for pair in pairs if pair.present in known}
 
 
 def _real(value: Range) -> bool:
