@@ -168,7 +168,8 @@ def _split(
     first = gs.Variable(names.fresh(f"{y.name}/normal"), dtype, y.shape)
     second = gs.Variable(names.fresh(f"{y.name}{OUTLIERS}"), dtype, y.shape)
     attrs = {name: value for name, value in node.attrs.items() if name in ("alpha", "transB")}
-    apart = gs.Node(node.op, names.fresh(node.name + OUTLIERS), attrs, [outliers, other], [second])
+    # Its name is how it is found again; no node has it, though a tensor may
+    apart = gs.Node(node.op, node.name + OUTLIERS, attrs, [outliers, other], [second])
     set_input(node, 0, normal)
     set_input(node, 1, own)
     set_output(node, 0, first)

@@ -187,6 +187,15 @@ def test_joining_gives_back_weights_to_the_bit(picked: set[int], layout: str) ->
     onnx.checker.check_model(whole(graph), full_check=True)
 
 
+def test_the_outlier_product_is_found_where_nodes_are_named_like_their_outputs() -> None:
+    proto = product()
+    for one in proto.graph.node:
+        one.name = one.output[0]
+    graph, _ = check(LlmInt8({"a": [1]}), proto, tolerance=1e-5)
+    assert {"a", "a/outliers"} <= {node.name for node in graph.nodes}
+    assert join(graph, ["a"]) == ["a/outliers"]
+
+
 def test_joining_one_layer_leaves_what_others_share() -> None:
     graph = to_graph(product())
     LlmInt8({"A": [1], "B": [1]})(graph)
