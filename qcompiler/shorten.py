@@ -6,7 +6,7 @@ What a layer's noise does to the outputs shows on 64 tokens as well as on 512, a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +25,8 @@ def shorten(graph: gs.Graph, feeds: Sequence[Feeds], share: float) -> list[Feeds
     """Feeds with only the first part of their longest free dimension; as they are where there is none to shorten.
 
     A dimension is free if the model gives it a name; inputs that have the same name in several places, such as token
-    ids and their mask, are shortened alike.
+    ids and their mask, are shortened alike. So are inputs of whole numbers that are always as long: the mask of a
+    decoder with a cache counts the tokens by a name of its own, `past + sequence`.
 
     Args:
         graph: its inputs' shapes.
@@ -42,10 +43,26 @@ def shorten(graph: gs.Graph, feeds: Sequence[Feeds], share: float) -> list[Feeds
         return list(feeds)
     longest = max(sizes, key=lambda dim: sizes[dim])
     kept = max(LEAST, math.ceil(sizes[longest] * share))
-    return [{name: _cut(array, shapes.get(name, ()), longest, kept) for name, array in feed.items()} for feed in feeds]
+    dims = _tied(shapes, feeds, longest)
+    return [{name: _cut(array, shapes.get(name, ()), dims, kept) for name, array in feed.items()} for feed in feeds]
 
 
-def _cut(array: NDArray[Any], shape: Sequence[int | str | None], dim: str, kept: int) -> NDArray[Any]:
+def _tied(shapes: Mapping[str, Sequence[int | str | None]], feeds: Sequence[Feeds], longest: str) -> set[str]:
+    """The longest dimension and, if it counts whole numbers, others of whole numbers that are always as long."""
+    lengths: dict[str, list[int]] = {}
+    for feed in feeds:
+        for name, shape in shapes.items():
+            array = np.asarray(feed.get(name, ()))
+            if array.dtype.kind in "iub" and array.ndim == len(shape):
+                for dim, size in list(zip(shape, array.shape, strict=True))[1:]:
+                    if isinstance(dim, str):
+                        lengths.setdefault(dim, []).append(size)
+    if longest not in lengths:
+        return {longest}
+    return {dim for dim, found in lengths.items() if set(found) == set(lengths[longest])} | {longest}
+
+
+def _cut(array: NDArray[Any], shape: Sequence[int | str | None], dims: set[str], kept: int) -> NDArray[Any]:
     if len(shape) != np.ndim(array):
         return array
-    return array[tuple(slice(kept) if one == dim else slice(None) for one in shape)]
+    return array[tuple(slice(kept) if one in dims else slice(None) for one in shape)]

@@ -15,9 +15,11 @@ from qcompiler.data import Inputs, open_source
 from qcompiler.observe import observe
 from qcompiler.recipe import Recipe, Safety
 from qcompiler.safety import Limits
+from qcompiler.session import Session
 from qcompiler.shorten import LEAST, shorten
 from qcompiler.simulate import Simulator
 from qcompiler.target import parse_target
+from tests import decoder
 from tests.rewrite import model
 
 TARGET = parse_target("tensorrt-rtx")
@@ -101,3 +103,12 @@ def test_a_large_model_is_measured_on_short_samples_where_it_takes_them(
     assert (lengths.count(LEAST) > 10) is not wired
     assert scarce.net.restored
     assert scarce.net.restored == ample.net.restored
+
+
+def test_a_mask_that_counts_cache_and_tokens_is_cut_with_the_tokens(tmp_path: Path) -> None:
+    onnx.save(decoder.decoder(), tmp_path / "decoder.onnx")
+    loaded = models.load(tmp_path / "decoder.onnx")
+    (short,) = shorten(loaded.graph, [decoder.feeds(decoder.tokens(1, 96))], 0.5)
+    assert {short[name].shape for name in ("input_ids", "attention_mask", "position_ids")} == {(1, 48)}
+    assert short["past_key_values.0.key"].shape[2] == 0
+    assert Session(loaded).run(short)["logits"].shape == (1, 48, decoder.VOCABULARY)
