@@ -8,6 +8,11 @@ STAMP := $(VENV)/.installed
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo "$$python" && break; done)
 
+# Tests export models with torch. It is installed first and by itself, so that a build without CUDA is taken wherever pip
+# is offered one (2.13.0+cpu counts as newer than 2.13.0). Any requirement or wheel will do, with options of pip:
+# `make TORCH="torch==2.13.0 --index-url URL" test`; empty leaves the choice to the ranges in pyproject.toml.
+TORCH ?= torch==2.13.0
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test check format clean
 
@@ -40,5 +45,6 @@ $(STAMP): pyproject.toml
 	@"$(PYTHON)" -c 'import ensurepip, venv' || \
 		{ echo "$(PYTHON) has no venv or ensurepip: on Debian and Ubuntu, apt-get install python3-venv" >&2; exit 1; }
 	"$(PYTHON)" -m venv $(VENV)
+	$(if $(strip $(TORCH)),$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH))
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@

@@ -1,21 +1,17 @@
-"""Holds an exported graph against the module that it was made from, on real inputs of other sizes than the traced ones."""
+"""Holds an exported graph against its module, on real inputs of other sizes than those that were traced."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from qcompiler.errors import DataError, ModelError
 from qcompiler.session import Session
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-Array = "NDArray[Any]"
 Run = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 TOLERANCE = 1e-4  # float32 rounds to 1e-7; decoders with activations in the thousands amplify that to 1e-5
 TEXT = (
@@ -71,9 +67,9 @@ def check(paths: Sequence[Path], checks: Sequence[Check], tolerance: float, labe
         return found
     raise ModelError(
         f"the export of {label} does not compute what torch computes: output '{worst.output}' is off by "
-        f"{worst.error:.1e} of its largest value in the step '{worst.step}', and {tolerance:.0e} is allowed. Nothing was "
-        "written. Its code may decide by values or sizes, which a graph cannot: try a newer transformers, --no-past, a "
-        "module that is rewritten (qcompiler export file.py:build), or, if this error is acceptable, --tolerance."
+        f"{worst.error:.1e} of its largest value in the step '{worst.step}', and {tolerance:.0e} is allowed. Nothing "
+        "was written. Its code may decide by values or sizes, which a graph cannot: try a newer transformers, --no-past, "
+        "a module that is rewritten (qcompiler export file.py:build), or, if this error is acceptable, --tolerance."
     )
 
 

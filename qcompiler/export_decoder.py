@@ -1,8 +1,8 @@
 """Decoders: how they are called with and without a cache, and how their export is held against them.
 
 The names are those of the ecosystem: `input_ids`, `attention_mask` and `position_ids` in, `logits` out, with a cache
-`past_key_values.N.key` / `.value` in and `present.N.key` / `.value` out. Every layer keeps all positions, also those with
-a sliding window, whose mask hides the older ones.
+`past_key_values.N.key` / `.value` in and `present.N.key` / `.value` out. Every layer keeps all positions, also those
+with a sliding window, whose mask hides the older ones.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ def cache_of(model: Any, label: str) -> Cache:
     with torch.no_grad(), quiet():
         cache = getattr(model(input_ids=torch.ones(1, 2, dtype=torch.int64), use_cache=True), "past_key_values", None)
     layers = getattr(cache, "layers", ())
-    keys = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in layers]
+    keys: list[tuple[Any, Any]] = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in layers]
     if not keys or any(k is None or v is None or k.dim() != 4 or k.shape[2] != 2 for k, v in keys):
         raise ModelError(
-            f"{label} ({type(model).__name__}) does not keep a key and a value for each position in each layer, as state "
-            "space models, shared caches and some hybrids do not: export it without the cache (--no-past)."
+            f"{label} ({type(model).__name__}) does not keep a key and a value for each position in each layer, as "
+            "state space models, shared caches and some hybrids do not: export it without the cache (--no-past)."
         )
     return Cache(tuple((int(k.shape[1]), int(k.shape[3]), int(v.shape[3])) for k, v in keys))
 
@@ -125,14 +125,14 @@ def check(model: Any, traced: Job, cache: Cache | None, tokenizer: Any) -> Check
     config = model.config.get_text_config()
     limit = getattr(config, "max_position_embeddings", None) or 1 << 30
     window = getattr(config, "sliding_window", None) or 0
-    runs = (
+    runs: list[tuple[int, tuple[int, ...], int]] = (
         [(3, (7, 1, 1, 1, 4), 2), (1, (1, 1, 5), 0)]
         if cache is not None
         else [(3, (7,), 2), (1, (1,), 0), (2, (14,), 0)]
     )
     if 0 < window <= WIDEST_WINDOW:
         runs.append((1, (window + 3, 1) if cache is not None else (window + 3,), 0))
-    runs = [(batch, tuple(_fitting(lengths, limit)), padded) for batch, lengths, padded in runs]
+    runs = [(batch, kept, padded) for batch, lengths, padded in runs if (kept := tuple(_fitting(lengths, limit)))]
 
     def each(run: Run) -> Iterator[Compared]:
         longest = max(sum(lengths) for _, lengths, _ in runs)
@@ -182,7 +182,7 @@ def _walk(
 
 
 def _caches(step: str, got: Mapping[str, Any], cache: Any, real: Any) -> Iterator[Compared]:
-    """The positions that are no padding and that transformers still keeps: it forgets what a sliding window has left."""
+    """The positions that are no padding and that transformers still keeps: not those that left a sliding window."""
     for index, layer in enumerate(cache.layers):
         for part, tensor in (("key", layer.keys), ("value", layer.values)):
             name, want = f"present.{index}.{part}", tensor.numpy()

@@ -1,4 +1,4 @@
-"""Models without a cache: transformers' encoders and heads on them, vision models, and modules that are not transformers'."""
+"""Models without a cache: transformers' encoders with their heads, vision models, and modules of other makers."""
 
 from __future__ import annotations
 
@@ -150,9 +150,10 @@ def plain_job(loaded: Loaded) -> Job:
         try:
             outputs = [name for name, _ in _named(model(**inputs))]
         except Exception as error:  # the user's code may raise anything
+            text = " ".join(str(error).split())[:300].rstrip(".")
             raise ModelError(
-                f"{loaded.name} fails on its example inputs: {type(error).__name__}: {' '.join(str(error).split())[:300]}. "
-                "Free dimensions are tried with size 2 where the example has 1: name those that may vary by input and axis."
+                f"{loaded.name} fails on its example inputs: {type(error).__name__}: {text}. Free dimensions are tried "
+                "with size 2 where the example has 1: name those that may vary, by input and axis."
             ) from error
 
     def forward(*tensors: Any) -> Any:

@@ -21,7 +21,7 @@ from qcompiler.errors import QCompilerError, UsageError
 from qcompiler.export_check import TOLERANCE, Check, Compared, check
 from qcompiler.export_rewrite import evaluating, exportable
 from qcompiler.export_sources import Axes, Loaded, is_exportable, load
-from qcompiler.export_torch import OPSET, Job, need, trace
+from qcompiler.export_torch import Job, need, trace
 from qcompiler.progress import Progress, silent
 
 
@@ -98,12 +98,13 @@ def export(
     Args:
         source: a folder of a Hugging Face model (config.json with safetensors, or one .gguf file), a .gguf file,
             `file.py:function` where the function returns a torch.nn.Module or (module, inputs, axes), or a module.
-        output: the ONNX file. Weights go to `<stem>.data` beside it if they exceed 1 GiB; the tokenizer, if there is one
-            in the folder, to tokenizer.json. Encoder-decoders become two files, whose names end in _encoder and _decoder.
+        output: the ONNX file. Weights go to `<stem>.data` beside it if they exceed 1 GiB; the tokenizer, if there is
+            one in the folder, to tokenizer.json. Encoder-decoders become two files, whose names get encoder_ and
+            decoder_ in front.
         past: decoders read and return the keys and values of earlier tokens; None: yes.
         inputs: example inputs of a module that is not transformers': tensors or arrays by the names of the parameters.
-        axes: their free dimensions: by input, a name for each axis; equal names are equal sizes. None: axis 0 of each is
-            "batch".
+        axes: their free dimensions: by input, a name for each axis; equal names are equal sizes. None: axis 0 of each
+            is "batch".
         tolerance: largest error against torch, relative to the largest value of an output.
         trust_remote_code: run Python code that lies in the folder.
         progress: where stages are shown.
@@ -153,7 +154,7 @@ def _export(loaded: Loaded, past: bool | None, output: Path, tolerance: float, s
 
 @contextmanager
 def exported(source: Any, output: Path, progress: Progress) -> Iterator[Any]:
-    """A source that `qcompiler.model` reads: anything else is exported into a folder that lives as long as the block."""
+    """A source that `qcompiler.model` reads: others are exported into a folder that lives as long as the block."""
     if not is_exportable(source):
         yield source
         return

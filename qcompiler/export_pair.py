@@ -35,14 +35,16 @@ def cache_of(loaded: Loaded) -> Cache:
     model = loaded.module
     if getattr(model, "main_input_name", "") != "input_ids":
         raise ModelError(
-            f"{loaded.name} ({type(model).__name__}) reads '{model.main_input_name}', and only encoder-decoders that read "
-            "token ids are known: export its parts with file.py:function, which returns a module and example inputs."
+            f"{loaded.name} ({type(model).__name__}) reads '{model.main_input_name}', and only encoder-decoders that "
+            "read token ids are known: export its parts with file.py:function, which returns a module and example inputs."
         )
     ones = torch.ones(1, 3, dtype=torch.int64)
     with torch.no_grad(), quiet():
         kept = model(input_ids=ones[:, :2], decoder_input_ids=ones, use_cache=True).past_key_values
     own, cross = (getattr(kept, f"{name}_attention_cache", None) for name in ("self", "cross"))
-    sizes = [[tuple(layer.keys.shape[i] for i in (1, 3)) for layer in getattr(one, "layers", ())] for one in (own, cross)]
+    sizes = [
+        [tuple(layer.keys.shape[i] for i in (1, 3)) for layer in getattr(one, "layers", ())] for one in (own, cross)
+    ]
     if not sizes[0] or sizes[0] != sizes[1]:
         raise ModelError(
             f"{loaded.name} ({type(model).__name__}) does not keep keys and values for itself and its encoder in each "
@@ -111,7 +113,11 @@ def _cached(model: Any, tensors: int) -> Any:
         # Only its sizes are looked at: the cross attention reads the cache.
         encoded = kept[tensors].new_zeros(mask.shape[0], mask.shape[1], _width(model))
         out = model(
-            encoder_outputs=(encoded,), attention_mask=mask, decoder_input_ids=ids, past_key_values=cache, use_cache=True
+            encoder_outputs=(encoded,),
+            attention_mask=mask,
+            decoder_input_ids=ids,
+            past_key_values=cache,
+            use_cache=True,
         )
         return (out.logits, *_tensors(out.past_key_values.self_attention_cache))
 
@@ -172,11 +178,16 @@ def _whole(model: Any, run: Run, ids: Any, mask: Any, words: Any) -> Iterator[Co
     yield compare(f"decode {'x'.join(map(str, words.shape))}", "logits", got["logits"], want.logits.numpy())
 
 
-def _steps(model: Any, traced: Job, cache: Cache, run: Run, feed: tuple[Any, Any, Any, tuple[int, ...]]) -> Iterator[Compared]:
+def _steps(
+    model: Any, traced: Job, cache: Cache, run: Run, feed: tuple[Any, Any, Any, tuple[int, ...]]
+) -> Iterator[Compared]:
     ids, mask, words, lengths = feed
     first = _reference(model, ids, mask, words[:, :1], True)
     cross = [tensor.numpy() for tensor in _tensors(first.past_key_values.cross_attention_cache)]
-    fixed = {"encoder_attention_mask": mask, **dict(zip(_names("past_key_values", "encoder", cache), cross, strict=True))}
+    fixed = {
+        "encoder_attention_mask": mask,
+        **dict(zip(_names("past_key_values", "encoder", cache), cross, strict=True)),
+    }
     own = _names("past_key_values", "decoder", cache)
     kept: Mapping[str, Any] = dict(zip(own, (x.numpy() for x in cache.empty(len(ids)).values()), strict=True))
     before, at = None, 0

@@ -56,7 +56,7 @@ def _eager_attention(model: Any) -> Iterator[None]:
 def _plain_masks() -> Iterator[None]:
     """Overrides how masks for "eager" attention are made, in this process and for as long as the block runs."""
     try:
-        from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS as MAKERS  # noqa: N811
+        from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS as MAKERS
     except ImportError:  # models then make their masks themselves
         yield
         return
@@ -69,16 +69,18 @@ def _plain_masks() -> Iterator[None]:
 
 
 def _mask_maker(original: Callable[..., Any]) -> Callable[..., Any]:
-    def mask(batch_size: Any, q_length: Any, kv_length: Any, **options: Any) -> Any:
+    def mask(**options: Any) -> Any:
         import torch
 
         padding = options.get("attention_mask")
         odd = padding is not None and (padding.dim() != 2 or options.get("kv_offset", 0) != 0)
         if odd or options.get("use_vmap") or options.get("mask_function") is None:
-            return original(batch_size=batch_size, q_length=q_length, kv_length=kv_length, **options)
+            return original(**options)
         device, dtype = options.get("device", "cpu"), options.get("dtype", torch.float32)
-        queries = torch.arange(q_length, device=device) + options.get("q_offset", 0)
-        keys = torch.arange(kv_length, device=device) + options.get("kv_offset", 0)
+        queries = options.get("cache_position")  # of older transformers, instead of length and offset
+        if queries is None:
+            queries = torch.arange(options["q_length"], device=device) + options.get("q_offset", 0)
+        keys = torch.arange(options["kv_length"], device=device) + options.get("kv_offset", 0)
         one = torch.zeros((1, 1, 1, 1), dtype=torch.int64, device=device)
         allowed = options["mask_function"](one, one, queries[None, None, :, None], keys[None, None, None, :])
         if padding is not None:
@@ -108,7 +110,7 @@ def _unrolled_experts(model: Any) -> Iterator[None]:
 
 def _are_experts(module: Any) -> bool:
     """Whether it is what transformers' `use_experts_implementation` decorates, in a form that is understood."""
-    flags = ("has_gate", "has_bias", "is_transposed", "is_concatenated", "num_experts", "down_proj", "_apply_gate")
+    flags = ("has_bias", "is_transposed", "num_experts", "down_proj", "_apply_gate")
     return all(hasattr(module, flag) for flag in flags) and not getattr(module, "has_post_expert_norm", False)
 
 
@@ -116,7 +118,8 @@ def _layers_of(experts: Any) -> Any:
     """The experts as modules of linear layers that share memory with their arrays."""
     import torch
 
-    own_gate = type(experts)._apply_gate.__name__ != "_default_apply_gate" or not experts.is_concatenated
+    gated = getattr(experts, "has_gate", True)  # transformers 5.0 does not say so: there all are
+    plain = type(experts)._apply_gate.__name__ == "_default_apply_gate" and getattr(experts, "is_concatenated", True)
 
     def linear(name: str, expert: int, part: slice) -> Any:
         weight = getattr(experts, name).detach()[expert]
@@ -132,9 +135,9 @@ def _layers_of(experts: Any) -> Any:
         def __init__(self, index: int) -> None:
             super().__init__()
             everything = slice(None)
-            if not experts.has_gate:
+            if not gated:
                 self.up_proj = linear("up_proj", index, everything)
-            elif own_gate:
+            elif not plain:
                 self.gate_up_proj = linear("gate_up_proj", index, everything)
             else:
                 axis = 2 if experts.is_transposed else 1
@@ -144,9 +147,9 @@ def _layers_of(experts: Any) -> Any:
             self.down_proj = linear("down_proj", index, everything)
 
         def forward(self, tokens: Any, hit: Any) -> Any:
-            if not experts.has_gate:
+            if not gated:
                 inner = experts.act_fn(self.up_proj(tokens))
-            elif own_gate:
+            elif not plain:
                 inner = experts._apply_gate(self.gate_up_proj(tokens))
             else:
                 inner = experts.act_fn(self.gate_proj(tokens)) * self.up_proj(tokens)

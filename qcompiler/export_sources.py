@@ -16,7 +16,7 @@ from qcompiler.export_torch import need, quiet
 from qcompiler.suggest import did_you_mean
 
 Axes = Mapping[str, Mapping[int, str]]
-CONVERT = "python -c \"from transformers import AutoModel as A; A.from_pretrained('DIR').save_pretrained('NEW')\" converts them"
+CONVERT = "AutoModel.from_pretrained('DIR').save_pretrained('NEW') in Python with transformers converts them"
 
 
 @dataclass(frozen=True)
@@ -232,8 +232,8 @@ def _check_weights(folder: Path, config: Mapping[str, Any]) -> None:
             f"run code: {CONVERT}, where you trust them."
         )
     raise ModelError(
-        f"'{folder}' holds no weights: there is neither a .safetensors nor a .gguf file. If it was cloned with git, run "
-        "'git lfs pull'; else fetch the whole folder again."
+        f"'{folder}' holds no weights: there is neither a .safetensors nor a .gguf file. If it was cloned with git, "
+        "run 'git lfs pull'; else fetch the whole folder again."
     )
 
 
@@ -288,9 +288,9 @@ def _class(folder: Path, config: Mapping[str, Any], gguf: str, trust: bool) -> A
     found = getattr(transformers, names[0], None)
     if found is None:
         raise ModelError(
-            f"transformers {transformers.__version__} has no class '{names[0]}', which '{folder / 'config.json'}' names: "
-            "try a newer transformers. If the folder brings its own code, read it and give --trust-remote-code; a class "
-            "of your own can be exported with file.py:function."
+            f"transformers {transformers.__version__} has no class '{names[0]}', which '{folder / 'config.json'}' "
+            "names: try a newer transformers. If the folder brings its own code, read it and give --trust-remote-code; "
+            "a class of your own can be exported with file.py:function."
         )
     return found
 
@@ -304,6 +304,6 @@ def _tokenizer(folder: Path, options: Mapping[str, Any]) -> tuple[Any, str]:
     except Exception as error:  # a tokenizer is a help and no need: whatever is wrong with it
         text = " ".join(str(error).split())
         return None, (
-            f"no tokenizer could be read from '{folder}' ({type(error).__name__}: {text[:150].rstrip('.')}): the export "
-            "is checked with random token ids, and compiling with --text will need --tokenizer"
+            f"no tokenizer could be read from '{folder}' ({type(error).__name__}: {text[:150].rstrip('.')}): the "
+            "export is checked with random token ids, and compiling with --text will need --tokenizer"
         )

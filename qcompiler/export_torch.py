@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import logging
 import re
 import warnings
@@ -119,9 +120,9 @@ def _free(job: Job) -> tuple[dict[int, Any], ...]:
 
 def _refused(label: str, error: Exception) -> str:
     return (
-        f"torch cannot export {label}: {_reason(error)}. Its code may decide by the values of tensors, or use what ONNX "
-        "has no operator for. Try a newer torch and transformers, or a module that is rewritten without that part: "
-        "qcompiler export file.py:build. A model that other tools exported to ONNX can be compiled as it is."
+        f"torch cannot export {label}: {_reason(error)}. Its code may decide by the values of tensors, or use what "
+        "ONNX has no operator for. Try a newer torch and transformers, or a module that is rewritten without that "
+        "part: qcompiler export file.py:build. A model that other tools exported to ONNX can be compiled as it is."
     )
 
 
@@ -139,7 +140,7 @@ def quiet() -> Iterator[None]:
     """Hides the warnings, logs and progress bars of torch and transformers."""
     before = logging.root.manager.disable
     bars = _progress_bars(False)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # some bars are tqdm's own
         warnings.simplefilter("ignore")
         logging.disable(max(before, logging.ERROR))
         try:
