@@ -6,7 +6,6 @@ without a copy of ours. Of the logits only the last position is looked at, in pl
 
 from __future__ import annotations
 
-import ctypes
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -55,7 +54,7 @@ class Text(ABC):
     def step(self, tokens: NDArray[np.int64]) -> NDArray[Any]:
         """Appends tokens [batch, new]; returns the logits [batch, ?, vocabulary], whose last position is the newest.
 
-        The result may be memory of the runtime: it is valid until the next step.
+        The result may be memory of the runtime, and is read-only then.
         """
 
 
@@ -204,14 +203,12 @@ class _Bound(Text):
         self._model, self._decoder, self._count = model, decoder, 0
         empty = decoder.empty(batch).items()
         self._cache = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in empty}
-        self._logits: Any = None
 
     def step(self, tokens: NDArray[np.int64]) -> NDArray[Any]:
         found = self._model.run(self._decoder.feeds(tokens, self._count), self._cache)
         self._cache = {pair.past: found[pair.present] for pair in self._decoder.pairs}
         self._count += tokens.shape[1]
-        self._logits = found[LOGITS]  # it owns the memory that the result is a view of
-        return view(self._logits)
+        return view(found[LOGITS])
 
 
 class _Anew(Text):
@@ -266,15 +263,27 @@ class _Copied(Text):
         return found[LOGITS]
 
 
+class _Memory:
+    """The bytes of an ONNX Runtime value on the CPU; the array that numpy makes of them keeps the value alive."""
+
+    def __init__(self, value: Any, size: int) -> None:
+        self._value = value
+        self.__array_interface__ = {
+            "data": (value.data_ptr(), True),
+            "shape": (size,),
+            "typestr": "|u1",
+            "version": 3,
+        }
+
+
 def view(value: Any) -> NDArray[Any]:
-    """The array that an ONNX Runtime value on the CPU holds, in place: valid as long as the value lives."""
+    """The array that an ONNX Runtime value on the CPU holds, in place and read-only."""
     dtype = _of_value(value.data_type())
     shape = tuple(value.shape())
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     if not size:
         return np.empty(shape, dtype)
-    memory = memoryview((ctypes.c_char * size).from_address(value.data_ptr())).cast("B")
-    array: NDArray[Any] = np.frombuffer(memory, dtype).reshape(shape)
+    array: NDArray[Any] = np.asarray(_Memory(value, size)).view(dtype).reshape(shape)
     return array
 
 

@@ -202,14 +202,13 @@ def _check(
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """File names, with as many folders as it takes to tell them apart."""
-    for depth in itertools.count(1):
-        names = ["/".join(path.parts[-depth:]) for path in paths]
-        if len(set(names)) == len(names):
-            return names
-        if all(depth >= len(path.parts) for path in paths):
-            return [f"{name} ({i + 1})" for i, name in enumerate(names)]
-    raise AssertionError
+    """File names, with as many folders as it takes to tell them apart; files that are given twice get a number."""
+    if len(set(paths)) < len(paths):
+        return [f"{path.name} ({i + 1})" for i, path in enumerate(paths)]
+    depth = 1
+    while len({path.parts[-depth:] for path in paths}) < len(paths):
+        depth += 1
+    return ["/".join(path.parts[-depth:]) for path in paths]
 
 
 def _engine(path: Path, target: str) -> str:
