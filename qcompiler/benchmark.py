@@ -246,7 +246,7 @@ def _texts(
     rng = np.random.default_rng(0)
     stream, source = None, "random tokens"
     if data is not None:
-        opened = open_source(data, worker.inputs)
+        opened = open_source(data, worker.inputs, samples=max(case.batch for case in cases))
         stream, source = np.concatenate([feeds[decoders.TOKENS].reshape(-1) for feeds in opened]), opened.name
     files = {}
     for case in cases:

@@ -143,12 +143,13 @@ def bench(options: argparse.Namespace, view: View) -> None:
         raise UsageError(f"the output '{options.output}' is neither .html nor .png: choose one of these endings")
     if options.output:
         check_writable(options.output)
+    batches, prompts = _numbers("--batch", options.batch), _numbers("--prompt", options.prompt)
     found = bench(
         options.models,
-        data=options.data,
+        data=_bench_data(options, max(prompts) + options.generate),
         shapes=parse_shapes(";".join(options.shapes)) if options.shapes else None,
-        batches=_numbers("--batch", options.batch),
-        prompts=_numbers("--prompt", options.prompt),
+        batches=batches,
+        prompts=prompts,
         generate=options.generate,
         rounds=options.rounds,
         warmup=options.warmup,
@@ -164,6 +165,16 @@ def bench(options: argparse.Namespace, view: View) -> None:
         write_bytes(options.output, report.png(found))
     view.people(*report.terminal(found))
     view.result(found)
+
+
+def _bench_data(options: argparse.Namespace, length: int) -> Any:
+    """What --data names, or windows of text, by default as long as prompt and answer."""
+    changes: dict[str, Any] = {}
+    _add_text(argparse.Namespace(**vars(options), source=options.models[0]), Recipe(), changes)
+    recipe = Recipe(**changes)
+    if options.texts and recipe.text.length is None:
+        recipe = recipe.replace(text=dataclasses.replace(recipe.text, length=length))
+    return _data(options, recipe)
 
 
 def _numbers(name: str, text: str) -> list[int]:

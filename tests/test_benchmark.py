@@ -26,7 +26,7 @@ from qcompiler.benchmark import Bench, bench
 from qcompiler.cli import main
 from qcompiler.errors import DataError, EngineError, ModelError, QCompilerError, UsageError
 from qcompiler.report import bench as report
-from tests import cases, decoder
+from tests import cases, decoder, reading
 from tests.conftest import gpus
 from tests.rewrite import model
 
@@ -186,6 +186,29 @@ def test_data_gives_tokens_and_feeds(files: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", x=np.zeros((2, 3, 9, 9, 9), np.float32))
     with pytest.raises(DataError, match="'x'"):
         bench(files / "conv.onnx", data=str(tmp_path / "x.npz"), rounds=1)
+
+
+def test_text_gives_windows_as_long_as_prompt_and_answer(
+    tmp_path: Path, files: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading.tokenizer(tmp_path)
+    (tmp_path / "text.txt").write_text(reading.text(150), encoding="utf8")
+    (tmp_path / "m.onnx").write_bytes((files / "cache.onnx").read_bytes())
+    saved: list[Any] = []
+    real = benchmark._save
+
+    def noted(folder: Path, arrays: Any) -> Path:
+        saved.append(arrays)
+        return real(folder, arrays)
+
+    monkeypatch.setattr(benchmark, "_save", noted)
+    line = ["bench", str(tmp_path / "m.onnx"), "--text", str(tmp_path / "text.txt"), "--batch", "2", "--rounds", "1"]
+    assert main([*line, "--prompt", "5", "--generate", "3", "--json"]) == 0
+    assert "text.txt" in json.loads(capfd.readouterr().out)["settings"]["data"]
+    (tokens,) = [arrays["tokens"] for arrays in saved]
+    assert tokens.shape == (2, 8)
+    assert tokens[:, 0].tolist() == [0, 0]  # each row is a window of its own, with the token that begins a text
+    assert tokens[0].tolist() != tokens[1].tolist()
 
 
 def test_free_sizes_need_shapes(tmp_path: Path) -> None:
