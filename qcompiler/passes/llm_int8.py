@@ -222,12 +222,6 @@ def _matrix(node: gs.Node) -> NDArray[np.float32]:
     return found
 
 
-def outlier_products(nodes: Iterable[gs.Node]) -> dict[str, str]:
-    """Names of outlier products in a graph, with the name of the node that each one was split off."""
-    listed = {node.name for node in nodes}
-    return {name: name.removesuffix(OUTLIERS) for name in listed if name.removesuffix(OUTLIERS) in listed - {name}}
-
-
 def join(graph: gs.Graph, nodes: Iterable[str]) -> list[str]:
     """Undoes the split of these nodes: for layers that stay in high precision as a whole after all.
 
