@@ -150,7 +150,7 @@ class WeightOnly(check.Keys):
 
 @dataclass(frozen=True)
 class Generation(check.Keys):
-    """Engines of decoders with a key-value cache: one optimization profile for the prefill, one for the decode."""
+    """Engines of decoders with a key-value cache: an optimization profile for the prefill and one for the decode."""
 
     max_length: int | None = check.option(
         None,
@@ -165,6 +165,11 @@ class Generation(check.Keys):
         "128",
     )
     batch: int | None = check.option(None, check.integer(1), "most texts at a time; unset: as in the data", "8")
+    phases: str = check.option(
+        "two",
+        check.one_of("two", "one"),
+        "two: a profile for the prefill and one for the decode; one: the prefill's serves both, in a smaller engine",
+    )
 
     def __post_init__(self) -> None:
         """Checks each key, then that an answer has room."""

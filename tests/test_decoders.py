@@ -186,6 +186,14 @@ def test_an_engine_is_built_with_both_phases_and_its_cache_is_named(saved: Path,
     assert all(re.search(r" \[profile 1\]", op.name) for op in listings[1].ops if op.kind == "fully_connected")
 
 
+def test_one_phase_serves_both_where_the_recipe_says_so(saved: Path, tmp_path: Path) -> None:
+    recipe = Recipe(generation=Generation(max_length=64, prompt=16, phases="one"))
+    result = build(saved, output=tmp_path / "d.engine", recipe=recipe)
+    (profile,) = result.manifest["engine"]["profiles"]
+    assert profile["shapes"]["input_ids"] == [[1, 1], [1, 16], [1, 64]]
+    assert profile["shapes"]["past_key_values.0.key"] == [[1, 2, 0, 16], [1, 2, 0, 16], [1, 2, 63, 16]]
+
+
 def test_an_engine_needs_to_know_how_long_texts_get(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="how long texts get"):
         build(saved, output=tmp_path / "d.engine")
