@@ -478,7 +478,8 @@ def profiles_of(
         batch, prompt, longest = decoders.lengths(tokens, asked.batch, asked.prompt, asked.max_length)
         if asked.max_length is None:
             run.warn(f"the engine takes texts of up to {longest} tokens, as in the data: --max-length asks for more")
-        return [Profile(one) for one in decoder.profiles(batch, prompt, longest)]
+        phases = decoder.profiles(batch, prompt, longest)
+        return [Profile(one) for one in (phases[:1] if asked.phases == "one" else phases)]
     return [Profile({name: (three.min, three.opt, three.max) for name, three in seen.items()})] if seen else []
 
 
