@@ -179,6 +179,7 @@ def verify(
     *,
     samples: int | None = 16,
     metric: str | Metric | None = None,
+    float_score: float | None = None,
     drift: bool = True,
     inner: models.Model | None = None,
     optimize: bool = True,
@@ -192,6 +193,7 @@ def verify(
         source: the feeds; iterated once, and once more for the drift.
         samples: take so many feeds; None takes all of them.
         metric: `file.py:function`, `package.module:function` or a function: function(run) -> score.
+        float_score: what the metric gives for the float model, where it has been measured before.
         drift: also compare inner tensors, on the first 4 feeds.
         inner: the float model whose inner tensors are compared: `float_model` after the float passes, which fold nodes
             and keep the names; None for `float_model` itself.
@@ -224,7 +226,7 @@ def verify(
             advance()
     if not count:
         raise DataError("there is no sample to compare the models on: the data is empty. Check what --data yields.")
-    score = scoring and scoring(run_float, run_quantized, advance)
+    score = scoring and scoring(run_float, run_quantized, advance, float_score)
     del run_float, run_quantized  # their sessions hold memory that the search for the drift needs
     layers: tuple[Layer, ...] = ()
     if drift and isinstance(candidate, models.Model):
@@ -396,7 +398,7 @@ def _or(value: float | None, otherwise: float) -> float:
     return otherwise if value is None else value
 
 
-def _scoring(metric: str | Metric) -> Callable[[Run, Run | None, Callable[[], None] | None], Score]:
+def _scoring(metric: str | Metric) -> Callable[[Run, Run | None, Callable[[], None] | None, float | None], Score]:
     """Loads the metric at once, so that a typo does not cost a comparison first.
 
     A metric that is an object says itself what it is called (`label`) and which direction is better
@@ -408,9 +410,11 @@ def _scoring(metric: str | Metric) -> Callable[[Run, Run | None, Callable[[], No
     higher = bool(getattr(function, "higher_is_better", getattr(module, "HIGHER_IS_BETTER", True)))
     details = getattr(function, "details", None)
 
-    def both(run_float: Run, run_quantized: Run | None, advance: Callable[[], None] | None) -> Score:
+    def both(
+        run_float: Run, run_quantized: Run | None, advance: Callable[[], None] | None, known: float | None
+    ) -> Score:
         step = advance if hasattr(function, "runs") else None
-        first = _score(function, run_float, label, step)
+        first = _score(function, run_float, label, step) if known is None else known
         second = first if run_quantized is None else _score(function, run_quantized, label, step)
         return Score(name, first, second, higher, details)
 
@@ -420,7 +424,7 @@ def _scoring(metric: str | Metric) -> Callable[[Run, Run | None, Callable[[], No
 def score_of(metric: str | Metric, model: models.Model) -> float:
     """A metric of one float model alone."""
     run, _ = _runner(model, True, quick=False)
-    return _scoring(metric)(run, None, None).float_score
+    return _scoring(metric)(run, None, None, None).float_score
 
 
 class Outputs(list[Any]):

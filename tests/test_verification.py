@@ -315,3 +315,15 @@ def test_a_gate_on_something_that_was_not_measured_is_refused() -> None:
         gate(measured(None), Recipe(min_sqnr=20))
     with pytest.raises(UsageError, match="no metric was measured"):
         gate(measured(30.0), Recipe(max_drop=0.1, metric="m.py:f"))
+
+
+def test_a_score_that_is_known_is_not_measured_again(tmp_path: Path) -> None:
+    model, calls = chain(tmp_path / "m.onnx", WEIGHTS), []
+
+    def three(run: Any) -> float:
+        calls.append(run)
+        return 3.0
+
+    score = verify(model, model, Samples(), metric=three, float_score=4.0, drift=False).score
+    assert score is not None
+    assert (score.float_score, score.quantized_score, len(calls)) == (4.0, 3.0, 1)
