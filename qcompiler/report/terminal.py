@@ -199,6 +199,10 @@ def _summary_rows(manifest: Row) -> Iterator[tuple[str, str]]:
     if manifest.get("audit"):
         yield "engine's own listing", audited(manifest["audit"])
     yield "size", _sizes(manifest)
+    if manifest.get("cache"):
+        cache = manifest["cache"]
+        types = "/".join(sorted({pair["dtype"] for pair in cache["pairs"]}))
+        yield "key-value cache", f"{len(cache['pairs'])} tensors in {types}, {size(cache['bytes_per_token'])} a token"
     if manifest.get("timings"):
         timings = manifest["timings"]
         parts = ", ".join(f"{stage} {seconds(value)}" for stage, value in _largest(timings)[:4])
