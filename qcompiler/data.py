@@ -342,7 +342,20 @@ def _noise(inputs: Inputs, count: int) -> Iterator[Feeds]:
     """Standard normal floats, ones for free integers (valid as token ids and masks), the same in every run."""
     rng = np.random.default_rng(0)
     for _ in range(count):
-        yield {name: _noise_array(rng, dtype, shape or ()) for name, (dtype, shape) in inputs.items()}
+        made = {name: _noise_array(rng, dtype, shape or ()) for name, (dtype, shape) in inputs.items()}
+        yield {name: _summed(array, inputs[name][1] or (), made, inputs) for name, array in made.items()}
+
+
+def _summed(array: Array, shape: tuple[int | str | None, ...], made: Feeds, inputs: Inputs) -> Array:
+    """The array with axes named like "past + sequence" as long as the axes of these names together."""
+    known = {
+        size: made[name].shape[axis] for name, (_, sizes) in inputs.items() for axis, size in enumerate(sizes or ())
+    }
+    for axis, size in enumerate(shape):
+        parts = size.split(" + ") if isinstance(size, str) else []
+        if len(parts) > 1 and all(part in known for part in parts):
+            array = np.repeat(array.take([0], axis), sum(known[part] for part in parts), axis)
+    return array
 
 
 def _noise_array(rng: np.random.Generator, dtype: np.dtype[Any] | None, shape: tuple[int | str | None, ...]) -> Array:

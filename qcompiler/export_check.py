@@ -67,9 +67,10 @@ def check(paths: Sequence[Path], checks: Sequence[Check], tolerance: float, labe
         return found
     raise ModelError(
         f"the export of {label} does not compute what torch computes: output '{worst.output}' is off by "
-        f"{worst.error:.1e} of its largest value in the step '{worst.step}', and {tolerance:.0e} is allowed. Nothing "
-        "was written. Its code may decide by values or sizes, which a graph cannot: try a newer transformers, --no-past, "
-        "a module that is rewritten (qcompiler export file.py:build), or, if this error is acceptable, --tolerance."
+        f"{worst.error:.1e} of its largest value in the step '{worst.step}', and {tolerance:.0e} is allowed. "
+        "Nothing was written. Its code may decide by values or sizes, which a graph cannot: try a newer transformers, "
+        "--no-past, a module that is rewritten (qcompiler export file.py:build), or, if this error is acceptable, "
+        "--tolerance."
     )
 
 
@@ -81,9 +82,10 @@ def _run(path: Path, each: Check, label: str) -> list[Compared]:
             return session.run({name: np.ascontiguousarray(value) for name, value in feeds.items()})
         except (DataError, ModelError) as error:
             sizes = ", ".join(f"{name} {np.shape(value)}" for name, value in list(feeds.items())[:4])
+            reason = str(error).partition(". Give each input")[0].rstrip(".")
             raise ModelError(
                 f"the export of {label} does not run on inputs of other sizes than those that were traced ({sizes}): "
-                f"{error} Its code may fix sizes while it is traced: try a newer transformers, or a module that is "
+                f"{reason}. Its code may fix sizes while it is traced: try a newer transformers, or a module that is "
                 "rewritten (qcompiler export file.py:build)."
             ) from error
 

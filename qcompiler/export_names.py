@@ -36,6 +36,10 @@ def tidy(model: Model, job: Job) -> None:
             if not graphs.is_output(model.graph, tensor):
                 tensor.name = f"{node.name}:{index}"
     _name_dimensions(model.graph, job)
+    model.graph.carried = None
+    for tensor in graphs.tensors(model.graph):
+        if getattr(tensor, "type", None) == "tensor_type":
+            tensor.carried = None
     model.graph.name = job.label.rstrip("/").rpartition("/")[2]
     model.metadata.clear()
 

@@ -36,7 +36,8 @@ def cache_of(loaded: Loaded) -> Cache:
     if getattr(model, "main_input_name", "") != "input_ids":
         raise ModelError(
             f"{loaded.name} ({type(model).__name__}) reads '{model.main_input_name}', and only encoder-decoders that "
-            "read token ids are known: export its parts with file.py:function, which returns a module and example inputs."
+            "read token ids are known: export its parts with file.py:function, which returns a module and example "
+            "inputs."
         )
     ones = torch.ones(1, 3, dtype=torch.int64)
     with torch.no_grad(), quiet():

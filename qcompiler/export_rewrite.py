@@ -100,7 +100,7 @@ def _unrolled_experts(model: Any) -> Iterator[None]:
         if _are_experts(child)
     ]
     for parent, name, child in found:
-        setattr(parent, name, _layers_of(child))
+        setattr(parent, name, expert_layers(child))
     try:
         yield
     finally:
@@ -114,7 +114,7 @@ def _are_experts(module: Any) -> bool:
     return all(hasattr(module, flag) for flag in flags) and not getattr(module, "has_post_expert_norm", False)
 
 
-def _layers_of(experts: Any) -> Any:
+def expert_layers(experts: Any) -> Any:
     """The experts as modules of linear layers that share memory with their arrays."""
     import torch
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import ctypes
 import os
 from functools import cache
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
+
+if TYPE_CHECKING:
+    from tests.architectures import Exports
 
 os.environ["MPLBACKEND"] = "Agg"
 # No deadline: the machine may be busy, and the first call of a compiled loop compiles it.
@@ -31,3 +35,11 @@ def gpus() -> int:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not gpus():
         pytest.skip("needs an NVIDIA GPU: the driver offers none here")
+
+
+@pytest.fixture(scope="session")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Exports:
+    """Tiny decoders, encoders and encoder-decoders of transformers as ONNX: `exports("llama", past=False)`."""
+    from tests.architectures import Exports
+
+    return Exports(tmp_path_factory.mktemp("exports"))

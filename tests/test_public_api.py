@@ -13,8 +13,8 @@ import pytest
 import qcompiler
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ("bench", "build", "compile", "inspect", "quantize", "sensitivity", "verify")
-NAMES = ("Bench", "CompileResult", "Inspection", "Recipe", "Sensitivity", "Text", "__version__", *COMMANDS)
+COMMANDS = ("bench", "build", "compile", "export", "inspect", "quantize", "sensitivity", "verify")
+NAMES = ("Bench", "CompileResult", "ExportResult", "Inspection", "Recipe", "Sensitivity", "Text", "__version__", *COMMANDS)
 
 
 def test_all_is_the_documented_list() -> None:
