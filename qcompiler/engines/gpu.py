@@ -158,7 +158,8 @@ class PlanRunner(Runner):
         if not self._context.execute_async_v3(self._stream.ptr):
             raise EngineError(f"running '{self._path}' failed: the library returned no reason")
         for name, array in outputs.items():
-            self._buffers[name].copy_to(array, stream=self._stream)
+            if array.nbytes:
+                self._buffers[name].copy_to(array, stream=self._stream)
         self._stream.synchronize()
         del held
         return outputs
@@ -197,7 +198,8 @@ class PlanRunner(Runner):
             self._context.set_tensor_address(name, array.ctypes.data)
             return array
         buffer = self._buffer(name, array.shape, array.dtype)
-        buffer.copy_from(array, stream=self._stream)
+        if array.nbytes:
+            buffer.copy_from(array, stream=self._stream)
         self._context.set_tensor_address(name, buffer.ptr)
         return array
 
@@ -212,7 +214,7 @@ class PlanRunner(Runner):
     def _buffer(self, name: str, shape: tuple[int, ...], dtype: Any) -> Any:
         size = (int(np.prod(shape)) * np.dtype(dtype).itemsize,)
         if name not in self._buffers:
-            self._buffers[name] = self._cuda.DeviceArray.raw(size)
+            self._buffers[name] = self._cuda.DeviceArray.raw((max(size[0], 1),))  # an address, also for an empty cache
         self._buffers[name].resize(size)  # exact, for copies take the buffer's size; it reallocates only to grow
         return self._buffers[name]
 
