@@ -279,8 +279,11 @@ def _add_text(options: argparse.Namespace, base: Recipe, changes: dict[str, Any]
         return
     model = next((getattr(options, key) for key in ("source", "model", "float") if hasattr(options, key)), "")
     folder = Path(model) if Path(model).is_dir() else Path(model).parent
-    if base.text.tokenizer is None and "tokenizer" not in given and (folder / "tokenizer.json").is_file():
-        given["tokenizer"] = (folder / "tokenizer.json").as_posix()
+    if base.text.tokenizer is None and "tokenizer" not in given:
+        if (folder / "tokenizer.json").is_file():
+            given["tokenizer"] = (folder / "tokenizer.json").as_posix()
+        elif Path(model).is_dir() and any(folder.glob("*.gguf")):  # which has its tokenizer inside
+            given["tokenizer"] = folder.as_posix()
     if given:
         changes["text"] = dataclasses.replace(base.text, **given)
 
