@@ -130,7 +130,7 @@ def test_files_say_nothing_of_the_machine_that_made_them(exports: Exports) -> No
         assert part not in content
 
 
-def test_experts_areexpert_layers_their_own(exports: Exports) -> None:
+def test_experts_are_layers_of_their_own(exports: Exports) -> None:
     graph = models.load(exports("mixtral")[1].path).graph
     names = {node.name for node in graph.nodes}
     for layer in ("gate_proj", "up_proj", "down_proj"):
