@@ -19,7 +19,6 @@ from typing import Any
 from qcompiler import calibrators, options, presets, spec
 from qcompiler.pass_ import Fact, spell
 from qcompiler.recipe import PRESETS, TABLES, Recipe
-from qcompiler.stages import NOT_READY
 from qcompiler.target import parse_target
 
 FOLDER = Path(__file__).resolve().parent
@@ -54,8 +53,6 @@ def cli_page() -> str:
     for table, kind in TABLES.items():
         lines += [f"Below `[{table}]`. {kind.__doc__}", _list(_key(field) for field in dataclasses.fields(kind))]
     lines += [f"Presets, for `--recipe` and `--precision`: {_names(PRESETS)}."]
-    if NOT_READY:
-        lines += [f"Planned and not in this release, refused with exit code 2: {_names(NOT_READY)}."]
     return _join([*lines, "## Exit codes", _list(_exits())])
 
 

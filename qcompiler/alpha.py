@@ -23,17 +23,12 @@ from qcompiler.statistics import Histogram
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from qcompiler.probe import Probe
 
 ALPHAS = (0.3, 0.5, 0.7, 0.85, 1.0)  # tried first; then halfway between the best one and its neighbours
 COLUMNS = 256  # outputs of a layer that errors are summed over: enough to tell alphas apart, however wide it is
 WORTH_DB = 0.2  # what a layer must gain for its graph to be touched
 SMALLEST = 1e-5  # of the largest channel: dead channels are not blown up
 SHARE = 0.1  # of the mean power of rows, below which the error of a row counts no more
-PROBED: Mapping[Format, tuple[str, ...]] = {
-    "int8": ("percentile{p=99.99}", "minmax"),
-    "fp8": ("mse{format=fp8}", "minmax"),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +59,7 @@ class Layers:
         weights: of each layer, float32 [C, outputs].
         per_channel: of each layer, whether its weight has a scale per output.
         channels: largest |x| of each channel over all data, float64 [C].
+        others: by fold, the same without the samples of the fold; empty: rows are judged with `channels`.
         classes: channels of one number need one scale, int64 [C]; None where all are free.
         calibrator: how the range will be chosen; `auto` takes the better of the least squared error and all of it.
         format: what they will compute in.
@@ -76,10 +72,12 @@ class Layers:
     classes: NDArray[np.int64] | None = None
     calibrator: str = "auto"
     format: Format = "int8"
+    others: Mapping[int, NDArray[np.float64]] = field(default_factory=dict)
 
-    def scales(self, alpha: float) -> NDArray[np.float32]:
-        """The scales of equation 4 for this alpha."""
-        return smooth_scales(self.channels, self._peaks, alpha, self.classes)
+    def scales(self, alpha: float, without: int | None = None) -> NDArray[np.float32]:
+        """The scales of equation 4 for this alpha; `without` a fold, as they would be had it not been seen."""
+        channels = self.channels if without is None else self.others[without]
+        return smooth_scales(channels, self._peaks, alpha, self.classes)
 
     def choose(self, alphas: Sequence[float]) -> Choice:
         """The alpha with the least error; one alone was asked for by the user and is taken whatever it gains."""
@@ -92,19 +90,19 @@ class Layers:
         spike = float(power.max() / max(float(np.median(power)), 1e-30))
         if len(alphas) == 1:
             return Choice(alphas[0], self.scales(alphas[0]), 0.0, spike)
-        plain = thin._error(exact, ones)
+        plain = thin._error(exact, None)
         errors: dict[float, float] = {}
 
         def measure(alpha: float) -> float:
             if alpha not in errors:
-                errors[alpha] = thin._error(exact, self.scales(alpha))
+                errors[alpha] = thin._error(exact, alpha)
             return errors[alpha]
 
         best = min(alphas, key=measure)
         below = max((a for a in alphas if a < best), default=best)
         above = min((a for a in alphas if a > best), default=best)
         best = min((best, round((below + best) / 2, 4), round((best + above) / 2, 4)), key=measure)
-        gain = _db(plain, errors[best])
+        gain = gain_db(plain, errors[best])
         if gain < WORTH_DB:
             return Choice(None, ones, 0.0, spike, errors)
         return Choice(best, self.scales(best), gain, spike, errors)
@@ -114,42 +112,36 @@ class Layers:
         peaks = [np.maximum(weight.max(axis=1), -weight.min(axis=1)) for weight in self.weights]
         return np.asarray(np.max(peaks, axis=0), np.float64)
 
-    def choose_at_outputs(self, probe: Probe, local: Choice) -> Choice:
-        """As `choose`, judged by the outputs of the model; tries what `local` found and the alphas around."""
-        ones = np.ones(len(self.channels), np.float32)
-        tried: dict[float | None, float] = {None: self._noise(probe, ones)}
-        offered = {alpha for alpha in (*ALPHAS[1:], local.alpha) if alpha is not None}
-        tried.update({alpha: self._noise(probe, self.scales(alpha)) for alpha in sorted(offered)})
-        best = min(tried, key=lambda alpha: tried[alpha])
-        gain = _db(tried[None], tried[best])
-        if best is None or gain < WORTH_DB:
-            return replace(local, alpha=None, scales=ones, gain_db=0.0)
-        return replace(local, alpha=best, scales=self.scales(best), gain_db=gain)
+    def _error(self, exact: Sequence[NDArray[np.float32]], alpha: float | None) -> float:
+        """Squared error of the products, relative to their rows; every row with what the other folds know of scales."""
+        if not self.others:
+            return self._part(exact, alpha, None)
+        return sum(self._part(exact, alpha, fold) for fold in self.others)
 
-    def _error(self, exact: Sequence[NDArray[np.float32]], scales: NDArray[np.float32]) -> float:
-        """Squared error of the products, relative to their rows, with the best range that is offered."""
-        x, seen, stored = self.rows.values / scales, _seen(self.rows, scales, self.channels), self.stored(scales)
+    def _part(self, exact: Sequence[NDArray[np.float32]], alpha: float | None, fold: int | None) -> float:
+        """The error of the rows of one fold, with the best range that is offered."""
+        chosen = slice(None) if fold is None else self.rows.folds == fold
+        scales, seen = self.known(alpha, fold)
+        x, stored, counts = self.rows.values[chosen] / scales, self.stored(scales), self.rows.counts
         errors = []
         for amax in dict.fromkeys(method.range(seen) for method in _methods(self.calibrator, self.format)):
-            rounded = _rounded(x, amax, self.format)
+            grid = rounded(x, amax, self.format)
             total = 0.0
             for weight, product in zip(stored, exact, strict=True):
-                gap = rounded @ weight - product
-                total += float(np.dot(_importance(self.rows, product), np.einsum("rn,rn->r", gap, gap)))
+                gap = grid @ weight - product[chosen]
+                importance = _importance(counts, product)[chosen]
+                total += float(np.dot(importance, np.einsum("rn,rn->r", gap, gap)))
             errors.append(total)
         return min(errors)
 
-    def _noise(self, probe: Probe, scales: NDArray[np.float32]) -> float:
-        """Noise at the outputs of the model with the better of a clipped and the whole range."""
-        seen, stored = _seen(self.rows, scales, self.channels), self.stored(scales)
-        noises = []
-        for amax in dict.fromkeys(calibrators.parse(text).range(seen) for text in PROBED[self.format]):
-            results = []
-            for x in probe.inputs:
-                rounded = _rounded(x.reshape(-1, x.shape[-1]) / scales, amax, self.format)
-                results.append([(rounded @ weight).reshape(*x.shape[:-1], -1) for weight in stored])
-            noises.append(probe.noise(results))
-        return min(noises)
+    def known(self, alpha: float | None, fold: int | None) -> tuple[NDArray[np.float32], Histogram]:
+        """Scales, and the histogram of the divided rows, as they would be had a fold not been seen."""
+        channels = self.channels if fold is None else self.others[fold]
+        scales = np.ones(len(channels), np.float32) if alpha is None else self.scales(alpha, fold)
+        others = self.rows.values if fold is None else self.rows.values[self.rows.folds != fold]
+        seen = Histogram.of(others / scales)
+        seen.update(np.asarray([(channels / scales).max()], np.float32))
+        return scales, seen
 
     def stored(self, scales: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         """The multiplied weights after they were quantized."""
@@ -159,13 +151,6 @@ class Layers:
             values, steps = quantize_weight(weight * scales[:, None], axis, self.format)
             found.append(dequantize(values, steps, axis))
         return found
-
-
-def _seen(rows: Rows, scales: NDArray[np.float32], channels: NDArray[np.float64]) -> Histogram:
-    """The histogram of the divided rows, with the largest value that all data would give."""
-    seen = Histogram.of(rows.values / scales)
-    seen.update(np.asarray([(channels / scales).max()], np.float32))
-    return seen
 
 
 def smooth_scales(
@@ -218,16 +203,18 @@ def _thinned(weight: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.ascontiguousarray(weight[:, ::step])
 
 
-def _importance(rows: Rows, product: NDArray[np.float32]) -> NDArray[np.float32]:
+def _importance(counts: NDArray[np.float32], product: NDArray[np.float32]) -> NDArray[np.float32]:
     """What the squared error of each row of a product counts."""
     power = np.einsum("rn,rn->r", product, product)
-    return np.asarray(rows.counts / (power + SHARE * power.mean() + 1e-30), np.float32)
+    return np.asarray(counts / (power + SHARE * power.mean() + 1e-30), np.float32)
 
 
-def _rounded(x: NDArray[np.float32], amax: float, format: Format) -> NDArray[np.float32]:
+def rounded(x: NDArray[np.float32], amax: float, format: Format) -> NDArray[np.float32]:
+    """Values on the grid of a format with one range."""
     scale = amax / LARGEST[format]
     return dequantize(quantize(x, scale, None, format), scale)
 
 
-def _db(before: float, after: float) -> float:
+def gain_db(before: float, after: float) -> float:
+    """By how many dB an error falls."""
     return 10 * float(np.log10(max(before, 1e-30) / max(after, 1e-30)))

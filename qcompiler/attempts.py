@@ -21,7 +21,6 @@ from qcompiler.smoothing import Group
 from qcompiler.target import DType
 
 if TYPE_CHECKING:
-    from qcompiler.pass_ import Report
     from qcompiler.statistics import Histogram
 
 FIXED = (0.3, 0.5, 0.7, 0.85)
@@ -32,24 +31,16 @@ RANGES_FP8 = ("mse{format=fp8}", "minmax")
 
 @dataclass(frozen=True, eq=False)
 class Attempt:
-    """A model that was smoothed in some way.
+    """A way of smoothing that was tried.
 
     Attributes:
         label: `auto`, `off` or an alpha.
         groups: what was decided for each group of layers.
-        model: the smoothed model.
-        histograms: of tensors that smoothing has changed.
-        report: of the pass; None where nothing was smoothed.
-        error: largest relative error that the equivalence gate saw; None where nothing was smoothed.
-        sqnr_db: of the outputs with all layers quantized.
+        sqnr_db: of the outputs with all layers quantized, on samples that scales and ranges have not seen.
     """
 
     label: str
     groups: tuple[Group, ...]
-    model: models.Model
-    histograms: Mapping[str, Histogram]
-    report: Report | None
-    error: float | None
     sqnr_db: float
 
 
@@ -60,7 +51,8 @@ def best(attempt: Callable[[str | float], Attempt]) -> tuple[Attempt, list[Attem
         attempt: smooths with `auto`, `off` or an alpha, and measures.
     """
     tried = [attempt("auto"), attempt("off")]
-    if tried[0].report is not None and tried[0].sqnr_db < tried[1].sqnr_db + CLEAR_DB:
+    smoothed = any(group.alpha is not None for group in tried[0].groups)
+    if smoothed and tried[0].sqnr_db < tried[1].sqnr_db + CLEAR_DB:
         tried += [attempt(alpha) for alpha in FIXED]
     return max(tried, key=lambda one: one.sqnr_db), tried
 

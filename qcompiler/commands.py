@@ -16,7 +16,6 @@ from qcompiler.recipe import PRESETS, Recipe, parse_shapes, preset
 from qcompiler.suggest import did_you_mean
 from qcompiler.view import View
 
-
 WEIGHT_OPTIONS = {
     "weight_method": "method",
     "block_size": "block_size",

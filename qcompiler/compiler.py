@@ -9,10 +9,20 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qcompiler import attention, decide, decoders, llm_int8, manifest, outliers, outputs, placement, smoothing, sparing
-from qcompiler import weight_only as weights
+from qcompiler import (
+    attention,
+    decide,
+    decoders,
+    llm_int8,
+    manifest,
+    outliers,
+    outputs,
+    placement,
+    prefixing,
+    smoothing,
+    sparing,
+)
 from qcompiler import model as models
-from qcompiler import prefixing
 from qcompiler import text as texts
 from qcompiler import weight_only as weights
 from qcompiler.artefacts import Paths, finish, refuse_overwriting, workshop
@@ -30,6 +40,7 @@ from qcompiler.perplexity import chosen_metric
 from qcompiler.plan import Plan
 from qcompiler.progress import Progress, silent
 from qcompiler.recipe import Recipe
+from qcompiler.smooth import smooth
 from qcompiler.stages import (
     Run,
     audit_engine,
@@ -48,11 +59,10 @@ from qcompiler.stages import (
     profiles_of,
     refuse_early,
     runs_of,
-    smooth,
     stricter,
     warn_where_nothing_is_quantized,
 )
-from qcompiler.verification import Verification, gate
+from qcompiler.verification import Verification
 from qcompiler.verification import verify as compare
 
 if TYPE_CHECKING:
@@ -207,7 +217,7 @@ def _compile(
             outliers=seen,
             smoothing=smoothing.rows(smoothed, run.smoothings),
             qfem=sparing.rows(chosen.spared, seen),
-            qfep=prefixing.rows(prefixed, run, verification, front and front.name),
+            qfep=prefixing.rows(prefixed, run, verification, None if front is None else front.name),
             llm_int8=llm_int8.rows(splits, chosen.plan, recipe.llm_int8, shop / output.name if audited else None),
             weight_only=weights.rows(stored, recipe, run.target),
             verification=verification,

@@ -311,7 +311,9 @@ def _quantization(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--samples", type=int, metavar="N", help=_help("samples"))
     group.add_argument("--batch", type=int, metavar="N", help=_help("batch"))
     group.add_argument("--workers", type=int, metavar="N", help=_help("workers"))
-    outliers = parser.add_argument_group("outliers", "keys of the recipe's tables [smooth_quant], [qfem], [qfep], [llm_int8]")
+    outliers = parser.add_argument_group(
+        "outliers", "keys of the recipe's tables [smooth_quant], [qfem], [qfep], [llm_int8]"
+    )
     outliers.add_argument("--smooth", metavar="ALPHA", help=f"SmoothQuant: {_help('alpha', Smoothing)}")
     outliers.add_argument(
         "--llm-int8", dest="llm_threshold", metavar="X", help=f"LLM.int8(): {_help('threshold', LlmInt8Table)}"

@@ -25,6 +25,7 @@ from qcompiler.samples import Feeds, fingerprint
 from qcompiler.statistics import Histogram
 
 TOP = 8  # largest tokens that are remembered
+FOLDS = 4  # parts of the samples whose channels are kept apart: choices are judged on samples they have not seen
 _TINY = 1e-45  # the smallest float32 above zero
 
 _Bits = NDArray[np.uint32]
@@ -55,7 +56,7 @@ class Tokens:
     def __init__(self, feed: Mapping[str, Any], samples: Sequence[Feeds] = ()) -> None:
         """`feed` is a feed, `samples` the same one sample by sample; without them it counts as one sample."""
         self._samples: Sequence[Mapping[str, Any]] = samples or [feed]
-        self._names: dict[int, str] = {}
+        self._prints: dict[int, bytes] = {}
         grids = {name: array for name, array in feed.items() if isinstance(array, np.ndarray) and array.ndim == 2}
         self._masks = [array != 0 for name, array in grids.items() if "attention_mask" in name and _whole(array)]
         ids = {name: array for name, array in grids.items() if array.dtype.kind in "iu" and not _no_ids(name)}
@@ -77,11 +78,27 @@ class Tokens:
 
     def name(self, index: int, count: int) -> str:
         """The name of sample `index` of `count`: what its part of the feed hashes to."""
+        return self._print(index, count).hex()[:12]
+
+    def fold(self, index: int, count: int) -> int:
+        """The part of the data that sample `index` of `count` belongs to, 0 to `FOLDS` - 1."""
+        return _fold(self._print(index, count))
+
+    def _print(self, index: int, count: int) -> bytes:
         held = len(self._samples)
         at = index * held // count if count % held == 0 else 0
-        if at not in self._names:
-            self._names[at] = fingerprint(self._samples[at]).hex()[:12]
-        return self._names[at]
+        if at not in self._prints:
+            self._prints[at] = fingerprint(self._samples[at])
+        return self._prints[at]
+
+
+def fold_of(sample: Feeds) -> int:
+    """The part of the data that a sample belongs to, 0 to `FOLDS` - 1: neither order nor batching can change it."""
+    return _fold(fingerprint(sample))
+
+
+def _fold(print: bytes) -> int:
+    return print[-1] % FOLDS  # the first bytes are what samples are kept by
 
 
 def _whole(array: NDArray[Any]) -> bool:
@@ -118,9 +135,17 @@ class Outliers:
     @property
     def channels(self) -> NDArray[np.float32]:
         """Largest |x| of each channel, float32 [C]; empty before the first, and where C is not always the same."""
+        return self._largest(range(FOLDS))
+
+    def without(self, fold: int) -> NDArray[np.float32]:
+        """The same of all samples but those of one fold; of all where there are no others."""
+        others = self._largest([one for one in range(FOLDS) if one != fold])
+        return others if others.any() else self.channels
+
+    def _largest(self, folds: Iterable[int]) -> NDArray[np.float32]:
         if self._channels is None or self._varies:
             return np.zeros(0, np.float32)
-        return self._channels.view(np.float32).copy()
+        return np.asarray(self._channels[list(folds)].max(axis=0).view(np.float32))
 
     @property
     def samples(self) -> int:
@@ -154,7 +179,8 @@ class Outliers:
         mask = tokens.mask((samples, positions))
         if first and mask is not None:
             value, first = np.moveaxis(value, 1, -1), False
-        peaks, channels = _peaks(value, first, mask, compiled)
+        folds = [tokens.fold(index, samples) for index in range(samples)]
+        peaks, channels = _peaks(value, first, mask, folds, compiled)
         self._widen(channels)
         ids = tokens.ids((samples, positions))
         for index, row in enumerate(peaks):
@@ -184,7 +210,7 @@ class Outliers:
         """Takes in the largest magnitudes of the channels."""
         if self._channels is None:
             self._channels = channels
-        elif self._channels.size != channels.size:
+        elif self._channels.shape != channels.shape:
             self._varies = True
         else:
             self._channels = np.maximum(self._channels, channels)
@@ -309,17 +335,18 @@ def _arranged(value: NDArray[Any], axis: int, tokens: Tokens) -> tuple[NDArray[A
 
 
 def _peaks(
-    value: NDArray[Any], first: bool, mask: NDArray[np.bool_] | None, compiled: bool | None
+    value: NDArray[Any], first: bool, mask: NDArray[np.bool_] | None, folds: Sequence[int], compiled: bool | None
 ) -> tuple[NDArray[np.float32], _Bits]:
-    """Largest |x| of each position, float32 [samples, positions], zero where masked, and of each channel."""
-    if not first:
-        channels = np.zeros(value.shape[2], np.uint32)
-        keep = None if mask is None else mask.reshape(-1)
-        peaks = maxima(value.reshape(-1, value.shape[2]), keep, channels, compiled)
-        return peaks.view(np.float32).reshape(value.shape[:2]), channels
-    positions = np.zeros((len(value), value.shape[2]), np.uint32)
-    found = [maxima(one, None, columns, compiled) for one, columns in zip(value, positions, strict=True)]
-    return positions.view(np.float32), np.maximum.reduce(found)
+    """Largest |x| of each position, float32 [samples, positions], zero where masked, and of each fold's channels."""
+    samples, positions, width = (len(value), value.shape[2], value.shape[1]) if first else value.shape
+    peaks, channels = np.zeros((samples, positions), np.uint32), np.zeros((FOLDS, width), np.uint32)
+    for index, fold in enumerate(folds):
+        if first:
+            np.maximum(channels[fold], maxima(value[index], None, peaks[index], compiled), out=channels[fold])
+        else:
+            keep = None if mask is None else mask[index]
+            peaks[index] = maxima(value[index], keep, channels[fold], compiled)
+    return peaks.view(np.float32), channels
 
 
 def _ratio(peaks: NDArray[np.float32]) -> float:

@@ -1,76 +1,112 @@
 """What an error in the results of a few layers does to the outputs of the model, without quantizing anything there.
 
-The layers are cut out of the graph and their results become inputs, so one session answers for every way of computing
-them. It is for layers whose own error says little: where single tokens spike, everybody attends to them, the next norm
-hides most of what is wrong with them, and what is left decides.
+Every layer stands in a branch beside an input that can take its place, so one session answers for any layers and any
+way of computing them. A layer's own error says little about that: where single tokens spike, everybody attends to them,
+the next norm hides most of what is wrong with them, and what is left decides.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 
 from qcompiler import graph as graphs
 from qcompiler import model as models
+from qcompiler import switches
 from qcompiler.session import Feeds, Session
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    Results = Sequence[Sequence[NDArray[np.float32]]]
+
+GIVEN = "qcompiler/given/"  # before the names of the inputs that are added
+
 
 class Probe:
-    """Runs what is behind some layers that read one activation.
+    """Runs a model in which the results of some layers can be given.
 
     Args:
         model: the float model, normalised.
-        tensor: the activation.
-        readers: names of the layers.
+        readers: names of the layers, by the activation that they read.
         feeds: samples to judge by.
+        folds: of each feed, the part of the data that its sample belongs to (`outliers.fold_of`).
 
     Attributes:
-        inputs: the activation on each feed.
+        inputs: by activation, its values on each feed.
+        folds: as given.
     """
 
-    def __init__(self, model: models.Model, tensor: str, readers: Sequence[str], feeds: Sequence[Feeds]) -> None:
-        nodes = {node.name: node for node in model.graph.nodes}
-        self._results = [nodes[reader].outputs[0].name for reader in readers]
-        outputs = [output.name for output in model.graph.outputs if graphs.is_float(output)]
-        fed = tensor in {one.name for one in model.graph.inputs}
-        whole = Session(model, outputs=[*outputs, *([] if fed else [tensor])], quick=True)
-        self._feeds = list(feeds)
-        self.inputs: list[NDArray[np.float32]] = []
+    def __init__(
+        self,
+        model: models.Model,
+        readers: Mapping[str, Sequence[str]],
+        feeds: Sequence[Feeds],
+        folds: Sequence[int] = (),
+    ) -> None:
+        self.folds = list(folds) or [-1] * len(feeds)
+        self._readers, self._feeds = readers, list(feeds)
+        self._outputs = [output.name for output in model.graph.outputs if graphs.is_float(output)]
+        self._nodes = [node for names in readers.values() for node in names]
+        self._session = Session(_open(model, self._nodes), outputs=self._outputs, quick=True)
+        fed = {one.name for one in model.graph.inputs}
+        tapped = [name for name in readers if name not in fed]
+        whole = Session(model, outputs=[*dict.fromkeys((*self._outputs, *tapped))], quick=True)
+        self.inputs: dict[str, list[NDArray[np.float32]]] = {name: [] for name in readers}
         self._expected: list[dict[str, NDArray[Any]]] = []
         for feed in self._feeds:
             values = {**feed, **whole.run(feed)}
-            self.inputs.append(np.asarray(values[tensor], np.float32))
-            self._expected.append({name: values[name] for name in outputs})
-        self._session = Session(_cut(model, readers), outputs=outputs, quick=True)
+            for name, seen in self.inputs.items():
+                seen.append(np.asarray(values[name], np.float32))
+            self._expected.append({name: values[name] for name in self._outputs})
 
-    def noise(self, results: Sequence[Sequence[NDArray[np.float32]]]) -> float:
+    def noise(self, results: Mapping[str, Results]) -> float:
         """Noise-to-signal power at the float outputs, each output counting the same.
 
         Args:
-            results: for each feed, what each of the layers is to give, in their order.
+            results: by activation; for each feed, what each of its readers is to give, in their order.
         """
-        noise: dict[str, float] = {}
-        signal: dict[str, float] = {}
-        for feed, expected, given in zip(self._feeds, self._expected, results, strict=True):
-            found = self._session.run({**feed, **dict(zip(self._results, given, strict=True))})
+        noise = dict.fromkeys(self._outputs, 0.0)
+        signal = dict.fromkeys(self._outputs, 0.0)
+        for index, (feed, expected) in enumerate(zip(self._feeds, self._expected, strict=True)):
+            found = self._session.run({**feed, **self._given(results, index)})
             for name, value in expected.items():
                 reference = np.asarray(value, np.float64)
-                signal[name] = signal.get(name, 0.0) + float(np.sum(reference**2))
-                noise[name] = noise.get(name, 0.0) + float(np.sum((found[name] - reference) ** 2))
+                signal[name] += float(np.sum(reference**2))
+                noise[name] += float(np.sum((found[name] - reference) ** 2))
         ratios = [noise[name] / signal[name] for name in noise if signal[name] > 0]
         return sum(ratios) / len(ratios) if ratios else 0.0
 
+    def _given(self, results: Mapping[str, Results], index: int) -> dict[str, NDArray[Any]]:
+        """The inputs that say which layers' results are given, and what they are."""
+        nothing = np.zeros(1, np.float32)
+        extra: dict[str, NDArray[Any]] = {}
+        for name in self._nodes:
+            extra[f"{GIVEN}{name}/on"], extra[f"{GIVEN}{name}/y"] = np.array(False), nothing
+        for activation, of_feeds in results.items():
+            for name, value in zip(self._readers[activation], of_feeds[index], strict=True):
+                extra[f"{GIVEN}{name}/on"], extra[f"{GIVEN}{name}/y"] = np.array(True), value
+        return extra
 
-def _cut(model: models.Model, readers: Sequence[str]) -> models.Model:
-    """A copy in which the results of these nodes are inputs."""
-    cut = models.copy(model)
-    doomed = [node for node in cut.graph.nodes if node.name in readers]
-    results = [node.outputs[0] for node in doomed]
-    graphs.remove_nodes(cut.graph, doomed)
-    cut.graph.inputs.extend(results)
-    return cut
+
+def _open(model: models.Model, names: Sequence[str]) -> tuple[onnx.ModelProto, dict[str, NDArray[Any]]]:
+    """The model with an input beside each of these nodes that can take its place."""
+    proto, arrays = models.to_proto(model.graph)
+    chosen, nodes = set(names), []
+    for node in proto.graph.node:
+        if node.name not in chosen:
+            nodes.append(node)
+            continue
+        own, plain = f"{GIVEN}{node.name}/", onnx.NodeProto()
+        plain.CopyFrom(node)
+        plain.output[0] = own + "computed"
+        given = switches.node("Identity", [own + "y"], [own + "taken"])
+        nodes.append(switches.choice(own + "on", own, node.output[0], [given], [plain]))
+        proto.graph.input.append(switches.value_info(own + "on", onnx.TensorProto.BOOL, scalar=True))
+        proto.graph.input.append(switches.value_info(own + "y", onnx.TensorProto.FLOAT))
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    return proto, arrays

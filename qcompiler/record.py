@@ -8,12 +8,13 @@ over the rows estimate sums over all tokens, and the rare tokens that decide abo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from qcompiler import model as models
+from qcompiler.outliers import fold_of
 from qcompiler.session import Feeds, Session
 
 if TYPE_CHECKING:
@@ -33,10 +34,13 @@ class Rows:
     Attributes:
         values: float32 [rows, channels].
         counts: how many rows of the data each one stands for, float32 [rows].
+        folds: the part of the data that the sample of each row belongs to (`outliers.fold_of`), int64 [rows]; empty
+            where nobody asks.
     """
 
     values: NDArray[np.float32]
     counts: NDArray[np.float32]
+    folds: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 def rows(model: Model, tensors: Mapping[str, int], feeds: Many) -> dict[str, Rows]:
@@ -51,13 +55,14 @@ def rows(model: Model, tensors: Mapping[str, int], feeds: Many) -> dict[str, Row
     inputs = {tensor.name for tensor in model.graph.inputs}
     tapped = [name for name in tensors if name not in inputs]
     session = Session(model, outputs=tapped) if tapped else None
-    parts: dict[str, list[tuple[NDArray[np.float32], NDArray[np.float32]]]] = {name: [] for name in tensors}
+    parts: dict[str, list[Rows]] = {name: [] for name in tensors}
     each = 0
     for feed in feeds:
         values: Mapping[str, NDArray[np.float32]] = {**feed, **(session.run(feed) if session is not None else {})}
         each = each or _rows_each([values[name].shape[axis] for name, axis in tensors.items()], len(feeds))
+        fold = fold_of(feed)
         for name, axis in tensors.items():
-            parts[name].append(_sample(np.moveaxis(np.asarray(values[name], np.float32), axis, -1), each))
+            parts[name].append(_sample(np.moveaxis(np.asarray(values[name], np.float32), axis, -1), each, fold))
     return {name: _joined(found) for name, found in parts.items()}
 
 
@@ -67,19 +72,23 @@ def _rows_each(channels: Sequence[int], feeds: int) -> int:
     return max(SPIKES + 4, min(MOST_ROWS, affordable) // feeds)
 
 
-def _sample(value: NDArray[np.float32], most: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _sample(value: NDArray[np.float32], most: int, fold: int) -> Rows:
     flat = value.reshape(-1, value.shape[-1])
     if len(flat) <= most:
-        return flat.copy(), np.ones(len(flat), np.float32)
+        return Rows(flat.copy(), np.ones(len(flat), np.float32), np.full(len(flat), fold))
     order = np.argsort(-np.abs(flat).max(axis=1), kind="stable")
     rest = np.sort(order[SPIKES:])
     spaced = rest[np.linspace(0, len(rest) - 1, most - SPIKES).round().astype(np.intp)]
     counts = np.ones(most, np.float32)
     counts[SPIKES:] = len(rest) / (most - SPIKES)
-    return flat[np.concatenate([order[:SPIKES], spaced])], counts
+    return Rows(flat[np.concatenate([order[:SPIKES], spaced])], counts, np.full(most, fold))
 
 
-def _joined(parts: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]]) -> Rows:
-    width = parts[0][0].shape[1]
-    same = [part for part in parts if part[0].shape[1] == width]
-    return Rows(np.concatenate([values for values, _ in same]), np.concatenate([counts for _, counts in same]))
+def _joined(parts: Sequence[Rows]) -> Rows:
+    width = parts[0].values.shape[1]
+    same = [part for part in parts if part.values.shape[1] == width]
+    return Rows(
+        np.concatenate([part.values for part in same]),
+        np.concatenate([part.counts for part in same]),
+        np.concatenate([part.folds for part in same]),
+    )

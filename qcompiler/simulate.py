@@ -27,6 +27,7 @@ import onnx_graphsurgeon as gs
 
 from qcompiler import graph as graphs
 from qcompiler import model as models
+from qcompiler import switches
 from qcompiler.bias import Shifts, shared_scales
 from qcompiler.decide import Candidate
 from qcompiler.numerics import E4M3_MAX, LARGEST, format_of, quantize_weight
@@ -127,17 +128,17 @@ class Simulator:
                 proto.graph.initializer.append(onnx.numpy_helper.from_array(steps, f"{name}{SCALE}"))
             chain = [protos[name] for name in candidate.chain]
             nodes.append(_switched(node, chain, self._switches[candidate.activation], self.dtypes))
-            proto.graph.input.append(_value_info(f"{SWITCH}{node.name}/b", onnx.TensorProto.FLOAT))
+            proto.graph.input.append(switches.value_info(f"{SWITCH}{node.name}/b", onnx.TensorProto.FLOAT))
         del proto.graph.node[:]
         proto.graph.node.extend(nodes)
         integer = onnx.TensorProto.INT8 if shifts.spans is None else onnx.TensorProto.UINT8
         for name in self._switches.values():
-            proto.graph.input.append(_value_info(name, onnx.TensorProto.BOOL, scalar=True))
-            proto.graph.input.append(_value_info(name + SCALE, onnx.TensorProto.FLOAT, scalar=True))
+            proto.graph.input.append(switches.value_info(name, onnx.TensorProto.BOOL, scalar=True))
+            proto.graph.input.append(switches.value_info(name + SCALE, onnx.TensorProto.FLOAT, scalar=True))
             if DType.INT8 in self.dtypes:
-                proto.graph.input.append(_value_info(name + ZERO, integer, scalar=True))
+                proto.graph.input.append(switches.value_info(name + ZERO, integer, scalar=True))
             if len(self.dtypes) > 1:
-                proto.graph.input.append(_value_info(name + FP8, onnx.TensorProto.BOOL, scalar=True))
+                proto.graph.input.append(switches.value_info(name + FP8, onnx.TensorProto.BOOL, scalar=True))
         if DType.FP8 in self.dtypes:
             proto.graph.initializer.extend(
                 onnx.numpy_helper.from_array(np.array(value, np.float32), SWITCH + name) for name, value in E4M3.items()
@@ -201,10 +202,10 @@ def _switched(
     plain.output[0] = own + "yf"
     quantized = [_quantized(node, chain, switch, dtype) for dtype in dtypes]
     if len(dtypes) == 1:
-        return _if(switch, own, node.output[0], quantized[0], [plain])
+        return switches.choice(switch, own, node.output[0], quantized[0], [plain])
     integer, floating = quantized
-    inner = _if(switch + FP8, own + "fp8/", own + "yq", floating, integer)
-    return _if(switch, own, node.output[0], [inner], [plain])
+    inner = switches.choice(switch + FP8, own + "fp8/", own + "yq", floating, integer)
+    return switches.choice(switch, own, node.output[0], [inner], [plain])
 
 
 def _quantized(
@@ -222,23 +223,24 @@ def _quantized(
     product.output[0] = own + "y"
     product.input[0], product.input[1] = own + "xd", f"{own}wd{len(chain) or ''}"
     rounded = _e4m3 if dtype is DType.FP8 else _int8
-    widen = _node("Cast", [weight], [own + "wf"])  # faster than DequantizeLinear with an axis, and to the bit the same
+    # Faster than DequantizeLinear with an axis, and to the bit the same
+    widen = switches.node("Cast", [weight], [own + "wf"])
     widen.attribute.append(onnx.AttributeProto(name="to", i=onnx.TensorProto.FLOAT, type=onnx.AttributeProto.INT))
     return [
         *rounded(node.input[0], switch, own),
         widen,
-        _node("Mul", [own + "wf", weight + SCALE], [own + "wd"]),
+        switches.node("Mul", [own + "wf", weight + SCALE], [own + "wd"]),
         *links,
         product,
-        _node("Add", [own + "y", f"{SWITCH}{node.name}/b"], [own + "yq"]),
+        switches.node("Add", [own + "y", f"{SWITCH}{node.name}/b"], [own + "yq"]),
     ]
 
 
 def _int8(x: str, switch: str, own: str) -> list[onnx.NodeProto]:
     """DQ(Q(x)) as `own`xd."""
     return [
-        _node("QuantizeLinear", [x, switch + SCALE, switch + ZERO], [own + "xq"]),
-        _node("DequantizeLinear", [own + "xq", switch + SCALE, switch + ZERO], [own + "xd"]),
+        switches.node("QuantizeLinear", [x, switch + SCALE, switch + ZERO], [own + "xq"]),
+        switches.node("DequantizeLinear", [own + "xq", switch + SCALE, switch + ZERO], [own + "xd"]),
     ]
 
 
@@ -257,38 +259,7 @@ def _e4m3(x: str, switch: str, own: str) -> list[onnx.NodeProto]:
         ("Where", (own + "small", own + "subnormal", own + "normal"), "r"),
         ("Mul", (own + "r", switch + SCALE), "xd"),
     ]
-    return [_node(op, inputs, [own + output]) for op, inputs, output in steps]
-
-
-def _if(
-    switch: str, own: str, output: str, then: Sequence[onnx.NodeProto], other: Sequence[onnx.NodeProto]
-) -> onnx.NodeProto:
-    made = _node("If", [switch], [output], name=own + "If")
-    made.attribute.append(_body("then_branch", _branch(own + "then", then)))
-    made.attribute.append(_body("else_branch", _branch(own + "else", other)))
-    return made
-
-
-def _branch(name: str, nodes: Sequence[onnx.NodeProto]) -> onnx.GraphProto:
-    branch = onnx.GraphProto(name=name, node=nodes)
-    branch.output.append(_value_info(nodes[-1].output[0], onnx.TensorProto.FLOAT))
-    return branch
-
-
-def _node(op: str, inputs: Sequence[str], outputs: Sequence[str], name: str = "") -> onnx.NodeProto:
-    return onnx.NodeProto(op_type=op, input=inputs, output=outputs, name=name)
-
-
-def _body(name: str, graph: onnx.GraphProto) -> onnx.AttributeProto:
-    return onnx.AttributeProto(name=name, g=graph, type=onnx.AttributeProto.GRAPH)
-
-
-def _value_info(name: str, element: int, *, scalar: bool = False) -> onnx.ValueInfoProto:
-    value = onnx.ValueInfoProto(name=name)
-    value.type.tensor_type.elem_type = element
-    if scalar:
-        value.type.tensor_type.shape.SetInParent()
-    return value
+    return [switches.node(op, inputs, [own + output]) for op, inputs, output in steps]
 
 
 def _external(name: str, array: NDArray[Any]) -> onnx.TensorProto:

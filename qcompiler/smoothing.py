@@ -27,6 +27,7 @@ from qcompiler.observe import Observations
 from qcompiler.probe import Probe
 from qcompiler.recipe import Smoothing
 from qcompiler.record import Rows
+from qcompiler.refine import refine
 from qcompiler.session import Feeds, Session
 from qcompiler.statistics import Histogram
 
@@ -36,9 +37,11 @@ if TYPE_CHECKING:
     from qcompiler.outliers import Outliers
 
 PRODUCTS = ("MatMul", "Gemm")
-SPIKE = 10.0  # times the power of the median row
-MOST_PROBES = 4  # groups that are judged by the outputs of the model
 SAME = 1e-3  # of the largest value: more than float32 moves when a graph is fused in another way
+
+
+def _nothing() -> NDArray[np.float32]:
+    return np.zeros(0, np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,7 @@ class Group:
         why: the reason, with figures.
         gain_db: by how much the error of the layers' own outputs falls; 0.0 where nothing is smoothed.
         scales: what the activation is divided by, float32 [C]; empty where nothing is smoothed.
+        trial: the same, had one fold of the samples not been seen.
     """
 
     tensor: str
@@ -61,7 +65,8 @@ class Group:
     how: str
     why: str
     gain_db: float = 0.0
-    scales: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32), repr=False, compare=False)
+    scales: NDArray[np.float32] = field(default_factory=_nothing, repr=False, compare=False)
+    trial: NDArray[np.float32] = field(default_factory=_nothing, repr=False, compare=False)
 
 
 def plan(
@@ -75,6 +80,9 @@ def plan(
     calibrator: str = "auto",
     per_channel: bool = True,
     feeds: Sequence[Feeds] = (),
+    folds: Sequence[int] = (),
+    looks: int = 0,
+    hold: int | None = None,
 ) -> list[Group]:
     """Decides alpha and scales of every group.
 
@@ -87,7 +95,10 @@ def plan(
         format: what the layers will compute in.
         calibrator: how their range will be chosen; `auto` tries the least squared error and the whole range.
         per_channel: weight scales per output channel, else per tensor.
-        feeds: samples on which layers with spiking tokens are judged by the outputs of the model; none: they are not.
+        feeds: samples on which the layers that matter most are judged by the outputs of the model.
+        folds: the part of the data that each of `feeds` belongs to.
+        looks: how many times the outputs may be looked at.
+        hold: the fold of the samples that trials must not have seen.
 
     Returns:
         One entry a group, in the order of `groups`.
@@ -111,24 +122,41 @@ def plan(
             rows[name],
             weights,
             [member.axis is not None and per_channel for member in members],
-            # Statistics leave out padding, rows do not: it is computed too, and in BERT its channels reach further
-            np.maximum(outliers[name].channels, np.abs(rows[name].values).max(axis=0)).astype(np.float64),
+            _reached(outliers[name].channels, rows[name].values),
             None if fold.why else fold.classes,
             calibrator,
             format,
+            _without(outliers[name], rows[name]),
         )
         choice = layers.choose(_alphas(_names(members), wanted))
         found[name] = layers, choice, "inserted" if fold.why else "absorbed"
-    for name in _spiking(found, groups, wanted) if feeds else ():
-        layers, choice, how = found[name]
-        probe = Probe(model, name, _names(groups[name]), feeds)
-        found[name] = layers, layers.choose_at_outputs(probe, choice), how
+    if feeds and found:
+        products = [name for name in found if groups[name][0].op in PRODUCTS]
+        free = [name for name in products if len(_alphas(_names(groups[name]), wanted)) > 1]
+        probe = Probe(model, {name: _names(groups[name]) for name in free}, feeds, folds)
+        local = {name: (layers, choice) for name, (layers, choice, _) in found.items()}
+        for name, choice in refine(probe, local, free, looks).items():
+            layers, _, how = found[name]
+            found[name] = layers, choice, how
     return [
         Group(name, _names(members), None, "", refused[name])
         if name in refused
-        else _decided(name, _names(members), *found[name][1:])
+        else _decided(name, _names(members), *found[name], hold)
         for name, members in groups.items()
     ]
+
+
+def _reached(channels: NDArray[np.float32], values: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Largest |x| of each channel, with padding: statistics leave it out, but it is computed and reaches further."""
+    return np.asarray(np.maximum(channels, np.abs(values).max(axis=0, initial=0.0)), np.float64)
+
+
+def _without(seen: Outliers, rows: Rows) -> dict[int, NDArray[np.float64]]:
+    """By fold that rows were recorded of: what the channels of all other samples reach."""
+    folds = [int(fold) for fold in np.unique(rows.folds)]
+    if len(folds) < 2:
+        return {}
+    return {fold: _reached(seen.without(fold), rows.values[rows.folds != fold]) for fold in folds}
 
 
 def channel_axis(members: Sequence[Candidate]) -> int:
@@ -146,21 +174,12 @@ def _names(members: Sequence[Candidate]) -> tuple[str, ...]:
     return tuple(member.node for member in members)
 
 
-def _spiking(
-    found: Mapping[str, tuple[Layers, Choice, str]], groups: Mapping[str, Sequence[Candidate]], wanted: Smoothing
-) -> list[str]:
-    """The groups with the largest spikes, of those that have a choice."""
-    names = [name for name, (_, choice, _) in found.items() if choice.spike > SPIKE]
-    names = [name for name in names if groups[name][0].op in PRODUCTS]
-    free = [name for name in names if len(_alphas(_names(groups[name]), wanted)) > 1]
-    return sorted(free, key=lambda name: -found[name][1].spike)[:MOST_PROBES]
-
-
-def _decided(name: str, readers: tuple[str, ...], choice: Choice, how: str) -> Group:
+def _decided(name: str, readers: tuple[str, ...], layers: Layers, choice: Choice, how: str, hold: int | None) -> Group:
     if choice.alpha is None:
         return Group(name, readers, None, "", f"no alpha gains {WORTH_DB:g} dB")
     why = f"its layers err {choice.gain_db:.1f} dB less"
-    return Group(name, readers, choice.alpha, how, why, choice.gain_db, choice.scales)
+    trial = layers.scales(choice.alpha, hold if hold in layers.others else None)
+    return Group(name, readers, choice.alpha, how, why, choice.gain_db, choice.scales, trial)
 
 
 def rows(decided: Sequence[Group], tried: Mapping[str, float]) -> dict[str, Any] | None:
@@ -245,15 +264,24 @@ def observed_again(
     old = Session(before, outputs=known, quick=True).run(feed) if known else {}
     new = Session(after, outputs=wanted, quick=True).run(feed) if wanted else {}
     changed = [name for name in wanted if name not in old or relative_error(old[name], new[name]) > SAME]
-    found = {name: Histogram() for name in changed}
-    session = Session(after, outputs=changed) if changed else None
-    for feed in observed.kept if session is not None else ():
-        for name, value in session.run(feed).items():  # type: ignore[union-attr]
-            found[name].update(value)
+    found = histograms(after, changed, observed.kept)
     readers = {reader: group for group in decided for reader in group.readers if group.alpha is not None}
     for node in after.graph.nodes:
         group = readers.get(node.name)
         if group is not None and node.inputs[0].name in found:
             most = np.asarray([np.max(observed.outliers[group.tensor].channels / group.scales)], np.float32)
             found[node.inputs[0].name].update(most)
+    return found
+
+
+def histograms(model: models.Model, names: Sequence[str], feeds: Sequence[Feeds]) -> dict[str, Histogram]:
+    """Histograms of float tensors over some feeds; inputs of the graph are allowed."""
+    found = {name: Histogram() for name in names}
+    inputs = {tensor.name for tensor in model.graph.inputs}
+    tapped = [name for name in names if name not in inputs]
+    session = Session(model, outputs=tapped) if tapped else None
+    for feed in feeds:
+        values = {**feed, **(session.run(feed) if session is not None else {})}
+        for name, histogram in found.items():
+            histogram.update(values[name])
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -13,36 +13,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qcompiler import (
-    attempts,
     calibrators,
     came,
     decide,
     decoders,
     dynamic,
     ranges,
-    record,
     shapes,
-    smoothing,
     weight_only,
 )
 from qcompiler import graph as graphs
 from qcompiler import model as models
 from qcompiler.artefacts import Paths, workshop
 from qcompiler.atomic import check_writable
-from qcompiler.attempts import Attempt
 from qcompiler.choose import AUTO, Chosen, choose
-from qcompiler.data import Data, Feeds, Inputs, Source, open_source
+from qcompiler.data import Data, Inputs, Source, open_source
 from qcompiler.engines import Engine, EngineFile, Profile
 from qcompiler.equivalence import Gate, refuse_not_finite
 from qcompiler.errors import AccuracyError, EngineError, UsageError
-from qcompiler.macs import LINEAR, concrete_shapes
-from qcompiler.numerics import format_of
+from qcompiler.macs import LINEAR
 from qcompiler.observe import Observations, observe
 from qcompiler.pass_ import Pass, Pipeline, Report
 from qcompiler.passes.high_precision import HighPrecision
 from qcompiler.passes.legalize import Legalize
 from qcompiler.passes.release_quantizers import ReleaseQuantizers
-from qcompiler.passes.smooth_quant import SmoothQuant
 from qcompiler.perplexity import Perplexity, chosen_metric
 from qcompiler.plan import Decision, Plan
 from qcompiler.presets import NORMAL, clean_up, lowering
@@ -50,8 +44,6 @@ from qcompiler.progress import Progress
 from qcompiler.recipe import METRICS, Recipe
 from qcompiler.safety import SafetyNet
 from qcompiler.session import return_freed_memory
-from qcompiler.shorten import shorten
-from qcompiler.smoothing import Group
 from qcompiler.target import DType, Target, require_fp8
 from qcompiler.text import Text, evaluation
 from qcompiler.verification import Verification, check_metric, gate
@@ -63,10 +55,6 @@ if TYPE_CHECKING:
 
 KEPT_FEEDS = 16  # samples that outlive the data run, for the safety net, the ranges and the comparison
 RANGE_FEEDS = 4
-GATE_FEEDS = 2
-PROBE_FEEDS = 2
-TRIAL_FEEDS = 4
-TRIAL_WORK = 8_000_000_000  # multiply-accumulates of one of them
 STEP_DB = 3.0  # how much closer to float the next try aims where a gate was missed
 MOST_DB = 60.0
 
@@ -90,7 +78,9 @@ class Run:
     released: dict[str, str] = field(default_factory=dict)
     smoothings: dict[str, float] = field(default_factory=dict)
     metric: str | Perplexity | None = None
+    float_score: float | None = None  # of the metric; the float model stays the same whatever is tried
     held_out: Text | None = None
+    fronted: Callable[[Source], Source] = lambda source: source  # texts as they are read behind a prefix
 
     @contextmanager
     def stage(self, name: str, total: float | None = None) -> Iterator[Callable[[float], None]]:
@@ -231,118 +221,6 @@ def observe_data(
     return observed
 
 
-def smooth(
-    run: Run,
-    normal: models.Model,
-    found: Sequence[decide.Candidate],
-    observed: Observations,
-    watched: Callable[[models.Model, Sequence[decide.Candidate]], Sequence[str]],
-) -> tuple[models.Model, tuple[Group, ...]]:
-    """The model with outlier channels folded into weights, and what was decided for each group of layers.
-
-    `observed` gets the histograms of what has changed. Behind the equivalence gate, like every float pass.
-    """
-    wanted, formats = run.recipe.smooth_quant, run.recipe.formats()
-    if not formats or not observed.kept or (wanted.alpha == "off" and not wanted.layers):
-        return normal, ()
-    groups = came.smoothable(decide.by_activation(found))
-    axes = smoothing.smoothed(groups, wanted)
-    if not axes:
-        return normal, ()
-    fresh = sum(map(len, groups.values())) == len(found)  # else what came quantized cannot be tried out here
-    with run.stage("smooth"):
-        rows = record.rows(normal, axes, observed.kept)
-        short = _short(normal, observed.kept)
-        gate = Gate(normal, observed.kept[:GATE_FEEDS])
-
-        def attempt(alpha: str | float) -> Attempt:
-            return _smoothed(run, normal, found, observed, watched, rows, short, gate, alpha, compare=fresh)
-
-        if wanted.alpha == "auto" and fresh:
-            best, tried = attempts.best(attempt)
-        else:
-            best, tried = attempt(wanted.alpha), []
-    run.smoothings = {one.label: one.sqnr_db for one in tried}
-    _rename(observed, found, candidates(run, best.model)[0])
-    if best.report is not None:
-        run.reports.append(best.report)
-        observed.histograms.update(best.histograms)
-    if best.error is not None and best.report is not None:
-        run.equivalence[best.report.name] = best.error
-    models.forget_pages(normal)
-    return_freed_memory()
-    return best.model, best.groups
-
-
-def _short(model: models.Model, kept: Sequence[Feeds]) -> list[Feeds]:
-    """Samples to try ways of smoothing on: of a large model, only the beginning of each."""
-    sizes = concrete_shapes(model.graph, kept[0], decide.tensors_for_shapes(model.graph))
-    work = sum(decide.node_macs(model.graph, sizes).values())
-    return shorten(model.graph, kept, min(1.0, TRIAL_WORK / work)) if work > TRIAL_WORK else list(kept)
-
-
-def _rename(observed: Observations, before: Sequence[decide.Candidate], after: Sequence[decide.Candidate]) -> None:
-    """Lets the outliers of an activation be found under the name that its readers read it by now."""
-    was = {one.node: one.activation for one in before}
-    for one in after:
-        known = observed.outliers.get(was.get(one.node, ""))
-        if known is not None:
-            observed.outliers.setdefault(one.activation, known)
-
-
-def _smoothed(
-    run: Run,
-    normal: models.Model,
-    found: Sequence[decide.Candidate],
-    observed: Observations,
-    watched: Callable[[models.Model, Sequence[decide.Candidate]], Sequence[str]],
-    rows: Mapping[str, record.Rows],
-    short: Sequence[Feeds],
-    gate: Gate,
-    alpha: str | float,
-    *,
-    compare: bool,
-) -> Attempt:
-    """One way of smoothing; measured where it will be compared with others."""
-    recipe = run.recipe
-    dtype = DType.INT8 if DType.INT8 in recipe.formats() else DType.FP8
-    per_channel = recipe.weight_granularity == "channel" if dtype is DType.INT8 else run.target.fp8_per_channel
-    decided = smoothing.plan(
-        normal,
-        came.smoothable(decide.by_activation(found)),
-        rows,
-        observed.outliers,
-        dataclasses.replace(recipe.smooth_quant, alpha=alpha),
-        format=format_of(dtype),
-        calibrator=recipe.calibrator,
-        per_channel=per_channel,
-        feeds=short[:PROBE_FEEDS],
-    )
-    scales = {group.tensor: group.scales for group in decided if group.alpha is not None}
-    model, report, error, again = normal, None, None, {}
-    if scales:
-        model = models.copy(normal)
-        one = SmoothQuant(scales, insert=recipe.smooth_quant.insert, split=True)
-        report = one(model.graph)
-        error = gate.check(one, report, model)
-        found = candidates(run, model)[0]
-        again = smoothing.observed_again(normal, model, observed, watched(model, found), decided)
-    reached = (
-        attempts.measure(
-            model,
-            found,
-            {**observed.histograms, **again},
-            short[:TRIAL_FEEDS],
-            dtype=dtype,
-            calibrator=recipe.calibrator,
-            per_channel=per_channel,
-        )
-        if compare and recipe.smooth_quant.alpha == "auto"
-        else float("nan")
-    )
-    return Attempt(str(alpha), tuple(decided), model, again, report, error, reached)
-
-
 def open_stored(normal: models.Model, found: Sequence[decide.Candidate]) -> models.Model:
     """The model with the weights that came quantized as floats, while formats are chosen."""
     if all(one.scales is None and one.amax is None for one in found):
@@ -422,7 +300,7 @@ def compare_models(
     if samples is None or not recipe.verify_samples:
         return None
     other = recipe.verify_data or run.held_out
-    held = open_source(other, inputs, samples=recipe.verify_samples) if other else None
+    held = run.fronted(open_source(other, inputs, samples=recipe.verify_samples)) if other else None
     feeds = held if held is not None else observed.kept[: recipe.verify_samples]
     with run.stage("verify", recipe.verify_samples + runs_of(run.metric)) as advance:
         found = compare(
@@ -431,10 +309,12 @@ def compare_models(
             feeds,
             samples=recipe.verify_samples,
             metric=run.metric,
+            float_score=run.float_score,
             drift=drift,
             inner=normal,
             advance=lambda: advance(1),
         )
+    run.float_score = found.score.float_score if found.score else None
     if samples is not None and any(output.float_not_finite for output in found.outputs):
         refuse_not_finite(model, held or samples)
     if held is None:

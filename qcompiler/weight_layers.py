@@ -110,7 +110,10 @@ def _judge(
             f"engines run a {one.op} in float and would dequantize its whole weight in a kernel of its own every time"
         )
     if node.attrs.get("transA", 0):
-        return "no-kernel", "its activation is transposed (transA), so its rows are not what a weight's depth multiplies"
+        return (
+            "no-kernel",
+            "its activation is transposed (transA), so its rows are not what a weight's depth multiplies",
+        )
     weight = linear.matrix(node)
     if weight is None:
         return "not-matrix", "its weight has more than two dimensions, or is reshaped on the way in a form not followed"
@@ -136,9 +139,7 @@ def _judge(
 
 
 def _with(layer: Layer, format: Format, size: int | None, why: str) -> Layer:
-    return Layer(
-        layer.node, layer.op, layer.activation, layer.depth, layer.width, format, size, why, layer.tied
-    )
+    return Layer(layer.node, layer.op, layer.activation, layer.depth, layer.width, format, size, why, layer.tied)
 
 
 def _listed(most: int) -> str:

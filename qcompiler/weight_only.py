@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -164,11 +164,14 @@ def stage(
     with run.stage("weights", len(layers) or 1) as advance:
         rows = record.rows(normal, {one.activation: -1 for one in layers}, observed.kept)
         stored = Stored(method, {}, refused, macs=_macs(normal, observed))
-        scaled, scales = normal, {}
+        scaled = normal
+        scales: dict[str, NDArray[np.float32]] = {}
         if "awq" in method:
             scaled, scales = _scale(run, normal, layers, rows, stored, observed, half=half)
         again = {one.node: one for one in weight_layers.find(scaled.graph, run.target, recipe)[0]}
-        pieces = _Pieces(normal, scaled, again, rows, scales, {one.node: one.activation for one in layers}, recipe, half)
+        pieces = _Pieces(
+            normal, scaled, again, rows, scales, {one.node: one.activation for one in layers}, recipe, half
+        )
         found: dict[str, Weight] = {}
         for weight in pieces.round(method, samples):
             found[weight.layer.node] = weight
@@ -266,7 +269,7 @@ class _Pieces:
 
     def round(self, method: str, samples: Source | None) -> Iterator[Weight]:
         """All layers, in an order that needs few Hessians at a time."""
-        groups = weight_layers.by_activation(self.layers.values())
+        groups = dict(weight_layers.by_activation(self.layers.values()))
         depths = {
             name: members[0].depth
             for name, members in groups.items()
@@ -382,7 +385,17 @@ def into(plan: Plan, stored: Stored | None, target: Target, order: Sequence[str]
             own = DType.FP32 if refusal.rule == "subgraph" else high
             plan.add(decide.decision(refusal, own, stored.macs.get(refusal.node, 0)))
     for name, one in stored.weights.items():
-        plan.add(Decision(name, one.layer.op, one.layer.dtype, "weight-only", _why(one, high), stored.macs.get(name, 0), _figures(one)))
+        plan.add(
+            Decision(
+                name,
+                one.layer.op,
+                one.layer.dtype,
+                "weight-only",
+                _why(one, high),
+                stored.macs.get(name, 0),
+                _figures(one),
+            )
+        )
     for name, one in stored.restored.items():
         why = f"an accuracy gate was missed, and this is one of the layers that err most: {_errs(one)}"
         plan.add(Decision(name, one.layer.op, high, "sensitive", why, stored.macs.get(name, 0), _figures(one)))
@@ -401,7 +414,9 @@ def _why(one: Weight, high: DType) -> str:
 def _errs(one: Weight) -> str:
     if one.output_db is None:
         return f"the weight reaches {one.weight_db:.1f} dB"
-    gain = f", {one.gain_db:+.1f} dB over rounding to nearest" if one.method != "rtn" and one.gain_db is not None else ""
+    gain = (
+        f", {one.gain_db:+.1f} dB over rounding to nearest" if one.method != "rtn" and one.gain_db is not None else ""
+    )
     return f"its outputs reach {one.output_db:.1f} dB{gain}"
 
 

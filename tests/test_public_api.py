@@ -14,7 +14,17 @@ import qcompiler
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = ("bench", "build", "compile", "export", "inspect", "quantize", "sensitivity", "verify")
-NAMES = ("Bench", "CompileResult", "ExportResult", "Inspection", "Recipe", "Sensitivity", "Text", "__version__", *COMMANDS)
+NAMES = (
+    "Bench",
+    "CompileResult",
+    "ExportResult",
+    "Inspection",
+    "Recipe",
+    "Sensitivity",
+    "Text",
+    "__version__",
+    *COMMANDS,
+)
 
 
 def test_all_is_the_documented_list() -> None:

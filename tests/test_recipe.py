@@ -108,7 +108,10 @@ def test_an_unknown_key_of_a_table_names_the_table() -> None:
         ('keep = ["("]', "'keep' = .*regular expressions, but '\\(' is none"),
         ("keep = [1]", "'keep' = \\[1\\]: allowed is a list of regular expressions"),
         ("min_sqnr = nan", "'min_sqnr' = nan: allowed is a number from -100 to 200"),
-        ('metric = "accuracy"', "'metric' = 'accuracy': allowed is one of perplexity, .* or a function written as file.py:function"),
+        (
+            'metric = "accuracy"',
+            "'metric' = 'accuracy': allowed is one of perplexity, .* or a function written as file.py:function",
+        ),
         ("max_drop = 0.01", "'max_drop' needs 'metric'"),
         ('strict = "yes"', "'strict' = 'yes': allowed is true or false"),
         ("safety = 3", "'safety' = 3: allowed is a table"),

@@ -54,7 +54,8 @@ class MatmulNbits(Pass):
 
     def _join(self, graph: gs.Graph, names: graphs.Names, node: gs.Node, back: gs.Node) -> Note:
         stored, scale = graphs.constant_value(back.inputs[0]), scale_of(back)
-        assert stored is not None and scale is not None  # `_refusal` has looked
+        assert stored is not None  # `_refusal` has looked
+        assert scale is not None
         depth, width = stored.shape
         size = block_size(back)
         packed = gs.Constant(names.fresh(f"{back.inputs[0].name}/packed"), packed_values(stored.astype(np.int8), size))
@@ -96,4 +97,4 @@ def packed_values(values: NDArray[np.int8], size: int) -> NDArray[np.uint8]:
     """INT4 values [K, N] in the layout of MatMulNBits, uint8 [N, K / size, size / 2]; the low half byte comes first."""
     unsigned = (values.T + _MIDDLE).astype(np.uint8)
     pairs = unsigned.reshape(values.shape[1], -1, size // 2, 2)
-    return pairs[..., 0] | pairs[..., 1] << 4
+    return np.asarray(pairs[..., 0] | pairs[..., 1] << 4, np.uint8)
