@@ -84,7 +84,7 @@ class Layers:
         ones = np.ones(len(self.channels), np.float32)
         if not alphas:
             return Choice(None, ones, 0.0)
-        thin = replace(self, weights=[_thinned(weight) for weight in self.weights])
+        thin = replace(self, weights=[thinned(weight) for weight in self.weights])
         exact = [self.rows.values @ weight for weight in thin.weights]
         power = np.asarray(sum(np.einsum("rn,rn->r", product, product) for product in exact))
         spike = float(power.max() / max(float(np.median(power)), 1e-30))
@@ -174,7 +174,7 @@ def smooth_scales(
     """
     x, w = _floored(channels), _floored(weights)
     if classes is not None:
-        x, w = _largest_of(x, classes), _largest_of(w, classes)
+        x, w = largest_of(x, classes), largest_of(w, classes)
     scales = x**alpha / w ** (1 - alpha)
     scales /= np.exp(np.log(scales).mean())
     return np.asarray(scales, np.float32)
@@ -185,7 +185,8 @@ def _floored(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.maximum(values, top * SMALLEST)
 
 
-def _largest_of(values: NDArray[np.float64], classes: NDArray[np.int64]) -> NDArray[np.float64]:
+def largest_of(values: NDArray[np.float64], classes: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The largest value of each class, at every channel of the class, [C]."""
     largest = np.zeros(int(classes.max()) + 1)
     np.maximum.at(largest, classes, values)
     return np.asarray(largest[classes])
@@ -197,7 +198,7 @@ def _methods(calibrator: str, format: Format) -> list[calibrators.Calibrator]:
     return [calibrators.MSE(format), calibrators.MinMax()]
 
 
-def _thinned(weight: NDArray[np.float32]) -> NDArray[np.float32]:
+def thinned(weight: NDArray[np.float32]) -> NDArray[np.float32]:
     """At most `COLUMNS` columns at even distances."""
     step = -(-weight.shape[1] // COLUMNS)
     return np.ascontiguousarray(weight[:, ::step])
