@@ -29,6 +29,7 @@ RATIOS = tuple(step / 20 for step in range(1, 20))
 FACTORS = tuple(1 - step / 20 for step in range(11))
 _SMALLEST = 1e-4  # of the largest channel: dead channels are not blown up
 
+
 @dataclass(frozen=True, eq=False)
 class Scales:
     """What was chosen for the layers that share an activation.

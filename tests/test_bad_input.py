@@ -317,7 +317,6 @@ REQUESTS: dict[str, tuple[list[str], int, tuple[str, ...]]] = {
         6,
         ("sm80 cannot compute in FP8", "sm89"),
     ),
-    "not-yet": (["--precision", "int4-weight"], 2, ("'int4-weight' is not in this release",)),
     "sm90": (["--target", "tensorrt-rtx:sm90"], 6, ("no sm90", "sm89", "--target tensorrt")),
     "target": (["--target", "tensorrt-rxt"], 2, ("'tensorrt-rxt'", "tensorrt-rtx")),
     "calibrator": (["--calibrator", "entropie"], 2, ("'entropie'", "did you mean 'entropy'")),

@@ -115,7 +115,6 @@ def test_a_gate_that_cannot_be_met_is_an_error_and_nothing_is_written(conv: Case
 
 def test_wrong_requests_are_refused_before_the_model_is_read(conv: Case) -> None:
     conv.source.write_bytes(b"this is no model")
-    refused(conv, UsageError, "precision 'int4-weight' is not in this release", precision="int4-weight")
     refused(conv, EngineError, "sm80 cannot compute in FP8", precision="fp8", target="tensorrt-rtx:sm80,sm89")
     refused(conv, EngineError, "sm86 cannot compute in FP8", attention="fp8", target="tensorrt-rtx:sm86")
     refused(conv, UsageError, "give --data", data="")
@@ -148,7 +147,7 @@ def test_the_output_may_not_be_the_model_itself(conv: Case) -> None:
 @pytest.mark.parametrize(
     ("options", "code"),
     [
-        (["--data", "DATA", "--precision", "int4-weight"], 2),
+        (["--data", "DATA", "--precision", "int3-weight"], 2),
         (["--data", "DATA", "--precision", "fp8", "--target", "tensorrt-rtx:sm80"], 6),
         ([], 2),
         (["--data", "DATA", "--target", "tensorrt-rtx:sm90"], 6),

@@ -30,7 +30,8 @@ ROOMS = {
     "engines": "engines* errors target fp8",
     "report": "report* recipe",
     "passes": "passes* errors pass_ plan target graph model importing weights shapes ranks single linear affine"
-    " quantized numerics unsigned element_types half masks spread borders ranges absorb*",
+    " quantized numerics unsigned element_types half masks spread borders ranges absorb* prefix*"
+    " blocks permutation filling",
 }
 LEAVES = ("errors", "wire", "plain", "suggest", "progress", "samples")  # import at most `errors`
 

@@ -100,7 +100,10 @@ def test_empty_braces_mean_the_defaults() -> None:
         ("insert-things{bits=4.0}", "option 'bits' of pass 'insert-things' is an integer, not '4.0'"),
         ("insert-things{fast=yes}", "option 'fast' of pass 'insert-things' is true or false, not 'yes'"),
         ("insert-things{limit=x}", "option 'limit' of pass 'insert-things' is a number, not 'x'"),
-        ("insert-things{type=int9}", "is one of fp32, fp16, bf16, int8, fp8, int4, not 'int9'"),
+        (
+            "insert-things{type=int9}",
+            "is one of fp32, fp16, bf16, int8, fp8, int4, int8-weight, int4-weight, not 'int9'",
+        ),
         ("insert-things{mode=none}", "is one of some, all, not 'none'"),
         ("insert-things{axes=1}", "is a list such as (a,b), not '1'"),
         ("insert-things{pair=(1.0)}", "is a list of 2, not '(1.0)'"),
