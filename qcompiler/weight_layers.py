@@ -6,8 +6,9 @@ activations leave alone, are what gains most here: they wait for their weights.
     int4   blocks of 128, 64 or 32 input channels, whichever of the asked size or below divides the depth
     int8   a scale per output channel; also what an int4-weight model stores where no block divides the depth
 
-TensorRT-RTX 1.7 fuses both with MatMul and Gemm; a convolution it runs in float behind a kernel that dequantizes the
-whole weight every time, so convolutions stay as they are.
+TensorRT-RTX 1.7 fuses both with MatMul and Gemm. Not so a convolution, a product of an odd number of outputs, or a
+weight of a single block: behind a kernel that dequantizes the whole weight on every run, these compute in float, which
+is slower than to leave them alone. So convolutions and odd widths stay as they are, and there are always two blocks.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def find(graph: gs.Graph, target: Target, recipe: Recipe) -> tuple[list[Layer], 
     tables = [node for node in graph.nodes if graphs.is_op(node, "Gather") and graphs.is_constant(node.inputs[0])]
     found: list[Layer] = []
     for one in candidates:
-        verdict = _judge(graph, nodes[one.node], one, recipe, tables)
+        verdict = _judge(graph, nodes[one.node], one, recipe, target, tables)
         if isinstance(verdict, Layer):
             found.append(verdict)
         else:
@@ -96,7 +97,7 @@ def by_activation(layers: Iterable[Layer]) -> Mapping[str, list[Layer]]:
 
 
 def _judge(
-    graph: gs.Graph, node: gs.Node, one: Candidate, recipe: Recipe, tables: Iterable[gs.Node]
+    graph: gs.Graph, node: gs.Node, one: Candidate, recipe: Recipe, target: Target, tables: Iterable[gs.Node]
 ) -> Layer | tuple[str, str]:
     """The layer, or rule and reason."""
     if one.scales is not None:
@@ -120,6 +121,10 @@ def _judge(
     depth, width = weight.shape
     if min(depth, width) < SMALLEST_GEMM:
         return "tiny", f"a {depth}x{width} weight is smaller than one tensor-core tile, and takes next to no memory"
+    if width % 2 and target.engine == "tensorrt-rtx":
+        return "odd-width", (
+            f"it has {width} outputs, and TensorRT-RTX dequantizes the whole weight on every run where that is odd"
+        )
     tied = next((table.name for table in tables if _same(table, weight)), "")
     head = bool(tied) or (width >= WIDE * depth and _ends(graph, node))
     wanted = recipe.weight_only
@@ -130,11 +135,15 @@ def _judge(
         return layer
     if head and wanted.head == "int8":
         return _with(layer, "int8", None, "INT8, because it gives the logits (weight_only.head)")
-    size = next((size for size in SIZES if size <= wanted.block_size and depth % size == 0), None)
+    size = next((size for size in SIZES if size <= wanted.block_size and depth % size == 0 and depth > size), None)
     if size is None:
-        why = f"INT8, because no block of {_listed(wanted.block_size)} divides its depth of {depth}"
+        why = f"INT8, because its depth of {depth} is not made of two or more blocks of {_listed(wanted.block_size)}"
         return _with(layer, "int8", None, why)
-    why = "" if size == wanted.block_size else f"because {wanted.block_size} does not divide its depth of {depth}"
+    why = (
+        ""
+        if size == wanted.block_size
+        else f"because its depth of {depth} is not made of blocks of {wanted.block_size}"
+    )
     return _with(layer, "int4", size, why)
 
 

@@ -28,7 +28,7 @@ from qcompiler import model as models
 from qcompiler.blocks import Blocks
 from qcompiler.decide import Refusal
 from qcompiler.equivalence import Gate
-from qcompiler.errors import AccuracyError, UsageError
+from qcompiler.errors import AccuracyError, EngineError, UsageError
 from qcompiler.macs import concrete_shapes
 from qcompiler.numerics import sqnr_db
 from qcompiler.pass_ import Pass
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from qcompiler.verification import Verification
 
 PRECISIONS = ("int8-weight", "int4-weight")
+FIRST_INT4_SM = 80
 FIRST_OPSET = 21  # of blocks and INT4
 WORTH_DB = 0.05  # below this gain, scaling is not worth an edit
 GATE_FEEDS = 2
@@ -118,6 +119,7 @@ def refuse_early(recipe: Recipe, target: Target, data: bool) -> Target:
 
     Raises:
         UsageError: the recipe asks for what does not go together, or for data that is not there.
+        EngineError: a GPU of the target has no INT4.
     """
     if recipe.precision not in PRECISIONS:
         return target
@@ -142,6 +144,12 @@ def refuse_early(recipe: Recipe, target: Target, data: bool) -> Target:
             f"precision '{recipe.precision}' leaves activations in FP16, which only their ranges can show to fit: give "
             "--data with real samples, or choose --high-precision fp32 or bf16, which need none (weights alone "
             "are rounded without data by --weight-method mse or rtn)"
+        )
+    old = [sm for sm in target.sms if recipe.precision == "int4-weight" and int(sm[2:]) < FIRST_INT4_SM]
+    if old:
+        raise EngineError(
+            f"{' and '.join(old)} has no INT4, which begins with sm{FIRST_INT4_SM} (Ampere): choose precision "
+            "int8-weight, which every GPU takes, or a newer target"
         )
     return replace(target, opset=max(target.opset, FIRST_OPSET))
 
@@ -291,17 +299,22 @@ class _Pieces:
     def _group(self, members: Sequence[Layer], method: str, found: hessian.Hessian | None) -> Iterator[Weight]:
         before = self.before[members[0].node]
         rows, scales = self.rows.get(before), self.scales.get(before)
+        factors: dict[int | None, gptq_.Factor] = {}
         if rows is not None and scales is not None:
             rows = Rows(rows.values / scales, rows.counts)
         seen = found if found is not None else None if rows is None else hessian.of_rows(rows.values, rows.counts)
         for one in members:
-            yield self._one(one, self._of(one, method), found, rows, seen, scales)
+            own = self._of(one, method)
+            if own.endswith("gptq") and found is not None and one.size not in factors:
+                wanted = self.recipe.weight_only
+                factors[one.size] = gptq_.factor(found, size=one.size, damp=wanted.damp, act_order=wanted.act_order)
+            yield self._one(one, own, factors.get(one.size), rows, seen, scales)
 
     def _one(
         self,
         layer: Layer,
         method: str,
-        found: hessian.Hessian | None,
+        found: gptq_.Factor | None,
         rows: Rows | None,
         seen: hessian.Hessian | None,
         scales: NDArray[np.float32] | None,
@@ -326,21 +339,12 @@ class _Pieces:
         layer: Layer,
         method: str,
         weight: NDArray[np.float32],
-        found: hessian.Hessian | None,
+        found: gptq_.Factor | None,
         rows: Rows | None,
     ) -> Blocks:
         size, format = layer.size, layer.format
         if method.endswith("gptq") and found is not None:
-            wanted = self.recipe.weight_only
-            return gptq_.gptq(
-                weight,
-                found,
-                size=size,
-                format=format,
-                damp=wanted.damp,
-                act_order=wanted.act_order,
-                half=self.half,
-            )
+            return gptq_.gptq(weight, found, size=size, format=format, half=self.half)
         if method == "awq" and rows is not None:
             return awq.clip(weight, rows, size=size, format=format, half=self.half)
         if method == "rtn":
