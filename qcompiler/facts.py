@@ -26,6 +26,7 @@ from qcompiler.graph import (
 from qcompiler.linear import weight_of
 from qcompiler.model import to_proto
 from qcompiler.pass_ import Changed, Fact
+from qcompiler.quantized import is_weight_only
 
 _TRANSPARENT = ("Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity")
 
@@ -97,7 +98,8 @@ def _qdq(graph: gs.Graph) -> list[str]:
 def _pair(node: gs.Node) -> list[str]:
     found: list[str] = []
     scale = constant_value(node.inputs[1])
-    if scale is None or (scale.dtype != np.float32 and not node.attrs.get("block_size", 0)):
+    alone = is_weight_only(node) or node.attrs.get("block_size", 0)  # no accumulator is rescaled: half is sound
+    if scale is None or (scale.dtype != np.float32 and not alone):
         found.append(f"the scale of '{node.name}' is not a constant float32")
     elif not (np.isfinite(scale) & (scale > 0)).all():
         found.append(f"a scale of '{node.name}' is not positive and finite")

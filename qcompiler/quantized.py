@@ -89,6 +89,17 @@ def is_weight(node: gs.Node) -> bool:
     return graphs.constant_value(source) is not None or (is_q(before) and before is not None and is_weight(before))
 
 
+def is_weight_only(node: gs.Node) -> bool:
+    """Whether a DQ holds a weight that only matrix products with a float activation read."""
+    if not is_dq(node) or not is_weight(node):
+        return False
+    found = list(readers(node.outputs[0]))
+    return bool(found) and all(
+        graphs.is_op(reader, "MatMul", "Gemm") and index == 1 and dequantizer(reader.inputs[0]) is None
+        for reader, index, _ in found
+    )
+
+
 def block_size(node: gs.Node) -> int:
     """Elements that share a scale along the blocked axis; 0 where scales are not blocked."""
     return int(node.attrs.get("block_size", 0) or 0)

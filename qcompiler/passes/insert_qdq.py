@@ -79,7 +79,10 @@ class InsertQDQ(Pass):
             # DequantizeLinear commutes with Transpose and Reshape, so it stands at the initializer
             reader, index = (weight.chain[0], 0) if weight.chain else (node, 1)
             axis = self.plan.axes[node.name]
-            graphs.set_input(reader, index, _weight(graph, names, weight.tensor, axis, stored, given.get(node.name)))
+            used = given.get(node.name)
+            if used is None and not quantized:
+                used = _half(weight_scales(weight.tensor.values, axis))
+            graphs.set_input(reader, index, _weight(graph, names, weight.tensor, axis, stored, used))
             shift = self.corrections.get(node.name)
             if shift is not None and np.any(shift):
                 _add_bias(names, node, shift)
@@ -134,6 +137,13 @@ def pair(graph: gs.Graph, names: graphs.Names, tensor: gs.Variable, quantizer: Q
         gs.Node("DequantizeLinear", names.fresh(f"{tensor.name}/DequantizeLinear"), {}, [stored, scale, zero], [back])
     )
     return back
+
+
+def _half(scales: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Scales of a weight beside a float activation: numbers that FP16 holds, so that a graph in half can store them."""
+    with np.errstate(over="ignore"):
+        stored = scales.astype(np.float16).astype(np.float32)
+    return np.where(np.isfinite(stored) & (stored > 0), stored, scales)
 
 
 def _weight(

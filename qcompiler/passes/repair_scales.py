@@ -1,6 +1,8 @@
 """Scales in the form that TensorRT takes, with the same numbers.
 
-* FP16 or BF16 scales ⇒ FP32 (in half, raw accumulators are stored as half and overflow)
+* FP16 or BF16 scales ⇒ FP32 (in half, raw accumulators are stored as half and overflow), except of weights beside
+  float activations
+* scales of weights beside float activations ⇒ FP16 or BF16, where that is what they are dequantized to
 * `output_dtype` ⇒ Cast, for targets that do not read it
 * a list of one scale ⇒ a scalar (with an axis the compiler takes it for a per-channel scale)
 * scale 0 of channels that are all zero ⇒ 1
@@ -8,22 +10,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import ml_dtypes
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from qcompiler import element_types
 from qcompiler import graph as graphs
 from qcompiler.pass_ import Changed, Note
-from qcompiler.quantized import block_size, is_dq, is_q, pairs, scale_of, zero_point_of
+from qcompiler.quantized import block_size, is_dq, is_q, is_weight_only, pairs, scale_of, zero_point_of
 from qcompiler.target import Target
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _FP32 = np.dtype(np.float32)
+_HALVES = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 _SMALLEST_HALF, _LARGEST_HALF = 2.0**-14, 65504.0
 
 
@@ -34,7 +39,7 @@ def wide_scales(graph: gs.Graph, target: Target) -> Iterator[Note]:
     casts: dict[int, gs.Variable] = {}
     for node in pairs(graph):
         scale = scale_of(node)
-        if scale is None or scale.dtype == _FP32 or block_size(node):
+        if scale is None or scale.dtype == _FP32 or block_size(node) or is_weight_only(node):
             continue
         half = scale.dtype
         graphs.set_input(node, 1, gs.Constant(names.fresh(f"{node.inputs[1].name}/fp32"), scale.astype(np.float32)))
@@ -94,25 +99,71 @@ def typed_dequantize(graph: gs.Graph, target: Target) -> Iterator[Note]:
         yield Changed(node.name, f"output_dtype {dtype.name} became a Cast")
 
 
-def typed_blocks(graph: gs.Graph, target: Target) -> Iterator[Note]:
-    """Blocks have scales of the type that they are dequantized to: with others TensorRT-RTX 1.7 finds no type.
+def typed_weights(graph: gs.Graph, target: Target) -> Iterator[Note]:
+    """Weights beside float activations have scales of the type that they are dequantized to.
 
-    In half they are fused with the product; no accumulators are in danger, because the activation is float. Scales
-    that half cannot hold are left in FP32 with a Cast behind, which costs a kernel of its own.
+    TensorRT-RTX 1.7 finds no type for blocks that have others, and ONNX Runtime 1.31 joins weight and product to an
+    operator of one type, and then refuses it. No accumulators are in danger in half, because the activation is float.
+
+    A scale per output is stored in half where half holds it exactly, else a Cast stands behind the FP32 scales: the
+    numbers are the same, and TensorRT-RTX fuses both. Behind blocks it fuses no Cast, so their scales are rounded, by
+    no more than each weight that comes out is rounded in half anyway; out of the range of normal numbers, where that
+    does not hold, they get the Cast all the same, which costs a kernel of its own.
     """
     names = graphs.Names(graph)
     for node in pairs(graph):
-        dtype = graphs.np_dtype(node.attrs.get("output_dtype")) if is_dq(node) and block_size(node) else None
-        scale = scale_of(node)
-        if dtype is None or scale is None or scale.dtype == dtype:
+        scale, half = scale_of(node), _written_half(graph, node)
+        if half is None or scale is None or scale.dtype == half or not (block_size(node) or is_weight_only(node)):
             continue
-        if dtype.itemsize == 2 and scale.min() >= _SMALLEST_HALF and scale.max() <= _LARGEST_HALF:
-            graphs.set_input(node, 1, gs.Constant(names.fresh(f"{node.inputs[1].name}/{dtype}"), scale.astype(dtype)))
-            del node.attrs["output_dtype"]
-            yield Changed(node.name, f"scales of blocks in {dtype.name}, as what they are dequantized to")
+        change = _change(scale, half)
+        if change and not (block_size(node) and scale.min() >= _SMALLEST_HALF and scale.max() <= _LARGEST_HALF):
+            if "output_dtype" in node.attrs:
+                _cast_behind(graph, names, node, half)
+                yield Changed(
+                    node.name, f"scales that {half.name} does not hold stay {scale.dtype}, with a Cast behind"
+                )
             continue
-        _cast_behind(graph, names, node, dtype)
-        yield Changed(node.name, f"blocks dequantized to float32 and cast to {dtype.name}")
+        graphs.set_input(node, 1, gs.Constant(names.fresh(f"{node.inputs[1].name}/{half}"), scale.astype(half)))
+        _write_half(graph, node, half)
+        by = f", which changes them by up to {change:.1e} of themselves" if change else ""
+        yield Changed(node.name, f"scales of a weight in {half.name}, as what they are dequantized to{by}")
+
+
+def _written_half(graph: gs.Graph, node: gs.Node) -> np.dtype[Any] | None:
+    """The type of two bytes that a DQ writes, itself or by the Cast that alone reads it; None where it is another."""
+    if not is_dq(node):
+        return None
+    found = graphs.np_dtype(node.attrs.get("output_dtype"))
+    cast = _only_cast(graph, node)
+    if found is None and cast is not None:
+        found = graphs.np_dtype(cast.attrs["to"])
+    return found if found in _HALVES else None
+
+
+def _only_cast(graph: gs.Graph, node: gs.Node) -> gs.Node | None:
+    readers = graphs.consumers(node.outputs[0])
+    alone = len(readers) == 1 and graphs.is_op(readers[0][0], "Cast") and not graphs.is_output(graph, node.outputs[0])
+    return readers[0][0] if alone else None
+
+
+def _write_half(graph: gs.Graph, node: gs.Node, half: np.dtype[Any]) -> None:
+    """Takes away what turned FP32 into half behind a DQ."""
+    if node.attrs.pop("output_dtype", None) is not None:
+        return
+    cast = _only_cast(graph, node)
+    assert cast is not None  # `_written_half` has looked
+    out = cast.outputs[0]
+    graphs.remove_node(graph, cast)
+    graphs.set_output(node, 0, out)
+
+
+def _change(scale: NDArray[Any], dtype: np.dtype[Any]) -> float:
+    """The largest relative change of a scale that is stored in another type; infinite where it becomes 0 or inf."""
+    with np.errstate(over="ignore"):
+        stored = scale.astype(dtype).astype(np.float64)
+    if not np.all(np.isfinite(stored) & (stored > 0)):
+        return math.inf
+    return float(np.max(np.abs(stored / scale.astype(np.float64) - 1), initial=0.0))
 
 
 def single_scales(graph: gs.Graph, target: Target) -> Iterator[Note]:

@@ -203,8 +203,19 @@ def test_an_axis_without_a_quantized_precision_stores_only_the_weight(precision:
     onnx.checker.check_model(whole(graph), full_check=True)
     assert [one.op for one in graph.nodes] == ["DequantizeLinear", "MatMul"]
     assert node(graph, "Y").inputs[0] is graph.inputs[0]
-    feeds = random_feeds(graph)
-    np.testing.assert_allclose(run(graph, feeds), feeds["x"] @ fake_weight(values["w"], 1), rtol=1e-5, atol=1e-5)
+    scales = graphs.values_of(graph.nodes[0].inputs[1])
+    np.testing.assert_array_equal(scales.astype(np.float16).astype(np.float32), scales)  # a graph in half holds them
+    feeds, stored = random_feeds(graph), graphs.values_of(graph.nodes[0].inputs[0])
+    np.testing.assert_array_equal(stored, np.clip(np.rint(values["w"] / scales), -128, 127))
+    np.testing.assert_allclose(run(graph, feeds), feeds["x"] @ (stored * scales), rtol=1e-5, atol=1e-5)
+
+
+def test_a_weight_alone_keeps_the_scales_that_it_is_given() -> None:
+    values = weights(w=(32, 16))
+    graph = to_graph(model(("MatMul", "x w", "y"), weights=values, opset=21, **MLP))
+    given = np.linspace(0.03, 0.04, 16).astype(np.float32)
+    InsertQDQ(Plan(axes={"Y": 1}), scales={"Y": given})(graph)
+    np.testing.assert_array_equal(graphs.values_of(graph.nodes[0].inputs[1]), given)
 
 
 def test_consumers_of_one_activation_share_one_pair_and_float_consumers_read_the_float() -> None:

@@ -11,6 +11,7 @@ import onnx
 import pytest
 
 from qcompiler import graph as graphs
+from qcompiler.engines.audit import audit
 from qcompiler.engines.tensorrt_rtx import TensorRTRTX
 from qcompiler.passes.legalize import REPAIRS, Legalize
 from qcompiler.session import Session
@@ -185,19 +186,78 @@ def test_blocks_have_scales_of_the_type_they_are_dequantized_to(smallest: float,
     assert TensorRTRTX(("sm89",)).build(tmp_path / "m.onnx", tmp_path / "m.engine").bytes
 
 
+def stored_weight(scales: Array, dtype: int = 10, *, cast: bool = False) -> onnx.ModelProto:
+    """x(fp16) · DQ(int8) with FP32 scales: written in half by the DQ itself, or by a Cast behind it."""
+    back = (
+        "DequantizeLinear",
+        "w8 ws wz",
+        "wf" if cast else "w",
+        {"axis": 1} | ({} if cast else {"output_dtype": dtype}),
+    )
+    return newer(
+        model(
+            back,
+            *([("Cast", "wf", "w", {"to": dtype})] if cast else []),
+            ("MatMul", "x w", "y"),
+            inputs={"x": (np.float16, (4, 32))},
+            weights={"w8": W8, "ws": scales, "wz": np.zeros(32, np.int8)},
+            opset=23,
+        )
+    )
+
+
+HALF_SCALES = CHANNEL_SCALES.astype(np.float16).astype(np.float32)
+
+
+@pytest.mark.parametrize("engine", ["tensorrt-rtx", "tensorrt"])
+@pytest.mark.parametrize("cast", [False, True])
+def test_scales_of_a_weight_that_half_holds_are_stored_in_half(engine: str, cast: bool, tmp_path: Path) -> None:
+    proto = stored_weight(HALF_SCALES, cast=cast)
+    graph, _ = check(Legalize(parse_target(engine)), proto, ops=["DequantizeLinear", "MatMul"], tolerance=1e-3)
+    (back,) = (node for node in graph.nodes if node.op == "DequantizeLinear")
+    assert graphs.dtype_of(back.inputs[1]) == np.float16
+    np.testing.assert_array_equal(graphs.values_of(back.inputs[1]).astype(np.float32), HALF_SCALES)
+
+
+@pytest.mark.parametrize("engine", ["tensorrt-rtx", "tensorrt"])
+def test_scales_of_a_weight_that_half_does_not_hold_stay(engine: str, tmp_path: Path) -> None:
+    assert not np.array_equal(CHANNEL_SCALES, HALF_SCALES)
+    proto = stored_weight(CHANNEL_SCALES)
+    graph, _ = check(Legalize(parse_target(engine)), proto, ops=["DequantizeLinear", "Cast", "MatMul"], tolerance=1e-3)
+    np.testing.assert_array_equal(graphs.values_of(graph.nodes[0].inputs[1]), CHANNEL_SCALES)
+    (tmp_path / "m.onnx").write_bytes(whole(graph).SerializeToString())
+    engine_file = TensorRTRTX(("sm89",)).build(tmp_path / "m.onnx", tmp_path / "m.engine")
+    assert audit(engine_file.path, tmp_path / "m.onnx", {}).compiled == {"Y": "woq-int8"}
+
+
+@pytest.mark.parametrize("scales", [HALF_SCALES, CHANNEL_SCALES], ids=["half", "wide"])
+def test_a_weight_alone_in_a_graph_in_half_runs_in_onnx_runtime(scales: Array) -> None:
+    # Joined to one operator, weight and activation must be of one type.
+    graph = to_graph(stored_weight(scales))
+    Legalize(RTX)(graph)
+    x = rng().standard_normal((4, 32)).astype(np.float16)
+    wanted = x.astype(np.float64) @ (W8 * scales.astype(np.float64))
+    found = Session(graph).run({"x": x})["y"]
+    assert np.abs(found - wanted).max() < 2e-3 * np.abs(wanted).max()
+
+
 def test_output_dtype_becomes_a_cast_where_the_target_does_not_read_it() -> None:
     proto = newer(
         model(
+            ("Cast", "x", "xf", {"to": 1}),
+            ("QuantizeLinear", "xf s z", "q"),
+            ("DequantizeLinear", "q s z", "d", {"output_dtype": 10}),
             ("DequantizeLinear", "w8 ws wz", "w", {"axis": 1, "output_dtype": 10}),
-            ("MatMul", "x w", "y"),
+            ("MatMul", "d w", "y"),
             inputs={"x": (np.float16, (4, 32))},
-            weights={"w8": W8, "ws": CHANNEL_SCALES, "wz": np.zeros(32, np.int8)},
+            weights={"w8": W8, "ws": CHANNEL_SCALES, "wz": np.zeros(32, np.int8), "s": f32(0.05), "z": np.int8(0)},
             opset=23,
         )
     )
     check_untouched(Legalize(RTX), proto)
     # ONNX Runtime multiplies in half where DequantizeLinear writes half, in FP32 before the Cast.
-    check(Legalize(parse_target("tensorrt")), proto, ops=["DequantizeLinear", "Cast", "MatMul"], tolerance=1e-3)
+    graph, _ = check(Legalize(parse_target("tensorrt")), proto, tolerance=1e-3)
+    assert [node.op for node in graph.nodes].count("Cast") == 3
 
 
 def test_a_list_of_one_scale_becomes_a_scalar() -> None:
