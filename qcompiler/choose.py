@@ -79,6 +79,9 @@ def choose(
     recipe: Recipe,
     target: Target,
     advance: Advance | None = None,
+    *,
+    judge: sparing.Judge | None = None,
+    scores: sparing.Scores | None = None,
 ) -> Chosen:
     """Decides every linear node's precision.
 
@@ -90,6 +93,8 @@ def choose(
         recipe: calibrator, safety net, gates.
         target: high-precision type.
         advance: called with the number of runs of the safety net.
+        judge: the user's metric; QFeM goes by it.
+        scores: what it gave for this model before.
     """
     if target.quantize_outputs:
         recipe = outputs.relaxed(recipe)
@@ -150,7 +155,7 @@ def choose(
         feeds = observed.kept[: _enough(shapes, groups, 1, FEW)]
         ratios = {name: one.ratio for name, one in observed.outliers.items()}
         target_db = recipe.safety.target_sqnr_db
-        spared = sparing.spare(simulator, feeds, offers, prices, ratios, recipe.qfem, target_db)
+        spared = sparing.spare(simulator, feeds, offers, prices, ratios, recipe.qfem, target_db, judge, scores)
     refused = [
         *refused,
         *(

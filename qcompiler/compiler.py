@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qcompiler import (
     attention,
@@ -19,6 +19,7 @@ from qcompiler import (
     outputs,
     placement,
     prefixing,
+    residual,
     smoothing,
     sparing,
 )
@@ -65,8 +66,7 @@ from qcompiler.stages import (
 from qcompiler.verification import Verification
 from qcompiler.verification import verify as compare
 
-if TYPE_CHECKING:
-    pass
+RESIDUAL_FEEDS = 4
 
 
 @dataclass(frozen=True)
@@ -177,6 +177,7 @@ def _compile(
         found, refused = candidates(run, normal)
     observed = observe_data(run, normal, samples, inputs, watched(normal, found), found)
     seen = outliers.rows(observed.outliers, observed.histograms, readers(found))
+    streams = residual.measure(normal.graph, observed.kept[:RESIDUAL_FEEDS]) if observed.kept else []
     normal, smoothed = smooth(run, normal, found, observed, watched)
     if smoothed:
         found, refused = candidates(run, normal)
@@ -215,6 +216,7 @@ def _compile(
             plan=chosen.plan,
             safety=chosen.net,
             outliers=seen,
+            residuals=[dataclasses.asdict(one) for one in streams],
             smoothing=smoothing.rows(smoothed, run.smoothings),
             qfem=sparing.rows(chosen.spared, seen),
             qfep=prefixing.rows(prefixed, run, verification, None if front is None else front.name),

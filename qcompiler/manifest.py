@@ -91,6 +91,7 @@ def build(
     plan: Plan | None = None,
     safety: Any = None,
     outliers: Any = (),
+    residuals: Any = (),
     smoothing: Any = None,
     qfem: Any = None,
     qfep: Any = None,
@@ -117,6 +118,7 @@ def build(
         plan: decisions and quantizers.
         safety: figures of the accuracy safety net; `curve` in it, a list of {"share", "sqnr_db"}, is plotted.
         outliers: channels and tokens that stand out, a row for each activation of a candidate.
+        residuals: the ranges at each residual Add.
         smoothing: what was decided for each group of layers, and how many scales were folded or inserted.
         qfem: the threshold of QFeM, its curve, and the layers that it keeps high.
         qfep: the prefix, how it was found, and how single tokens stand out before and behind it.
@@ -149,6 +151,7 @@ def build(
                 "quantizers": None if plan is None else list(plan.quantizers.values()),
                 "safety": safety,
                 "outliers": outliers,
+                "residuals": residuals,
                 "smoothing": smoothing,
                 "qfem": qfem,
                 "qfep": qfep,

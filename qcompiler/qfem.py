@@ -4,20 +4,47 @@ A layer's ratio is the mean over samples of (largest token / median token), a to
 (Yang et al. 2024, "Mitigating Quantization Errors Due to Activation Spikes in GLU-Based LLMs", §4.1). Layers with a
 ratio above alpha are not quantized; layers that read one activation decide together. The paper leaves open how alpha is
 found. Here the observed ratios are walked from the largest down, the error of the model's outputs is measured at each
-step against the share of multiply-accumulates that stays high, and the walk goes on as long as it pays.
+step against the share of multiply-accumulates that stays high, and the walk goes on as long as it pays. Where the user
+gave a metric, it is measured at each step too, and what it loses decides.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 RULE = "qfem"
 LEAST = 4.0  # a ratio that layers without any spike reach too
 SLOPE_DB = 0.5  # what each percent of the multiply-accumulates that stays high must gain
 MOST_STEPS = 10
+LEAST_LOSS = 1e-3  # relative loss of a metric below which samples differ more than thresholds do
 
 Measure = Callable[[Sequence[str]], float]
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """The user's metric, as the walk asks for it.
+
+    Attributes:
+        name: what reports call it.
+        float_score: of the float model.
+        higher_is_better: its direction.
+        measure: its value with the readers of these activations high and all others quantized.
+    """
+
+    name: str
+    float_score: float
+    higher_is_better: bool
+    measure: Measure
+
+    def loss(self, score: float) -> float:
+        """What a score has lost, relative to the float score; 0 where it is no worse, infinite for NaN."""
+        lost = self.float_score - score if self.higher_is_better else score - self.float_score
+        if math.isnan(lost):
+            return math.inf
+        return max(0.0, lost) / max(abs(self.float_score), 1e-12)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +56,16 @@ class Point:
         share: their share of the linear multiply-accumulates, 0..1.
         sqnr_db: of the outputs, everything else being quantized; None where it was not measured.
         layers: how many activations that are.
+        score: the user's metric; None without one, or where it was not measured.
+        loss: what it has lost relative to float, 0 and more; likewise.
     """
 
     alpha: float
     share: float
     sqnr_db: float | None
     layers: int
+    score: float | None = None
+    loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +78,7 @@ class Spared:
         ratios: of each activation.
         tensors: activations whose readers stay high, the largest ratio first.
         curve: thresholds tried, from sparing nothing on.
+        metric: what the scores in the curve are of.
     """
 
     alpha: float | None
@@ -54,6 +86,7 @@ class Spared:
     ratios: Mapping[str, float]
     tensors: tuple[str, ...] = ()
     curve: tuple[Point, ...] = ()
+    metric: str | None = None
 
     def reason(self, tensor: str) -> str:
         """Why the readers of one of `tensors` stay high."""
@@ -75,8 +108,13 @@ def search(
     *,
     budget: float,
     target_db: float,
+    metric: Callable[[], Scoring] | None = None,
 ) -> Spared:
     """Walks the observed ratios and stops at the target, at the knee of the curve, or at the budget.
+
+    With a metric, the knee is that of its loss: ten times the logarithm of it stands where otherwise the power of the
+    noise does, since a loss grows with the power. Where no step loses `LEAST_LOSS`, the metric cannot tell them apart,
+    and the noise decides.
 
     Args:
         ratios: of each activation, 1 and more.
@@ -85,6 +123,7 @@ def search(
         measure: SQNR in dB of the outputs with the readers of these activations high and all others quantized.
         budget: share of the multiply-accumulates that may stay high, 0..1.
         target_db: SQNR that is good enough.
+        metric: gives the user's metric, if there is one; called where it is needed, since the float score costs a run.
 
     Returns:
         The smallest choice from which no larger one gains `SLOPE_DB` per percent.
@@ -92,21 +131,34 @@ def search(
     order = [name for name in _ordered(ratios) if ratios[name] > LEAST]
     affordable = [n for n in range(len(order) + 1) if _share(order[:n], macs, total) <= budget + 1e-9]
     curve: list[Point] = []
+    scoring: Scoring | None = None
     for count in _steps(affordable[-1]):
-        curve.append(_point(order, count, ratios, macs, total, measure))
-        if curve[-1].sqnr_db is not None and curve[-1].sqnr_db >= target_db:
+        point = _point(order, count, ratios, macs, total, measure)
+        enough = point.sqnr_db is not None and point.sqnr_db >= target_db
+        if metric is not None and order and (curve or not enough):
+            scoring = scoring or metric()
+            score = scoring.measure(order[:count])
+            point = replace(point, score=score, loss=scoring.loss(score))
+        curve.append(point)
+        if enough:
             break
-    best = _knee(curve)
+    told = [point.loss for point in curve if point.loss is not None]
+    by_metric = len(told) == len(curve) and max(told) > LEAST_LOSS
+    best = _knee(curve, by_metric=by_metric)
+    name = scoring.name if scoring is not None else None
     if not best.layers:
-        why = f"sparing layers gains less than {SLOPE_DB:g} dB a percent"
+        judge = f"of {scoring.name}'s loss " if scoring is not None and by_metric else ""
+        why = f"sparing layers gains less than {SLOPE_DB:g} dB {judge}a percent"
         if len(curve) == 1:
             met = curve[0].sqnr_db is not None and curve[0].sqnr_db >= target_db
             why = "the outputs meet the target without it" if met else "no layer's tokens spike"
-        return Spared(None, why, dict(ratios), (), tuple(curve))
+        return Spared(None, why, dict(ratios), (), tuple(curve), name)
     reached = best.sqnr_db is not None and best.sqnr_db >= target_db
     limit = best is curve[-1] and not reached
     why = "the target is reached" if reached else "the budget ends here" if limit else "more layers gain too little"
-    return Spared(best.alpha, why, dict(ratios), tuple(order[: best.layers]), tuple(curve))
+    if scoring is not None and by_metric:
+        why += f", by {scoring.name}"
+    return Spared(best.alpha, why, dict(ratios), tuple(order[: best.layers]), tuple(curve), name)
 
 
 def _ordered(ratios: Mapping[str, float]) -> list[str]:
@@ -137,10 +189,17 @@ def _point(
     return Point(alpha, _share(chosen, macs, total), measure(chosen), count)
 
 
-def _knee(curve: Sequence[Point]) -> Point:
+def _knee(curve: Sequence[Point], *, by_metric: bool) -> Point:
     best = curve[0]
     for point in curve[1:]:
-        gained = (point.sqnr_db or 0.0) - (best.sqnr_db or 0.0)
+        gained = _worth(point, by_metric=by_metric) - _worth(best, by_metric=by_metric)
         if gained > 0 and gained >= SLOPE_DB * 100 * (point.share - best.share):
             best = point
     return best
+
+
+def _worth(point: Point, *, by_metric: bool) -> float:
+    """In dB: SQNR, or how small the loss is."""
+    if not by_metric or point.loss is None:
+        return point.sqnr_db or 0.0
+    return -10 * math.log10(min(max(point.loss, LEAST_LOSS), 1e9))

@@ -105,6 +105,7 @@ class Simulator:
         self._softmax = _softmax_inputs(model.graph)
         floats = [value.name for value in proto.graph.output if _is_float(value)]
         self.outputs = list(dict.fromkeys(self._softmax.get(name, (name, 0))[0] for name in floats))
+        self.results = [value.name for value in proto.graph.output]
         self._ranks = {c.node: len(weights[c.weight].shape) for members in groups.values() for c in members}
         by_name = {c.node: c for members in groups.values() for c in members}
         protos = {node.name: node for node in proto.graph.node}
@@ -144,7 +145,8 @@ class Simulator:
                 onnx.numpy_helper.from_array(np.array(value, np.float32), SWITCH + name) for name, value in E4M3.items()
             )
         # An optimiser would be free to simplify p − (p − k)
-        self._session = Session((proto, arrays), outputs=self.outputs, quick=True)
+        seen = list(dict.fromkeys((*self.outputs, *self.results)))
+        self._session = Session((proto, arrays), outputs=seen, quick=True)
 
     def run(self, feeds: Feeds, uses: Uses) -> dict[str, NDArray[Any]]:
         """The float outputs with the groups in `uses` quantized, each in that format and range, and all others float.
@@ -155,6 +157,22 @@ class Simulator:
         Raises:
             ValueError: a format that the simulator was not made for.
         """
+        found = self._run(feeds, uses)
+        outputs = {name: found[name] for name in self.outputs}
+        for name, axis in self._softmax.values():
+            outputs[name] = outputs[name] - outputs[name].mean(axis=axis, keepdims=True)
+        return outputs
+
+    def infer(self, feeds: Feeds, uses: Uses) -> dict[str, NDArray[Any]]:
+        """What the model itself returns, all of its outputs, with the groups in `uses` quantized.
+
+        Raises:
+            ValueError: as `run`.
+        """
+        found = self._run(feeds, uses)
+        return {name: found[name] for name in self.results}
+
+    def _run(self, feeds: Feeds, uses: Uses) -> dict[str, NDArray[Any]]:
         strange = sorted({use.dtype for use in uses.values()} - {*self.dtypes})
         if strange:
             raise ValueError(f"this simulator has {', '.join(self.dtypes)}, not {', '.join(strange)}")
@@ -169,10 +187,7 @@ class Simulator:
                 extra[name + FP8] = np.array(use is not None and use.dtype is DType.FP8)
             for c in self.groups[activation]:
                 extra[f"{SWITCH}{c.node}/b"] = self._bias(c, use)
-        outputs = self._session.run({**feeds, **extra})
-        for name, axis in self._softmax.values():
-            outputs[name] = outputs[name] - outputs[name].mean(axis=axis, keepdims=True)
-        return outputs
+        return self._session.run({**feeds, **extra})
 
     def _grid(self, activation: str, use: Use) -> tuple[NDArray[Any], NDArray[Any]]:
         """Scale, and zero point for INT8."""

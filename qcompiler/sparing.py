@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from qcompiler import qfem
-from qcompiler.qfem import Spared
+from qcompiler.qfem import Scoring, Spared
 from qcompiler.recipe import Qfem
 from qcompiler.safety import Measure, Prices, best_start, sqnr_db
 from qcompiler.session import Feeds
 from qcompiler.simulate import Simulator, Use
 from qcompiler.target import DType
+from qcompiler.verification import Score
+
+Judge = Callable[[Callable[[Feeds], Mapping[str, Any]]], Score]
+Scores = dict[frozenset[str] | None, Score]
 
 NOTHING = Spared(None, "off", {})
 
@@ -25,6 +29,8 @@ def spare(
     ratios: Mapping[str, float],
     wanted: Qfem,
     target_db: float,
+    judge: Judge | None = None,
+    known: Scores | None = None,
 ) -> Spared:
     """Chooses the activations whose readers stay in high precision because single tokens spike in them.
 
@@ -39,22 +45,47 @@ def spare(
         ratios: largest token over median token, by activation.
         wanted: the recipe's table.
         target_db: SQNR that is good enough.
+        judge: the user's metric, given a function that runs the model; None without one.
+        known: its scores so far, by what was spared (None: the float model); they are added to.
     """
-    known = {name: ratios[name] for name in offers if name in ratios}
+    seen = {name: ratios[name] for name in offers if name in ratios}
     linear = sum(prices.macs[name] for name in offers)
-    if wanted.alpha == "off" or not known:
+    if wanted.alpha == "off" or not seen:
         return NOTHING
     if not isinstance(wanted.alpha, str):
-        return qfem.fixed(known, prices.macs, linear, wanted.alpha)
+        return qfem.fixed(seen, prices.macs, linear, wanted.alpha)
     if any(use.dtype is not DType.INT8 for uses in offers.values() for use in uses):
-        return Spared(None, "left to the choice of formats", known)
+        return Spared(None, "left to the choice of formats", seen)
     measure = Measure(simulator, feeds, len(feeds), None)
     plan, _ = best_start(measure, offers, DType.INT8)
 
-    def quantized(spared: Sequence[str]) -> float:
-        return sqnr_db(measure.noise({name: use for name, use in plan.items() if name not in spared}))
+    def but(spared: Sequence[str]) -> dict[str, Use]:
+        return {name: use for name, use in plan.items() if name not in spared}
 
-    return qfem.search(known, prices.macs, linear, quantized, budget=wanted.budget, target_db=target_db)
+    def quantized(spared: Sequence[str]) -> float:
+        return sqnr_db(measure.noise(but(spared)))
+
+    scoring = None if judge is None else _scoring(simulator, judge, but, {} if known is None else known)
+    return qfem.search(seen, prices.macs, linear, quantized, budget=wanted.budget, target_db=target_db, metric=scoring)
+
+
+def _scoring(
+    simulator: Simulator, judge: Judge, but: Callable[[Sequence[str]], Mapping[str, Use]], known: Scores
+) -> Callable[[], Scoring]:
+    """The metric on the simulator; scores that are known are not measured again."""
+
+    def score(spared: Sequence[str] | None) -> Score:
+        key = None if spared is None else frozenset(spared)
+        if key not in known:
+            uses = {} if spared is None else but(spared)
+            known[key] = judge(lambda feeds: simulator.infer(dict(feeds), uses))
+        return known[key]
+
+    def scoring() -> Scoring:
+        found = score(None)
+        return Scoring(found.name, found.float_score, found.higher_is_better, lambda spared: score(spared).float_score)
+
+    return scoring
 
 
 def rows(spared: Spared, outliers: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
@@ -70,6 +101,7 @@ def rows(spared: Spared, outliers: Sequence[Mapping[str, Any]]) -> dict[str, Any
     return {
         "alpha": spared.alpha,
         "rule": spared.why,
+        "metric": spared.metric,
         "curve": [dataclasses.asdict(point) for point in spared.curve],
         "chosen": [
             {

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from qcompiler import (
     dynamic,
     ranges,
     shapes,
+    sparing,
     weight_only,
 )
 from qcompiler import graph as graphs
@@ -46,7 +48,7 @@ from qcompiler.safety import SafetyNet
 from qcompiler.session import return_freed_memory
 from qcompiler.target import DType, Target, require_fp8
 from qcompiler.text import Text, evaluation
-from qcompiler.verification import Verification, check_metric, gate
+from qcompiler.verification import Verification, check_metric, gate, score_by
 from qcompiler.verification import verify as compare
 
 if TYPE_CHECKING:
@@ -79,6 +81,7 @@ class Run:
     smoothings: dict[str, float] = field(default_factory=dict)
     metric: str | Perplexity | None = None
     float_score: float | None = None  # of the metric; the float model stays the same whatever is tried
+    scores: sparing.Scores = field(default_factory=dict)
     held_out: Text | None = None
     fronted: Callable[[Source], Source] = lambda source: source  # texts as they are read behind a prefix
 
@@ -243,7 +246,10 @@ def choose_plan(
     if not observed.kept:
         return Chosen(Plan(), SafetyNet())
     with run.stage("decide") as advance:
-        chosen = choose(model, found, refused, observed, run.recipe, run.target, advance)
+        judge = None if run.metric is None else partial(score_by, run.metric)
+        chosen = choose(
+            model, found, refused, observed, run.recipe, run.target, advance, judge=judge, scores=run.scores
+        )
         came.close(chosen.plan, found, run.released)
     models.forget_pages(model)
     return_freed_memory()

@@ -427,6 +427,11 @@ def score_of(metric: str | Metric, model: models.Model) -> float:
     return _scoring(metric)(run, None, None, None).float_score
 
 
+def score_by(metric: str | Metric, run: Run) -> Score:
+    """A metric of whatever `run` runs; both scores are its own."""
+    return _scoring(metric)(run, None, None, None)
+
+
 class Outputs(list[Any]):
     """What a metric gets: a list of arrays, as ONNX Runtime's own `run` gives it, that also takes names."""
 

@@ -154,3 +154,30 @@ def test_convolutions_are_smoothed_on_request_only(tmp_path: Path) -> None:
     smoothed = groups(convolutions=True)
     assert smoothed["r"]["how"] == "absorbed"
     assert "no producer can absorb it" in str(smoothed["x"]["why"])
+
+
+def test_qfem_goes_by_the_metric_of_the_user(setup: Setup, tmp_path: Path) -> None:
+    (tmp_path / "error.py").write_text(
+        "import numpy as np\n"
+        "HIGHER_IS_BETTER = False\n"
+        "METRIC = 'error of the first half'\n"
+        "runs = []\n"
+        "def error(run):\n"
+        "    from tests import glu\n"
+        "    outputs = [run(feeds)[0] for feeds in glu.feeds(2)]\n"
+        "    runs.append(1)\n"
+        "    return 1.0 + float(np.mean([np.abs(one).mean() for one in outputs]))\n"
+    )
+    result = setup.quantize(
+        "planted", tmp_path, smooth_quant=Smoothing(alpha="off"), metric=f"{tmp_path / 'error.py'}:error"
+    )
+    found = result.manifest["qfem"]
+    assert found["metric"] == "error of the first half"
+    assert len({point["score"] for point in found["curve"]}) > 1
+    assert all(point["loss"] is not None for point in found["curve"])
+
+
+def test_the_manifest_has_the_ranges_along_the_residual_stream(setup: Setup, tmp_path: Path) -> None:
+    rows = setup.quantize("planted", tmp_path).manifest["residuals"]
+    assert {row["kind"] for row in rows} >= {"feed-forward"}
+    assert all(row["branch_amax"] > 0 for row in rows)

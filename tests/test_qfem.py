@@ -87,3 +87,56 @@ def test_nothing_is_spared_where_the_outputs_are_good_enough() -> None:
     found = qfem.search(RATIOS, MACS, 1000, _gains(dict.fromkeys(RATIOS, 9)), budget=1, target_db=10)
     assert (found.tensors, len(found.curve)) == ((), 1)
     assert found.why == "the outputs meet the target without it"
+
+
+def _scored(table: dict[str, float], *, higher: bool = False) -> qfem.Scoring:
+    def score(spared: Sequence[str]) -> float:
+        lost = 0.5 - sum(table[name] for name in spared)
+        return 10.0 * (1 - lost if higher else 1 + lost)
+
+    return qfem.Scoring("perplexity", 10.0, higher, score)
+
+
+@pytest.mark.parametrize("higher", [True, False])
+def test_a_metric_decides_over_the_noise(higher: bool) -> None:
+    noise = _gains({"worse": 8, "spike": 6, "mild": 6})
+    scoring = _scored({"worse": 0.4, "spike": 0.0, "mild": 0.0}, higher=higher)
+    found = qfem.search(RATIOS, MACS, 1000, noise, budget=1, target_db=99, metric=lambda: scoring)
+    assert found.tensors == ("worse",)
+    assert found.metric == "perplexity"
+    assert found.why == "more layers gain too little, by perplexity"
+    assert [point.loss for point in found.curve] == pytest.approx([0.5, 0.1, 0.1, 0.1])
+    without = qfem.search(RATIOS, MACS, 1000, noise, budget=1, target_db=99)
+    assert without.tensors == ("worse", "spike", "mild")
+
+
+def test_a_metric_that_loses_nothing_leaves_it_to_the_noise() -> None:
+    scoring = qfem.Scoring("accuracy", 0.9, True, lambda spared: 0.9)
+    found = qfem.search(
+        RATIOS,
+        MACS,
+        1000,
+        _gains({"worse": 8, "spike": 6, "mild": 0.1}),
+        budget=1,
+        target_db=99,
+        metric=lambda: scoring,
+    )
+    assert found.tensors == ("worse", "spike")
+    assert found.why == "more layers gain too little"
+
+
+def test_a_metric_that_is_no_number_is_a_total_loss() -> None:
+    assert _scored({}).loss(float("nan")) == float("inf")
+    table = {"worse": 0.4, "spike": 0.0, "mild": 0.0}
+    broken = qfem.Scoring("score", 10.0, True, lambda spared: 10.0 if "worse" in spared else float("nan"))
+    found = qfem.search(RATIOS, MACS, 1000, _gains(table), budget=1, target_db=99, metric=lambda: broken)
+    assert found.tensors == ("worse",)
+
+
+@pytest.mark.parametrize(("ratios", "target_db"), [({"plain": 2.0}, 99), (RATIOS, 10)])
+def test_a_metric_is_not_run_where_nothing_is_walked(ratios: dict[str, float], target_db: float) -> None:
+    def never() -> qfem.Scoring:
+        raise AssertionError
+
+    found = qfem.search(ratios, MACS, 1000, lambda spared: 10.0, budget=1, target_db=target_db, metric=never)
+    assert found.curve[0].score is None

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
 
-from qcompiler.residual import Join, Residual, joins, residuals
+from qcompiler.residual import Join, Residual, joins, measure, residuals
 from qcompiler.statistics import Histogram
 from tests.rewrite import model
 
@@ -124,3 +124,12 @@ def test_ranges_are_read_off_the_histograms() -> None:
     (zero,) = residuals([join], {**known, "s": Histogram.of(small * 0)})
     assert isinstance(zero, Residual)
     assert zero.ratio is None
+
+
+def test_a_run_over_samples_gives_the_ranges() -> None:
+    found = graph(("MatMul", "x v", "b"), ("Relu", "b", "c"), ("Add", "x c", "y"), weights=weights("v"))
+    samples = [{"x": RNG.standard_normal((1, 4, 8)).astype(np.float32)} for _ in range(3)]
+    (row,) = measure(found, samples)
+    assert row.stream_amax == pytest.approx(max(float(np.abs(one["x"]).max()) for one in samples))
+    assert row.ratio == pytest.approx(row.branch_amax / row.stream_amax)
+    assert measure(graph(("Relu", "x", "y")), samples) == []

@@ -175,6 +175,9 @@ def qfem(found: Row | None) -> str:
     )
     known = [step for step in curve if number(step.get("sqnr_db")) is not None]
     plot = plots.trade(known, _marked(known, chosen)) if len(known) > 1 else ""
+    scored = [step for step in known if number(step.get("score")) is not None]
+    if len(scored) > 1:
+        plot += plots.trade(scored, _marked(scored, chosen), str(found.get("metric") or "metric"))
     return section("QFeM", note, plot + (listed if chosen else ""))
 
 

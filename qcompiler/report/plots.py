@@ -75,13 +75,23 @@ def alphas(points: Sequence[Point]) -> str:
     return figure(grid, label("alpha"), "".join(map(str, dots)), below("groups in graph order"))
 
 
-def trade(curve: Sequence[Mapping[str, Any]], chosen: int) -> str:
-    """SQNR of the outputs over the share of multiply-accumulates that stays in high precision."""
+def trade(curve: Sequence[Mapping[str, Any]], chosen: int, metric: str = "") -> str:
+    """SQNR of the outputs, or the metric, over the share of multiply-accumulates that stays in high precision.
+
+    Args:
+        curve: the steps that were tried.
+        chosen: index of the one that was taken; -1 for none.
+        metric: what the score of each step is called; empty to draw SQNR.
+    """
     if not curve:
         return ""
-    values = [min(max(number(step["sqnr_db"]) or 0.0, -20.0), 100.0) for step in curve]
+    if metric:
+        values = [number(step["score"]) or 0.0 for step in curve]
+        smallest = max(1e-3 * max(map(abs, values)), 1e-9)
+    else:
+        values, smallest = [min(max(number(step["sqnr_db"]) or 0.0, -20.0), 100.0) for step in curve], 4.0
     shares = [number(step["share"]) or 0.0 for step in curve]
-    gap = max(max(values) - min(values), 4.0) * 0.15
+    gap = max(max(values) - min(values), smallest) * 0.15
     low, high = min(values) - gap, max(values) + gap
     most = max(*shares, 0.01) * 1.05
     dots = [
@@ -89,7 +99,7 @@ def trade(curve: Sequence[Mapping[str, Any]], chosen: int) -> str:
             LEFT + share / most * (WIDTH - LEFT - RIGHT - 12) + 6,
             _height(value, low, high),
             f"alpha {short(step.get('alpha'))}: {step.get('layers')} activations, "
-            f"{percent(share, 2)} of MACs high, {decibel(value)}",
+            f"{percent(share, 2)} of MACs high, {f'{metric} {value:.6g}' if metric else decibel(value)}",
             "chosen" if i == chosen else "first",
         )
         for i, (step, share, value) in enumerate(zip(curve, shares, values, strict=True))
@@ -104,7 +114,7 @@ def trade(curve: Sequence[Mapping[str, Any]], chosen: int) -> str:
         for k in range(math.floor(most / width) + 1)
     )
     text = below("share of MACs that stays in high precision")
-    return figure(grid, label("SQNR in dB"), _line(dots, "first"), marks, text)
+    return figure(grid, label(metric or "SQNR in dB"), _line(dots, "first"), marks, text)
 
 
 def _line(dots: Sequence[Dot], kind: str) -> str:
