@@ -11,6 +11,7 @@ from qcompiler.passes.dynamic_quant import RULE, DynamicQuant
 from qcompiler.passes.eliminate_dead import EliminateDead
 from qcompiler.passes.eliminate_identities import EliminateIdentities
 from qcompiler.passes.equalize_channels import EqualizeChannels
+from qcompiler.passes.flatten_rows import FlattenRows
 from qcompiler.passes.fold_batch_norm import FoldBatchNorm
 from qcompiler.passes.fold_channel_affine import FoldChannelAffine
 from qcompiler.passes.fold_constants import FoldConstants
@@ -104,6 +105,7 @@ def lowering(
         HighPrecision(
             target.high_precision, ranges=ranges, typed_dequantize=target.typed_dequantize, io_types=io_types
         ),
+        *((FlattenRows(),) if target.engine == "tensorrt-rtx" else ()),  # typed: its tensors have no ranges
         # The last word belongs to the target.
         Legalize(target),
         given=NORMAL,

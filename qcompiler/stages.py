@@ -365,6 +365,8 @@ def profiles_of(
         if asked.max_length is None:
             run.warn(f"the engine takes texts of up to {longest} tokens, as in the data: --max-length asks for more")
         phases = decoder.profiles(batch, prompt, longest)
+        if batch[2] == 1 and weight_only.needs_rows(run.recipe, run.target):
+            phases[1] = decoder.profiles((1, 1, 2), prompt, longest)[1]
         return [Profile(one) for one in (phases[:1] if asked.phases == "one" else phases)]
     return [Profile({name: (three.min, three.opt, three.max) for name, three in seen.items()})] if seen else []
 

@@ -6,9 +6,9 @@ activations leave alone, are what gains most here: they wait for their weights.
     int4   blocks of 128, 64 or 32 input channels, whichever of the asked size or below divides the depth
     int8   a scale per output channel; also what an int4-weight model stores where no block divides the depth
 
-TensorRT-RTX 1.7 fuses both with MatMul and Gemm. Not so a convolution, a product of an odd number of outputs, or a
-weight of a single block: behind a kernel that dequantizes the whole weight on every run, these compute in float, which
-is slower than to leave them alone. So convolutions and odd widths stay as they are, and there are always two blocks.
+TensorRT-RTX 1.7 fuses both with MatMul and Gemm. Not so a convolution, a weight with an odd side, or one of a single
+block: behind a kernel that dequantizes the whole weight on every run, these compute in float, which is slower than to
+leave them alone. So convolutions and odd sides stay as they are, and there are always two blocks.
 """
 
 from __future__ import annotations
@@ -121,9 +121,10 @@ def _judge(
     depth, width = weight.shape
     if min(depth, width) < SMALLEST_GEMM:
         return "tiny", f"a {depth}x{width} weight is smaller than one tensor-core tile, and takes next to no memory"
-    if width % 2 and target.engine == "tensorrt-rtx":
-        return "odd-width", (
-            f"it has {width} outputs, and TensorRT-RTX dequantizes the whole weight on every run where that is odd"
+    if (width % 2 or depth % 2) and target.engine == "tensorrt-rtx":
+        return "odd-size", (
+            f"its weight is {depth}x{width}, and TensorRT-RTX dequantizes the whole weight on every run where a side "
+            "is odd"
         )
     tied = next((table.name for table in tables if _same(table, weight)), "")
     head = bool(tied) or (width >= WIDE * depth and _ends(graph, node))

@@ -154,6 +154,14 @@ def refuse_early(recipe: Recipe, target: Target, data: bool) -> Target:
     return replace(target, opset=max(target.opset, FIRST_OPSET))
 
 
+def needs_rows(recipe: Recipe, target: Target) -> bool:
+    """Whether a profile must allow for more than one row: TensorRT-RTX 1.7 multiplies a single one with no INT8 weight.
+
+    Where it knows that there is but one, it dequantizes the whole weight on every run. INT4 models have INT8 parts.
+    """
+    return recipe.precision in PRECISIONS and target.engine == "tensorrt-rtx"
+
+
 def stage(
     run: Run, normal: models.Model, samples: Source | None, observed: Observations
 ) -> tuple[models.Model, Stored | None]:

@@ -67,7 +67,7 @@ class Audit:
         mismatches: everything that is wrong; empty means that all promises were kept.
         compiled: for each MatMul, Gemm, Conv, ConvTranspose and Einsum of the model, and each promised node:
             `int8`, `fp8`, `fp4` (both operands), `woq-int8`, `woq-int4` ... (float product of a weight that is
-            stored so), `float`, `generated` (inside a generated kernel), or `unlisted`.
+            stored so), `float`, `generated` (inside a generated kernel, of floats), or `unlisted`.
         promised: how many nodes were promised.
         kernels: kernel launches of one inference.
         sms: compute capabilities in the plan.
@@ -172,7 +172,7 @@ class _Book:
             return "unlisted" if not low else next((kind for kind in low if kind != "float"), "float")
         products = self._products(node)
         if not products:
-            return "generated" if ops else "unlisted"
+            return next((_generated(op) for op in ops), "unlisted")
         kinds = [self._kind(node, op) for op in products]
         return next((kind for kind in kinds if kind not in LOW.values()), kinds[0])
 
@@ -227,6 +227,12 @@ def _stored(op: Op) -> str:
     """A float product: of a weight that is stored in low precision, or of floats."""
     low = [one for one in op.inputs if one is not None and one.type in LOW]
     return f"woq-{LOW[low[0].type]}" if low and all(one.constant for one in low) else "float"
+
+
+def _generated(op: Op) -> str:
+    """A product inside a generated kernel, as of a single row; it may read a weight that is stored in low precision."""
+    low = [one for one in op.inputs if one is not None and one.type in LOW]
+    return f"woq-{LOW[low[0].type]}" if low and all(one.constant for one in low) else "generated"
 
 
 def _later_profile(listing: Listing) -> bool:

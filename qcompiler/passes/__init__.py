@@ -9,6 +9,7 @@ from qcompiler.passes.dynamic_quant import DynamicQuant
 from qcompiler.passes.eliminate_dead import EliminateDead
 from qcompiler.passes.eliminate_identities import EliminateIdentities
 from qcompiler.passes.equalize_channels import EqualizeChannels
+from qcompiler.passes.flatten_rows import FlattenRows
 from qcompiler.passes.fold_batch_norm import FoldBatchNorm
 from qcompiler.passes.fold_channel_affine import FoldChannelAffine
 from qcompiler.passes.fold_constants import FoldConstants
@@ -68,6 +69,7 @@ ALL: tuple[type[Pass], ...] = (
     WeightOnly,
     MatmulNbits,
     HighPrecision,
+    FlattenRows,
     Legalize,
 )
 
@@ -79,6 +81,7 @@ __all__ = [
     "EliminateDead",
     "EliminateIdentities",
     "EqualizeChannels",
+    "FlattenRows",
     "FoldBatchNorm",
     "FoldChannelAffine",
     "FoldConstants",

@@ -125,10 +125,10 @@ def channel_activations() -> Builder:
     return b
 
 
-def weight_only() -> Builder:
+def weight_only(rows: int = 64) -> Builder:
     """Float activations times a stored INT8 weight. Node `mm`."""
     b = Builder()
-    b.output(b.node("MatMul", [b.input("x", [64, 128]), b.weight("w", (128, 96), 1)], "mm"))
+    b.output(b.node("MatMul", [b.input("x", [rows, 128]), b.weight("w", (128, 96), 1)], "mm"))
     return b
 
 

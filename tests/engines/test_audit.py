@@ -65,8 +65,9 @@ def test_what_becomes_float_without_a_word_is_not_confirmed(graph: Builder, buil
     assert "promised int8, but compiled to" in found.mismatches[0].text
 
 
-def test_weights_that_are_only_stored_low_are_told_apart(build: Build) -> None:
-    assert _audit(build, graphs.weight_only()).compiled == {"mm": "woq-int8"}
+@pytest.mark.parametrize("rows", [64, 1], ids=["a product", "a generated kernel for one row"])
+def test_weights_that_are_only_stored_low_are_told_apart(rows: int, build: Build) -> None:
+    assert _audit(build, graphs.weight_only(rows)).compiled == {"mm": "woq-int8"}
 
 
 @pytest.mark.parametrize(("axis", "op"), [(1, "Conv"), (1, "ConvTranspose")])
