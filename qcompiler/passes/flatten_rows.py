@@ -28,27 +28,30 @@ class FlattenRows(Pass):
     """Make the product of merged attention heads and a stored weight one of two matrices, for TensorRT-RTX."""
 
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.NAMED, Fact.CONSTANTS})
-    exact_to: ClassVar[float | None] = 0.0
+    exact_to: ClassVar[float | None] = 1e-6
 
     def rewrite(self, graph: gs.Graph) -> Iterator[Note]:
         """Yields a note per product."""
         names = graphs.Names(graph)
         for node in list(graph.nodes):
-            if not graphs.is_op(node, "MatMul") or not _has_stored_weight(node) or not _merges_heads(node.inputs[0]):
+            weight = _stored_weight(node) if graphs.is_op(node, "MatMul") else None
+            if weight is None or len(weight) != 2 or not _merges_heads(node.inputs[0]):
                 continue
-            shape, weight = graphs.shape_of(node.inputs[0]), graphs.shape_of(node.inputs[1])
-            if shape is None or weight is None or len(weight) != 2:
+            shape = graphs.shape_of(node.inputs[0])
+            if shape is None:
                 yield Skipped(node.name, "the rank of its activation is not known")
-                continue
-            if len(shape) > 2:
-                _flatten(graph, names, node, int(weight[0]), int(weight[1]))
+            elif len(shape) > 2:
+                _flatten(graph, names, node, *weight)
                 yield Changed(node.name, f"its rows are one matrix of {weight[0]} columns")
         graphs.sort(graph)
 
 
-def _has_stored_weight(node: gs.Node) -> bool:
+def _stored_weight(node: gs.Node) -> tuple[int, ...] | None:
+    """The shape of a weight that stands alone behind its DequantizeLinear; None for other operands."""
     before = graphs.producer(node.inputs[1])
-    return is_dq(before) and before is not None and is_weight_only(before)
+    if before is None or not is_dq(before) or not is_weight_only(before):
+        return None
+    return tuple(int(size) for size in before.inputs[0].shape)
 
 
 def _merges_heads(tensor: gs.Tensor) -> bool:
