@@ -22,6 +22,8 @@ from qcompiler import (
     residual,
     smoothing,
     sparing,
+    weight_gates,
+    weight_records,
 )
 from qcompiler import model as models
 from qcompiler import text as texts
@@ -187,16 +189,16 @@ def _compile(
     while True:
         chosen = choose_plan(run, normal, found, refused, observed)
         settled, splits = llm_int8.settle(normal, chosen.plan, splits)
-        weights.into(chosen.plan, stored, run.target, [node.name for node in normal.graph.nodes])
+        weight_records.into(chosen.plan, stored, run.target, [node.name for node in normal.graph.nodes])
         lowered = lower(run, settled, chosen, observed, weights.passes(stored, run.recipe))
         verification = compare_models(run, model, settled, lowered, samples, observed, inputs, drift=build)
         tighter = stricter(run.recipe, verification, chosen)
-        if tighter is None and not weights.give_back(run, stored, verification):
+        if tighter is None and not weight_gates.give_back(run, stored, verification):
             break
         run.recipe = tighter or run.recipe
     warn_where_nothing_is_quantized(run, chosen.plan)
     if verification is not None:
-        weights.gate(verification, recipe, stored)
+        weight_gates.gate(verification, recipe, stored)
     with workshop(paths) as shop:
         with run.stage("write"):
             written = models.save(lowered, shop / paths.qdq.name)
@@ -221,7 +223,7 @@ def _compile(
             qfem=sparing.rows(chosen.spared, seen),
             qfep=prefixing.rows(prefixed, run, verification, None if front is None else front.name),
             llm_int8=llm_int8.rows(splits, chosen.plan, recipe.llm_int8, shop / output.name if audited else None),
-            weight_only=weights.rows(stored, recipe, run.target),
+            weight_only=weight_records.rows(stored, recipe, run.target),
             verification=verification,
             engine=built,
             profiles=[profile.to_json() for profile in profiles],

@@ -14,7 +14,7 @@ leave them alone. So convolutions and odd sides stay as they are, and there are 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,6 +27,8 @@ from qcompiler.recipe import Recipe
 from qcompiler.target import DType, Target
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from qcompiler.blocks import Format
 
 SIZES = (128, 64, 32)
@@ -96,6 +98,13 @@ def by_activation(layers: Iterable[Layer]) -> Mapping[str, list[Layer]]:
     return groups
 
 
+def matrix(node: gs.Node) -> NDArray[np.float32]:
+    """The weight of a layer's node, [K, N]."""
+    found = linear.matrix(node)
+    assert found is not None  # `find` has looked
+    return found
+
+
 def _judge(
     graph: gs.Graph, node: gs.Node, one: Candidate, recipe: Recipe, target: Target, tables: Iterable[gs.Node]
 ) -> Layer | tuple[str, str]:
@@ -149,14 +158,14 @@ def _judge(
 
 
 def _with(layer: Layer, format: Format, size: int | None, why: str) -> Layer:
-    return Layer(layer.node, layer.op, layer.activation, layer.depth, layer.width, format, size, why, layer.tied)
+    return replace(layer, format=format, size=size, why=why)
 
 
 def _listed(most: int) -> str:
     return " or ".join(str(size) for size in SIZES if size <= most)
 
 
-def _same(table: gs.Node, weight: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> bool:
+def _same(table: gs.Node, weight: NDArray[np.float32]) -> bool:
     """Whether an embedding holds the numbers of a weight [K, N], as [N, K] or [K, N]."""
     held = table.inputs[0]
     shape = tuple(int(dim) for dim in held.shape)
