@@ -217,7 +217,14 @@ def _make(loaded: Loaded, part: _Part, shop: Path) -> None:
 
 
 def _keep_tokenizer(loaded: Loaded, shop: Path, folder: Path) -> None:
-    """The tokenizer as one file, which needs no transformers to be read."""
+    """The tokenizer as one file, which needs no transformers to be read.
+
+    A `tokenizer.json` of the model is taken as it is: transformers may have made another one of it.
+    """
+    own = next((path for path in loaded.files if path.name == "tokenizer.json"), None)
+    if own is not None and own.resolve() != (folder / "tokenizer.json").resolve():
+        shutil.copyfile(own, shop / "tokenizer.json")
+        return
     fast = getattr(loaded.tokenizer, "backend_tokenizer", None)
     if fast is None or (folder / "tokenizer.json").resolve() in {path.resolve() for path in loaded.files}:
         return

@@ -300,10 +300,13 @@ def _tokenizer(folder: Path, options: Mapping[str, Any]) -> tuple[Any, str]:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, **options), ""
+        made = AutoTokenizer.from_pretrained(folder, **options)
+        made("a")  # the class that transformers takes for a model may need tokens that the file lacks
+        return made, ""
     except Exception as error:  # a tokenizer is a help and no need: whatever is wrong with it
         text = " ".join(str(error).split())
+        rest = "" if (folder / "tokenizer.json").is_file() else ", and compiling with --text will need --tokenizer"
         return None, (
             f"no tokenizer could be read from '{folder}' ({type(error).__name__}: {text[:150].rstrip('.')}): the "
-            "export is checked with random token ids, and compiling with --text will need --tokenizer"
+            f"export is checked with random token ids{rest}"
         )

@@ -68,6 +68,7 @@ def test_folder_becomes_a_model_and_its_tokenizer(llama_folder: Path, tmp_path: 
         want = MODELS["llama"]()(torch.from_numpy(ids)).logits.numpy()
     np.testing.assert_allclose(logits(made.path, ids), want, atol=1e-4 * np.abs(want).max())
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["model.onnx", "tokenizer.json"]
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (llama_folder / "tokenizer.json").read_bytes()
     assert made.notes == ()
     assert {path.name: state(path) for path in llama_folder.iterdir()} == before
 
@@ -199,6 +200,19 @@ def test_code_of_a_folder_runs_only_where_it_is_trusted(folder: Path, tmp_path: 
     made = export(folder, tmp_path / "m.onnx", past=False, trust_remote_code=True)
     assert trace.exists()
     assert "no tokenizer could be read" in made.notes[0]
+
+
+def test_a_tokenizer_that_transformers_cannot_use_is_kept_as_it_is(llama_folder: Path, tmp_path: Path) -> None:
+    """Without its class written down, transformers takes Gemma's, which needs tokens that this one lacks."""
+    from tokenizers import Tokenizer, models
+
+    folder = tmp_path / "model"
+    shutil.copytree(llama_folder, folder)
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "GemmaTokenizer"}')
+    Tokenizer(models.BPE(vocab={"b": 0}, merges=[])).save(str(folder / "tokenizer.json"))
+    made = export(folder, tmp_path / "out" / "model.onnx", past=False)
+    assert made.notes[0].endswith("checked with random token ids")
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
 
 
 BUILD = """
