@@ -120,7 +120,7 @@ class WeightOnly(check.Keys):
     method: str = check.option(
         "auto",
         check.one_of(*WEIGHT_METHODS),
-        f"how weights are rounded: {', '.join(WEIGHT_METHODS[1:])}, or auto: gptq with data and mse without",
+        f"how weights are rounded: {', '.join(WEIGHT_METHODS[1:])}, or auto: awq and, in INT4, gptq; without data mse",
     )
     block_size: int = check.option(
         128, check.one_number(32, 64, 128), "input channels that share a scale in INT4: 32, 64 or 128"

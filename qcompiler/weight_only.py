@@ -127,7 +127,9 @@ def chosen_method(recipe: Recipe, *, data: bool) -> str:
     wanted = recipe.weight_only.method
     if wanted != "auto":
         return wanted
-    return "gptq" if data and recipe.precision == "int4-weight" else "mse"
+    if not data:
+        return "mse"
+    return "awq+gptq" if recipe.precision == "int4-weight" else "awq"
 
 
 def _macs(model: models.Model, observed: Observations) -> Mapping[str, int]:

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from qcompiler.observe import Observations
     from qcompiler.stages import Run
 
-WORTH_DB = {"awq": 0.05, "awq+gptq": 1.0}  # a smaller gain is not worth an edit; GPTQ finds most of it by itself
+WORTH_DB = 0.05  # a smaller gain is not worth an edit
+WORTH_DB_ELSE = 1.0  # with GPTQ, which finds such gains by itself, and in INT8, which errs little anyway
 GATE_FEEDS = 2
 
 
@@ -78,8 +79,9 @@ def scale(
             classes=fold.classes,
             half=run.target.high_precision is not DType.FP32,
         )
-        if chosen.gain_db < WORTH_DB[method]:
-            found.left[name] = f"no scaling gains {WORTH_DB[method]:g} dB"
+        worth = WORTH_DB if method == "awq" and few[0].format == "int4" else WORTH_DB_ELSE
+        if chosen.gain_db < worth:
+            found.left[name] = f"no scaling gains {worth:g} dB"
             continue
         found.scales[name], found.gains[name] = chosen.scales, chosen.gain_db
     return (_folded(run, normal, found.scales, observed) if found.scales else normal), found
