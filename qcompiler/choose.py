@@ -167,7 +167,9 @@ def choose(
     offers = {name: uses for name, uses in offers.items() if name not in spared.tensors}
     stored = {c.node: c.axis for name in spared.tensors for c in groups[name]} if recipe.qfem.weights == "int8" else {}
     groups = {name: members for name, members in groups.items() if name not in spared.tensors}
-    net = _cast(simulator, model.graph, shapes, observed.kept, offers, prices, recipe, advance)
+    net = _cast(
+        simulator, model.graph, shapes, observed.kept, offers, prices, recipe, sum(group_macs.values()), advance
+    )
     where = costs.where if costs is not None else ""
     plan = _plan(model.graph, groups, [*refused, *small], net, macs, target, nodes, observed.histograms, where)
     plan.quantizers = {
@@ -322,9 +324,10 @@ def _cast(
     offers: Mapping[str, Sequence[Use]],
     prices: Prices,
     recipe: Recipe,
+    quantizable: int,
     advance: Advance | None,
 ) -> SafetyNet:
-    """Runs the safety net over the groups."""
+    """Runs the safety net over the groups; `quantizable` are the multiply-accumulates that the floor is a share of."""
     if simulator is None or not offers:
         return SafetyNet()
     groups = simulator.groups
@@ -332,7 +335,9 @@ def _cast(
     limits = Limits(
         target_db=max(recipe.safety.target_sqnr_db, recipe.min_sqnr or -1000.0),
         # A gate that the user set outranks speed, and among formats high precision is a choice like the others
-        min_share=0.0 if recipe.min_sqnr is not None or by_cost else recipe.safety.min_share,
+        min_share=0.0
+        if recipe.min_sqnr is not None or by_cost
+        else recipe.safety.min_share * quantizable / max(prices.total, 1),
         useless_db=USELESS_DB,
         few=_enough(shapes, groups, 1, FEW) if recipe.calibrator == AUTO else 1,
         range_groups=recipe.safety.range_groups,

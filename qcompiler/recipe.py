@@ -45,7 +45,9 @@ class Safety(check.Keys):
         25.0, check.number(-100, 200), "predicted output SQNR in dB that is good enough; lower gives more speed"
     )
     min_share: float = check.option(
-        0.75, check.number(0, 1), "share of multiply-accumulates that stays quantized whatever the SQNR says, 0 to 1"
+        0.9,
+        check.number(0, 1),
+        "share of the multiply-accumulates that can be quantized which stays so whatever the SQNR says, 0 to 1",
     )
     samples: int = check.option(
         8, check.integer(1), "samples that plans are compared on; fewer where samples are large"
