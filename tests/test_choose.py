@@ -187,3 +187,29 @@ def test_high_precision_that_is_faster_is_a_choice_of_its_own(tmp_path: Path) ->
     assert costs["high"] < costs["int8"]  # 64 columns: writing accumulators in FP32 costs more than it saves
     assert {one.rule for one in found.plan} == {"cost"}
     assert all(one.precision is DType.FP16 and "no format is faster" in one.why for one in found.plan)
+
+
+def test_the_floor_is_a_share_of_what_can_be_quantized(tmp_path: Path) -> None:
+    """The product of two activations has half of the work here, and leaves no room for anything if it counts."""
+    rng = np.random.default_rng(0)
+    proto = model(
+        ("MatMul", "x wq", "q"),
+        ("Relu", "x", "r"),
+        ("MatMul", "r wk", "k"),
+        ("Transpose", "k", "kt", {"perm": [0, 2, 1]}),
+        ("MatMul", "q kt", "y"),
+        inputs={"x": ("n", 64, 32)},
+        weights={name: (rng.standard_normal((32, 32)) / 6).astype(np.float32) for name in ("wq", "wk")},
+    )
+    onnx.save(proto, tmp_path / "m.onnx")
+    loaded = models.load(tmp_path / "m.onnx")
+    inputs: Inputs = {"x": (np.dtype(np.float32), ("n", 64, 32))}
+    feeds = [{"x": rng.standard_normal((1, 64, 32)).astype(np.float32)} for _ in range(4)]
+    found, refused = decide.candidates(loaded.graph, TARGET, ())
+    seen = observe(loaded, [one.activation for one in found], open_source(feeds, inputs), inputs=inputs)
+
+    def restored(share: float) -> int:
+        recipe = Recipe(safety=Safety(target_sqnr_db=90, min_share=share))
+        return len(choose(loaded, found, refused, seen, recipe, TARGET).net.restored)
+
+    assert [restored(share) for share in (0.4, 0.6)] == [1, 0]
