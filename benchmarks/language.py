@@ -35,6 +35,7 @@ from benchmarks.report import put_between_marks
 from benchmarks.results import machine
 
 KEPT = ("environment", "qcompiler", "timings", "peak_memory_mb", "warnings", "qfem", "qfep", "safety", "smoothing")
+OUTPUT = "out.qdq.onnx"
 LINEAR_NOT = ("attention",)  # products of two activations are no linear layers
 
 
@@ -59,6 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS), help="default: all")
     parser.add_argument("--form", nargs="+", choices=FORMS, default=list(FORMS), help="default: both")
     parser.add_argument("--row", nargs="+", choices=BY_KEY, metavar="ROW", help=f"of {', '.join(BY_KEY)}")
+    parser.add_argument(
+        "--samples", type=int, default=SAMPLES, metavar="N", help=f"calibration windows; for another OUT ({SAMPLES})"
+    )
     parser.add_argument("--engines", action="store_true", help="engines for smollm2 too: minutes each")
     parser.add_argument("--again", action="store_true", help="also cells that have a result")
     parser.add_argument("--lock", type=Path, metavar="FILE", help="locked while something is measured (flock)")
@@ -96,7 +100,8 @@ class Place:
         self.seen = root / "text"
         self.folder = root / "models" / cell.model / "folder"
         self.model = root / "models" / cell.model / cell.form / "model.onnx"
-        self.samples = root / "samples" / f"{cell.model}-{cell.form}"
+        self.count = options.samples
+        self.samples = root / "samples" / f"{cell.model}-{cell.form}-{self.count}"
 
     def prepare(self) -> None:
         """Text, trained model, export, samples.
@@ -116,7 +121,7 @@ class Place:
                 self._run("-m", "qcompiler.cli", "export", source, past, "--quiet", "-o", self.model)
         if not self.samples.is_dir():
             aside = self.samples.with_name(f"{self.samples.name}.new")
-            self._run("-m", "benchmarks.children.language", "samples", self.model, self.seen, aside, SAMPLES)
+            self._run("-m", "benchmarks.children.language", "samples", self.model, self.seen, aside, self.count)
             aside.rename(self.samples)
 
     def _source(self) -> Path:
@@ -140,28 +145,32 @@ def _measure(place: Place, row: Row, *, engine: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="language-", dir=place.model.parent) as name:
         work = Path(name)
         shutil.copyfile(place.model.parent / "tokenizer.json", work / "tokenizer.json")
-        if row.key == FLOAT:
-            with locked(place.lock):
-                found = {"plain": _plain(place, work), "bytes": _bytes(place.model)}
-            with locked(place.lock):
-                return {**found, "worth": _worth(place.model, place, work)}
-        recipe, out = work / "recipe.toml", work / "out.qdq.onnx"
+        recipe = work / "recipe.toml"
         recipe.write_text(row.toml(), encoding="utf8")
-        command = ["quantize", str(place.model), "--data", str(place.samples), "--recipe", str(recipe), "-o", str(out)]
         with locked(place.lock):
-            found = {"recipe": row.toml(), "plain": _plain(place, work)}
-            usage, error = _qcompiler(command, work)
-        found["usage"] = asdict(usage)
-        if error:
-            return {**found, "error": error}
-        found["manifest"] = digest(json.loads((work / "out.manifest.json").read_text(encoding="utf8")))
-        found["bytes"] = _bytes(out)
-        with locked(place.lock):
-            found["worth"] = _worth(out, place, work)
-        if engine and row.buildable:
+            found = _float(place, work) if row.key == FLOAT else _quantized(place, row, work)
+        out = work / OUTPUT
+        if engine and row.buildable and out.exists():
             with locked(place.lock):
                 found["engine"] = _engine(out, place, recipe, work)
     return found
+
+
+def _float(place: Place, work: Path) -> dict[str, Any]:
+    found = {"plain": _plain(place, work), "bytes": _bytes(place.model)}
+    return {**found, "worth": _worth(place.model, place, work)}
+
+
+def _quantized(place: Place, row: Row, work: Path) -> dict[str, Any]:
+    out = work / OUTPUT
+    command = ["quantize", str(place.model), "--data", str(place.samples), "--recipe", str(work / "recipe.toml")]
+    found: dict[str, Any] = {"recipe": row.toml(), "samples": place.count, "plain": _plain(place, work)}
+    usage, error = _qcompiler([*command, "-o", str(out)], work)
+    found["usage"] = asdict(usage)
+    if error:
+        return {**found, "error": error}
+    manifest = json.loads((work / "out.manifest.json").read_text(encoding="utf8"))
+    return {**found, "manifest": digest(manifest), "bytes": _bytes(out), "worth": _worth(out, place, work)}
 
 
 def _plain(place: Place, work: Path) -> dict[str, Any]:
