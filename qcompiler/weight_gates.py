@@ -70,7 +70,7 @@ def _advice(stored: Stored, recipe: Recipe) -> str:
     tips = []
     if recipe.precision == "int4-weight" and recipe.weight_only.block_size > SMALLEST_BLOCK:
         tips.append(f"--block-size {SMALLEST_BLOCK}")
-    if stored.method in ("rtn", "mse"):
+    if "gptq" not in stored.method:
         tips.append("--weight-method gptq with --data")
     if recipe.precision == "int4-weight":
         tips.append("--precision int8-weight")
