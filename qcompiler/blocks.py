@@ -31,6 +31,7 @@ Format = Literal["int4", "int8"]
 LOWEST: dict[Format, float] = {"int4": -8.0, "int8": -128.0}
 LARGEST: dict[Format, float] = {"int4": 7.0, "int8": 127.0}
 FACTORS = (0.98, 0.95, 0.92, 0.89, 0.86, 0.83, 0.8, 0.77, 0.74, 0.71, 0.68, 0.65, 0.62, 0.59, 0.56, 0.53, 0.5)
+SIZES = (128, 64, 32)  # that TensorRT-RTX fuses
 REFINEMENTS = 2  # times that a scale is fitted to the integers that it gave
 _SMALLEST = {True: 2.0**-24, False: 2.0**-126}  # positive number of FP16, normal number of FP32
 _FP16_MAX = 65504.0
@@ -121,6 +122,11 @@ def spans(rows: int, size: int | None) -> Iterator[slice]:
     """The input channels of each block."""
     step = size or max(rows, 1)
     return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+
+
+def fitting(depth: int, most: int) -> int | None:
+    """The largest size up to `most` of which two or more blocks make up a depth; None where there is none."""
+    return next((size for size in SIZES if size <= most and depth % size == 0 and depth > size), None)
 
 
 def matrix(w: NDArray[Any]) -> Floats:

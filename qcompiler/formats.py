@@ -4,7 +4,7 @@ INT8 and E4M3 are those of `qcompiler.numerics`. The others are for comparison o
 them. Everything is symmetric.
 
     e5m2   FP8 with 5 bits of exponent and 2 of mantissa, largest value 57344; scale = amax / 57344
-    int4   -8..7, a scale per 128 weights along the depth, amax / 7
+    int4   -8..7, in the blocks along the depth that precision int4-weight stores (`qcompiler.blocks`)
     nf4    the 16 quantiles of a normal distribution, a scale per 64 weights, amax
            (Dettmers et al. 2023, "QLoRA", arXiv 2305.14314, appendix E)
     fp4    E2M1, a scale per 16 weights, itself rounded to E4M3 under one FP32 scale (NVFP4)
@@ -13,12 +13,13 @@ them. Everything is symmetric.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import ml_dtypes
 import numpy as np
 
+from qcompiler import blocks
 from qcompiler.calibrators import MSE
 from qcompiler.errors import UsageError
 from qcompiler.numerics import dequantize, quantize_fp8_e4m3, quantize_int8, quantize_weight
@@ -41,7 +42,6 @@ _NF4: Final = np.array(
     np.float32,
 )  # fmt: skip
 _E2M1: Final = np.array([-6, -4, -3, -2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
-_INT4: Final = np.arange(-8, 8, dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +52,10 @@ class NumberFormat:
         name: what `--formats` takes.
         bits: of a stored value, scales not counted.
         activations: whether activations take it too; else weights only.
-        block: how many weights along the depth share a scale; 0 for a scale per output channel.
+        block: how many weights along the depth share a scale; 0 for a scale per output channel. For INT4 the most: a
+            size of which two or more blocks make up the depth is taken, else the smallest, with a short last block.
         never: why no engine of this compiler runs it; empty where one can.
+        half: scales in blocks of INT4 are numbers of FP16.
     """
 
     name: str
@@ -61,6 +63,7 @@ class NumberFormat:
     activations: bool = True
     block: int = 0
     never: str = ""
+    half: bool = True
 
     def weights(self, w: NDArray[Any], axis: int | None) -> NDArray[np.float32]:
         """A weight after the round trip through the format.
@@ -79,6 +82,9 @@ class NumberFormat:
         if self.name == "e5m2":
             amax = np.abs(flat).max(axis=1, keepdims=True, initial=0.0)
             rounded = _e5m2(flat, np.where(amax > 0, amax / np.float32(E5M2_MAX), np.float32(1)))
+        elif self.name == "int4":
+            size = blocks.fitting(flat.shape[1], self.block) or min(blocks.SIZES)
+            rounded = blocks.dequantize(blocks.round_to_nearest(flat.T, size, "int4", half=self.half)).T
         else:
             rounded = _blocks(flat, self)
         return _as_it_was(rounded, w.shape, axis)
@@ -118,7 +124,7 @@ FORMATS: Final = {
         NumberFormat("int8", 8),
         NumberFormat("fp8", 8),
         NumberFormat("e5m2", 8, never="TensorRT has no E5M2 type"),
-        NumberFormat("int4", 4, False, 128, "weights only, and not written by this release"),
+        NumberFormat("int4", 4, False, 128, "weights only, beside float activations: precision int4-weight"),
         NumberFormat("nf4", 4, False, 64, "weights only, and TensorRT has no NF4 type"),
         NumberFormat("fp4", 4, False, 16, "weights only, and TensorRT fuses FP4 with FP4 activations alone"),
     )
@@ -126,8 +132,13 @@ FORMATS: Final = {
 DEFAULT: Final = ("int8", "fp8")
 
 
-def parse(names: str | Iterable[str]) -> tuple[NumberFormat, ...]:
+def parse(names: str | Iterable[str], block: int = 128, *, half: bool = True) -> tuple[NumberFormat, ...]:
     """Reads `int8,fp8,e5m2`; each once, in that order.
+
+    Args:
+        names: a list, or separated by commas.
+        block: most weights that share a scale in INT4.
+        half: scales of INT4 are numbers of FP16.
 
     Raises:
         UsageError: an unknown format, or none.
@@ -138,7 +149,8 @@ def parse(names: str | Iterable[str]) -> tuple[NumberFormat, ...]:
             raise UsageError(f"there is no format '{name}': {did_you_mean(name, FORMATS)}")
     if not listed:
         raise UsageError(f"no format to study: name some of {', '.join(FORMATS)}")
-    return tuple(FORMATS[name] for name in dict.fromkeys(listed))
+    found = {**FORMATS, "int4": replace(FORMATS["int4"], block=block, half=half)}
+    return tuple(found[name] for name in dict.fromkeys(listed))
 
 
 def _e5m2(x: NDArray[np.float32], scale: NDArray[np.float32] | np.float32) -> NDArray[np.float32]:
@@ -167,14 +179,14 @@ def _blocks(flat: NDArray[np.float32], format: NumberFormat) -> NDArray[np.float
     size = format.block
     padded = np.zeros((rows, -(-depth // size) * size), np.float32)
     padded[:, :depth] = flat
-    blocks = padded.reshape(rows, -1, size)
-    amax = np.abs(blocks).max(axis=2, keepdims=True)
-    grid = {"int4": _INT4, "nf4": _NF4, "fp4": _E2M1}[format.name]
+    parts = padded.reshape(rows, -1, size)
+    amax = np.abs(parts).max(axis=2, keepdims=True)
+    grid = {"nf4": _NF4, "fp4": _E2M1}[format.name]
     scales = amax / grid[-1]
     if format.name == "fp4":
         whole = np.float32(scales.max(initial=0.0) / 448) or np.float32(1)
         scales = (scales / whole).astype(ml_dtypes.float8_e4m3fn).astype(np.float32) * whole
     scales = np.where(scales > 0, scales, np.float32(1))
     middles = (grid[1:] + grid[:-1]) / 2
-    nearest = grid[np.searchsorted(middles, blocks / scales)]
+    nearest = grid[np.searchsorted(middles, parts / scales)]
     return (nearest * scales).reshape(rows, -1)[:, :depth]

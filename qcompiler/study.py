@@ -26,6 +26,7 @@ from qcompiler.presets import clean_up
 from qcompiler.progress import Progress, silent
 from qcompiler.recipe import Recipe
 from qcompiler.session import return_freed_memory
+from qcompiler.target import DType
 from qcompiler.text import fitted
 
 FEW: Final = 4  # samples that layers are measured on at most
@@ -168,8 +169,8 @@ def sensitivity(
         model: a float ONNX file, or a loaded model.
         data: samples; all of them set the ranges, and a few are measured on.
         formats: some of int8, fp8, e5m2, int4, nf4, fp4, as a list or separated by commas; the first one ranks.
-        recipe: its target, `keep`, `samples`, `batch`, `workers`, `weight_granularity` and
-            `safety.target_sqnr_db` are used.
+        recipe: its target, `keep`, `samples`, `batch`, `workers`, `weight_granularity`,
+            `safety.target_sqnr_db` and, for INT4, `weight_only.block_size` are used.
         progress: where stages are shown.
 
     Raises:
@@ -179,7 +180,8 @@ def sensitivity(
         EngineError: the recipe's target does not exist.
     """
     recipe, progress = recipe or Recipe(), progress or silent
-    target, chosen = recipe.resolve(), parse(formats)
+    target = recipe.resolve()
+    chosen = parse(formats, recipe.weight_only.block_size, half=target.high_precision is not DType.FP32)
     with progress.stage("load"):
         loaded = model if isinstance(model, models.Model) else models.load(model)
         inputs: Inputs = {t.name: (graphs.dtype_of(t), graphs.shape_of(t)) for t in loaded.graph.inputs}

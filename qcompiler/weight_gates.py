@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qcompiler import weight_layers
+from qcompiler.blocks import SIZES
 from qcompiler.errors import AccuracyError
 from qcompiler.recipe import Recipe
 from qcompiler.stored_weights import Stored
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from qcompiler.verification import Verification
 
 RAISED = 0.05  # share of the stored weights that goes back to high precision where a gate was missed
-SMALLEST_BLOCK = min(weight_layers.SIZES)
+SMALLEST_BLOCK = min(SIZES)
 
 
 def missed(verification: Verification | None, recipe: Recipe) -> bool:

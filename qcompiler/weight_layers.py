@@ -22,6 +22,7 @@ import onnx_graphsurgeon as gs
 
 from qcompiler import decide, linear
 from qcompiler import graph as graphs
+from qcompiler.blocks import SIZES, Format, fitting
 from qcompiler.decide import SMALLEST_GEMM, Candidate, Refusal
 from qcompiler.recipe import Recipe
 from qcompiler.target import DType, Target
@@ -29,9 +30,6 @@ from qcompiler.target import DType, Target
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from qcompiler.blocks import Format
-
-SIZES = (128, 64, 32)
 WIDE = 4  # times as many outputs as inputs: a vocabulary
 _BEHIND = ("Add", "Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Mul", "Div", "Tanh")
 _FARTHEST = 8
@@ -145,7 +143,7 @@ def _judge(
         return layer
     if head and wanted.head == "int8":
         return _with(layer, "int8", None, "INT8, because it gives the logits (weight_only.head)")
-    size = next((size for size in SIZES if size <= wanted.block_size and depth % size == 0 and depth > size), None)
+    size = fitting(depth, wanted.block_size)
     if size is None:
         why = f"INT8, because its depth of {depth} is not made of two or more blocks of {_listed(wanted.block_size)}"
         return _with(layer, "int8", None, why)

@@ -6,6 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from qcompiler import blocks
 from qcompiler.errors import ModelError, UsageError
 from qcompiler.formats import FORMATS, parse
 from qcompiler.numerics import sqnr_db
@@ -34,7 +35,7 @@ def test_each_channel_has_a_scale_of_its_own(name: str) -> None:
     np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-9)
 
 
-@pytest.mark.parametrize(("name", "levels"), [("int4", 15), ("nf4", 16), ("fp4", 15)])
+@pytest.mark.parametrize(("name", "levels"), [("nf4", 16), ("fp4", 15)])
 def test_four_bits_have_so_many_levels_in_a_block(name: str, levels: int) -> None:
     one = FORMATS[name]
     block = np.linspace(-1, 1, 4096, dtype=np.float32).reshape(-1, one.block).T.copy()  # each column a block of its own
@@ -42,6 +43,29 @@ def test_four_bits_have_so_many_levels_in_a_block(name: str, levels: int) -> Non
     rounded = one.weights(np.linspace(-1, 1, one.block, dtype=np.float32)[None], 0)
     assert len(np.unique(rounded)) <= levels
     assert len(np.unique(one.weights(block.T.copy(), 0))) == levels
+
+
+@pytest.mark.parametrize(("depth", "most", "size"), [(256, 128, 128), (128, 128, 64), (96, 64, 32), (160, 32, 32)])
+def test_int4_has_the_blocks_of_stored_weights(depth: int, most: int, size: int) -> None:
+    w = RNG.standard_normal((depth, 24)).astype(np.float32)
+    for half in (True, False):
+        (one,) = parse("int4", most, half=half)
+        wanted = blocks.dequantize(blocks.round_to_nearest(w, size, "int4", half=half))
+        np.testing.assert_array_equal(one.weights(w, 1), wanted)
+        np.testing.assert_array_equal(one.weights(w.T.copy(), 0), wanted.T)
+
+
+def test_int4_of_a_depth_that_no_block_divides_ends_with_a_short_block() -> None:
+    w = RNG.standard_normal((40, 24)).astype(np.float32)
+    wanted = blocks.dequantize(blocks.round_to_nearest(w, 32, "int4"))
+    np.testing.assert_array_equal(FORMATS["int4"].weights(w, 1), wanted)
+
+
+def test_four_bit_formats_err_as_their_grids_say() -> None:
+    w = RNG.standard_normal((128, 512)).astype(np.float32)
+    figures = {name: sqnr_db(w, FORMATS[name].weights(w, 0) - w) for name in ("int4", "nf4", "fp4")}
+    assert 17 < figures["int4"] < figures["nf4"] < 22  # of a bell curve, NF4 has the quantiles
+    assert figures["fp4"] > figures["int4"]  # for its small blocks
 
 
 @pytest.mark.parametrize("name", ["int4", "nf4", "fp4"])
@@ -132,7 +156,7 @@ def test_no_format_at_all_is_refused() -> None:
         ("fp8", "tensorrt-rtx:sm80,sm89", "sm80 has no FP8"),
         ("fp8", "onnxruntime", "no FP8 kernels"),
         ("e5m2", "tensorrt-rtx", "TensorRT has no E5M2 type"),
-        ("int4", "tensorrt-rtx", "weights only"),
+        ("int4", "tensorrt-rtx", "precision int4-weight"),
         ("nf4", "tensorrt-rtx", "weights only"),
         ("fp4", "tensorrt-rtx:sm120", "weights only"),
     ],

@@ -11,11 +11,12 @@ import numpy as np
 import onnx
 import pytest
 
+from qcompiler import compiler
 from qcompiler.calibrators import MSE
 from qcompiler.cli import main
 from qcompiler.errors import DataError, ModelError, UsageError
 from qcompiler.numerics import dequantize, quantize_int8, quantize_weight, sqnr_db
-from qcompiler.recipe import Recipe
+from qcompiler.recipe import Recipe, WeightOnly
 from qcompiler.session import Session
 from qcompiler.statistics import Histogram
 from qcompiler.study import Sensitivity, sensitivity
@@ -94,6 +95,27 @@ def test_weight_formats_have_no_activation_error(tmp_path: Path) -> None:
         assert effect.layer_db == effect.weights_db
         assert group.effects["e5m2"].activations_db is not None
     assert all("nf4" not in group.helps and "e5m2" not in group.helps for group in found.groups)  # no engine has them
+
+
+@pytest.mark.parametrize("size", [128, 32])
+def test_int4_errs_as_much_as_the_weights_that_int4_weight_stores(size: int, tmp_path: Path) -> None:
+    weights = {"w1": normal(256, 48), "w2": normal(48, 24)}
+    proto = model(
+        ("MatMul", "x w1", "h"),
+        ("Relu", "h", "r"),
+        ("MatMul", "r w2", "y"),
+        inputs={"x": ("n", 20, 256)},
+        weights=weights,
+    )
+    path, feeds = saved(tmp_path, proto), data(2, 20, 256)
+    recipe = Recipe(
+        target="onnxruntime", precision="int4-weight", weight_only=WeightOnly(method="rtn", block_size=size)
+    )
+    effect = by_layer(sensitivity(path, data=feeds, formats="int4", recipe=recipe))["H"].effects["int4"]
+    result = compiler.quantize(path, data=feeds, recipe=recipe, output=tmp_path / "out.onnx")
+    (row,) = (one for one in result.manifest["weight_only"]["layers"] if one["node"] == "H")
+    assert row["block"] == size
+    assert effect.weights_db == pytest.approx(row["output_db"], abs=0.01)
 
 
 def test_the_cause_is_named_weights_or_activations(tmp_path: Path) -> None:
