@@ -177,6 +177,9 @@ class OnnxRuntime(Engine):
         options.graph_optimization_level = getattr(library.GraphOptimizationLevel, LEVELS[level])
         options.intra_op_num_threads = self.threads
         options.log_severity_level = 3
+        # Without this, weights in few bits are multiplied with activations rounded to INT8, and in FP16 graphs the
+        # level `extended` gives zeros (1.31)
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         return options
 
     def _session(self, library: Any, path: Path, options: Any) -> Any:

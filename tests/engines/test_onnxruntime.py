@@ -9,10 +9,14 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
+from qcompiler import blocks
 from qcompiler.engines import onnxruntime as ort_engine
 from qcompiler.engines.onnxruntime import OnnxRuntime, available
 from qcompiler.errors import DataError, EngineError, UsageError
+from qcompiler.numerics import sqnr_db
+from qcompiler.passes import WeightOnly
 from tests.engines import graphs
+from tests.rewrite import model, to_graph, whole
 
 X = np.random.default_rng(3).standard_normal((64, 128)).astype(np.float16)
 
@@ -32,6 +36,31 @@ def test_the_stored_graph_computes_the_same(graph: graphs.Builder, level: str, t
     with OnnxRuntime().open(engine) as runner:
         (found,) = runner.infer({"x": X}).values()
     np.testing.assert_allclose(np.asarray(found, np.float32), _reference(model, {"x": X})[0], rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("size", [None, 32], ids=["int8", "int4 in blocks"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("level", ["extended", "all"])
+def test_activations_beside_weights_in_few_bits_are_not_rounded(
+    level: str, dtype: type, size: int | None, tmp_path: Path
+) -> None:
+    weight = np.random.default_rng(4).standard_normal((128, 96)).astype(np.float32)
+    stored = blocks.round_to_nearest(weight, size, "int4" if size else "int8")
+    graph = to_graph(model(("MatMul", "x w", "y"), inputs={"x": (64, 128)}, weights={"w": weight}, opset=21))
+    WeightOnly({"Y": stored})(graph)
+    proto = whole(graph)
+    if dtype is np.float16:
+        (scale,) = (one for one in proto.graph.initializer if one.name.endswith("/scale"))
+        scale.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(scale).astype(dtype), scale.name))
+        for value in (*proto.graph.input, *proto.graph.output):
+            value.type.tensor_type.elem_type = TensorProto.FLOAT16
+        del proto.graph.value_info[:]
+    onnx.save(proto, tmp_path / "m.onnx")
+    engine = OnnxRuntime(level=level).build(tmp_path / "m.onnx", tmp_path / "m.engine")
+    with OnnxRuntime().open(engine) as runner:
+        (found,) = runner.infer({"x": X.astype(dtype)}).values()
+    wanted = X.astype(np.float64) @ blocks.dequantize(stored)
+    assert sqnr_db(wanted, found - wanted) > (65 if dtype is np.float16 else 100)  # 45 with rounded activations
 
 
 def test_the_file_is_onnx_whatever_its_suffix_and_alone(tmp_path: Path) -> None:
