@@ -34,7 +34,7 @@ from benchmarks.peers import ROOT
 from benchmarks.report import put_between_marks
 from benchmarks.results import machine
 
-KEPT = ("environment", "qcompiler", "timings", "peak_memory_mb", "warnings", "qfem", "qfep", "safety", "smoothing")
+KEPT = ("environment", "qcompiler", "timings", "peak_memory_mb", "warnings", "qfem", "qfep")
 OUTPUT = "out.qdq.onnx"
 LINEAR_NOT = ("attention",)  # products of two activations are no linear layers
 
