@@ -25,6 +25,7 @@ COLUMNS = (
     "engine",
 )
 Found = Mapping[str, Any]
+WORTH_SAYING = 0.005  # share of the linear multiply-accumulates
 
 
 def read_cells(folder: Path) -> dict[str, Any]:
@@ -111,10 +112,19 @@ def _remarks(mine: Mapping[str, Found]) -> str:
         title, manifest = BY_KEY[key].title, one.get("manifest", {})
         errors = [one.get("error"), one.get("worth", {}).get("error"), one.get("engine", {}).get("error")]
         lines += [f"* {title}: {text}" for text in errors if text]
-        prefix = (manifest.get("qfep") or {}).get("ids")
-        said = [f"prefix {', '.join(map(str, prefix))}"] if prefix else []
-        high = manifest.get("high_by_rule", {})
-        if said or (high and key != FLOAT and BY_KEY[key].tables.get("", {}).get("precision") is None):
-            said += [f"{share:.1%} high by rule {rule}" for rule, share in sorted(high.items(), key=lambda p: -p[1])]
+        said = [*_prefix(manifest.get("qfep")), *_high(manifest.get("high_by_rule", {}))]
         lines += [f"* {title}: {'; '.join(said)}"] if said else []
     return "\n\n" + "\n".join(lines) if lines else ""
+
+
+def _prefix(found: Found | None) -> list[str]:
+    if not found:
+        return []
+    ids = ", ".join(map(str, found["ids"]))
+    return [f"prefix {ids}" if ids else f"no prefix, {found['why']}"]
+
+
+def _high(rules: Mapping[str, float]) -> list[str]:
+    """Rules that kept layers in high precision, with their share; not what is a matter of course."""
+    known = sorted(rules.items(), key=lambda pair: -pair[1])
+    return [f"{share:.1%} high by rule {rule}" for rule, share in known if share >= WORTH_SAYING]

@@ -67,6 +67,12 @@ def test_ratios_are_to_the_plain_pass_of_the_same_cell_and_to_float() -> None:
     assert "| FP32 | 34.000 | 1.0000 | 27.500 | 100.0% fp32 | 200.0 |" in text
 
 
+def test_why_there_is_no_prefix_is_said() -> None:
+    manifest = {**found(1)["manifest"], "qfep": {"ids": [], "why": "no token spikes"}, "high_by_rule": {"tiny": 0.001}}
+    text = language_report.markdown({"gemma.whole.qfep": found(35.7, manifest=manifest)})
+    assert text.endswith("* W8A8 + QFeP: no prefix, no token spikes\n")
+
+
 def test_failures_stand_in_the_table_with_their_reason() -> None:
     cells = {
         "gemma.whole.float": found(100.0),
