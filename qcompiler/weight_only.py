@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from qcompiler import decide, record, weight_layers, weight_scaling
+from qcompiler import decide, hessian, record, weight_layers, weight_scaling
 from qcompiler import model as models
 from qcompiler.errors import EngineError, UsageError
 from qcompiler.macs import concrete_shapes
@@ -21,7 +21,7 @@ from qcompiler.recipe import Recipe
 from qcompiler.session import return_freed_memory
 from qcompiler.stored_weights import Stored, Weight
 from qcompiler.target import DType, Target
-from qcompiler.weight_rounding import Rounding
+from qcompiler.weight_rounding import Rounding, watched
 
 if TYPE_CHECKING:
     from qcompiler.data import Source
@@ -95,7 +95,8 @@ def stage(
         )
     layers, refused = weight_layers.find(normal.graph, run.target, recipe)
     method = chosen_method(recipe, data=samples is not None)
-    with run.stage("weights", len(layers) or 1) as advance:
+    runs = observed.feeds * len(hessian.batches(watched(layers, method))) if samples is not None else 0
+    with run.stage("weights", (len(layers) + runs) or 1) as advance:
         rows = record.rows(normal, {one.activation: -1 for one in layers}, observed.kept)
         scaled, scaling = normal, weight_scaling.Scaling()
         if "awq" in method:
@@ -113,7 +114,7 @@ def stage(
             act_order=recipe.weight_only.act_order,
         )
         found: dict[str, Weight] = {}
-        for weight in rounding.round(samples):
+        for weight in rounding.round(samples, advance):
             found[weight.layer.node] = weight
             advance(1)
     models.forget_pages(normal)

@@ -35,6 +35,20 @@ if TYPE_CHECKING:
 MOST_WORK = 2e11  # multiply-accumulates that a figure of one layer may take
 
 
+def methods(layers: Iterable[Layer], method: str) -> dict[str, str]:
+    """The method of each layer: beside INT4 blocks, INT8 errs so little that its own grid is all it needs."""
+    known = list(layers)
+    mixed = any(one.format == "int4" for one in known)
+    return {one.node: "mse" if mixed and one.format == "int8" else method for one in known}
+
+
+def watched(layers: Iterable[Layer], method: str) -> dict[str, int]:
+    """The activations that GPTQ needs a Hessian of, with their channels."""
+    known = list(layers)
+    chosen = methods(known, method)
+    return {one.activation: one.depth for one in known if chosen[one.node].endswith("gptq")}
+
+
 @dataclass(frozen=True)
 class Rounding:
     """What rounding needs to know of all layers.
@@ -64,11 +78,13 @@ class Rounding:
     act_order: bool = True
     _nodes: dict[str, gs.Node] = field(init=False, repr=False, default_factory=dict)
     _floats: dict[str, gs.Node] = field(init=False, repr=False, default_factory=dict)
+    _methods: dict[str, str] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         """Nodes are looked up by name often."""
         self._nodes.update((node.name, node) for node in self.scaled.graph.nodes)
         self._floats.update((node.name, node) for node in self.normal.graph.nodes)
+        self._methods.update(methods(self.layers, self.method))
 
     def round(self, samples: Iterable[Feeds] | None, advance: Callable[[int], None] | None = None) -> Iterator[Weight]:
         """All layers, in an order that needs few Hessians at a time.
@@ -78,11 +94,7 @@ class Rounding:
             advance: called with the number of runs of the model since the last call.
         """
         groups = dict(weight_layers.by_activation(self.layers))
-        depths = {
-            name: members[0].depth
-            for name, members in groups.items()
-            if samples is not None and any(self.method_of(one).endswith("gptq") for one in members)
-        }
+        depths = watched(self.layers, self.method) if samples is not None else {}
         for name in groups.keys() - depths.keys() if depths else ():
             yield from self._group(groups.pop(name), None)
         for part in hessian.hessians(self.scaled, depths, samples or (), advance=advance) if depths else ():
@@ -90,14 +102,6 @@ class Rounding:
                 yield from self._group(groups.pop(name), found)
         for members in groups.values():
             yield from self._group(members, None)
-
-    def method_of(self, layer: Layer) -> str:
-        """The method of one layer: beside INT4 blocks, INT8 errs so little that its own grid is all it needs."""
-        return "mse" if layer.format == "int8" and self._mixed else self.method
-
-    @property
-    def _mixed(self) -> bool:
-        return any(one.format == "int4" for one in self.layers)
 
     def _group(self, members: Sequence[Layer], found: hessian.Hessian | None) -> Iterator[Weight]:
         before = self.before[members[0].node]
@@ -107,7 +111,7 @@ class Rounding:
             rows = Rows(rows.values / scales, rows.counts)
         seen = found if found is not None else None if rows is None else hessian.of_rows(rows.values, rows.counts)
         for one in members:
-            if self.method_of(one).endswith("gptq") and found is not None and one.size not in factors:
+            if self._methods[one.node].endswith("gptq") and found is not None and one.size not in factors:
                 factors[one.size] = gptq.factor(found, size=one.size, damp=self.damp, act_order=self.act_order)
             yield self._one(one, factors.get(one.size), rows, seen, scales)
 
@@ -119,7 +123,7 @@ class Rounding:
         seen: hessian.Hessian | None,
         scales: NDArray[np.float32] | None,
     ) -> Weight:
-        weight, method = weight_layers.matrix(self._nodes[layer.node]), self.method_of(layer)
+        weight, method = weight_layers.matrix(self._nodes[layer.node]), self._methods[layer.node]
         stored = self._rounded(layer, weight, found, rows)
         difference = blocks.dequantize(stored) - weight
         alone = sqnr_db(weight, difference)
@@ -137,7 +141,7 @@ class Rounding:
     def _rounded(
         self, layer: Layer, weight: NDArray[np.float32], found: gptq.Factor | None, rows: Rows | None
     ) -> Blocks:
-        size, format, method = layer.size, layer.format, self.method_of(layer)
+        size, format, method = layer.size, layer.format, self._methods[layer.node]
         if method.endswith("gptq") and found is not None:
             return gptq.gptq(weight, found, size=size, format=format, half=self.half)
         if method == "awq" and rows is not None:

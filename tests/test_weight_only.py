@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import ml_dtypes
 import numpy as np
@@ -279,6 +280,28 @@ def test_logits_of_a_tied_table_are_stored_as_asked_for_and_the_table_stays(
     assert graphs.dtype_of(table) == np.float32
 
 
-def test_options_have_a_check() -> None:
-    names = {field.name for field in dataclasses.fields(WeightOnly)}
-    assert names == {"method", "block_size", "act_order", "damp", "storage", "head", "accuracy_level"}
+def test_progress_counts_runs_of_the_data_and_layers(tmp_path: Path) -> None:
+    onnx.save(glu.stack(layers=1), tmp_path / "glu.onnx")
+    seen: dict[str, list[float]] = {}
+
+    class Stage:
+        def __init__(self, name: str, total: float | None) -> None:
+            seen[name] = [total or 0.0, 0.0]
+            self._name = name
+
+        def advance(self, steps: float) -> None:
+            seen[self._name][1] += steps
+
+    class Shown:
+        @contextmanager
+        def stage(self, name: str, total: float | None = None) -> Iterator[Stage]:
+            yield Stage(name, total)
+
+        def warn(self, text: str) -> None:
+            raise AssertionError(text)
+
+    recipe = Recipe(target="onnxruntime", precision="int4-weight", weight_only=WeightOnly(method="gptq", block_size=32))
+    compiler.quantize(
+        tmp_path / "glu.onnx", data=FEEDS, recipe=recipe, output=tmp_path / "out.onnx", progress=cast(Any, Shown())
+    )
+    assert seen["weights"] == [len(PRODUCTS) + len(FEEDS)] * 2
