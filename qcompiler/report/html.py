@@ -12,7 +12,7 @@ from html import escape
 from typing import Any
 
 from qcompiler.recipe import Recipe
-from qcompiler.report import outliers, prefix, svg
+from qcompiler.report import outliers, prefix, svg, weights
 from qcompiler.report.figures import (
     audited,
     count,
@@ -51,6 +51,7 @@ def render(manifest: Row) -> str:
         prefix.qfep(manifest.get("qfep")),
         outliers.qfem(manifest.get("qfem")),
         outliers.llm_int8(manifest.get("llm_int8")),
+        weights.section_of(manifest.get("weight_only")),
         outliers.residuals(manifest.get("residuals") or ()),
         _layers(manifest),
         _audit(manifest.get("audit")),

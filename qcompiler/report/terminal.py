@@ -11,7 +11,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from qcompiler.report import prefix
+from qcompiler.report import prefix, weights
 from qcompiler.report.figures import (
     audited,
     decibel,
@@ -196,6 +196,8 @@ def _summary_rows(manifest: Row) -> Iterator[tuple[str, str]]:
         yield "prefix", prefix.line(manifest["qfep"])
     if manifest.get("llm_int8"):
         yield "LLM.int8()", split_off(manifest["llm_int8"])
+    if manifest.get("weight_only"):
+        yield "weights", weights.line(manifest["weight_only"])
     if manifest.get("audit"):
         yield "engine's own listing", audited(manifest["audit"])
     yield "size", _sizes(manifest)

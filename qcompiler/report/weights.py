@@ -1,0 +1,72 @@
+"""The section of the HTML report about weights in few bits, and its line on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+from qcompiler.report.figures import decibel, number, size
+from qcompiler.report.page import code, fold, section, table
+
+Row = Mapping[str, Any]
+
+
+def line(found: Row) -> str:
+    """One line: what is stored, in which form, by which method, how many bytes that takes, and what errs most."""
+    if not found["layers"]:
+        return "none"
+    forms = ", ".join(f"{count} {form}" for form, count in found["forms"].items())
+    text = f"{forms}, by {found['method']}: {size(found['bytes_before'])} to {size(found['bytes_after'])}"
+    if found["restored"]:
+        text += f"; {len(found['restored'])} went back to float for a gate"
+    worst = min(found["layers"], key=_known)
+    return f"{text}; {worst['node']} errs most, {decibel(_known(worst))}"
+
+
+def section_of(found: Row | None) -> str:
+    """Every stored weight, with its form and its error."""
+    if not found or not found["layers"]:
+        return ""
+    columns = (
+        "layer",
+        "inputs",
+        "outputs",
+        "stored",
+        "method",
+        "bytes",
+        "weight",
+        "its outputs",
+        "over nearest",
+        "why",
+    )
+    cells = (
+        (
+            code(one["node"]),
+            str(one["depth"]),
+            str(one["width"]),
+            f"{one['format'].upper()}, blocks of {one['block']}" if one["block"] else f"{one['format'].upper()}",
+            escape(str(one["method"])),
+            size(one["bytes"]),
+            decibel(one["weight_db"]),
+            decibel(one["output_db"]),
+            decibel(one["gain_db"]),
+            escape(str(one["why"])),
+        )
+        for one in found["layers"]
+    )
+    count = len(found["layers"])
+    body = fold(f"{count} layers", count, table(columns, cells, figures=(1, 2, 5, 6, 7, 8), find=True))
+    return section("Weights in few bits", escape(f"{line(found)[:1].upper()}{line(found)[1:]}.{_scaled(found)}"), body)
+
+
+def _scaled(found: Row) -> str:
+    if not found["scaled"]:
+        return ""
+    most = max(value for value in found["scaled"].values())
+    return f" AWQ scaled {len(found['scaled'])} activations, which gained up to {most:.1f} dB over rounding to nearest."
+
+
+def _known(one: Row) -> float:
+    values = (number(one["output_db"]), number(one["weight_db"]))
+    return next((value for value in values if value is not None), 200.0)
