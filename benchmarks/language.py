@@ -18,6 +18,7 @@ import contextlib
 import fcntl
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -42,6 +43,7 @@ LINEAR_NOT = ("attention",)  # products of two activations are no linear layers
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measures; 0: done, 1: the benchmark could not go on, 130: interrupted (run it again to go on)."""
     options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # or the child, in a session of its own, would go on
     try:
         _measure_all(options)
     except (BenchmarkError, ValueError, OSError, subprocess.CalledProcessError) as error:
