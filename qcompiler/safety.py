@@ -367,7 +367,7 @@ def _improve(
         noise = measure.noise(_quantized(current))
         curve.append(Step(prices.share(current), sqnr_db(noise)))
         best = min(best, (noise, current, curve[-1]), key=lambda tried: tried[0])
-    if moves and noise <= power(limits.target_db):
+    if moves and prices.seconds and noise <= power(limits.target_db):
         return _take_back(measure, begin, moves, missed, prices, limits, curve)
     if best[1] != current:  # noise of layers can cancel: what was tried first may be the best
         curve.append(best[2])
@@ -385,7 +385,7 @@ def _take_back(
 ) -> Chosen:
     """The fewest of `moves` that meet the target, by halving: predictions that are too dark make too many.
 
-    Each change that was not needed is time lost in the engine.
+    Where formats cost time, each change that was not needed is time lost.
 
     Args:
         measure: runs plans.
