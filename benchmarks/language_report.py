@@ -35,13 +35,22 @@ def read_cells(folder: Path) -> dict[str, Any]:
 
 def markdown(found: Mapping[str, Found]) -> str:
     """All tables: one of each model and form that has a result, rows in the order of the protocol."""
-    parts = []
+    parts = [_machines(found)] if found else []
     for model, title in MODELS.items():
         for form, words in FORMS.items():
             mine = {row.key: found[name] for row in ROWS if (name := f"{model}.{form}.{row.key}") in found}
             if mine:
                 parts.append(f"### {title}, {words}\n\n{_circumstances(mine)}" + _table(mine) + _remarks(mine))
     return "\n" + ("\n\n".join(parts) or "Nothing was measured yet.") + "\n"
+
+
+def _machines(found: Mapping[str, Found]) -> str:
+    machines = {
+        f"{one['cores']} cores of {one['cpu']} ({one['int8']}), {one['memory_gb']} GB, Python {one['python']}"
+        for one in (cell.get("machine") for cell in found.values())
+        if one
+    }
+    return f"Measured on {'; '.join(sorted(machines)) or 'an unknown machine'}, beside other work."
 
 
 def _circumstances(mine: Mapping[str, Found]) -> str:

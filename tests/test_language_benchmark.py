@@ -67,6 +67,12 @@ def test_ratios_are_to_the_plain_pass_of_the_same_cell_and_to_float() -> None:
     assert "| FP32 | 34.000 | 1.0000 | 27.500 | 100.0% fp32 | 200.0 |" in text
 
 
+def test_tables_say_what_machine_they_come_from() -> None:
+    machine = {"cores": 2, "cpu": "X", "int8": "none", "memory_gb": 8, "python": "3.11"}
+    cells = {"gemma.whole.plain": found(3.0, machine=machine), "gemma.whole.smooth": found(3.0, machine=machine)}
+    assert "Measured on 2 cores of X (none), 8 GB, Python 3.11, beside other work." in language_report.markdown(cells)
+
+
 def test_why_there_is_no_prefix_is_said() -> None:
     manifest = {**found(1)["manifest"], "qfep": {"ids": [], "why": "no token spikes"}, "high_by_rule": {"tiny": 0.001}}
     text = language_report.markdown({"gemma.whole.qfep": found(35.7, manifest=manifest)})
