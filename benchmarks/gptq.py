@@ -11,7 +11,7 @@ layer's output, tr(EᵀHE) / tr(WᵀHW) in dB, mean over the layers, on the cali
 ONNX Runtime's is `onnxruntime.quantization.neural_compressor.weight_only.gptq`, symmetric as TensorRT needs it: as it
 is called by default; with `mse`, its search of scales; with `actorder`. Both get 1 % damping. Ours: as `qcompiler`
 calls it, and without the coordinate descent (`sweeps=0`). ONNX Runtime's scales are any FP32 numbers, ours are numbers
-of FP16.
+of FP16. What rounding to nearest leaves stands below them, to see what each gains.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from qcompiler.text import feeds
 
 LENGTH, WINDOWS, DAMP = 256, 32, 0.01
 PER_SIZE = 3
-OURS, PAPER = "qcompiler", "qcompiler, without sweeps"
+OURS, PAPER, NEAREST = "qcompiler", "qcompiler, without descent", "nearest integers"
 THEIRS = {
     "ONNX Runtime": {},
     "ONNX Runtime, mse": {"mse": True},
@@ -107,7 +107,8 @@ def implementations(block: int) -> dict[str, Way]:
         )
 
     found = {OURS: ours(gptq.SWEEPS), PAPER: ours(0)}
-    return found | {title: peer(settings) for title, settings in THEIRS.items()}
+    found |= {title: peer(settings) for title, settings in THEIRS.items()}
+    return {**found, NEAREST: lambda w, _: blocks.dequantize(blocks.round_to_nearest(w, block, "int4"))}
 
 
 def layers(model: models.Model, most: int) -> dict[tuple[int, int], list[Layer]]:

@@ -11,7 +11,7 @@ whatever a graph stores them in, the weights are the very ones whose error was j
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
@@ -157,14 +157,20 @@ def whole_scales(w: Floats, size: int | None, format: Format, importance: Floats
 
 
 def clipped_scales(
-    w: Floats, size: int | None, format: Format, importance: NDArray[Any] | None, *, half: bool
+    w: Floats,
+    size: int | None,
+    format: Format,
+    importance: NDArray[Any] | None,
+    *,
+    half: bool,
+    factors: Sequence[float] = FACTORS,
 ) -> Floats:
-    """The scale of each block that errs least, [blocks, N]; see `clip_by_error`."""
+    """The scale of each block that errs least, [blocks, N], `factors` of the whole range tried; see `clip_by_error`."""
     weights = _importance(importance, len(w))
     search = _Search(w, size, format, weights, half)
     whole = whole_scales(w, size, format, weights, half=half)
     search.offer(whole)
-    for factor in FACTORS:
+    for factor in factors:
         search.offer(whole * np.float32(factor))
     for _ in range(REFINEMENTS):
         search.offer(search.fitted())

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
 
 FACTORS = (1.0, 0.85, 0.9, 0.95, 1.05, 1.1, 1.15, 1.2, 1.3)  # of the scale that errs least channel by channel
+_CLIPS = blocks.FACTORS[::2]  # a coarse grid will do: the tries around the best of it are judged by the whole loop
 SWEEPS = 1  # a second one takes as long and gains 0.1 dB at most
 PANEL = 128  # rows whose errors reach the rows after them in one product
 MOST_DAMP = 1.0
@@ -188,9 +189,9 @@ class _State:
     def _round(self, block: int, target: Floats) -> None:
         span = self._spans[block]
         importance = self._factor.pivots[span]
-        base = blocks.clipped_scales(target, None, self._format, importance, half=self._half)
+        base = blocks.clipped_scales(target, None, self._format, importance, half=self._half, factors=_CLIPS)
         factors = FACTORS if span.stop - span.start <= 2 * PANEL else FACTORS[:1]
-        tries = np.concatenate([blocks.storable(base * np.float32(f), self._format, half=self._half) for f in factors])
+        tries = blocks.storable(base * np.asarray(factors, np.float32)[:, None], self._format, half=self._half)
         moves = np.ascontiguousarray(self._factor.moves[span, span])
         q, e, best = self._q[span], self._e[span], self._scales[block]
 

@@ -32,7 +32,7 @@ def test_layers_of_a_size_are_spread_over_the_model(stack: models.Model) -> None
 
 
 def test_a_model_without_weights_is_refused(tmp_path: Path) -> None:
-    onnx.save(model([("Relu", "x", "y")], {"x": (2, 3)}, {"y": (2, 3)}), tmp_path / "relu.onnx")
+    onnx.save(model(("Relu", "x", "y"), inputs={"x": (2, 3)}, outputs=["y"]), tmp_path / "relu.onnx")
     with pytest.raises(BenchmarkError, match="no product"):
         benchmark.layers(models.load(tmp_path / "relu.onnx"), 3)
 
@@ -52,10 +52,21 @@ def test_both_implementations_round_the_same_layer_and_leave_what_they_were_give
     assert found.keys() == ways.keys()
     for (one,) in found.values():
         assert 0 < one.seen < 0.05
-        assert one.seen < one.unseen < 0.2
+        assert 0 < one.unseen < 0.05
+        assert one.unseen != one.seen
 
 
 def test_the_table_states_times_by_onnx_runtimes() -> None:
     ours, theirs = benchmark.Figure(0.5, 0.001, 0.01), benchmark.Figure(2.0, 0.01, 0.1)
     lines = list(benchmark.table([((64, 32), {benchmark.OURS: [ours], next(iter(benchmark.THEIRS)): [theirs]})]))
     assert "| 64 x 32 | 1 | qcompiler | 0.500 | 0.25 | -30.00 dB | -20.00 dB |" in lines
+
+
+def test_onnx_runtimes_gptq_still_gives_the_same_whatever_the_hessian() -> None:
+    """When this fails, it was mended: measure again, and rewrite docs/weight_only.md."""
+    pytest.importorskip("onnx_ir", reason="ONNX Runtime's GPTQ needs onnx-ir, which comes with the extra dev")
+    random = np.random.default_rng(0)
+    x = random.standard_normal((300, 64)) @ random.standard_normal((64, 64))
+    weight = random.standard_normal((64, 32)).astype(np.float32)
+    theirs = benchmark.implementations(32)["ONNX Runtime"]
+    np.testing.assert_array_equal(theirs(weight, x.T @ x), theirs(weight, np.eye(64)))
