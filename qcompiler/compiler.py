@@ -143,8 +143,9 @@ def _exported(
     if is_exportable(source):  # which takes long: what is known to fail fails before
         settled = texts.settled(recipe, data)
         refuse_early(Run(settled, settled.resolve(), silent), data, Paths.of(output, build=build))
-    with exported(source, output, progress) as found:
-        return _compile(found, data, recipe, output, progress, build=build)
+    with exported(source, output, progress) as (found, made):
+        record = None if made is None else made.to_json()
+        return _compile(found, data, recipe, output, progress, build=build, export=record)
 
 
 def _compile(
@@ -155,6 +156,7 @@ def _compile(
     progress: Progress,
     *,
     build: bool,
+    export: Mapping[str, Any] | None = None,
 ) -> CompileResult:
     recipe = texts.settled(recipe, data)
     run = Run(recipe, recipe.resolve(), progress)
@@ -210,6 +212,7 @@ def _compile(
             audited = audit_engine(run, shop / output.name, shop / paths.qdq.name, chosen.plan)
         record = manifest.build(
             source=manifest.File.of(model.source) if model.source else None,
+            export=export,
             recipe=recipe,
             data=None if samples is None else described(samples, observed),
             random_data=samples is not None and samples.random,

@@ -153,10 +153,14 @@ def _export(loaded: Loaded, past: bool | None, output: Path, tolerance: float, s
 
 
 @contextmanager
-def exported(source: Any, output: Path, progress: Progress) -> Iterator[Any]:
-    """A source that `qcompiler.model` reads: others are exported into a folder that lives as long as the block."""
+def exported(source: Any, output: Path, progress: Progress) -> Iterator[tuple[Any, ExportResult | None]]:
+    """A source that `qcompiler.model` reads: others are exported into a folder that lives as long as the block.
+
+    Yields:
+        The file or the model, and what the export and its check came to; None where nothing was exported.
+    """
     if not is_exportable(source):
-        yield source
+        yield source, None
         return
     with _workshop(output) as shop:
         name = Path(str(source).rpartition(":")[0] or str(source)).stem if isinstance(source, str | Path) else ""
@@ -166,7 +170,7 @@ def exported(source: Any, output: Path, progress: Progress) -> Iterator[Any]:
                 f"{source} is an encoder-decoder and becomes two ONNX files: run 'qcompiler export' first, and compile "
                 "each of them."
             )
-        yield made.path
+        yield made.path, made
 
 
 def _parts(loaded: Loaded, past: bool | None, output: Path) -> tuple[str, list[_Part]]:

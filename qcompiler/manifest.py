@@ -84,6 +84,7 @@ def build(
     *,
     source: File | None,
     recipe: Recipe,
+    export: Mapping[str, Any] | None = None,
     data: Mapping[str, Any] | None = None,
     random_data: bool = False,
     passes: Sequence[Report] = (),
@@ -111,6 +112,7 @@ def build(
     Args:
         source: the float model.
         recipe: as it was effectively used.
+        export: what the float model was exported as, and how far it is from torch in each step of the check.
         data: name, feeds (how many) and fingerprint of the calibration data.
         random_data: the data is noise, so accuracy figures mean nothing.
         passes: one report for each pass, in order.
@@ -141,6 +143,7 @@ def build(
                 "qcompiler": _version("onnx-qcompiler") or _own_version(),
                 "environment": environment(),
                 "source": source,
+                "export": export,
                 "data": data,
                 "random_data": random_data,
                 "target": recipe.resolve(),

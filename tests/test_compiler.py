@@ -85,6 +85,7 @@ def test_the_manifest_tells_everything(compiled: Compiled) -> None:
     record = compiled.record
     assert record == manifest.read(compiled.result.manifest_path)
     assert record["source"]["sha256"] == compiled.before[0]
+    assert record["export"] is None
     qdq = (compiled.case.out / "m.qdq.onnx").read_bytes()
     assert record["files"]["qdq"] == {
         "name": "m.qdq.onnx", "sha256": hashlib.sha256(qdq).hexdigest(), "bytes": len(qdq),

@@ -387,6 +387,11 @@ def test_quantize_takes_a_folder(llama_folder: Path, tmp_path: Path) -> None:
     assert made.plan.share() > 0.5
     assert made.verification is not None
     assert (made.verification.worst_sqnr_db or 0) > 10
+    told = made.manifest["export"]
+    assert told["kind"].startswith("decoder")
+    assert told["files"]
+    assert 0 <= told["error"] < 1e-4
+    assert told["steps"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.manifest.json", "m.qdq.onnx", "m.report.html"]
 
 

@@ -171,6 +171,13 @@ def test_a_manifest_of_a_run_that_only_built_still_makes_a_report(tmp_path: Path
     assert "compiled to fp16 for tensorrt-rtx, the rest in fp16" in words(terminal.summary(bare))
 
 
+def test_an_exported_model_is_named_with_its_error(tmp_path: Path) -> None:
+    exported = {**example(tmp_path), "export": {"kind": "decoder", "error": 4.9e-6}}
+    assert "decoder, off by 4.9e-06 from torch" in words(terminal.summary(exported))
+    assert "decoder, off by 4.9e-06 from torch" in html.render(exported)
+    assert "from torch" not in html.render(example(tmp_path))
+
+
 def test_the_terminal_summary_has_what_matters(tmp_path: Path) -> None:
     text = words(terminal.summary(example(tmp_path)))
     for figure in (

@@ -329,6 +329,8 @@ def _environment(manifest: Row) -> str:
     facts = {"qcompiler": manifest.get("qcompiler"), **(manifest.get("environment") or {})}
     source, engine = manifest.get("source") or {}, manifest.get("engine") or {}
     facts.update({"model": f"{source.get('name')} sha256 {source.get('sha256')}"} if source else {})
+    if manifest.get("export"):
+        facts["exported"] = f"{manifest['export']['kind']}, off by {manifest['export']['error']:.1e} from torch"
     facts.update({"engine": f"{engine.get('file')} sha256 {engine.get('sha256')}"} if engine else {})
     fingerprint = (manifest.get("data") or {}).get("fingerprint")
     facts.update({"data": f"fingerprint {fingerprint}"} if fingerprint else {})

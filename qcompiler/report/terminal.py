@@ -182,6 +182,8 @@ def _summary_rows(manifest: Row) -> Iterator[tuple[str, str]]:
     source = manifest.get("source") or {}
     name = ":".join(filter(None, (target["engine"], ",".join(target["sms"]))))
     yield "model", str(source.get("name", "–"))
+    if manifest.get("export"):
+        yield "exported", f"{manifest['export']['kind']}, off by {manifest['export']['error']:.1e} from torch"
     yield "compiled to", f"{recipe['precision']} for {name}, the rest in {target['high_precision']}"
     if found.get("score"):
         yield "metric", _score(found["score"])
