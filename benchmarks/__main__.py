@@ -15,7 +15,7 @@ from benchmarks.measure import Bench, BenchmarkError, measure
 from benchmarks.results import Outcome, Run
 from benchmarks.subjects import SUBJECTS, Cell, matrix
 
-DOCUMENT = peers.ROOT / "docs" / "benchmarks.md"
+DOCUMENT = peers.ROOT / "docs" / "figures" / "benchmarks.md"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,9 +59,11 @@ def _parser() -> argparse.ArgumentParser:
     everything.add_argument("--list", action="store_true", help="name the cells and stop")
     everything.set_defaults(run=_matrix)
 
-    tables = commands.add_parser("report", help="write the tables into docs/benchmarks.md")
+    tables = commands.add_parser("report", help="write the tables into docs/figures/benchmarks.md")
     tables.add_argument("--cache", type=Path, default=peers.CACHE / "benchmarks", metavar="DIR", help="see `run`")
-    tables.add_argument("--document", type=Path, default=DOCUMENT, metavar="FILE", help="default: docs/benchmarks.md")
+    tables.add_argument(
+        "--document", type=Path, default=DOCUMENT, metavar="FILE", help="default: docs/figures/benchmarks.md"
+    )
     tables.set_defaults(run=_report)
     return parser
 

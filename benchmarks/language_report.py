@@ -1,4 +1,4 @@
-"""The tables of docs/language_models.md, between two marks; the prose around them is written by hand."""
+"""The tables of docs/figures/language_models.md, between two marks; the prose around them is written by hand."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@
 Rows: glu, int8, fp8, decoder, cost (default: all). MODELS/NAME has model.onnx and load.py; --glu names a folder with
 trained glu-lm and glu-lm-outlier (model.onnx, calib/, eval/), which are measured beside the generated ones. Each cell
 is the command that a user types, in a process of its own: `qcompiler compile`, with the engine built and audited. What
-has a result already is skipped, and docs/outliers.md gets the tables of all there is.
+has a result already is skipped, and docs/figures/outliers.md gets the tables of all there is.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from benchmarks.outlier_report import ROWS, replace_tables
 from benchmarks.results import machine
 from benchmarks.subjects import Cell
 
-DOCUMENT = peers.ROOT / "docs" / "outliers.md"
+DOCUMENT = peers.ROOT / "docs" / "figures" / "outliers.md"
 GENERATED = 64  # sequences each for calibration and evaluation
 KEPT = (
     "environment",
@@ -67,7 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", default="", metavar="TEXT", help="cells whose name contains this")
     parser.add_argument("--again", action="store_true", help="also cells that have a result")
     parser.add_argument("--no-engines", action="store_true", help="quantize only: no engine, no audit")
-    parser.add_argument("--document", type=Path, default=DOCUMENT, metavar="FILE", help="default: docs/outliers.md")
+    parser.add_argument(
+        "--document", type=Path, default=DOCUMENT, metavar="FILE", help="default: docs/figures/outliers.md"
+    )
     return parser
 
 

@@ -1,4 +1,4 @@
-"""The tables of docs/benchmarks.md, between two marks; the prose around them is written by hand."""
+"""The tables of docs/figures/benchmarks.md, between two marks; the prose around them is written by hand."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Bench:
-    """What was measured, as plain data; `docs/bench.md` explains the keys.
+    """What was measured, as plain data; `docs/guide/bench.md` explains the keys.
 
     Attributes:
         kind: `decoder` or `ordinary`.

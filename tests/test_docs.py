@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import re
 import shlex
 import sys
@@ -15,15 +16,15 @@ import numpy as np
 import pytest
 
 from docs import generate
-from qcompiler import cli, manifest
+from qcompiler import cli, manifest, spec
 from qcompiler.engines.audit import Kind
 from qcompiler.pass_ import Fact
-from qcompiler.recipe import Recipe, Safety
+from qcompiler.recipe import TABLES, Recipe, Safety
 from tests.rewrite import check, check_skipped, check_untouched, model
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "qcompiler"
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 # What a room may import of the package, at the top of its modules; a name with `*` stands for what begins so.
 ROOMS = {
     "calibrators": "calibrators* errors statistics numerics suggest",
@@ -37,13 +38,31 @@ LEAVES = ("errors", "wire", "plain", "suggest", "progress", "samples")  # import
 
 
 def _name(path: Path) -> str:
-    return path.name
+    return path.relative_to(ROOT).as_posix()
 
 
 @pytest.mark.parametrize("name", generate.PAGES)
 def test_generated_page_is_up_to_date(name: str) -> None:
     written = (generate.FOLDER / name).read_text(encoding="utf8")
     assert written == generate.PAGES[name](), "run: python docs/generate.py"
+
+
+def test_every_page_that_says_it_is_generated_is() -> None:
+    said = {path.relative_to(generate.FOLDER).as_posix() for path in DOCUMENTS if _text(path).startswith(generate.NOTE)}
+    assert said == set(generate.PAGES)
+
+
+def test_every_pass_has_one_phase() -> None:
+    listed = [name for _, names in generate.PHASES.values() for name in names.split()]
+    assert sorted(listed) == sorted(spec.available())
+
+
+def test_every_setting_is_on_the_page_of_the_recipe() -> None:
+    blocks = re.findall(r"```toml\n(.*?)```", _text(ROOT / "docs" / "reference" / "recipe.md"), re.DOTALL)
+    assert Recipe.from_toml("\n".join(blocks)) == Recipe()
+    kinds: list[type[Any]] = [Recipe, *TABLES.values()]
+    for key in (key for kind in kinds for key in dataclasses.fields(kind) if key.metadata):
+        assert any(f"# {key.metadata['help']}\n" in block for block in blocks), key.name
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=_name)
@@ -60,6 +79,15 @@ def test_commands_are_taken_by_the_command_line(path: Path) -> None:
             cli._parser().parse_args(words)  # raises UsageError
 
 
+@pytest.mark.parametrize("path", DOCUMENTS, ids=_name)
+def test_commands_named_in_a_sentence_exist(path: Path) -> None:
+    known = {Path(page).stem for page in generate.PAGES if page.startswith("reference/cli/")} - {"README"}
+    named = {
+        word for code in re.findall(r"`([^`\n]+)`", _text(path)) for word in re.findall(r"qcompiler ([a-z]+)", code)
+    }
+    assert named <= known
+
+
 def test_every_document_is_reached_from_the_readme() -> None:
     reached = {ROOT / "README.md"}
     waiting = list(reached)
@@ -71,15 +99,22 @@ def test_every_document_is_reached_from_the_readme() -> None:
     assert set(DOCUMENTS) <= reached
 
 
+def test_the_index_names_every_page_written_by_hand() -> None:
+    index = ROOT / "docs" / "README.md"
+    linked = {(index.parent / link.partition("#")[0]).resolve() for link in _links(_text(index))}
+    written = {path for path in DOCUMENTS if path.is_relative_to(index.parent) and path != index}
+    assert {path for path in written if not _text(path).startswith(generate.NOTE)} <= linked
+
+
 def test_every_rule_of_a_plan_is_explained() -> None:
-    explained = _spelled("accuracy.md")
+    explained = _spelled("methods/accuracy.md")
     rules = set(_rules())
     assert {"linear", "sensitive", "attention", "fp16-range", "island"} <= rules
     assert rules - explained == set()
 
 
 def test_figures_of_the_safety_net_are_those_of_the_recipe() -> None:
-    page, safety = _text(ROOT / "docs" / "accuracy.md"), Safety()
+    page, safety = _text(ROOT / "docs" / "methods" / "accuracy.md"), Safety()
     for said in (
         f"`safety.target_sqnr_db` ({safety.target_sqnr_db:g} dB)",
         f"`safety.min_share` ({safety.min_share:g})",
@@ -89,15 +124,15 @@ def test_figures_of_the_safety_net_are_those_of_the_recipe() -> None:
 
 
 def test_every_finding_of_the_audit_is_explained() -> None:
-    assert {kind.value for kind in Kind} <= _spelled("engines.md")
+    assert {kind.value for kind in Kind} <= _spelled("reference/engines.md")
 
 
 def test_every_key_of_a_manifest_is_explained() -> None:
-    assert set(manifest.build(source=None, recipe=Recipe())) <= _spelled("manifest.md")
+    assert set(manifest.build(source=None, recipe=Recipe())) <= _spelled("reference/manifest.md")
 
 
 def test_every_fact_is_explained() -> None:
-    assert {fact.value for fact in Fact} <= _spelled("writing_passes.md")
+    assert {fact.value for fact in Fact} <= _spelled("develop/writing_passes.md")
 
 
 def test_files_named_in_the_architecture_exist() -> None:
@@ -108,7 +143,7 @@ def test_files_named_in_the_architecture_exist() -> None:
 
 
 def test_the_example_of_a_pass_is_a_pass() -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", _text(ROOT / "docs" / "writing_passes.md"), re.DOTALL)
+    (code,) = re.findall(r"```python\n(.*?)```", _text(ROOT / "docs" / "develop" / "writing_passes.md"), re.DOTALL)
     module = types.ModuleType("example")
     sys.modules[module.__name__] = module  # dataclasses look there for their annotations
     try:
@@ -123,7 +158,7 @@ def test_the_example_of_a_pass_is_a_pass() -> None:
 
 
 def test_the_metric_of_the_accuracy_page_judges_a_model() -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", _text(ROOT / "docs" / "accuracy.md"), re.DOTALL)
+    (code,) = re.findall(r"```python\n(.*?)```", _text(ROOT / "docs" / "methods" / "accuracy.md"), re.DOTALL)
     names: dict[str, Any] = {"held_out": lambda: [({"x": i}, i) for i in range(4)]}
     exec(compile(code, "accuracy.md", "exec"), names)  # our own document
     assert names["accuracy"](lambda feeds: [np.eye(4)[min(feeds["x"], 2)]]) == 0.75

@@ -63,7 +63,7 @@ def test_the_table_states_times_by_onnx_runtimes() -> None:
 
 
 def test_onnx_runtimes_gptq_still_gives_the_same_whatever_the_hessian() -> None:
-    """When this fails, it was mended: measure again, and rewrite docs/weight_only.md."""
+    """When this fails, it was mended: measure again, and rewrite docs/methods/weight_only.md."""
     pytest.importorskip("onnx_ir", reason="ONNX Runtime's GPTQ needs onnx-ir, which comes with the extra dev")
     random = np.random.default_rng(0)
     x = random.standard_normal((300, 64)) @ random.standard_normal((64, 64))

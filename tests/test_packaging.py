@@ -98,27 +98,6 @@ def test_readme_names_the_two_commands_and_make_knows_them() -> None:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"README says 'make {target}'"
 
 
-def test_documents_name_only_commands_that_exist() -> None:
-    documents = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
-    said = {
-        word for path in documents for code in _code(_text(path)) for word in re.findall(r"qcompiler ([a-z]+)", code)
-    }
-    known = _python("-c", "from qcompiler.cli import main; raise SystemExit(main())", "--help")
-    assert "compile" in said
-    assert said <= set(re.findall(r"[a-z]+", known))
-
-
-def test_links_in_documents_lead_somewhere() -> None:
-    documents = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
-    missing = [
-        f"{path.name}: {link}"
-        for path in documents
-        for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", _text(path))
-        if not link.startswith(("http://", "https://", "mailto:")) and not (path.parent / link).exists()
-    ]
-    assert missing == []
-
-
 def _python(*arguments: str | Path) -> str:
     """Runs this Python in the root of the repository; its standard output."""
     done = subprocess.run(
