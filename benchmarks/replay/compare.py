@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
+import numpy as np
 import onnx
+from onnx import numpy_helper
 
 STAMPS: Final = ("schema", "qcompiler", "peak_memory_mb")  # of a manifest: not compared
 NEW_NAMES: Final[Mapping[str, str]] = MappingProxyType({"smoothing": "smooth_quant"})  # keys of a manifest, old → new
 MEASURED: Final = frozenset({"seconds", "peak_rss_mb"})  # keys whose number is a time or memory, wherever they stand
 SHOWN = 100  # characters of a value
+FEW = 4  # elements of a tensor whose values are shown
 MODELS: Final = "models"  # the folder beside those of the cases
 
 
@@ -30,12 +34,13 @@ def names(folder: Path, only: str = "") -> list[str]:
     )
 
 
-def case(first: Path, second: Path) -> list[str]:
-    """What differs between the folders of one case, one line each; empty if nothing does."""
+def case(first: Path, second: Path) -> dict[str, list[str]]:
+    """What differs between the folders of one case, by file, one line each; empty if nothing does."""
     if not first.is_dir() or not second.is_dir():
-        return [f"only in {(first if first.is_dir() else second).parent}"]
+        return {"": [f"only in {(first if first.is_dir() else second).parent}"]}
     files = sorted({path.name for path in (*first.iterdir(), *second.iterdir())})
-    return [line for file in files for line in _file(first / file, second / file)]
+    found = {file: list(_file(first / file, second / file)) for file in files}
+    return {file: lines for file, lines in found.items() if lines}
 
 
 def _file(first: Path, second: Path) -> Iterator[str]:
@@ -108,7 +113,7 @@ def _graph(path: Path) -> dict[str, Any]:
     return {
         "opsets": {one.domain: one.version for one in proto.opset_import},
         "nodes": nodes,
-        "weights": {one.name: _bytes(one) for one in graph.initializer},
+        "weights": {one.name: _tensor(one) for one in graph.initializer},
         "inputs": {one.name: _bytes(one) for one in graph.input},
         "outputs": {one.name: _bytes(one) for one in graph.output},
         "inner": {one.name: _bytes(one) for one in graph.value_info},
@@ -116,6 +121,14 @@ def _graph(path: Path) -> dict[str, Any]:
     }
 
 
+def _tensor(tensor: onnx.TensorProto) -> Any:
+    """A hash, and of a small tensor the values too."""
+    if tensor.data_location == onnx.TensorProto.EXTERNAL or math.prod(tensor.dims) > FEW:
+        return _bytes(tensor)
+    held = numpy_helper.to_array(tensor)
+    return {"dtype": str(held.dtype), "values": held.astype(np.float64).tolist(), "bytes": _bytes(tensor)}
+
+
 def _bytes(message: Any) -> str:
     content: bytes = message.SerializeToString(deterministic=True)
-    return hashlib.sha256(content).hexdigest()[:12] if len(content) > SHOWN else str(message).strip()
+    return hashlib.sha256(content).hexdigest()[:12]
