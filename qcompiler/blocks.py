@@ -10,21 +10,19 @@ whatever a graph stores them in, the weights are the very ones whose error was j
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from qcompiler.compiled import Loop
 from qcompiler.errors import ModelError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float32]
-    Kernel = Callable[[Floats, Floats, Floats, int, float, float, Floats], None]
 
 Format = Literal["int4", "int8"]
 
@@ -35,7 +33,6 @@ SIZES = (128, 64, 32)  # that TensorRT-RTX fuses
 REFINEMENTS = 2  # times that a scale is fitted to the integers that it gave
 _SMALLEST = {True: 2.0**-24, False: 2.0**-126}  # positive number of FP16, normal number of FP32
 _FP16_MAX = 65504.0
-_COMPILED_FROM = 4096  # below this many elements, numpy is done before a compiled kernel pays
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,7 +220,7 @@ class _Search:
         """Takes over the scales of those blocks that gain by them."""
         taken = storable(scales, self._format, half=self._half)
         sums = np.zeros_like(self._sums)
-        kernel = _kernel(self._w.size)
+        kernel = _SUMS.of(self._w.size)
         kernel(self._w, self._importance, taken, self._size, LOWEST[self._format], LARGEST[self._format], sums)
         better = sums[0] < self._sums[0]
         np.copyto(self.best, taken, where=better)
@@ -265,32 +262,9 @@ def _sums_loop(
                 sums[2, block, n] += weighted * q
 
 
-_building = threading.Lock()
+def _signature(types: Any) -> Any:
+    one, two = (types.Array(types.float32, n, "C", readonly=True) for n in (1, 2))
+    return types.void(two, one, two, types.intp, types.float64, types.float64, types.float32[:, :, ::1])
 
 
-def _kernel(size: int, compiled: bool | None = None) -> Kernel:
-    if compiled is None:
-        compiled = size >= _COMPILED_FROM
-    if not compiled:
-        return _sums_numpy
-    with _building:
-        return _compiled() or _sums_numpy
-
-
-@lru_cache(maxsize=1)
-def _compiled() -> Kernel | None:
-    """The loop compiled for this machine, from the cache on disk where one can be written; None without numba."""
-    try:
-        import numba
-    except ImportError:
-        return None
-    if numba.config.DISABLE_JIT:
-        return None
-    kinds = numba.types
-    one, two = (kinds.Array(kinds.float32, n, "C", readonly=True) for n in (1, 2))
-    signature = kinds.void(two, one, two, kinds.intp, kinds.float64, kinds.float64, kinds.float32[:, :, ::1])
-    try:
-        kernel: Kernel = numba.njit(signature, nogil=True, cache=True)(_sums_loop)
-    except RuntimeError:  # numba found no directory to cache in
-        kernel = numba.njit(signature, nogil=True)(_sums_loop)
-    return kernel
+_SUMS = Loop(_sums_numpy, _sums_loop, _signature)

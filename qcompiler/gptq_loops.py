@@ -7,36 +7,30 @@ of cache. Every loop has a twin in numpy that computes the same.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from qcompiler.compiled import Loop
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float32]
-    Loop = Callable[..., None]
+    Kernel = Callable[..., None]
 
 TILE = 64  # outputs whose errors are kept in the first level of cache
-_COMPILED_FROM = 4096  # below this many elements, numpy is done before a compiled loop pays
 
 
-def loops(size: int, compiled: bool | None = None) -> tuple[Loop, Loop]:
+def loops(size: int, compiled: bool | None = None) -> tuple[Kernel, Kernel]:
     """`round_down` and `descend` for weights of this many elements.
 
     Args:
         size: number of elements.
         compiled: True or False forces the numba or the numpy way; None takes numba for large weights where it is there.
     """
-    if compiled is None:
-        compiled = size >= _COMPILED_FROM
-    if not compiled:
-        return _round_numpy, _descend_numpy
-    with _building:
-        return _compiled() or (_round_numpy, _descend_numpy)
+    return _ROUND.of(size, compiled), _DESCEND.of(size, compiled)
 
 
 def _round_numpy(
@@ -197,30 +191,14 @@ def _descend_loop(
                 q[i, first + n], moved[i, first + n] = value, errors[i, n]
 
 
-_building = threading.Lock()
+def _signatures(types: Any) -> tuple[Any, Any]:
+    """Of `_round_loop` and of `_descend_loop`."""
+    one, two = (types.Array(types.float32, n, "C", readonly=True) for n in (1, 2))
+    limits, pair, out = (types.float64, types.float64), types.UniTuple(types.intp, 2), types.float32[:, ::1]
+    rounding = types.void(two, two, two, one, two, *limits, pair, out, out, types.float32[::1])
+    return rounding, types.void(two, two, one, *limits, pair, out, out)
 
 
-@lru_cache(maxsize=1)
-def _compiled() -> tuple[Loop, Loop] | None:
-    """Both loops compiled for this machine, from the cache on disk where one can be written; None without numba."""
-    try:
-        import numba
-    except ImportError:
-        return None
-    if numba.config.DISABLE_JIT:
-        return None
-    kinds = numba.types
-    one, two = (kinds.Array(kinds.float32, n, "C", readonly=True) for n in (1, 2))
-    limits, pair, out = (kinds.float64, kinds.float64), kinds.UniTuple(kinds.intp, 2), kinds.float32[:, ::1]
-    rounding = kinds.void(two, two, two, one, two, *limits, pair, out, out, kinds.float32[::1])
-    descending = kinds.void(two, two, one, *limits, pair, out, out)
-
-    def build(loop: Loop, signature: Any) -> Loop:
-        options = {"nogil": True, "fastmath": {"contract"}}  # a·b + c in one go; nothing else is reordered
-        try:
-            compiled: Loop = numba.njit(signature, cache=True, **options)(loop)
-        except RuntimeError:  # numba found no directory to cache in
-            compiled = numba.njit(signature, **options)(loop)
-        return compiled
-
-    return build(_round_loop, rounding), build(_descend_loop, descending)
+_FASTMATH = {"contract"}  # a·b + c in one go; nothing else is reordered
+_ROUND = Loop(_round_numpy, _round_loop, lambda types: _signatures(types)[0], fastmath=_FASTMATH)
+_DESCEND = Loop(_descend_numpy, _descend_loop, lambda types: _signatures(types)[1], fastmath=_FASTMATH)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qcompiler.compiled import Loop
+
 _CHUNK = 1 << 18  # elements looked at in one go, which bounds the memory of a conversion to float32
-_COMPILED_FROM = 4096  # below this many elements, numpy is done before a compiled kernel pays
 _MAGNITUDE = np.uint32(0x7FFFFFFF)  # as integers, the magnitudes of finite floats have the order of the floats
 
 _Bits = NDArray[np.uint32]
-_Kernel = Callable[[_Bits, NDArray[np.bool_], _Bits, _Bits], None]
 
 
 def maxima(value: NDArray[Any], keep: NDArray[np.bool_] | None, columns: _Bits, compiled: bool | None = None) -> _Bits:
@@ -34,7 +31,7 @@ def maxima(value: NDArray[Any], keep: NDArray[np.bool_] | None, columns: _Bits, 
     Returns:
         uint32 [R], bits of float32 magnitudes; zero for rows that do not count.
     """
-    kernel = _kernel(value.size, compiled)
+    kernel = _MAXIMA.of(value.size, compiled)
     largest = np.zeros(len(value), np.uint32)
     keep = np.ones(len(value), np.bool_) if keep is None else np.ascontiguousarray(keep)
     step = max(1, _CHUNK // value.shape[1])
@@ -66,32 +63,9 @@ def _maxima_loop(bits: Any, keep: Any, rows: Any, columns: Any) -> None:  # prag
         rows[i] = largest
 
 
-_building = threading.Lock()
+def _signature(types: Any) -> Any:
+    bits, keep = (types.Array(kind, n, "C", readonly=True) for kind, n in ((types.uint32, 2), (types.boolean, 1)))
+    return types.void(bits, keep, types.uint32[::1], types.uint32[::1])
 
 
-def _kernel(size: int, compiled: bool | None) -> _Kernel:
-    if compiled is None:
-        compiled = size >= _COMPILED_FROM
-    if not compiled:
-        return _maxima_numpy
-    with _building:
-        return _compiled() or _maxima_numpy
-
-
-@lru_cache(maxsize=1)
-def _compiled() -> _Kernel | None:
-    """The loop compiled for this machine, from the cache on disk where one can be written; None without numba."""
-    try:
-        import numba
-    except ImportError:
-        return None
-    if numba.config.DISABLE_JIT:
-        return None
-    kinds = numba.types
-    bits, keep = (kinds.Array(kind, n, "C", readonly=True) for kind, n in ((kinds.uint32, 2), (kinds.boolean, 1)))
-    signature = kinds.void(bits, keep, kinds.uint32[::1], kinds.uint32[::1])
-    try:
-        kernel: _Kernel = numba.njit(signature, nogil=True, cache=True)(_maxima_loop)
-    except RuntimeError:  # numba found no directory to cache in
-        kernel = numba.njit(signature, nogil=True)(_maxima_loop)
-    return kernel
+_MAXIMA = Loop(_maxima_numpy, _maxima_loop, _signature)

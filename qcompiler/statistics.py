@@ -12,12 +12,14 @@ import base64
 import math
 import threading
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from qcompiler.compiled import Loop
 
 _SHIFT = 15
 _PER_OCTAVE = 256
@@ -29,9 +31,6 @@ _BUCKET_MASK = np.uint32(_BUCKETS - 1)
 _CHUNK = 1 << 17  # float32 elements that stay in a level 2 cache between the counting and the min/max
 _LANES = 4
 _LANE_STRIDE = _BUCKETS + 272  # not a multiple of a page: lanes of one bucket must not collide in the cache
-_COMPILED_FROM = 4096  # below this many elements, numpy is done before a compiled kernel pays
-
-_Kernel = Callable[[NDArray[np.uint32], NDArray[np.uint32], NDArray[np.uint8]], None]
 
 
 class Histogram:
@@ -113,7 +112,7 @@ class Histogram:
         flat = array.reshape(-1)
         if not flat.size:
             return
-        kernel = _kernel(flat.size, compiled)
+        kernel = _COUNT.of(flat.size, compiled)
         scratch = _scratch()
         scratch.clear()
         for start in range(0, flat.size, _CHUNK):
@@ -340,31 +339,9 @@ def _count_loop(bits: Any, lanes: Any, touched: Any) -> None:  # pragma: no cove
         touched[bucket >> np.uint32(8)] = 1
 
 
-_building = threading.Lock()
+def _signature(types: Any) -> Any:
+    readonly = types.Array(types.uint32, 1, "C", readonly=True)
+    return types.void(readonly, types.uint32[::1], types.uint8[::1])
 
 
-def _kernel(size: int, compiled: bool | None) -> _Kernel:
-    if compiled is None:
-        compiled = size >= _COMPILED_FROM
-    if not compiled:
-        return _count_numpy
-    with _building:
-        return _compiled() or _count_numpy
-
-
-@lru_cache(maxsize=1)
-def _compiled() -> _Kernel | None:
-    """The loop compiled for this machine, from the cache on disk where one can be written; None without numba."""
-    try:
-        import numba
-    except ImportError:
-        return None
-    if numba.config.DISABLE_JIT:
-        return None
-    readonly = numba.types.Array(numba.types.uint32, 1, "C", readonly=True)
-    signature = numba.types.void(readonly, numba.types.uint32[::1], numba.types.uint8[::1])
-    try:
-        kernel: _Kernel = numba.njit(signature, nogil=True, cache=True)(_count_loop)
-    except RuntimeError:  # numba found no directory to cache in
-        kernel = numba.njit(signature, nogil=True)(_count_loop)
-    return kernel
+_COUNT = Loop(_count_numpy, _count_loop, _signature)

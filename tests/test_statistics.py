@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from qcompiler import statistics
 from qcompiler.statistics import Histogram
 
 ANY_FLOAT = st.floats(width=32, allow_nan=True, allow_infinity=True, allow_subnormal=True)
@@ -133,36 +132,6 @@ def test_an_interrupted_update_leaves_nothing_behind(monkeypatch: pytest.MonkeyP
             Histogram.of(heavy(5000))
     histogram = Histogram.of(heavy(100, seed=1))
     assert histogram.counts().sum() + histogram.zeros == 100
-
-
-def test_without_numba_numpy_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = Histogram.of(heavy(5000))
-    monkeypatch.setitem(__import__("sys").modules, "numba", None)
-    statistics._compiled.cache_clear()
-    try:
-        assert statistics._compiled() is None
-        assert Histogram.of(heavy(5000)) == expected
-    finally:
-        statistics._compiled.cache_clear()
-
-
-def test_without_a_cache_directory_the_kernel_is_compiled_anyway(monkeypatch: pytest.MonkeyPatch) -> None:
-    import numba
-
-    real = numba.njit
-
-    def no_locator(*args: Any, **options: Any) -> Any:
-        if options.pop("cache", False):
-            raise RuntimeError("cannot cache function: no locator available")
-        return real(*args, **options)
-
-    monkeypatch.setattr(numba, "njit", no_locator)
-    statistics._compiled.cache_clear()
-    try:
-        assert statistics._compiled() is not None
-        assert Histogram.of(heavy(5000)).count == 5000
-    finally:
-        statistics._compiled.cache_clear()
 
 
 def test_memory_follows_the_octaves_in_use() -> None:
