@@ -8,14 +8,9 @@ reported.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from hashlib import blake2b
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -35,6 +30,7 @@ from qcompiler.samples import (
 )
 from qcompiler.suggest import did_you_mean
 from qcompiler.text import Text
+from qcompiler.user_code import UserCode
 
 __all__ = [
     "Data",
@@ -55,6 +51,9 @@ Data = str | Path | Text | Iterable[Mapping[str, Array]] | Callable[[], Iterable
 RANDOM_SAMPLES = 16
 _FORMS = (
     "an .npz file, a folder of .npz files, 'package.module:function', 'file.py:function', or 'random' for a smoke test"
+)
+_CODE = UserCode(
+    "data", forms=_FORMS, missing=DataError, broken=DataError, purpose="takes no arguments and yields the samples"
 )
 
 
@@ -293,7 +292,7 @@ def _open_text(text: str, inputs: Inputs, samples: int | None, batch: int | None
             raise DataError(f"there is no file '{text}'; check the spelling of the path.")
         name, start = f"'{text}'", lambda: _rows(path, inputs)
     elif ":" in text:
-        name, start = f"'{text}'", _function(text)
+        name, start = f"'{text}'", _CODE.load(text)[0]
     else:
         there = "is not something that can be read as data" if path.exists() else "does not exist"
         raise DataError(f"'{text}' {there}; give {_FORMS}.")
@@ -368,53 +367,6 @@ def _noise_array(rng: np.random.Generator, dtype: np.dtype[Any] | None, shape: t
     if dtype.name.startswith(("float", "bfloat")):
         return rng.standard_normal(sizes, np.float32).astype(dtype)
     return np.ones(sizes, dtype)
-
-
-def _function(text: str) -> Callable[[], Iterable[Any]]:
-    """The function that `module:name` or `file.py:name` stands for; it is called once for each pass."""
-    where, _, name = text.rpartition(":")
-    module = _load_file(Path(where), text) if where.endswith(".py") else _import(where, text)
-    found = getattr(module, name, None)
-    if callable(found):
-        return found  # type: ignore[no-any-return]
-    functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-    raise DataError(
-        f"'{where}' has no function '{name}', which takes no arguments and yields the samples; "
-        f"{did_you_mean(name, functions)}"
-    )
-
-
-def _load_file(path: Path, text: str) -> ModuleType:
-    if not path.is_file():
-        raise DataError(f"there is no file '{path}' (from '{text}'); check the spelling of the path.")
-    unique = f"qcompiler_data_{path.stem}_{blake2b(str(path.resolve()).encode(), digest_size=6).hexdigest()}"
-    spec = importlib.util.spec_from_file_location(unique, path)
-    if spec is None or spec.loader is None:
-        raise DataError(f"'{path}' cannot be loaded as a Python file.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[unique] = module  # dataclasses and the like look their module up while it is being run
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        del sys.modules[unique]
-        raise DataError(f"'{path}' fails when it is loaded: {type(error).__name__}: {error}.") from error
-    return module
-
-
-def _import(name: str, text: str) -> ModuleType:
-    here = str(Path.cwd())  # a console script does not have the current folder on its path, `python -m` has
-    added = here not in sys.path and "" not in sys.path
-    if added:
-        sys.path.insert(0, here)
-    try:
-        return importlib.import_module(name)
-    except (Exception, SystemExit) as error:
-        missing = isinstance(error, ImportError) or not name
-        advice = f"; give {_FORMS}" if missing else ""
-        raise DataError(f"'{text}' cannot be imported: {type(error).__name__}: {error}{advice}.") from error
-    finally:
-        if added and here in sys.path:
-            sys.path.remove(here)
 
 
 def _batched(feeds: Iterator[Feeds], size: int, inputs: Inputs) -> Iterator[Feeds]:

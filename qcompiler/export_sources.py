@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from qcompiler.errors import ModelError, UsageError
 from qcompiler.export_torch import need, quiet
-from qcompiler.suggest import did_you_mean
+from qcompiler.user_code import UserCode
 
 Axes = Mapping[str, Mapping[int, str]]
 CONVERT = "AutoModel.from_pretrained('DIR').save_pretrained('NEW') in Python with transformers converts them"
+_CODE = UserCode("model", forms="file.py:function", missing=UsageError, broken=ModelError, purpose="returns the module")
 
 
 @dataclass(frozen=True)
@@ -114,13 +113,7 @@ def _checked(loaded: Loaded) -> Loaded:
 
 
 def _from_function(text: str, inputs: Mapping[str, Any] | None, axes: Axes | None) -> Loaded:
-    where, _, name = text.rpartition(":")
-    path = Path(where)
-    module = _run(path)
-    function = getattr(module, name, None)
-    if not callable(function):
-        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise UsageError(f"'{where}' has no function '{name}', which returns the module; {did_you_mean(name, known)}")
+    function, _ = _CODE.load(text)
     try:
         made = function()
     except (Exception, SystemExit) as error:  # the user's code may raise anything
@@ -134,24 +127,7 @@ def _from_function(text: str, inputs: Mapping[str, Any] | None, axes: Axes | Non
         )
     given = parts[1] if len(parts) > 1 else inputs
     free = parts[2] if len(parts) > 2 else axes
-    return Loaded(parts[0], text, getattr(parts[0], "tokenizer", None), given, free, (path,))
-
-
-def _run(path: Path) -> Any:
-    if not path.is_file():
-        raise UsageError(f"there is no file '{path}'; check the spelling of the path.")
-    unique = f"qcompiler_model_{path.stem}_{blake2b(str(path.resolve()).encode(), digest_size=6).hexdigest()}"
-    spec = importlib.util.spec_from_file_location(unique, path)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"'{path}' cannot be loaded as a Python file.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[unique] = module  # dataclasses and the like look their module up while it is being run
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        del sys.modules[unique]
-        raise ModelError(f"'{path}' fails when it is loaded: {type(error).__name__}: {error}.") from error
-    return module
+    return Loaded(parts[0], text, getattr(parts[0], "tokenizer", None), given, free, (Path(text.rpartition(":")[0]),))
 
 
 def _from_folder(path: Path, trust_remote_code: bool) -> Loaded:

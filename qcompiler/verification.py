@@ -9,8 +9,6 @@ whatever the thresholds say.
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import importlib.util
 import itertools
 import math
 import sys
@@ -18,7 +16,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +28,7 @@ from qcompiler.errors import AccuracyError, DataError, ModelError, QCompilerErro
 from qcompiler.plain import plain
 from qcompiler.session import Session
 from qcompiler.suggest import did_you_mean
+from qcompiler.user_code import UserCode
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,8 +41,15 @@ if TYPE_CHECKING:
 
 _CHUNK = 1 << 18  # elements that are held as float64 at a time
 DRIFT_SAMPLES = 4
-_STAMP = "__qcompiler_file__"
 QUICK_SAMPLES = 32  # for so few runs, preparing two sessions thoroughly costs more time and memory than it saves
+_CODE = UserCode(
+    "metric",
+    forms="'package.module:function' or 'file.py:function'",
+    missing=UsageError,
+    broken=UsageError,
+    opening="metric {text} cannot be loaded: ",
+    once=True,  # labelled data is often read there
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -404,7 +409,7 @@ def _scoring(metric: str | Metric) -> Callable[[Run, Run | None, Callable[[], No
     A metric that is an object says itself what it is called (`label`) and which direction is better
     (`higher_is_better`); for a function, its module does.
     """
-    function, module = _load(metric) if isinstance(metric, str) else (metric, sys.modules.get(metric.__module__))
+    function, module = _CODE.load(metric) if isinstance(metric, str) else (metric, sys.modules.get(metric.__module__))
     label = metric if isinstance(metric, str) else str(getattr(metric, "label", getattr(metric, "__name__", "metric")))
     name = str(getattr(function, "label", getattr(module, "METRIC", label)))
     higher = bool(getattr(function, "higher_is_better", getattr(module, "HIGHER_IS_BETTER", True)))
@@ -471,34 +476,4 @@ def check_metric(text: str) -> None:
     Raises:
         UsageError: there is none, or its file fails when it is loaded.
     """
-    _load(text)
-
-
-def _load(text: str) -> tuple[Metric, ModuleType]:
-    place, _, name = text.rpartition(":")
-    try:
-        module = _file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-    except (Exception, SystemExit) as error:  # importing runs the user's code
-        raise UsageError(f"metric {text} cannot be loaded: {type(error).__name__}: {error}") from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise UsageError(f"metric {text}: there is no function '{name}' in {place}; {did_you_mean(name, known)}")
-    return function, module
-
-
-def _file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file '{path}'")
-    name, stamp = f"qcompiler_metric_{path.stem}", (str(path.resolve()), path.stat().st_mtime_ns)
-    known = sys.modules.get(name)
-    if known is not None and getattr(known, _STAMP, None) == stamp:
-        return known  # loading may be slow: labelled data is often read there
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"'{path}' is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    setattr(module, _STAMP, stamp)
-    return module
+    _CODE.load(text)

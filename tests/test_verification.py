@@ -271,7 +271,7 @@ def test_a_metric_may_take_outputs_by_position(tmp_path: Path, metric: Path) -> 
 @pytest.mark.parametrize(
     ("function", "says"),
     [
-        ("scores", "there is no function 'scores'.*did you mean 'score'"),
+        ("scores", "has no function 'scores'; did you mean 'score'"),
         ("broken", "failed with ValueError: no labels"),
         ("words", "failed with ValueError: could not convert"),
     ],
