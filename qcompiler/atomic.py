@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import takewhile
 from pathlib import Path
 from types import TracebackType
@@ -106,6 +106,25 @@ def write_text(path: str | Path, content: str) -> None:
     write_bytes(path, content.encode("utf8"))
 
 
+@contextlib.contextmanager
+def staged(path: str | Path) -> Iterator[Path]:
+    """Yields the path of an empty temporary file in the same folder, which takes the name `path` if all goes well.
+
+    The folder is flushed too, so that the name outlives a crash of the machine.
+
+    Raises:
+        UsageError: the folder cannot be written or is full, or whatever is written in the block raises OSError.
+    """
+    target = Path(path)
+    try:
+        with Artefacts() as files:
+            yield files.stage(target)
+        if os.name != "nt":  # Windows cannot open folders
+            _flush(target.parent, os.O_RDONLY)
+    except OSError as error:
+        raise unwritable(target, error) from error
+
+
 def check_writable(path: str | Path) -> None:
     """Finds out before a long run whether a file can be written there; leaves nothing behind.
 
@@ -160,8 +179,8 @@ def unwritable(path: Path, error: OSError) -> UsageError:
     )
 
 
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDWR)
+def _flush(path: Path, flags: int = os.O_RDWR) -> None:
+    handle = os.open(path, flags)
     try:
         os.fsync(handle)
     finally:

@@ -28,7 +28,7 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 # What a room may import of the package, at the top of its modules; a name with `*` stands for what begins so.
 ROOMS = {
     "calibrators": "calibrators* errors statistics numerics suggest",
-    "engines": "engines* errors target fp8",
+    "engines": "engines* errors target fp8 atomic",
     "report": "report* recipe",
     "passes": "passes* errors pass_ plan target graph model importing weights shapes ranks single linear affine"
     " quantized numerics unsigned element_types half masks spread borders ranges absorb* prefix*"

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import re
-import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -311,47 +309,3 @@ def graph_of(path: Path) -> onnx.GraphProto:
         return onnx.load(os.fspath(path), load_external_data=False).graph
     except (DecodeError, OSError) as error:
         raise ModelError(f"'{path}' cannot be read as ONNX ({error}): is it complete?") from error
-
-
-@contextlib.contextmanager
-def staged(output: Path) -> Iterator[Path]:
-    """Yields a path of an empty temporary file beside `output`, which takes the name `output` if all goes well.
-
-    The file is flushed to the disk before it is renamed, so that neither a crash of this process nor of the machine
-    leaves half a file under the real name.
-
-    Raises:
-        UsageError: the folder cannot be written or is full.
-    """
-    draft = output.with_name(f".{output.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        if output.is_dir():
-            raise IsADirectoryError(21, "it is a folder", str(output))
-        os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-        yield draft
-        _flush(draft)
-        os.replace(draft, output)
-        _flush(output.parent)
-    except OSError as error:
-        raise unwritable(output, error) from error
-    finally:
-        with contextlib.suppress(OSError):
-            draft.unlink()
-
-
-def unwritable(output: Path, error: OSError) -> UsageError:
-    """The error for an output that cannot be written."""
-    return UsageError(
-        f"cannot write '{output}': {error.strerror or error}; choose an output folder that is writable and has room"
-    )
-
-
-def _flush(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():
-        return  # Windows cannot open folders
-    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

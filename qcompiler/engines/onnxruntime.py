@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from qcompiler import fp8
+from qcompiler.atomic import staged, unwritable
 from qcompiler.engines.engine import (
     Diagnostic,
     Engine,
@@ -26,8 +27,6 @@ from qcompiler.engines.engine import (
     Runner,
     graph_of,
     model_file,
-    staged,
-    unwritable,
 )
 from qcompiler.engines.gpu import check_feeds
 from qcompiler.errors import DataError, EngineError, QCompilerError, UsageError

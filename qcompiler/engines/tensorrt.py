@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from qcompiler.atomic import staged
 from qcompiler.engines.engine import (
     Diagnostic,
     Engine,
@@ -27,7 +28,6 @@ from qcompiler.engines.engine import (
     Runner,
     model_file,
     profile_error,
-    staged,
 )
 from qcompiler.engines.gpu import check_feeds, read_plan, require_gpu
 from qcompiler.errors import DataError, EngineError, UsageError

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
+from qcompiler.atomic import staged, unwritable
 from qcompiler.engines.engine import (
     Diagnostic,
     Engine,
@@ -29,9 +30,7 @@ from qcompiler.engines.engine import (
     Runner,
     graph_of,
     model_file,
-    staged,
 )
-from qcompiler.engines.engine import unwritable as unwritable_output
 from qcompiler.errors import EngineError, QCompilerError, UsageError
 from qcompiler.target import RTX_SMS
 
@@ -237,7 +236,7 @@ def _error(outcome: _Outcome, model: Path, output: Path | None) -> QCompilerErro
     if reason == "missing":
         return EngineError(f"TensorRT-RTX is not installed here ({text}): run pip install '{REQUIREMENT}'")
     if reason == "output" and output is not None:
-        return unwritable_output(output, OSError(said.get("errno") or 0, text))
+        return unwritable(output, OSError(said.get("errno") or 0, text))
     if reason == "sm":
         return EngineError(
             f"the TensorRT-RTX {outcome.version} installed here has no {said['sm']}: it compiles for "

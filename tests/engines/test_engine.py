@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
 from qcompiler.engines import Profile, for_target
-from qcompiler.engines.engine import Input, Phases, profile_error, staged
+from qcompiler.engines.engine import Input, Phases, profile_error
 from qcompiler.errors import EngineError, ModelError, UsageError
 from qcompiler.target import ENGINES, Target, parse_target
 
@@ -70,36 +69,6 @@ def test_progress_of_nested_phases_never_falls_and_ends_at_one() -> None:
     phases.finish("inner")
     shares.append(phases.step("build", 1))
     assert shares == sorted(shares) == [0.5, 0.625, 0.75, 0.875, 1.0, 1.0]
-
-
-def test_a_staged_file_appears_complete(tmp_path: Path) -> None:
-    with staged(tmp_path / "new" / "a.engine") as draft:
-        draft.write_bytes(b"plan")
-        assert not (tmp_path / "new" / "a.engine").exists()
-    assert (tmp_path / "new" / "a.engine").read_bytes() == b"plan"
-    assert os.listdir(tmp_path / "new") == ["a.engine"]
-
-
-def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
-    output = tmp_path / "a.engine"
-    output.write_bytes(b"old")
-
-    def fail() -> None:
-        with staged(output) as draft:
-            draft.write_bytes(b"half")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        fail()
-    assert output.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["a.engine"]
-
-
-def test_an_unwritable_output_is_a_usage_error(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    for output in (tmp_path / "file" / "a.engine", tmp_path):
-        with pytest.raises(UsageError, match="cannot write"), staged(output):
-            pass
 
 
 @pytest.mark.parametrize("name", ENGINES)
