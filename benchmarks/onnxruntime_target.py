@@ -29,9 +29,9 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 import qcompiler
 from qcompiler import model as models
-from qcompiler.numerics import power
 from qcompiler.presets import clean_up
 from qcompiler.recipe import Recipe
+from qcompiler.sqnr import power
 from qcompiler.target import Target
 
 Feeds = dict[str, Any]

@@ -18,6 +18,7 @@ import numpy as np
 from qcompiler import calibrators
 from qcompiler.numerics import LARGEST, Format, dequantize, quantize, quantize_weight
 from qcompiler.record import Rows
+from qcompiler.sqnr import gain_db
 from qcompiler.statistics import Histogram
 
 if TYPE_CHECKING:
@@ -214,8 +215,3 @@ def rounded(x: NDArray[np.float32], amax: float, format: Format) -> NDArray[np.f
     """Values on the grid of a format with one range."""
     scale = amax / LARGEST[format]
     return dequantize(quantize(x, scale, None, format), scale)
-
-
-def gain_db(before: float, after: float) -> float:
-    """By how many dB an error falls."""
-    return 10 * float(np.log10(max(before, 1e-30) / max(after, 1e-30)))

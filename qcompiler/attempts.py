@@ -18,6 +18,7 @@ from qcompiler.decide import Candidate
 from qcompiler.session import Feeds
 from qcompiler.simulate import Simulator, Use
 from qcompiler.smoothing import Group
+from qcompiler.sqnr import decibel
 from qcompiler.target import DType
 
 if TYPE_CHECKING:
@@ -86,6 +87,6 @@ def measure(
     simulator = Simulator(model, groups, shifts, per_channel=per_channel, dtypes=(dtype,))
     probe = safety.Measure(simulator, feeds, len(feeds), None)
     return max(
-        safety.sqnr_db(probe.noise({name: Use(dtype, offered[i]) for name, offered in ranges.items()}))
+        decibel(probe.noise({name: Use(dtype, offered[i]) for name, offered in ranges.items()}))
         for i in range(len(methods))
     )

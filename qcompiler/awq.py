@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qcompiler import blocks
-from qcompiler.alpha import gain_db, largest_of, thinned
+from qcompiler.alpha import largest_of, thinned
+from qcompiler.sqnr import gain_db
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -36,11 +36,11 @@ from qcompiler.safety import (
     best_start,
     runs_for,
     search,
-    sqnr_db,
 )
 from qcompiler.shorten import shorten
 from qcompiler.simulate import Simulator, Use
 from qcompiler.smoothing import PRODUCTS
+from qcompiler.sqnr import decibel
 from qcompiler.statistics import Histogram
 from qcompiler.target import DType, Target, lacking_fp8
 
@@ -428,7 +428,7 @@ def _compared(net: SafetyNet, activation: str) -> str:
     noises = net.alone.get(activation, {})
     if len(noises) < 2:
         return ""
-    return "; " + ", ".join(f"{dtype}: alone {sqnr_db(noise):.1f} dB" for dtype, noise in noises.items())
+    return "; " + ", ".join(f"{dtype}: alone {decibel(noise):.1f} dB" for dtype, noise in noises.items())
 
 
 def _prices(net: SafetyNet, activation: str, high: DType, where: str) -> str:
@@ -448,9 +448,9 @@ def _type(name: str, high: DType) -> str:
 def _figures(activation: str, net: SafetyNet, histogram: Histogram, high: DType) -> dict[str, float]:
     figures = {"amax": net.amax[activation], "observed_amax": float(histogram.amax)}
     if activation in net.noise:
-        figures["alone_sqnr_db"] = round(sqnr_db(net.noise[activation]), 3)
+        figures["alone_sqnr_db"] = round(decibel(net.noise[activation]), 3)
     if activation in net.costs:
-        figures |= {f"{dtype}_db": round(sqnr_db(noise), 3) for dtype, noise in net.alone.get(activation, {}).items()}
+        figures |= {f"{dtype}_db": round(decibel(noise), 3) for dtype, noise in net.alone.get(activation, {}).items()}
         figures |= {f"{_type(name, high)}_us": round(time * 1e6, 3) for name, time in net.costs[activation].items()}
     return figures
 

@@ -24,6 +24,7 @@ import onnx_graphsurgeon as gs
 from qcompiler import graph as graphs
 from qcompiler import model as models
 from qcompiler.session import Session
+from qcompiler.sqnr import sqnr_db
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -74,15 +75,6 @@ def drift(
         largest = _measure(float_model, quantized, feeds, group, found)
         size = max(1, min(_BUDGET // max(largest, 1), len(waiting)))
     return tuple(_layers(float_model.graph, found))
-
-
-def sqnr_db(signal: float, noise: float) -> float:
-    """10 log10(signal / noise) from sums of squares; infinite without noise, minus infinite for noise on nothing."""
-    if noise == 0:
-        return math.inf
-    if signal == 0 or not math.isfinite(noise):
-        return -math.inf
-    return 10 * math.log10(signal / noise)
 
 
 def _common(reference: gs.Graph, quantized: gs.Graph) -> list[gs.Node]:

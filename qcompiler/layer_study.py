@@ -28,8 +28,8 @@ from qcompiler import graph as graphs
 from qcompiler import model as models
 from qcompiler.decide import Candidate
 from qcompiler.formats import NumberFormat
-from qcompiler.numerics import power
 from qcompiler.session import Feeds, Session
+from qcompiler.sqnr import power
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 PREFIX: Final = "qcompiler/study/"
 BUDGET: Final = 128 << 20  # bytes of activations that are held at a time
 MOST: Final = 32  # groups whose activations one run taps
-NOTHING: Final = 1e-20  # noise-to-signal power that counts as none: 200 dB
 
 Groups = Mapping[str, Sequence[Candidate]]
 
@@ -59,11 +58,6 @@ class Noise:
     activations: float | None
     layer: float
     outputs: float
-
-
-def decibel(noise: float) -> float:
-    """SQNR in dB of a noise-to-signal power; 200 stands for equal."""
-    return -10 * math.log10(max(noise, NOTHING)) if math.isfinite(noise) else -math.inf
 
 
 class Study:

@@ -33,6 +33,7 @@ from qcompiler.passes.llm_int8 import OUTLIERS, LlmInt8, join, layout_of
 from qcompiler.plan import Plan
 from qcompiler.recipe import LlmInt8Table
 from qcompiler.session import Session
+from qcompiler.sqnr import TINY, decibel
 from qcompiler.statistics import Histogram
 from qcompiler.target import DType
 
@@ -235,7 +236,7 @@ class _Layers:
             gap = (quantize(x / step, 1.0, None, self._format).astype(np.float32) * step - x) @ self._w
             noise = np.einsum("rn,rn->r", gap, gap).astype(np.float64)
             errors.append(float(np.dot(self._counts, noise / self._power)) / float(self._counts.sum()))
-        return -10 * float(np.log10(max(min(errors), 1e-30)))
+        return decibel(min(errors), TINY)
 
 
 def _choose(name: str, readers: tuple[str, ...], layers: _Layers, wanted: LlmInt8Table) -> Split:

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qcompiler import numerics
 from qcompiler.session import Feeds
 from qcompiler.simulate import Simulator, Use, Uses
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from qcompiler.sqnr import energy
 
 Advance = Callable[[int], None]
 _Sample = tuple[Feeds, Feeds, dict[str, float]]  # inputs, float outputs, energy of each output
-STRETCH = 1 << 14  # elements that are summed in FP32
-NOTHING = 1e-20  # noise-to-signal power below which two results are called equal (200 dB)
 
 
 class Measure:
@@ -75,21 +68,3 @@ class Measure:
 
 def _elements(feeds: Sequence[Feeds]) -> int:
     return sum(np.size(array) for feed in feeds for array in feed.values())
-
-
-def energy(values: NDArray[Any]) -> float:
-    """Sum of squares: short stretches in FP32, which costs a tenth, and their sums in double precision."""
-    flat = np.ascontiguousarray(values, np.float32).reshape(-1)
-    with np.errstate(over="ignore"):
-        total = float(sum(float(np.dot(part, part)) for part in np.split(flat, range(STRETCH, flat.size, STRETCH))))
-    return total if math.isfinite(total) else numerics.power(np.asarray(values))
-
-
-def power(db: float) -> float:
-    """Noise-to-signal power of an SQNR in dB."""
-    return 10 ** (-db / 10)
-
-
-def sqnr_db(noise: float) -> float:
-    """SQNR in dB of a noise-to-signal power; 200 stands for equal."""
-    return -10 * math.log10(max(noise, NOTHING))

@@ -135,59 +135,6 @@ def quantize_weight(
     return values, own
 
 
-def sqnr_db(reference: NDArray[Any], error: NDArray[Any]) -> float:
-    """Signal to quantization noise: 10 · log10(Σ reference² / Σ error²) in dB.
-
-    Args:
-        reference: what should have come out.
-        error: the difference to it, not the other value.
-
-    Returns:
-        inf without any error, -inf where only the reference is zero.
-    """
-    signal, noise = power(reference), power(error)
-    if noise == 0:
-        return float("inf")
-    return float(10 * np.log10(signal / noise)) if signal else float("-inf")
-
-
-def power(x: NDArray[Any]) -> float:
-    """Σ x², summed in float64 a block at a time."""
-    flat = x.reshape(-1)
-    total = 0.0
-    for start in range(0, flat.size, _BLOCK):
-        block = flat[start : start + _BLOCK].astype(np.float64)
-        total += float(np.dot(block, block))
-    return total
-
-
-def relative_error(reference: NDArray[Any], other: NDArray[Any]) -> float:
-    """max |other − reference| / max |reference|: 0.0 if equal, inf where only the reference is zero or NaN differs.
-
-    Elements that are equal, infinities included, or NaN in both do not count; a NaN or infinity in only one of the
-    two makes the result infinite.
-    """
-    a, b = np.asarray(reference, np.float64), np.asarray(other, np.float64)
-    differ = ~((a == b) | (np.isnan(a) & np.isnan(b)))
-    if not differ.any():
-        return 0.0
-    gap = np.abs(a[differ] - b[differ])
-    finite = np.abs(a[np.isfinite(a)])
-    top = float(finite.max(initial=0.0))
-    if not np.isfinite(gap).all() or top == 0:
-        return float("inf")
-    return float(gap.max()) / top
-
-
-def cosine(reference: NDArray[Any], other: NDArray[Any]) -> float:
-    """Cosine of the angle between two tensors taken as vectors, -1..1; 1.0 if both are zero, 0.0 if one is."""
-    a, b = np.asarray(reference, np.float64).reshape(-1), np.asarray(other, np.float64).reshape(-1)
-    length = float(np.linalg.norm(a)) * float(np.linalg.norm(b))
-    if length == 0:
-        return float(not a.any() and not b.any())
-    return float(np.clip(np.dot(a, b) / length, -1.0, 1.0))
-
-
 def signal_power(h: Histogram) -> float:
     """Mean x² of the finite elements, mass being spread evenly over each bucket."""
     if not h.finite:

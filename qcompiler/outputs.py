@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from qcompiler import calibrators, numerics, unsigned
+from qcompiler import calibrators, numerics, sqnr, unsigned
 from qcompiler import graph as graphs
 from qcompiler import model as models
 from qcompiler.data import Feeds
@@ -227,10 +227,10 @@ class _Measure:
             found = session.run(feed)
             # every output counts the same, whatever its unit
             for name, value in expected.items():
-                unit = numerics.power(value) or 1.0
-                signal += numerics.power(value) / unit
-                noise += numerics.power(value - found[name]) / unit
-        return float(10 * np.log10(max(signal, 1e-30) / max(noise, 1e-30)))
+                unit = sqnr.power(value) or 1.0
+                signal += sqnr.power(value) / unit
+                noise += sqnr.power(value - found[name]) / unit
+        return sqnr.gain_db(signal, noise)
 
 
 def _floats(outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qcompiler import attention, calibrators, decide, numerics, placement
+from qcompiler import attention, calibrators, decide, numerics, placement, sqnr
 from qcompiler import model as models
 from qcompiler.attention import Asked, Attention
 from qcompiler.bias import Shifts
@@ -315,10 +315,10 @@ class _Measure:
         for feed, expected in zip(self._feeds, self._expected, strict=True):
             found = session.run(feed)
             for name, value in expected.items():
-                signal[name] = signal.get(name, 0.0) + numerics.power(value)
-                noise[name] = noise.get(name, 0.0) + numerics.power(value - found[name])
+                signal[name] = signal.get(name, 0.0) + sqnr.power(value)
+                noise[name] = noise.get(name, 0.0) + sqnr.power(value - found[name])
         ratios = [noise[name] / signal[name] for name in noise if signal[name] > 0]
-        return float(-10 * np.log10(max(sum(ratios) / len(ratios), 1e-20))) if ratios else 200.0
+        return sqnr.decibel(sum(ratios) / len(ratios)) if ratios else sqnr.EXACT_DB
 
 
 def _floats(outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

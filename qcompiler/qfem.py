@@ -14,6 +14,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from qcompiler.sqnr import decibel
+
 RULE = "qfem"
 LEAST = 4.0  # a ratio that layers without any spike reach too
 SLOPE_DB = 0.5  # what each percent of the multiply-accumulates that stays high must gain
@@ -202,4 +204,4 @@ def _worth(point: Point, *, by_metric: bool) -> float:
     """In dB: SQNR, or how small the loss is."""
     if not by_metric or point.loss is None:
         return point.sqnr_db or 0.0
-    return -10 * math.log10(min(max(point.loss, LEAST_LOSS), 1e9))
+    return decibel(min(point.loss, 1e9), LEAST_LOSS)

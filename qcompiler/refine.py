@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qcompiler import calibrators
-from qcompiler.alpha import ALPHAS, WORTH_DB, Choice, Layers, gain_db, rounded
+from qcompiler.alpha import ALPHAS, WORTH_DB, Choice, Layers, rounded
 from qcompiler.numerics import Format
 from qcompiler.probe import Probe
+from qcompiler.sqnr import gain_db
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -19,14 +19,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from qcompiler.noise import NOTHING, Advance, Measure, energy, power, sqnr_db
+from qcompiler.noise import Advance, Measure
 from qcompiler.session import Feeds
 from qcompiler.simulate import Simulator, Use
+from qcompiler.sqnr import NOTHING, decibel, noise_power
 from qcompiler.target import DType
 
 __all__ = [
     "ENOUGH", "FEW", "HIGH", "Advance", "Limits", "Measure", "Noises", "Offers", "Prices", "SafetyNet", "Step",
-    "energy", "power", "runs_for", "search", "sqnr_db",
+    "runs_for", "search",
 ]  # fmt: skip
 
 Offers = Mapping[str, Sequence[Use]]
@@ -167,8 +168,8 @@ def search(
     first = _cheapest(best, {}, prices, limits)
     if len(formats) > 1 or prices.seconds:
         everything = measure.noise(_quantized(first))
-    curve = [Step(prices.share(first), sqnr_db(everything))]
-    if not best or (len(formats) == 1 and everything <= power(limits.target_db)):
+    curve = [Step(prices.share(first), decibel(everything))]
+    if not best or (len(formats) == 1 and everything <= noise_power(limits.target_db)):
         return _net(first, best, {}, prices, limits, curve, measure.runs)
     runs = max(LEAST, runs_for(limits, prices, measure.shortness * measure.few))
     alone: Noises = {group: {} for group in best}
@@ -188,7 +189,7 @@ def search(
     for uses, noises_of in starts:
         begin = _cheapest(uses, noises_of, prices, limits)
         noise = everything if uses is best and begin == first else measure.noise(_quantized(begin))
-        steps = [Step(prices.share(begin), sqnr_db(noise))]
+        steps = [Step(prices.share(begin), decibel(noise))]
         chosen = _improve(measure, begin, uses, noises_of, prices, noise, limits, steps)
         end = _net(chosen, uses, noises_of, prices, limits, steps, 0)
         ends.append((end, sum(prices.of(group, use) for group, use in chosen.items())))
@@ -350,14 +351,14 @@ def _improve(
     current, moves, missed = begin, list[Move](), 0
     best: tuple[float, Chosen, Step] = (noise, begin, curve[-1])
     for _ in range(ROUNDS):
-        if noise <= power(limits.target_db):
+        if noise <= noise_power(limits.target_db):
             break
         left = max(sum(_noise(alone, group, use) for group, use in current.items()), total * 1e-9)
         scale = noise / left  # how much more noise there really is than the sum predicts
-        target = power(limits.target_db) / scale
+        target = noise_power(limits.target_db) / scale
         more = _changes(current, uses, alone, prices, target, limits.high, allowed)
-        if not more and noise > power(limits.useless_db):
-            useful = power(limits.useless_db) / scale
+        if not more and noise > noise_power(limits.useless_db):
+            useful = noise_power(limits.useless_db) / scale
             more = _changes(current, uses, alone, prices, useful, limits.high, lambda one: True)
         if not more:
             break
@@ -365,9 +366,9 @@ def _improve(
         moves += more
         current = _changed(begin, moves)
         noise = measure.noise(_quantized(current))
-        curve.append(Step(prices.share(current), sqnr_db(noise)))
+        curve.append(Step(prices.share(current), decibel(noise)))
         best = min(best, (noise, current, curve[-1]), key=lambda tried: tried[0])
-    if moves and prices.seconds and noise <= power(limits.target_db):
+    if moves and prices.seconds and noise <= noise_power(limits.target_db):
         return _take_back(measure, begin, moves, missed, prices, limits, curve)
     if best[1] != current:  # noise of layers can cancel: what was tried first may be the best
         curve.append(best[2])
@@ -401,8 +402,8 @@ def _take_back(
         middle = (missed + enough) // 2
         chosen = _changed(begin, moves[:middle])
         noise = measure.noise(_quantized(chosen))
-        curve.append(Step(prices.share(chosen), sqnr_db(noise)))
-        if noise <= power(limits.target_db):
+        curve.append(Step(prices.share(chosen), decibel(noise)))
+        if noise <= noise_power(limits.target_db):
             enough, last = middle, curve[-1]
         else:
             missed = middle

@@ -22,13 +22,14 @@ from qcompiler import absorb, linear
 from qcompiler import model as models
 from qcompiler.alpha import ALPHAS, WORTH_DB, Choice, Layers
 from qcompiler.decide import Candidate
-from qcompiler.numerics import Format, relative_error
+from qcompiler.numerics import Format
 from qcompiler.observe import Observations
 from qcompiler.probe import Probe
 from qcompiler.recipe import Smoothing
 from qcompiler.record import Rows
 from qcompiler.refine import refine
 from qcompiler.session import Feeds, Session
+from qcompiler.sqnr import relative_error
 from qcompiler.statistics import Histogram
 
 if TYPE_CHECKING:

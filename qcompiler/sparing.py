@@ -9,9 +9,10 @@ from typing import Any
 from qcompiler import qfem
 from qcompiler.qfem import Scoring, Spared
 from qcompiler.recipe import Qfem
-from qcompiler.safety import Measure, Prices, best_start, sqnr_db
+from qcompiler.safety import Measure, Prices, best_start
 from qcompiler.session import Feeds
 from qcompiler.simulate import Simulator, Use
+from qcompiler.sqnr import decibel
 from qcompiler.target import DType
 from qcompiler.verification import Score
 
@@ -63,7 +64,7 @@ def spare(
         return {name: use for name, use in plan.items() if name not in spared}
 
     def quantized(spared: Sequence[str]) -> float:
-        return sqnr_db(measure.noise(but(spared)))
+        return decibel(measure.noise(but(spared)))
 
     scoring = None if judge is None else _scoring(simulator, judge, but, {} if known is None else known)
     return qfem.search(seen, prices.macs, linear, quantized, budget=wanted.budget, target_db=target_db, metric=scoring)

@@ -18,14 +18,13 @@ from qcompiler.numerics import quantization_error, signal_power
 from qcompiler.observe import samples_of
 from qcompiler.outliers import Outliers, Tokens, kurtosis, top_channels, top_tokens
 from qcompiler.session import Session
+from qcompiler.sqnr import EXACT_DB, sqnr_db
 from qcompiler.statistics import Histogram
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from qcompiler.data import Feeds, Inputs, Source
-
-EXACT_DB = 200.0  # for a tensor that the grid holds exactly
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +154,7 @@ def _spike(tensor: str, readers: Sequence[str], depth: int, seen: Histogram, fou
         tensor,
         tuple(readers),
         depth,
-        min(10 * math.log10(power / error), EXACT_DB) if error else EXACT_DB,
+        min(sqnr_db(power, error), EXACT_DB),
         seen.amax,
         seen.quantile(99.99),
         seen.amax / math.sqrt(power) if power else 0.0,

@@ -17,7 +17,7 @@ from qcompiler import model as models
 from qcompiler.data import Data, Inputs, open_source
 from qcompiler.errors import ModelError
 from qcompiler.formats import DEFAULT, parse
-from qcompiler.layer_study import Noise, Study, decibel
+from qcompiler.layer_study import Noise, Study
 from qcompiler.macs import concrete_shapes
 from qcompiler.observe import Observations, observe
 from qcompiler.outliers import Outliers
@@ -26,6 +26,7 @@ from qcompiler.presets import clean_up
 from qcompiler.progress import Progress, silent
 from qcompiler.recipe import Recipe
 from qcompiler.session import return_freed_memory
+from qcompiler.sqnr import decibel, gain_db
 from qcompiler.target import DType
 from qcompiler.text import fitted
 
@@ -215,7 +216,7 @@ def sensitivity(
         study = Study(normal, groups, observed.histograms, few, per_channel=recipe.weight_granularity == "channel")
         noise = dict(study.run(chosen, stage.advance))
     macs = decide.node_macs(normal.graph, sizes)
-    budget = recipe.safety.target_sqnr_db + 10 * math.log10(len(groups))
+    budget = recipe.safety.target_sqnr_db + gain_db(len(groups), 1)
     note = "; made up, so the figures mean nothing" if source.random else ""
     return Sensitivity(
         file=name,

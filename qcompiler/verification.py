@@ -22,11 +22,12 @@ import numpy as np
 
 from qcompiler import emulation
 from qcompiler import model as models
-from qcompiler.drift import Layer, fitting, sqnr_db
+from qcompiler.drift import Layer, fitting
 from qcompiler.drift import drift as compare_layers
 from qcompiler.errors import AccuracyError, DataError, ModelError, QCompilerError, UsageError
 from qcompiler.plain import plain
 from qcompiler.session import Session
+from qcompiler.sqnr import cosine, sqnr_db
 from qcompiler.suggest import did_you_mean
 from qcompiler.user_code import UserCode
 
@@ -383,10 +384,7 @@ class _Tally:
         )
 
     def _cosine(self) -> float:
-        if self.noise == 0:
-            return 1.0
-        lengths = math.sqrt(self.reference) * math.sqrt(self.quantized)
-        return self.product / lengths if lengths else 0.0
+        return 1.0 if self.noise == 0 else cosine(self.product, self.reference, self.quantized)
 
 
 def _failures(output: Output) -> Iterable[str]:

@@ -12,7 +12,6 @@ recorded ones for the others. Without data there is nothing but the weights to j
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -22,9 +21,9 @@ import numpy as np
 from qcompiler import awq, blocks, gptq, hessian, weight_layers
 from qcompiler import model as models
 from qcompiler.blocks import Blocks
-from qcompiler.numerics import sqnr_db
 from qcompiler.record import Rows
 from qcompiler.session import Feeds
+from qcompiler.sqnr import decibel, sqnr_of
 from qcompiler.stored_weights import Weight
 from qcompiler.weight_layers import Layer
 
@@ -126,16 +125,16 @@ class Rounding:
         weight, method = weight_layers.matrix(self._nodes[layer.node]), self._methods[layer.node]
         stored = self._rounded(layer, weight, found, rows)
         difference = blocks.dequantize(stored) - weight
-        alone = sqnr_db(weight, difference)
+        alone = sqnr_of(weight, difference)
         if seen is None or layer.depth**2 * layer.width > MOST_WORK:
             return Weight(layer, stored, method, alone, None, None)
-        output = _db(hessian.error(weight, seen, difference))
+        output = decibel(hessian.error(weight, seen, difference), 0.0)
         if method == "rtn":
             return Weight(layer, stored, method, alone, output, 0.0)
         own = weight_layers.matrix(self._floats[layer.node])
         nearest = blocks.round_to_nearest(own, layer.size, layer.format, half=self.half)
         undone = seen if scales is None else seen * np.outer(scales, scales)
-        plain = _db(hessian.error(own, undone, blocks.dequantize(nearest) - own))
+        plain = decibel(hessian.error(own, undone, blocks.dequantize(nearest) - own), 0.0)
         return Weight(layer, stored, method, alone, output, output - plain)
 
     def _rounded(
@@ -149,7 +148,3 @@ class Rounding:
         if method == "rtn":
             return blocks.round_to_nearest(weight, size, format, half=self.half)
         return blocks.clip_by_error(weight, size, format, half=self.half)
-
-
-def _db(power: float) -> float:
-    return -10 * math.log10(power) if power > 0 else math.inf

@@ -9,7 +9,7 @@ import pytest
 from qcompiler import blocks
 from qcompiler.errors import ModelError, UsageError
 from qcompiler.formats import FORMATS, parse
-from qcompiler.numerics import sqnr_db
+from qcompiler.sqnr import sqnr_of
 from qcompiler.statistics import Histogram
 from qcompiler.target import parse_target
 
@@ -63,7 +63,7 @@ def test_int4_of_a_depth_that_no_block_divides_ends_with_a_short_block() -> None
 
 def test_four_bit_formats_err_as_their_grids_say() -> None:
     w = RNG.standard_normal((128, 512)).astype(np.float32)
-    figures = {name: sqnr_db(w, FORMATS[name].weights(w, 0) - w) for name in ("int4", "nf4", "fp4")}
+    figures = {name: sqnr_of(w, FORMATS[name].weights(w, 0) - w) for name in ("int4", "nf4", "fp4")}
     assert 17 < figures["int4"] < figures["nf4"] < 22  # of a bell curve, NF4 has the quantiles
     assert figures["fp4"] > figures["int4"]  # for its small blocks
 
@@ -115,7 +115,7 @@ def test_bell_curves_suit_int8_and_heavy_tails_the_floats() -> None:
     for name in ("int8", "fp8", "e5m2"):
         for kind, x in (("bell", bell), ("heavy", heavy)):
             rounded = FORMATS[name].values(x, float(np.abs(x).max()))
-            figures[name, kind] = sqnr_db(x[40:], rounded[40:] - x[40:])
+            figures[name, kind] = sqnr_of(x[40:], rounded[40:] - x[40:])
     assert figures["int8", "bell"] > figures["fp8", "bell"] + 5 > figures["e5m2", "bell"] + 10
     assert figures["e5m2", "heavy"] > figures["fp8", "heavy"] + 5 > figures["int8", "heavy"] + 5
 

@@ -15,9 +15,10 @@ from qcompiler import compiler
 from qcompiler.calibrators import MSE
 from qcompiler.cli import main
 from qcompiler.errors import DataError, ModelError, UsageError
-from qcompiler.numerics import dequantize, quantize_int8, quantize_weight, sqnr_db
+from qcompiler.numerics import dequantize, quantize_int8, quantize_weight
 from qcompiler.recipe import Recipe, WeightOnly
 from qcompiler.session import Session
+from qcompiler.sqnr import sqnr_of
 from qcompiler.statistics import Histogram
 from qcompiler.study import Sensitivity, sensitivity
 from tests import glu
@@ -68,11 +69,11 @@ def test_figures_are_those_of_rounding_by_hand(tmp_path: Path) -> None:
     hidden, output = x @ W1, np.maximum(x @ W1, 0) @ W2
     found = sensitivity(saved(tmp_path, perceptron()), data=feeds, formats="int8")
     effect = by_layer(found)["H"].effects["int8"]
-    assert effect.weights_db == pytest.approx(sqnr_db(hidden, x @ rounded - hidden), abs=0.01)
-    assert effect.activations_db == pytest.approx(sqnr_db(hidden, coarse @ W1 - hidden), abs=0.01)
-    assert effect.layer_db == pytest.approx(sqnr_db(hidden, coarse @ rounded - hidden), abs=0.01)
+    assert effect.weights_db == pytest.approx(sqnr_of(hidden, x @ rounded - hidden), abs=0.01)
+    assert effect.activations_db == pytest.approx(sqnr_of(hidden, coarse @ W1 - hidden), abs=0.01)
+    assert effect.layer_db == pytest.approx(sqnr_of(hidden, coarse @ rounded - hidden), abs=0.01)
     alone = np.maximum(coarse @ rounded, 0) @ W2
-    assert effect.outputs_db == pytest.approx(sqnr_db(output, alone - output), abs=0.01)
+    assert effect.outputs_db == pytest.approx(sqnr_of(output, alone - output), abs=0.01)
 
 
 def test_the_sum_predicts_the_whole_and_the_rest(tmp_path: Path) -> None:

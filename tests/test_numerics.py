@@ -19,16 +19,12 @@ from onnx import TensorProto, helper
 from qcompiler.errors import ModelError
 from qcompiler.numerics import (
     Format,
-    cosine,
     dequantize,
-    power,
     quantization_error,
     quantize_fp8_e4m3,
     quantize_int8,
     quantize_weight,
-    relative_error,
     signal_power,
-    sqnr_db,
     weight_scales,
 )
 from qcompiler.statistics import Histogram
@@ -221,33 +217,6 @@ def test_the_expected_signal_power_is_the_measured_one() -> None:
     x = np.random.default_rng(5).normal(size=100_000).astype(np.float32)
     assert signal_power(Histogram.of(x)) == pytest.approx(float(np.mean(x.astype(np.float64) ** 2)), rel=1e-4)
     assert signal_power(Histogram()) == quantization_error(Histogram(), 1.0, "int8") == 0.0
-
-
-def test_sqnr_of_a_tenth_of_the_amplitude_is_twenty_decibels() -> None:
-    x = np.full(10, 3.0, np.float32)
-    assert sqnr_db(x, x / 10) == pytest.approx(20)
-    assert sqnr_db(x, x * 0) == float("inf")
-    assert sqnr_db(x * 0, x) == float("-inf")
-
-
-def test_power_does_not_overflow_in_half_precision() -> None:
-    assert power(np.full(3_000_000, 100, np.float16)) == 3e10
-
-
-def test_relative_error_is_against_the_largest_reference_value() -> None:
-    x = np.array([1.0, -4.0])
-    assert relative_error(x, x + 0.5) == 0.125
-    assert relative_error(x, x) == relative_error(x * 0, x * 0) == 0.0
-    assert relative_error(x * 0, x) == float("inf")
-    assert relative_error(np.array([np.nan, np.inf, 2.0]), np.array([np.nan, np.inf, 1.0])) == 0.5
-    assert relative_error(np.array([1.0]), np.array([np.nan])) == float("inf")
-
-
-def test_cosine() -> None:
-    x = np.array([1.0, 2.0])
-    assert cosine(x, 3 * x) == pytest.approx(1)
-    assert cosine(x, -x) == pytest.approx(-1)
-    assert (cosine(x, x * 0), cosine(x * 0, x * 0)) == (0.0, 1.0)
 
 
 def test_fp8_values_are_what_ml_dtypes_says() -> None:

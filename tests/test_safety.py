@@ -13,8 +13,9 @@ from qcompiler import decide
 from qcompiler import model as models
 from qcompiler.bias import Shifts
 from qcompiler.macs import concrete_shapes
-from qcompiler.safety import Limits, Prices, SafetyNet, energy, power, search, sqnr_db
+from qcompiler.safety import Limits, Prices, SafetyNet, search
 from qcompiler.simulate import Simulator, Use
+from qcompiler.sqnr import decibel
 from qcompiler.target import DType, parse_target
 from tests.rewrite import model
 
@@ -164,7 +165,7 @@ def test_each_group_takes_the_cheapest_format_that_the_budget_allows() -> None:
     assert found.met
     assert found.curve[0].sqnr_db == pytest.approx(11.3, abs=0.1)  # all in the cheapest format
     assert found.curve[-1].share == pytest.approx(2 / 3)
-    assert sqnr_db(found.alone["tails"][INT8]) == pytest.approx(12, abs=0.01)
+    assert decibel(found.alone["tails"][INT8]) == pytest.approx(12, abs=0.01)
 
 
 def test_high_precision_is_the_choice_where_no_format_is_faster() -> None:
@@ -227,10 +228,3 @@ def test_a_large_model_is_measured_in_blocks_and_the_loud_group_is_found_all_the
     assert every.restored == ("g37",)
     assert every.blocks == 0
     assert every.runs > 64
-
-
-def test_figures() -> None:
-    assert power(20) == pytest.approx(0.01)
-    assert sqnr_db(0.01) == pytest.approx(20)
-    assert sqnr_db(0) == 200
-    assert energy(np.full((2, 2), 3, np.float32)) == 36

@@ -18,13 +18,12 @@ from benchmarks.children.common import Feeds, Samples
 from qcompiler import element_types, emulation, shapes
 from qcompiler import graph as graphs
 from qcompiler import model as models
-from qcompiler.drift import sqnr_db
 from qcompiler.engines import Profile
 from qcompiler.engines.tensorrt_rtx import TensorRTRTX
 from qcompiler.errors import QCompilerError
 from qcompiler.macs import concrete_shapes, macs_of
-from qcompiler.numerics import power
 from qcompiler.session import Session
+from qcompiler.sqnr import power, sqnr_db
 
 _UNCOUNTED = ("Cast", "Constant", "ConstantOfShape", "QuantizeLinear", "DequantizeLinear")
 _HALF = np.dtype(np.float16)

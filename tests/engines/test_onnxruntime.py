@@ -13,8 +13,8 @@ from qcompiler import blocks
 from qcompiler.engines import onnxruntime as ort_engine
 from qcompiler.engines.onnxruntime import OnnxRuntime, available
 from qcompiler.errors import DataError, EngineError, UsageError
-from qcompiler.numerics import sqnr_db
 from qcompiler.passes import WeightOnly
+from qcompiler.sqnr import sqnr_of
 from tests.engines import graphs
 from tests.rewrite import model, to_graph, whole
 
@@ -60,7 +60,7 @@ def test_activations_beside_weights_in_few_bits_are_not_rounded(
     with OnnxRuntime().open(engine) as runner:
         (found,) = runner.infer({"x": X.astype(dtype)}).values()
     wanted = X.astype(np.float64) @ blocks.dequantize(stored)
-    assert sqnr_db(wanted, found - wanted) > (65 if dtype is np.float16 else 100)  # 45 with rounded activations
+    assert sqnr_of(wanted, found - wanted) > (65 if dtype is np.float16 else 100)  # 45 with rounded activations
 
 
 def test_the_file_is_onnx_whatever_its_suffix_and_alone(tmp_path: Path) -> None:

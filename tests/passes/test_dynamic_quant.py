@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from qcompiler.numerics import quantize_weight, sqnr_db
+from qcompiler.numerics import quantize_weight
 from qcompiler.pass_ import Changed, Report, Skipped
 from qcompiler.passes import DynamicQuant
 from qcompiler.passes.dynamic_quant import RULE, SMALLEST
 from qcompiler.plan import Decision, Plan
 from qcompiler.session import Session
+from qcompiler.sqnr import sqnr_of
 from qcompiler.target import DType
 from tests.rewrite import model, to_graph, whole
 
@@ -76,8 +77,8 @@ def test_both_forms_are_the_same_numbers(axis: int | None) -> None:
     found = [Session(quantized(product(), form, "Y", axis=axis)[0]).run({"x": x})["y"] for form in FORMS]
     reference = integers(x, WEIGHTS, axis)
     for one in found:
-        assert sqnr_db(reference, one - reference) > 60
-    assert sqnr_db(x @ WEIGHTS, found[0] - x @ WEIGHTS) > 30
+        assert sqnr_of(reference, one - reference) > 60
+    assert sqnr_of(x @ WEIGHTS, found[0] - x @ WEIGHTS) > 30
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -132,7 +133,7 @@ def test_a_gemm_keeps_its_bias(form: str, flipped: int, opset: int) -> None:
     )
     graph, _ = quantized(proto, form, "Y")
     exact = x @ WEIGHTS + 2 * bias
-    assert sqnr_db(x @ WEIGHTS, Session(graph).run({"x": x})["y"] - exact) > 35
+    assert sqnr_of(x @ WEIGHTS, Session(graph).run({"x": x})["y"] - exact) > 35
 
 
 @pytest.mark.parametrize(

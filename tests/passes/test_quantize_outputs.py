@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 import qcompiler
 from qcompiler import graph as graphs
 from qcompiler.data import Feeds
-from qcompiler.numerics import sqnr_db
 from qcompiler.pass_ import Changed
 from qcompiler.passes import QuantizeOutputs
 from qcompiler.plan import Plan
 from qcompiler.recipe import Recipe
 from qcompiler.session import Session
+from qcompiler.sqnr import sqnr_of
 from tests.rewrite import model, to_graph, whole
 
 RNG = np.random.default_rng(11)
@@ -110,7 +110,7 @@ def test_the_outputs_stay_close(cpu: Compiled) -> None:
     plain, quantized = Session(cpu.source), Session(cpu.path)
     for feed in _feeds(2):
         expected = plain.run(feed)["y"]
-        assert sqnr_db(expected, expected - quantized.run(feed)["y"]) > 20
+        assert sqnr_of(expected, expected - quantized.run(feed)["y"]) > 20
 
 
 def test_the_fused_model_computes_what_the_file_says(cpu: Compiled) -> None:
@@ -118,7 +118,7 @@ def test_the_fused_model_computes_what_the_file_says(cpu: Compiled) -> None:
     for feed in _feeds(2):
         expected = written.run(feed)["y"]
         # one step of some grid may round the other way
-        assert sqnr_db(expected, expected - fused.run(feed)["y"]) > 35
+        assert sqnr_of(expected, expected - fused.run(feed)["y"]) > 35
 
 
 def test_a_second_run_changes_nothing(cpu: Compiled) -> None:
