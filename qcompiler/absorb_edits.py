@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from qcompiler.absorb_index import VIEWS, Index, along, before_view, only_axis
+from qcompiler.absorb_index import Index, along, before_view, only_axis
 from qcompiler.graph import (
     Names,
     add_constant,
@@ -26,6 +26,7 @@ from qcompiler.graph import (
     static_shape,
     values_of,
 )
+from qcompiler.operators import VIEWS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

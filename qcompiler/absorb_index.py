@@ -20,7 +20,6 @@ from qcompiler.graph import axes_of, is_op, permutation
 Index = NDArray[np.int64]
 Dims = Sequence[int | str | None]
 NONE = -1
-VIEWS = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Cast"})
 
 
 def along(axis: int, values: Index, rank: int) -> Index:

@@ -8,19 +8,10 @@ from functools import partial
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from qcompiler.absorb_index import NONE, VIEWS, Index, before_view, compact
-from qcompiler.absorb_search import (
-    CHANNEL_NORMS,
-    HOMOGENEOUS,
-    NORMS,
-    POOLS,
-    Rule,
-    Search,
-    is_constant_behind,
-    no_way,
-    positions,
-)
+from qcompiler.absorb_index import NONE, Index, before_view, compact
+from qcompiler.absorb_search import Rule, Search, is_constant_behind, no_way, positions
 from qcompiler.graph import axes_of, constant_value, is_op, is_present, shape_of
+from qcompiler.operators import CHANNEL_NORMS, HOMOGENEOUS, NORMS, POOLS, VIEWS
 
 _ALL_INPUTS = ("Add", "Sub", "Sum", "Max", "Min", "Mean")
 _REDUCTIONS = ("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2")

@@ -28,12 +28,9 @@ from qcompiler.graph import (
     shape_of,
     static_shape,
 )
+from qcompiler.operators import CHANNEL_NORMS, HOMOGENEOUS, NORMS, POOLS
 
 _BLIND = ("Shape", "Size")  # they read a tensor without looking at its values
-NORMS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
-CHANNEL_NORMS = ("BatchNormalization", "InstanceNormalization", "GroupNormalization")
-POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "LpPool", "GlobalLpPool")
-HOMOGENEOUS = ("Relu", "LeakyRelu", "PRelu", "Neg", "Abs", "Dropout")  # f(x/s) = f(x)/s for positive s
 _FARTHEST = 100  # tensors on the way; a residual stream has no end otherwise
 
 Rule = Callable[["Search", gs.Node, gs.Tensor, Index], None]

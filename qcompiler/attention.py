@@ -20,6 +20,7 @@ import onnx_graphsurgeon as gs
 
 from qcompiler import graph as graphs
 from qcompiler.macs import Shapes
+from qcompiler.operators import REARRANGES
 from qcompiler.target import DType
 
 HEADS = (16, 32, 64)  # of the INT8 kernel
@@ -28,7 +29,6 @@ WIDEST = 256  # of the FP8 kernel
 SHORTEST = 32
 Shape = tuple[int, ...]
 _BETWEEN = ("Add", "Sub", "Mul", "Div", "Where", "Cast", "Identity")  # scale and mask
-_MOVES = ("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def _around(graph: gs.Graph, softmax: gs.Node) -> Attention | None:
 def _moved(graph: gs.Graph, node: gs.Node) -> gs.Tensor:
     """What a node writes, after everything that only moves it."""
     tensor = node.outputs[0]
-    while (reader := graphs.only_consumer(graph, tensor)) is not None and graphs.is_op(reader, *_MOVES):
+    while (reader := graphs.only_consumer(graph, tensor)) is not None and graphs.is_op(reader, *REARRANGES):
         tensor = reader.outputs[0]
     return tensor
 

@@ -20,6 +20,7 @@ from qcompiler.errors import DataError, ModelError
 from qcompiler.macs import Shapes, concrete_shapes
 from qcompiler.numerics import format_of
 from qcompiler.observe import Observations
+from qcompiler.operators import PRODUCTS
 from qcompiler.plan import Decision, Plan, Quantizer
 from qcompiler.qfem import Spared
 from qcompiler.recipe import Recipe
@@ -39,7 +40,6 @@ from qcompiler.safety import (
 )
 from qcompiler.shorten import shorten
 from qcompiler.simulate import Simulator, Use
-from qcompiler.smoothing import PRODUCTS
 from qcompiler.sqnr import decibel
 from qcompiler.statistics import Histogram
 from qcompiler.target import DType, Target, lacking_fp8
@@ -103,7 +103,7 @@ def choose(
     nodes = {node.name: node for node in model.graph.nodes}
     small = [r for c in found if (r := decide.too_small(c, nodes[c.node], shapes)) is not None]
     if target.engine == "onnxruntime":  # on a CPU, what is bound by memory gains most from small weights
-        small = [r for r in small if r.rule != "gemv" or r.op not in ("MatMul", "Gemm")]
+        small = [r for r in small if r.rule != "gemv" or r.op not in PRODUCTS]
     out = {refusal.node for refusal in small}
     groups = decide.by_activation(c for c in found if c.node not in out)
     offers, spelled = _offers(recipe, target, groups, observed.histograms)

@@ -20,6 +20,7 @@ from qcompiler import linear
 from qcompiler import model as models
 from qcompiler.decide import Candidate
 from qcompiler.numerics import dequantize, quantize_weight, weight_scales
+from qcompiler.operators import PRODUCTS
 from qcompiler.record import Rows
 from qcompiler.session import Feeds, Session
 
@@ -139,7 +140,7 @@ def _importance(
 ) -> NDArray[np.float32] | None:
     """The second moments along the input channels of the stored weight; None where they cannot be laid on it."""
     scaled = np.asarray(moments / moments.max(), np.float32)
-    if candidate.op in ("MatMul", "Gemm"):
+    if candidate.op in PRODUCTS:
         if stored.ndim != 2 or stored.shape[1 - candidate.axis % 2] != len(scaled):  # type: ignore[operator]
             return None
         return scaled[:, None] if candidate.axis in (1, -1) else scaled[None, :]

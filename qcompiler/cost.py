@@ -35,7 +35,8 @@ import onnx_graphsurgeon as gs
 from qcompiler import graph as graphs
 from qcompiler.decide import Candidate
 from qcompiler.errors import UsageError
-from qcompiler.macs import LINEAR, Shapes, macs_of
+from qcompiler.macs import Shapes, macs_of
+from qcompiler.operators import LINEAR, PRODUCTS
 from qcompiler.target import DType, Target
 
 PORTABLE = "sm89"  # what is optimised for where a target names no GPU
@@ -165,7 +166,7 @@ class Costs:
         padding = max((self._padding(one) for one in members), default=1) if dtype.quantized else 1
         found = self._activation(members, dtype, x, padding)
         made = len(found)
-        together = len(members) > 1 and all(one.op in ("MatMul", "Gemm") for one in members)
+        together = len(members) > 1 and all(one.op in PRODUCTS for one in members)
         for index, one in enumerate(members):
             node = self._nodes[one.node]
             weight = math.prod(self._shapes.get(node.inputs[1].name) or tuple(node.inputs[1].shape or (0,)))
@@ -220,7 +221,7 @@ class Costs:
 
     def _output(self, one: Candidate, dtype: DType, narrow: float, y: int) -> tuple[float, float]:
         """Bytes that the product writes, and those that a kernel of its own behind it reads."""
-        product = one.op in ("MatMul", "Gemm")
+        product = one.op in PRODUCTS
         if not dtype.quantized or self._target.engine != "tensorrt-rtx":
             if not product:
                 return narrow, 0.0

@@ -18,14 +18,14 @@ import onnx_graphsurgeon as gs
 
 from qcompiler import graph as graphs
 from qcompiler import linear
-from qcompiler.macs import LINEAR, Shapes, macs_of
+from qcompiler.macs import Shapes, macs_of
+from qcompiler.operators import LINEAR, PRODUCTS, QUANTIZED_OPS, RECURRENT, VIEWS
 from qcompiler.plan import Decision, Plan
 from qcompiler.quantized import (
     FP8,
     INT4,
     INT8,
     UINT8,
-    VIEWS,
     block_size,
     dequantizer,
     is_dq,
@@ -41,11 +41,6 @@ SMALLEST_GEMM = 16  # fewer input or output channels than one INT8 tensor-core t
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-RECURRENT = ("LSTM", "GRU", "RNN")
-QUANTIZED_OPS = (
-    "QLinearConv", "QLinearMatMul", "MatMulInteger", "ConvInteger", "DynamicQuantizeLinear", "MatMulNBits", "QGemm",
-    "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "QAttention",
-)  # fmt: skip
 
 CAME = ("quantized-already", "weight-only", "half-quantized")  # rules about what came quantized
 _STORED = {INT8: DType.INT8, UINT8: DType.INT8, FP8: DType.FP8, INT4: DType.INT4}
@@ -169,7 +164,7 @@ def _is_joint(node: gs.Node) -> bool:
     TensorRT-RTX 1.7 moves the taking apart in front of the product and then finds per-channel scales that it cannot
     split: the product runs in float without a word. With one scale per tensor it stays INT8.
     """
-    if node.op not in ("MatMul", "Gemm"):
+    if node.op not in PRODUCTS:
         return False
     tensor, moved = node.outputs[0], False
     for _ in range(8):
@@ -274,7 +269,7 @@ def too_small(candidate: Candidate, node: gs.Node, shapes: Shapes) -> Refusal | 
     """Rules that need shapes: matrix-vector products and GEMMs smaller than one tensor-core tile."""
     weight = shapes.get(node.inputs[1].name) or tuple(node.inputs[1].shape or ())
     x = shapes.get(candidate.activation)
-    if candidate.op in ("MatMul", "Gemm") and len(weight) > 1:
+    if candidate.op in PRODUCTS and len(weight) > 1:
         depth, width = (weight[-2], weight[-1]) if not node.attrs.get("transB", 0) else (weight[-1], weight[-2])
         if min(depth, width) < SMALLEST_GEMM:
             return Refusal(
@@ -340,7 +335,7 @@ def existing(graph: gs.Graph) -> Plan:
             continue
         types = [_stored_type(tensor) for tensor in node.inputs[:2]]
         precision = types[0] if types[0] is not None and types[0] is types[1] else None
-        if types[0] is None and types[1:] and types[1] in _ALONE and node.op in ("MatMul", "Gemm"):
+        if types[0] is None and types[1:] and types[1] in _ALONE and node.op in PRODUCTS:
             why = "its weight came stored in few bits; its activation is float"
             plan.add(Decision(node.name, node.op, _ALONE[types[1]], "weight-only", why))
             continue

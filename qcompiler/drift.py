@@ -23,6 +23,7 @@ import onnx_graphsurgeon as gs
 
 from qcompiler import graph as graphs
 from qcompiler import model as models
+from qcompiler.operators import TAPPED
 from qcompiler.session import Session
 from qcompiler.sqnr import sqnr_db
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 LIMIT_DB: Final = 12.0
 DROP_DB: Final = 6.0
 FRESH_DB: Final = 32.0
-TAPPED: Final = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "BatchNormalization")
 
 _STORING = ("Cast", "Identity", "Dropout", "QuantizeLinear", "DequantizeLinear")
 _FIRST_GROUP = 8  # taps of the first run, which shows how large they are

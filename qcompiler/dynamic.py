@@ -17,6 +17,7 @@ from qcompiler.choose import Chosen
 from qcompiler.decide import Candidate, Refusal
 from qcompiler.macs import Shapes, concrete_shapes
 from qcompiler.observe import Observations
+from qcompiler.operators import PRODUCTS
 from qcompiler.passes.dynamic_quant import RULE, refusal
 from qcompiler.plan import Decision, Plan
 from qcompiler.recipe import Recipe
@@ -72,7 +73,7 @@ def splits(recipe: Recipe) -> bool:
 
 def _of_a_row(graph: gs.Graph) -> dict[str, int]:
     """Multiply-accumulates of products with a constant matrix for one row of the activation, by node name."""
-    found = {node.name: linear.matrix(node) for node in graph.nodes if node.op in ("MatMul", "Gemm")}
+    found = {node.name: linear.matrix(node) for node in graph.nodes if node.op in PRODUCTS}
     return {name: int(matrix.size) for name, matrix in found.items() if matrix is not None}
 
 

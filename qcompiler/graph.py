@@ -18,6 +18,7 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 
 from qcompiler.errors import InternalError, ModelError
+from qcompiler.operators import LINEAR
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 _STANDARD = (None, "", "ai.onnx")
-_LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _FLOATS = frozenset(
     np.dtype(name)
     for name in (np.float16, np.float32, np.float64, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2)
@@ -47,7 +47,7 @@ def is_standard(node: gs.Node) -> bool:
 
 def is_linear(node: gs.Node | None) -> bool:
     """Whether a node multiplies by a matrix: Conv, ConvTranspose, Gemm, MatMul."""
-    return is_op(node, *_LINEAR)
+    return is_op(node, *LINEAR)
 
 
 def is_constant(tensor: gs.Tensor) -> bool:

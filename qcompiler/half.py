@@ -32,7 +32,7 @@ import onnx_graphsurgeon as gs
 from qcompiler import bodies, element_types
 from qcompiler import graph as graphs
 from qcompiler.element_types import FP32, Slots, Types
-from qcompiler.operators import ACCUMULATES, AMPLIFIES, COORDINATES, RECURRENT, SATURATES
+from qcompiler.operators import ACCUMULATES, AMPLIFIES, COORDINATES, PICKS, RECURRENT, SATURATES
 from qcompiler.ranges import Range, Ranges
 from qcompiler.target import DType
 
@@ -49,9 +49,6 @@ _POOLS = frozenset({"GlobalAveragePool", "AveragePool"})
 _MOST_TERMS = 2048  # a running sum of so many equal terms is 2^11 times each of them: the next one is lost in FP16
 _DIVISOR = {"Div": 1, "Mod": 1, "Sqrt": 0, "Log": 0, "Reciprocal": 0}
 _BIAS = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2, "LayerNormalization": 2}
-_CARRIES = frozenset(
-    {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Expand", "Slice", "Split", "Gather"}
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +139,7 @@ class View:
             if tensor.name in self.ranges:
                 return self.ranges[tensor.name]
             node = graphs.producer(tensor)
-            if node is None or not (graphs.is_op(node, *_CARRIES, "QuantizeLinear", "DequantizeLinear", "Cast")):
+            if node is None or not (graphs.is_op(node, *PICKS, "QuantizeLinear", "DequantizeLinear", "Cast")):
                 return None
             source = node.inputs[0]
             if isinstance(source, gs.Constant):
@@ -392,8 +389,8 @@ def is_whole(tensor: gs.Tensor, depth: int = 8) -> bool:
         return all(is_whole(one, depth - 1) for one in node.inputs)
     if node.op in _WHOLE:
         return True
-    first = node.inputs[:1] if node.op in (*_CARRIES, "CumSum", "ReduceSum", "ReduceMax", "ReduceMin") else node.inputs
-    return node.op in (*_CARRIES, *_KEEPS_WHOLE) and all(is_whole(one, depth - 1) for one in first)
+    first = node.inputs[:1] if node.op in (*PICKS, "CumSum", "ReduceSum", "ReduceMax", "ReduceMin") else node.inputs
+    return node.op in (*PICKS, *_KEEPS_WHOLE) and all(is_whole(one, depth - 1) for one in first)
 
 
 def _becomes_integer(tensor: gs.Tensor) -> bool:

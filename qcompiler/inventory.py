@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from qcompiler import decide
 from qcompiler import graph as graphs
+from qcompiler.operators import QUANTIZED_OPS
 
 Value = tuple[str, tuple[int | str | None, ...] | None]  # element type, and shape where it has one
 
 _NOT_WEIGHTS = frozenset(np.dtype(name) for name in (np.int64, np.int32, np.bool_, object))
-_QUANTIZERS = ("QuantizeLinear", "DequantizeLinear", *decide.QUANTIZED_OPS)
+_QUANTIZERS = ("QuantizeLinear", "DequantizeLinear", *QUANTIZED_OPS)
 
 
 def operators(graph: gs.Graph) -> dict[str, int]:

@@ -11,11 +11,11 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from qcompiler.graph import axes_of, constant_value, is_constant, is_linear, is_op, output_axis, permutation, producer
+from qcompiler.operators import VIEWS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_VIEWS = frozenset({"Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Cast"})
 Shape = tuple[int, ...]
 
 
@@ -76,7 +76,7 @@ def _constant_behind(tensor: gs.Tensor) -> tuple[gs.Constant, tuple[gs.Node, ...
     chain: list[gs.Node] = []
     while not is_constant(tensor):
         node = producer(tensor)
-        if node is None or not is_op(node, *_VIEWS):
+        if node is None or not is_op(node, *VIEWS):
             return None
         if any(constant_value(option) is None for option in node.inputs[1:] if option.name):
             return None

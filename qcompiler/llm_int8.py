@@ -28,6 +28,7 @@ from qcompiler.decide import Candidate, Refusal
 from qcompiler.equivalence import Gate
 from qcompiler.numerics import LARGEST, Format, format_of, quantize
 from qcompiler.observe import Observations
+from qcompiler.operators import PRODUCTS
 from qcompiler.outliers import Outliers, Tokens
 from qcompiler.passes.llm_int8 import OUTLIERS, LlmInt8, join, layout_of
 from qcompiler.plan import Plan
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
 
 RULE = "llm-int8"
-PRODUCTS = ("MatMul", "Gemm")
 GATE_FEEDS = 2
 MOST_ROWS = 256
 COLUMNS = 128  # outputs of all layers of a group that errors are summed over

@@ -10,12 +10,12 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from qcompiler import model as models
+from qcompiler.operators import LINEAR
 from qcompiler.session import Session
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 SHAPE_OF = "shape_of/"
 
 Shapes = Mapping[str, tuple[int, ...]]

@@ -20,11 +20,11 @@ import onnx_graphsurgeon as gs
 
 from qcompiler import graph as graphs
 from qcompiler.half import MARGIN, View
+from qcompiler.operators import REARRANGES
 from qcompiler.ranges import Range
 
 LOWEST = -30000.0
 _NEGATIVE = -1000.0  # what an operand must at least reach to be taken for a mask
-_MOVES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Flatten")
 _PRODUCTS = ("MatMul", "Gemm", "Conv", "Einsum", "Softmax", "Attention")
 _FAR = 200  # nodes behind a mask, at most
 
@@ -68,9 +68,9 @@ def _scores(tensor: gs.Tensor, view: View, trail: _Trail) -> Range | None:
     """The range of the logits without their masks; None where it is not known."""
     node = graphs.producer(tensor)
     alone = node is not None and view.only_consumer(tensor) is not None
-    if node is None or not alone or not graphs.is_op(node, "Add", "Where", *_MOVES):
+    if node is None or not alone or not graphs.is_op(node, "Add", "Where", *REARRANGES):
         return view.range(tensor)
-    if graphs.is_op(node, *_MOVES):
+    if graphs.is_op(node, *REARRANGES):
         trail.passed.append(tensor.name)
         return _scores(node.inputs[0], view, trail)
     first = len(node.inputs) - 2

@@ -19,38 +19,13 @@ from qcompiler.atomic import Artefacts, unwritable
 from qcompiler.errors import ModelError, UsageError
 from qcompiler.exporting import export_model
 from qcompiler.importing import import_model
+from qcompiler.operators import FINITE, VIEWS
 from qcompiler.weights import PIECE, Array, Weights, map_file, pieces, release, to_external_tensor
 from qcompiler.wire import WireError, delimited, strip
 
 OLDEST_OPSET = 7
 _ALIGNMENT = 4096  # of tensors in an external data file: a page, so that each can be mapped by itself
 _PROTOBUF_LIMIT = (1 << 31) - 1
-_MUST_BE_FINITE = frozenset(
-    {
-        "BatchNormalization",
-        "Conv",
-        "ConvTranspose",
-        "DequantizeLinear",
-        "Einsum",
-        "EmbedLayerNormalization",
-        "FusedMatMul",
-        "GRU",
-        "Gather",
-        "Gemm",
-        "GroupNormalization",
-        "InstanceNormalization",
-        "LSTM",
-        "LayerNormalization",
-        "MatMul",
-        "PRelu",
-        "QuantizeLinear",
-        "RMSNormalization",
-        "RNN",
-        "SimplifiedLayerNormalization",
-        "SkipLayerNormalization",
-    }
-)
-_MOVES_VALUES = frozenset({"Cast", "Constant", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 _LOOKS_LIKE = (
     (0, b"version https://git-lfs", "it is a Git LFS pointer: run 'git lfs pull'"),
     (0, b"PK\x03\x04", "it is a zip archive, perhaps a PyTorch checkpoint: export it to ONNX first"),
@@ -167,7 +142,7 @@ def check_finite(model: Model) -> None:
         for node in graph.nodes:
             for tensor in (*node.inputs, *node.attrs.values()):
                 if isinstance(tensor, gs.Constant) and not isinstance(tensor._values, SparseValues):
-                    strict = any(user.op in _MUST_BE_FINITE for user in _readers(node))
+                    strict = any(user.op in FINITE for user in _readers(node))
                     _check_constant(tensor, node, strict, sound)
 
 
@@ -214,7 +189,7 @@ def _graphs(graph: gs.Graph) -> Iterator[gs.Graph]:
 def _readers(node: gs.Node) -> Iterator[gs.Node]:
     """The node, and what reads it through nodes that only move or rename values."""
     yield node
-    if node.op in _MOVES_VALUES:
+    if node.op in (*VIEWS, "Constant"):
         for output in node.outputs:
             for user in output.outputs:
                 yield from _readers(user)

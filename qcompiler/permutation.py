@@ -32,16 +32,10 @@ from qcompiler.graph import (
     shape_of,
     values_of,
 )
+from qcompiler.operators import ELEMENTWISE, NORMS, REDUCTIONS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-ELEMENTWISE = frozenset(
-    "Abs Add Cast Ceil Clip Div Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity LeakyRelu Log Max Mean Min Mish "
-    "Mul Neg Pow Reciprocal Relu Round Selu Sigmoid Sign Softplus Softsign Sqrt Sub Sum Swish Tanh Where".split()
-)
-NORMS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
-REDUCTIONS = ("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2", "ReduceSumSquare")
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,17 +14,8 @@ import onnx_graphsurgeon as gs
 
 from qcompiler import graph as graphs
 from qcompiler.decide import Candidate, Refusal
+from qcompiler.operators import ACTIVATIONS, COMMUTING
 from qcompiler.target import Target
-
-# Q(f(x)) = f(Q(x)) for one scale per tensor. Resize is not among them, not even to the nearest value: TensorRT-RTX
-# then runs the convolution behind it in float.
-COMMUTING = (
-    "Concat", "MaxPool", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Gather",
-    "Identity",
-)  # fmt: skip
-ACTIVATIONS = (
-    "Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Elu", "PRelu", "Mish", "Gelu", "Mul",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

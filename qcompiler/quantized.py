@@ -12,6 +12,7 @@ import onnx_graphsurgeon as gs
 
 from qcompiler import graph as graphs
 from qcompiler.errors import EngineError
+from qcompiler.operators import CARRIES, VIEWS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,20 +25,6 @@ UINT8 = np.dtype(np.uint8)
 FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
 SIGNED = {UINT8: INT8, UINT4: INT4}
 LIMITS = {INT8: (-128, 127), INT4: (-8, 7)}
-VIEWS = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Cast")
-# Operators that carry integers from Q to DQ unchanged.
-CARRIES = (
-    *VIEWS[:-1],
-    "Slice",
-    "Split",
-    "Concat",
-    "Gather",
-    "Expand",
-    "MaxPool",
-    "Where",
-    "DepthToSpace",
-    "SpaceToDepth",
-)
 
 
 def is_q(node: gs.Node | None) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import onnx_graphsurgeon as gs
 
 from qcompiler import graph as graphs
+from qcompiler.operators import RECURRENT
 
 ANY = frozenset(range(9))  # TensorRT takes no more than 8
 Ranks = dict[int, frozenset[int]]  # by identity of the tensor
@@ -18,7 +19,6 @@ _SAME = frozenset(
     {"Abs", "Cast", "Clip", "Dropout", "Elu", "Exp", "HardSigmoid", "HardSwish", "Identity", "LeakyRelu", "Log", "Neg"}
     | {"Relu", "Sigmoid", "Softmax", "Softplus", "Sqrt", "Tanh"}
 )
-_RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 _RECURRENT_INPUTS = (3, 3, 3, 2, 1, 3, 3, 2)  # X, W, R, B, sequence_lens, initial_h, initial_c, P
 
 
@@ -82,7 +82,7 @@ def _forward(node: gs.Node, found: Ranks) -> None:
             given = [inside.get(id(inner.outputs[i]), ANY) for inner, inside in branches]
             _narrow(found, output, frozenset().union(*given))
         return
-    if graphs.is_op(node, *_RECURRENT):
+    if graphs.is_op(node, *RECURRENT):
         for output, rank in zip(node.outputs, (4, 3, 3), strict=False):
             _narrow(found, output, frozenset({rank}))
     if graphs.is_op(node, "Conv", "ConvTranspose"):
@@ -94,7 +94,7 @@ def _forward(node: gs.Node, found: Ranks) -> None:
 
 
 def _backward(node: gs.Node, found: Ranks) -> None:
-    if graphs.is_op(node, *_RECURRENT):
+    if graphs.is_op(node, *RECURRENT):
         for tensor, rank in zip(node.inputs, _RECURRENT_INPUTS, strict=False):
             _narrow(found, tensor, frozenset({rank}))
     if graphs.is_op(node, "Conv", "ConvTranspose"):

@@ -24,6 +24,7 @@ from qcompiler.alpha import ALPHAS, WORTH_DB, Choice, Layers
 from qcompiler.decide import Candidate
 from qcompiler.numerics import Format
 from qcompiler.observe import Observations
+from qcompiler.operators import PRODUCTS
 from qcompiler.probe import Probe
 from qcompiler.recipe import Smoothing
 from qcompiler.record import Rows
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
     from qcompiler.outliers import Outliers
 
-PRODUCTS = ("MatMul", "Gemm")
 SAME = 1e-3  # of the largest value: more than float32 moves when a graph is fused in another way
 
 

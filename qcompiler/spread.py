@@ -14,12 +14,11 @@ from qcompiler import bodies, borders
 from qcompiler import graph as graphs
 from qcompiler.element_types import FP32
 from qcompiler.half import NUMPY, Verdict, View
-from qcompiler.operators import COMPARES, MOVES, POINTWISE, RECURRENT
+from qcompiler.operators import COMPARES, MOVES, MULTIPLYING, POINTWISE, RECURRENT
 
 Verdicts = dict[str, Verdict]
 
 _GROWS = frozenset({"Resize", "Upsample", "Tile", "Expand", "Pad"})
-_LINEAR = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum"})
 _DATA = frozenset({"OneHot", "DequantizeLinear", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"})
 _LARGE = 4096  # elements of a constant from which on it is a weight or a table, not a list of frequencies
 _ANGLE = 4.0  # |x| from which on FP16's rounding of an angle exceeds 0.2 %
@@ -77,7 +76,7 @@ def _angle(node: gs.Node, view: View, placed: set[int], positional: set[int], ve
             before = graphs.producer(tensor)
             if before is None or view.types.get(id(tensor)) != FP32 or before.name in verdicts:
                 continue
-            cheap = before.op in MOVES or before.op in POINTWISE or (counted and before.op in _LINEAR)
+            cheap = before.op in MOVES or before.op in POINTWISE or (counted and before.op in MULTIPLYING)
             if cheap and (id(tensor) in positional) == counted:
                 waiting.append(before)
 
@@ -123,7 +122,7 @@ def _reach(
     waiting, found = list(tensors), dict[int, gs.Node]()
     while waiting:
         for node in step(waiting.pop()):
-            if node is None or id(node) in found or graphs.is_op(node, *_LINEAR) or graphs.subgraphs(node):
+            if node is None or id(node) in found or graphs.is_op(node, *MULTIPLYING) or graphs.subgraphs(node):
                 continue
             found[id(node)] = node
             waiting += onward(node)
@@ -267,6 +266,6 @@ def _square(node: gs.Node, sides: _Borders) -> str:
 
 def _counted(node: gs.Node, sides: _Borders, positional: set[int]) -> str:
     """Computed from integers and only read in FP32: nothing is gained in half."""
-    counted = all(id(tensor) in positional for tensor in node.outputs) and node.op not in _LINEAR
+    counted = all(id(tensor) in positional for tensor in node.outputs) and node.op not in MULTIPLYING
     sinks = sides.sinks(node, edges=True) if counted else []
     return "computed from integers for nodes that stay FP32" if sinks and all(sinks) else ""

@@ -33,8 +33,8 @@ from qcompiler.data import Data, Inputs, Source, open_source
 from qcompiler.engines import Engine, EngineFile, Profile
 from qcompiler.equivalence import Gate, refuse_not_finite
 from qcompiler.errors import AccuracyError, EngineError, UsageError
-from qcompiler.macs import LINEAR
 from qcompiler.observe import Observations, observe
+from qcompiler.operators import LINEAR
 from qcompiler.pass_ import Pass, Pipeline, Report
 from qcompiler.passes.high_precision import HighPrecision
 from qcompiler.passes.legalize import Legalize

@@ -24,6 +24,7 @@ import onnx_graphsurgeon as gs
 from qcompiler import graph as graphs
 from qcompiler.errors import DataError, UsageError
 from qcompiler.filling import Filler
+from qcompiler.operators import VIEWS
 from qcompiler.samples import Feeds, Inputs
 from qcompiler.tokenizing import Tokenizer, load_tokenizer
 
@@ -37,7 +38,6 @@ SHARE: Final = 0.8  # of a file that calibration may see
 _BYTES: Final = 8  # of text that are read for a token at first; most tokenizers need 3 to 5
 _MORE: Final = 16  # tokens beyond the last one wanted: the last ones of a stretch may be halves of words
 _NEAR: Final = 4096  # bytes in which a word must end
-_MOVING: Final = ("Cast", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Clip")
 
 _D = TypeVar("_D")
 
@@ -391,7 +391,7 @@ def _gathered(tensor: gs.Tensor) -> int | None:
                 shape = graphs.static_shape(node.inputs[0])
                 if shape:
                     return int(shape[int(node.attrs.get("axis", 0))])
-            if graphs.is_op(node, *_MOVING) and index == 0:
+            if graphs.is_op(node, *VIEWS, "Clip") and index == 0:
                 waiting += node.outputs
     return None
 

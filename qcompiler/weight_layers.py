@@ -24,6 +24,7 @@ from qcompiler import decide, linear
 from qcompiler import graph as graphs
 from qcompiler.blocks import SIZES, Format, fitting
 from qcompiler.decide import SMALLEST_GEMM, Candidate, Refusal
+from qcompiler.operators import PRODUCTS
 from qcompiler.recipe import Recipe
 from qcompiler.target import DType, Target
 
@@ -113,7 +114,7 @@ def _judge(
         return "quantized-activation", (
             "its activation came quantized, and engines multiply weights in few bits with float activations only"
         )
-    if one.op not in ("MatMul", "Gemm"):
+    if one.op not in PRODUCTS:
         return "no-kernel", (
             f"engines run a {one.op} in float and would dequantize its whole weight in a kernel of its own every time"
         )

@@ -28,10 +28,10 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 # What a room may import of the package, at the top of its modules; a name with `*` stands for what begins so.
 ROOMS = {
     "calibrators": "calibrators* errors statistics numerics suggest",
-    "engines": "engines* errors target fp8 atomic",
+    "engines": "engines* errors target fp8 atomic operators",
     "report": "report* recipe",
-    "passes": "passes* errors pass_ plan target graph model importing weights shapes ranks single linear affine"
-    " quantized numerics unsigned element_types half masks spread borders ranges absorb* prefix*"
+    "passes": "passes* errors pass_ plan target graph model operators importing weights shapes ranks single linear"
+    " affine quantized numerics unsigned element_types half masks spread borders ranges absorb* prefix*"
     " blocks permutation filling",
 }
 LEAVES = ("errors", "wire", "plain", "suggest", "progress", "samples")  # import at most `errors`

@@ -21,9 +21,9 @@ from typing import Any
 import onnx
 
 from qcompiler.engines.listing import Listing, Op, read
+from qcompiler.operators import MULTIPLYING
 from qcompiler.target import DType
 
-LINEAR = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum"})
 PRODUCTS = frozenset({"fully_connected", "corrltn", "deconvolution"})
 NOT_KERNELS = frozenset({"shape_call", "signal", "wait", "jmp", "cjmp", "label"})
 LOW = {"int8": "int8", "fp8_e4m3": "fp8", "fp4_e2m1": "fp4", "int4": "int4"}
@@ -311,7 +311,7 @@ class _Nodes:
         self._graphs = list(_graphs(model.graph))
         self._nodes = [node for graph in self._graphs for node in graph.node]
         self._seen: dict[str, str] = {}
-        self.linear = [node.name for node in self._nodes if node.name and node.op_type in LINEAR]
+        self.linear = [node.name for node in self._nodes if node.name and node.op_type in MULTIPLYING]
 
     def twins(self, unlisted: list[str]) -> Iterator[tuple[str, str]]:
         """Pairs (unlisted node, other node) that compute the same of the same: the compiler keeps one of them."""

@@ -13,12 +13,12 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from qcompiler import graph as graphs
+from qcompiler.operators import RECURRENT
 from qcompiler.pass_ import Changed, Note
 from qcompiler.quantized import block_size, dequantized, is_dq, is_q, pairs, readers, scale_of, stored_type
 from qcompiler.target import Target
 
 _FP32 = np.dtype(np.float32)
-_RECURRENT = ("LSTM", "GRU", "RNN")
 
 
 def float_biases(graph: gs.Graph, target: Target) -> Iterator[Note]:
@@ -28,7 +28,7 @@ def float_biases(graph: gs.Graph, target: Target) -> Iterator[Note]:
 
 def float_without_kernel(graph: gs.Graph, target: Target) -> Iterator[Note]:
     """Weights of recurrent layers, and of ConvTranspose where the target has no kernel, become their float values."""
-    ops = (*_RECURRENT, *(() if target.conv_transpose else ("ConvTranspose",)))
+    ops = (*RECURRENT, *(() if target.conv_transpose else ("ConvTranspose",)))
 
     def applies(node: gs.Node) -> bool:
         return any(graphs.is_op(reader, *ops) for reader, _, _ in readers(node.outputs[0]))

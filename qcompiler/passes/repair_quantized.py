@@ -15,9 +15,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from qcompiler import graph as graphs
+from qcompiler.operators import CARRIES
 from qcompiler.pass_ import Changed, Note
 from qcompiler.quantized import (
-    CARRIES,
     FP8,
     INT4,
     INT8,

@@ -17,6 +17,7 @@ import onnx_graphsurgeon as gs
 from qcompiler import graph as graphs
 from qcompiler import shapes
 from qcompiler.errors import InternalError
+from qcompiler.operators import RECURRENT
 from qcompiler.pass_ import Changed, Fact, Note, Pass, Skipped
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class UnrollLSTM(Pass):
 
 
 def _is_recurrent(node: gs.Node) -> bool:
-    return graphs.is_op(node, "LSTM", "GRU", "RNN")
+    return graphs.is_op(node, *RECURRENT)
 
 
 def _refusal(node: gs.Node) -> str:
