@@ -15,7 +15,7 @@ from qcompiler import calibrators, decide, safety
 from qcompiler import model as models
 from qcompiler.bias import Shifts
 from qcompiler.decide import Candidate
-from qcompiler.session import Feeds
+from qcompiler.signature import Feeds
 from qcompiler.simulate import Simulator, Use
 from qcompiler.smoothing import Group
 from qcompiler.sqnr import decibel

@@ -20,8 +20,8 @@ from qcompiler.decoders import LOGITS, Decoder, detect
 from qcompiler.engines import Runner, for_target
 from qcompiler.engines.onnxruntime import PROVIDERS, OnnxRuntime
 from qcompiler.errors import DataError, EngineError, QCompilerError
-from qcompiler.samples import Feeds, Inputs
 from qcompiler.session import available_processors, described, reason
+from qcompiler.signature import Feeds, Inputs
 from qcompiler.target import parse_target
 
 if TYPE_CHECKING:

@@ -10,13 +10,15 @@ import sys
 import tempfile
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from qcompiler import errors
 from qcompiler.errors import EngineError, InternalError, QCompilerError
-from qcompiler.samples import Inputs
+
+if TYPE_CHECKING:
+    from qcompiler.signature import Inputs
 
 CHILD = "qcompiler.bench_child"
 

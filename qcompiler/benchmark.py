@@ -34,8 +34,8 @@ from qcompiler.engines.onnxruntime import OnnxRuntime
 from qcompiler.errors import ModelError, UsageError
 from qcompiler.plain import plain
 from qcompiler.progress import Progress, silent
-from qcompiler.samples import Feeds, Inputs
 from qcompiler.session import available_processors
+from qcompiler.signature import Feeds, Inputs
 from qcompiler.target import parse_target
 
 if TYPE_CHECKING:

@@ -25,7 +25,8 @@ from qcompiler import graph as graphs
 from qcompiler import model as models
 from qcompiler.decide import Candidate
 from qcompiler.numerics import E4M3_MAX, format_of, quantize_fp8_e4m3, quantize_weight, weight_scales
-from qcompiler.session import Feeds, Session
+from qcompiler.session import Session
+from qcompiler.signature import Feeds
 from qcompiler.target import DType
 from qcompiler.unsigned import Span, grid, span
 

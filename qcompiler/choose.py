@@ -11,10 +11,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from qcompiler import attention, calibrators, came, clip, cost, decide, outputs, pairs, qfem, record, sparing
-from qcompiler import graph as graphs
 from qcompiler import model as models
 from qcompiler.bias import Shifts
-from qcompiler.data import Feeds
 from qcompiler.decide import Candidate, Refusal
 from qcompiler.errors import DataError, ModelError
 from qcompiler.macs import Shapes, concrete_shapes
@@ -39,6 +37,7 @@ from qcompiler.safety import (
     search,
 )
 from qcompiler.shorten import shorten
+from qcompiler.signature import Feeds, inputs_of
 from qcompiler.simulate import Simulator, Use
 from qcompiler.sqnr import decibel
 from qcompiler.statistics import Histogram
@@ -240,7 +239,7 @@ def _better(one: Simulator, other: Simulator, feeds: Sequence[Feeds], offers: Ma
 
 def _shapes_at(graph: gs.Graph, observed: Observations, recipe: Recipe, which: int, names: Sequence[str]) -> Shapes:
     """Shapes of tensors at the smallest (0), usual (1) or largest (-1) input of the optimization profile."""
-    inputs = {tensor.name: (graphs.dtype_of(tensor), graphs.shape_of(tensor)) for tensor in graph.inputs}
+    inputs = inputs_of(graph)
     wanted: dict[str, tuple[int, ...]] = {
         name: (three.min, three.opt, three.max)[which] for name, three in observed.shapes.profiles(inputs).items()
     }

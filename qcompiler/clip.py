@@ -22,7 +22,8 @@ from qcompiler.decide import Candidate
 from qcompiler.numerics import dequantize, quantize_weight, weight_scales
 from qcompiler.operators import PRODUCTS
 from qcompiler.record import Rows
-from qcompiler.session import Feeds, Session
+from qcompiler.session import Session
+from qcompiler.signature import Feeds
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -43,6 +43,7 @@ from qcompiler.perplexity import chosen_metric
 from qcompiler.plan import Plan
 from qcompiler.progress import Progress, silent
 from qcompiler.recipe import Recipe
+from qcompiler.signature import inputs_of
 from qcompiler.smooth import smooth
 from qcompiler.stages import (
     Run,
@@ -53,7 +54,6 @@ from qcompiler.stages import (
     compare_models,
     described,
     held_out,
-    inputs_of,
     lower,
     normalise,
     observe_data,
@@ -166,7 +166,7 @@ def _compile(
         model = source if isinstance(source, models.Model) else models.load(source)
         refuse_overwriting(model, data, paths)
         models.check_finite(model)
-        inputs = inputs_of(model)
+        inputs = inputs_of(model.graph)
         data = texts.fitted(data, model.graph)
         samples = None if data is None else open_source(data, inputs, samples=recipe.samples, batch=recipe.batch)
         held_out(run, model, data, inputs)
@@ -295,7 +295,7 @@ def build(
     with run.stage("load"):
         loaded = models.load(model)
         refuse_overwriting(loaded, data, dataclasses.replace(paths, qdq=paths.manifest))
-        inputs = inputs_of(loaded)
+        inputs = inputs_of(loaded.graph)
         observed = Observations()
         if data is not None:
             for feeds in open_source(data, inputs, samples=run.recipe.samples):
@@ -347,7 +347,7 @@ def verify(
     """
     asked = recipe or Recipe()
     reference = float_model if isinstance(float_model, models.Model) else models.load(float_model)
-    inputs = inputs_of(reference)
+    inputs = inputs_of(reference.graph)
     if isinstance(data, texts.Text):  # what is named here stands over what the recipe's compilation compared on
         data = texts.evaluation(asked.replace(verify_text=()), data, reference.graph) or data
     read = data if isinstance(data, texts.Text) else texts.evaluation(asked, None, reference.graph)

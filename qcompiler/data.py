@@ -17,34 +17,10 @@ import numpy as np
 
 from qcompiler.errors import DataError, QCompilerError, UsageError
 from qcompiler.npz import members
-from qcompiler.samples import (
-    Array,
-    Feeds,
-    Inputs,
-    InputShapes,
-    Keep,
-    Shape,
-    ShapeRange,
-    fingerprint,
-    profile_shapes,
-)
+from qcompiler.signature import Array, Feeds, Inputs, Shape
 from qcompiler.suggest import did_you_mean
 from qcompiler.text import Text
 from qcompiler.user_code import UserCode
-
-__all__ = [
-    "Data",
-    "Feeds",
-    "InputShapes",
-    "Inputs",
-    "Keep",
-    "ShapeRange",
-    "Source",
-    "check",
-    "fingerprint",
-    "open_source",
-    "profile_shapes",
-]
 
 Data = str | Path | Text | Iterable[Mapping[str, Array]] | Callable[[], Iterable[Mapping[str, Array]]]
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from qcompiler import graph as graphs
 from qcompiler.errors import ModelError, UsageError
-from qcompiler.samples import Feeds, Inputs, InputShapes, Shape
+from qcompiler.signature import Feeds, Inputs, InputShapes, Shape, inputs_of
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -210,7 +210,7 @@ def of_model(model: Model) -> Decoder | None:
 
 def of_graph(graph: gs.Graph) -> Decoder | None:
     """The decoder that a graph is; None if it is something else."""
-    inputs = {one.name: (graphs.dtype_of(one), graphs.shape_of(one)) for one in graph.inputs}
+    inputs = inputs_of(graph)
     return detect(inputs, {one.name: graphs.shape_of(one) for one in graph.outputs})
 
 

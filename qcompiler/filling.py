@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from qcompiler.errors import DataError
-from qcompiler.samples import Feeds, Inputs
+from qcompiler.signature import Feeds, Inputs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

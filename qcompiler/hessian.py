@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qcompiler import model as models
-from qcompiler.session import Feeds, Session
+from qcompiler.session import Session
+from qcompiler.signature import Feeds
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -12,7 +12,7 @@ import onnx_graphsurgeon as gs
 from qcompiler import decide, inventory, shapes
 from qcompiler import graph as graphs
 from qcompiler import model as models
-from qcompiler.data import Data, Inputs, Source, open_source
+from qcompiler.data import Data, Source, open_source
 from qcompiler.errors import ModelError, QCompilerError
 from qcompiler.layer_rules import Layer, by_rule, judged, known_shapes, row
 from qcompiler.plain import plain
@@ -20,6 +20,7 @@ from qcompiler.presets import clean_up
 from qcompiler.progress import Progress, silent
 from qcompiler.recipe import Recipe
 from qcompiler.residual import Residual
+from qcompiler.signature import Inputs, inputs_of
 from qcompiler.spikes import Spike, Watched, watch
 from qcompiler.target import Target
 from qcompiler.text import fitted
@@ -141,7 +142,7 @@ def inspect(
     target = recipe.resolve()
     with progress.stage("load"):
         loaded = model if isinstance(model, models.Model) else models.load(model)
-        raw, inputs = loaded.graph, _inputs(loaded.graph)
+        raw, inputs = loaded.graph, inputs_of(loaded.graph)
         source = (
             None if data is None else open_source(fitted(data, raw), inputs, samples=recipe.samples, batch=recipe.batch)
         )
@@ -184,10 +185,6 @@ def inspect(
         overflow=watched.overflow,
         problems=tuple(problems),
     )
-
-
-def _inputs(graph: gs.Graph) -> Inputs:
-    return {tensor.name: (graphs.dtype_of(tensor), graphs.shape_of(tensor)) for tensor in graph.inputs}
 
 
 def _clean(model: models.Model, target: Target, problems: list[str]) -> models.Model:

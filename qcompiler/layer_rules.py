@@ -10,11 +10,12 @@ import onnx_graphsurgeon as gs
 
 from qcompiler import decide, shapes
 from qcompiler import graph as graphs
-from qcompiler.data import Inputs, Source
+from qcompiler.data import Source
 from qcompiler.errors import ModelError
 from qcompiler.macs import concrete_shapes
 from qcompiler.observe import samples_of
 from qcompiler.recipe import Recipe
+from qcompiler.signature import Inputs
 
 _YES = "linear"  # the rule of what can be quantized
 

@@ -28,7 +28,8 @@ from qcompiler import graph as graphs
 from qcompiler import model as models
 from qcompiler.decide import Candidate
 from qcompiler.formats import NumberFormat
-from qcompiler.session import Feeds, Session
+from qcompiler.session import Session
+from qcompiler.signature import Feeds
 from qcompiler.sqnr import power
 
 if TYPE_CHECKING:

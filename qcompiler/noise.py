@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from qcompiler.session import Feeds
+from qcompiler.signature import Feeds
 from qcompiler.simulate import Simulator, Use, Uses
 from qcompiler.sqnr import energy
 

@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qcompiler import model as models
-from qcompiler.data import Feeds, Inputs, Keep, ShapeRange, Source
+from qcompiler.data import Source
 from qcompiler.equivalence import not_finite
 from qcompiler.manifest import Fingerprint
 from qcompiler.outliers import Outliers, Tokens
+from qcompiler.samples import Keep, ShapeRange
 from qcompiler.session import Session, available_processors
+from qcompiler.signature import Feeds, Inputs
 from qcompiler.statistics import Histogram
 
 if TYPE_CHECKING:

@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler.maxima import maxima
-from qcompiler.samples import Feeds, fingerprint
+from qcompiler.samples import fingerprint
+from qcompiler.signature import Feeds
 from qcompiler.statistics import Histogram
 
 TOP = 8  # largest tokens that are remembered

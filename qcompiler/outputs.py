@@ -20,7 +20,6 @@ import onnx_graphsurgeon as gs
 from qcompiler import calibrators, numerics, sqnr, unsigned
 from qcompiler import graph as graphs
 from qcompiler import model as models
-from qcompiler.data import Feeds
 from qcompiler.decide import Candidate
 from qcompiler.pass_ import Fact, Pipeline
 from qcompiler.passes.insert_qdq import InsertQDQ
@@ -28,6 +27,7 @@ from qcompiler.passes.quantize_outputs import QuantizeOutputs
 from qcompiler.plan import Plan, Quantizer
 from qcompiler.recipe import Recipe
 from qcompiler.session import Session
+from qcompiler.signature import Feeds
 from qcompiler.statistics import Histogram
 from qcompiler.target import DType
 

@@ -18,7 +18,6 @@ from qcompiler import attention, calibrators, decide, numerics, placement, sqnr
 from qcompiler import model as models
 from qcompiler.attention import Asked, Attention
 from qcompiler.bias import Shifts
-from qcompiler.data import Feeds
 from qcompiler.decide import Candidate
 from qcompiler.pass_ import Fact, Pipeline
 from qcompiler.passes.insert_qdq import InsertQDQ
@@ -26,6 +25,7 @@ from qcompiler.passes.insert_qdq_pairs import InsertQDQPairs
 from qcompiler.placement import Residual
 from qcompiler.plan import Decision, Plan, Quantizer
 from qcompiler.session import Session
+from qcompiler.signature import Feeds
 from qcompiler.statistics import Histogram
 from qcompiler.target import DType, Target
 

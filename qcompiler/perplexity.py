@@ -26,7 +26,7 @@ import numpy as np
 from qcompiler.errors import DataError, ModelError, UsageError
 from qcompiler.filling import Filler, present_of
 from qcompiler.recipe import METRICS, Recipe
-from qcompiler.samples import Feeds, Inputs
+from qcompiler.signature import Feeds, Inputs
 from qcompiler.text import Text
 from qcompiler.tokenizing import load_tokenizer
 

@@ -21,7 +21,8 @@ from qcompiler.errors import DataError, EquivalenceError, ModelError
 from qcompiler.filling import MASKS
 from qcompiler.model import Model
 from qcompiler.prefix_sites import POSITIONS, Interface, UnfitError
-from qcompiler.session import Feeds, Session
+from qcompiler.session import Session
+from qcompiler.signature import Feeds
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -18,9 +18,10 @@ import onnx_graphsurgeon as gs
 from qcompiler import graph as graphs
 from qcompiler.errors import DataError
 from qcompiler.filling import MASKS, Filler, present_of
+from qcompiler.signature import inputs_of
 
 if TYPE_CHECKING:
-    from qcompiler.samples import Inputs
+    from qcompiler.signature import Inputs
 
 MARK = "qfep."  # names of everything that a baked prefix adds begin so
 POSITIONS = ("position_ids", "decoder_position_ids")
@@ -94,7 +95,7 @@ def interface(graph: gs.Graph) -> Interface:
     Raises:
         UnfitError: it is none, or a fixed length leaves no room for a prefix.
     """
-    inputs: Inputs = {one.name: (graphs.dtype_of(one), graphs.shape_of(one)) for one in graph.inputs}
+    inputs = inputs_of(graph)
     outputs = tuple(one.name for one in graph.outputs)
     try:
         filler = Filler(inputs)

@@ -25,7 +25,8 @@ from qcompiler.passes.bake_prefix import BakePrefix
 from qcompiler.passes.eliminate_dead import EliminateDead
 from qcompiler.prefix import Prefix
 from qcompiler.prefix_sites import Interface, UnfitError, interface
-from qcompiler.session import Feeds, return_freed_memory
+from qcompiler.session import return_freed_memory
+from qcompiler.signature import Feeds
 from qcompiler.verification import Verification, score_of
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ import onnx
 from qcompiler import graph as graphs
 from qcompiler import model as models
 from qcompiler import switches
-from qcompiler.session import Feeds, Session
+from qcompiler.session import Session
+from qcompiler.signature import Feeds
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

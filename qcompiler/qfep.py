@@ -25,9 +25,10 @@ import numpy as np
 
 from qcompiler import model as models
 from qcompiler.filling import Filler
-from qcompiler.graph import dtype_of, shape_of, tensors
+from qcompiler.graph import tensors
 from qcompiler.passes.eliminate_dead import EliminateDead
 from qcompiler.session import Session
+from qcompiler.signature import inputs_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -115,7 +116,7 @@ class Meter:
         self.names = [name for name in wanted if name in known]
         graph.outputs = [known[name] for name in self.names]
         EliminateDead()(graph)
-        inputs = {one.name: (dtype_of(one), shape_of(one)) for one in model.graph.inputs}
+        inputs = inputs_of(model.graph)
         self.filler = Filler(inputs)
         shape = inputs[self.filler.ids][1]
         self._free = not (shape and isinstance(shape[0], int))

@@ -15,7 +15,8 @@ import numpy as np
 
 from qcompiler import model as models
 from qcompiler.outliers import fold_of
-from qcompiler.session import Feeds, Session
+from qcompiler.session import Session
+from qcompiler.signature import Feeds
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

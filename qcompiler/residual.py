@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import onnx_graphsurgeon as gs
 
 from qcompiler import graph as graphs
-from qcompiler.session import Feeds, Session
+from qcompiler.session import Session
+from qcompiler.signature import Feeds
 from qcompiler.statistics import Histogram
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from qcompiler.noise import Advance, Measure
-from qcompiler.session import Feeds
+from qcompiler.signature import Feeds
 from qcompiler.simulate import Simulator, Use
 from qcompiler.sqnr import NOTHING, decibel, noise_power
 from qcompiler.target import DType

@@ -6,14 +6,11 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from hashlib import blake2b
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, Any]
-Feeds = dict[str, Array]
-Shape = tuple[int | str | None, ...] | None
-Inputs = Mapping[str, tuple[np.dtype[Any] | None, Shape]]  # no type: a sequence or optional, passed on unseen
+from qcompiler.signature import Array, Feeds, Inputs, InputShapes
 
 
 def fingerprint(feeds: Mapping[str, Array]) -> bytes:
@@ -69,14 +66,6 @@ def _copy(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_copy(one) for one in value]
     return None if value is None else np.array(value)
-
-
-class InputShapes(NamedTuple):
-    """Shapes of one input for an optimization profile."""
-
-    min: tuple[int, ...]
-    opt: tuple[int, ...]
-    max: tuple[int, ...]
 
 
 class ShapeRange:

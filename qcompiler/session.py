@@ -24,7 +24,6 @@ from qcompiler.errors import DataError, ModelError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-Feeds = dict[str, "NDArray[Any]"]
 Shape = tuple[int | str | None, ...]
 Source: TypeAlias = str | Path | models.Model | gs.Graph | tuple[onnx.ModelProto, Mapping[str, "NDArray[Any]"]]
 

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from qcompiler import graph as graphs
-from qcompiler.session import Feeds
+from qcompiler.signature import Feeds
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

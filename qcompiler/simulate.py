@@ -31,7 +31,8 @@ from qcompiler import switches
 from qcompiler.bias import Shifts, shared_scales
 from qcompiler.decide import Candidate
 from qcompiler.numerics import E4M3_MAX, LARGEST, format_of, quantize_weight
-from qcompiler.session import Feeds, Session
+from qcompiler.session import Session
+from qcompiler.signature import Feeds
 from qcompiler.target import DType
 from qcompiler.unsigned import grid, span
 

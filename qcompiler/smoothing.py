@@ -29,7 +29,8 @@ from qcompiler.probe import Probe
 from qcompiler.recipe import Smoothing
 from qcompiler.record import Rows
 from qcompiler.refine import refine
-from qcompiler.session import Feeds, Session
+from qcompiler.session import Session
+from qcompiler.signature import Feeds
 from qcompiler.sqnr import relative_error
 from qcompiler.statistics import Histogram
 

@@ -10,7 +10,7 @@ from qcompiler import qfem
 from qcompiler.qfem import Scoring, Spared
 from qcompiler.recipe import Qfem
 from qcompiler.safety import Measure, Prices, best_start
-from qcompiler.session import Feeds
+from qcompiler.signature import Feeds
 from qcompiler.simulate import Simulator, Use
 from qcompiler.sqnr import decibel
 from qcompiler.target import DType

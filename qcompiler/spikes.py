@@ -24,7 +24,8 @@ from qcompiler.statistics import Histogram
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from qcompiler.data import Feeds, Inputs, Source
+    from qcompiler.data import Source
+    from qcompiler.signature import Feeds, Inputs
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,8 @@ from typing import Any, Final
 import numpy as np
 
 from qcompiler import decide, shapes
-from qcompiler import graph as graphs
 from qcompiler import model as models
-from qcompiler.data import Data, Inputs, open_source
+from qcompiler.data import Data, open_source
 from qcompiler.errors import ModelError
 from qcompiler.formats import DEFAULT, parse
 from qcompiler.layer_study import Noise, Study
@@ -26,6 +25,7 @@ from qcompiler.presets import clean_up
 from qcompiler.progress import Progress, silent
 from qcompiler.recipe import Recipe
 from qcompiler.session import return_freed_memory
+from qcompiler.signature import inputs_of
 from qcompiler.sqnr import decibel, gain_db
 from qcompiler.target import DType
 from qcompiler.text import fitted
@@ -185,7 +185,7 @@ def sensitivity(
     chosen = parse(formats, recipe.weight_only.block_size, half=target.high_precision is not DType.FP32)
     with progress.stage("load"):
         loaded = model if isinstance(model, models.Model) else models.load(model)
-        inputs: Inputs = {t.name: (graphs.dtype_of(t), graphs.shape_of(t)) for t in loaded.graph.inputs}
+        inputs = inputs_of(loaded.graph)
         source = open_source(fitted(data, loaded.graph), inputs, samples=recipe.samples, batch=recipe.batch)
     with progress.stage("clean up"):
         normal = models.copy(loaded)

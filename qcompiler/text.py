@@ -25,7 +25,7 @@ from qcompiler import graph as graphs
 from qcompiler.errors import DataError, UsageError
 from qcompiler.filling import Filler
 from qcompiler.operators import VIEWS
-from qcompiler.samples import Feeds, Inputs
+from qcompiler.signature import Feeds, Inputs
 from qcompiler.tokenizing import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:

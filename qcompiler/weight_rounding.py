@@ -22,7 +22,7 @@ from qcompiler import awq, blocks, gptq, hessian, weight_layers
 from qcompiler import model as models
 from qcompiler.blocks import Blocks
 from qcompiler.record import Rows
-from qcompiler.session import Feeds
+from qcompiler.signature import Feeds
 from qcompiler.sqnr import decibel, sqnr_of
 from qcompiler.stored_weights import Weight
 from qcompiler.weight_layers import Layer

@@ -12,8 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 from qcompiler import decide
 from qcompiler import model as models
 from qcompiler.bias import Shifts
-from qcompiler.data import Feeds
 from qcompiler.numerics import quantize_weight
+from qcompiler.signature import Feeds
 from qcompiler.target import parse_target
 
 GROUPS = 2

@@ -11,9 +11,10 @@ import pytest
 from qcompiler import calibrators, decide
 from qcompiler import model as models
 from qcompiler.choose import AUTO_RANGES, Chosen, choose, offered
-from qcompiler.data import Inputs, open_source
+from qcompiler.data import open_source
 from qcompiler.observe import observe
 from qcompiler.recipe import Recipe, Safety
+from qcompiler.signature import Inputs
 from qcompiler.statistics import Histogram
 from qcompiler.target import DType, parse_target
 from tests.rewrite import model

@@ -18,18 +18,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from qcompiler import npz
-from qcompiler.data import (
-    Feeds,
-    Inputs,
-    InputShapes,
-    Keep,
-    ShapeRange,
-    Source,
-    fingerprint,
-    open_source,
-    profile_shapes,
-)
+from qcompiler.data import Source, open_source
 from qcompiler.errors import DataError, QCompilerError, UsageError
+from qcompiler.samples import Keep, ShapeRange, fingerprint, profile_shapes
+from qcompiler.signature import Feeds, Inputs, InputShapes
 
 Array = np.ndarray[Any, Any]
 F32: np.dtype[Any] = np.dtype(np.float32)

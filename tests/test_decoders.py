@@ -18,8 +18,8 @@ from qcompiler.engines.gpu import fitting
 from qcompiler.engines.listing import read
 from qcompiler.errors import ModelError, UsageError
 from qcompiler.recipe import Generation, Qfem, Recipe, Smoothing
-from qcompiler.samples import Inputs, InputShapes
 from qcompiler.session import Session
+from qcompiler.signature import Inputs, InputShapes
 from tests import decoder
 
 INT64: np.dtype[Any] = np.dtype(np.int64)

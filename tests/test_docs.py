@@ -34,7 +34,7 @@ ROOMS = {
     " affine quantized numerics unsigned element_types half masks spread borders ranges absorb* prefix*"
     " blocks permutation filling",
 }
-LEAVES = ("errors", "wire", "plain", "suggest", "progress", "samples")  # import at most `errors`
+LEAVES = ("errors", "wire", "plain", "suggest", "progress")  # import at most `errors`
 
 
 def _name(path: Path) -> str:

@@ -16,7 +16,7 @@ from benchmarks.language_cells import BY_KEY, FLOAT, LENGTH, ROWS, Cell, Row
 from benchmarks.small_decoders import VOCABULARY, train_tokenizer
 from qcompiler.filling import Filler
 from qcompiler.recipe import Recipe
-from qcompiler.samples import Feeds
+from qcompiler.signature import Feeds
 from qcompiler.tokenizing import load_tokenizer
 
 PROTOCOL = {"tokens": 8188, "windows": 65}

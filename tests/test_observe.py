@@ -10,10 +10,11 @@ import onnx
 import pytest
 
 from qcompiler import model as models
-from qcompiler.data import Feeds, Inputs, open_source
+from qcompiler.data import open_source
 from qcompiler.errors import DataError, ModelError
 from qcompiler.observe import Observations, observe, samples_of
 from qcompiler.outliers import Outliers, Tokens
+from qcompiler.signature import Feeds, Inputs
 from qcompiler.statistics import Histogram
 from tests.rewrite import model
 

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
-from qcompiler.data import Feeds, fingerprint
 from qcompiler.outliers import TOP, Outliers, Tokens, kurtosis, rows, top_channels
+from qcompiler.samples import fingerprint
+from qcompiler.signature import Feeds
 from qcompiler.statistics import Histogram
 
 RNG = np.random.default_rng(7)

@@ -16,12 +16,11 @@ from hypothesis import strategies as st
 import qcompiler
 from qcompiler import cli, perplexity
 from qcompiler import model as models
-from qcompiler.data import Inputs
 from qcompiler.errors import AccuracyError, DataError, ModelError, UsageError
 from qcompiler.filling import Filler
 from qcompiler.recipe import Recipe, TextWindows
 from qcompiler.session import Session
-from qcompiler.stages import inputs_of
+from qcompiler.signature import Inputs, inputs_of
 from qcompiler.verification import Outputs, gate, verify
 from tests import decoder, glu, reading
 
@@ -66,7 +65,7 @@ def test_it_is_what_a_computation_token_by_token_says(
     loaded = models.load(tmp_path / "glu.onnx")
     session = Session(loaded)
     metric = perplexity.metric(
-        tmp_path / "t.txt", tmp_path, inputs_of(loaded), length=length, stride=stride, part="all"
+        tmp_path / "t.txt", tmp_path, inputs_of(loaded.graph), length=length, stride=stride, part="all"
     )
     ids = reading.ids(file, reading.text(8))
     expected = plainly(session, "ids", ids, [0] if begin else [], length, stride)
@@ -100,7 +99,13 @@ def test_with_cache_and_without_it_is_the_same(room: Path, length: int) -> None:
     for name, cached in (("plain", False), ("cached", False), ("cached", True)):
         loaded = models.load(room / f"{name}.onnx")
         metric = perplexity.metric(
-            room / "text.txt", room, inputs_of(loaded), length=length, stride=length // 2, tokens=150, cached=cached
+            room / "text.txt",
+            room,
+            inputs_of(loaded.graph),
+            length=length,
+            stride=length // 2,
+            tokens=150,
+            cached=cached,
         )
         scores.append(metric(Session(loaded).run))
     assert scores[0] > 1
@@ -115,7 +120,7 @@ def test_steps_with_cache_end_with_a_single_token(room: Path) -> None:
         seen.append((feeds["input_ids"].shape[1], feeds["past_key_values.0.key"].shape[2]))
         return session.run(feeds)
 
-    metric = perplexity.metric(room / "text.txt", room, inputs_of(loaded), length=64, tokens=60, cached=True)
+    metric = perplexity.metric(room / "text.txt", room, inputs_of(loaded.graph), length=64, tokens=60, cached=True)
     metric(run)
     assert metric.runs == len(seen)
     assert seen == [(30, 0), (16, 30), (13, 46), (1, 59)]  # 60 tokens and one in front; the last predicts nothing
@@ -127,16 +132,16 @@ def test_a_prefix_in_the_cache_shifts_the_positions(room: Path) -> None:
     front = [3, 5, 9]
     outputs = session.run(decoder.feeds(np.array([front])))
     past = {name.replace("present", "past_key_values"): outputs[name] for name in outputs if "present" in name}
-    whole = perplexity.metric(room / "text.txt", room, inputs_of(loaded), length=48, tokens=46, past=past)
+    whole = perplexity.metric(room / "text.txt", room, inputs_of(loaded.graph), length=48, tokens=46, past=past)
     (window,) = whole.windows
     longer = perplexity.Window(np.array([*front, *window.ids]), window.counted)
     expected = perplexity.perplexity(session.run, [longer], filler=whole.filler)
     assert whole(session.run) == pytest.approx(expected, rel=1e-5)
     stepped = perplexity.metric(
-        room / "text.txt", room, inputs_of(loaded), length=48, tokens=46, past=past, cached=True
+        room / "text.txt", room, inputs_of(loaded.graph), length=48, tokens=46, past=past, cached=True
     )
     assert stepped(session.run) == pytest.approx(expected, rel=1e-5)
-    bare = perplexity.metric(room / "text.txt", room, inputs_of(loaded), length=48, tokens=46)
+    bare = perplexity.metric(room / "text.txt", room, inputs_of(loaded.graph), length=48, tokens=46)
     assert bare(session.run) != pytest.approx(expected, rel=1e-4)
 
 
@@ -227,7 +232,7 @@ def test_outputs_that_are_no_logits_are_refused(shape: tuple[int, ...]) -> None:
 def test_a_cache_that_no_output_continues_is_refused(room: Path) -> None:
     loaded = models.load(room / "cached.onnx")
     session = Session(loaded, outputs=["logits"])
-    metric = perplexity.metric(room / "text.txt", room, inputs_of(loaded), length=16, tokens=30, cached=True)
+    metric = perplexity.metric(room / "text.txt", room, inputs_of(loaded.graph), length=16, tokens=30, cached=True)
     with pytest.raises(ModelError, match=r"'past_key_values.0.key' and no output .* such as 'present.0.key'"):
         metric(session.run)
     with pytest.raises(UsageError, match="perplexity-cached needs a model with past_key_values"):
@@ -237,13 +242,13 @@ def test_a_cache_that_no_output_continues_is_refused(room: Path) -> None:
 def test_the_metric_takes_what_verification_gives(room: Path) -> None:
     loaded = models.load(room / "cached.onnx")
     session = Session(loaded)
-    metric = perplexity.metric(room / "text.txt", room, inputs_of(loaded), length=16, tokens=30, cached=True)
+    metric = perplexity.metric(room / "text.txt", room, inputs_of(loaded.graph), length=16, tokens=30, cached=True)
     assert metric(lambda feeds: Outputs(session.run(feeds))) == metric(session.run)
 
 
 def test_lower_is_better_in_the_gate(room: Path) -> None:
     loaded = models.load(room / "plain.onnx")
-    metric = perplexity.metric(room / "text.txt", room, inputs_of(loaded), length=16, tokens=60)
+    metric = perplexity.metric(room / "text.txt", room, inputs_of(loaded.graph), length=16, tokens=60)
     session, steps = Session(loaded), []
 
     def worse(feeds: Any) -> Any:  # surer of what is wrong: the weights are random
@@ -284,7 +289,7 @@ def test_compiling_compares_on_held_out_text_and_tells_the_protocol(room: Path, 
     assert (score["details"]["tokens"], score["details"]["length"], score["details"]["stride"]) == (119, 32, 8)
     assert score["higher_is_better"] is False
     loaded = models.load(room / "plain.onnx")
-    expected = perplexity.metric(room / "text.txt", room, inputs_of(loaded), length=32, stride=8, tokens=120)(
+    expected = perplexity.metric(room / "text.txt", room, inputs_of(loaded.graph), length=32, stride=8, tokens=120)(
         Session(loaded).run
     )
     assert score["float_score"] == pytest.approx(expected, rel=1e-6)

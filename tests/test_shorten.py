@@ -11,12 +11,13 @@ import pytest
 
 from qcompiler import choose, decide
 from qcompiler import model as models
-from qcompiler.data import Inputs, open_source
+from qcompiler.data import open_source
 from qcompiler.observe import observe
 from qcompiler.recipe import Recipe, Safety
 from qcompiler.safety import Limits
 from qcompiler.session import Session
 from qcompiler.shorten import LEAST, shorten
+from qcompiler.signature import Inputs
 from qcompiler.simulate import Simulator
 from qcompiler.target import parse_target
 from tests import decoder

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 import qcompiler
 from qcompiler import cli
 from qcompiler import model as models
-from qcompiler.data import Inputs, open_source
+from qcompiler.data import open_source
 from qcompiler.errors import DataError, UsageError
 from qcompiler.filling import Filler, present_of
 from qcompiler.manifest import Fingerprint
 from qcompiler.recipe import Recipe
 from qcompiler.session import Session
-from qcompiler.stages import inputs_of
+from qcompiler.signature import Inputs, inputs_of
 from qcompiler.text import Text, embedding_rows, evaluation, feeds, fitted
 from qcompiler.tokenizing import load_tokenizer
 from tests import decoder, glu, reading
@@ -139,14 +139,16 @@ def test_characters_of_several_bytes_may_stand_at_any_border(room: Path, tmp_pat
 def test_feeds_run_in_a_decoder(room: Path, tmp_path: Path, cache: bool) -> None:
     onnx.save(decoder.decoder(cache=cache), tmp_path / "decoder.onnx")
     loaded = models.load(tmp_path / "decoder.onnx")
-    source = open_source(Text(room / "a.txt", room, length=20), inputs_of(loaded), samples=3)
+    source = open_source(Text(room / "a.txt", room, length=20), inputs_of(loaded.graph), samples=3)
     shapes = {Session(loaded).run(feed)["logits"].shape for feed in source}
     assert shapes == {(1, 20, decoder.VOCABULARY)}
 
 
 def test_feeds_are_what_the_decoder_wants(room: Path, tmp_path: Path) -> None:
     onnx.save(decoder.decoder(), tmp_path / "decoder.onnx")
-    (found,) = feeds(room / "a.txt", room, inputs_of(models.load(tmp_path / "decoder.onnx")), length=12, samples=1)()
+    (found,) = feeds(
+        room / "a.txt", room, inputs_of(models.load(tmp_path / "decoder.onnx").graph), length=12, samples=1
+    )()
     expected = decoder.feeds(found["input_ids"])
     assert found.keys() == expected.keys()
     for name, array in expected.items():
@@ -157,7 +159,7 @@ def test_a_model_whose_ids_have_a_name_of_their_own_is_fed_too(room: Path, tmp_p
     onnx.save(glu.stack(layers=1), tmp_path / "glu.onnx")
     loaded = models.load(tmp_path / "glu.onnx")
     assert embedding_rows(loaded.graph) == glu.VOCABULARY
-    (found,) = feeds(room / "a.txt", room, inputs_of(loaded), length=16, samples=1)()
+    (found,) = feeds(room / "a.txt", room, inputs_of(loaded.graph), length=16, samples=1)()
     assert Session(loaded).run(found)["logits"].shape == (1, 16, glu.VOCABULARY)
 
 
@@ -236,8 +238,8 @@ def test_the_tokenizer_of_another_model_is_told_by_its_ids(room: Path, tmp_path:
     other = reading.tokenizer(tmp_path, vocabulary=300)
     text = fitted(Text(room / "a.txt", other, length=64), loaded.graph)
     with pytest.raises(DataError, match=r"token id \d{3} .* the model's embedding has only 128 rows"):
-        list(open_source(text, inputs_of(loaded)))
-    assert list(open_source(fitted(Text(room / "a.txt", room, length=64), loaded.graph), inputs_of(loaded)))
+        list(open_source(text, inputs_of(loaded.graph)))
+    assert list(open_source(fitted(Text(room / "a.txt", room, length=64), loaded.graph), inputs_of(loaded.graph)))
 
 
 def test_text_that_is_too_short_says_how_many_tokens_there_are(room: Path, tmp_path: Path) -> None:

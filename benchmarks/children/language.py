@@ -22,7 +22,7 @@ from benchmarks.language_cells import LENGTH
 
 if TYPE_CHECKING:  # a plain pass is measured, so it must not import more than it needs
     from qcompiler.filling import Filler
-    from qcompiler.samples import Feeds, Inputs
+    from qcompiler.signature import Feeds, Inputs
     from qcompiler.tokenizing import Tokenizer
 
     Run = Callable[[Feeds], Any]

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 import qcompiler
 from qcompiler import graph as graphs
-from qcompiler.data import Feeds
 from qcompiler.pass_ import Changed
 from qcompiler.passes import QuantizeOutputs
 from qcompiler.plan import Plan
 from qcompiler.recipe import Recipe
 from qcompiler.session import Session
+from qcompiler.signature import Feeds
 from qcompiler.sqnr import sqnr_of
 from tests.rewrite import model, to_graph, whole
 
