@@ -34,7 +34,7 @@ PASSES_INTRO = """\
 One rewrite a file, in `qcompiler/passes/`. [Writing passes](../../develop/writing_passes.md) explains the contract.
 `qcompiler passes` lists them in the order in which a model meets them, `qcompiler passes NAME` shows one."""
 PASSES_EXACT = """\
-*Exact to* is the largest error, relative to the largest value of an output, that the equivalence gate lets the pass
+*Exact to* is the largest error, relative to the largest value of an output, that the equivalence check lets the pass
 add; *changes numbers* means that it is not gated. The [facts](README.md#facts) say what a pass needs and leaves."""
 PHASES: Mapping[str, tuple[str, str]] = {  # what they are for; their passes
     "cleanup": (

@@ -1,4 +1,4 @@
-"""The equivalence gate: after every float pass the graph must still compute what the model computed.
+"""The equivalence check: after every float pass the graph must still compute what the model computed.
 
 Outputs on real samples, through ONNX Runtime with its optimisations, are compared with those of the graph before the
 first pass. Error of a float output: max |a - b| / max |a| over all samples. Integer, bool and string outputs must be
@@ -14,11 +14,13 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from qcompiler import element_types
+from qcompiler import model as models
 from qcompiler.errors import EquivalenceError, ModelError
 from qcompiler.graph import constant_value, dtype_of, is_constant, is_float, producer, tensors
 from qcompiler.model import Model
 from qcompiler.pass_ import Pass, Report
-from qcompiler.session import Feeds, Session
+from qcompiler.session import Session
+from qcompiler.signature import Feeds
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,12 +30,13 @@ Outputs = dict[str, list["NDArray[Any]"]]
 # its nodes in another way.
 _HALF_TOLERANCE = 5e-3
 _NOISE_FACTOR = 4.0
+FEEDS = 2  # samples that a pass is checked on that stands alone
 
 
-class Gate:
+class Equivalence:
     """Remembers what a model computes and compares rewritten graphs with it.
 
-    The reference is computed once, when the gate is made. ONNX Runtime itself moves outputs when it fuses nodes; only
+    The reference is computed once, when it is made. ONNX Runtime itself moves outputs when it fuses nodes; only
     where a pass seems to exceed its tolerance is that measured (original with and without optimisations), and an error
     of up to four times as much is allowed. Integers that are rounded floats may then differ as often as theirs.
 
@@ -105,6 +108,25 @@ class Gate:
                     continue
                 feeds = self._feeds[min(sample, len(self._feeds) - 1)]
                 raise not_finite(self._original, feeds, f"output '{name}'", f"sample {sample}")
+
+
+def applied(one: Pass, model: Model, feeds: Sequence[Feeds]) -> tuple[Model, Report, float | None]:
+    """A copy of the model that the pass has rewritten, behind the check; the model stays as it is.
+
+    Args:
+        one: the pass.
+        model: weights are shared with the copy.
+        feeds: samples; the first `FEEDS` are run.
+
+    Returns:
+        The copy, what the pass did, and the largest relative error of a float output, None where nothing was run.
+
+    Raises:
+        EquivalenceError: an output moved by more than `one.exact_to`.
+    """
+    after = models.copy(model)
+    report = one(after.graph)
+    return after, report, Equivalence(model, feeds[:FEEDS]).check(one, report, after)
 
 
 def not_finite(graph: gs.Graph, feeds: Feeds, what: str, where: str) -> ModelError:

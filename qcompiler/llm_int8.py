@@ -25,7 +25,6 @@ from qcompiler import decide, dynamic, linear, record
 from qcompiler import graph as graphs
 from qcompiler import model as models
 from qcompiler.decide import Candidate, Refusal
-from qcompiler.equivalence import Gate
 from qcompiler.numerics import LARGEST, Format, format_of, quantize
 from qcompiler.observe import Observations
 from qcompiler.operators import PRODUCTS
@@ -46,7 +45,6 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
 
 RULE = "llm-int8"
-GATE_FEEDS = 2
 MOST_ROWS = 256
 COLUMNS = 128  # outputs of all layers of a group that errors are summed over
 RANGES = (1.0, 0.7, 0.45)  # of the largest value that is left: what calibrators make of it
@@ -109,9 +107,9 @@ def stage(
     observed: Observations,
     watch: Watched,
 ) -> tuple[models.Model, list[Candidate], list[Refusal], Splits]:
-    """The model with outlier channels in products of their own, behind the gate, and what is left to decide.
+    """The model with outlier channels in products of their own, and what is left to decide.
 
-    `observed` gets the histograms of new tensors.
+    Behind the equivalence check. `observed` gets the histograms of new tensors.
     """
     wanted, formats = run.recipe.llm_int8, run.recipe.formats()
     by_row = dynamic.splits(run.recipe)
@@ -126,13 +124,7 @@ def stage(
         channels = {reader: one.channels for one in decided for reader in one.readers if one.channels}
         if not channels:
             return normal, found, refused, Splits(tuple(decided))
-        model = models.copy(normal)
-        one = LlmInt8(channels, wanted.layout)
-        report = one(model.graph)
-        error = Gate(normal, observed.kept[:GATE_FEEDS]).check(one, report, model)
-        run.reports.append(report)
-        if error is not None:
-            run.equivalence[report.name] = error
+        model = run.rewritten(LlmInt8(channels, wanted.layout), normal, observed.kept)
         found, refused = _apart(decide.candidates(model.graph, run.target, run.recipe.keep), decided)
         observe_new(model, watch(model, found), found, observed, decided)
         nodes = {node.name: node for node in model.graph.nodes}

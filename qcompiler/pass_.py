@@ -177,7 +177,7 @@ class Pipeline:
         return ",".join(str(one) for one in self.passes)
 
     def __call__(self, graph: gs.Graph, after: Callable[[Pass, Report], None] | None = None) -> tuple[Report, ...]:
-        """Runs all passes on `graph`; `after` is called behind each one (the equivalence gate, progress)."""
+        """Runs all passes on `graph`; `after` is called behind each one (the equivalence check, progress)."""
         reports: list[Report] = []
         for one in self.passes:
             try:

@@ -40,7 +40,7 @@ from qcompiler.target import Target
 
 
 def clean_up(target: Target, *, equalize: bool = False) -> Pipeline:
-    """What every preset begins with; the equivalence gate stands behind each pass. `equalize` is the recipe's key."""
+    """What every preset begins with; the equivalence check stands behind each pass. `equalize` is the recipe's key."""
     return Pipeline(
         InlineFunctions(),  # first, because the bodies bring nodes and names of their own
         NameEverything(),

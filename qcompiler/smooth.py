@@ -13,15 +13,15 @@ import numpy as np
 from qcompiler import attempts, came, decide, record, smoothing
 from qcompiler import model as models
 from qcompiler.attempts import Attempt
-from qcompiler.equivalence import Gate
 from qcompiler.macs import concrete_shapes
 from qcompiler.numerics import format_of
 from qcompiler.observe import Observations
 from qcompiler.outliers import fold_of
 from qcompiler.passes.smooth_quant import SmoothQuant
 from qcompiler.recipe import Qfem
-from qcompiler.session import Feeds, return_freed_memory
+from qcompiler.session import return_freed_memory
 from qcompiler.shorten import shorten
+from qcompiler.signature import Feeds
 from qcompiler.smoothing import Group
 from qcompiler.stages import Run, candidates
 from qcompiler.statistics import Histogram
@@ -30,7 +30,6 @@ from qcompiler.target import DType
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-GATE_FEEDS = 2
 JUDGED_FEEDS = 4  # samples that the outputs are looked at on
 TRIAL_WORK = 8_000_000_000  # multiply-accumulates of one of them
 LOOK_WORK = 600_000_000_000  # of all looks at the outputs of the model, while alphas are chosen
@@ -49,7 +48,7 @@ def smooth(
 ) -> tuple[models.Model, tuple[Group, ...]]:
     """The model with outlier channels folded into weights, and what was decided for each group of layers.
 
-    `observed` gets the histograms of what has changed. Behind the equivalence gate, like every float pass.
+    `observed` gets the histograms of what has changed. Behind the equivalence check, like every float pass.
     """
     wanted, formats = run.recipe.smooth_quant, run.recipe.formats()
     if not formats or not observed.kept or (wanted.alpha == "off" and not wanted.layers):
@@ -80,18 +79,12 @@ def smooth(
 
 
 def _folded(run: Run, normal: models.Model, observed: Observations, decided: Sequence[Group]) -> models.Model:
-    """The smoothed model behind the gate; the same one where nothing is smoothed."""
+    """The smoothed model behind the equivalence check; the same one where nothing is smoothed."""
     scales = {group.tensor: group.scales for group in decided if group.alpha is not None}
     if not scales:
         return normal
-    model = models.copy(normal)
     fold = SmoothQuant(scales, insert=run.recipe.smooth_quant.insert, split=True)
-    report = fold(model.graph)
-    error = Gate(normal, observed.kept[:GATE_FEEDS]).check(fold, report, model)
-    run.reports.append(report)
-    if error is not None:
-        run.equivalence[report.name] = error
-    return model
+    return run.rewritten(fold, normal, observed.kept)
 
 
 @dataclass(frozen=True)

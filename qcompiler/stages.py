@@ -24,14 +24,13 @@ from qcompiler import (
     sparing,
     weight_only,
 )
-from qcompiler import graph as graphs
 from qcompiler import model as models
 from qcompiler.artefacts import Paths, workshop
 from qcompiler.atomic import check_writable
 from qcompiler.choose import AUTO, Chosen, choose
-from qcompiler.data import Data, Inputs, Source, open_source
+from qcompiler.data import Data, Source, open_source
 from qcompiler.engines import Engine, EngineFile, Profile
-from qcompiler.equivalence import Gate, refuse_not_finite
+from qcompiler.equivalence import Equivalence, applied, refuse_not_finite
 from qcompiler.errors import AccuracyError, EngineError, UsageError
 from qcompiler.observe import Observations, observe
 from qcompiler.operators import LINEAR
@@ -46,6 +45,7 @@ from qcompiler.progress import Progress
 from qcompiler.recipe import METRICS, Recipe
 from qcompiler.safety import SafetyNet
 from qcompiler.session import return_freed_memory
+from qcompiler.signature import Feeds, Inputs
 from qcompiler.target import DType, Target, require_fp8
 from qcompiler.text import Text, evaluation
 from qcompiler.verification import Verification, check_metric, gate, score_by
@@ -59,11 +59,6 @@ KEPT_FEEDS = 16  # samples that outlive the data run, for the safety net, the ra
 RANGE_FEEDS = 4
 STEP_DB = 3.0  # how much closer to float the next try aims where a gate was missed
 MOST_DB = 60.0
-
-
-def inputs_of(model: models.Model) -> Inputs:
-    """dtype and shape of each graph input."""
-    return {tensor.name: (graphs.dtype_of(tensor), graphs.shape_of(tensor)) for tensor in model.graph.inputs}
 
 
 @dataclass
@@ -92,6 +87,14 @@ class Run:
         with self.progress.stage(name, total) as shown:
             yield shown.advance
         self.timings[name] = self.timings.get(name, 0.0) + time.perf_counter() - started
+
+    def rewritten(self, one: Pass, model: models.Model, feeds: Sequence[Feeds]) -> models.Model:
+        """A copy of the model behind a pass and behind the equivalence check; keeps the report."""
+        after, report, error = applied(one, model, feeds)
+        self.reports.append(report)
+        if error is not None:
+            self.equivalence[report.name] = error
+        return after
 
     def warn(self, text: str) -> None:
         """Shows a sentence to the user and keeps it for the manifest."""
@@ -133,11 +136,11 @@ def refuse_early(run: Run, data: Data | None, paths: Paths) -> None:
 
 
 def normalise(run: Run, original: models.Model, samples: Source | None) -> models.Model:
-    """The float passes, each one behind the equivalence gate where there is data to run."""
+    """The float passes, each one behind the equivalence check where there is data to run."""
     model = models.copy(original)
     pipeline = clean_up(run.target, equalize=run.recipe.equalize)
     with run.stage("clean up", len(pipeline.passes)) as advance:
-        equal = Gate(original, list(islice(samples, 1))) if samples is not None else None
+        equal = Equivalence(original, list(islice(samples, 1))) if samples is not None else None
 
         def after(one: Pass, report: Report) -> None:
             error = equal.check(one, report, model) if equal is not None else None

@@ -1,6 +1,6 @@
 """AWQ's scaling of a whole model: which activations it divides and by what, folded into what computes them.
 
-The search is `qcompiler.awq`. The fold is the float rewrite of SmoothQuant and stands behind the equivalence gate.
+The search is `qcompiler.awq`. The fold is the float rewrite of SmoothQuant and stands behind the equivalence check.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import numpy as np
 
 from qcompiler import absorb, awq, weight_layers
 from qcompiler import model as models
-from qcompiler.equivalence import Gate
 from qcompiler.passes.smooth_quant import SmoothQuant
 from qcompiler.record import Rows
 from qcompiler.target import DType
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 
 WORTH_DB = 0.05  # a smaller gain is not worth an edit
 WORTH_DB_ELSE = 1.0  # with GPTQ, which finds such gains by itself, and in INT8, which errs little anyway
-GATE_FEEDS = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,12 +88,4 @@ def scale(
 def _folded(
     run: Run, normal: models.Model, scales: Mapping[str, NDArray[np.float32]], observed: Observations
 ) -> models.Model:
-    gate = Gate(normal, observed.kept[:GATE_FEEDS])
-    scaled = models.copy(normal)
-    one = SmoothQuant(scales, split=True)
-    report = one(scaled.graph)
-    error = gate.check(one, report, scaled)
-    run.reports.append(report)
-    if error is not None:
-        run.equivalence[report.name] = error
-    return scaled
+    return run.rewritten(SmoothQuant(scales, split=True), normal, observed.kept)

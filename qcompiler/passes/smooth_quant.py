@@ -5,7 +5,7 @@
 After Xiao et al. 2023, "SmoothQuant", §4. There, only the norms before q/k/v and the first FFN layer are folded; here
 the division goes into whatever constants can take it, also those before a GLU's product, a GELU or an attention's
 values (see `qcompiler.absorb`), and every layer behind them that reads the divided tensor is made up for. The factors
-are chosen elsewhere: this is the float rewrite alone, and the equivalence gate proves that it changes nothing.
+are chosen elsewhere: this is the float rewrite alone, and the equivalence check proves that it changes nothing.
 """
 
 from __future__ import annotations

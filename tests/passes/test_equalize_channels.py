@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from qcompiler import model as models
 from qcompiler import shapes
-from qcompiler.equivalence import Gate
+from qcompiler.equivalence import Equivalence
 from qcompiler.pass_ import Changed, Pass, Report
 from qcompiler.passes import EqualizeChannels
 from qcompiler.presets import clean_up
@@ -156,7 +156,7 @@ def test_a_real_cnn_stays_exact_and_says_what_stands_in_the_way() -> None:
     model = real.get("ppocr-cls")
     loaded = models.load(model.path)
     shapes.infer(loaded)
-    gate = Gate(loaded, list(islice(model.calibration(), 2)))
+    equal = Equivalence(loaded, list(islice(model.calibration(), 2)))
 
     def after(_one: Pass, report: Report) -> None:
         if report.changed:
@@ -165,7 +165,7 @@ def test_a_real_cnn_stays_exact_and_says_what_stands_in_the_way() -> None:
     clean_up(Target("tensorrt-rtx", opset=23))(loaded.graph, after)
     one = EqualizeChannels()
     report = one(loaded.graph)
-    gate.check(one, report, loaded)
+    equal.check(one, report, loaded)
     assert (report.changed, report.skipped) == (19, 32)
     assert sum("would take the factors" in note.text for note in report.notes) == 25  # HardSwish, written out
     assert EqualizeChannels()(loaded.graph).changed == 0

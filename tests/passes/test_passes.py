@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from qcompiler import facts, passes, shapes
 from qcompiler import model as models
-from qcompiler.equivalence import Gate
+from qcompiler.equivalence import Equivalence
 from qcompiler.pass_ import Changed, Fact, Pass, Report
 from qcompiler.presets import clean_up
 from qcompiler.target import Target
@@ -42,14 +42,14 @@ def test_every_pass_has_a_test_file() -> None:
 
 
 def _clean(graph: Any, feeds: Any) -> dict[str, float | None]:
-    """Runs the clean-up behind the gate, infers shapes after every change as the compiler does."""
-    gate = Gate(graph, feeds)
+    """Runs the clean-up behind the equal, infers shapes after every change as the compiler does."""
+    equal = Equivalence(graph, feeds)
     errors: dict[str, float | None] = {}
 
     def after(one: Pass, report: Report) -> None:
         if report.changed:
             shapes.infer(graph)
-        errors[one.name()] = gate.check(one, report, graph)
+        errors[one.name()] = equal.check(one, report, graph)
 
     clean_up(TARGET)(graph, after)
     return errors

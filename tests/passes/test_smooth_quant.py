@@ -9,7 +9,7 @@ import pytest
 
 from qcompiler import absorb, shapes
 from qcompiler import model as models
-from qcompiler.equivalence import Gate
+from qcompiler.equivalence import Equivalence
 from qcompiler.pass_ import Changed, Pass, Report, Skipped
 from qcompiler.passes import SmoothQuant
 from qcompiler.presets import clean_up
@@ -20,12 +20,12 @@ from tests.rewrite import check_untouched, random_feeds, to_graph, whole
 
 
 def smooth(proto: onnx.ModelProto, one: SmoothQuant) -> tuple[Any, Report]:
-    """Runs the pass behind the equivalence gate, and again without scales, which must leave everything as it is."""
+    """Runs the pass behind the equivalence equal, and again without scales, which must leave everything as it is."""
     graph = to_graph(proto)
-    gate = Gate(graph, [random_feeds(graph)])
+    equal = Equivalence(graph, [random_feeds(graph)])
     report = one(graph)
     onnx.checker.check_model(whole(graph), full_check=True)
-    gate.check(one, report, graph)
+    equal.check(one, report, graph)
     written = whole(graph).SerializeToString(deterministic=True)
     assert SmoothQuant({})(graph).notes == ()
     assert whole(graph).SerializeToString(deterministic=True) == written
@@ -40,7 +40,7 @@ def block() -> onnx.ModelProto:
             ("MatMul", "n wg", "gate"),
             ("MatMul", "n wu", "up"),
             ("Sigmoid", "gate", "s"),
-            ("Mul", "gate s", "silu"),
+            ("Mul", "equal s", "silu"),
             ("Mul", "silu up", "h"),
             ("MatMul", "h wd", "y"),
             ("MatMul", "silu wd", "z"),
@@ -145,7 +145,7 @@ def test_real_models_stay_exact(name: str, taken: int, doubled: int, inserted: i
     loaded = models.load(model.path)
     shapes.infer(loaded)
     feeds = list(islice(model.calibration(), 2))
-    gate = Gate(loaded, feeds)
+    equal = Equivalence(loaded, feeds)
 
     def after(_one: Pass, report: Report) -> None:
         if report.changed:
@@ -160,7 +160,7 @@ def test_real_models_stay_exact(name: str, taken: int, doubled: int, inserted: i
             plans.append(absorb.plan_insertion(loaded.graph, tensor, axis) if plan.why else plan)
     one = SmoothQuant({plan.tensor.name: factors(plan) for plan in plans}, insert=True, split=True)
     report = one(loaded.graph)
-    gate.check(one, report, loaded)
+    equal.check(one, report, loaded)
     texts = [note.text for note in report.notes if isinstance(note, Changed)]
     assert sum("doubled" in text for text in texts) == doubled
     assert sum("inserted" in text for text in texts) == inserted + (name == "magika")
