@@ -1,4 +1,4 @@
-"""What each `Fact` promises, checked on a graph: for the tests and for `--verify-each`."""
+"""What each `Fact` promises, checked on a graph."""
 
 from __future__ import annotations
 

@@ -372,12 +372,6 @@ def insert_after(graph: gs.Graph, anchor: gs.Node, node: gs.Node) -> None:
     graph.nodes.insert(index_of(graph, anchor) + 1, node)
 
 
-def insert_before_consumer(graph: gs.Graph, consumer: gs.Node, index: int, node: gs.Node) -> None:
-    """Puts a new node (wired to its inputs, one output) between input `index` of `consumer` and what it read so far."""
-    insert_before(graph, consumer, node)
-    set_input(consumer, index, node.outputs[0])
-
-
 def sort(graph: gs.Graph) -> None:
     """Sorts the nodes of the graph and of all nested ones so that producers come first; a sorted graph stays as it is.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Any
 
@@ -108,14 +108,6 @@ class ShapeRange:
             low = [1 if free[axis] and axis == 0 else min(sizes) for axis, sizes in enumerate(axes)]
             found[name] = InputShapes(tuple(low), tuple(map(_median, axes)), tuple(max(sizes) for sizes in axes))
         return found
-
-
-def profile_shapes(source: Iterable[Feeds], inputs: Inputs) -> dict[str, InputShapes]:
-    """Walks `source` once and returns the profiles of its shapes."""
-    shapes = ShapeRange()
-    for feeds in source:
-        shapes.watch(feeds)
-    return shapes.profiles(inputs)
 
 
 def _median(sizes: Counter[int]) -> int:

@@ -34,12 +34,6 @@ def parse(text: str, *, known: Iterable[type[Pass]] | None = None, given: frozen
     return Pipeline(*(_build(part, by_name) for part in _split(text, text)), given=given)
 
 
-def parse_pass(text: str, *, known: Iterable[type[Pass]] | None = None) -> Pass:
-    """Reads one pass with its options; raises as `parse` does."""
-    by_name = {one.name(): one for one in (_all() if known is None else known)}
-    return _build(text, by_name)
-
-
 def available() -> dict[str, type[Pass]]:
     """All passes by name, in the order of `qcompiler.passes.ALL`."""
     return {one.name(): one for one in _all()}

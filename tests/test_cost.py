@@ -13,7 +13,6 @@ import pytest
 from qcompiler import cost, decide, shapes
 from qcompiler import model as models
 from qcompiler.cost import Costs, Gpu, Kernel, gpus, gpus_of
-from qcompiler.engines.traffic import Traffic, traffic
 from qcompiler.errors import UsageError
 from qcompiler.macs import concrete_shapes
 from qcompiler.plan import Decision, Plan, Quantizer
@@ -21,6 +20,7 @@ from qcompiler.presets import clean_up, lowering
 from qcompiler.ranges import measure
 from qcompiler.target import FIRST_FP8_SM, RTX_SMS, DType, Target, parse_target
 from tests.rewrite import model
+from tests.traffic import Traffic, traffic
 
 TARGET = parse_target("tensorrt-rtx:sm89")
 RNG = np.random.default_rng(12)

@@ -6,7 +6,7 @@ import io
 import random
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from hypothesis.extra import numpy as hnp
 from qcompiler import npz
 from qcompiler.data import Source, open_source
 from qcompiler.errors import DataError, QCompilerError, UsageError
-from qcompiler.samples import Keep, ShapeRange, fingerprint, profile_shapes
+from qcompiler.samples import Keep, ShapeRange, fingerprint
 from qcompiler.signature import Feeds, Inputs, InputShapes
 
 Array = np.ndarray[Any, Any]
@@ -109,6 +109,13 @@ def nothing():
 
 number = 3
 """
+
+
+def seen(found: Iterable[Feeds]) -> ShapeRange:
+    shapes = ShapeRange()
+    for one in found:
+        shapes.watch(one)
+    return shapes
 
 
 def in_code(folder: Path) -> str:
@@ -313,7 +320,7 @@ def test_sequences_and_optionals_pass_through_and_can_be_kept() -> None:
     for feed in found:
         keep.offer(feed)
     assert sorted(len(feed["s"]) for feed in keep.feeds) == [1, 2]
-    assert profile_shapes(found, inputs).keys() == {"x"}
+    assert seen(found).profiles(inputs).keys() == {"x"}
     assert "'random' cannot make" in refused("random", inputs)
 
 
@@ -549,7 +556,7 @@ def test_shapes_for_a_profile_do_not_depend_on_order_or_workers(
     def feed(shape: tuple[int, int]) -> Feeds:
         return {"x": np.zeros((*shape, 3)), "fixed": np.zeros(2), "seq": np.zeros((2, shape[1]))}
 
-    found = profile_shapes(map(feed, shapes), inputs)
+    found = seen(map(feed, shapes)).profiles(inputs)
     shuffled = shuffle.sample(shapes, len(shapes))
     one, two = ShapeRange(), ShapeRange()
     for index, shape in enumerate(shuffled):

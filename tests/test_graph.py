@@ -125,7 +125,8 @@ def test_an_output_cannot_be_replaced_by_an_input() -> None:
 def test_inserting_keeps_the_order() -> None:
     graph = to_graph(model(("Relu", "x", "a"), ("Neg", "a", "y")))
     node = gs.Node("Abs", "new", inputs=[graph.nodes[0].outputs[0]], outputs=[gs.Variable("b")])
-    graphs.insert_before_consumer(graph, graph.nodes[1], 0, node)
+    graphs.insert_before(graph, graph.nodes[1], node)
+    graphs.set_input(graph.nodes[2], 0, node.outputs[0])
     assert [one.op for one in graph.nodes] == ["Relu", "Abs", "Neg"]
     assert graph.nodes[2].inputs[0].name == "b"
 

@@ -86,7 +86,7 @@ def test_spaces_do_not_matter() -> None:
 
 
 def test_empty_braces_mean_the_defaults() -> None:
-    assert spec.parse_pass("insert-things{}", known=KNOWN) == InsertThings()
+    assert spec.parse("insert-things{}", known=KNOWN) == Pipeline(InsertThings())
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,6 @@ if TYPE_CHECKING:
     Key = tuple[int, bytes]
 
 OUTLIERS: Final = "/outliers"  # what is appended to the name of a node for that of its outlier product
-LAYOUTS: Final = ("mask", "gather", "split")
 MOST_UNION = 2.0  # outliers of all layers along one residual stream, to those of one layer, from which each is masked
 
 
