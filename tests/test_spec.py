@@ -86,7 +86,7 @@ def test_spaces_do_not_matter() -> None:
 
 
 def test_empty_braces_mean_the_defaults() -> None:
-    assert spec.parse("insert-things{}", known=KNOWN) == Pipeline(InsertThings())
+    assert spec.parse("fold-things,insert-things{}", known=KNOWN) == Pipeline(FoldThings(), InsertThings())
 
 
 @pytest.mark.parametrize(
