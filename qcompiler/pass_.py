@@ -1,9 +1,10 @@
 """Pass, Pipeline, Note, Fact: the whole contract of a graph rewrite.
 
 A pass is a frozen dataclass. Its fields are its options, its name is its class name in kebab-case, the first line of
-its docstring is its help. It edits the graph it is given in `rewrite` and yields a `Note` for everything it changed
-and everything it looked at and left alone. `Pass.__call__` belongs to the framework: it times, exhausts the
-generator and puts the name of the pass on whatever goes wrong.
+its docstring is its help. It edits the graph it is given in `rewrite` and yields a `Note` for everything it changed,
+everything it looked at and left alone, and everything it found out that a later stage needs. A pass keeps nothing of a
+run, and measures nothing: what was measured comes in as an option. `Pass.__call__` belongs to the framework: it times,
+exhausts the generator and puts the name of the pass on whatever goes wrong.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import ClassVar
 import onnx_graphsurgeon as gs
 
 from qcompiler.errors import PassError, PipelineError, QCompilerError
+from qcompiler.plan import Decision
 
 
 class Fact(StrEnum):
@@ -54,6 +56,23 @@ class Skipped(Note):
 
 
 @dataclass(frozen=True, slots=True)
+class Kept(Skipped):
+    """An input or output of the model (`node` is its name) was to change its type and keeps it; `text` says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Released(Note):
+    """A float tensor (`node` is its name) lost the quantizer that it came with; `text` says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decided(Note):
+    """What the pass decided for a node, edited or not; `text` is the reason, `decision` goes to the plan."""
+
+    decision: Decision
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """One run of one pass: its text form, its notes in graph order, and wall seconds."""
 
@@ -70,6 +89,21 @@ class Report:
     def skipped(self) -> int:
         """How many opportunities were refused."""
         return sum(isinstance(note, Skipped) for note in self.notes)
+
+    @property
+    def decisions(self) -> tuple[Decision, ...]:
+        """What was decided for nodes, in the order of the notes."""
+        return tuple(note.decision for note in self.notes if isinstance(note, Decided))
+
+    @property
+    def kept(self) -> dict[str, str]:
+        """Why inputs and outputs that were to change their type keep it, by name."""
+        return {note.node: note.text for note in self.notes if isinstance(note, Kept)}
+
+    @property
+    def released(self) -> dict[str, str]:
+        """Why tensors lost the quantizers that they came with, by the name of the float tensor."""
+        return {note.node: note.text for note in self.notes if isinstance(note, Released)}
 
 
 @dataclass(frozen=True)
@@ -97,7 +131,7 @@ class Pass(ABC):
 
     @abstractmethod
     def rewrite(self, graph: gs.Graph) -> Iterator[Note]:
-        """Edits `graph` in place, yielding a note per edit and per refusal."""
+        """Edits `graph` in place, yielding a note per edit, per refusal and per finding that a later stage needs."""
 
     def __call__(self, graph: gs.Graph) -> Report:
         """Runs the pass to its end.

@@ -35,9 +35,7 @@ from qcompiler.errors import AccuracyError, EngineError, UsageError
 from qcompiler.observe import Observations, observe
 from qcompiler.operators import LINEAR
 from qcompiler.pass_ import Pass, Pipeline, Report
-from qcompiler.passes.high_precision import HighPrecision
 from qcompiler.passes.legalize import Legalize
-from qcompiler.passes.release_quantizers import ReleaseQuantizers
 from qcompiler.perplexity import Perplexity, chosen_metric
 from qcompiler.plan import Decision, Plan
 from qcompiler.presets import NORMAL, clean_up, lowering
@@ -148,12 +146,13 @@ def normalise(run: Run, original: models.Model, samples: Source | None) -> model
                 run.equivalence[report.name] = error
             advance(1)
 
-        run.reports.extend(pipeline(model.graph, after))
+        reports = pipeline(model.graph, after)
+        run.reports.extend(reports)
         shapes.infer(model)
-    for one in pipeline.passes:
-        if isinstance(one, ReleaseQuantizers) and one.released:
-            run.released.update(one.released)
-            run.warn(came.warning(one.released))
+    for report in reports:
+        if report.released:
+            run.released.update(report.released)
+            run.warn(came.warning(report.released))
     return model
 
 
@@ -272,12 +271,12 @@ def lower(
             chosen.plan, run.target, seen, chosen.corrections, chosen.scales, run.recipe.io_types, storing
         )
         run.reports = [one for one in run.reports if one.name not in {str(p) for p in pipeline.passes}]
-        run.reports.extend(pipeline(model.graph))
-        for one in pipeline.passes:
-            if isinstance(one, HighPrecision):
-                _add_typing(chosen.plan, one.decisions)
-                for name, why in one.refused.items():
-                    run.warn(f"'{name}' keeps its type: {why}")
+        reports = pipeline(model.graph)
+        run.reports.extend(reports)
+        for report in reports:
+            _add_typing(chosen.plan, report.decisions)
+            for name, why in report.kept.items():
+                run.warn(f"'{name}' keeps its type: {why}")
     models.forget_pages(normal)
     return_freed_memory()
     return model

@@ -127,8 +127,9 @@ def check(
     """
     graph = to_graph(proto)
     feeds = feeds or random_feeds(graph)
-    before, written = _run(graph, feeds), _bytes(graph)
+    before, written, options = _run(graph, feeds), _bytes(graph), repr(vars(pass_))
     report = pass_(graph)
+    assert repr(vars(pass_)) == options, "the pass keeps something of its run"
     assert report.changed, f"nothing changed; notes: {report.notes}"
     assert _bytes(graph) != written, f"the pass says that it changed something, and did not: {report.notes}"
     if ops is not None:

@@ -10,7 +10,9 @@ import onnx_graphsurgeon as gs
 import pytest
 
 from qcompiler.errors import ModelError, PassError, PipelineError
-from qcompiler.pass_ import Changed, Fact, Note, Pass, Pipeline, Report, Skipped
+from qcompiler.pass_ import Changed, Decided, Fact, Kept, Note, Pass, Pipeline, Released, Report, Skipped
+from qcompiler.plan import Decision
+from qcompiler.target import DType
 from tests.rewrite import model, to_graph
 
 
@@ -77,6 +79,24 @@ def test_a_run_is_exhausted_and_reported() -> None:
     assert (report.changed, report.skipped) == (0, 2)
     assert report.seconds >= 0
     assert [note.text for note in report.notes] == ["has it", "has it"]
+
+
+def test_findings_for_later_stages_are_read_off_the_report() -> None:
+    one, other = (Decision(node, "Relu", DType.FP16, "fits", "it fits") for node in "ab")
+    notes = (
+        Decided("b", "it fits", other),
+        Changed("a", "cast"),
+        Decided("a", "it fits", one),
+        Kept("x", "it counts"),
+        Released("t", "first"),
+        Released("s", "second"),
+        Released("t", "third"),
+    )
+    report = Report("p", notes, 0.0)
+    assert (report.changed, report.skipped) == (1, 1)  # what is kept was refused; the others are neither
+    assert report.decisions == (other, one)
+    assert report.kept == {"x": "it counts"}
+    assert list(report.released.items()) == [("t", "third"), ("s", "second")]
 
 
 def test_a_defect_in_a_pass_names_it_and_keeps_the_cause() -> None:

@@ -44,30 +44,16 @@ def typed(
     graph = to_graph(proto)
     feeds = feeds or random_feeds(graph)
     pass_ = HighPrecision(ranges=ranges.measure(graph, [feeds]), **options)
-    decisions: dict[str, Decision] = {}
-    done, _ = check(_Noting(pass_, decisions), proto, feeds, tolerance=tolerance)
-    return done, decisions
-
-
-def _Noting(pass_: HighPrecision, into: dict[str, Decision]) -> HighPrecision:  # noqa: N802
-    """The same pass, whose first run's decisions are kept (a second run of `check` decides again)."""
-
-    class Noting(HighPrecision):
-        def rewrite(self, graph: gs.Graph) -> Any:
-            yield from super().rewrite(graph)
-            for one in self.decisions:
-                into.setdefault(one.node, one)
-
-    return Noting(pass_.dtype, pass_.ranges, pass_.typed_dequantize, pass_.io_types, pass_.keep)
+    done, report = check(pass_, proto, feeds, tolerance=tolerance)
+    return done, {one.node: one for one in report.decisions}
 
 
 def stays(proto: onnx.ModelProto, node: str, rule: str, feeds: Feeds | None = None, **options: Any) -> Decision:
     """Types and asserts that one node stays FP32 by one rule; the report has the reason too."""
     graph = to_graph(proto)
     feeds = feeds or random_feeds(graph)
-    pass_ = HighPrecision(ranges=ranges.measure(graph, [feeds]), **options)
-    report = pass_(graph)
-    found = {one.node: one for one in pass_.decisions}[node]
+    report = HighPrecision(ranges=ranges.measure(graph, [feeds]), **options)(graph)
+    found = {one.node: one for one in report.decisions}[node]
     assert (found.precision, found.rule) == (DType.FP32, rule), found
     assert any(isinstance(note, Skipped) and note.node == node and rule in note.text for note in report.notes)
     onnx.checker.check_model(whole(graph), full_check=True)

@@ -32,7 +32,7 @@ from qcompiler import borders, element_types, half, masks
 from qcompiler import graph as graphs
 from qcompiler.errors import UsageError
 from qcompiler.half import View
-from qcompiler.pass_ import Changed, Fact, Note, Pass, Skipped
+from qcompiler.pass_ import Changed, Decided, Fact, Kept, Note, Pass, Skipped
 from qcompiler.passes.insert_casts import Casting
 from qcompiler.plan import Decision
 from qcompiler.ranges import Ranges
@@ -52,11 +52,8 @@ class HighPrecision(Pass):
         ranges: what was observed, by tensor name; a node around an unobserved tensor stays FP32 in FP16 graphs.
         typed_dequantize: the target takes `output_dtype` on DequantizeLinear (opset 23), which saves a Cast.
         io_types: `keep` for inputs and outputs of the graph as they are, `high-precision` to make float ones `dtype`
-            too where their range fits; a Skipped note has the reason for each that stays.
+            too where their range fits; a Kept note has the reason for each that stays.
         keep: names of nodes that stay FP32 whatever the rules say.
-        decisions: filled by the run: one for every node that holds FP32 data, in graph order, nested graphs behind
-            their owner.
-        refused: filled by the run: inputs and outputs that were to change type and stay, with the reason.
     """
 
     dtype: DType = DType.FP16
@@ -64,8 +61,6 @@ class HighPrecision(Pass):
     typed_dequantize: bool = True
     io_types: str = "keep"
     keep: tuple[str, ...] = field(default=(), repr=False)
-    decisions: list[Decision] = field(default_factory=list, repr=False, compare=False)
-    refused: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.NAMED, Fact.CONSTANTS})
     provides: ClassVar[frozenset[Fact]] = frozenset({Fact.TYPED})
@@ -81,26 +76,27 @@ class HighPrecision(Pass):
             raise UsageError(f"io_types is 'keep' or '{HIGH_PRECISION}', not '{self.io_types}'")
 
     def rewrite(self, graph: gs.Graph) -> Iterator[Note]:
-        """Decides, clamps masks, then casts. A graph that is typed already stays as it is."""
-        self.decisions.clear()
-        self.refused.clear()
+        """Decides, clamps masks, then casts. A graph that is typed already stays as it is.
+
+        Yields:
+            A Decided note for every node that holds FP32 data, in graph order, nested graphs behind their owner; then
+            what stays and what changed.
+        """
         if self.dtype is DType.FP32:
             return
         view = View(graph, self.dtype, self.ranges, element_types.infer_all(graph))
         found = masks.find(view)
         for mask in found:
             view.clamps[id(mask.node), mask.index] = (masks.LOWEST, view.format.largest)
-        if self.io_types == HIGH_PRECISION:
-            self.refused.update(borders.of_model(view))
+        stays = borders.of_model(view) if self.io_types == HIGH_PRECISION else {}
         verdicts, judged = judge(view, self.keep)
         slots = {id(node): view.slots(node) for node in judged if node.name not in verdicts}
         nested, ends = borders.between_graphs(view, slots)
         view.borders |= ends
-        self.decisions.extend(_decision(node, view, verdicts.get(node.name), nested) for node in judged)
-        yield from (
-            Skipped(one.node, f"{one.rule}: {one.why}") for one in self.decisions if one.precision is DType.FP32
-        )
-        yield from (Skipped(name, f"io-types: {why}") for name, why in self.refused.items())
+        decisions = [_decision(node, view, verdicts.get(node.name), nested) for node in judged]
+        yield from (Decided(one.node, one.why, one) for one in decisions)
+        yield from (Skipped(one.node, f"{one.rule}: {one.why}") for one in decisions if one.precision is DType.FP32)
+        yield from (Kept(name, why) for name, why in stays.items())
         yield from _clamp(view, [mask for mask in found if mask.deep and id(mask.node) in slots])
         yield from Casting(view, {**slots, **nested}, self.typed_dequantize).apply()
 

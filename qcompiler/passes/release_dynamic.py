@@ -2,8 +2,8 @@
 
     DynamicQuantizeLinear(x) → q, s, z;  Mul(Cast(MatMulInteger(q, w₈, z)), s · s_w)  ⇒  MatMul(x, DQ(w₈, s_w))
 
-The weight keeps its integers and scales. Rules over a graph for `release_quantizers`, which note the float tensors
-that lost their quantizer in `released`; no pass of their own.
+The weight keeps its integers and scales. Rules over a graph for `release_quantizers`, with a note for every float
+tensor that lost its quantizer; no pass of their own.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from qcompiler import graph as graphs
-from qcompiler.pass_ import Changed, Note
+from qcompiler.pass_ import Changed, Note, Released
 from qcompiler.passes.convert_qoperator import FP32
 from qcompiler.quantized import MICROSOFT
 
@@ -22,7 +22,7 @@ _WHY = "its scale is found at run time"
 _PRODUCTS = {"MatMulInteger": "MatMul", "ConvInteger": "Conv"}
 
 
-def integer_products(graph: gs.Graph, released: dict[str, str]) -> Iterator[Note]:
+def integer_products(graph: gs.Graph) -> Iterator[Note]:
     """MatMulInteger and ConvInteger as `quantize_dynamic` of ONNX Runtime writes them."""
     names = graphs.Names(graph)
     for node in list(graph.nodes):
@@ -47,11 +47,11 @@ def integer_products(graph: gs.Graph, released: dict[str, str]) -> Iterator[Note
         made = gs.Node(op, names.fresh(f"{name}/{op}"), attrs, [source, weight])
         _write(made, out)
         graph.nodes.insert(at, made)
-        released[source.name] = _WHY
         yield Changed(made.name, f"{old} with scales found at run time became a float {op}")
+        yield Released(source.name, _WHY)
 
 
-def float_inputs(graph: gs.Graph, released: dict[str, str]) -> Iterator[Note]:
+def float_inputs(graph: gs.Graph) -> Iterator[Note]:
     """DynamicQuantizeMatMul, and MatMulIntegerToFloat behind DynamicQuantizeLinear, of ONNX Runtime's own domain."""
     names = graphs.Names(graph)
     for node in list(graph.nodes):
@@ -78,11 +78,11 @@ def float_inputs(graph: gs.Graph, released: dict[str, str]) -> Iterator[Note]:
             made.append(gs.Node("Add", names.fresh(f"{name}/Add"), {}, [product, extra]))
             _write(made[1], out)
         graph.nodes[at:at] = made
-        released[source.name] = _WHY
         yield Changed(name, f"{op} with scales found at run time became a float MatMul")
+        yield Released(source.name, _WHY)
 
 
-def dynamic_pairs(graph: gs.Graph, released: dict[str, str]) -> Iterator[Note]:
+def dynamic_pairs(graph: gs.Graph) -> Iterator[Note]:
     """DynamicQuantizeLinear → DequantizeLinear passes its input on."""
     for node in list(graph.nodes):
         before = graphs.producer(node.inputs[0]) if graphs.is_op(node, "DequantizeLinear") else None
@@ -90,8 +90,8 @@ def dynamic_pairs(graph: gs.Graph, released: dict[str, str]) -> Iterator[Note]:
             continue
         graphs.set_input(node, 0, before.inputs[0])
         become_identity(node)
-        released[node.inputs[0].name] = _WHY
         yield Changed(node.name, "pair with a scale found at run time dropped: its input is passed on in float")
+        yield Released(node.inputs[0].name, _WHY)
 
 
 def become_identity(node: gs.Node) -> None:

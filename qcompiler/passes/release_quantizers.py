@@ -11,7 +11,7 @@ an asymmetric quantizer, because the integers end where the activation did. That
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,7 +21,7 @@ import onnx_graphsurgeon as gs
 
 from qcompiler import element_types
 from qcompiler import graph as graphs
-from qcompiler.pass_ import Changed, Fact, Note, Pass
+from qcompiler.pass_ import Changed, Fact, Note, Pass, Released
 from qcompiler.passes import release_dynamic
 from qcompiler.passes.legalize import REPAIRS
 from qcompiler.passes.refuse_quantized import wrong_axis
@@ -65,35 +65,41 @@ class ReleaseQuantizers(Pass):
 
     Attributes:
         target: what it cannot have.
-        released: filled by runs: why the pair of an activation was dropped, by the name of the float tensor.
     """
 
     target: Target = field(default_factory=lambda: Target("tensorrt-rtx"))
-    released: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.NAMED, Fact.CONSTANTS})
     exact_to: ClassVar[float | None] = None
 
     def rewrite(self, graph: gs.Graph) -> Iterator[Note]:
-        """Yields a note per quantizer; ONNX Runtime can have all of them."""
+        """Yields a note per quantizer, and a Released one per tensor; ONNX Runtime can have all of them."""
         if self.target.engine == "onnxruntime":
             return
+        released: set[str] = set()
         for one in list(graphs.graphs(graph)):
-            for rule in (release_dynamic.integer_products, release_dynamic.float_inputs, release_dynamic.dynamic_pairs):
-                yield from rule(one, self.released)
-            for repair in REPAIRS:  # of the weights that were behind them
-                yield from repair(one, self.target)
-            yield from _activations(one, self.released)
-            yield from _lonely(one, self.released)
-            yield from _meeting_blocks(one, self.released)
-            yield from _weights(one)
+            for note in self._notes(one, released):
+                if isinstance(note, Released):
+                    released.add(note.node)
+                yield note
             graphs.sort(one)
+
+    def _notes(self, graph: gs.Graph, released: Container[str]) -> Iterator[Note]:
+        """The rules over one graph, in order; `released` grows with the notes that they yield."""
+        for rule in (release_dynamic.integer_products, release_dynamic.float_inputs, release_dynamic.dynamic_pairs):
+            yield from rule(graph)
+        for repair in REPAIRS:  # of the weights that were behind them
+            yield from repair(graph, self.target)
+        yield from _activations(graph)
+        yield from _lonely(graph, released)
+        yield from _meeting_blocks(graph)
+        yield from _weights(graph)
 
 
 # --- Activations ------------------------------------------------------------------------------------------------------
 
 
-def _activations(graph: gs.Graph, released: dict[str, str]) -> Iterator[Note]:
+def _activations(graph: gs.Graph) -> Iterator[Note]:
     names = graphs.Names(graph)
     types = element_types.infer(graph)
     seen: set[int] = set()
@@ -105,7 +111,7 @@ def _activations(graph: gs.Graph, released: dict[str, str]) -> Iterator[Note]:
         why = next((text for end in found.ends if (text := _why(end))), "") if found else ""
         if not why or found is None:
             continue
-        yield from _release(graph, names, found, types, why, released)
+        yield from _release(graph, names, found, types, why)
 
 
 def _why(node: gs.Node) -> str:
@@ -129,12 +135,7 @@ def _first(zero: NDArray[Any] | None) -> int:
 
 
 def _release(
-    graph: gs.Graph,
-    names: graphs.Names,
-    found: Region,
-    types: element_types.Types,
-    why: str,
-    released: dict[str, str],
+    graph: gs.Graph, names: graphs.Names, found: Region, types: element_types.Types, why: str
 ) -> Iterator[Note]:
     inner = next((types.get(id(end.inputs[0])) for end in found.ends if is_q(end)), None) or element_types.FP32
     back = next((end for end in found.ends if is_dq(end)), None)
@@ -149,15 +150,16 @@ def _release(
             become_identity(end)
             if outer != inner:
                 end.op, end.attrs["to"] = "Cast", graphs.onnx_type(outer)
-            released[end.outputs[0].name] = why
+            yield Released(end.outputs[0].name, why)
             continue
-        released[end.inputs[0].name] = released[end.outputs[0].name] = why
         bounds = _bounds(end)
         become_identity(end)
         if bounds is not None:
             _clip(names, end, bounds, inner)
         kept = "" if bounds is None else f"; what it held, {bounds[0]:.4g} to {bounds[1]:.4g}, is kept as a bound"
         yield Changed(end.name, f"pair dropped because {why}{kept}")
+        yield Released(end.inputs[0].name, why)
+        yield Released(end.outputs[0].name, why)
 
 
 def _float_constant(names: graphs.Names, tensor: gs.Constant, like: gs.Node) -> None:
@@ -196,7 +198,7 @@ def _clip(names: graphs.Names, node: gs.Node, bounds: tuple[float, float], dtype
         node.inputs.append(gs.Constant(names.fresh(f"{node.name}/{kind}"), np.array(value).astype(dtype)))
 
 
-def _lonely(graph: gs.Graph, released: dict[str, str]) -> Iterator[Note]:
+def _lonely(graph: gs.Graph, released: Container[str]) -> Iterator[Note]:
     """A product of two activations, of which one lost its pair, reads the other one in float too.
 
     With one operand quantized it runs in float all the same, but outside of the attention kernel that it belongs to.
@@ -214,7 +216,7 @@ def _lonely(graph: gs.Graph, released: dict[str, str]) -> Iterator[Note]:
             yield Changed(node.name, f"reads '{before.inputs[0].name}' in float, as it does its other operand")
 
 
-def _meeting_blocks(graph: gs.Graph, released: dict[str, str]) -> Iterator[Note]:
+def _meeting_blocks(graph: gs.Graph) -> Iterator[Note]:
     """An activation that meets a weight in blocks stays float there: together they are compiled into wrong results."""
     for node in pairs(graph):
         if not is_dq(node) or not block_size(node):
@@ -228,8 +230,8 @@ def _meeting_blocks(graph: gs.Graph, released: dict[str, str]) -> Iterator[Note]
                 continue
             source = before.inputs[0]
             graphs.set_input(reader, 1 - index, source)
-            released[source.name] = f"the weight of '{reader.name}' has blocked scales"
             yield Changed(reader.name, "reads its activation in float, because its weight has blocked scales")
+            yield Released(source.name, f"the weight of '{reader.name}' has blocked scales")
 
 
 # --- Weights ----------------------------------------------------------------------------------------------------------

@@ -220,7 +220,6 @@ def test_small_counts_run_in_half() -> None:
         inputs={"i": (np.int64, (2, 4))}, weights={"w": weight(4, 4)},
     )  # fmt: skip
     graph = to_graph(proto)
-    pass_ = HighPrecision(ranges=ranges.measure(graph, [random_feeds(graph)]))
-    pass_(graph)
-    assert {one.precision for one in pass_.decisions} == {DType.FP16}
+    report = HighPrecision(ranges=ranges.measure(graph, [random_feeds(graph)]))(graph)
+    assert {one.precision for one in report.decisions} == {DType.FP16}
     assert graphs.dtype_of(by_name(graph, "Y").inputs[0]) == np.float16

@@ -224,16 +224,14 @@ def test_recurrent_layers_and_unknown_operators_stay_fp32() -> None:
     )
     stays(proto, "Y", "recurrent")
     graph = to_graph(model(("Relu", "x", "r"), ("Odd", "r", "y", {}, "my.domain"), domains=("my.domain",)))
-    pass_ = HighPrecision(ranges=Ranges({"x": Range(0, 1), "r": Range(0, 1), "y": Range(0, 1)}))
-    pass_(graph)
-    assert {one.node: one.rule for one in pass_.decisions}["Y"] == "custom"
+    report = HighPrecision(ranges=Ranges({"x": Range(0, 1), "r": Range(0, 1), "y": Range(0, 1)}))(graph)
+    assert {one.node: one.rule for one in report.decisions}["Y"] == "custom"
 
 
 def test_an_unobserved_tensor_keeps_its_nodes_in_fp32() -> None:
     graph = to_graph(model(("MatMul", "x w", "m"), ("Relu", "m", "y"), weights={"w": weight(4, 4)}))
-    pass_ = HighPrecision(ranges=Ranges({"x": Range(-1, 1), "y": Range(0, 1)}))
-    pass_(graph)
-    assert [(one.node, one.rule) for one in pass_.decisions] == [("M", "unobserved"), ("Y", "unobserved")]
+    report = HighPrecision(ranges=Ranges({"x": Range(-1, 1), "y": Range(0, 1)}))(graph)
+    assert [(one.node, one.rule) for one in report.decisions] == [("M", "unobserved"), ("Y", "unobserved")]
     assert ops(graph) == ["MatMul", "Relu"]
 
 
@@ -275,9 +273,8 @@ def test_sizes_computed_in_floats_stay_exact() -> None:
         inputs={"x": (2, 2049)},
     )
     graph = to_graph(proto)
-    pass_ = HighPrecision(ranges=ranges.measure(graph, [random_feeds(graph)]))
-    pass_(graph)
-    rules = {one.node: one.rule for one in pass_.decisions}
+    report = HighPrecision(ranges=ranges.measure(graph, [random_feeds(graph)]))(graph)
+    rules = {one.node: one.rule for one in report.decisions}
     assert rules["G"] in ("index", "integers")
     assert rules["H"] in ("index", "integers")
     assert all(node.attrs["to"] != onnx.TensorProto.FLOAT16 for node in graph.nodes if node.name in ("F", "I"))
@@ -393,19 +390,17 @@ def test_quantize_behind_an_fp32_node_needs_no_cast() -> None:
 
 def test_bf16_needs_no_ranges_and_passes_the_checker() -> None:
     graph = to_graph(quantized(23))
-    pass_ = HighPrecision(DType.BF16)
-    pass_(graph)
+    report = HighPrecision(DType.BF16)(graph)
     onnx.checker.check_model(whole(graph), full_check=True)
-    assert {one.precision for one in pass_.decisions} == {DType.BF16}
+    assert {one.precision for one in report.decisions} == {DType.BF16}
     assert by_name(graph, "D").attrs["output_dtype"] == onnx.TensorProto.BFLOAT16
 
 
 def test_bf16_leaves_what_has_no_bf16_form() -> None:
     proto = model(("Relu", "x", "r"), ("Einsum", "r w", "y", {"equation": "ij,jk->ik"}), weights={"w": weight(4, 4)})
     graph = to_graph(proto)
-    pass_ = HighPrecision(DType.BF16)
-    pass_(graph)
-    assert {one.node: one.rule for one in pass_.decisions}["Y"] == "no-kernel"
+    report = HighPrecision(DType.BF16)(graph)
+    assert {one.node: one.rule for one in report.decisions}["Y"] == "no-kernel"
 
 
 # --- The real compiler ------------------------------------------------------------------------------------------------

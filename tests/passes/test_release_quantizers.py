@@ -29,10 +29,9 @@ def test_what_the_target_can_have_is_kept() -> None:
     [(np.int8(3), "zero point is 3"), (np.uint8(100), "uint8 with zero point 100"), (np.uint16(32000), "uint16")],
 )
 def test_an_asymmetric_pair_is_dropped_and_the_weight_stays_stored(zero: Any, why: str) -> None:
-    one = ReleaseQuantizers()
     proto = product(scale=0.05 if zero.dtype.itemsize == 1 else 2e-4, zero=zero)
-    graph, _ = check(one, proto, tolerance=0.05)
-    assert why in one.released["x"]
+    graph, report = check(ReleaseQuantizers(), proto, tolerance=0.05)
+    assert why in report.released["x"]
     assert sorted(node.op for node in graph.nodes) == ["DequantizeLinear", "Identity", "Identity", "MatMul"]
     np.testing.assert_array_equal(graphs.values_of(op_named(graph, "W").inputs[0]), W8)
 
@@ -90,9 +89,10 @@ def test_an_activation_with_a_scale_per_channel_is_released() -> None:
     )
     zeros = np.zeros(32, np.int8)
     held = {"cs": f32(np.full(32, 0.03)), "cz": zeros, "w": W8, "ws": CHANNEL_SCALES, "wz": zeros}
-    one = ReleaseQuantizers()
-    check(one, newer(model(*nodes, inputs={"x": (4, 32)}, weights=held, opset=21)), tolerance=0.05)
-    assert one.released["x"] == "it has 32 scales"
+    _, report = check(
+        ReleaseQuantizers(), newer(model(*nodes, inputs={"x": (4, 32)}, weights=held, opset=21)), tolerance=0.05
+    )
+    assert report.released["x"] == "it has 32 scales"
 
 
 def test_scales_that_no_quantizer_may_have_are_left_to_be_refused() -> None:
@@ -114,10 +114,9 @@ def test_a_weight_scaled_along_the_depth_becomes_float_beside_a_quantized_activa
 
 def test_a_weight_in_blocks_gets_a_float_activation() -> None:
     proto = product(weight_scale=f32(np.full((2, 32), 0.01)), axis=0, block=16)
-    one = ReleaseQuantizers()
-    graph, _ = check(one, proto, tolerance=0.05)
+    graph, report = check(ReleaseQuantizers(), proto, tolerance=0.05)
     assert op_named(graph, "Y").inputs[0].name == "x"
-    assert "blocked" in one.released["x"]
+    assert "blocked" in report.released["x"]
 
 
 def test_a_product_of_activations_that_lost_one_pair_loses_the_other() -> None:
@@ -154,14 +153,13 @@ def dynamic(op: str, weight: Any, wz: Any, shape: tuple[int, ...], **attrs: Any)
 def test_an_integer_product_with_scales_found_at_run_time_becomes_float(
     op: str, weight: Any, shape: tuple[int, ...]
 ) -> None:
-    one = ReleaseQuantizers()
-    graph, _ = check(one, dynamic(op, weight, np.int8(0), shape), tolerance=0.02)
+    graph, report = check(ReleaseQuantizers(), dynamic(op, weight, np.int8(0), shape), tolerance=0.02)
     made = next(node for node in graph.nodes if node.op == op.removesuffix("Integer"))
     stored = graphs.producer(made.inputs[1])
     assert stored is not None
     np.testing.assert_array_equal(graphs.values_of(stored.inputs[0]), weight)
     assert made.inputs[0].name == "x"
-    assert "run time" in one.released["x"]
+    assert "run time" in report.released["x"]
 
 
 def test_an_unsigned_weight_of_an_integer_product_becomes_signed_where_it_fits() -> None:

@@ -70,9 +70,8 @@ def test_branches_compute_in_half_and_the_result_crosses_as_half(tmp_path: Path)
         [("MatMul", "m v", "a"), ("Relu", "a", "t")], [("MatMul", "x v", "e")], ("MatMul", "z w", "y"), opset=17
     )
     graph, both = to_graph(proto), [taken(proto), taken(proto, flag=False)]
-    pass_ = HighPrecision(ranges=ranges.measure(graph, both))
-    pass_(graph)
-    decisions = {one.node: one for one in pass_.decisions}
+    report = HighPrecision(ranges=ranges.measure(graph, both))(graph)
+    decisions = {one.node: one for one in report.decisions}
     assert {decisions[name].precision for name in ("M", "A", "T", "E", "Z", "Y")} == {DType.FP16}
     assert graphs.dtype_of(node_of(graph, "Z").outputs[0]) == F16
     assert [node.op for node in graphs.walk(graph)].count("Cast") == 2  # x in, y out
@@ -271,9 +270,8 @@ def test_nested_graphs_of_other_operators_are_left_alone() -> None:
             weights={"zero": np.array(0)},
         )
     )
-    pass_ = HighPrecision(DType.BF16)
-    pass_(graph)
-    assert {one.node: one.rule for one in pass_.decisions}["O"] == "control-flow"
+    report = HighPrecision(DType.BF16)(graph)
+    assert {one.node: one.rule for one in report.decisions}["O"] == "control-flow"
 
 
 @pytest.mark.parametrize("make", [looping, scanning])
