@@ -46,8 +46,8 @@ PHASES: Mapping[str, tuple[str, str]] = {  # what they are for; their passes
         ),
     ),
     "legalize": (
-        "Quantized parts in the target's terms: converted or mended where that is exact, else released or refused.",
-        "convert-qoperator mend-quantized release-quantizers legalize",
+        "Quantized parts in the target's terms: converted or mended where that is exact, opened, released or refused.",
+        "convert-qoperator mend-quantized release-quantizers open-stored legalize",
     ),
     "channels": (
         "Channels of float tensors are scaled or taken apart, so that 8 bits hold them; the model computes the same.",

@@ -1,8 +1,7 @@
-"""Weights that came quantized, while formats are chosen: opened to the float values they stand for, with their scales.
+"""What came quantized, while formats are chosen: scales and ranges that stay, and what the plan and the user are told.
 
-DQ(w₈, s) ⇒ W = w₈ · s. Whatever is then tried on the layer (formats, ranges, corrections) is tried on a float weight
-like any other. Stored again with the same scales it gives the same integers, because W / s is w₈ to the last bit but
-one. A layer that ends with a float activation keeps its weight stored as INT8.
+Weights are opened to floats meanwhile (`passes.open_stored`). A layer that ends with a float activation keeps its
+weight stored as INT8.
 """
 
 from __future__ import annotations
@@ -11,52 +10,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-import onnx_graphsurgeon as gs
-
-from qcompiler import graph as graphs
 from qcompiler.decide import Candidate
 from qcompiler.plan import Plan
-from qcompiler.quantized import dequantized, is_dq
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
-
-
-def opened(graph: gs.Graph, found: Sequence[Candidate]) -> None:
-    """Makes candidates read floats: constants instead of stored weights, and what a pair of their own reads.
-
-    A constant bears the name of what the DequantizeLinear wrote, which is the candidate's weight.
-    """
-    _open_pairs(graph, {candidate.node: candidate for candidate in found if candidate.amax is not None})
-    wanted = {candidate.weight for candidate in found if candidate.scales is not None}
-    gone: list[gs.Node] = []
-    for node in graph.nodes:
-        if not is_dq(node) or node.outputs[0].name not in wanted:
-            continue
-        out = node.outputs[0]
-        values = dequantized(node, graphs.dtype_of(out) or np.dtype(np.float32))
-        users = graphs.consumers(out)
-        constant = graphs.add_constant(out.name, values)
-        for user, index in users:
-            graphs.set_input(user, index, constant)
-        gone.append(node)
-    graphs.remove_nodes(graph, gone)
-
-
-def _open_pairs(graph: gs.Graph, found: Mapping[str, Candidate]) -> None:
-    """Float weight, quantized activation: the pair is put back with the same scale when the weight is stored."""
-    for node in list(graph.nodes):
-        back = graphs.producer(node.inputs[0]) if node.name in found else None
-        if back is None or not is_dq(back):
-            continue
-        before = graphs.producer(back.inputs[0])
-        if before is None:
-            continue
-        graphs.set_input(node, 0, before.inputs[0])
-        for one in (back, before):
-            if not one.outputs[0].outputs and not graphs.is_output(graph, one.outputs[0]):
-                graphs.remove_node(graph, one)
 
 
 def close(plan: Plan, found: Sequence[Candidate], released: Mapping[str, str]) -> None:

@@ -36,6 +36,7 @@ from qcompiler.observe import Observations, observe
 from qcompiler.operators import LINEAR
 from qcompiler.pass_ import Pass, Pipeline, Report
 from qcompiler.passes.legalize import Legalize
+from qcompiler.passes.open_stored import OpenStored
 from qcompiler.perplexity import Perplexity, chosen_metric
 from qcompiler.plan import Decision, Plan
 from qcompiler.presets import NORMAL, clean_up, lowering
@@ -228,10 +229,12 @@ def observe_data(
 
 def open_stored(normal: models.Model, found: Sequence[decide.Candidate]) -> models.Model:
     """The model with the weights that came quantized as floats, while formats are chosen."""
-    if all(one.scales is None and one.amax is None for one in found):
+    weights = tuple(dict.fromkeys(one.weight for one in found if one.scales is not None))
+    pairs = tuple(one.node for one in found if one.amax is not None)
+    if not weights and not pairs:
         return normal
     opened = models.copy(normal)
-    came.opened(opened.graph, found)
+    OpenStored(weights, pairs)(opened.graph)
     return opened
 
 

@@ -12,11 +12,12 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from qcompiler import CompileResult, Recipe, compile, quantize
+from qcompiler import CompileResult, Recipe, compile, decide, quantize
 from qcompiler import model as models
 from qcompiler.came import warning
 from qcompiler.passes.fold_batch_norm import FoldBatchNorm
 from qcompiler.session import Session
+from qcompiler.stages import open_stored
 from tests.cases import convnet, transformer
 from tests.quantized_models import CHANNEL_SCALES, W8, f32, newer
 from tests.rewrite import Spec, check, check_skipped, model
@@ -88,6 +89,15 @@ def test_a_weight_in_blocks_keeps_a_float_activation(tmp_path: Path) -> None:
     assert result.plan.decisions["Y"].rule == "weight-only"
     assert "blocks" in result.plan.decisions["Y"].why
     assert "QuantizeLinear" not in {node.op_type for node in written(result).graph.node}
+
+
+def test_weights_are_opened_in_a_copy_and_once(tmp_path: Path) -> None:
+    onnx.save(stored(), tmp_path / "given.onnx")
+    loaded, target = models.load(tmp_path / "given.onnx"), RTX.resolve()
+    opened = open_stored(loaded, decide.candidates(loaded.graph, target)[0])
+    assert [node.op for node in loaded.graph.nodes] == ["DequantizeLinear", "MatMul"]
+    assert [node.op for node in opened.graph.nodes] == ["MatMul"]
+    assert open_stored(opened, decide.candidates(opened.graph, target)[0]) is opened
 
 
 # --- Pairs ------------------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from qcompiler.passes.mend_quantized import MendQuantized
 from qcompiler.passes.name_dimensions import NameDimensions
 from qcompiler.passes.name_everything import NameEverything
 from qcompiler.passes.normalize_constants import NormalizeConstants
+from qcompiler.passes.open_stored import OpenStored
 from qcompiler.passes.quantize_outputs import QuantizeOutputs
 from qcompiler.passes.raise_opset import RaiseOpset
 from qcompiler.passes.release_quantizers import ReleaseQuantizers
@@ -62,6 +63,7 @@ ALL: tuple[type[Pass], ...] = (
     BakePrefix,
     SmoothQuant,
     LlmInt8,
+    OpenStored,
     InsertQDQ,
     InsertQDQPairs,
     DynamicQuant,
@@ -100,6 +102,7 @@ __all__ = [
     "NameDimensions",
     "NameEverything",
     "NormalizeConstants",
+    "OpenStored",
     "QuantizeOutputs",
     "RaiseOpset",
     "ReleaseQuantizers",
