@@ -95,6 +95,7 @@ def candidates(graph: gs.Graph, target: Target, keep: Sequence[str] = ()) -> tup
     found: list[Candidate] = []
     refused: list[Refusal] = []
     patterns = [re.compile(text) for text in keep]
+    outputs = {tensor.name for tensor in graph.outputs}
     for node in graph.nodes:
         if node.op in RECURRENT:
             refused.append(
@@ -109,6 +110,9 @@ def candidates(graph: gs.Graph, target: Target, keep: Sequence[str] = ()) -> tup
             refused.append(Refusal(node.name, node.op, "custom", why))
         elif node.op in LINEAR:
             verdict = _structural(node, target, patterns)
+            if isinstance(verdict, Candidate) and verdict.scales is not None and verdict.weight in outputs:
+                why = "its weight came quantized and stays as it is: the model gives its float values as an output"
+                verdict = Refusal(node.name, node.op, "weight-only", why)
             if isinstance(verdict, Candidate):
                 source = _source_of_pair(node) or node.inputs[0]
                 found.append(replace(verdict, activation=source.name, amax=_range_of_pair(source)))

@@ -91,6 +91,15 @@ def test_a_weight_in_blocks_keeps_a_float_activation(tmp_path: Path) -> None:
     assert "QuantizeLinear" not in {node.op_type for node in written(result).graph.node}
 
 
+def test_a_stored_weight_that_is_an_output_too_stays_stored(tmp_path: Path) -> None:
+    proto = stored()
+    proto.graph.output.append(onnx.helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, (32, 32)))
+    result = run(proto, tmp_path)
+    assert result.plan.decisions["Y"].rule == "weight-only"
+    assert "gives its float values as an output" in result.plan.decisions["Y"].why
+    assert [one.name for one in written(result).graph.output] == ["y", "w"]
+
+
 def test_weights_are_opened_in_a_copy_and_once(tmp_path: Path) -> None:
     onnx.save(stored(), tmp_path / "given.onnx")
     loaded, target = models.load(tmp_path / "given.onnx"), RTX.resolve()
