@@ -8,7 +8,7 @@ by identity. A tensor that a node reads twice stands twice in `tensor.outputs`; 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
@@ -19,12 +19,14 @@ from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 
 from qcompiler.errors import InternalError, ModelError
 from qcompiler.operators import LINEAR
+from qcompiler.places import places
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Array = NDArray[Any]
 
+_SWEEP = 64  # of so many nodes, taking one out by its place costs about what a sweep over all of them does
 _STANDARD = (None, "", "ai.onnx")
 _FLOATS = frozenset(
     np.dtype(name)
@@ -303,15 +305,20 @@ def detach(node: gs.Node) -> None:
 
 
 def remove_nodes(graph: gs.Graph, doomed: Iterable[gs.Node]) -> None:
-    """Detaches nodes, with everything in the graphs that they carry, and takes them out of `graph` in one sweep."""
-    ids: set[int] = set()
+    """Detaches nodes, with everything in the graphs that they carry, and takes them out of `graph`."""
+    gone: list[gs.Node] = []
     for node in doomed:
-        ids.add(id(node))
+        gone.append(node)
         for inner in subgraphs(node):
             for nested in list(walk(inner)):
                 detach(nested)
         detach(node)
-    graph.nodes[:] = [node for node in graph.nodes if id(node) not in ids]
+    ids = {id(node) for node in gone}
+    if len(ids) * _SWEEP > len(graph.nodes):
+        graph.nodes[:] = [node for node in graph.nodes if id(node) not in ids]
+        return
+    for node in gone:
+        places(graph).remove(node)
 
 
 def remove_node(graph: gs.Graph, node: gs.Node) -> None:
@@ -327,7 +334,7 @@ def why_not_replace(graph: gs.Graph, old: gs.Tensor, new: gs.Tensor) -> str:
         return f"both '{old.name}' and '{new.name}' are graph outputs"
     if is_constant(new) or is_input(graph, new) or producer(new) is None:
         return f"output '{old.name}' is a graph output and would have no node of its own"
-    if not any(producer(new) is node for node in graph.nodes):
+    if places(graph).find(producer(new)) is None:
         return f"output '{old.name}' is a graph output and '{new.name}' belongs to the graph around"
     return ""
 
@@ -356,20 +363,25 @@ def index_of(graph: gs.Graph, node: gs.Node) -> int:
     Raises:
         InternalError: it is not there.
     """
-    for i, one in enumerate(graph.nodes):
-        if one is node:
-            return i
-    raise InternalError(f"node '{node.name}' is not in graph '{graph.name}'")
+    place = places(graph).find(node)
+    if place is None:
+        raise InternalError(f"node '{node.name}' is not in graph '{graph.name}'")
+    return place
+
+
+def insert_at(graph: gs.Graph, place: int, made: Sequence[gs.Node]) -> None:
+    """Puts new nodes, already wired, at a place of the list, in their order."""
+    places(graph).insert(place, made)
 
 
 def insert_before(graph: gs.Graph, anchor: gs.Node, node: gs.Node) -> None:
     """Puts a new node, already wired, right before `anchor` in the list."""
-    graph.nodes.insert(index_of(graph, anchor), node)
+    insert_at(graph, index_of(graph, anchor), [node])
 
 
 def insert_after(graph: gs.Graph, anchor: gs.Node, node: gs.Node) -> None:
     """Puts a new node, already wired, right behind `anchor` in the list."""
-    graph.nodes.insert(index_of(graph, anchor) + 1, node)
+    insert_at(graph, index_of(graph, anchor) + 1, [node])
 
 
 def sort(graph: gs.Graph) -> None:

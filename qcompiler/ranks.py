@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import ChainMap
+from collections.abc import Mapping, MutableMapping
+from typing import Any
 
 import onnx_graphsurgeon as gs
 
@@ -13,7 +15,7 @@ from qcompiler import graph as graphs
 from qcompiler.operators import RECURRENT
 
 ANY = frozenset(range(9))  # TensorRT takes no more than 8
-Ranks = dict[int, frozenset[int]]  # by identity of the tensor
+Ranks = MutableMapping[int, frozenset[int]]  # by identity of the tensor
 
 _SAME = frozenset(
     {"Abs", "Cast", "Clip", "Dropout", "Elu", "Exp", "HardSigmoid", "HardSwish", "Identity", "LeakyRelu", "Log", "Neg"}
@@ -32,21 +34,28 @@ def possible(graph: gs.Graph, around: Mapping[int, frozenset[int]] | None = None
         graph: shapes are inferred.
         around: what is known of the tensors of the graphs around.
     """
-    found: Ranks = dict(around or {})
+    own: dict[int, frozenset[int]] = {}
+    found: Ranks = own if around is None else ChainMap(own, *_layers(around))  # a copy would cost what is around
     for tensor in graphs.tensors(graph):
         shape = graphs.shape_of(tensor)
         if shape is not None:
             found[id(tensor)] = frozenset({len(shape)})
     live = _live(graph)
     while True:
-        before = dict(found)
+        before = dict(own)
         for node in graph.nodes:
             _forward(node, found)
         for node in reversed(graph.nodes):
             if id(node) in live:
                 _backward(node, found)
-        if found == before:
+        if own == before:
             return found
+
+
+def _layers(around: Mapping[int, frozenset[int]]) -> list[MutableMapping[int, frozenset[int]]]:
+    """Maps to look through behind one's own, which alone is written to."""
+    maps: list[Any] = around.maps if isinstance(around, ChainMap) else [around]
+    return maps
 
 
 def impossible(branch: gs.Graph, node: gs.Node, found: Mapping[int, frozenset[int]]) -> str:

@@ -7,7 +7,8 @@ Overcoming the Challenges of Efficient Transformer Quantization", section 4).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from bisect import bisect_left
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
@@ -73,6 +74,7 @@ def joins(graph: gs.Graph) -> list[Join]:
     too, by way of all layers before. A shortcut with a convolution of its own is no stream.
     """
     places = {id(node): place for place, node in enumerate(graph.nodes)}
+    linear = [place for place, node in enumerate(graph.nodes) if graphs.is_linear(node)]
     found: list[Join] = []
     adds: set[int] = set()
     for node in graph.nodes:
@@ -80,8 +82,10 @@ def joins(graph: gs.Graph) -> list[Join]:
             continue
         one, other = node.inputs
         for branch, stream in ((one, other), (other, one)):
-            between = _between(stream, branch, places)
-            if any(map(graphs.is_linear, between)) and adds.isdisjoint(map(id, between)):
+            if _apart(stream, branch, places, linear):
+                continue
+            between = _between(stream, branch, places, adds)
+            if any(map(graphs.is_linear, between)):
                 adds.add(id(node))
                 found.append(Join(node.name, _kind(between), branch.name, stream.name, node.outputs[0].name))
     return found
@@ -123,13 +127,36 @@ def _residual(join: Join, branch: Histogram, stream: Histogram, total: Histogram
     return Residual(join.add, join.kind, ratio, *ranges)
 
 
-def _between(stream: gs.Tensor, branch: gs.Tensor, places: Mapping[int, int]) -> list[gs.Node]:
-    """Nodes that `branch` is computed by, behind `stream`; none where it is not computed from `stream`.
+def _apart(stream: gs.Tensor, branch: gs.Tensor, places: Mapping[int, int], linear: Sequence[int]) -> bool:
+    """Whether a look at the places is enough to know that no linear node lies between the two, or no way at all.
 
-    Nothing that stands before the producer of `stream` can read it, which bounds the way back.
+    Args:
+        stream: what goes around.
+        branch: what may be computed from it.
+        places: of the nodes, by identity.
+        linear: places of the linear nodes, in order.
     """
-    above = graphs.producer(stream)
-    first = -1 if above is None else places.get(id(above), -1)
+    if len(stream.outputs) < 2:  # only the Add reads it
+        return True
+    first, last = _place(stream, places), _place(branch, places)
+    return bisect_left(linear, last + 1) == bisect_left(linear, first + 1)
+
+
+def _place(tensor: gs.Tensor, places: Mapping[int, int]) -> int:
+    """Place of the node that writes a tensor; -1 where none of the graph does."""
+    above = graphs.producer(tensor)
+    return -1 if above is None else places.get(id(above), -1)
+
+
+def _between(
+    stream: gs.Tensor, branch: gs.Tensor, places: Mapping[int, int], adds: Collection[int]
+) -> list[gs.Node]:
+    """Nodes that `branch` is computed by, behind `stream`; none where one of `adds` is among them.
+
+    None as well where it is not computed from `stream`. Nothing that stands before the producer of `stream` can read
+    it, and nothing behind one of `adds` is of interest, which bounds the way back.
+    """
+    first = _place(stream, places)
     nodes: dict[int, gs.Node] = {}
     reached, waiting = False, [branch]
     while waiting:
@@ -140,6 +167,8 @@ def _between(stream: gs.Tensor, branch: gs.Tensor, places: Mapping[int, int]) ->
         node = graphs.producer(tensor)
         if node is None or id(node) in nodes or places.get(id(node), -1) <= first:
             continue
+        if id(node) in adds:
+            return []
         nodes[id(node)] = node
         waiting.extend(node.inputs)
     return list(nodes.values()) if reached else []

@@ -144,7 +144,7 @@ def _convert(graph: gs.Graph, names: graphs.Names, node: gs.Node, form: Form) ->
         made = gs.Node(form.op, name, attrs, data, [])
         list.append(made.outputs, out)
         list.append(out.inputs, made)
-        graph.nodes.insert(at, made)
+        graphs.insert_at(graph, at, [made])
         return
     scale = node.inputs[form.result]
     zero = node.inputs[form.result + 1] if graphs.is_present(node, form.result + 1) else None
@@ -157,7 +157,7 @@ def _convert(graph: gs.Graph, names: graphs.Names, node: gs.Node, form: Form) ->
     list.append(quantize.outputs, out)
     list.append(out.inputs, quantize)
     made = gs.Node(form.op, name, attrs, data, [real])
-    graph.nodes[at:at] = [made, quantize]
+    graphs.insert_at(graph, at, [made, quantize])
     if old_softmax:
         _take_axes_as_one(graph, names, made)
 
@@ -245,7 +245,7 @@ def _four_bits(graph: gs.Graph, names: graphs.Names, node: gs.Node) -> Note:
     if bias is not None:
         made.append(gs.Node("Add", names.fresh(f"{name}/Add"), {}, [product, bias]))
         _write(made[1], out)
-    graph.nodes[at:at] = made
+    graphs.insert_at(graph, at, made)
     return Changed(name, f"MatMulNBits written as MatMul with an INT4 weight in blocks of {size}")
 
 

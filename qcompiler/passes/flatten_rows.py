@@ -80,9 +80,10 @@ def _flatten(graph: gs.Graph, names: graphs.Names, node: gs.Node, depth: int, wi
     at = graphs.index_of(graph, node)
     graphs.set_input(node, 0, rows)
     graphs.set_output(node, 0, flat)
-    graph.nodes[at:at] = [
+    before = [
         made("Reshape", [x, matrix], rows),
         made("Shape", [x], leading, end=-1),
         made("Concat", [leading, columns], target, axis=0),
     ]
-    graph.nodes.insert(at + 4, made("Reshape", [flat, target], y))
+    graphs.insert_at(graph, at, before)
+    graphs.insert_at(graph, at + 4, [made("Reshape", [flat, target], y)])

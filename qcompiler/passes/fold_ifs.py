@@ -59,21 +59,48 @@ class FoldIfs(Pass):
 
 def _one(graph: gs.Graph, opset: int, names: graphs.Names) -> list[Note]:
     notes: list[Note] = []
+    known = _Ranks(graph)
     # A body that was moved here is looked at in the next round.
     for node in [node for node in graph.nodes if graphs.is_op(node, "If")]:
-        taken, why = _decided(graph, node, opset)
+        taken, why = _decided(node, opset, known)
         if taken:
+            known.hand_on(node, node.attrs[taken])
             _inline(graph, node, taken, names)
             notes.append(Changed(node.name, f"replaced by its {taken.removesuffix('_branch')} branch: {why}"))
     return notes
 
 
-def _decided(graph: gs.Graph, node: gs.Node, opset: int) -> tuple[str, str]:
+class _Ranks:
+    """The ranks of a graph's tensors, found when they are first asked for and kept for one round."""
+
+    def __init__(self, graph: gs.Graph) -> None:
+        self._graph = graph
+        self._found: ranks.Ranks | None = None
+        self._gone: list[gs.Tensor] = []  # alive, so that no other tensor gets their identity
+
+    def found(self) -> ranks.Ranks:
+        """By identity of the tensor."""
+        if self._found is None:
+            self._found = ranks.possible(self._graph)
+        return self._found
+
+    def hand_on(self, node: gs.Node, branch: gs.Graph) -> None:
+        """Says of what a branch gives what is known of the If's outputs, whose readers will read it instead."""
+        if self._found is None:
+            return
+        self._gone += node.outputs
+        inside = ranks.possible(branch, self._found)
+        for old, new in zip(node.outputs, branch.outputs, strict=True):
+            ways = [known.get(id(one), ranks.ANY) for known, one in ((self._found, old), (inside, new))]
+            self._found[id(new)] = ways[0] & ways[1]
+
+
+def _decided(node: gs.Node, opset: int, known: _Ranks) -> tuple[str, str]:
     """Name of the only branch that can be taken, and why; empty where both can."""
     value = _known(node.inputs[0], opset)
     if value is not None and value.size == 1:
         return ("then_branch" if value.reshape(-1)[0] else "else_branch"), f"the condition is {bool(value)}"
-    found = ranks.possible(graph)
+    found = known.found()
     lost = {branch: ranks.impossible(node.attrs[branch], node, found) for branch in ("then_branch", "else_branch")}
     if bool(lost["then_branch"]) == bool(lost["else_branch"]):
         return "", ""
@@ -110,7 +137,7 @@ def _inline(graph: gs.Graph, node: gs.Node, taken: str, names: graphs.Names) -> 
     moved = list(body.nodes)
     body.nodes[:] = []  # else they would be taken apart with the If
     graphs.remove_node(graph, node)
-    graph.nodes[at:at] = moved
+    graphs.insert_at(graph, at, moved)
     at += len(moved)
     for old, new in pairs:
         if not old.name:
@@ -119,4 +146,5 @@ def _inline(graph: gs.Graph, node: gs.Node, taken: str, names: graphs.Names) -> 
             graphs.replace_uses(graph, old, new)
             continue
         # A graph output needs a node of its own.
-        graph.nodes.insert(at, gs.Node("Identity", names.fresh(f"{old.name}/Identity"), {}, [new], [old]))
+        copy = gs.Node("Identity", names.fresh(f"{old.name}/Identity"), {}, [new], [old])
+        graphs.insert_at(graph, at, [copy])

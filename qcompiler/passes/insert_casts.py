@@ -224,7 +224,7 @@ class Casting:
         node = gs.Node("Cast", self._names.fresh(f"{source.name}/Cast_{to}"), attrs, [source], [out])
         before, home = graphs.producer(source), self._homes.get(id(source), self.graph)
         at = 0 if before is None else graphs.index_of(home, before) + 1
-        home.nodes.insert(at, node)
+        graphs.insert_at(home, at, [node])
         self._homes[id(out)] = home
         return Changed(node.name, f"Cast of '{source.name}' to {to}")
 

@@ -60,4 +60,4 @@ def _select(graph: gs.Graph, node: gs.Node, axes: list[int], names: graphs.Names
         made = out if axis == axes[0] else gs.Variable(names.fresh(f"{name}/axis_{axis}"), dtype)
         nodes.append(gs.Node("Gather", names.fresh(f"{name}/Gather"), {"axis": axis}, [value, zero], [made]))
         value = made
-    graph.nodes[at:at] = nodes
+    graphs.insert_at(graph, at, nodes)

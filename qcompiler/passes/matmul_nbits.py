@@ -71,7 +71,8 @@ class MatmulNbits(Pass):
         joined = gs.Node("MatMulNBits", node.name, attrs, [x, packed, steps], [out], domain=MICROSOFT)
         graph.nodes[before] = joined
         if bias is not None:
-            graph.nodes.insert(before + 1, gs.Node("Add", names.fresh(f"{node.name}/Add"), {}, [out, bias], [y]))
+            add = gs.Node("Add", names.fresh(f"{node.name}/Add"), {}, [out, bias], [y])
+            graphs.insert_at(graph, before + 1, [add])
         if not graphs.consumers(back.outputs[0]):
             graphs.remove_node(graph, back)
         return Changed(joined.name, f"MatMulNBits of {depth}x{width} in blocks of {size}")

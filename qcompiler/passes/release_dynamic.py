@@ -46,7 +46,7 @@ def integer_products(graph: gs.Graph) -> Iterator[Note]:
         graphs.remove_nodes(graph, [last])
         made = gs.Node(op, names.fresh(f"{name}/{op}"), attrs, [source, weight])
         _write(made, out)
-        graph.nodes.insert(at, made)
+        graphs.insert_at(graph, at, [made])
         yield Changed(made.name, f"{old} with scales found at run time became a float {op}")
         yield Released(source.name, _WHY)
 
@@ -77,7 +77,7 @@ def float_inputs(graph: gs.Graph) -> Iterator[Note]:
         if extra is not None:
             made.append(gs.Node("Add", names.fresh(f"{name}/Add"), {}, [product, extra]))
             _write(made[1], out)
-        graph.nodes[at:at] = made
+        graphs.insert_at(graph, at, [made])
         yield Changed(name, f"{op} with scales found at run time became a float MatMul")
         yield Released(source.name, _WHY)
 

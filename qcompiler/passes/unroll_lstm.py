@@ -113,7 +113,7 @@ def _write_out(graph: gs.Graph, node: gs.Node, names: graphs.Names) -> int:
     result = add("Mul", "hidden", [o, add("Tanh", "bounded", [new])], last)
     if all_steps.name:
         add("Unsqueeze", "steps", [result, constant("axis", np.array([0]))], all_steps)
-    graph.nodes[at:at] = nodes
+    graphs.insert_at(graph, at, nodes)
     return len(nodes)
 
 
