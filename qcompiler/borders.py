@@ -7,6 +7,7 @@ The states of a Loop or Scan stay FP32: they gather the rounding of every step.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
 import onnx_graphsurgeon as gs
@@ -16,6 +17,7 @@ from qcompiler import graph as graphs
 from qcompiler.element_types import FP32, Slots
 from qcompiler.half import MARGIN, View
 from qcompiler.operators import MOVES, RECURRENT
+from qcompiler.scopes import within
 from qcompiler.target import DType
 
 _ROUNDS = 64  # nodes between an input and a recurrent layer, at most
@@ -78,15 +80,16 @@ def between_graphs(view: View, slots: Mapping[int, Slots]) -> tuple[dict[int, Sl
     """
     found: dict[int, Slots] = {}
     ends: set[int] = set()
+    known = within(slots, found)
+    given = Counter(id(output) for one in graphs.graphs(view.graph) for output in one.outputs)
     for node in reversed(view.nodes):
         if not bodies.is_typed(node):
             continue
-        known = {**slots, **found}
         ins = [one for one in bodies.entries(node) if not one.state and _read_low(one.tensor, view, known)]
         outs = [
             one
             for one in bodies.exits(node)
-            if not one.state and one.tensors and all(_given_low(node, t, view, known) for t in one.tensors)
+            if not one.state and one.tensors and all(given[id(t)] == 1 and _given_low(node, t, view, known) for t in one.tensors)
         ]
         if not ins and not outs:
             continue
@@ -105,15 +108,14 @@ def _read_low(tensor: gs.Tensor, view: View, slots: Mapping[int, Slots]) -> bool
 
 
 def _given_low(owner: gs.Node, tensor: gs.Tensor, view: View, slots: Mapping[int, Slots]) -> bool:
-    """Whether a node of the nested graph itself writes an output of it in half, and nothing else takes it."""
+    """Whether a node of the nested graph itself writes an output of it in half."""
     node = graphs.producer(tensor)
     if node is None or id(node) not in slots or view.types.get(id(tensor)) != FP32:
         return False
     inner = graphs.subgraphs(owner)
     home = view.homes[id(node)]
-    times = sum(output is tensor for one in graphs.graphs(view.graph) for output in one.outputs)
     low = any(node.outputs[i] is tensor for i in slots[id(node)].outputs)
-    return low and times == 1 and any(home is one for one in inner)
+    return low and any(home is one for one in inner)
 
 
 def owners(graph: gs.Graph) -> Iterator[tuple[gs.Graph, gs.Tensor]]:

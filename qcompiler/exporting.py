@@ -18,6 +18,7 @@ from onnx_graphsurgeon.ir.tensor import SparseValues
 
 from qcompiler.errors import InternalError
 from qcompiler.importing import EmptyList
+from qcompiler.scopes import within
 from qcompiler.weights import Array, is_packed, to_external_tensor, to_tensor
 
 LOCATION = "weights"  # where the external tensors of `export_model` say that they are; no such file is ever written
@@ -114,7 +115,7 @@ class _Exporter:
         self, graph: gs.Graph, outer: Mapping[str, gs.Tensor], extra: Iterable[gs.Constant] = (), *, main: bool = True
     ) -> GraphProto:
         own = self._own_tensors(graph, outer, extra)
-        scope = {**outer, **own}
+        scope = within(outer, own)
         proto = GraphProto()
         carried = vars(graph).get("carried")
         if carried is not None:

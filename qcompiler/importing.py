@@ -30,6 +30,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensor
 from onnx_graphsurgeon.ir.tensor import SparseValues
 
 from qcompiler.errors import ModelError
+from qcompiler.scopes import within
 from qcompiler.weights import Array, Weights, element_type
 
 Scope = Mapping[str, gs.Tensor]
@@ -185,7 +186,7 @@ class _Importer:
         for name, tensor in own.items():
             if name in types and isinstance(tensor, gs.Variable):
                 _give_type(tensor, types[name])
-        scope = {**outer, **own}
+        scope = within(outer, own)
         outputs = self._outputs(proto, scope, types, main)
         order = _order(proto, names, self.weights.model)
         nodes = [self._node(proto.node[i], names[i], scope) for i in order]

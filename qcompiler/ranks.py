@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-from collections import ChainMap
 from collections.abc import Mapping, MutableMapping
-from typing import Any
 
 import onnx_graphsurgeon as gs
 
 from qcompiler import graph as graphs
 from qcompiler.operators import RECURRENT
+from qcompiler.scopes import within
 
 ANY = frozenset(range(9))  # TensorRT takes no more than 8
 Ranks = MutableMapping[int, frozenset[int]]  # by identity of the tensor
@@ -35,7 +34,7 @@ def possible(graph: gs.Graph, around: Mapping[int, frozenset[int]] | None = None
         around: what is known of the tensors of the graphs around.
     """
     own: dict[int, frozenset[int]] = {}
-    found: Ranks = own if around is None else ChainMap(own, *_layers(around))  # a copy would cost what is around
+    found: Ranks = within(around or {}, own)
     for tensor in graphs.tensors(graph):
         shape = graphs.shape_of(tensor)
         if shape is not None:
@@ -50,12 +49,6 @@ def possible(graph: gs.Graph, around: Mapping[int, frozenset[int]] | None = None
                 _backward(node, found)
         if own == before:
             return found
-
-
-def _layers(around: Mapping[int, frozenset[int]]) -> list[MutableMapping[int, frozenset[int]]]:
-    """Maps to look through behind one's own, which alone is written to."""
-    maps: list[Any] = around.maps if isinstance(around, ChainMap) else [around]
-    return maps
 
 
 def impossible(branch: gs.Graph, node: gs.Node, found: Mapping[int, frozenset[int]]) -> str:

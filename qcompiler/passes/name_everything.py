@@ -16,6 +16,7 @@ import onnx_graphsurgeon as gs
 from qcompiler.errors import ModelError
 from qcompiler.graph import Names, graphs, is_constant, set_input, subgraphs, tensors, walk
 from qcompiler.pass_ import Changed, Fact, Note, Pass
+from qcompiler.scopes import within
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,10 @@ class NameEverything(Pass):
 def _bind(graph: gs.Graph, around: Mapping[str, gs.Tensor], names: Names) -> Iterator[Note]:
     """Makes every use of a tensor by name a use of the one object that bears the name there."""
     own = [*graph.inputs, *(tensor for node in graph.nodes for tensor in node.outputs if tensor.name)]
-    here = {**around, **{tensor.name: tensor for tensor in own}}
-    known = {id(tensor) for tensor in here.values()}
+    here = within(around, {tensor.name: tensor for tensor in own})
     for node in graph.nodes:
         for index, tensor in enumerate(node.inputs):
-            if not tensor.name or is_constant(tensor) or id(tensor) in known:
+            if not tensor.name or is_constant(tensor) or here.get(tensor.name) is tensor:
                 continue
             if tensor.name not in here:
                 raise ModelError(
