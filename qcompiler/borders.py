@@ -89,7 +89,9 @@ def between_graphs(view: View, slots: Mapping[int, Slots]) -> tuple[dict[int, Sl
         outs = [
             one
             for one in bodies.exits(node)
-            if not one.state and one.tensors and all(given[id(t)] == 1 and _given_low(node, t, view, known) for t in one.tensors)
+            if not one.state
+            and one.tensors
+            and all(given[id(t)] == 1 and _given_low(node, t, view, known) for t in one.tensors)
         ]
         if not ins and not outs:
             continue

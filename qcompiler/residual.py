@@ -148,9 +148,7 @@ def _place(tensor: gs.Tensor, places: Mapping[int, int]) -> int:
     return -1 if above is None else places.get(id(above), -1)
 
 
-def _between(
-    stream: gs.Tensor, branch: gs.Tensor, places: Mapping[int, int], adds: Collection[int]
-) -> list[gs.Node]:
+def _between(stream: gs.Tensor, branch: gs.Tensor, places: Mapping[int, int], adds: Collection[int]) -> list[gs.Node]:
     """Nodes that `branch` is computed by, behind `stream`; none where one of `adds` is among them.
 
     None as well where it is not computed from `stream`. Nothing that stands before the producer of `stream` can read
