@@ -32,7 +32,7 @@ ROOMS = {
     "report": "report* recipe",
     "passes": "passes* errors pass_ plan target graph model operators importing weights shapes ranks single linear"
     " affine quantized numerics unsigned element_types half masks spread borders ranges absorb* prefix*"
-    " blocks permutation filling",
+    " blocks permutation filling scopes",
 }
 LEAVES = ("errors", "wire", "plain", "suggest", "progress")  # import at most `errors`
 
