@@ -18,16 +18,17 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def close(plan: Plan, found: Sequence[Candidate], released: Mapping[str, str]) -> None:
-    """Completes a plan for what came quantized.
+def close(plan: Plan, found: Sequence[Candidate], released: Mapping[str, str]) -> Plan:
+    """The plan completed for what came quantized.
 
     Layers that stay float keep their weights stored as they came, and decisions tell what became of their pairs.
 
     Args:
-        plan: as chosen; edited.
+        plan: as chosen.
         found: the candidates.
         released: why a pair was dropped, by the name of the float tensor (see `passes.release_quantizers`).
     """
+    told, axes = [], dict(plan.axes)
     for one in found:
         decision = plan.decisions.get(one.node)
         if decision is None:
@@ -36,13 +37,14 @@ def close(plan: Plan, found: Sequence[Candidate], released: Mapping[str, str]) -
         if one.scales is not None:
             notes.append("its weight keeps the integers and scales it came with")
             if not decision.precision.quantized:
-                plan.axes[one.node] = one.axis
+                axes[one.node] = one.axis
         if one.activation in released:
             notes.append(f"the pair its activation came with was dropped because {released[one.activation]}")
         elif one.amax is not None and decision.precision.quantized:
             notes.append("its activation has the scale of the pair that it came with")
         if notes:
-            plan.add(dataclasses.replace(decision, why="; ".join((decision.why, *notes))))
+            told.append(dataclasses.replace(decision, why="; ".join((decision.why, *notes))))
+    return plan.deciding(*told).with_(axes=axes)
 
 
 def given(found: Sequence[Candidate], *, per_channel: bool) -> dict[str, NDArray[np.float32]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -171,7 +171,7 @@ def choose(
     )
     where = costs.where if costs is not None else ""
     plan = _plan(model.graph, groups, [*refused, *small], net, macs, target, nodes, observed.histograms, where)
-    plan.quantizers = {
+    quantizers = {
         name: Quantizer(
             name,
             net.formats[name],
@@ -182,9 +182,10 @@ def choose(
         for name in groups
         if name not in net.restored
     }
-    kept = [c for name in plan.quantizers for c in groups[name]]
+    kept = [c for name in quantizers for c in groups[name]]
     channels = {DType.INT8: per_channel, DType.FP8: fp8_per_channel}
-    plan.axes = {c.node: c.axis if channels[net.formats[c.activation]] else None for c in kept} | stored
+    axes = {c.node: c.axis if channels[net.formats[c.activation]] else None for c in kept} | stored
+    plan = plan.with_(quantizers=quantizers, axes=axes)
     corrections = {
         c.node: shifts.of(c, net.amax[c.activation], net.formats[c.activation]) for c in kept if shifts.can(c)
     }
@@ -379,10 +380,7 @@ def _plan(
         figures = _figures(activation, net, histograms[activation], high)
         for c in members:
             decisions[c.node] = _decide(c, activation, net, macs[c.node], high, figures, where)
-    plan = Plan()
-    for name in sorted(decisions, key=_order(nodes)):
-        plan.add(decisions[name])
-    return plan
+    return Plan(decisions).ordered(nodes)
 
 
 def _unquantized(refusal: Refusal, came: Plan, high: DType) -> DType:
@@ -452,8 +450,3 @@ def _figures(activation: str, net: SafetyNet, histogram: Histogram, high: DType)
         figures |= {f"{dtype}_db": round(decibel(noise), 3) for dtype, noise in net.alone.get(activation, {}).items()}
         figures |= {f"{_type(name, high)}_us": round(time * 1e6, 3) for name, time in net.costs[activation].items()}
     return figures
-
-
-def _order(nodes: Mapping[str, gs.Node]) -> Any:
-    places = {name: i for i, name in enumerate(nodes)}
-    return lambda name: places.get(name, len(places))

@@ -190,9 +190,11 @@ def _compile(
     normal = open_stored(normal, found)
     while True:
         chosen = choose_plan(run, normal, found, refused, observed)
-        settled, splits = llm_int8.settle(normal, chosen.plan, splits)
-        weight_records.into(chosen.plan, stored, run.target, [node.name for node in normal.graph.nodes])
-        lowered = lower(run, settled, chosen, observed, weights.passes(stored, run.recipe))
+        settled, plan, splits = llm_int8.settle(normal, chosen.plan, splits)
+        plan = weight_records.into(plan, stored, run.target, [node.name for node in normal.graph.nodes])
+        chosen = dataclasses.replace(chosen, plan=plan)
+        lowered, plan = lower(run, settled, chosen, observed, weights.passes(stored, run.recipe))
+        chosen = dataclasses.replace(chosen, plan=plan)
         verification = compare_models(run, model, settled, lowered, samples, observed, inputs, drift=build)
         tighter = stricter(run.recipe, verification, chosen)
         if tighter is None and not weight_gates.give_back(run, stored, verification):

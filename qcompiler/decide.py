@@ -333,7 +333,7 @@ def by_activation(found: Iterable[Candidate]) -> Mapping[str, list[Candidate]]:
 
 def existing(graph: gs.Graph) -> Plan:
     """The plan that a graph with Q/DQ pairs already embodies: linear nodes whose first two inputs are dequantized."""
-    plan = Plan()
+    decisions: list[Decision] = []
     for node in graph.nodes:
         if node.op not in LINEAR:
             continue
@@ -341,13 +341,14 @@ def existing(graph: gs.Graph) -> Plan:
         precision = types[0] if types[0] is not None and types[0] is types[1] else None
         if types[0] is None and types[1:] and types[1] in _ALONE and node.op in PRODUCTS:
             why = "its weight came stored in few bits; its activation is float"
-            plan.add(Decision(node.name, node.op, _ALONE[types[1]], "weight-only", why))
+            decisions.append(Decision(node.name, node.op, _ALONE[types[1]], "weight-only", why))
             continue
         if precision is None:
-            plan.add(Decision(node.name, node.op, DType.FP32, "float", "not both of its inputs are dequantized"))
+            why = "not both of its inputs are dequantized"
+            decisions.append(Decision(node.name, node.op, DType.FP32, "float", why))
             continue
-        plan.add(Decision(node.name, node.op, precision, "quantized-already", "came quantized"))
-    return plan
+        decisions.append(Decision(node.name, node.op, precision, "quantized-already", "came quantized"))
+    return Plan.of(decisions)
 
 
 def _stored_type(tensor: gs.Tensor) -> DType | None:

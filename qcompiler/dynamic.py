@@ -47,7 +47,7 @@ def choose(
     macs = decide.node_macs(model.graph, shapes) if shapes else _of_a_row(model.graph)
     found, refused = decide.candidates(model.graph, target, recipe.keep)
     left = {one.node: one for one in (*refused, *apart)}
-    plan = Plan()
+    axes: dict[str, int | None] = {}
     for one in found:
         if one.node in left:
             continue
@@ -55,15 +55,16 @@ def choose(
         if stays is not None:
             left[one.node] = stays
             continue
-        plan.axes[one.node] = one.axis if recipe.weight_granularity == "channel" else None
+        axes[one.node] = one.axis if recipe.weight_granularity == "channel" else None
+    decisions = []
     for name, node in nodes.items():
-        if name in plan.axes:
-            plan.add(Decision(name, node.op, DType.INT8, RULE, WHY, macs.get(name, 0)))
+        if name in axes:
+            decisions.append(Decision(name, node.op, DType.INT8, RULE, WHY, macs.get(name, 0)))
         elif name in left:
-            plan.add(decide.decision(left[name], target.high_precision, macs.get(name, 0)))
-    for name in left.keys() - nodes.keys():  # inside branches
-        plan.add(decide.decision(left[name], DType.FP32, 0))
-    return Chosen(plan, SafetyNet())
+            decisions.append(decide.decision(left[name], target.high_precision, macs.get(name, 0)))
+    inner = [one for name, one in left.items() if name not in nodes]  # inside branches
+    decisions += [decide.decision(one, DType.FP32, 0) for one in inner]
+    return Chosen(Plan.of(decisions).with_(axes=axes), SafetyNet())
 
 
 def splits(recipe: Recipe) -> bool:

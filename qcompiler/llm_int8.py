@@ -328,18 +328,18 @@ def observe_new(
             observed.histograms[one.activation].update(np.asarray([rests[one.node]], np.float32))
 
 
-def settle(model: models.Model, plan: Plan, splits: Splits) -> tuple[models.Model, Splits]:
+def settle(model: models.Model, plan: Plan, splits: Splits) -> tuple[models.Model, Plan, Splits]:
     """Joins the products again whose normal part stays in high precision, in the model and in the plan."""
     idle = [name for name in splits.layouts if not (plan.precision(name) or DType.FP32).quantized]
     if not idle:
-        return model, dataclasses.replace(splits, joined=frozenset())
+        return model, plan, dataclasses.replace(splits, joined=frozenset())
     joined = models.copy(model)
     for name in join(joined.graph, idle):
-        apart = plan.decisions.pop(name, None)
-        own = plan.decisions.get(name.removesuffix(OUTLIERS))
+        apart, own = (plan.decisions.get(one) for one in (name, name.removesuffix(OUTLIERS)))
+        plan = plan.without(name)
         if apart is not None and own is not None and splits.layouts[own.node] != "mask":
-            plan.add(dataclasses.replace(own, macs=own.macs + apart.macs))
-    return joined, dataclasses.replace(splits, joined=frozenset(idle))
+            plan = plan.deciding(dataclasses.replace(own, macs=own.macs + apart.macs))
+    return joined, plan, dataclasses.replace(splits, joined=frozenset(idle))
 
 
 def rows(splits: Splits, plan: Plan, wanted: LlmInt8Table, engine: Path | None) -> dict[str, Any] | None:

@@ -8,7 +8,6 @@ outputs miss the target of the safety net, the noisiest tensors stay float, and 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
@@ -111,7 +110,7 @@ def _without_unfused(plan: Plan, graph: gs.Graph) -> Plan:
         else:
             read.add(node.inputs[0].name)
     quantizers = {name: q for name, q in plan.quantizers.items() if q.whole or name in read}
-    return dataclasses.replace(plan, decisions=decisions, quantizers=quantizers, axes=axes)
+    return plan.with_(decisions=decisions, quantizers=quantizers, axes=axes)
 
 
 def _quantized_here(plan: Plan, node: gs.Node) -> bool:
@@ -144,7 +143,7 @@ def _extend(
             if all(side is not None and side.whole for side in sides):
                 name = node.outputs[0].name
                 quantizers[name] = replace(quantizers[name], whole=True)
-    return dataclasses.replace(plan, quantizers=quantizers)
+    return plan.with_(quantizers=quantizers)
 
 
 def _is_int8(quantizer: Quantizer | None) -> bool:
@@ -205,7 +204,7 @@ def _limited(plan: Plan, inputs: AbstractSet[str], kept: Sequence[str]) -> Plan:
         for name, quantizer in plan.quantizers.items()
         if name in inputs or name in kept
     }
-    return dataclasses.replace(plan, quantizers=quantizers)
+    return plan.with_(quantizers=quantizers)
 
 
 class _Measure:

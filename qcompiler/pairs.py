@@ -7,7 +7,6 @@ noisiest ones stay float and the groups whose ranges differ most keep their own.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -119,8 +118,7 @@ def _with_shortcuts(
     def first(count: int) -> Plan:
         kept = order[:count]
         used = plan.quantizers.keys() | {one.shortcut for one in kept}
-        return replace(
-            plan,
+        return plan.with_(
             quantizers={name: quantizer for name, quantizer in quantizers.items() if name in used},
             reads={**plan.reads, **{one.add: (one.index,) for one in kept}},
         )
@@ -206,7 +204,7 @@ def _with_attention(
         for one in order[:count]:
             for name, read in wanted[one].items():
                 reads[name] = tuple(sorted({*reads.get(name, ()), *read}))
-        return replace(plan, quantizers={**plan.quantizers, **{name: known[name] for name in used}}, reads=reads)
+        return plan.with_(quantizers={**plan.quantizers, **{name: known[name] for name in used}}, reads=reads)
 
     count = largest(len(order), lambda count: measure(first(count), corrections) >= allowed)
     told = [
@@ -260,7 +258,7 @@ def _shared(plan: Plan, found: Sequence[Sequence[str]]) -> Plan:
         for name in names:
             if quantizers[name].amax != widest.amax:
                 quantizers[name] = replace(quantizers[name], amax=widest.amax, calibrator=f"shared:{widest.tensor}")
-    return replace(plan, quantizers=quantizers)
+    return plan.with_(quantizers=quantizers)
 
 
 def _corrected(
@@ -281,10 +279,7 @@ def _explained(plan: Plan, decisions: Sequence[Decision], order: Sequence[str]) 
     """The plan with more decisions, in graph order."""
     if not decisions:
         return plan
-    together = {**plan.decisions, **{one.node: one for one in decisions}}
-    places = {name: i for i, name in enumerate(order)}
-    ordered = sorted(together, key=lambda name: places.get(name, len(places)))
-    return dataclasses.replace(plan, decisions={name: together[name] for name in ordered})
+    return plan.deciding(*decisions).ordered(order)
 
 
 def largest(count: int, good: Callable[[int], bool]) -> int:

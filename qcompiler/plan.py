@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from qcompiler.target import DType
@@ -58,9 +58,9 @@ class Quantizer:
     whole: bool = False
 
 
-@dataclass
+@dataclass(frozen=True)
 class Plan:
-    """All of one compilation.
+    """All of one compilation. It is never changed: what decides more returns another plan.
 
     Attributes:
         decisions: by node name, in graph order.
@@ -71,18 +71,58 @@ class Plan:
             residual Add, the products of an attention).
     """
 
-    decisions: dict[str, Decision] = field(default_factory=dict)
-    quantizers: dict[str, Quantizer] = field(default_factory=dict)
-    axes: dict[str, int | None] = field(default_factory=dict)
-    reads: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    decisions: Mapping[str, Decision] = field(default_factory=dict)
+    quantizers: Mapping[str, Quantizer] = field(default_factory=dict)
+    axes: Mapping[str, int | None] = field(default_factory=dict)
+    reads: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Takes copies: whoever collected them may go on collecting."""
+        for each in fields(self):
+            object.__setattr__(self, each.name, dict(getattr(self, each.name)))
+
+    @classmethod
+    def of(cls, decisions: Iterable[Decision]) -> Plan:
+        """The plan of decisions alone; of several about one node, the last one counts."""
+        return cls({one.node: one for one in decisions})
 
     def __iter__(self) -> Iterator[Decision]:
         """Decisions in graph order."""
         return iter(self.decisions.values())
 
-    def add(self, decision: Decision) -> None:
-        """Sets or replaces the decision of a node."""
-        self.decisions[decision.node] = decision
+    def with_(
+        self,
+        *,
+        decisions: Mapping[str, Decision] | None = None,
+        quantizers: Mapping[str, Quantizer] | None = None,
+        axes: Mapping[str, int | None] | None = None,
+        reads: Mapping[str, tuple[int, ...]] | None = None,
+    ) -> Plan:
+        """The plan with other contents in place of those that are given."""
+        return Plan(
+            self.decisions if decisions is None else decisions,
+            self.quantizers if quantizers is None else quantizers,
+            self.axes if axes is None else axes,
+            self.reads if reads is None else reads,
+        )
+
+    def deciding(self, *decisions: Decision) -> Plan:
+        """The plan with these decisions: of a node it speaks of in the place of the old one, others at the end."""
+        return self.with_(decisions={**self.decisions, **{one.node: one for one in decisions}})
+
+    def without(self, *nodes: str) -> Plan:
+        """The plan without these nodes; quantizers stay, for others may read the same tensors."""
+        return self.with_(
+            decisions={name: one for name, one in self.decisions.items() if name not in nodes},
+            axes={name: axis for name, axis in self.axes.items() if name not in nodes},
+            reads={name: read for name, read in self.reads.items() if name not in nodes},
+        )
+
+    def ordered(self, nodes: Iterable[str]) -> Plan:
+        """The plan with its decisions in the order of these nodes, and what is not among them at the end."""
+        places = {name: index for index, name in enumerate(nodes)}
+        names = sorted(self.decisions, key=lambda name: places.get(name, len(places)))
+        return self.with_(decisions={name: self.decisions[name] for name in names})
 
     def precision(self, node: str) -> DType | None:
         """What a node computes in; None if the plan does not speak of it."""
@@ -114,10 +154,10 @@ class Plan:
     def from_json(text: str) -> Plan:
         """Reads what `to_json` wrote."""
         data: dict[str, Any] = json.loads(text)
-        plan = Plan(axes=data["axes"], reads={node: tuple(read) for node, read in data.get("reads", {}).items()})
-        for row in data["decisions"]:
-            plan.add(Decision(**{**row, "precision": DType(row["precision"])}))
+        decisions = (Decision(**{**row, "precision": DType(row["precision"])}) for row in data["decisions"])
+        quantizers = {}
         for row in data["quantizers"]:
             span = None if row.get("span") is None else tuple(row["span"])
-            plan.quantizers[row["tensor"]] = Quantizer(**{**row, "dtype": DType(row["dtype"]), "span": span})
-        return plan
+            quantizers[row["tensor"]] = Quantizer(**{**row, "dtype": DType(row["dtype"]), "span": span})
+        reads = {node: tuple(read) for node, read in data.get("reads", {}).items()}
+        return Plan.of(decisions).with_(quantizers=quantizers, axes=data["axes"], reads=reads)

@@ -255,7 +255,7 @@ def choose_plan(
         chosen = choose(
             model, found, refused, observed, run.recipe, run.target, advance, judge=judge, scores=run.scores
         )
-        came.close(chosen.plan, found, run.released)
+        chosen = dataclasses.replace(chosen, plan=came.close(chosen.plan, found, run.released))
     models.forget_pages(model)
     return_freed_memory()
     return chosen
@@ -263,9 +263,9 @@ def choose_plan(
 
 def lower(
     run: Run, normal: models.Model, chosen: Chosen, observed: Observations, storing: Sequence[Pass] = ()
-) -> models.Model:
-    """The plan's graph in the target's types; adds the decisions of the typing to the plan."""
-    model = models.copy(normal)
+) -> tuple[models.Model, Plan]:
+    """The plan's graph in the target's types, and the plan with the decisions of the typing."""
+    model, plan = models.copy(normal), chosen.plan
     with run.stage("lower"):
         feeds = observed.kept[:RANGE_FEEDS]
         wide = run.target.high_precision is DType.FP32
@@ -277,22 +277,22 @@ def lower(
         reports = pipeline(model.graph)
         run.reports.extend(reports)
         for report in reports:
-            _add_typing(chosen.plan, report.decisions)
+            plan = _add_typing(plan, report.decisions)
             for name, why in report.kept.items():
                 run.warn(f"'{name}' keeps its type: {why}")
     models.forget_pages(normal)
     return_freed_memory()
-    return model
+    return model, plan
 
 
-def _add_typing(plan: Plan, decisions: Sequence[Decision]) -> None:
-    """Joins what the typing pass decided with the plan: quantized nodes stay, the others learn their float type."""
+def _add_typing(plan: Plan, decisions: Sequence[Decision]) -> Plan:
+    """The plan with what the typing pass decided: quantized nodes stay, the others learn their float type."""
+    known = dict(plan.decisions)
     for one in decisions:
-        known = plan.decisions.get(one.node)
-        if known is None:
-            plan.add(one)
-        elif not known.precision.quantized and known.precision is not one.precision:
-            plan.add(dataclasses.replace(known, precision=one.precision, why=f"{known.why}; {one.why}"))
+        old = known.setdefault(one.node, one)
+        if not old.precision.quantized and old.precision is not one.precision:
+            known[one.node] = dataclasses.replace(old, precision=one.precision, why=f"{old.why}; {one.why}")
+    return plan.with_(decisions=known)
 
 
 def compare_models(

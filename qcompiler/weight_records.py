@@ -15,8 +15,8 @@ from qcompiler.target import DType, Target
 from qcompiler.weight_layers import Layer
 
 
-def into(plan: Plan, stored: Stored | None, target: Target, order: Sequence[str]) -> None:
-    """Writes the decisions into the plan, in graph order.
+def into(plan: Plan, stored: Stored | None, target: Target, order: Sequence[str]) -> Plan:
+    """The plan with the decisions, in graph order.
 
     Args:
         plan: what else was decided; decisions about other nodes stay.
@@ -25,29 +25,23 @@ def into(plan: Plan, stored: Stored | None, target: Target, order: Sequence[str]
         order: names of the graph's nodes.
     """
     if stored is None:
-        return
+        return plan
     high = target.high_precision
+    decisions: dict[str, Decision] = {}
     for refusal in stored.refused:
         if refusal.node not in plan.decisions:
             own = DType.FP32 if refusal.rule == "subgraph" else high
-            plan.add(decide.decision(refusal, own, stored.macs.get(refusal.node, 0)))
+            decisions.setdefault(refusal.node, decide.decision(refusal, own, stored.macs.get(refusal.node, 0)))
     for name, one in stored.weights.items():
-        plan.add(
-            Decision(
-                name,
-                one.layer.op,
-                one.layer.dtype,
-                "weight-only",
-                _why(one, high),
-                stored.macs.get(name, 0),
-                one.figures(),
-            )
+        macs = stored.macs.get(name, 0)
+        decisions[name] = Decision(
+            name, one.layer.op, one.layer.dtype, "weight-only", _why(one, high), macs, one.figures()
         )
     for name, one in stored.restored.items():
         why = f"an accuracy gate was missed, and this is one of the layers that err most: {one.errs()}"
-        plan.add(Decision(name, one.layer.op, high, "sensitive", why, stored.macs.get(name, 0), one.figures()))
-    places = {name: index for index, name in enumerate(order)}
-    plan.decisions = dict(sorted(plan.decisions.items(), key=lambda item: places.get(item[0], len(places))))
+        macs = stored.macs.get(name, 0)
+        decisions[name] = Decision(name, one.layer.op, high, "sensitive", why, macs, one.figures())
+    return plan.deciding(*decisions.values()).ordered(order)
 
 
 def _why(one: Weight, high: DType) -> str:

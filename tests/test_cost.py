@@ -88,11 +88,11 @@ class Bench:
         """What TensorRT-RTX makes of it."""
         from qcompiler.engines import for_target
 
-        plan = Plan()
-        for one in self.found if dtype.quantized else ():
-            plan.add(Decision(one.node, one.op, dtype, "linear", ""))
-            plan.axes[one.node] = one.axis if per_channel else None
-            plan.quantizers[one.activation] = Quantizer(one.activation, dtype, 4.0, "test", 4.0)
+        found = self.found if dtype.quantized else ()
+        plan = Plan.of(Decision(one.node, one.op, dtype, "linear", "") for one in found).with_(
+            axes={one.node: one.axis if per_channel else None for one in found},
+            quantizers={one.activation: Quantizer(one.activation, dtype, 4.0, "test", 4.0) for one in found},
+        )
         lowered = models.copy(self.model)
         lowering(plan, TARGET, measure(self.model, [self.feed]), {})(lowered.graph)
         models.save(lowered, self.folder / "low.onnx")

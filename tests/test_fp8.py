@@ -31,8 +31,8 @@ def clipped() -> Any:
     proto = model(("Clip", "x lo hi", "c"), ("MatMul", "c w", "y"), inputs={"x": (6, 32)}, opset=21,
                   weights={"w": W, "lo": np.float32(0), "hi": np.float32(6)})  # fmt: skip
     graph = to_graph(proto)
-    plan = Plan({"Y": Decision("Y", "MatMul", DType.FP8, "linear", "")}, axes={"Y": 1})
-    plan.quantizers["c"] = Quantizer("c", DType.FP8, 6.0, "test", 6.0)
+    quantizers = {"c": Quantizer("c", DType.FP8, 6.0, "test", 6.0)}
+    plan = Plan({"Y": Decision("Y", "MatMul", DType.FP8, "linear", "")}, quantizers, axes={"Y": 1})
     InsertQDQ(plan)(graph)
     return graph
 

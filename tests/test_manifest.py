@@ -25,10 +25,11 @@ from qcompiler.verification import Output, Verification
 def example(folder: Path, recipe: Recipe | None = None) -> dict[str, object]:
     (folder / "m.onnx").write_bytes(b"float")
     (folder / "m.engine").write_bytes(b"engine")
-    plan = Plan()
-    plan.add(Decision("conv<1>", "Conv", DType.INT8, "linear", "weights", 300, {"sqnr_db": math.inf}))
-    plan.add(Decision("mm", "MatMul", DType.FP16, "sensitive", "12 dB", 100, {"sqnr_db": math.nan}))
-    plan.quantizers["x"] = Quantizer("x", DType.INT8, 2.5, "entropy", 6.0)
+    decisions = [
+        Decision("conv<1>", "Conv", DType.INT8, "linear", "weights", 300, {"sqnr_db": math.inf}),
+        Decision("mm", "MatMul", DType.FP16, "sensitive", "12 dB", 100, {"sqnr_db": math.nan}),
+    ]
+    plan = Plan.of(decisions).with_(quantizers={"x": Quantizer("x", DType.INT8, 2.5, "entropy", 6.0)})
     output = Output("y", "float32", 4, math.inf, 1.0, 0.0, None, None, 0, 0, 0)
     return manifest.build(
         source=manifest.File.of(folder / "m.onnx"),

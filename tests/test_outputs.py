@@ -44,11 +44,13 @@ def test_a_clip_belongs_to_the_convolution_before_it_and_a_graph_output_to_the_u
 
 
 def test_a_convolution_without_a_quantized_output_goes_back_to_float() -> None:
-    plan = Plan()
-    for node, reads in (("C", "x"), ("Y", "r")):
-        plan.add(Decision(node, "Conv", DType.INT8, "linear", ""))
-        plan.axes[node] = 0
-        plan.quantizers[reads] = Quantizer(reads, DType.INT8, 1.0, "test", 1.0, (0.0, 1.0), whole=reads == "r")
+    plan = Plan.of(Decision(node, "Conv", DType.INT8, "linear", "") for node in ("C", "Y")).with_(
+        axes={"C": 0, "Y": 0},
+        quantizers={
+            reads: Quantizer(reads, DType.INT8, 1.0, "test", 1.0, (0.0, 1.0), whole=reads == "r")
+            for reads in ("x", "r")
+        },
+    )
     found = _without_unfused(plan, to_graph(_two()))
     assert {one.node: one.rule for one in found} == {"C": "linear", "Y": "unfused"}
     assert found.precision("Y") is DType.FP32
@@ -57,10 +59,9 @@ def test_a_convolution_without_a_quantized_output_goes_back_to_float() -> None:
 
 
 def test_fp8_layers_and_weights_that_alone_are_int8_are_left_as_they_are() -> None:
-    plan = Plan(axes={"C": 0, "Y": 0})
-    plan.add(Decision("C", "Conv", DType.FP8, "linear", ""))
-    plan.add(Decision("Y", "Conv", DType.FP32, "qfem", ""))
-    plan.quantizers["x"] = Quantizer("x", DType.FP8, 1.0, "test", 1.0)
+    decisions = [Decision("C", "Conv", DType.FP8, "linear", ""), Decision("Y", "Conv", DType.FP32, "qfem", "")]
+    quantizers = {"x": Quantizer("x", DType.FP8, 1.0, "test", 1.0)}
+    plan = Plan.of(decisions).with_(axes={"C": 0, "Y": 0}, quantizers=quantizers)
     graph = to_graph(_two())
     histograms = {"x": Histogram.of(np.linspace(0, 1, 9, dtype=np.float32))}
     found = _without_unfused(_extend(plan, graph, histograms, "minmax", ()), graph)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import FrozenInstanceError
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -42,9 +44,7 @@ QUANTIZERS = st.builds(
 def test_the_text_form_reads_back_equal(
     decisions: list[Decision], quantizers: list[Quantizer], axes: dict[str, int | None]
 ) -> None:
-    plan = Plan(quantizers={one.tensor: one for one in quantizers}, axes=axes)
-    for one in decisions:
-        plan.add(one)
+    plan = Plan.of(decisions).with_(quantizers={one.tensor: one for one in quantizers}, axes=axes)
     text = plan.to_json()
     json.loads(text)
     again = Plan.from_json(text)
@@ -54,11 +54,13 @@ def test_the_text_form_reads_back_equal(
 
 
 def example() -> Plan:
-    plan = Plan()
-    plan.add(Decision("a", "Conv", DType.INT8, "linear", "", 75))
-    plan.add(Decision("b", "Conv", DType.FP16, "sensitive", "", 25))
-    plan.add(Decision("c", "Relu", DType.FP16, "other", ""))
-    return plan
+    return Plan.of(
+        [
+            Decision("a", "Conv", DType.INT8, "linear", "", 75),
+            Decision("b", "Conv", DType.FP16, "sensitive", "", 25),
+            Decision("c", "Relu", DType.FP16, "other", ""),
+        ]
+    )
 
 
 def test_the_share_is_that_of_multiply_accumulates() -> None:
@@ -68,9 +70,31 @@ def test_the_share_is_that_of_multiply_accumulates() -> None:
 
 
 def test_a_node_has_one_decision_and_keeps_its_place() -> None:
-    plan = example()
-    plan.add(Decision("a", "Conv", DType.BF16, "kept", "", 75))
+    before = example()
+    plan = before.deciding(Decision("a", "Conv", DType.BF16, "kept", "", 75))
+    assert before == example()
     assert [one.node for one in plan] == ["a", "b", "c"]
     assert plan.precision("a") is DType.BF16
     assert plan.precision("nobody") is None
     assert plan.share() == 0
+
+
+def test_a_plan_is_not_changed_by_what_it_was_made_of() -> None:
+    axes: dict[str, int | None] = {"a": 0}
+    plan = example().with_(axes=axes, reads={"c": (1,)})
+    axes["b"] = 1
+    assert plan.axes == {"a": 0}
+    with pytest.raises(FrozenInstanceError):
+        plan.axes = axes  # type: ignore[misc]
+
+
+def test_a_node_that_is_gone_is_gone_everywhere_but_from_quantizers() -> None:
+    quantizer = Quantizer("x", DType.INT8, 1.0, "minmax", 1.0)
+    plan = example().with_(axes={"a": 0, "b": None}, reads={"a": (0,), "c": (1,)}, quantizers={"x": quantizer})
+    found = plan.without("a")
+    assert [one.node for one in found] == ["b", "c"]
+    assert (found.axes, found.reads, found.quantizers) == ({"b": None}, {"c": (1,)}, {"x": quantizer})
+
+
+def test_decisions_are_put_in_the_order_of_the_nodes_and_strangers_last() -> None:
+    assert [one.node for one in example().ordered(["c", "b", "nobody"])] == ["c", "b", "a"]

@@ -33,7 +33,7 @@ def example(folder: Path, *, nodes: int = 60, name: str = EVIL, random_data: boo
     """A manifest with everything in it; figures vary as real ones do."""
     rng = np.random.default_rng(0)
     (folder / "m.engine").write_bytes(b"engine" * 100)
-    plan, layers = Plan(), []
+    decisions, quantizers, layers = [], {}, []
     for k in range(nodes):
         node = f"{name}_{k}" if k % 7 == 3 else f"/backbone/stage{k // 12}/block{k % 12}/Conv"
         float_here = k % 9 == 4
@@ -41,12 +41,14 @@ def example(folder: Path, *, nodes: int = 60, name: str = EVIL, random_data: boo
         sqnr = float(40 - 12 * k / nodes - rng.exponential(4) - 14 * (k == nodes // 2))
         rule = "sensitive" if float_here else "linear"
         why = f"alone it costs {60 - sqnr:.1f} dB at the outputs" if float_here else "weights per output channel"
-        plan.add(Decision(node, "Conv", DType.FP16 if float_here else DType.INT8, rule, why, macs, {"sqnr_db": sqnr}))
-        plan.add(Decision(f"{node}/Relu", "Relu", DType.FP16, "other", "does not multiply"))
+        precision = DType.FP16 if float_here else DType.INT8
+        decisions.append(Decision(node, "Conv", precision, rule, why, macs, {"sqnr_db": sqnr}))
+        decisions.append(Decision(f"{node}/Relu", "Relu", DType.FP16, "other", "does not multiply"))
         layers.append(Layer(f"{node}_out", node, "Conv", math.inf if k < 2 else sqnr, sqnr + 1, k == nodes // 2))
         seen = float(rng.lognormal(1, 1))
         quantizer = Quantizer(f"{node}_in", DType.INT8, seen * float(rng.uniform(0.3, 1)), "entropy", seen)
-        plan.quantizers[quantizer.tensor] = quantizer
+        quantizers[quantizer.tensor] = quantizer
+    plan = Plan.of(decisions).with_(quantizers=quantizers)
     outputs = (
         Output(f"{name} logits", "float32", 16000, 24.31, 0.998132, 0.1812, 0.985, None, 0, 0, 0),
         Output("boxes", "float32", 6400, math.inf, 1.0, 0.0, None, None, 0, 0, 0),

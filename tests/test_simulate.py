@@ -95,10 +95,11 @@ class Bench:
         """The graph that the compiler would write for these groups."""
         plan, corrections = Plan(), {}
         for name, use in uses.items():
-            plan.quantizers[name] = Quantizer(name, use.dtype, use.amax, "test", use.amax)
+            own = {name: Quantizer(name, use.dtype, use.amax, "test", use.amax)}
+            plan = plan.with_(quantizers={**plan.quantizers, **own})
             for one in self.groups[name]:
-                plan.add(Decision(one.node, one.op, use.dtype, "linear", ""))
-                plan.axes[one.node] = one.axis if self.per_channel else None
+                plan = plan.deciding(Decision(one.node, one.op, use.dtype, "linear", ""))
+                plan = plan.with_(axes={**plan.axes, one.node: one.axis if self.per_channel else None})
                 if self.shifts.can(one):
                     corrections[one.node] = self.shifts.of(one, use.amax, use.dtype)
         lowered = models.copy(self.model)

@@ -31,12 +31,11 @@ def weights(**shapes: tuple[int, ...]) -> dict[str, Any]:
 
 def plan_of(graph: gs.Graph, *, per_channel: bool = True, dtype: DType = DType.INT8) -> Plan:
     """Every candidate in INT8 (or FP8) with the same range."""
-    plan = Plan()
-    for one in decide.candidates(graph, parse_target("tensorrt-rtx"))[0]:
-        plan.add(Decision(one.node, one.op, dtype, "linear", ""))
-        plan.quantizers[one.activation] = Quantizer(one.activation, dtype, AMAX, "test", AMAX)
-        plan.axes[one.node] = one.axis if per_channel else None
-    return plan
+    found = decide.candidates(graph, parse_target("tensorrt-rtx"))[0]
+    return Plan.of(Decision(one.node, one.op, dtype, "linear", "") for one in found).with_(
+        quantizers={one.activation: Quantizer(one.activation, dtype, AMAX, "test", AMAX) for one in found},
+        axes={one.node: one.axis if per_channel else None for one in found},
+    )
 
 
 def insert(
@@ -197,7 +196,7 @@ def test_an_axis_without_a_quantized_precision_stores_only_the_weight(precision:
     graph = to_graph(model(("MatMul", "x w", "y"), weights=values, opset=21, **MLP))
     plan = Plan(axes={"Y": 1})
     if precision is not None:
-        plan.add(Decision("Y", "MatMul", precision, "qfem", ""))
+        plan = plan.deciding(Decision("Y", "MatMul", precision, "qfem", ""))
     report = InsertQDQ(plan)(graph)
     assert [note.text for note in report.notes] == ["weight stored as INT8"]
     onnx.checker.check_model(whole(graph), full_check=True)
@@ -250,9 +249,7 @@ def test_a_chain_in_front_of_the_weight_reads_the_dequantized_one() -> None:
 def test_what_the_plan_does_not_name_is_left_alone() -> None:
     graph = to_graph(model(("MatMul", "x w", "y"), weights=weights(w=(32, 16)), opset=21, **MLP))
     before = whole(graph).SerializeToString(deterministic=True)
-    plan = plan_of(graph)
-    plan.add(Decision("Y", "MatMul", DType.FP16, "kept", ""))
-    del plan.axes["Y"]
+    plan = plan_of(graph).without("Y").deciding(Decision("Y", "MatMul", DType.FP16, "kept", ""))
     for one in (plan, Plan()):
         assert InsertQDQ(one)(graph).notes == ()
         assert whole(graph).SerializeToString(deterministic=True) == before

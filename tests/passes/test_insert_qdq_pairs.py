@@ -27,13 +27,12 @@ BLOCK = model(
 
 
 def plan(*, conv: bool = True, ranges: bool = True) -> Plan:
-    made = Plan(reads={"Y": (1,)})
-    if conv:
-        made.add(Decision("C", "Conv", DType.INT8, "linear", ""))
-        made.axes["C"] = 0
-    if ranges:
-        made.quantizers["x"] = Quantizer("x", DType.INT8, AMAX, "test", AMAX)
-    return made
+    return Plan(
+        {"C": Decision("C", "Conv", DType.INT8, "linear", "")} if conv else {},
+        {"x": Quantizer("x", DType.INT8, AMAX, "test", AMAX)} if ranges else {},
+        {"C": 0} if conv else {},
+        {"Y": (1,)},
+    )
 
 
 def fake(x: Any) -> Any:
@@ -74,8 +73,7 @@ def test_an_fp8_pair_has_the_scale_and_the_grid_of_e4m3() -> None:
     graph = to_graph(BLOCK)
     feeds = random_feeds(graph)
     float_sum = Session(graph, optimize=False).run(feeds)["y"]
-    made = plan(conv=False)
-    made.quantizers["x"] = Quantizer("x", DType.FP8, AMAX, "test", AMAX)
+    made = plan(conv=False).with_(quantizers={"x": Quantizer("x", DType.FP8, AMAX, "test", AMAX)})
     (note,) = InsertQDQPairs(made)(graph).notes
     assert "in FP8, scale 0.004464" in note.text
     scale = np.float32(AMAX / 448)
