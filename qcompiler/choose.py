@@ -13,7 +13,7 @@ import onnx_graphsurgeon as gs
 from qcompiler import attention, calibrators, came, clip, cost, decide, outputs, pairs, qfem, record, sparing
 from qcompiler import model as models
 from qcompiler.bias import Shifts
-from qcompiler.decide import Candidate, Refusal
+from qcompiler.decide import Candidate, Candidates, Refusal
 from qcompiler.errors import DataError, ModelError
 from qcompiler.macs import Shapes, concrete_shapes
 from qcompiler.numerics import format_of
@@ -72,8 +72,7 @@ class Chosen:
 
 def choose(
     model: models.Model,
-    found: Sequence[Candidate],
-    refused: Sequence[Refusal],
+    layers: Candidates,
     observed: Observations,
     recipe: Recipe,
     target: Target,
@@ -86,8 +85,7 @@ def choose(
 
     Args:
         model: the float model after the float passes.
-        found: candidates by the structural rules.
-        refused: linear and recurrent nodes that these rules left out.
+        layers: candidates by the structural rules, and what these rules left out.
         observed: histograms of the candidates' activations, and the kept feeds.
         recipe: calibrator, safety net, gates.
         target: high-precision type.
@@ -95,6 +93,7 @@ def choose(
         judge: the user's metric; QFeM goes by it.
         scores: what it gave for this model before.
     """
+    found, refused = layers.found, layers.refused
     if target.quantize_outputs:
         recipe = outputs.relaxed(recipe)
     shapes = concrete_shapes(model.graph, observed.kept[0], decide.tensors_for_shapes(model.graph))
@@ -155,14 +154,14 @@ def choose(
         ratios = {name: one.ratio for name, one in observed.outliers.items()}
         target_db = recipe.safety.target_sqnr_db
         spared = sparing.spare(simulator, feeds, offers, prices, ratios, recipe.qfem, target_db, judge, scores)
-    refused = [
+    refused = (
         *refused,
         *(
             Refusal(c.node, c.op, qfem.RULE, spared.reason(c.activation))
             for c in found
             if c.activation in spared.tensors and c.node not in out
         ),
-    ]
+    )
     offers = {name: uses for name, uses in offers.items() if name not in spared.tensors}
     stored = {c.node: c.axis for name in spared.tensors for c in groups[name]} if recipe.qfem.weights == "int8" else {}
     groups = {name: members for name, members in groups.items() if name not in spared.tensors}

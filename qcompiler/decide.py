@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -84,7 +84,30 @@ class Refusal:
     why: str
 
 
-def candidates(graph: gs.Graph, target: Target, keep: Sequence[str] = ()) -> tuple[list[Candidate], list[Refusal]]:
+class Candidates(NamedTuple):
+    """What may be quantized in a model and what may not; the planner decides what of it is.
+
+    Attributes:
+        found: linear nodes, in graph order.
+        refused: linear and recurrent nodes that stay in high precision.
+    """
+
+    found: tuple[Candidate, ...] = ()
+    refused: tuple[Refusal, ...] = ()
+
+    @property
+    def by_activation(self) -> Mapping[str, list[Candidate]]:
+        """What was found, grouped by the activation it shares, in graph order."""
+        return by_activation(self.found)
+
+    def refusing(self, refusals: Iterable[Refusal]) -> Candidates:
+        """The same with these nodes refused."""
+        refused = (*self.refused, *refusals)
+        left = {one.node for one in refused}
+        return Candidates(tuple(one for one in self.found if one.node not in left), refused)
+
+
+def candidates(graph: gs.Graph, target: Target, keep: Sequence[str] = ()) -> Candidates:
     """Linear nodes that the target can run quantized, and every other linear or recurrent node with its refusal.
 
     Args:
@@ -123,7 +146,7 @@ def candidates(graph: gs.Graph, target: Target, keep: Sequence[str] = ()) -> tup
         for owner, node in _nested(graph)
         if node.op in (*LINEAR, *RECURRENT)
     )
-    return found, refused
+    return Candidates(tuple(found), tuple(refused))
 
 
 def _structural(node: gs.Node, target: Target, keep: Iterable[re.Pattern[str]]) -> Candidate | Refusal:

@@ -6,7 +6,6 @@ quantized. It is the reference point for static scales, with which it shares wei
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
 import onnx_graphsurgeon as gs
@@ -14,7 +13,7 @@ import onnx_graphsurgeon as gs
 from qcompiler import decide, linear
 from qcompiler import model as models
 from qcompiler.choose import Chosen
-from qcompiler.decide import Candidate, Refusal
+from qcompiler.decide import Candidate, Candidates, Refusal
 from qcompiler.macs import Shapes, concrete_shapes
 from qcompiler.observe import Observations
 from qcompiler.operators import PRODUCTS
@@ -28,29 +27,24 @@ PRECISION: Final = "int8-dynamic"
 WHY = "constant matrix, a scale for each row of the activation at run time"
 
 
-def choose(
-    model: models.Model, target: Target, recipe: Recipe, observed: Observations, apart: Sequence[Refusal] = ()
-) -> Chosen:
+def choose(model: models.Model, layers: Candidates, target: Target, recipe: Recipe, observed: Observations) -> Chosen:
     """Decides every linear node's precision.
 
     Args:
         model: the float model after the float passes.
+        layers: candidates by the structural rules; refusals may be of other stages: the outlier products of LLM.int8().
         target: TensorRT computes matrix-vector products in float; on a CPU they gain most.
-        recipe: nodes to keep, and whether weights get a scale per output channel.
+        recipe: whether weights get a scale per output channel.
         observed: only the kept feeds are used, for shapes; without them multiply-accumulates are those of one row.
-        apart: refusals that stand over the structural rules, such as the outlier products of LLM.int8().
     """
     nodes = {node.name: node for node in model.graph.nodes}
     shapes: Shapes = {}
     if observed.kept:
         shapes = concrete_shapes(model.graph, observed.kept[0], decide.tensors_for_shapes(model.graph))
     macs = decide.node_macs(model.graph, shapes) if shapes else _of_a_row(model.graph)
-    found, refused = decide.candidates(model.graph, target, recipe.keep)
-    left = {one.node: one for one in (*refused, *apart)}
+    left = {one.node: one for one in layers.refused}
     axes: dict[str, int | None] = {}
-    for one in found:
-        if one.node in left:
-            continue
+    for one in layers.found:
         stays = _stays(one, nodes[one.node], target, shapes)
         if stays is not None:
             left[one.node] = stays

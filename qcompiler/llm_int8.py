@@ -24,7 +24,7 @@ import numpy as np
 from qcompiler import decide, dynamic, linear, record
 from qcompiler import graph as graphs
 from qcompiler import model as models
-from qcompiler.decide import Candidate, Refusal
+from qcompiler.decide import Candidate, Candidates, Refusal
 from qcompiler.numerics import LARGEST, Format, format_of, quantize
 from qcompiler.observe import Observations
 from qcompiler.operators import PRODUCTS
@@ -96,17 +96,16 @@ class Splits:
 
 
 Watched = Callable[[models.Model, Sequence[Candidate]], Sequence[str]]
-Found = tuple[list[Candidate], list[Refusal]]
 
 
 def stage(
     run: Run,
     normal: models.Model,
-    found: list[Candidate],
-    refused: list[Refusal],
+    found: tuple[Candidate, ...],
+    refused: tuple[Refusal, ...],
     observed: Observations,
     watch: Watched,
-) -> tuple[models.Model, list[Candidate], list[Refusal], Splits]:
+) -> tuple[models.Model, tuple[Candidate, ...], tuple[Refusal, ...], Splits]:
     """The model with outlier channels in products of their own, and what is left to decide.
 
     Behind the equivalence check. `observed` gets the histograms of new tensors.
@@ -281,7 +280,7 @@ def _fewest(layers: _Layers, goal: float, most: int) -> tuple[int, str]:
     return count, f"with them apart its layers reach {layers.db(count):.1f} dB instead of {plain:.1f}"
 
 
-def _apart(all_: Found, decided: Sequence[Split]) -> Found:
+def _apart(all_: Candidates, decided: Sequence[Split]) -> Candidates:
     """Candidates without the outlier products, which are refused by a rule of their own."""
     found, refused = all_
     of = {reader + OUTLIERS: (reader, one) for one in decided for reader in one.readers if one.channels}
@@ -293,7 +292,7 @@ def _apart(all_: Found, decided: Sequence[Split]) -> Found:
     }
     apart = [Refusal(one.node, one.op, RULE, whys[one.node]) for one in found if one.node in of]
     renamed = [dataclasses.replace(one, rule=RULE, why=whys[one.node]) if one.node in of else one for one in refused]
-    return kept, [*renamed, *apart]
+    return Candidates(tuple(kept), (*renamed, *apart))
 
 
 def observe_new(

@@ -29,6 +29,7 @@ from qcompiler.artefacts import Paths, workshop
 from qcompiler.atomic import check_writable
 from qcompiler.choose import AUTO, Chosen, choose
 from qcompiler.data import Data, Source, open_source
+from qcompiler.decide import Candidates
 from qcompiler.engines import Engine, EngineFile, Profile
 from qcompiler.equivalence import Equivalence, applied, refuse_not_finite
 from qcompiler.errors import AccuracyError, EngineError, UsageError
@@ -173,12 +174,13 @@ def preflight(run: Run, engine: Engine, model: models.Model, paths: Paths) -> No
         )
 
 
-def candidates(run: Run, model: models.Model) -> tuple[list[decide.Candidate], list[decide.Refusal]]:
+def candidates(run: Run, model: models.Model) -> Candidates:
     """What the structural rules let through and what they refuse; nothing where nothing is to be quantized."""
-    found, refused = decide.candidates(model.graph, run.target, run.recipe.keep)
+    layers = decide.candidates(model.graph, run.target, run.recipe.keep)
     if run.recipe.formats() or dynamic.splits(run.recipe):
-        return found, refused
-    return [], [one for one in refused if one.rule in decide.CAME]  # the others say what quantizing stopped
+        return layers
+    # the other refusals say what quantizing stopped
+    return Candidates((), tuple(one for one in layers.refused if one.rule in decide.CAME))
 
 
 def held_out(run: Run, model: models.Model, data: Data | None, inputs: Inputs) -> None:
@@ -241,21 +243,19 @@ def open_stored(normal: models.Model, found: Sequence[decide.Candidate]) -> mode
 def choose_plan(
     run: Run,
     model: models.Model,
-    found: Sequence[decide.Candidate],
-    refused: Sequence[decide.Refusal],
+    layers: Candidates,
     observed: Observations,
 ) -> Chosen:
     """The plan, from the observations; an empty one where there are none."""
     if run.recipe.precision == dynamic.PRECISION:
-        return dynamic.choose(model, run.target, run.recipe, observed, refused)
+        every = decide.candidates(model.graph, run.target, run.recipe.keep).refusing(layers.refused)
+        return dynamic.choose(model, every, run.target, run.recipe, observed)
     if not observed.kept:
         return Chosen(Plan(), SafetyNet())
     with run.stage("decide") as advance:
         judge = None if run.metric is None else partial(score_by, run.metric)
-        chosen = choose(
-            model, found, refused, observed, run.recipe, run.target, advance, judge=judge, scores=run.scores
-        )
-        chosen = dataclasses.replace(chosen, plan=came.close(chosen.plan, found, run.released))
+        chosen = choose(model, layers, observed, run.recipe, run.target, advance, judge=judge, scores=run.scores)
+        chosen = dataclasses.replace(chosen, plan=came.close(chosen.plan, layers.found, run.released))
     models.forget_pages(model)
     return_freed_memory()
     return chosen

@@ -76,11 +76,12 @@ def find(graph: gs.Graph, target: Target, recipe: Recipe) -> tuple[list[Layer], 
         target: engine.
         recipe: precision `int8-weight` or `int4-weight`, `keep`, and the table `weight_only`.
     """
-    candidates, refused = decide.candidates(graph, target, recipe.keep)
+    layers = decide.candidates(graph, target, recipe.keep)
+    refused = list(layers.refused)
     nodes = {node.name: node for node in graph.nodes}
     tables = [node for node in graph.nodes if graphs.is_op(node, "Gather") and graphs.is_constant(node.inputs[0])]
     found: list[Layer] = []
-    for one in candidates:
+    for one in layers.found:
         verdict = _judge(graph, nodes[one.node], one, recipe, target, tables)
         if isinstance(verdict, Layer):
             found.append(verdict)

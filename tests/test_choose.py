@@ -47,10 +47,10 @@ def chosen(loaded: models.Model, recipe: Recipe, *, spike: float = 1.0) -> Chose
     feeds = [{"x": rng.standard_normal((1, 12, 32)).astype(np.float32)} for _ in range(8)]
     for feed in feeds:
         feed["x"][0, 0, 0] *= spike
-    found, refused = decide.candidates(loaded.graph, TARGET, recipe.keep)
+    layers = decide.candidates(loaded.graph, TARGET, recipe.keep)
     source = open_source(feeds, INPUTS)
-    seen = observe(loaded, [one.activation for one in found], source, inputs=INPUTS)
-    return choose(loaded, found, refused, seen, recipe, TARGET)
+    seen = observe(loaded, list(layers.by_activation), source, inputs=INPUTS)
+    return choose(loaded, layers, seen, recipe, TARGET)
 
 
 def test_every_linear_node_has_a_decision_with_a_reason_in_graph_order(loaded: models.Model) -> None:
@@ -147,9 +147,9 @@ def chosen_of_two(folder: Path, recipe: Recipe) -> Chosen:
     ]
     target = recipe.resolve()
     inputs: Inputs = {name: (np.dtype(np.float32), ("n", 256, 64)) for name in ("bell", "tails")}
-    found, refused = decide.candidates(loaded.graph, target)
-    seen = observe(loaded, [one.activation for one in found], open_source(feeds, inputs), inputs=inputs)
-    return choose(loaded, found, refused, seen, recipe, target)
+    layers = decide.candidates(loaded.graph, target)
+    seen = observe(loaded, list(layers.by_activation), open_source(feeds, inputs), inputs=inputs)
+    return choose(loaded, layers, seen, recipe, target)
 
 
 def test_the_bell_is_quantized_to_int8_and_the_heavy_tails_to_fp8_with_both_figures(tmp_path: Path) -> None:
@@ -206,11 +206,11 @@ def test_the_floor_is_a_share_of_what_can_be_quantized(tmp_path: Path) -> None:
     loaded = models.load(tmp_path / "m.onnx")
     inputs: Inputs = {"x": (np.dtype(np.float32), ("n", 64, 32))}
     feeds = [{"x": rng.standard_normal((1, 64, 32)).astype(np.float32)} for _ in range(4)]
-    found, refused = decide.candidates(loaded.graph, TARGET, ())
-    seen = observe(loaded, [one.activation for one in found], open_source(feeds, inputs), inputs=inputs)
+    layers = decide.candidates(loaded.graph, TARGET, ())
+    seen = observe(loaded, list(layers.by_activation), open_source(feeds, inputs), inputs=inputs)
 
     def restored(share: float) -> int:
         recipe = Recipe(safety=Safety(target_sqnr_db=90, min_share=share))
-        return len(choose(loaded, found, refused, seen, recipe, TARGET).net.restored)
+        return len(choose(loaded, layers, seen, recipe, TARGET).net.restored)
 
     assert [restored(share) for share in (0.4, 0.6)] == [1, 0]

@@ -170,7 +170,7 @@ def test_a_pair_gives_its_range_to_everything_that_reads_the_tensor() -> None:
     )
     constants: dict[str, Any] = {"s": np.float32(0.5), "z": np.int8(0), "w1": weight(32, 32), "w2": weight(32, 32)}
     found, refused = candidates(graph(*nodes, inputs=X3, **constants), RTX)
-    assert refused == []
+    assert refused == ()
     assert [(one.node, one.activation, one.amax) for one in found] == [("A", "x", 63.5), ("B", "x", 63.5)]
 
 
@@ -203,7 +203,7 @@ def test_operators_of_other_domains_are_not_ours() -> None:
         ("Conv", "x w", "y", {}, "com.acme"), inputs=X4, weights={"w": weight(8, 32, 1, 1)}, domains=("com.acme",)
     )
     found, (refusal,) = candidates(to_graph(proto), RTX)
-    assert found == []
+    assert found == ()
     assert (refusal.node, refusal.rule) == ("Y", "custom")
     assert "Conv of domain 'com.acme'" in refusal.why
 
@@ -276,3 +276,21 @@ def test_a_refusal_becomes_a_line_of_the_plan() -> None:
     assert (line.node, line.op, line.precision, line.rule, line.why, line.macs) == (
         "n", "Conv", DType.BF16, "tiny", "because", 12,
     )  # fmt: skip
+
+
+def test_what_is_refused_later_is_no_candidate_any_more() -> None:
+    layers = candidates(
+        graph(
+            ("MatMul", "x w", "a"),
+            ("MatMul", "x v", "b"),
+            outputs=("a", "b"),
+            inputs=X3,
+            w=weight(32, 48),
+            v=weight(32, 48),
+        ),
+        RTX,
+    )
+    left = layers.refusing([Refusal("A", "MatMul", "tiny", "too small")])
+    assert [one.node for one in left.found] == ["B"]
+    assert left.refused == (*layers.refused, Refusal("A", "MatMul", "tiny", "too small"))
+    assert {name: [one.node for one in group] for name, group in layers.by_activation.items()} == {"x": ["A", "B"]}

@@ -85,8 +85,8 @@ def test_a_large_model_is_measured_on_short_samples_where_it_takes_them(
         "x": (np.dtype(np.float32), ("batch", "length", 32)),
         "bias": (np.dtype(np.float32), ("length", "length")),
     }
-    found, refused = decide.candidates(loaded.graph, TARGET)
-    seen = observe(loaded, [one.activation for one in found], open_source(given, inputs), inputs=inputs)
+    layers = decide.candidates(loaded.graph, TARGET)
+    seen = observe(loaded, list(layers.by_activation), open_source(given, inputs), inputs=inputs)
     recipe = Recipe(safety=Safety(target_sqnr_db=70, min_share=0))
     lengths: list[int] = []
     run = Simulator.run
@@ -96,11 +96,11 @@ def test_a_large_model_is_measured_on_short_samples_where_it_takes_them(
         return run(self, feed, uses)
 
     monkeypatch.setattr(Simulator, "run", watched)
-    ample = choose.choose(loaded, found, refused, seen, recipe, TARGET)
+    ample = choose.choose(loaded, layers, seen, recipe, TARGET)
     assert set(lengths) == {96}
     monkeypatch.setattr("qcompiler.choose.Limits", lambda **given: Limits(**given, work=5000))
     lengths.clear()
-    scarce = choose.choose(loaded, found, refused, seen, recipe, TARGET)
+    scarce = choose.choose(loaded, layers, seen, recipe, TARGET)
     assert (lengths.count(LEAST) > 10) is not wired
     assert scarce.net.restored
     assert scarce.net.restored == ample.net.restored
