@@ -2,43 +2,25 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from qcompiler import attention, calibrators, came, clip, cost, decide, outputs, pairs, qfem, record, sparing
+from qcompiler import attention, calibrators, came, clip, cost, decide, outputs, pairs, safety, sparing
 from qcompiler import model as models
-from qcompiler.bias import Shifts
 from qcompiler.decide import Candidate, Candidates, Refusal
-from qcompiler.errors import DataError, ModelError
 from qcompiler.macs import Shapes, concrete_shapes
 from qcompiler.numerics import format_of
 from qcompiler.observe import Observations
-from qcompiler.operators import PRODUCTS
 from qcompiler.plan import Decision, Plan, Quantizer
 from qcompiler.qfem import Spared
-from qcompiler.recipe import Recipe
-from qcompiler.record import Rows
-from qcompiler.safety import (
-    ENOUGH,
-    FEW,
-    HIGH,
-    Advance,
-    Limits,
-    Measure,
-    Prices,
-    SafetyNet,
-    best_start,
-    runs_for,
-    search,
-)
-from qcompiler.shorten import shorten
+from qcompiler.recipe import Qfem, Safety
+from qcompiler.safety import FEW, HIGH, Advance, Limits, Prices, SafetyNet
 from qcompiler.signature import Feeds, inputs_of
-from qcompiler.simulate import Simulator, Use
+from qcompiler.simulate import Grids, Simulation, Use, formats_of
 from qcompiler.sqnr import decibel
 from qcompiler.statistics import Histogram
 from qcompiler.target import DType, Target, lacking_fp8
@@ -46,10 +28,43 @@ from qcompiler.target import DType, Target, lacking_fp8
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    Corrections = dict[str, NDArray[np.float32]]
+
 AUTO = "auto"
 AUTO_RANGES = ("mse", "percentile{p=99.99}", "percentile{p=99.999}", "minmax", "percentile{p=99.9}")
 FP8_RANGES = ("mse{format=fp8}", "minmax")  # of a grid that spans 15 octaves
 USELESS_DB = 8.0
+
+
+@dataclass(frozen=True)
+class Planning:
+    """What planning may see of what the user asked for.
+
+    Attributes:
+        formats: the quantized types that layers may get.
+        everything: no layer may go back to high precision for accuracy.
+        by_cost: formats are compared by what they cost on the target; else high precision is what costs.
+        calibrator: text form of the one that chooses ranges, or `auto` for the choice among several.
+        safety: the table of the safety net.
+        qfem: the table of QFeM.
+        min_sqnr: SQNR in dB that every output must reach; None for no gate.
+        per_channel: INT8 weights have a scale per output channel.
+        clip_weights: weight ranges may be narrower than the largest weight.
+        attention: INT8 or FP8 for the products of attentions; None where they stay float.
+        shapes: smallest, usual and largest shape by input; None for those of the data.
+    """
+
+    formats: tuple[DType, ...]
+    everything: bool
+    by_cost: bool
+    calibrator: str
+    safety: Safety
+    qfem: Qfem
+    min_sqnr: float | None
+    per_channel: bool
+    clip_weights: bool
+    attention: DType | None
+    shapes: Mapping[str, Sequence[tuple[int, ...]]] | None
 
 
 @dataclass(frozen=True)
@@ -61,6 +76,8 @@ class Chosen:
         net: what the safety net did.
         corrections: by node name, what bias correction adds to its output channels.
         scales: by node name, scales of its INT8 weight where they are not amax / 127.
+        spared: what QFeM decided.
+        scores: the user's metric by what was spared, for the next try on the same model.
     """
 
     plan: Plan
@@ -68,18 +85,19 @@ class Chosen:
     corrections: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     scales: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     spared: Spared = sparing.NOTHING
+    scores: sparing.Scores = field(default_factory=dict)
 
 
-def choose(
+def make_plan(
     model: models.Model,
     layers: Candidates,
     observed: Observations,
-    recipe: Recipe,
+    options: Planning,
     target: Target,
     advance: Advance | None = None,
     *,
     judge: sparing.Judge | None = None,
-    scores: sparing.Scores | None = None,
+    scores: sparing.Scores = sparing.UNKNOWN,
 ) -> Chosen:
     """Decides every linear node's precision.
 
@@ -87,163 +105,214 @@ def choose(
         model: the float model after the float passes.
         layers: candidates by the structural rules, and what these rules left out.
         observed: histograms of the candidates' activations, and the kept feeds.
-        recipe: calibrator, safety net, gates.
+        options: calibrator, safety net, gates.
         target: high-precision type.
         advance: called with the number of runs of the safety net.
         judge: the user's metric; QFeM goes by it.
         scores: what it gave for this model before.
     """
-    found, refused = layers.found, layers.refused
     if target.quantize_outputs:
-        recipe = outputs.relaxed(recipe)
+        options = replace(options, safety=outputs.relaxed(options.safety))
     shapes = concrete_shapes(model.graph, observed.kept[0], decide.tensors_for_shapes(model.graph))
     macs = decide.node_macs(model.graph, shapes)
-    nodes = {node.name: node for node in model.graph.nodes}
-    small = [r for c in found if (r := decide.too_small(c, nodes[c.node], shapes)) is not None]
-    if target.engine == "onnxruntime":  # on a CPU, what is bound by memory gains most from small weights
-        small = [r for r in small if r.rule != "gemv" or r.op not in PRODUCTS]
-    out = {refusal.node for refusal in small}
-    groups = decide.by_activation(c for c in found if c.node not in out)
-    offers, spelled = _offers(recipe, target, groups, observed.histograms)
-    dtypes = tuple(dict.fromkeys(use.dtype for uses in offers.values() for use in uses))
-    per_channel = recipe.weight_granularity == "channel"
-    fp8_per_channel = per_channel and target.fp8_per_channel
-    scales = came.given(found, per_channel=per_channel)
-
-    def tried(scales: Mapping[str, NDArray[np.float32]]) -> tuple[Shifts, Simulator | None]:
-        shifts = Shifts(
-            model,
-            groups,
-            _ranges(offers, DType.INT8),
-            observed.kept,
-            fp8=_ranges(offers, DType.FP8) if DType.FP8 in dtypes else None,
-            fp8_per_channel=fp8_per_channel,
-            per_channel=per_channel,
-            spans=outputs.spans(observed.histograms) if target.unsigned_activations else None,
-            scales=scales,
-        )
-        if not groups:
-            return shifts, None
-        return shifts, Simulator(
-            model,
-            groups,
-            shifts,
-            per_channel=per_channel,
-            dtypes=dtypes,
-            fp8_per_channel=fp8_per_channel,
-            scales=scales,
-        )
-
-    shifts, simulator = tried(scales)
-    if recipe.weight_clip == "mse" and simulator is not None and per_channel and DType.INT8 in dtypes:
-        feeds = observed.kept[: _enough(shapes, groups, 1, FEW)]
-        clipped = {**clip.search(model, groups, _rows(model, groups, observed), observed.kept), **scales}
-        shorter, narrower = tried(clipped)
-        if narrower is not None and _better(narrower, simulator, feeds, offers):
-            shifts, simulator, scales = shorter, narrower, clipped
-    group_macs = {name: sum(macs[c.node] for c in members) for name, members in groups.items()}
-    prices = Prices(group_macs, sum(macs.values()))
-    costs: cost.Costs | None = None
-    if recipe.precision.startswith(AUTO) and target.engine != "onnxruntime" and groups:
-        usual = _shapes_at(model.graph, observed, recipe, 1, cost.tensors(model.graph, found))
-        costs = cost.Costs(model.graph, usual, target, per_channel=per_channel, fp8_per_channel=fp8_per_channel)
-        prices = Prices(prices.macs, prices.total, _seconds(costs, groups, offers, target.high_precision))
-    spared = sparing.NOTHING
-    if simulator is not None:
-        feeds = observed.kept[: _enough(shapes, groups, 1, FEW)]
-        ratios = {name: one.ratio for name, one in observed.outliers.items()}
-        target_db = recipe.safety.target_sqnr_db
-        spared = sparing.spare(simulator, feeds, offers, prices, ratios, recipe.qfem, target_db, judge, scores)
-    refused = (
-        *refused,
-        *(
-            Refusal(c.node, c.op, qfem.RULE, spared.reason(c.activation))
-            for c in found
-            if c.activation in spared.tensors and c.node not in out
-        ),
+    large = layers.refusing(decide.small(model.graph, layers.found, shapes, target))
+    offers, spelled = _offers(options.formats, options.calibrator, target, large.by_activation, observed.histograms)
+    grids = _grids(options, target, observed.histograms)
+    few = observed.kept[: safety.enough(shapes, offers, 1, FEW)]
+    given = came.given(layers.found, per_channel=options.per_channel)
+    simulation = _simulation(model, large, offers, grids, given, observed, few, options)
+    costs = _costs(model.graph, layers, large, grids, observed, options, target)
+    prices = _priced(large.by_activation, offers, macs, costs)
+    ratios = {name: one.ratio for name, one in observed.outliers.items()}
+    goal = options.safety.target_sqnr_db
+    spared, scores = sparing.spare(simulation, few, offers, prices, ratios, options.qfem, goal, judge, scores)
+    left = large.refusing(sparing.refusals(spared, large.found))
+    net = _safety_net(simulation, spared, shapes, prices, observed, options, advance)
+    plan = _plan(model.graph, left, net, macs, target, observed.histograms, "" if costs is None else costs.where)
+    plan = plan.with_(
+        quantizers=_quantizers(left.by_activation, net, spelled, observed.histograms),
+        axes=_axes(left, net, grids) | sparing.stored(spared, large.by_activation, options.qfem),
     )
-    offers = {name: uses for name, uses in offers.items() if name not in spared.tensors}
-    stored = {c.node: c.axis for name in spared.tensors for c in groups[name]} if recipe.qfem.weights == "int8" else {}
-    groups = {name: members for name, members in groups.items() if name not in spared.tensors}
-    net = _cast(
-        simulator, model.graph, shapes, observed.kept, offers, prices, recipe, sum(group_macs.values()), advance
+    corrections = _corrections(simulation, left, net)
+    scales = given if simulation is None else simulation.scales
+    plan, corrections = _completed(plan, corrections, model, left, net, scales, observed, options, target)
+    return Chosen(plan, net, corrections, scales, spared, scores)
+
+
+def _grids(options: Planning, target: Target, histograms: Mapping[str, Histogram]) -> Grids:
+    """The grids that a target has for what was asked for."""
+    spans = outputs.spans(histograms) if target.unsigned_activations else None
+    return Grids(options.per_channel, options.per_channel and target.fp8_per_channel, spans)
+
+
+def _simulation(
+    model: models.Model,
+    layers: Candidates,
+    offers: Mapping[str, Sequence[Use]],
+    grids: Grids,
+    scales: Mapping[str, NDArray[np.float32]],
+    observed: Observations,
+    few: Sequence[Feeds],
+    options: Planning,
+) -> Simulation | None:
+    """What the layers may become, with the weight ranges that serve the outputs best; None where there are none."""
+    if not layers.found:
+        return None
+    simulation = Simulation.of(model, layers.by_activation, offers, observed.kept, grids, scales)
+    if options.clip_weights and grids.per_channel and DType.INT8 in formats_of(offers):
+        return clip.narrowed(simulation, few)
+    return simulation
+
+
+def _costs(
+    graph: gs.Graph,
+    layers: Candidates,
+    large: Candidates,
+    grids: Grids,
+    observed: Observations,
+    options: Planning,
+    target: Target,
+) -> cost.Costs | None:
+    """What `large` of the layers cost in each format; None where they are not chosen by that."""
+    if not options.by_cost or target.engine == "onnxruntime" or not large.found:
+        return None
+    usual = _shapes_at(graph, observed, options, 1, cost.tensors(graph, layers.found))
+    return cost.Costs(graph, usual, target, per_channel=grids.per_channel, fp8_per_channel=grids.fp8_per_channel)
+
+
+def _priced(
+    groups: Mapping[str, Sequence[Candidate]],
+    offers: Mapping[str, Sequence[Use]],
+    macs: Mapping[str, int],
+    costs: cost.Costs | None,
+) -> Prices:
+    """What accuracy is traded for: time where costs are compared, else multiply-accumulates in high precision."""
+    own = {name: sum(macs[c.node] for c in members) for name, members in groups.items()}
+    return Prices(own, sum(macs.values()), {} if costs is None else costs.table(groups, offers))
+
+
+def _safety_net(
+    simulation: Simulation | None,
+    spared: Spared,
+    shapes: Shapes,
+    prices: Prices,
+    observed: Observations,
+    options: Planning,
+    advance: Advance | None,
+) -> SafetyNet:
+    """Runs the safety net over the groups that are not spared."""
+    if simulation is None or len(spared.tensors) == len(simulation.groups):
+        return SafetyNet()
+    table, groups = options.safety, simulation.groups
+    by_cost = bool(prices.seconds) and not options.everything
+    limits = Limits(
+        target_db=max(table.target_sqnr_db, options.min_sqnr or -1000.0),
+        # A gate that the user set outranks speed, and among formats high precision is a choice like the others
+        min_share=0.0
+        if options.min_sqnr is not None or by_cost
+        else table.min_share * sum(prices.macs.values()) / max(prices.total, 1),
+        useless_db=USELESS_DB,
+        few=safety.enough(shapes, groups, 1, FEW) if options.calibrator == AUTO else 1,
+        range_groups=table.range_groups,
+        high=not options.everything,
     )
-    where = costs.where if costs is not None else ""
-    plan = _plan(model.graph, groups, [*refused, *small], net, macs, target, nodes, observed.histograms, where)
-    quantizers = {
-        name: Quantizer(
-            name,
-            net.formats[name],
-            net.amax[name],
-            spelled[name][Use(net.formats[name], net.amax[name])],
-            observed.histograms[name].amax,
-        )
-        for name in groups
-        if name not in net.restored
+    feeds = observed.kept[: safety.enough(shapes, groups, 2, table.samples)]
+    offers = {name: uses for name, uses in simulation.offers.items() if name not in spared.tensors}
+    return safety.cast(simulation, feeds, offers, prices, limits, advance)
+
+
+def _quantizers(
+    groups: Mapping[str, Sequence[Candidate]],
+    net: SafetyNet,
+    spelled: Mapping[str, Mapping[Use, str]],
+    histograms: Mapping[str, Histogram],
+) -> dict[str, Quantizer]:
+    """Those of the activations of all groups that the net did not give back."""
+    uses = {name: Use(net.formats[name], net.amax[name]) for name in groups if name not in net.restored}
+    return {
+        name: Quantizer(name, use.dtype, use.amax, spelled[name][use], histograms[name].amax)
+        for name, use in uses.items()
     }
-    kept = [c for name in quantizers for c in groups[name]]
-    channels = {DType.INT8: per_channel, DType.FP8: fp8_per_channel}
-    axes = {c.node: c.axis if channels[net.formats[c.activation]] else None for c in kept} | stored
-    plan = plan.with_(quantizers=quantizers, axes=axes)
-    corrections = {
-        c.node: shifts.of(c, net.amax[c.activation], net.formats[c.activation]) for c in kept if shifts.can(c)
-    }
+
+
+def _axes(layers: Candidates, net: SafetyNet, grids: Grids) -> dict[str, int | None]:
+    """Of the quantized layers, by name: the axis of the weight that has the scales."""
+    kept = [c for c in _grouped(layers) if c.activation not in net.restored]
+    return {c.node: c.axis if grids.channels(net.formats[c.activation]) else None for c in kept}
+
+
+def _corrections(simulation: Simulation | None, layers: Candidates, net: SafetyNet) -> Corrections:
+    """What bias correction adds to the quantized layers, by name."""
+    if simulation is None:
+        return {}
+    shifts = simulation.shifts
+    kept = [c for c in _grouped(layers) if c.activation not in net.restored and shifts.can(c)]
+    return {c.node: shifts.of(c, net.amax[c.activation], net.formats[c.activation]) for c in kept}
+
+
+def _grouped(layers: Candidates) -> list[Candidate]:
+    """The candidates, those of one activation together."""
+    return [c for members in layers.by_activation.values() for c in members]
+
+
+def _completed(
+    plan: Plan,
+    corrections: Corrections,
+    model: models.Model,
+    layers: Candidates,
+    net: SafetyNet,
+    scales: Mapping[str, NDArray[np.float32]],
+    observed: Observations,
+    options: Planning,
+    target: Target,
+) -> tuple[Plan, Corrections]:
+    """The plan with what stands between layers: quantized outputs, or shortcuts, attentions and shared scales."""
+    table = options.safety
+    calibrator = outputs.RANGES if options.calibrator == AUTO else options.calibrator
     if target.quantize_outputs:
-        plan = outputs.add(
+        few = observed.kept[: table.samples]
+        extended = outputs.add(
             plan,
             model,
             observed.histograms,
             corrections,
-            observed.kept[: recipe.safety.samples],
-            calibrator=outputs.RANGES if recipe.calibrator == AUTO else recipe.calibrator,
-            target_db=recipe.safety.target_sqnr_db,
+            few,
+            calibrator=calibrator,
+            target_db=table.target_sqnr_db,
             spared=net.restored,
         )
-        return Chosen(plan, net, corrections, scales, spared)
+        return extended, corrections
     setting = pairs.Setting(
         model,
         target,
-        groups,
+        layers.by_activation,
         observed.histograms,
         observed.kept,
-        recipe.safety.samples,
-        calibrator=outputs.RANGES if recipe.calibrator == AUTO else recipe.calibrator,
-        target_db=recipe.safety.target_sqnr_db,
-        per_channel=per_channel,
-        attention=_asked(model.graph, observed, recipe, target),
+        table.samples,
+        calibrator=calibrator,
+        target_db=table.target_sqnr_db,
+        per_channel=options.per_channel,
+        attention=_asked(model.graph, observed, options, target),
         scales=scales,
     )
-    plan, corrections = pairs.extend(plan, corrections, setting)
-    return Chosen(plan, net, corrections, scales, spared)
+    return pairs.extend(plan, corrections, setting)
 
 
-def _asked(graph: gs.Graph, observed: Observations, recipe: Recipe, target: Target) -> attention.Asked | None:
-    """What the recipe asks of attentions."""
-    if recipe.attention == "float":
+def _asked(graph: gs.Graph, observed: Observations, options: Planning, target: Target) -> attention.Asked | None:
+    """What is asked of attentions."""
+    if options.attention is None:
         return None
-    smallest, largest = (_shapes_at(graph, observed, recipe, at, attention.tensors(graph)) for at in (0, -1))
-    return attention.Asked(DType(recipe.attention), smallest, largest, target.high_precision)
+    smallest, largest = (_shapes_at(graph, observed, options, at, attention.tensors(graph)) for at in (0, -1))
+    return attention.Asked(options.attention, smallest, largest, target.high_precision)
 
 
-def _rows(model: models.Model, groups: Mapping[str, Sequence[Candidate]], observed: Observations) -> dict[str, Rows]:
-    """Recorded rows of what products read."""
-    axes = {name: -1 for name, members in groups.items() if members[0].op in PRODUCTS}
-    return record.rows(model, axes, observed.kept)
-
-
-def _better(one: Simulator, other: Simulator, feeds: Sequence[Feeds], offers: Mapping[str, Sequence[Use]]) -> bool:
-    """Whether the outputs err less with all layers in INT8 in one simulator than in the other."""
-    noises = [best_start(Measure(each, feeds, len(feeds), None), offers, DType.INT8)[1] for each in (one, other)]
-    return noises[0] < noises[1]
-
-
-def _shapes_at(graph: gs.Graph, observed: Observations, recipe: Recipe, which: int, names: Sequence[str]) -> Shapes:
+def _shapes_at(graph: gs.Graph, observed: Observations, options: Planning, which: int, names: Sequence[str]) -> Shapes:
     """Shapes of tensors at the smallest (0), usual (1) or largest (-1) input of the optimization profile."""
     inputs = inputs_of(graph)
     wanted: dict[str, tuple[int, ...]] = {
         name: (three.min, three.opt, three.max)[which] for name, three in observed.shapes.profiles(inputs).items()
     }
-    wanted.update({name: three[which] for name, three in (recipe.shapes or {}).items()})
+    wanted.update({name: three[which] for name, three in (options.shapes or {}).items()})
     feeds = {name: np.resize(array, wanted.get(name, np.shape(array))) for name, array in observed.kept[0].items()}
     return concrete_shapes(graph, feeds, names)
 
@@ -263,13 +332,13 @@ def offered(
 
 
 def _offers(
-    recipe: Recipe,
+    formats: tuple[DType, ...],
+    calibrator: str,
     target: Target,
     groups: Mapping[str, Sequence[Candidate]],
     histograms: Mapping[str, Histogram],
 ) -> tuple[dict[str, list[Use]], dict[str, dict[Use, str]]]:
     """Formats and ranges to choose from by activation, and the calibrator behind each; INT8 only for what came so."""
-    formats = recipe.formats()
     if lacking_fp8(target) and len(formats) > 1:
         formats = tuple(dtype for dtype in formats if dtype is not DType.FP8)
     fixed = {
@@ -280,7 +349,7 @@ def _offers(
     for dtype in dict.fromkeys([*formats, *([DType.INT8] if fixed else [])]):
         own = {name: members for name, members in groups.items() if name in fixed or dtype in formats}
         own = {name: members for name, members in own.items() if name not in fixed or dtype is DType.INT8}
-        ranges, texts = offered(recipe.calibrator, {name: histograms[name] for name in own}, dtype)
+        ranges, texts = offered(calibrator, {name: histograms[name] for name in own}, dtype)
         came.pin(ranges, texts, own)
         for name in own:
             for amax, text in zip(ranges[name], texts[name], strict=True):
@@ -289,97 +358,22 @@ def _offers(
     return offers, spelled
 
 
-def _ranges(offers: Mapping[str, Sequence[Use]], dtype: DType) -> dict[str, list[float]]:
-    return {name: [use.amax for use in uses if use.dtype is dtype] for name, uses in offers.items()}
-
-
-def _seconds(
-    costs: cost.Costs,
-    groups: Mapping[str, Sequence[Candidate]],
-    offers: Mapping[str, Sequence[Use]],
-    high: DType,
-) -> dict[str, dict[str, float]]:
-    """What each group costs in each of its formats, and in high precision."""
-    return {
-        name: {
-            HIGH: costs.seconds(name, members, high),
-            **{str(use.dtype): costs.seconds(name, members, use.dtype) for use in offers[name]},
-        }
-        for name, members in groups.items()
-    }
-
-
-def _enough(shapes: Shapes, groups: Iterable[str], times: int, most: int) -> int:
-    """Samples to measure on: what it takes to see `times` enough elements of the activations, `times` at least."""
-    elements = sum(math.prod(shapes.get(name, (0,))) for name in groups)
-    return min(most, max(times, math.ceil(times * ENOUGH / max(elements, 1))))
-
-
-def _cast(
-    simulator: Simulator | None,
-    graph: gs.Graph,
-    shapes: Shapes,
-    feeds: Sequence[Feeds],
-    offers: Mapping[str, Sequence[Use]],
-    prices: Prices,
-    recipe: Recipe,
-    quantizable: int,
-    advance: Advance | None,
-) -> SafetyNet:
-    """Runs the safety net over the groups; `quantizable` are the multiply-accumulates that the floor is a share of."""
-    if simulator is None or not offers:
-        return SafetyNet()
-    groups = simulator.groups
-    by_cost = bool(prices.seconds) and not recipe.everything
-    limits = Limits(
-        target_db=max(recipe.safety.target_sqnr_db, recipe.min_sqnr or -1000.0),
-        # A gate that the user set outranks speed, and among formats high precision is a choice like the others
-        min_share=0.0
-        if recipe.min_sqnr is not None or by_cost
-        else recipe.safety.min_share * quantizable / max(prices.total, 1),
-        useless_db=USELESS_DB,
-        few=_enough(shapes, groups, 1, FEW) if recipe.calibrator == AUTO else 1,
-        range_groups=recipe.safety.range_groups,
-        high=not recipe.everything,
-    )
-    whole = _enough(shapes, groups, 2, recipe.safety.samples)
-    wanted = sum(len({use.dtype for use in uses}) for uses in offers.values())
-    brief = _brief(simulator, graph, feeds[: limits.few], runs_for(limits, prices, limits.few) / max(wanted, 1))
-    return search(simulator, feeds[:whole], offers, prices, limits, advance, brief=brief)
-
-
-def _brief(simulator: Simulator, graph: gs.Graph, feeds: Sequence[Feeds], share: float) -> list[Feeds] | None:
-    """Shorter samples for single groups, where there is no time to run them all on whole ones."""
-    if share >= 1:
-        return None
-    short = shorten(graph, feeds, share)
-    try:
-        simulator.run(short[0], {})
-    except (DataError, ModelError):  # the length is wired into this model: whole samples, in blocks of groups
-        return None
-    return short
-
-
 def _plan(
     graph: gs.Graph,
-    groups: Mapping[str, Sequence[Candidate]],
-    refused: Sequence[Refusal],
+    layers: Candidates,
     net: SafetyNet,
     macs: Mapping[str, int],
     target: Target,
-    nodes: Mapping[str, gs.Node],
     histograms: Mapping[str, Histogram],
     where: str,
 ) -> Plan:
     """All decisions in graph order."""
-    high = target.high_precision
-    came = decide.existing(graph)
-    decisions = {r.node: decide.decision(r, _unquantized(r, came, high), macs.get(r.node, 0)) for r in refused}
-    for activation, members in groups.items():
+    high, came = target.high_precision, decide.existing(graph)
+    decisions = [decide.decision(r, _unquantized(r, came, high), macs.get(r.node, 0)) for r in layers.refused]
+    for activation, members in layers.by_activation.items():
         figures = _figures(activation, net, histograms[activation], high)
-        for c in members:
-            decisions[c.node] = _decide(c, activation, net, macs[c.node], high, figures, where)
-    return Plan(decisions).ordered(nodes)
+        decisions += [_decide(c, activation, net, macs[c.node], high, figures, where) for c in members]
+    return Plan.of(decisions).ordered(node.name for node in graph.nodes)
 
 
 def _unquantized(refusal: Refusal, came: Plan, high: DType) -> DType:

@@ -188,9 +188,10 @@ def _compile(
     normal, found, refused, splits = llm_int8.stage(run, normal, found, refused, observed, watched)
     normal, stored = weights.stage(run, normal, samples, observed)
     normal = open_stored(normal, found)
-    layers = decide.Candidates(found, refused)
+    layers, scores = decide.Candidates(found, refused), sparing.UNKNOWN
     while True:
-        chosen = choose_plan(run, normal, layers, observed)
+        chosen = choose_plan(run, normal, layers, observed, scores)
+        scores = chosen.scores
         settled, plan, splits = llm_int8.settle(normal, chosen.plan, splits)
         plan = weight_records.into(plan, stored, run.target, [node.name for node in normal.graph.nodes])
         chosen = dataclasses.replace(chosen, plan=plan)

@@ -37,6 +37,8 @@ from qcompiler.decide import Candidate
 from qcompiler.errors import UsageError
 from qcompiler.macs import Shapes, macs_of
 from qcompiler.operators import LINEAR, PRODUCTS
+from qcompiler.safety import HIGH
+from qcompiler.simulate import Use
 from qcompiler.target import DType, Target
 
 PORTABLE = "sm89"  # what is optimised for where a target names no GPU
@@ -234,6 +236,18 @@ class Costs:
         kernels = self.kernels(activation, members, dtype)
         times = [sum(kernel.seconds(gpu) for kernel in kernels) for gpu in self._gpus]
         return sum(times) / len(times)
+
+    def table(
+        self, groups: Mapping[str, Sequence[Candidate]], offers: Mapping[str, Sequence[Use]]
+    ) -> dict[str, dict[str, float]]:
+        """Time of each group in each of its formats, and in high precision under the key `HIGH`."""
+        return {
+            name: {
+                HIGH: self.seconds(name, members, self._target.high_precision),
+                **{str(use.dtype): self.seconds(name, members, use.dtype) for use in offers[name]},
+            }
+            for name, members in groups.items()
+        }
 
     def bytes(self, activation: str, members: Sequence[Candidate], dtype: DType) -> float:
         """Bytes that a group moves."""

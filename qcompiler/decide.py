@@ -316,6 +316,16 @@ def too_small(candidate: Candidate, node: gs.Node, shapes: Shapes) -> Refusal | 
     return None
 
 
+def small(graph: gs.Graph, found: Iterable[Candidate], shapes: Shapes, target: Target) -> list[Refusal]:
+    """The candidates that are too small to be worth it on a target, as `too_small` says."""
+    nodes = {node.name: node for node in graph.nodes}
+    refusals = [one for c in found if (one := too_small(c, nodes[c.node], shapes)) is not None]
+    if target.engine != "onnxruntime":
+        return refusals
+    # on a CPU, what is bound by memory gains most from small weights
+    return [one for one in refusals if one.rule != "gemv" or one.op not in PRODUCTS]
+
+
 def _rows(candidate: Candidate, node: gs.Node, x: tuple[int, ...]) -> int:
     """Rows of the left matrix per sample: everything between the batch and the depth axis."""
     if candidate.op == "Gemm" or len(x) <= 2:

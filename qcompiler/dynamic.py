@@ -12,14 +12,14 @@ import onnx_graphsurgeon as gs
 
 from qcompiler import decide, linear
 from qcompiler import model as models
-from qcompiler.choose import Chosen
+from qcompiler.choose import Chosen, Planning
 from qcompiler.decide import Candidate, Candidates, Refusal
 from qcompiler.macs import Shapes, concrete_shapes
 from qcompiler.observe import Observations
 from qcompiler.operators import PRODUCTS
 from qcompiler.passes.dynamic_quant import RULE, refusal
 from qcompiler.plan import Decision, Plan
-from qcompiler.recipe import Recipe
+from qcompiler.recipe import LlmInt8Table
 from qcompiler.safety import SafetyNet
 from qcompiler.target import DType, Target
 
@@ -27,15 +27,17 @@ PRECISION: Final = "int8-dynamic"
 WHY = "constant matrix, a scale for each row of the activation at run time"
 
 
-def choose(model: models.Model, layers: Candidates, target: Target, recipe: Recipe, observed: Observations) -> Chosen:
+def make_plan(
+    model: models.Model, layers: Candidates, observed: Observations, options: Planning, target: Target
+) -> Chosen:
     """Decides every linear node's precision.
 
     Args:
         model: the float model after the float passes.
         layers: candidates by the structural rules; refusals may be of other stages: the outlier products of LLM.int8().
-        target: TensorRT computes matrix-vector products in float; on a CPU they gain most.
-        recipe: whether weights get a scale per output channel.
         observed: only the kept feeds are used, for shapes; without them multiply-accumulates are those of one row.
+        options: whether weights get a scale per output channel.
+        target: TensorRT computes matrix-vector products in float; on a CPU they gain most.
     """
     nodes = {node.name: node for node in model.graph.nodes}
     shapes: Shapes = {}
@@ -49,7 +51,7 @@ def choose(model: models.Model, layers: Candidates, target: Target, recipe: Reci
         if stays is not None:
             left[one.node] = stays
             continue
-        axes[one.node] = one.axis if recipe.weight_granularity == "channel" else None
+        axes[one.node] = one.axis if options.per_channel else None
     decisions = []
     for name, node in nodes.items():
         if name in axes:
@@ -61,9 +63,9 @@ def choose(model: models.Model, layers: Candidates, target: Target, recipe: Reci
     return Chosen(Plan.of(decisions).with_(axes=axes), SafetyNet())
 
 
-def splits(recipe: Recipe) -> bool:
+def splits(precision: str, table: LlmInt8Table) -> bool:
     """Whether outlier channels are split off before, which takes data: LLM.int8() as it was published."""
-    return recipe.precision == PRECISION and recipe.llm_int8.threshold != "off"
+    return precision == PRECISION and table.threshold != "off"
 
 
 def _of_a_row(graph: gs.Graph) -> dict[str, int]:

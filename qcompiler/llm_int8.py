@@ -111,7 +111,7 @@ def stage(
     Behind the equivalence check. `observed` gets the histograms of new tensors.
     """
     wanted, formats = run.recipe.llm_int8, run.recipe.formats()
-    by_row = dynamic.splits(run.recipe)
+    by_row = dynamic.splits(run.recipe.precision, wanted)
     if wanted.threshold == "off" or not (formats or by_row) or not observed.kept:
         return normal, found, refused, Splits()
     with run.stage("llm-int8"):

@@ -24,7 +24,7 @@ from qcompiler.pass_ import Fact, Pipeline
 from qcompiler.passes.insert_qdq import InsertQDQ
 from qcompiler.passes.quantize_outputs import QuantizeOutputs
 from qcompiler.plan import Plan, Quantizer
-from qcompiler.recipe import Recipe
+from qcompiler.recipe import Safety
 from qcompiler.session import Session
 from qcompiler.signature import Feeds
 from qcompiler.statistics import Histogram
@@ -61,10 +61,9 @@ def spans(histograms: Mapping[str, Histogram]) -> dict[str, unsigned.Span]:
     return {name: (histogram.minimum, histogram.maximum) for name, histogram in histograms.items()}
 
 
-def relaxed(recipe: Recipe) -> Recipe:
-    """The recipe with `SLACK_DB` less to reach."""
-    goal = max(recipe.safety.target_sqnr_db - SLACK_DB, -100.0)
-    return recipe.replace(safety=replace(recipe.safety, target_sqnr_db=goal))
+def relaxed(safety: Safety) -> Safety:
+    """The safety net with `SLACK_DB` less to reach."""
+    return replace(safety, target_sqnr_db=max(safety.target_sqnr_db - SLACK_DB, -100.0))
 
 
 def add(

@@ -15,19 +15,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
+from qcompiler.errors import DataError, ModelError
+from qcompiler.macs import Shapes
 from qcompiler.noise import Advance, Measure
+from qcompiler.shorten import shorten
 from qcompiler.signature import Feeds
-from qcompiler.simulate import Simulator, Use
+from qcompiler.simulate import Simulation, Simulator, Use
 from qcompiler.sqnr import NOTHING, decibel, noise_power
 from qcompiler.target import DType
 
 __all__ = [
     "ENOUGH", "FEW", "HIGH", "Advance", "Limits", "Measure", "Noises", "Offers", "Prices", "SafetyNet", "Step",
-    "runs_for", "search",
+    "cast", "enough", "runs_for", "search",
 ]  # fmt: skip
 
 Offers = Mapping[str, Sequence[Use]]
@@ -200,6 +204,46 @@ def search(
         runs=measure.runs,
         blocks=blocks,
     )
+
+
+def cast(
+    simulation: Simulation,
+    feeds: Sequence[Feeds],
+    offers: Offers,
+    prices: Prices,
+    limits: Limits,
+    advance: Advance | None = None,
+) -> SafetyNet:
+    """`search`, on shorter samples for single groups where there is no time to run them all on whole ones.
+
+    Args:
+        simulation: the layers.
+        feeds: samples to measure on.
+        offers: what is still to choose from, by activation tensor; other layers stay in high precision.
+        prices: costs and shares.
+        limits: when to stop.
+        advance: called with the number of runs done.
+    """
+    wanted = sum(len({use.dtype for use in uses}) for uses in offers.values())
+    share = runs_for(limits, prices, limits.few) / max(wanted, 1)
+    brief = None if share >= 1 else _brief(simulation, feeds[: limits.few], share)
+    return search(simulation.simulator, feeds, offers, prices, limits, advance, brief=brief)
+
+
+def _brief(simulation: Simulation, feeds: Sequence[Feeds], share: float) -> list[Feeds] | None:
+    """Shorter samples; None where the model takes none."""
+    short = shorten(simulation.model.graph, feeds, share)
+    try:
+        simulation.simulator.run(short[0], {})
+    except (DataError, ModelError):  # the length is wired into this model: whole samples, in blocks of groups
+        return None
+    return short
+
+
+def enough(shapes: Shapes, groups: Iterable[str], times: int, most: int) -> int:
+    """Samples to measure on: what it takes to see `times` enough elements of the activations, `times` at least."""
+    elements = sum(math.prod(shapes.get(name, (0,))) for name in groups)
+    return min(most, max(times, math.ceil(times * ENOUGH / max(elements, 1))))
 
 
 def runs_for(limits: Limits, prices: Prices, samples: float) -> int:

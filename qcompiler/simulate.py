@@ -34,7 +34,7 @@ from qcompiler.numerics import E4M3_MAX, LARGEST, format_of, quantize_weight
 from qcompiler.session import Session
 from qcompiler.signature import Feeds
 from qcompiler.target import DType
-from qcompiler.unsigned import grid, span
+from qcompiler.unsigned import Span, grid, span
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -206,6 +206,97 @@ class Simulator:
         if candidate.op == "Conv":
             return shift.reshape(-1, *[1] * (self._ranks[candidate.node] - 2))
         return shift
+
+
+@dataclass(frozen=True)
+class Grids:
+    """On which grids weights and activations are rounded, their ranges apart.
+
+    Attributes:
+        per_channel: INT8 weight scales per output channel, else per tensor.
+        fp8_per_channel: the same for FP8.
+        spans: lowest and highest value seen of each activation, where INT8 grids are unsigned; None where none is.
+    """
+
+    per_channel: bool = True
+    fp8_per_channel: bool = False
+    spans: Mapping[str, Span] | None = None
+
+    def channels(self, dtype: DType) -> bool:
+        """Whether weights in a format have a scale per output channel."""
+        return self.fp8_per_channel if dtype is DType.FP8 else self.per_channel
+
+
+@dataclass(frozen=True, eq=False)
+class Simulation:
+    """What layers may become, and the simulator that tries it.
+
+    Attributes:
+        model: the float model, normalised.
+        groups: candidates by the activation tensor they share, one at least.
+        offers: formats and clipping ranges to choose from, by activation.
+        feeds: samples for the means of bias correction.
+        grids: of weights and activations.
+        scales: by node name, scales of its INT8 weight where they are not amax / 127.
+        shifts: what bias correction adds.
+        simulator: runs the model with any of these choices.
+    """
+
+    model: models.Model
+    groups: Mapping[str, Sequence[Candidate]]
+    offers: Mapping[str, Sequence[Use]]
+    feeds: Sequence[Feeds]
+    grids: Grids
+    scales: Mapping[str, NDArray[np.float32]]
+    shifts: Shifts
+    simulator: Simulator
+
+    @classmethod
+    def of(
+        cls,
+        model: models.Model,
+        groups: Mapping[str, Sequence[Candidate]],
+        offers: Mapping[str, Sequence[Use]],
+        feeds: Sequence[Feeds],
+        grids: Grids,
+        scales: Mapping[str, NDArray[np.float32]],
+    ) -> Simulation:
+        """Measures the means and makes the session."""
+        dtypes = formats_of(offers)
+        shifts = Shifts(
+            model,
+            groups,
+            _ranges(offers, DType.INT8),
+            feeds,
+            fp8=_ranges(offers, DType.FP8) if DType.FP8 in dtypes else None,
+            fp8_per_channel=grids.fp8_per_channel,
+            per_channel=grids.per_channel,
+            spans=grids.spans,
+            scales=scales,
+        )
+        simulator = Simulator(
+            model,
+            groups,
+            shifts,
+            per_channel=grids.per_channel,
+            dtypes=dtypes,
+            fp8_per_channel=grids.fp8_per_channel,
+            scales=scales,
+        )
+        return cls(model, groups, offers, feeds, grids, scales, shifts, simulator)
+
+    def scaled(self, scales: Mapping[str, NDArray[np.float32]]) -> Simulation:
+        """The same with other scales of weights."""
+        return Simulation.of(self.model, self.groups, self.offers, self.feeds, self.grids, scales)
+
+
+def formats_of(offers: Mapping[str, Sequence[Use]]) -> tuple[DType, ...]:
+    """The formats on offer."""
+    return tuple(dict.fromkeys(use.dtype for uses in offers.values() for use in uses))
+
+
+def _ranges(offers: Mapping[str, Sequence[Use]], dtype: DType) -> dict[str, list[float]]:
+    return {name: [use.amax for use in uses if use.dtype is dtype] for name, uses in offers.items()}
 
 
 def _switched(

@@ -27,7 +27,7 @@ from qcompiler import (
 from qcompiler import model as models
 from qcompiler.artefacts import Paths, workshop
 from qcompiler.atomic import check_writable
-from qcompiler.choose import AUTO, Chosen, choose
+from qcompiler.choose import AUTO, Chosen, Planning, make_plan
 from qcompiler.data import Data, Source, open_source
 from qcompiler.decide import Candidates
 from qcompiler.engines import Engine, EngineFile, Profile
@@ -76,7 +76,6 @@ class Run:
     smoothings: dict[str, float] = field(default_factory=dict)
     metric: str | Perplexity | None = None
     float_score: float | None = None  # of the metric; the float model stays the same whatever is tried
-    scores: sparing.Scores = field(default_factory=dict)
     held_out: Text | None = None
     fronted: Callable[[Source], Source] = lambda source: source  # texts as they are read behind a prefix
 
@@ -177,7 +176,7 @@ def preflight(run: Run, engine: Engine, model: models.Model, paths: Paths) -> No
 def candidates(run: Run, model: models.Model) -> Candidates:
     """What the structural rules let through and what they refuse; nothing where nothing is to be quantized."""
     layers = decide.candidates(model.graph, run.target, run.recipe.keep)
-    if run.recipe.formats() or dynamic.splits(run.recipe):
+    if run.recipe.formats() or dynamic.splits(run.recipe.precision, run.recipe.llm_int8):
         return layers
     # the other refusals say what quantizing stopped
     return Candidates((), tuple(one for one in layers.refused if one.rule in decide.CAME))
@@ -240,21 +239,40 @@ def open_stored(normal: models.Model, found: Sequence[decide.Candidate]) -> mode
     return opened
 
 
+def planning_options(recipe: Recipe) -> Planning:
+    """What planning may see of a recipe."""
+    return Planning(
+        formats=recipe.formats(),
+        everything=recipe.everything,
+        by_cost=recipe.precision.startswith(AUTO),
+        calibrator=recipe.calibrator,
+        safety=recipe.safety,
+        qfem=recipe.qfem,
+        min_sqnr=recipe.min_sqnr,
+        per_channel=recipe.weight_granularity == "channel",
+        clip_weights=recipe.weight_clip == "mse",
+        attention=None if recipe.attention == "float" else DType(recipe.attention),
+        shapes=recipe.shapes,
+    )
+
+
 def choose_plan(
     run: Run,
     model: models.Model,
     layers: Candidates,
     observed: Observations,
+    scores: sparing.Scores = sparing.UNKNOWN,
 ) -> Chosen:
-    """The plan, from the observations; an empty one where there are none."""
+    """The plan, from the observations; an empty one where there are none. `scores` are those of the last try."""
+    options = planning_options(run.recipe)
     if run.recipe.precision == dynamic.PRECISION:
         every = decide.candidates(model.graph, run.target, run.recipe.keep).refusing(layers.refused)
-        return dynamic.choose(model, every, run.target, run.recipe, observed)
+        return dynamic.make_plan(model, every, observed, options, run.target)
     if not observed.kept:
         return Chosen(Plan(), SafetyNet())
     with run.stage("decide") as advance:
         judge = None if run.metric is None else partial(score_by, run.metric)
-        chosen = choose(model, layers, observed, run.recipe, run.target, advance, judge=judge, scores=run.scores)
+        chosen = make_plan(model, layers, observed, options, run.target, advance, judge=judge, scores=scores)
         chosen = dataclasses.replace(chosen, plan=came.close(chosen.plan, layers.found, run.released))
     models.forget_pages(model)
     return_freed_memory()

@@ -10,11 +10,12 @@ import pytest
 
 from qcompiler import calibrators, decide
 from qcompiler import model as models
-from qcompiler.choose import AUTO_RANGES, Chosen, choose, offered
+from qcompiler.choose import AUTO_RANGES, Chosen, make_plan, offered
 from qcompiler.data import open_source
 from qcompiler.observe import observe
 from qcompiler.recipe import Recipe, Safety
 from qcompiler.signature import Inputs
+from qcompiler.stages import planning_options
 from qcompiler.statistics import Histogram
 from qcompiler.target import DType, parse_target
 from tests.rewrite import model
@@ -50,7 +51,7 @@ def chosen(loaded: models.Model, recipe: Recipe, *, spike: float = 1.0) -> Chose
     layers = decide.candidates(loaded.graph, TARGET, recipe.keep)
     source = open_source(feeds, INPUTS)
     seen = observe(loaded, list(layers.by_activation), source, inputs=INPUTS)
-    return choose(loaded, layers, seen, recipe, TARGET)
+    return make_plan(loaded, layers, seen, planning_options(recipe), TARGET)
 
 
 def test_every_linear_node_has_a_decision_with_a_reason_in_graph_order(loaded: models.Model) -> None:
@@ -149,7 +150,7 @@ def chosen_of_two(folder: Path, recipe: Recipe) -> Chosen:
     inputs: Inputs = {name: (np.dtype(np.float32), ("n", 256, 64)) for name in ("bell", "tails")}
     layers = decide.candidates(loaded.graph, target)
     seen = observe(loaded, list(layers.by_activation), open_source(feeds, inputs), inputs=inputs)
-    return choose(loaded, layers, seen, recipe, target)
+    return make_plan(loaded, layers, seen, planning_options(recipe), target)
 
 
 def test_the_bell_is_quantized_to_int8_and_the_heavy_tails_to_fp8_with_both_figures(tmp_path: Path) -> None:
@@ -211,6 +212,6 @@ def test_the_floor_is_a_share_of_what_can_be_quantized(tmp_path: Path) -> None:
 
     def restored(share: float) -> int:
         recipe = Recipe(safety=Safety(target_sqnr_db=90, min_share=share))
-        return len(choose(loaded, layers, seen, recipe, TARGET).net.restored)
+        return len(make_plan(loaded, layers, seen, planning_options(recipe), TARGET).net.restored)
 
     assert [restored(share) for share in (0.4, 0.6)] == [1, 0]

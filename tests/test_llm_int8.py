@@ -241,8 +241,7 @@ def test_dynamic_keeps_what_has_no_rows(tmp_path: Path) -> None:
 
 
 def test_dynamic_splits_only_on_request() -> None:
-    recipe = Recipe(precision="int8-dynamic")
-    assert not dynamic.splits(recipe)
-    assert dynamic.splits(recipe.replace(llm_int8=LlmInt8Table(threshold="auto")))
-    assert not dynamic.splits(Recipe(llm_int8=LlmInt8Table(threshold="auto")))
-    assert DType.INT8 not in recipe.formats()
+    assert not dynamic.splits("int8-dynamic", LlmInt8Table())
+    assert dynamic.splits("int8-dynamic", LlmInt8Table(threshold="auto"))
+    assert not dynamic.splits("int8", LlmInt8Table(threshold="auto"))
+    assert DType.INT8 not in Recipe(precision="int8-dynamic").formats()

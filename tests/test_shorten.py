@@ -19,6 +19,7 @@ from qcompiler.session import Session
 from qcompiler.shorten import LEAST, shorten
 from qcompiler.signature import Inputs
 from qcompiler.simulate import Simulator
+from qcompiler.stages import planning_options
 from qcompiler.target import parse_target
 from tests import decoder
 from tests.rewrite import model
@@ -96,11 +97,11 @@ def test_a_large_model_is_measured_on_short_samples_where_it_takes_them(
         return run(self, feed, uses)
 
     monkeypatch.setattr(Simulator, "run", watched)
-    ample = choose.choose(loaded, layers, seen, recipe, TARGET)
+    ample = choose.make_plan(loaded, layers, seen, planning_options(recipe), TARGET)
     assert set(lengths) == {96}
     monkeypatch.setattr("qcompiler.choose.Limits", lambda **given: Limits(**given, work=5000))
     lengths.clear()
-    scarce = choose.choose(loaded, layers, seen, recipe, TARGET)
+    scarce = choose.make_plan(loaded, layers, seen, planning_options(recipe), TARGET)
     assert (lengths.count(LEAST) > 10) is not wired
     assert scarce.net.restored
     assert scarce.net.restored == ample.net.restored
