@@ -174,7 +174,7 @@ def _settle(
     names = [quantizer.tensor for quantizer in order]
     if not names:
         return plan
-    measure = _Measure(model, corrections, feeds)
+    measure = _OutputsTrial(model, corrections, feeds)
     allowed = min(target_db, measure(_limited(plan, inputs, ())) - LOSS_DB)
     kept = _most(names, lambda some: measure(_limited(plan, inputs, some)) >= allowed)
     return _limited(plan, inputs, kept)
@@ -206,7 +206,7 @@ def _limited(plan: Plan, inputs: AbstractSet[str], kept: Sequence[str]) -> Plan:
     return plan.with_(quantizers=quantizers)
 
 
-class _Measure:
+class _OutputsTrial:
     """SQNR in dB of a plan's lowered graph over a few samples."""
 
     def __init__(

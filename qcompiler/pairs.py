@@ -21,7 +21,7 @@ from qcompiler.decide import Candidate
 from qcompiler.pass_ import Fact, Pipeline
 from qcompiler.passes.insert_qdq import InsertQDQ
 from qcompiler.passes.insert_qdq_pairs import InsertQDQPairs
-from qcompiler.placement import Residual
+from qcompiler.placement import Shortcut
 from qcompiler.plan import Decision, Plan, Quantizer
 from qcompiler.session import Session
 from qcompiler.signature import Feeds
@@ -83,7 +83,7 @@ def extend(plan: Plan, corrections: Corrections, setting: Setting) -> tuple[Plan
     chosen, refused = placement.shortcuts(graph, target, quantized)
     try_groups = target.share_scales and bool(placement.scale_groups(graph, _int8(plan)))
     whole, told = _attentions(plan, setting)
-    measure = _Measure(setting) if chosen or try_groups or whole else None
+    measure = _PairsTrial(setting) if chosen or try_groups or whole else None
     decisions = [*told, *(decide.decision(refusal, target.high_precision, 0) for refusal in refused)]
     if measure is not None:
         allowed = min(setting.target_db, measure(plan, corrections) - LOSS_DB)
@@ -100,24 +100,24 @@ def extend(plan: Plan, corrections: Corrections, setting: Setting) -> tuple[Plan
 def _with_shortcuts(
     plan: Plan,
     corrections: Corrections,
-    chosen: Sequence[Residual],
+    chosen: Sequence[Shortcut],
     setting: Setting,
-    measure: _Measure,
+    measure: _PairsTrial,
     allowed: float,
 ) -> tuple[Plan, list[Decision]]:
     """As many quantized shortcuts as accuracy allows, quietest first, and a decision for every Add."""
     method = calibrators.parse(setting.calibrator)
     quantizers = dict(plan.quantizers)
     for one in chosen:
-        if one.shortcut not in quantizers:
-            histogram = setting.histograms[one.shortcut]
+        if one.tensor not in quantizers:
+            histogram = setting.histograms[one.tensor]
             amax = method.range(histogram)
-            quantizers[one.shortcut] = Quantizer(one.shortcut, DType.INT8, amax, str(method), histogram.amax)
-    order = sorted(chosen, key=lambda one: _noise(quantizers[one.shortcut], setting.histograms[one.shortcut]))
+            quantizers[one.tensor] = Quantizer(one.tensor, DType.INT8, amax, str(method), histogram.amax)
+    order = sorted(chosen, key=lambda one: _noise(quantizers[one.tensor], setting.histograms[one.tensor]))
 
     def first(count: int) -> Plan:
         kept = order[:count]
-        used = plan.quantizers.keys() | {one.shortcut for one in kept}
+        used = plan.quantizers.keys() | {one.tensor for one in kept}
         return plan.with_(
             quantizers={name: quantizer for name, quantizer in quantizers.items() if name in used},
             reads={**plan.reads, **{one.add: (one.index,) for one in kept}},
@@ -128,10 +128,10 @@ def _with_shortcuts(
     return first(count), [
         Decision(
             one.add, "Add", high, "residual" if i < count else "residual-float",
-            f"fuses with '{one.conv}': its shortcut '{one.shortcut}' is quantized, clipped at "
-            f"{quantizers[one.shortcut].amax:.4g}"
+            f"fuses with '{one.conv}': its shortcut '{one.tensor}' is quantized, clipped at "
+            f"{quantizers[one.tensor].amax:.4g}"
             if i < count
-            else f"its shortcut '{one.shortcut}' is not quantized: with it the outputs fall below {allowed:.1f} dB",
+            else f"its shortcut '{one.tensor}' is not quantized: with it the outputs fall below {allowed:.1f} dB",
         )
         for i, one in enumerate(order)
     ]  # fmt: skip
@@ -177,7 +177,7 @@ def _with_attention(
     corrections: Corrections,
     whole: Sequence[Attention],
     setting: Setting,
-    measure: _Measure,
+    measure: _PairsTrial,
     allowed: float,
 ) -> tuple[Plan, list[Decision]]:
     """As many quantized attentions as accuracy allows, quietest first, and a decision for each of their products."""
@@ -223,7 +223,7 @@ def _with_attention(
 
 
 def _with_shared(
-    plan: Plan, corrections: Corrections, setting: Setting, measure: _Measure, allowed: float
+    plan: Plan, corrections: Corrections, setting: Setting, measure: _PairsTrial, allowed: float
 ) -> tuple[Plan, Corrections]:
     """As many groups with one range as accuracy allows, those with the most similar ranges first."""
     found = placement.scale_groups(setting.model.graph, _int8(plan))
@@ -293,7 +293,7 @@ def largest(count: int, good: Callable[[int], bool]) -> int:
     return low
 
 
-class _Measure:
+class _PairsTrial:
     """SQNR in dB of the outputs of a plan's graph over a few samples; every output counts the same."""
 
     def __init__(self, setting: Setting) -> None:

@@ -19,29 +19,29 @@ from qcompiler.target import Target
 
 
 @dataclass(frozen=True, slots=True)
-class Residual:
+class Shortcut:
     """An Add that joins what a convolution writes with a shortcut around it.
 
     Attributes:
         add: name of the Add.
         conv: name of the Conv that the Add fuses with.
-        shortcut: name of the tensor that comes the other way.
+        tensor: name of the tensor that comes the other way.
         index: which input of the Add the shortcut is.
     """
 
     add: str
     conv: str
-    shortcut: str
+    tensor: str
     index: int
 
 
-def residuals(graph: gs.Graph) -> tuple[list[Residual], list[Refusal]]:
+def find(graph: gs.Graph) -> tuple[list[Shortcut], list[Refusal]]:
     """The residual Adds of a normalised graph, and those in which no convolution can fuse with the Add.
 
     The convolution that fuses is the one which alone the Add reads. Where that holds for both inputs (a downsampling
     convolution on the shortcut), it is the one on the longer way from where the two ways part.
     """
-    found: list[Residual] = []
+    found: list[Shortcut] = []
     refused: list[Refusal] = []
     for node in graph.nodes:
         if not graphs.is_op(node, "Add") or any(map(graphs.is_constant, node.inputs)) or _broadcasts(node):
@@ -60,7 +60,7 @@ def residuals(graph: gs.Graph) -> tuple[list[Residual], list[Refusal]]:
         if graphs.is_op(graphs.producer(shortcut), "DequantizeLinear"):
             refused.append(Refusal(node.name, node.op, "quantized-already", "its shortcut came quantized"))
         elif conv is not None:
-            found.append(Residual(node.name, conv.name, shortcut.name, index))
+            found.append(Shortcut(node.name, conv.name, shortcut.name, index))
     return found, refused
 
 
@@ -69,10 +69,10 @@ def tensors(graph: gs.Graph, target: Target, found: Sequence[Candidate]) -> list
     if not target.quantize_residual:
         return []
     nodes = {candidate.node for candidate in found}
-    return list(dict.fromkeys(one.shortcut for one in residuals(graph)[0] if one.conv in nodes))
+    return list(dict.fromkeys(one.tensor for one in find(graph)[0] if one.conv in nodes))
 
 
-def shortcuts(graph: gs.Graph, target: Target, quantized: Collection[str]) -> tuple[list[Residual], list[Refusal]]:
+def shortcuts(graph: gs.Graph, target: Target, quantized: Collection[str]) -> tuple[list[Shortcut], list[Refusal]]:
     """The residual Adds whose shortcuts are to be quantized, and why the other ones are not.
 
     Args:
@@ -80,8 +80,8 @@ def shortcuts(graph: gs.Graph, target: Target, quantized: Collection[str]) -> tu
         target: only TensorRT fuses the Add with quantized operands.
         quantized: names of the nodes that compute in INT8.
     """
-    found, refused = residuals(graph)
-    chosen: list[Residual] = []
+    found, refused = find(graph)
+    chosen: list[Shortcut] = []
     for one in found:
         why = None
         if one.conv not in quantized:

@@ -22,7 +22,7 @@ SLOPE_DB = 0.5  # what each percent of the multiply-accumulates that stays high 
 MOST_STEPS = 10
 LEAST_LOSS = 1e-3  # relative loss of a metric below which samples differ more than thresholds do
 
-Measure = Callable[[Sequence[str]], float]
+Figure = Callable[[Sequence[str]], float]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Scoring:
     name: str
     float_score: float
     higher_is_better: bool
-    measure: Measure
+    measure: Figure
 
     def loss(self, score: float) -> float:
         """What a score has lost, relative to the float score; 0 where it is no worse, infinite for NaN."""
@@ -50,7 +50,7 @@ class Scoring:
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class Threshold:
     """One threshold that was tried.
 
     Attributes:
@@ -87,7 +87,7 @@ class Spared:
     why: str
     ratios: Mapping[str, float]
     tensors: tuple[str, ...] = ()
-    curve: tuple[Point, ...] = ()
+    curve: tuple[Threshold, ...] = ()
     metric: str | None = None
 
     def reason(self, tensor: str) -> str:
@@ -98,7 +98,7 @@ class Spared:
 def fixed(ratios: Mapping[str, float], macs: Mapping[str, int], total: int, alpha: float) -> Spared:
     """Every activation with a ratio above a threshold that the user gave."""
     chosen = [name for name in _ordered(ratios) if ratios[name] > alpha]
-    point = Point(alpha, _share(chosen, macs, total), None, len(chosen))
+    point = Threshold(alpha, _share(chosen, macs, total), None, len(chosen))
     return Spared(alpha, "given by the user", dict(ratios), tuple(chosen), (point,))
 
 
@@ -106,7 +106,7 @@ def search(
     ratios: Mapping[str, float],
     macs: Mapping[str, int],
     total: int,
-    measure: Measure,
+    measure: Figure,
     *,
     budget: float,
     target_db: float,
@@ -132,7 +132,7 @@ def search(
     """
     order = [name for name in _ordered(ratios) if ratios[name] > LEAST]
     affordable = [n for n in range(len(order) + 1) if _share(order[:n], macs, total) <= budget + 1e-9]
-    curve: list[Point] = []
+    curve: list[Threshold] = []
     scoring: Scoring | None = None
     for count in _steps(affordable[-1]):
         point = _point(order, count, ratios, macs, total, measure)
@@ -181,17 +181,17 @@ def _steps(most: int) -> list[int]:
 
 
 def _point(
-    order: Sequence[str], count: int, ratios: Mapping[str, float], macs: Mapping[str, int], total: int, measure: Measure
-) -> Point:
+    order: Sequence[str], count: int, ratios: Mapping[str, float], macs: Mapping[str, int], total: int, measure: Figure
+) -> Threshold:
     """A threshold halfway between the last ratio that is spared and the first that is not, by their product."""
     above = ratios[order[count - 1]] if count else None
     below = ratios[order[count]] if count < len(order) else LEAST
     alpha = (above * below) ** 0.5 if above is not None else max(ratios.values(), default=1.0)
     chosen = order[:count]
-    return Point(alpha, _share(chosen, macs, total), measure(chosen), count)
+    return Threshold(alpha, _share(chosen, macs, total), measure(chosen), count)
 
 
-def _knee(curve: Sequence[Point], *, by_metric: bool) -> Point:
+def _knee(curve: Sequence[Threshold], *, by_metric: bool) -> Threshold:
     best = curve[0]
     for point in curve[1:]:
         gained = _worth(point, by_metric=by_metric) - _worth(best, by_metric=by_metric)
@@ -200,7 +200,7 @@ def _knee(curve: Sequence[Point], *, by_metric: bool) -> Point:
     return best
 
 
-def _worth(point: Point, *, by_metric: bool) -> float:
+def _worth(point: Threshold, *, by_metric: bool) -> float:
     """In dB: SQNR, or how small the loss is."""
     if not by_metric or point.loss is None:
         return point.sqnr_db or 0.0

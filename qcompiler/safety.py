@@ -36,7 +36,7 @@ __all__ = [
 
 Offers = Mapping[str, Sequence[Use]]
 Noises = dict[str, dict[DType, float]]
-Chosen = dict[str, "Use | None"]  # by group; None is high precision
+Assignment = dict[str, "Use | None"]  # by group; None is high precision
 Move = tuple[str, "Use | None"]  # a group and what it changes to
 HIGH = "high"  # the key of high precision among costs
 ROUNDS = 8
@@ -134,7 +134,7 @@ class Prices:
             return self.seconds[group][HIGH if use is None else str(use.dtype)]
         return float(max(self.macs[group], 1)) if use is None else 0.0
 
-    def share(self, chosen: Chosen) -> float:
+    def share(self, chosen: Assignment) -> float:
         """Share of the model's multiply-accumulates that are quantized, 0..1."""
         return sum(self.macs[group] for group, use in chosen.items() if use) / self.total if self.total else 0.0
 
@@ -252,7 +252,7 @@ def runs_for(limits: Limits, prices: Prices, samples: float) -> int:
 
 
 def _net(
-    chosen: Chosen,
+    chosen: Assignment,
     uses: Mapping[str, Mapping[DType, Use]],
     alone: Noises,
     prices: Prices,
@@ -287,13 +287,13 @@ def _worth(end: Step, limits: Limits) -> tuple[bool, bool, float, float]:
     return end.sqnr_db >= limits.useless_db, end.share >= limits.min_share, near, end.share
 
 
-def _quantized(chosen: Chosen) -> dict[str, Use]:
+def _quantized(chosen: Assignment) -> dict[str, Use]:
     return {group: use for group, use in chosen.items() if use is not None}
 
 
-def _cheapest(uses: Mapping[str, Mapping[DType, Use]], alone: Noises, prices: Prices, limits: Limits) -> Chosen:
+def _cheapest(uses: Mapping[str, Mapping[DType, Use]], alone: Noises, prices: Prices, limits: Limits) -> Assignment:
     """Every group in its cheapest type; of equal ones, in the quietest."""
-    chosen: Chosen = {}
+    chosen: Assignment = {}
     for group, formats in uses.items():
         options: list[Use | None] = [*formats.values(), *([None] if limits.high else [])]
         chosen[group] = min(options, key=lambda use: (prices.of(group, use), _noise(alone, group, use)))
@@ -378,22 +378,22 @@ def _refine(
 
 def _improve(
     measure: Measure,
-    begin: Chosen,
+    begin: Assignment,
     uses: Mapping[str, Mapping[DType, Use]],
     alone: Noises,
     prices: Prices,
     noise: float,
     limits: Limits,
     curve: list[Step],
-) -> Chosen:
+) -> Assignment:
     """Rounds of predicting and running until the target or the floor is met; appends to `curve`."""
 
-    def allowed(chosen: Chosen) -> bool:
+    def allowed(chosen: Assignment) -> bool:
         return prices.share(chosen) >= limits.min_share
 
     total = max(sum(_noise(alone, group, use) for group, use in begin.items()), NOTHING)
     current, moves, missed = begin, list[Move](), 0
-    best: tuple[float, Chosen, Step] = (noise, begin, curve[-1])
+    best: tuple[float, Assignment, Step] = (noise, begin, curve[-1])
     for _ in range(ROUNDS):
         if noise <= noise_power(limits.target_db):
             break
@@ -421,13 +421,13 @@ def _improve(
 
 def _take_back(
     measure: Measure,
-    begin: Chosen,
+    begin: Assignment,
     moves: Sequence[Move],
     missed: int,
     prices: Prices,
     limits: Limits,
     curve: list[Step],
-) -> Chosen:
+) -> Assignment:
     """The fewest of `moves` that meet the target, by halving: predictions that are too dark make too many.
 
     Where formats cost time, each change that was not needed is time lost.
@@ -457,13 +457,13 @@ def _take_back(
 
 
 def _changes(
-    current: Chosen,
+    current: Assignment,
     uses: Mapping[str, Mapping[DType, Use]],
     alone: Noises,
     prices: Prices,
     wanted: float,
     high: bool,
-    allowed: Callable[[Chosen], bool],
+    allowed: Callable[[Assignment], bool],
 ) -> list[Move]:
     """Changes by noise removed per cost until the sum of noises is down to `wanted`, but one at least.
 
@@ -491,7 +491,7 @@ def _changes(
     return made
 
 
-def _changed(begin: Chosen, moves: Sequence[Move]) -> Chosen:
+def _changed(begin: Assignment, moves: Sequence[Move]) -> Assignment:
     """What moves lead to; groups that go to high precision stand last, in the order in which they go."""
     chosen = dict(begin)
     for group, to in moves:

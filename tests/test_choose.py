@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,11 +15,12 @@ from qcompiler import model as models
 from qcompiler.choose import AUTO_RANGES, Chosen, make_plan, offered
 from qcompiler.data import open_source
 from qcompiler.observe import observe
-from qcompiler.recipe import Recipe, Safety
-from qcompiler.signature import Inputs
+from qcompiler.recipe import Qfem, Recipe, Safety
+from qcompiler.signature import Feeds, Inputs
 from qcompiler.stages import planning_options
 from qcompiler.statistics import Histogram
 from qcompiler.target import DType, parse_target
+from qcompiler.verification import Score
 from tests.rewrite import model
 
 TARGET = parse_target("tensorrt-rtx")
@@ -215,3 +218,34 @@ def test_the_floor_is_a_share_of_what_can_be_quantized(tmp_path: Path) -> None:
         return len(make_plan(loaded, layers, seen, planning_options(recipe), TARGET).net.restored)
 
     assert [restored(share) for share in (0.4, 0.6)] == [1, 0]
+
+
+def test_scores_of_the_metric_are_handed_to_the_next_try(loaded: models.Model) -> None:
+    rng = np.random.default_rng(1)
+    feeds = [{"x": rng.standard_normal((1, 12, 32)).astype(np.float32)} for _ in range(4)]
+    for feed in feeds:
+        feed["x"][0, 0] *= 60
+    layers = decide.candidates(loaded.graph, TARGET)
+    names, source = list(layers.by_activation), open_source(feeds, INPUTS)
+    seen = observe(loaded, names, source, inputs=INPUTS, outliers=dict.fromkeys(names, -1))
+    asked: list[int] = []
+
+    def judge(run: Callable[[Feeds], Mapping[str, Any]]) -> Score:
+        asked.append(len(asked))
+        return Score("mean", float(run(feeds[0])["y"].mean()), 0.0, True)
+
+    options = planning_options(Recipe(safety=Safety(target_sqnr_db=80), qfem=Qfem(budget=1.0)))
+    first = make_plan(loaded, layers, seen, options, TARGET, judge=judge)
+    assert None in first.scores  # that of the float model
+    assert len(asked) == len(first.scores) > 1
+    again = make_plan(loaded, layers, seen, options, TARGET, judge=judge, scores=first.scores)
+    assert again.scores == first.scores
+    assert len(asked) == len(first.scores)
+
+
+def test_planning_sees_of_a_recipe_what_it_needs() -> None:
+    recipe = Recipe(precision="auto:int8,fp8", target="tensorrt", weight_clip="mse", weight_granularity="tensor")
+    found = planning_options(recipe)
+    assert (found.formats, found.by_cost, found.everything) == ((DType.INT8, DType.FP8), True, True)
+    assert (found.clip_weights, found.per_channel, found.attention) == (True, False, None)
+    assert planning_options(recipe.replace(attention="int8")).attention is DType.INT8

@@ -14,7 +14,7 @@ RATIOS = {"plain": 2.0, "mild": 8.0, "spike": 900.0, "worse": 2000.0}
 MACS = dict.fromkeys(RATIOS, 10)
 
 
-def _gains(table: dict[str, float]) -> qfem.Measure:
+def _gains(table: dict[str, float]) -> qfem.Figure:
     def measure(spared: Sequence[str]) -> float:
         return 10.0 + sum(table[name] for name in spared)
 
