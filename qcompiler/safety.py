@@ -20,10 +20,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from qcompiler.errors import DataError, ModelError
 from qcompiler.macs import Shapes
 from qcompiler.noise import Advance, Measure
-from qcompiler.shorten import shorten
 from qcompiler.signature import Feeds
 from qcompiler.simulate import Simulation, Simulator, Use
 from qcompiler.sqnr import NOTHING, decibel, noise_power
@@ -226,18 +224,9 @@ def cast(
     """
     wanted = sum(len({use.dtype for use in uses}) for uses in offers.values())
     share = runs_for(limits, prices, limits.few) / max(wanted, 1)
-    brief = None if share >= 1 else _brief(simulation, feeds[: limits.few], share)
+    # None where the length is wired into the model: whole samples, in blocks of groups
+    brief = None if share >= 1 else simulation.shortened(feeds[: limits.few], share)
     return search(simulation.simulator, feeds, offers, prices, limits, advance, brief=brief)
-
-
-def _brief(simulation: Simulation, feeds: Sequence[Feeds], share: float) -> list[Feeds] | None:
-    """Shorter samples; None where the model takes none."""
-    short = shorten(simulation.model.graph, feeds, share)
-    try:
-        simulation.simulator.run(short[0], {})
-    except (DataError, ModelError):  # the length is wired into this model: whole samples, in blocks of groups
-        return None
-    return short
 
 
 def enough(shapes: Shapes, groups: Iterable[str], times: int, most: int) -> int:

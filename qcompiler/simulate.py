@@ -30,8 +30,10 @@ from qcompiler import model as models
 from qcompiler import switches
 from qcompiler.bias import Shifts, shared_scales
 from qcompiler.decide import Candidate
+from qcompiler.errors import DataError, ModelError
 from qcompiler.numerics import E4M3_MAX, LARGEST, format_of, quantize_weight
 from qcompiler.session import Session
+from qcompiler.shorten import shorten
 from qcompiler.signature import Feeds
 from qcompiler.target import DType
 from qcompiler.unsigned import Span, grid, span
@@ -288,6 +290,15 @@ class Simulation:
     def scaled(self, scales: Mapping[str, NDArray[np.float32]]) -> Simulation:
         """The same with other scales of weights."""
         return Simulation.of(self.model, self.groups, self.offers, self.feeds, self.grids, scales)
+
+    def shortened(self, feeds: Sequence[Feeds], share: float) -> list[Feeds] | None:
+        """Feeds cut to a share of their longest free dimension; None where the model does not run on them."""
+        short = shorten(self.model.graph, feeds, share)
+        try:
+            self.simulator.run(short[0], {})
+        except (DataError, ModelError):
+            return None
+        return short
 
 
 def formats_of(offers: Mapping[str, Sequence[Use]]) -> tuple[DType, ...]:
