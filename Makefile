@@ -22,8 +22,9 @@ help: ## what there is to make
 demo: $(STAMP) ## compile a real OCR recogniser to an INT8 engine and read held-out lines with it
 	$(BIN)/python -m demo.run
 
-test: $(STAMP) ## run the tests; ARGS="-k name -x" goes to pytest
-	$(BIN)/python -m pytest $(ARGS)
+# Tests run in random order, a worker takes from another what that has not begun, and each has a processor (tests/conftest.py).
+test: $(STAMP) ## run the tests, a worker per processor; ARGS="-k name -x" goes to pytest, ARGS="-n 0" runs them in one
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal $(ARGS)
 
 check: $(STAMP) ## formatting, linting, types
 	$(BIN)/ruff format --check .

@@ -1,8 +1,9 @@
-"""What every test shares: no display, repeatable Hypothesis, and a reason wherever a GPU is missing."""
+"""What every test shares: no display, repeatable Hypothesis, a processor a worker, a reason where a GPU is missing."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 from functools import cache
 from typing import TYPE_CHECKING
@@ -19,6 +20,21 @@ hypothesis.settings.register_profile("default", deadline=None, derandomize=bool(
 hypothesis.settings.load_profile("default")
 
 
+def _stay_on_one_processor(worker: str) -> None:
+    """Leaves one processor to worker `gw0`, `gw1`, ... of pytest-xdist and to what it starts.
+
+    The tests' models are tiny. Threads of several workers would only wait for each other: ONNX Runtime's spin.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        return
+    processors = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {processors[int(worker.removeprefix("gw")) % len(processors)]})
+
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    _stay_on_one_processor(os.environ["PYTEST_XDIST_WORKER"])
+
+
 @cache
 def gpus() -> int:
     """How many GPUs the NVIDIA driver offers; 0 where there is no driver."""
@@ -30,6 +46,12 @@ def gpus() -> int:
     if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
         return 0
     return count.value
+
+
+def pytest_collection_finish() -> None:
+    """What is there now stays until the end, so garbage collections need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -20,27 +19,31 @@ from tests.rewrite import model
 EVERYTHING = Safety(target_sqnr_db=199.0, min_share=1.0, range_groups=0)  # no layer goes back for accuracy alone
 
 
-@dataclass(frozen=True)
 class Setup:
-    """The two networks as files, and feeds."""
+    """The two networks as files, and what becomes of them, compiled once for each recipe; results are only read."""
 
-    plain: Path
-    planted: Path
-    feeds: list[glu.Feeds]
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._feeds = glu.feeds(12)
+        self._made: list[tuple[str, Recipe, compiler.CompileResult]] = []
+        onnx.save(glu.stack(), folder / "plain.onnx")
+        onnx.save(glu.stack(channels=glu.OUTLIERS, spiking=glu.SPIKING), folder / "planted.onnx")
 
-    def quantize(self, which: str, folder: Path, **changes: object) -> compiler.CompileResult:
-        """Compiles one of them, everything in INT8 but what the recipe's tables keep high."""
+    def quantize(self, which: str, **changes: object) -> compiler.CompileResult:
+        """Compiles 'plain' or 'planted', everything in INT8 but what the recipe's tables keep high."""
         recipe = Recipe(target="tensorrt-rtx:sm89", high_precision="fp32", safety=EVERYTHING).replace(**changes)
-        source = self.plain if which == "plain" else self.planted
-        return compiler.quantize(source, data=self.feeds, recipe=recipe, output=folder / "out.onnx")
+        for *asked, result in self._made:
+            if asked == [which, recipe]:
+                return result
+        output = self._folder / f"{len(self._made)}.onnx"
+        result = compiler.quantize(self._folder / f"{which}.onnx", data=self._feeds, recipe=recipe, output=output)
+        self._made.append((which, recipe, result))
+        return result
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def setup(tmp_path_factory: pytest.TempPathFactory) -> Setup:
-    folder = tmp_path_factory.mktemp("glu")
-    onnx.save(glu.stack(), folder / "plain.onnx")
-    onnx.save(glu.stack(channels=glu.OUTLIERS, spiking=glu.SPIKING), folder / "planted.onnx")
-    return Setup(folder / "plain.onnx", folder / "planted.onnx", glu.feeds(12))
+    return Setup(tmp_path_factory.mktemp("glu"))
 
 
 def sqnr(result: compiler.CompileResult) -> float:
@@ -51,10 +54,10 @@ def sqnr(result: compiler.CompileResult) -> float:
 OFF = {"smooth_quant": Smoothing(alpha="off"), "qfem": Qfem(alpha="off")}
 
 
-def test_both_together_reach_the_network_without_outliers(setup: Setup, tmp_path: Path) -> None:
-    reference = sqnr(setup.quantize("plain", tmp_path, smooth_quant=Smoothing(), qfem=Qfem(alpha="off")))
-    without = sqnr(setup.quantize("planted", tmp_path, **OFF))
-    both = setup.quantize("planted", tmp_path)
+def test_both_together_reach_the_network_without_outliers(setup: Setup) -> None:
+    reference = sqnr(setup.quantize("plain", smooth_quant=Smoothing(), qfem=Qfem(alpha="off")))
+    without = sqnr(setup.quantize("planted", **OFF))
+    both = setup.quantize("planted")
     assert without < reference - 15
     assert sqnr(both) > reference - 0.5
     assert both.plan.share() > 0.8
@@ -63,8 +66,8 @@ def test_both_together_reach_the_network_without_outliers(setup: Setup, tmp_path
     assert all("times its median" in one.why for one in spared)
 
 
-def test_the_manifest_tells_what_smoothing_and_qfem_did(setup: Setup, tmp_path: Path) -> None:
-    result = setup.quantize("planted", tmp_path)
+def test_the_manifest_tells_what_smoothing_and_qfem_did(setup: Setup) -> None:
+    result = setup.quantize("planted")
     smoothing, spared = result.manifest["smoothing"], result.manifest["qfem"]
     assert smoothing["folded"] + smoothing["skipped"] == len(smoothing["groups"])
     assert smoothing["inserted"] == 0
@@ -80,38 +83,38 @@ def test_the_manifest_tells_what_smoothing_and_qfem_did(setup: Setup, tmp_path: 
     assert next(one for one in result.manifest["passes"] if "smooth-quant" in one["pass"])["relative_error"] < 1e-4
 
 
-def test_a_given_alpha_is_used_for_every_group(setup: Setup, tmp_path: Path) -> None:
-    result = setup.quantize("planted", tmp_path, smooth_quant=Smoothing(alpha=0.6), qfem=Qfem(alpha=100.0))
+def test_a_given_alpha_is_used_for_every_group(setup: Setup) -> None:
+    result = setup.quantize("planted", smooth_quant=Smoothing(alpha=0.6), qfem=Qfem(alpha=100.0))
     groups = result.manifest["smoothing"]["groups"]
     assert {one["alpha"] for one in groups if one["how"]} == {0.6}
     assert result.manifest["qfem"]["alpha"] == 100.0
     assert len(result.manifest["qfem"]["chosen"]) == 2
 
 
-def test_alphas_of_single_layers_stand_over_the_rest(setup: Setup, tmp_path: Path) -> None:
+def test_alphas_of_single_layers_stand_over_the_rest(setup: Setup) -> None:
     wanted = Smoothing(alpha="off", layers={r"\.DOWN$": 0.4})
-    groups = setup.quantize("planted", tmp_path, smooth_quant=wanted).manifest["smoothing"]["groups"]
+    groups = setup.quantize("planted", smooth_quant=wanted).manifest["smoothing"]["groups"]
     assert {one["alpha"] for one in groups if one["readers"][0].endswith(".DOWN")} == {0.4}
     assert {one["alpha"] for one in groups if not one["readers"][0].endswith(".DOWN")} == {None}
 
 
-def test_spared_layers_can_store_int8_weights(setup: Setup, tmp_path: Path) -> None:
-    result = setup.quantize("planted", tmp_path, qfem=Qfem(alpha=100.0, weights="int8"))
+def test_spared_layers_can_store_int8_weights(setup: Setup) -> None:
+    result = setup.quantize("planted", qfem=Qfem(alpha=100.0, weights="int8"))
     assert result.plan.precision("L1.DOWN") is DType.FP32
     stored = [t for t in result.model.graph.tensors().values() if t.name.startswith("l1.down") and t.dtype == np.int8]
     assert stored
-    assert sqnr(result) > sqnr(setup.quantize("planted", tmp_path, **OFF))
+    assert sqnr(result) > sqnr(setup.quantize("planted", **OFF))
 
 
-def test_a_model_that_is_well_behaved_keeps_all_its_layers_quantized(setup: Setup, tmp_path: Path) -> None:
-    result = setup.quantize("plain", tmp_path)
+def test_a_model_that_is_well_behaved_keeps_all_its_layers_quantized(setup: Setup) -> None:
+    result = setup.quantize("plain")
     assert not [one for one in result.plan if one.rule == "qfem"]
     assert result.manifest["qfem"]["chosen"] == []
 
 
-def test_weights_are_clipped_on_request_only_where_outputs_gain(setup: Setup, tmp_path: Path) -> None:
-    plain = sqnr(setup.quantize("plain", tmp_path, **OFF))
-    assert sqnr(setup.quantize("plain", tmp_path, **OFF, weight_clip="mse")) > plain - 0.5
+def test_weights_are_clipped_on_request_only_where_outputs_gain(setup: Setup) -> None:
+    plain = sqnr(setup.quantize("plain", **OFF))
+    assert sqnr(setup.quantize("plain", **OFF, weight_clip="mse")) > plain - 0.5
 
 
 @cache
@@ -168,16 +171,14 @@ def test_qfem_goes_by_the_metric_of_the_user(setup: Setup, tmp_path: Path) -> No
         "    runs.append(1)\n"
         "    return 1.0 + float(np.mean([np.abs(one).mean() for one in outputs]))\n"
     )
-    result = setup.quantize(
-        "planted", tmp_path, smooth_quant=Smoothing(alpha="off"), metric=f"{tmp_path / 'error.py'}:error"
-    )
+    result = setup.quantize("planted", smooth_quant=Smoothing(alpha="off"), metric=f"{tmp_path / 'error.py'}:error")
     found = result.manifest["qfem"]
     assert found["metric"] == "error of the first half"
     assert len({point["score"] for point in found["curve"]}) > 1
     assert all(point["loss"] is not None for point in found["curve"])
 
 
-def test_the_manifest_has_the_ranges_along_the_residual_stream(setup: Setup, tmp_path: Path) -> None:
-    rows = setup.quantize("planted", tmp_path).manifest["residuals"]
+def test_the_manifest_has_the_ranges_along_the_residual_stream(setup: Setup) -> None:
+    rows = setup.quantize("planted").manifest["residuals"]
     assert {row["kind"] for row in rows} >= {"feed-forward"}
     assert all(row["branch_amax"] > 0 for row in rows)

@@ -31,7 +31,7 @@ def test_a_path_a_model_a_graph_and_a_proto_with_weights_give_the_same(tmp_path:
     loaded = models.load(path)
     sources = (str(path), path, loaded, loaded.graph, models.to_proto(loaded.graph))
     for source in sources:
-        for options in ({}, {"quick": True}, {"optimize": False}, {"threads": 1}):
+        for options in ({}, {"quick": True}, {"optimize": False}, {"threads": 1}, {"threads": 2}):
             found = Session(source, **options).run({"x": X})
             np.testing.assert_allclose(found["y"], np.maximum(X @ W, 0), atol=1e-5)
 
