@@ -22,9 +22,10 @@ help: ## what there is to make
 demo: $(STAMP) ## compile a real OCR recogniser to an INT8 engine and read held-out lines with it
 	$(BIN)/python -m demo.run
 
-# Tests run in random order, a worker takes from another what that has not begun, and each has a processor (tests/conftest.py).
+# Tests run in random order; a worker that is done takes over what another has not begun. Each stays on one processor
+# (tests/conftest.py) with one thread for linear algebra: more would only wait for each other.
 test: $(STAMP) ## run the tests, a worker per processor; ARGS="-k name -x" goes to pytest, ARGS="-n 0" runs them in one
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal $(ARGS)
 
 check: $(STAMP) ## formatting, linting, types
 	$(BIN)/ruff format --check .

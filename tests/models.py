@@ -18,6 +18,7 @@ import numpy as np
 import onnxruntime as ort
 
 from demo import drawing, lines, packages
+from qcompiler.session import available_processors
 from tests import filetypes, speech
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -72,7 +73,7 @@ def get(name: str) -> RealModel:
 
 
 def _run(path: Path) -> Run:
-    session = _session(path)
+    session = opened(path)
 
     def run(feeds: Feeds) -> Sequence[Array]:
         outputs: list[Array] = session.run(None, feeds)
@@ -82,9 +83,10 @@ def _run(path: Path) -> Run:
 
 
 @cache
-def _session(path: Path) -> Any:
+def opened(path: Path) -> Any:
+    """The session of ONNX Runtime that everybody shares who only runs the file or looks at its inputs."""
     options = ort.SessionOptions()
-    options.intra_op_num_threads = 2
+    options.intra_op_num_threads = available_processors()
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
@@ -103,7 +105,7 @@ def _ppocr_rec() -> RealModel:
             yield {"x": np.stack([lines.pixels(image) for image, _ in drawn])}, [text for _, text in drawn]
 
     def metric(run: Run) -> float:
-        classes = ["", *_session(path).get_modelmeta().custom_metadata_map["character"].split("\n"), " "]
+        classes = ["", *opened(path).get_modelmeta().custom_metadata_map["character"].split("\n"), " "]
         read: list[str] = []
         truth: list[str] = []
         for feeds, texts in batches(1, 80):

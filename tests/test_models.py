@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 
 from demo import drawing, lines, packages
@@ -35,7 +34,7 @@ def test_float_model_reaches_its_score_and_negated_outputs_do_not(name: str) -> 
 @pytest.mark.parametrize("name", models.NAMES)
 def test_feeds_fit_the_model_and_repeat(name: str) -> None:
     model = models.get(name)
-    wanted = {value.name: len(value.shape) for value in ort.InferenceSession(str(model.path)).get_inputs()}
+    wanted = {value.name: len(value.shape) for value in models.opened(model.path).get_inputs()}
     for source in (model.calibration, model.evaluation):
         first, again = next(source()), next(source())
         assert {key: array.ndim for key, array in first.items()} == wanted

@@ -13,6 +13,8 @@ from qcompiler import blocks, compiler
 from qcompiler.blocks import Format
 from qcompiler.engines import Profile
 from qcompiler.engines.audit import audit
+from qcompiler.engines.engine import EngineFile
+from qcompiler.engines.tensorrt_rtx import TensorRTRTX
 from qcompiler.recipe import Generation, Recipe
 from qcompiler.target import DType
 from tests import decoder, glu
@@ -46,27 +48,28 @@ def dynamic(depth: int = DEPTH) -> Profile:
     return Profile({"x": ((1, 1, depth), (1, 64, depth), (4, 256, depth))})
 
 
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory) -> EngineFile:
+    """What `rows` builds to with the weight in FP16."""
+    folder = tmp_path_factory.mktemp("half")
+    b = Builder()
+    x = b.node("Relu", [b.input("x", ["batch", "length", DEPTH])], "before")
+    w = b.constant("w", np.random.default_rng(0).standard_normal((DEPTH, WIDTH)).astype(np.float16))
+    b.output(b.node("Sigmoid", [b.node("MatMul", [x, w], "mm")], "behind"))
+    return TensorRTRTX(sms=("sm89",)).build(b.save(folder / "model.onnx"), folder / "model.engine", [dynamic()])
+
+
 @pytest.mark.parametrize(("format", "size"), FORMS)
 def test_a_stored_weight_stays_stored_with_dynamic_batch_and_length(
-    format: Format, size: int | None, build: Build
+    format: Format, size: int | None, build: Build, half: EngineFile
 ) -> None:
     model, engine = build(rows(format, size), dynamic())
     found = audit(engine.path, model, {"mm": DTYPES[format]})
     assert found.ok
     assert found.compiled == {"mm": f"woq-{format}"}
-    _, half = build(in_half(), dynamic())
     saved = DEPTH * WIDTH * (1.5 if format == "int4" else 1)
     code = 200_000  # of a product with a dequantizer inside
     assert saved - code < half.bytes - engine.bytes < saved
-
-
-def in_half() -> Builder:
-    """The same with the weight in FP16."""
-    b = Builder()
-    x = b.node("Relu", [b.input("x", ["batch", "length", DEPTH])], "before")
-    w = b.constant("w", np.random.default_rng(0).standard_normal((DEPTH, WIDTH)).astype(np.float16))
-    b.output(b.node("Sigmoid", [b.node("MatMul", [x, w], "mm")], "behind"))
-    return b
 
 
 @pytest.mark.parametrize(
