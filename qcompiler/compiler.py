@@ -5,19 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from qcompiler import (
-    attention,
     decide,
     decoders,
     llm_int8,
     manifest,
     outliers,
-    outputs,
-    placement,
     prefixing,
     residual,
     smoothing,
@@ -43,13 +39,13 @@ from qcompiler.perplexity import chosen_metric
 from qcompiler.plan import Plan
 from qcompiler.progress import Progress, silent
 from qcompiler.recipe import Recipe
+from qcompiler.samples import ShapeRange
 from qcompiler.signature import inputs_of
 from qcompiler.smooth import smooth
 from qcompiler.stages import (
     Run,
     audit_engine,
     build_engine,
-    candidates,
     choose_plan,
     compare_models,
     described,
@@ -174,18 +170,21 @@ def _compile(
     engine = for_target(run.target) if build else None
     if engine is not None:
         preflight(run, engine, normal, paths)
-    found, refused = candidates(run, normal)
-    watched = partial(_watched, run)
-    model, normal, samples, prefixed = prefixing.stage(run, model, normal, samples, found)
+    found, refused = run.scope.layers(normal)
+    behind = prefixing.stage(run, model, normal, samples, found)
+    model, normal, samples, prefixed = behind.reference, behind.model, behind.samples, behind.done
+    front = None if prefixed is None else prefixed.front
     if prefixed is not None and prefixed.baked:
-        found, refused = candidates(run, normal)
-    observed = observe_data(run, normal, samples, inputs, watched(normal, found), found)
+        found, refused = run.scope.layers(normal)
+    observed = observe_data(run, normal, samples, inputs, run.watch.tensors(normal, found), found)
     seen = outliers.rows(observed.outliers, observed.histograms, readers(found))
     streams = residual.measure(normal.graph, observed.kept[:RESIDUAL_FEEDS]) if observed.kept else []
-    normal, smoothed = smooth(run, normal, found, observed, watched)
-    if smoothed:
-        found, refused = candidates(run, normal)
-    normal, found, refused, splits = llm_int8.stage(run, normal, found, refused, observed, watched)
+    smoothed = smooth(run, normal, found, observed)
+    normal, observed = smoothed.model, smoothed.observed
+    if smoothed.groups:
+        found, refused = run.scope.layers(normal)
+    apart = llm_int8.stage(run, normal, found, refused, observed)
+    normal, found, refused, observed, splits = apart.model, apart.found, apart.refused, apart.observed, apart.splits
     normal, stored = weights.stage(run, normal, samples, observed)
     normal = open_stored(normal, found)
     layers, scores = decide.Candidates(found, refused), sparing.UNKNOWN
@@ -197,7 +196,7 @@ def _compile(
         chosen = dataclasses.replace(chosen, plan=plan)
         lowered, plan = lower(run, settled, chosen, observed, weights.passes(stored, run.recipe))
         chosen = dataclasses.replace(chosen, plan=plan)
-        verification = compare_models(run, model, settled, lowered, samples, observed, inputs, drift=build)
+        verification = compare_models(run, model, settled, lowered, samples, observed, inputs, drift=build, front=front)
         tighter = stricter(run.recipe, verification, chosen)
         if tighter is None and not weight_gates.give_back(run, stored, verification):
             break
@@ -208,7 +207,7 @@ def _compile(
     with workshop(paths) as shop:
         with run.stage("write"):
             written = models.save(lowered, shop / paths.qdq.name)
-            front = prefixing.save(prefixed, shop, paths.manifest.name.removesuffix(".manifest.json"))
+            prefix = prefixing.save(prefixed, shop, paths.manifest.name.removesuffix(".manifest.json"))
         built, audited, profiles, decoder = None, None, [], decoders.of_model(lowered)
         if engine is not None:
             profiles = profiles_of(run, observed, inputs, decoder)
@@ -226,17 +225,17 @@ def _compile(
             safety=chosen.net,
             outliers=seen,
             residuals=[dataclasses.asdict(one) for one in streams],
-            smoothing=smoothing.rows(smoothed, run.smoothings),
+            smoothing=smoothing.record_of(smoothed.groups, smoothed.tried),
             qfem=sparing.rows(chosen.spared, seen),
-            qfep=prefixing.rows(prefixed, run, verification, None if front is None else front.name),
-            llm_int8=llm_int8.rows(splits, chosen.plan, recipe.llm_int8, shop / output.name if audited else None),
+            qfep=prefixing.record_of(prefixed, run.metric, verification, None if prefix is None else prefix.name),
+            llm_int8=llm_int8.record_of(splits, chosen.plan, recipe.llm_int8, shop / output.name if audited else None),
             weight_only=weight_records.rows(stored, recipe, run.target),
             verification=verification,
             engine=built,
             profiles=[profile.to_json() for profile in profiles],
             cache=decoder and decoder.to_json(),
             audit=audited,
-            files={"qdq": manifest.File.of(written[0])} | ({"prefix": manifest.File.of(front)} if front else {}),
+            files={"qdq": manifest.File.of(written[0])} | ({"prefix": manifest.File.of(prefix)} if prefix else {}),
             timings=run.timings,
             warnings=run.warnings,
         )
@@ -256,17 +255,6 @@ def _compile(
 def readers(found: Sequence[decide.Candidate]) -> dict[str, list[str]]:
     """Names of the candidates that read each activation."""
     return {name: [one.node for one in members] for name, members in decide.by_activation(found).items()}
-
-
-def _watched(run: Run, model: models.Model, found: Sequence[decide.Candidate]) -> list[str]:
-    """Names of the tensors whose ranges somebody may ask for."""
-    names = [candidate.activation for candidate in found]
-    if run.target.quantize_outputs:
-        names += outputs.tensors(model.graph, found)
-    names += placement.tensors(model.graph, run.target, found)
-    if run.recipe.attention != "float":
-        names += attention.tensors(model.graph)
-    return names
 
 
 def build(
@@ -302,9 +290,11 @@ def build(
         inputs = inputs_of(loaded.graph)
         observed = Observations()
         if data is not None:
+            shapes, count = ShapeRange(), 0
             for feeds in open_source(data, inputs, samples=run.recipe.samples):
-                observed.shapes.watch(feeds)
-                observed.feeds += 1
+                shapes.watch(feeds)
+                count += 1
+            observed = Observations(shapes=shapes, feeds=count)
     with run.stage("legalize"):
         legal = models.copy(loaded)
         run.reports.extend(Pipeline(NameEverything(), NormalizeConstants(), Legalize(run.target))(legal.graph))

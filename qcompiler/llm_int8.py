@@ -25,13 +25,16 @@ from qcompiler import decide, dynamic, linear, record
 from qcompiler import graph as graphs
 from qcompiler import model as models
 from qcompiler.decide import Candidate, Candidates, Refusal
+from qcompiler.equivalence import applied
 from qcompiler.numerics import LARGEST, Format, format_of, quantize
 from qcompiler.observe import Observations
 from qcompiler.operators import PRODUCTS
 from qcompiler.outliers import Outliers, Tokens
+from qcompiler.pass_ import Report
 from qcompiler.passes.llm_int8 import OUTLIERS, LlmInt8, join, layout_of
 from qcompiler.plan import Plan
 from qcompiler.recipe import LlmInt8Table
+from qcompiler.scope import Scope
 from qcompiler.session import Session
 from qcompiler.sqnr import TINY, decibel
 from qcompiler.statistics import Histogram
@@ -98,38 +101,101 @@ class Splits:
 Watched = Callable[[models.Model, Sequence[Candidate]], Sequence[str]]
 
 
+@dataclass(frozen=True)
+class LlmInt8Options:
+    """What is asked for.
+
+    Attributes:
+        table: the recipe's.
+        dtype: what the layers will compute in, INT8 or FP8.
+        by_row: every row of an activation will have a scale of its own.
+    """
+
+    table: LlmInt8Table
+    dtype: DType
+    by_row: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Apart:
+    """A model after outlier channels got products of their own.
+
+    Attributes:
+        model: as given where no channel was taken out.
+        found: layers that are left to decide.
+        refused: the others, outlier products among them.
+        observed: with the statistics of tensors that the rewrite made.
+        splits: what was decided.
+        reports: of the passes that ran.
+        errors: largest relative error of each behind the equivalence check, by its text form.
+    """
+
+    model: models.Model
+    found: list[Candidate]
+    refused: list[Refusal]
+    observed: Observations
+    splits: Splits = Splits()
+    reports: tuple[Report, ...] = ()
+    errors: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
 def stage(
-    run: Run,
+    run: Run, normal: models.Model, found: list[Candidate], refused: list[Refusal], observed: Observations
+) -> Apart:
+    """The stage: what `split_outliers` makes of the model; as given where it is off or nothing is to be quantized."""
+    recipe, formats = run.recipe, run.recipe.formats()
+    by_row = dynamic.splits(recipe.precision, recipe.llm_int8)
+    if recipe.llm_int8.threshold == "off" or not (formats or by_row) or not observed.kept:
+        return Apart(normal, found, refused, observed)
+    dtype = DType.INT8 if by_row or DType.INT8 in formats else DType.FP8
+    options = LlmInt8Options(recipe.llm_int8, dtype, by_row)
+    with run.stage("llm-int8"):
+        done = split_outliers(normal, found, refused, observed, options, run.scope, run.watch.tensors)
+    run.told(done.reports, done.errors)
+    if done.model is not normal:
+        models.forget_pages(normal)
+    return done
+
+
+def split_outliers(
     normal: models.Model,
     found: tuple[Candidate, ...],
     refused: tuple[Refusal, ...],
     observed: Observations,
-    watch: Watched,
-) -> tuple[models.Model, tuple[Candidate, ...], tuple[Refusal, ...], Splits]:
-    """The model with outlier channels in products of their own, and what is left to decide.
+    options: LlmInt8Options,
+    scope: Scope,
+    watched: Watched,
+) -> Apart:
+    """Decides which channels leave the quantized products and takes them out, behind the equivalence check.
 
-    Behind the equivalence check. `observed` gets the histograms of new tensors.
+    Args:
+        normal: the float model, normalised.
+        found: its layers that may be quantized.
+        refused: the others.
+        observed: its statistics; samples were kept.
+        options: what is asked for.
+        scope: finds the layers again in the edited model.
+        watched: names of the tensors of the edited model whose ranges somebody will ask for.
+
+    Raises:
+        EquivalenceError: the edited model does not compute what the model computes.
     """
-    wanted, formats = run.recipe.llm_int8, run.recipe.formats()
-    by_row = dynamic.splits(run.recipe.precision, wanted)
-    if wanted.threshold == "off" or not (formats or by_row) or not observed.kept:
-        return normal, found, refused, Splits()
-    with run.stage("llm-int8"):
-        fresh = [one for one in found if one.op in PRODUCTS and one.scales is None and one.amax is None]
-        groups = {name: members for name, members in decide.by_activation(fresh).items() if _asked(members, wanted)}
-        rows = record.rows(normal, dict.fromkeys(groups, -1), observed.kept)
-        dtype = DType.INT8 if by_row or DType.INT8 in formats else DType.FP8
-        decided = plan(normal, groups, rows, observed.outliers, wanted, format_of(dtype), by_row=by_row)
-        channels = {reader: one.channels for one in decided for reader in one.readers if one.channels}
-        if not channels:
-            return normal, found, refused, Splits(tuple(decided))
-        model = run.rewritten(LlmInt8(channels, wanted.layout), normal, observed.kept)
-        found, refused = _apart(decide.candidates(model.graph, run.target, run.recipe.keep), decided)
-        observe_new(model, watch(model, found), found, observed, decided)
-        nodes = {node.name: node for node in model.graph.nodes}
-        layouts = {name: layout_of(nodes[name]) for name in channels if name + OUTLIERS in nodes}
-    models.forget_pages(normal)
-    return model, found, refused, Splits(tuple(decided), layouts)
+    table = options.table
+    fresh = [one for one in found if one.op in PRODUCTS and one.scales is None and one.amax is None]
+    groups = {name: members for name, members in decide.by_activation(fresh).items() if _asked(members, table)}
+    rows = record.rows(normal, dict.fromkeys(groups, -1), observed.kept)
+    format = format_of(options.dtype)
+    decided = tuple(plan(normal, groups, rows, observed.outliers, table, format, by_row=options.by_row))
+    channels = {reader: one.channels for one in decided for reader in one.readers if one.channels}
+    if not channels:
+        return Apart(normal, found, refused, observed, Splits(decided))
+    model, report, error = applied(LlmInt8(channels, table.layout), normal, observed.kept)
+    left, others = _apart(scope.layers(model), decided)
+    seen = observe_new(model, watched(model, left), left, observed, decided)
+    nodes = {node.name: node for node in model.graph.nodes}
+    layouts = {name: layout_of(nodes[name]) for name in channels if name + OUTLIERS in nodes}
+    errors = {} if error is None else {report.name: error}
+    return Apart(model, left, others, seen, Splits(decided, layouts), (report,), errors)
 
 
 def plan(
@@ -301,8 +367,8 @@ def observe_new(
     found: Sequence[Candidate],
     observed: Observations,
     decided: Sequence[Split],
-) -> None:
-    """Histograms and outliers of tensors that the rewrite made, from the kept samples.
+) -> Observations:
+    """What was observed, with histograms and outliers of tensors that the rewrite made, from the kept samples.
 
     What the normal channels reach over all data is known, so their histogram gets that value too.
     """
@@ -310,21 +376,22 @@ def observe_new(
     known = {tensor.name for tensor in graphs.tensors(model.graph)}
     new = [name for name in dict.fromkeys(names) if name in known - inputs and name not in observed.histograms]
     if not new:
-        return
+        return observed
     activations = {one.activation for one in found} & set(new)
-    observed.histograms.update({name: Histogram() for name in new})
-    observed.outliers.update({name: Outliers(-1) for name in activations})
+    histograms = {name: Histogram() for name in new}
+    outliers = {name: Outliers(-1) for name in new if name in activations}
     session = Session(model, outputs=new)
     for feed in observed.kept:
         tokens = Tokens(feed)
         for name, value in session.run(feed).items():
-            observed.histograms[name].update(value)
-            if name in activations:
-                observed.outliers[name].update(value, tokens)
+            histograms[name].update(value)
+            if name in outliers:
+                outliers[name].update(value, tokens)
     rests = {reader: one.rest for one in decided for reader in one.readers if one.channels}
     for one in found:
         if one.activation in activations and one.node in rests:
-            observed.histograms[one.activation].update(np.asarray([rests[one.node]], np.float32))
+            histograms[one.activation].update(np.asarray([rests[one.node]], np.float32))
+    return observed.with_(histograms, outliers)
 
 
 def settle(model: models.Model, plan: Plan, splits: Splits) -> tuple[models.Model, Plan, Splits]:
@@ -341,7 +408,7 @@ def settle(model: models.Model, plan: Plan, splits: Splits) -> tuple[models.Mode
     return joined, plan, dataclasses.replace(splits, joined=frozenset(idle))
 
 
-def rows(splits: Splits, plan: Plan, wanted: LlmInt8Table, engine: Path | None) -> dict[str, Any] | None:
+def record_of(splits: Splits, plan: Plan, wanted: LlmInt8Table, engine: Path | None) -> dict[str, Any] | None:
     """What the manifest says; None where it was off.
 
     Args:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,9 +33,9 @@ Advance = Callable[[int], None]
 OVERLAP_BYTES = 64 << 20  # activations of a run above which the next one waits until they are counted and freed
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Observations:
-    """What one pass over the data tells.
+    """What one pass over the data tells. Whoever changes the model returns another one, by `with_`.
 
     Attributes:
         histograms: of |x|, by tensor name, over all elements of all samples.
@@ -47,12 +47,22 @@ class Observations:
         fingerprint: hash of all feeds that does not depend on their order.
     """
 
-    histograms: dict[str, Histogram] = field(default_factory=dict)
-    kept: list[Feeds] = field(default_factory=list)
+    histograms: Mapping[str, Histogram] = field(default_factory=dict)
+    kept: tuple[Feeds, ...] = ()
     shapes: ShapeRange = field(default_factory=ShapeRange)
     feeds: int = 0
     fingerprint: Fingerprint = field(default_factory=Fingerprint)
-    outliers: dict[str, Outliers] = field(default_factory=dict)
+    outliers: Mapping[str, Outliers] = field(default_factory=dict)
+
+    def with_(
+        self, histograms: Mapping[str, Histogram] | None = None, outliers: Mapping[str, Outliers] | None = None
+    ) -> Observations:
+        """The same with statistics of more tensors; those that are known already are replaced."""
+        return replace(
+            self,
+            histograms={**self.histograms, **(histograms or {})},
+            outliers={**self.outliers, **(outliers or {})},
+        )
 
 
 def observe(
@@ -104,7 +114,7 @@ def observe(
             first.histograms[name].merge(histogram)
         for name, found in worker.outliers.items():
             first.outliers[name].merge(found)
-    return Observations(first.histograms, kept.feeds, shapes, counter.done, fingerprint, first.outliers)
+    return Observations(first.histograms, tuple(kept.feeds), shapes, counter.done, fingerprint, first.outliers)
 
 
 def _offer(kept: Keep, feed: Feeds, inputs: Inputs) -> None:

@@ -7,7 +7,6 @@ itself are a few samples: how single tokens stand out in front of it and behind 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,10 +20,12 @@ from qcompiler import prefix, qfep
 from qcompiler.data import Source
 from qcompiler.errors import DataError, ModelError, UsageError
 from qcompiler.filling import MASKS
+from qcompiler.pass_ import Report
 from qcompiler.passes.bake_prefix import BakePrefix
 from qcompiler.passes.eliminate_dead import EliminateDead
 from qcompiler.prefix import Prefix
 from qcompiler.prefix_sites import Interface, UnfitError, interface
+from qcompiler.recipe import Qfep
 from qcompiler.session import return_freed_memory
 from qcompiler.signature import Feeds
 from qcompiler.verification import Verification, score_of
@@ -33,15 +34,37 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from qcompiler.decide import Candidate
+    from qcompiler.perplexity import Perplexity
     from qcompiler.stages import Run
 
 SAMPLES = 8  # whose tokens are looked at
 PROOFS = 2  # texts that the proof runs
 
 
+@dataclass(frozen=True)
+class QfepOptions:
+    """What is asked for.
+
+    Attributes:
+        table: the recipe's.
+        tokenizer: what a prefix that is given as text is read with.
+        quantizes: whether layers get a static format, for the reason why nothing was found.
+    """
+
+    table: Qfep
+    tokenizer: str | None
+    quantizes: bool
+
+    @property
+    def rule(self) -> str:
+        """How the prefix is found: auto, prefixquant or given."""
+        wanted = self.table.prefix
+        return wanted if isinstance(wanted, str) and wanted in ("auto", "prefixquant") else "given"
+
+
 @dataclass(frozen=True, eq=False)
 class Prefixed:
-    """What the stage did.
+    """What was found, and what became of it.
 
     Attributes:
         prefix: what stands in front of all texts; None where nothing does.
@@ -52,6 +75,7 @@ class Prefixed:
         after: ratios of activations behind the prefix, by name.
         readers: a layer that reads each activation.
         plain: the float model without it, for its score.
+        front: how other texts are read behind it; None where they are read as they are.
     """
 
     prefix: Prefix | None
@@ -62,81 +86,157 @@ class Prefixed:
     after: Mapping[str, float] = dataclasses.field(default_factory=dict)
     readers: Mapping[str, str] = dataclasses.field(default_factory=dict)
     plain: models.Model | None = None
+    front: Front | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Front:
+    """How texts are read behind a prefix.
+
+    Attributes:
+        face: the inputs of the model.
+        dropped: the token that is taken off texts that begin with it, because the prefix has it; None: none is.
+        prefix: what is put into the cache of each feed; None where the graph has it inside.
+    """
+
+    face: Interface
+    dropped: int | None = None
+    prefix: Prefix | None = None
+
+    def feed(self, feeds: Feeds) -> Feeds:
+        """The feed behind the prefix."""
+        if self.dropped is not None:
+            feeds = prefix.without_first(feeds, self.face, self.dropped)
+        return feeds if self.prefix is None else self.prefix.in_cache(feeds, self.face)
+
+    def through(self, samples: Source) -> Source:
+        """All feeds of a source, which are checked again."""
+        return Source(
+            samples.name,
+            lambda: map(self.feed, samples),
+            self.face.inputs,
+            random=samples.random,
+            details=samples.details,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Behind:
+    """A model behind a prefix.
+
+    Attributes:
+        reference: what results are compared with: the model as it was loaded, or the one with the prefix inside.
+        model: the normalised one to go on with.
+        samples: the calibration data for it; None where there is none.
+        done: what was done; None where nothing was asked for.
+        reports: of the passes that ran.
+        errors: largest relative error that the proof of each saw, by its text form.
+        warnings: sentences for people.
+    """
+
+    reference: models.Model
+    model: models.Model
+    samples: Source | None
+    done: Prefixed | None = None
+    reports: tuple[Report, ...] = ()
+    errors: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 def stage(
     run: Run, model: models.Model, normal: models.Model, samples: Source | None, found: Sequence[Candidate]
-) -> tuple[models.Model, models.Model, Source | None, Prefixed | None]:
-    """The reference model, the model to go on with, the samples for it, and what was done; all as given if it is off.
+) -> Behind:
+    """The stage: what `put_in_front` makes of the model; all as given if it is off or there is no data."""
+    recipe = run.recipe
+    if recipe.qfep.prefix == "off" or samples is None:
+        return Behind(model, normal, samples)
+    asked = QfepOptions(recipe.qfep, recipe.text.tokenizer, bool(recipe.formats()))
+    with run.stage("qfep", 1.0) as advance:
+        behind = put_in_front(model, normal, samples, found, asked, advance)
+    run.told(behind.reports, behind.errors, behind.warnings)
+    return_freed_memory()
+    return behind
+
+
+def put_in_front(
+    model: models.Model,
+    normal: models.Model,
+    samples: Source,
+    found: Sequence[Candidate],
+    options: QfepOptions,
+    advance: Callable[[float], None] = lambda share: None,
+) -> Behind:
+    """Finds the prefix, proves it, and puts it into the float model or in front of the samples.
 
     Args:
-        run: recipe, progress and reports.
         model: as it was loaded.
         normal: normalised.
         samples: the calibration data.
         found: layers that may be quantized.
+        options: what is asked for.
+        advance: called with the share of the work that was done since the last call.
 
     Raises:
         ModelError: a prefix was given that cannot be put in front of this model.
         UsageError: it is to be left to the caller, and the model has no cache to give it by.
         EquivalenceError: the model with the prefix does not compute what it computes for [prefix + text].
     """
-    wanted = run.recipe.qfep
-    if wanted.prefix == "off" or samples is None:
-        return model, normal, samples, None
-    with run.stage("qfep", 1.0) as advance:
-        rule = wanted.prefix if wanted.prefix in ("auto", "prefixquant") else "given"
-        try:
-            done = _find(run, normal, samples, found, str(rule), advance)
-        except ModelError as error:
-            if rule == "given":
-                raise
-            run.warn(str(error))
-            return model, normal, samples, Prefixed(None, qfep.Found((), str(error), None, {}), str(rule))
-        if done.prefix is None:
-            return model, normal, samples, done
-        face = interface(normal.graph)
-        texts = list(itertools.islice(samples, PROOFS))
-        if not wanted.bake:
-            moved = prefix.prove(normal, normal, done.prefix, texts, baked=False)
-            front = functools.partial(done.prefix.in_cache, face=face)
-            samples = through(samples, [_dropper(done.found, face), front], face)
-            return model, normal, samples, dataclasses.replace(done, error=moved)
-        baked, moved = _baked(run, normal, done.prefix, texts)
-    return_freed_memory()
-    if done.found.drops_first:
-        run.warn(
-            f"the prefix has token {done.found.bos}, which all texts begin with: give the compiled model texts without "
-            "it (in a tokenizer: add_special_tokens=False)"
-        )
-    run.fronted = functools.partial(through, changes=[_dropper(done.found, face)], face=face)
-    done = dataclasses.replace(done, baked=True, error=moved, plain=model)
-    return models.copy(baked), baked, run.fronted(samples), done
+    rule = options.rule
+    try:
+        done = find(normal, samples, found, options, advance)
+    except ModelError as error:
+        if rule == "given":
+            raise
+        nothing = Prefixed(None, qfep.Found((), str(error), None, {}), rule)
+        return Behind(model, normal, samples, nothing, warnings=(str(error),))
+    if done.prefix is None:
+        return Behind(model, normal, samples, done)
+    face = interface(normal.graph)
+    front = Front(face, done.found.bos if done.found.drops_first else None)
+    texts = list(itertools.islice(samples, PROOFS))
+    if not options.table.bake:
+        moved = prefix.prove(normal, normal, done.prefix, texts, baked=False)
+        caller = dataclasses.replace(front, prefix=done.prefix)
+        return Behind(model, normal, caller.through(samples), dataclasses.replace(done, error=moved))
+    baked, report, moved = _baked(normal, done.prefix, texts)
+    done = dataclasses.replace(done, baked=True, error=moved, plain=model, front=front)
+    return Behind(
+        models.copy(baked), baked, front.through(samples), done, (report,), {report.name: moved}, _warnings(done.found)
+    )
 
 
-def _baked(run: Run, normal: models.Model, wanted: Prefix, texts: Sequence[Feeds]) -> tuple[models.Model, float]:
+def _warnings(found: qfep.Found) -> tuple[str, ...]:
+    if not found.drops_first:
+        return ()
+    dropped = (
+        f"the prefix has token {found.bos}, which all texts begin with: give the compiled model texts without it "
+        "(in a tokenizer: add_special_tokens=False)"
+    )
+    return (dropped,)
+
+
+def _baked(normal: models.Model, wanted: Prefix, texts: Sequence[Feeds]) -> tuple[models.Model, Report, float]:
     """The model with the prefix inside, and by how much its outputs differ from those for [prefix + text]."""
     baked = models.copy(normal)
     report = BakePrefix(wanted)(baked.graph)
     if not report.changed:
         raise ModelError(prefix.unfit(UnfitError(report.notes[0].text if report.notes else "nothing was changed")))
     EliminateDead()(baked.graph)
-    moved = prefix.prove(normal, baked, wanted, texts)
-    run.reports.append(report)
-    run.equivalence[report.name] = moved
-    return baked, moved
+    return baked, report, prefix.prove(normal, baked, wanted, texts)
 
 
-def _find(
-    run: Run,
+def find(
     normal: models.Model,
     samples: Source,
     found: Sequence[Candidate],
-    rule: str,
-    advance: Callable[[float], None],
+    options: QfepOptions,
+    advance: Callable[[float], None] = lambda share: None,
 ) -> Prefixed:
-    """The prefix and the ratios in front of it and behind it; nothing is edited."""
-    wanted = run.recipe.qfep
+    """The prefix and the ratios in front of it and behind it; nothing is edited.
+
+    Args and errors are those of `put_in_front`; whatever is in the way is an error here.
+    """
+    wanted, rule = options.table, options.rule
     try:
         face = interface(normal.graph)
     except UnfitError as error:
@@ -148,13 +248,13 @@ def _find(
         )
     readers = {one.activation: one.node for one in found if not one.op.startswith("Conv")}
     if not readers:
-        why = "nothing is to be quantized" if not run.recipe.formats() else "no layer can be quantized"
+        why = "nothing is to be quantized" if not options.quantizes else "no layer can be quantized"
         return Prefixed(None, qfep.Found((), why, None, {}), rule)
     rows = texts_of(itertools.islice(samples, SAMPLES), face)
     if not rows:
         raise DataError("QFeP needs texts of at least two tokens; give longer samples, or switch it off.")
     if rule == "given":
-        ids = _given(run, wanted.prefix)
+        ids = _given(wanted.prefix, options.tokenizer)
         bos = qfep.leading(rows) if wanted.bos is None else wanted.bos
         before = qfep.Meter(normal, list(readers)).ratios(rows)
         chosen = qfep.Found(ids, "given by the user", bos, before)
@@ -178,15 +278,15 @@ def _find(
     return Prefixed(kept, chosen, rule, after=after, readers=readers)
 
 
-def _given(run: Run, wanted: str | tuple[int, ...]) -> tuple[int, ...]:
+def _given(wanted: str | tuple[int, ...], tokenizer: str | None) -> tuple[int, ...]:
     if not isinstance(wanted, str):
         return wanted
-    if run.recipe.text.tokenizer is None:
+    if tokenizer is None:
         raise UsageError("a prefix that is given as text needs a tokenizer: give --tokenizer, or token ids")
     from qcompiler.tokenizing import load_tokenizer
 
-    tokenizer = load_tokenizer(run.recipe.text.tokenizer)
-    return (*tokenizer.before, *tokenizer.encode(wanted.removeprefix("text:")))
+    reader = load_tokenizer(tokenizer)
+    return (*reader.before, *reader.encode(wanted.removeprefix("text:")))
 
 
 def texts_of(feeds: Iterable[Feeds], face: Interface) -> list[NDArray[np.int64]]:
@@ -200,33 +300,24 @@ def texts_of(feeds: Iterable[Feeds], face: Interface) -> list[NDArray[np.int64]]
     return [row for row in found if row.size > 1]
 
 
-def _dropper(found: qfep.Found, face: Interface) -> Callable[[Feeds], Feeds]:
-    """Takes the first token off texts where the prefix has it already."""
+def record_of(
+    done: Prefixed | None,
+    metric: str | Perplexity | None,
+    verification: Verification | None,
+    file: str | None,
+) -> dict[str, Any] | None:
+    """What the manifest says of it; None where it was off.
 
-    def drop(feeds: Feeds) -> Feeds:
-        return prefix.without_first(feeds, face, found.bos) if found.drops_first else feeds
-
-    return drop
-
-
-def through(samples: Source, changes: Sequence[Callable[[Feeds], Feeds]], face: Interface) -> Source:
-    """The samples as they are after some changes; they are checked again."""
-
-    def start() -> Iterable[Feeds]:
-        for feeds in samples:
-            for change in changes:
-                feeds = change(feeds)
-            yield feeds
-
-    return Source(samples.name, start, face.inputs, random=samples.random, details=samples.details)
-
-
-def rows(done: Prefixed | None, run: Run, verification: Verification | None, file: str | None) -> dict[str, Any] | None:
-    """What the manifest says of it; None where it was off."""
+    Args:
+        done: what was done.
+        metric: what models were compared by, for the score of the one without the prefix.
+        verification: the comparison; None where there was none.
+        file: name of the file with the prefix; None without one.
+    """
     if done is None:
         return None
     found, score = done.found, None if verification is None else verification.score
-    plain = score_of(run.metric, done.plain) if score is not None and run.metric and done.plain is not None else None
+    plain = score_of(metric, done.plain) if score is not None and metric and done.plain is not None else None
     return {
         "ids": list(found.ids),
         "rule": done.rule,

@@ -13,22 +13,26 @@ import numpy as np
 from qcompiler import attempts, came, decide, record, smoothing
 from qcompiler import model as models
 from qcompiler.attempts import Attempt
+from qcompiler.equivalence import applied
 from qcompiler.macs import concrete_shapes
 from qcompiler.numerics import format_of
 from qcompiler.observe import Observations
-from qcompiler.outliers import fold_of
+from qcompiler.outliers import Outliers, fold_of
+from qcompiler.pass_ import Report
 from qcompiler.passes.smooth_quant import SmoothQuant
-from qcompiler.recipe import Qfem
+from qcompiler.recipe import Qfem, Smoothing
+from qcompiler.scope import Scope
 from qcompiler.session import return_freed_memory
 from qcompiler.shorten import shorten
 from qcompiler.signature import Feeds
 from qcompiler.smoothing import Group
-from qcompiler.stages import Run, candidates
 from qcompiler.statistics import Histogram
 from qcompiler.target import DType
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from qcompiler.stages import Run
 
 JUDGED_FEEDS = 4  # samples that the outputs are looked at on
 TRIAL_WORK = 8_000_000_000  # multiply-accumulates of one of them
@@ -39,52 +43,109 @@ SPIKE = 100.0  # largest token over the median one, from which a layer is left o
 Watched = Callable[[models.Model, Sequence[decide.Candidate]], Sequence[str]]
 
 
-def smooth(
-    run: Run,
+@dataclass(frozen=True)
+class SmoothQuantOptions:
+    """What smoothing is asked for.
+
+    Attributes:
+        table: the recipe's.
+        qfem: the recipe's: what it will keep in high precision is left out of comparisons.
+        dtype: what layers will compute in, INT8 or FP8.
+        calibrator: how their ranges will be chosen; `auto` tries several.
+        per_channel: weight scales per output channel, else per tensor.
+    """
+
+    table: Smoothing
+    qfem: Qfem
+    dtype: DType
+    calibrator: str
+    per_channel: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Smoothed:
+    """A model after smoothing.
+
+    Attributes:
+        model: with outlier channels folded into weights; as given where nothing was smoothed.
+        observed: with the statistics of what has changed.
+        groups: what was decided for each group of layers; empty where smoothing is off.
+        tried: SQNR in dB of each way that was compared.
+        reports: of the passes that ran.
+        errors: largest relative error of each behind the equivalence check, by its text form.
+    """
+
+    model: models.Model
+    observed: Observations
+    groups: tuple[Group, ...] = ()
+    tried: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    reports: tuple[Report, ...] = ()
+    errors: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+def smooth(run: Run, normal: models.Model, found: Sequence[decide.Candidate], observed: Observations) -> Smoothed:
+    """The stage: what `fold_outliers` makes of the model; as given where smoothing is off or there is nothing to do."""
+    recipe, formats = run.recipe, run.recipe.formats()
+    if not formats or not smoothable(found, observed, recipe.smooth_quant):
+        return Smoothed(normal, observed)
+    dtype = DType.INT8 if DType.INT8 in formats else DType.FP8
+    fine = recipe.weight_granularity == "channel" if dtype is DType.INT8 else run.target.fp8_per_channel
+    options = SmoothQuantOptions(recipe.smooth_quant, recipe.qfem, dtype, recipe.calibrator, fine)
+    with run.stage("smooth"):
+        done = fold_outliers(normal, found, observed, options, run.scope, run.watch.tensors)
+    run.told(done.reports, done.errors)
+    models.forget_pages(normal)
+    return_freed_memory()
+    return done
+
+
+def smoothable(found: Sequence[decide.Candidate], observed: Observations, table: Smoothing) -> bool:
+    """Whether there is anything to decide: smoothing is on, samples were kept, and layers may be smoothed."""
+    if not observed.kept or (table.alpha == "off" and not table.layers):
+        return False
+    return bool(smoothing.smoothed(came.smoothable(decide.by_activation(found)), table))
+
+
+def fold_outliers(
     normal: models.Model,
     found: Sequence[decide.Candidate],
     observed: Observations,
+    options: SmoothQuantOptions,
+    scope: Scope,
     watched: Watched,
-) -> tuple[models.Model, tuple[Group, ...]]:
-    """The model with outlier channels folded into weights, and what was decided for each group of layers.
+) -> Smoothed:
+    """Decides alphas and folds them, behind the equivalence check, like every float pass.
 
-    `observed` gets the histograms of what has changed. Behind the equivalence check, like every float pass.
+    Args:
+        normal: the float model, normalised.
+        found: its layers that may be quantized.
+        observed: its statistics; samples were kept.
+        options: what is asked for.
+        scope: finds the layers again in an edited model.
+        watched: names of the tensors of an edited model whose ranges somebody will ask for.
+
+    Raises:
+        EquivalenceError: the smoothed model does not compute what the model computes.
     """
-    wanted, formats = run.recipe.smooth_quant, run.recipe.formats()
-    if not formats or not observed.kept or (wanted.alpha == "off" and not wanted.layers):
-        return normal, ()
+    trials = Trials(normal, found, observed, options, scope)
     groups = came.smoothable(decide.by_activation(found))
-    axes = smoothing.smoothed(groups, wanted)
-    if not axes:
-        return normal, ()
     fresh = sum(map(len, groups.values())) == len(found)  # else what came quantized cannot be tried out here
-    with run.stage("smooth"):
-        trials = _Trials(run, normal, found, observed, axes)
-        if wanted.alpha == "auto" and fresh:
-            best, tried = attempts.best(trials.attempt)
-            run.smoothings = {one.label: one.sqnr_db for one in tried}
-            decided = best.groups
-        else:
-            decided = trials.plan(wanted.alpha)
-        smoothed = _folded(run, normal, observed, decided)
-        if smoothed is not normal:
-            found_now = candidates(run, smoothed)[0]
-            observed.histograms.update(
-                smoothing.observed_again(normal, smoothed, observed, watched(smoothed, found_now), decided)
-            )
-            _rename(observed, found, found_now)
-    models.forget_pages(normal)
-    return_freed_memory()
-    return smoothed, decided
-
-
-def _folded(run: Run, normal: models.Model, observed: Observations, decided: Sequence[Group]) -> models.Model:
-    """The smoothed model behind the equivalence check; the same one where nothing is smoothed."""
+    tried: dict[str, float] = {}
+    if options.table.alpha == "auto" and fresh:
+        best, made = attempts.best(trials.attempt)
+        tried = {one.label: one.sqnr_db for one in made}
+        decided = best.groups
+    else:
+        decided = trials.plan(options.table.alpha)
     scales = {group.tensor: group.scales for group in decided if group.alpha is not None}
     if not scales:
-        return normal
-    fold = SmoothQuant(scales, insert=run.recipe.smooth_quant.insert, split=True)
-    return run.rewritten(fold, normal, observed.kept)
+        return Smoothed(normal, observed, decided, tried)
+    fold = SmoothQuant(scales, insert=options.table.insert, split=True)
+    model, report, error = applied(fold, normal, observed.kept)
+    after, _ = scope.layers(model)
+    changed = smoothing.observed_again(normal, model, observed, watched(model, after), decided)
+    seen = observed.with_(changed, _renamed(observed.outliers, found, after))
+    return Smoothed(model, seen, decided, tried, (report,), {} if error is None else {report.name: error})
 
 
 @dataclass(frozen=True)
@@ -130,41 +191,38 @@ class _Kept:
         return min(MOST_LOOKS, LOOK_WORK // max(self.work * min(JUDGED_FEEDS, len(self.short)), 1))
 
 
-class _Trials:
+class Trials:
     """Ways of smoothing one model."""
 
     def __init__(
         self,
-        run: Run,
         normal: models.Model,
         found: Sequence[decide.Candidate],
         observed: Observations,
-        axes: Mapping[str, int],
+        options: SmoothQuantOptions,
+        scope: Scope,
     ) -> None:
-        recipe = run.recipe
-        self._run, self._normal, self._found, self._observed = run, normal, found, observed
+        """As `fold_outliers`."""
+        self._normal, self._found, self._observed = normal, found, observed
+        self._options, self._scope = options, scope
         self._groups = came.smoothable(decide.by_activation(found))
-        self._dtype = DType.INT8 if DType.INT8 in recipe.formats() else DType.FP8
-        self._per_channel = (
-            recipe.weight_granularity == "channel" if self._dtype is DType.INT8 else run.target.fp8_per_channel
-        )
-        self._rows = record.rows(normal, axes, observed.kept)
+        self._rows = record.rows(normal, smoothing.smoothed(self._groups, options.table), observed.kept)
         self._kept = _Kept.of(normal, observed.kept)
-        self._spikes = _spikes(found, observed, recipe.qfem)
+        self._spikes = _spikes(found, observed, options.qfem)
 
     def plan(self, alpha: str | float) -> tuple[Group, ...]:
         """What is decided with `auto`, `off` or an alpha."""
-        recipe = self._run.recipe
+        options = self._options
         return tuple(
             smoothing.plan(
                 self._normal,
                 self._groups,
                 self._rows,
                 self._observed.outliers,
-                dataclasses.replace(recipe.smooth_quant, alpha=alpha),
-                format=format_of(self._dtype),
-                calibrator=recipe.calibrator,
-                per_channel=self._per_channel,
+                dataclasses.replace(options.table, alpha=alpha),
+                format=format_of(options.dtype),
+                calibrator=options.calibrator,
+                per_channel=options.per_channel,
                 feeds=self._kept.short[:JUDGED_FEEDS],
                 folds=self._kept.folds[:JUDGED_FEEDS],
                 looks=self._kept.looks(),
@@ -174,21 +232,21 @@ class _Trials:
 
     def attempt(self, alpha: str | float) -> Attempt:
         """A plan, and the SQNR it gives on samples that neither its scales nor its ranges have seen."""
-        decided = self.plan(alpha)
+        decided, options = self.plan(alpha), self._options
         scales = {group.tensor: group.trial for group in decided if group.alpha is not None}
         model, found = self._normal, self._found
         if scales:
             model = models.copy(self._normal)
-            SmoothQuant(scales, insert=self._run.recipe.smooth_quant.insert, split=True)(model.graph)
-            found = candidates(self._run, model)[0]
+            SmoothQuant(scales, insert=options.table.insert, split=True)(model.graph)
+            found, _ = self._scope.layers(model)
         reached = attempts.measure(
             model,
             [one for one in found if one.node not in self._spikes],
             self._histograms(model, found, scales),
             self._kept.compared(),
-            dtype=self._dtype,
-            calibrator=self._run.recipe.calibrator,
-            per_channel=self._per_channel,
+            dtype=options.dtype,
+            calibrator=options.calibrator,
+            per_channel=options.per_channel,
         )
         models.forget_pages(self._normal)
         return Attempt(str(alpha), decided, reached)
@@ -217,10 +275,14 @@ def _spikes(found: Sequence[decide.Candidate], observed: Observations, wanted: Q
     return spiking if len(spiking) < len(found) else set()
 
 
-def _rename(observed: Observations, before: Sequence[decide.Candidate], after: Sequence[decide.Candidate]) -> None:
-    """Lets the outliers of an activation be found under the name that its readers read it by now."""
+def _renamed(
+    outliers: Mapping[str, Outliers], before: Sequence[decide.Candidate], after: Sequence[decide.Candidate]
+) -> dict[str, Outliers]:
+    """The outliers of activations that their readers read under another name by now, by that name."""
     was = {one.node: one.activation for one in before}
+    found: dict[str, Outliers] = {}
     for one in after:
-        known = observed.outliers.get(was.get(one.node, ""))
-        if known is not None:
-            observed.outliers.setdefault(one.activation, known)
+        known = outliers.get(was.get(one.node, ""))
+        if known is not None and one.activation not in outliers:
+            found.setdefault(one.activation, known)
+    return found

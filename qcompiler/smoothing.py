@@ -184,7 +184,7 @@ def _decided(name: str, readers: tuple[str, ...], layers: Layers, choice: Choice
     return Group(name, readers, choice.alpha, how, why, choice.gain_db, choice.scales, trial)
 
 
-def rows(decided: Sequence[Group], tried: Mapping[str, float]) -> dict[str, Any] | None:
+def record_of(decided: Sequence[Group], tried: Mapping[str, float]) -> dict[str, Any] | None:
     """What the manifest says of smoothing; None where it was off. `tried`: SQNR in dB of each way that was compared."""
     if not decided:
         return None

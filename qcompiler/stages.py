@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -44,15 +44,18 @@ from qcompiler.presets import NORMAL, clean_up, lowering
 from qcompiler.progress import Progress
 from qcompiler.recipe import METRICS, Recipe
 from qcompiler.safety import SafetyNet
+from qcompiler.scope import Scope
 from qcompiler.session import return_freed_memory
 from qcompiler.signature import Feeds, Inputs
 from qcompiler.target import DType, Target, require_fp8
 from qcompiler.text import Text, evaluation
 from qcompiler.verification import Verification, check_metric, gate, score_by
 from qcompiler.verification import verify as compare
+from qcompiler.watching import Watch
 
 if TYPE_CHECKING:
     from qcompiler.engines.audit import Audit
+    from qcompiler.prefixing import Front
 
 
 KEPT_FEEDS = 16  # samples that outlive the data run, for the safety net, the ranges and the comparison
@@ -73,11 +76,9 @@ class Run:
     equivalence: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     released: dict[str, str] = field(default_factory=dict)
-    smoothings: dict[str, float] = field(default_factory=dict)
     metric: str | Perplexity | None = None
     float_score: float | None = None  # of the metric; the float model stays the same whatever is tried
     held_out: Text | None = None
-    fronted: Callable[[Source], Source] = lambda source: source  # texts as they are read behind a prefix
 
     @contextmanager
     def stage(self, name: str, total: float | None = None) -> Iterator[Callable[[float], None]]:
@@ -94,6 +95,23 @@ class Run:
         if error is not None:
             self.equivalence[report.name] = error
         return after
+
+    @property
+    def scope(self) -> Scope:
+        """Which layers may be quantized."""
+        return Scope(self.target, self.recipe.keep, bool(self.recipe.formats()) or dynamic.splits(self.recipe.precision, self.recipe.llm_int8))
+
+    @property
+    def watch(self) -> Watch:
+        """Which tensors will be asked about."""
+        return Watch(self.target, self.recipe.attention)
+
+    def told(self, reports: Iterable[Report], errors: Mapping[str, float], warnings: Iterable[str] = ()) -> None:
+        """Takes over what a stage has to tell: what its passes did, by how much they moved outputs, and sentences."""
+        self.reports.extend(reports)
+        self.equivalence.update(errors)
+        for text in warnings:
+            self.warn(text)
 
     def warn(self, text: str) -> None:
         """Shows a sentence to the user and keeps it for the manifest."""
@@ -171,15 +189,6 @@ def preflight(run: Run, engine: Engine, model: models.Model, paths: Paths) -> No
             f"{run.target.engine} refuses this model: {listed}. Replace or remove the named operators before "
             "compiling, or choose '--target onnxruntime'."
         )
-
-
-def candidates(run: Run, model: models.Model) -> Candidates:
-    """What the structural rules let through and what they refuse; nothing where nothing is to be quantized."""
-    layers = decide.candidates(model.graph, run.target, run.recipe.keep)
-    if run.recipe.formats() or dynamic.splits(run.recipe.precision, run.recipe.llm_int8):
-        return layers
-    # the other refusals say what quantizing stopped
-    return Candidates((), tuple(one for one in layers.refused if one.rule in decide.CAME))
 
 
 def held_out(run: Run, model: models.Model, data: Data | None, inputs: Inputs) -> None:
@@ -323,13 +332,19 @@ def compare_models(
     inputs: Inputs,
     *,
     drift: bool,
+    front: Front | None = None,
 ) -> Verification | None:
-    """Float against lowered in ONNX Runtime; None where the recipe or the lack of data says so."""
+    """Float against lowered in ONNX Runtime; None where the recipe or the lack of data says so.
+
+    Other data than the calibration data is read as `front` says, which None leaves as it is.
+    """
     recipe = run.recipe
     if samples is None or not recipe.verify_samples:
         return None
     other = recipe.verify_data or run.held_out
-    held = run.fronted(open_source(other, inputs, samples=recipe.verify_samples)) if other else None
+    held = open_source(other, inputs, samples=recipe.verify_samples) if other else None
+    if held is not None and front is not None:
+        held = front.through(held)
     feeds = held if held is not None else observed.kept[: recipe.verify_samples]
     with run.stage("verify", recipe.verify_samples + runs_of(run.metric)) as advance:
         found = compare(

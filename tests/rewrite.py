@@ -77,6 +77,12 @@ def model(
     return proto
 
 
+def content(graph: gs.Graph) -> tuple[bytes, dict[str, bytes]]:
+    """All of a graph and its weights, to tell whether somebody has changed it."""
+    proto, arrays = to_proto(graph)
+    return proto.SerializeToString(deterministic=True), {name: array.tobytes() for name, array in arrays.items()}
+
+
 def to_graph(proto: onnx.ModelProto) -> gs.Graph:
     """The graph as the product imports it, with inferred shapes."""
     graph = import_model(proto, Weights(Path("test.onnx"), np.empty(0, np.uint8)))

@@ -12,14 +12,18 @@ import pytest
 from qcompiler import compiler, dynamic, llm_int8, record
 from qcompiler import model as models
 from qcompiler.cli import main
+from qcompiler.data import open_source
 from qcompiler.decide import Candidate
 from qcompiler.errors import UsageError
+from qcompiler.observe import observe
 from qcompiler.outliers import Outliers
 from qcompiler.recipe import LlmInt8Table, Qfem, Recipe, Safety, Smoothing
 from qcompiler.report import html, terminal
-from qcompiler.target import DType
+from qcompiler.scope import Scope
+from qcompiler.signature import Inputs
+from qcompiler.target import DType, parse_target
 from tests import glu
-from tests.rewrite import model
+from tests.rewrite import content, model
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -178,6 +182,33 @@ def test_the_fewest_channels_are_taken_that_reach_what_is_wanted(tmp_path: Path)
         chosen(tmp_path, values, weights, LlmInt8Table(threshold="auto"), seen=False).why
         == "nothing was observed of its activation"
     )
+
+
+def test_the_room_gives_another_model_and_leaves_what_it_was_given(planted: Path) -> None:
+    loaded, scope = models.load(planted), Scope(parse_target("onnxruntime"))
+    found, refused = scope.layers(loaded)
+    inputs: Inputs = {"ids": (np.dtype(np.int64), ("batch", "length"))}
+    source = open_source(FEEDS, inputs)
+    observed = observe(loaded, [], source, inputs=inputs, outliers={one.activation: -1 for one in found})
+    before = content(loaded.graph)
+    names, count = list(observed.histograms), len(found)
+    options = llm_int8.LlmInt8Options(LlmInt8Table(threshold=6.0), DType.INT8, by_row=False)
+    apart = llm_int8.split_outliers(
+        loaded, found, refused, observed, options, scope, lambda _, after: [one.activation for one in after]
+    )
+    assert content(loaded.graph) == before
+    assert list(observed.histograms) == list(observed.outliers) == names
+    assert len(found) == count
+    new = {one.activation for one in apart.found} - set(names)
+    assert new
+    assert new <= apart.observed.histograms.keys() & apart.observed.outliers.keys()
+    rests = {reader: one.rest for one in apart.splits.decided for reader in one.readers if one.channels}
+    for one in apart.found:
+        if one.activation in new:
+            assert apart.observed.histograms[one.activation].amax >= np.float32(rests[one.node])
+    (report,) = apart.reports
+    assert apart.errors[report.name] < 1e-4
+    assert {one.rule for one in apart.refused if one not in refused} == {"llm-int8"}
 
 
 @pytest.mark.parametrize(

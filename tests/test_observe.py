@@ -89,7 +89,7 @@ def test_as_many_samples_are_kept_as_asked_for_and_they_are_copies(loaded: model
     assert len(found.kept) == 5
     rows = {one.tobytes() for one in X}
     assert len({one["x"].tobytes() for one in found.kept} & rows) == 5
-    assert seen(loaded, feeds(), keep=0).kept == []
+    assert seen(loaded, feeds(), keep=0).kept == ()
 
 
 def test_progress_counts_feeds(loaded: models.Model) -> None:
@@ -147,3 +147,15 @@ def test_outliers_are_those_of_the_tensors_asked_for_however_they_are_run(
     assert found.outliers == {"x": expected}
     assert set(found.histograms) == {"b", "x"}
     assert found.outliers["x"].samples == 24
+
+
+def test_more_statistics_make_another_value(loaded: models.Model) -> None:
+    first = seen(loaded, feeds(), outliers={"x": -1})
+    new, again = Histogram.of(X), Outliers(-1)
+    other = first.with_({"z": new}, {"x": again})
+    assert list(first.histograms) == ["x", "b"]
+    assert first.outliers["x"] is not again
+    assert list(other.histograms) == ["x", "b", "z"]
+    assert other.histograms["z"] is new
+    assert other.outliers == {"x": again}
+    assert (other.kept, other.feeds, other.fingerprint) == (first.kept, first.feeds, first.fingerprint)

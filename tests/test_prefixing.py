@@ -13,14 +13,18 @@ from numpy.typing import NDArray
 
 from qcompiler import commands, compiler, options, prefixing
 from qcompiler import model as models
+from qcompiler.data import Source
 from qcompiler.errors import ModelError, UsageError
 from qcompiler.prefix import Prefix
+from qcompiler.prefix import run as prefix_of
 from qcompiler.prefix_sites import interface, is_baked
 from qcompiler.recipe import Qfem, Qfep, Recipe, Safety, Smoothing
 from qcompiler.report import html, terminal
+from qcompiler.scope import Scope
 from qcompiler.session import Session
+from qcompiler.target import parse_target
 from tests import decoder, glu
-from tests.rewrite import model, to_graph
+from tests.rewrite import content, model, to_graph
 
 QUICK: dict[str, Any] = {
     "target": "onnxruntime",
@@ -202,3 +206,42 @@ def test_padding_is_no_text() -> None:
     feed["attention_mask"][1, 1:] = 0
     (row,) = prefixing.texts_of([feed], face)
     assert row.tolist() == feed["input_ids"][0, 3:].tolist()
+
+
+def test_texts_are_read_behind_a_prefix_as_its_front_says() -> None:
+    graph = to_graph(decoder.decoder())
+    face, feed = interface(graph), decoder.feeds(decoder.tokens(1, 5))
+    first = int(feed["input_ids"][0, 0])
+    assert prefixing.Front(face).feed(feed) is feed
+    assert prefixing.Front(face, first + 1).feed(feed) is feed
+    dropped = prefixing.Front(face, first).feed(feed)
+    assert dropped["input_ids"].tolist() == feed["input_ids"][:, 1:].tolist()
+    prefix = prefix_of(models.Model(graph, {}, None, 10), [4, 2])
+    cached = prefixing.Front(face, prefix=prefix).feed(feed)
+    assert cached["past_key_values.0.key"].shape[2] == 2
+    source = Source("texts", lambda: [feed], face.inputs, random=True, details={"windows": 1})
+    moved = prefixing.Front(face, first).through(source)
+    assert (moved.name, moved.random, moved.details) == ("texts", True, {"windows": 1})
+    for _ in range(2):  # as often as needed
+        assert [one["input_ids"].shape for one in moved] == [(1, 4)]
+
+
+def test_the_room_gives_another_model_and_leaves_the_one_it_was_given(planted: Path) -> None:
+    loaded = models.load(planted)
+    before, (inputs, feeds) = (
+        content(loaded.graph),
+        (interface(loaded.graph).inputs, glu.feeds(4)),
+    )
+    samples = Source("texts", lambda: feeds, inputs)
+    found, _ = Scope(parse_target("onnxruntime")).layers(loaded)
+    options = prefixing.QfepOptions(Qfep(prefix=(glu.TOKEN,)), None, quantizes=True)
+    behind = prefixing.put_in_front(loaded, loaded, samples, found, options)
+    assert content(loaded.graph) == before
+    assert behind.model is not loaded
+    assert is_baked(behind.model.graph)
+    assert behind.done is not None
+    assert behind.done.front is not None
+    assert behind.done.front.dropped == glu.TOKEN
+    (report,) = behind.reports
+    assert behind.errors == {report.name: behind.done.error}
+    assert behind.warnings[0].startswith("the prefix has token 0, which all texts begin with")
