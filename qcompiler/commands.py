@@ -86,7 +86,7 @@ def verify(options: argparse.Namespace, view: View) -> None:
     """Float against quantized, and the gates."""
     from qcompiler import compiler
     from qcompiler.report import terminal
-    from qcompiler.verification import gate
+    from qcompiler.verification import Gates
 
     recipe = _recipe(options)
     verification = compiler.verify(
@@ -94,7 +94,7 @@ def verify(options: argparse.Namespace, view: View) -> None:
     )
     view.people(*terminal.verification(verification.to_json()))
     view.result(verification.to_json())
-    gate(verification, recipe)
+    Gates(recipe.min_sqnr, recipe.max_drop).require(verification)
 
 
 def inspect(options: argparse.Namespace, view: View) -> None:

@@ -185,8 +185,8 @@ def _compile(
         found, refused = run.scope.layers(normal)
     apart = llm_int8.stage(run, normal, found, refused, observed)
     normal, found, refused, observed, splits = apart.model, apart.found, apart.refused, apart.observed, apart.splits
-    normal, stored = weights.stage(run, normal, samples, observed)
-    normal = open_stored(normal, found)
+    rounded = weights.stage(run, normal, samples, observed)
+    normal, stored = open_stored(rounded.model, found), rounded.stored
     layers, scores = decide.Candidates(found, refused), sparing.UNKNOWN
     while True:
         chosen = choose_plan(run, normal, layers, observed, scores)
@@ -194,16 +194,20 @@ def _compile(
         settled, plan, splits = llm_int8.settle(normal, chosen.plan, splits)
         plan = weight_records.into(plan, stored, run.target, [node.name for node in normal.graph.nodes])
         chosen = dataclasses.replace(chosen, plan=plan)
-        lowered, plan = lower(run, settled, chosen, observed, weights.passes(stored, run.recipe))
+        lowered, plan = lower(run, settled, chosen, observed, weights.passes(stored))
         chosen = dataclasses.replace(chosen, plan=plan)
         verification = compare_models(run, model, settled, lowered, samples, observed, inputs, drift=build, front=front)
-        tighter = stricter(run.recipe, verification, chosen)
-        if tighter is None and not weight_gates.give_back(run, stored, verification):
+        tighter = stricter(run.recipe, run.gates, verification, chosen)
+        if tighter is not None:
+            run.recipe = tighter
+            continue
+        fewer = weight_gates.give_back(stored, verification, run.gates, run.recipe.safety.min_share)
+        if fewer is None:
             break
-        run.recipe = tighter or run.recipe
+        stored = fewer
     warn_where_nothing_is_quantized(run, chosen.plan)
     if verification is not None:
-        weight_gates.gate(verification, recipe, stored)
+        weight_gates.require(verification, run.gates, stored)
     with workshop(paths) as shop:
         with run.stage("write"):
             written = models.save(lowered, shop / paths.qdq.name)
@@ -229,7 +233,7 @@ def _compile(
             qfem=sparing.rows(chosen.spared, seen),
             qfep=prefixing.record_of(prefixed, run.metric, verification, None if prefix is None else prefix.name),
             llm_int8=llm_int8.record_of(splits, chosen.plan, recipe.llm_int8, shop / output.name if audited else None),
-            weight_only=weight_records.rows(stored, recipe, run.target),
+            weight_only=weight_records.record_of(stored),
             verification=verification,
             engine=built,
             profiles=[profile.to_json() for profile in profiles],

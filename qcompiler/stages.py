@@ -31,8 +31,8 @@ from qcompiler.choose import AUTO, Chosen, Planning, make_plan
 from qcompiler.data import Data, Source, open_source
 from qcompiler.decide import Candidates
 from qcompiler.engines import Engine, EngineFile, Profile
-from qcompiler.equivalence import Equivalence, applied, refuse_not_finite
-from qcompiler.errors import AccuracyError, EngineError, UsageError
+from qcompiler.equivalence import Equivalence, refuse_not_finite
+from qcompiler.errors import EngineError, UsageError
 from qcompiler.observe import Observations, observe
 from qcompiler.operators import LINEAR
 from qcompiler.pass_ import Pass, Pipeline, Report
@@ -46,10 +46,10 @@ from qcompiler.recipe import METRICS, Recipe
 from qcompiler.safety import SafetyNet
 from qcompiler.scope import Scope
 from qcompiler.session import return_freed_memory
-from qcompiler.signature import Feeds, Inputs
+from qcompiler.signature import Inputs
 from qcompiler.target import DType, Target, require_fp8
 from qcompiler.text import Text, evaluation
-from qcompiler.verification import Verification, check_metric, gate, score_by
+from qcompiler.verification import Gates, Verification, check_metric, score_by
 from qcompiler.verification import verify as compare
 from qcompiler.watching import Watch
 
@@ -88,14 +88,6 @@ class Run:
             yield shown.advance
         self.timings[name] = self.timings.get(name, 0.0) + time.perf_counter() - started
 
-    def rewritten(self, one: Pass, model: models.Model, feeds: Sequence[Feeds]) -> models.Model:
-        """A copy of the model behind a pass and behind the equivalence check; keeps the report."""
-        after, report, error = applied(one, model, feeds)
-        self.reports.append(report)
-        if error is not None:
-            self.equivalence[report.name] = error
-        return after
-
     @property
     def scope(self) -> Scope:
         """Which layers may be quantized."""
@@ -105,6 +97,11 @@ class Run:
     def watch(self) -> Watch:
         """Which tensors will be asked about."""
         return Watch(self.target, self.recipe.attention)
+
+    @property
+    def gates(self) -> Gates:
+        """What the user asks of the comparison."""
+        return Gates(self.recipe.min_sqnr, self.recipe.max_drop)
 
     def told(self, reports: Iterable[Report], errors: Mapping[str, float], warnings: Iterable[str] = ()) -> None:
         """Takes over what a stage has to tell: what its passes did, by how much they moved outputs, and sentences."""
@@ -122,7 +119,9 @@ class Run:
 def refuse_early(run: Run, data: Data | None, paths: Paths) -> None:
     """What can be known to fail before anything is read."""
     recipe = run.recipe
-    run.target = weight_only.refuse_early(recipe, run.target, data is not None)
+    run.target = weight_only.refuse_early(
+        recipe.precision, recipe.weight_only, run.target, attention=recipe.attention, data=data is not None
+    )
     if recipe.precision in ("fp16", "bf16") and recipe.high_precision not in (None, recipe.precision):
         raise UsageError(
             f"precision '{recipe.precision}' and --high-precision {recipe.high_precision} contradict each other: "
@@ -366,18 +365,14 @@ def compare_models(
     return found
 
 
-def stricter(recipe: Recipe, verification: Verification | None, chosen: Chosen) -> Recipe | None:
+def stricter(recipe: Recipe, gates: Gates, verification: Verification | None, chosen: Chosen) -> Recipe | None:
     """The recipe to try next where a gate was missed and more layers can still be given back; None to go on."""
-    if verification is None or not chosen.plan.quantized() or not chosen.plan.quantizers:
+    if not chosen.plan.quantized() or not chosen.plan.quantizers or gates.hold(verification):
         return None
-    try:
-        gate(verification, recipe)
-    except AccuracyError:
-        target = max(recipe.safety.target_sqnr_db, chosen.net.curve[-1].sqnr_db) + STEP_DB
-        if target > MOST_DB:
-            return None
-        return recipe.replace(safety=dataclasses.replace(recipe.safety, target_sqnr_db=target, min_share=0.0))
-    return None
+    target = max(recipe.safety.target_sqnr_db, chosen.net.curve[-1].sqnr_db) + STEP_DB
+    if target > MOST_DB:
+        return None
+    return recipe.replace(safety=dataclasses.replace(recipe.safety, target_sqnr_db=target, min_share=0.0))
 
 
 def warn_where_nothing_is_quantized(run: Run, plan: Plan) -> None:
@@ -403,7 +398,7 @@ def profiles_of(
         if asked.max_length is None:
             run.warn(f"the engine takes texts of up to {longest} tokens, as in the data: --max-length asks for more")
         phases = decoder.profiles(batch, prompt, longest)
-        if batch[2] == 1 and weight_only.needs_rows(run.recipe, run.target):
+        if batch[2] == 1 and weight_only.needs_rows(run.recipe.precision, run.target):
             phases[1] = decoder.profiles((1, 1, 2), prompt, longest)[1]
         return [Profile(one) for one in (phases[:1] if asked.phases == "one" else phases)]
     return [Profile({name: (three.min, three.opt, three.max) for name, three in seen.items()})] if seen else []

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from qcompiler.blocks import Blocks
 from qcompiler.decide import Refusal
-from qcompiler.weight_layers import Layer
+from qcompiler.weight_layers import Layer, WeightOnlyOptions
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +61,7 @@ class Stored:
     """Everything that the stage decided.
 
     Attributes:
+        options: what was asked for.
         method: how weights were rounded, after `auto` was settled.
         weights: of the stored layers, by node, in graph order.
         refused: the other linear nodes.
@@ -70,12 +71,13 @@ class Stored:
         macs: of linear nodes, by name; empty without data.
     """
 
+    options: WeightOnlyOptions
     method: str
-    weights: dict[str, Weight]
-    refused: list[Refusal]
+    weights: Mapping[str, Weight]
+    refused: tuple[Refusal, ...] = ()
     scaled: Mapping[str, float] = field(default_factory=dict)
     unscaled: Mapping[str, str] = field(default_factory=dict)
-    restored: dict[str, Weight] = field(default_factory=dict)
+    restored: Mapping[str, Weight] = field(default_factory=dict)
     macs: Mapping[str, int] = field(default_factory=dict)
 
     def blocks(self) -> dict[str, Blocks]:

@@ -34,8 +34,6 @@ from qcompiler.user_code import UserCode
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from qcompiler.recipe import Recipe
-
     Feeds = Mapping[str, NDArray[Any]]
     Run = Callable[[Feeds], Mapping[str, NDArray[Any]]]
     Metric = Callable[[Callable[[Feeds], "Outputs"]], float]
@@ -249,23 +247,49 @@ def verify(
     )
 
 
-def gate(verification: Verification, recipe: Recipe) -> None:
-    """Applies the thresholds of a recipe.
+@dataclass(frozen=True, slots=True)
+class Gates:
+    """What the user asks of a comparison.
 
-    Raises:
-        AccuracyError: the quantized model is not finite where the float model is, or a threshold is missed.
-        UsageError: a threshold was given for something that was not measured.
+    Attributes:
+        min_sqnr: every float output must reach so many dB of SQNR; None: no gate.
+        max_drop: the metric may lose so much of the float score, relative (0.01 is 1 %); None: no gate.
     """
-    where = f" It begins at node '{first.node}' ({first.op})." if (first := verification.first_drift) else ""
-    if verification.failures:
-        raise AccuracyError(
-            f"the quantized model is broken: {'; '.join(verification.failures)}.{where} Keep the nodes before it in "
-            "high precision with --keep, or use --high-precision fp32 if FP16 overflows."
-        )
-    if recipe.min_sqnr is not None:
-        _gate_sqnr(verification, recipe.min_sqnr, where)
-    if recipe.max_drop is not None:
-        _gate_drop(verification, recipe.max_drop, where)
+
+    min_sqnr: float | None = None
+    max_drop: float | None = None
+
+    def hold(self, verification: Verification | None) -> bool:
+        """Whether nothing is missed; where nothing was compared, nothing is.
+
+        Raises:
+            UsageError: a threshold was given for something that was not measured.
+        """
+        if verification is None:
+            return True
+        try:
+            self.require(verification)
+        except AccuracyError:
+            return False
+        return True
+
+    def require(self, verification: Verification) -> None:
+        """Applies the thresholds.
+
+        Raises:
+            AccuracyError: the quantized model is not finite where the float model is, or a threshold is missed.
+            UsageError: a threshold was given for something that was not measured.
+        """
+        where = f" It begins at node '{first.node}' ({first.op})." if (first := verification.first_drift) else ""
+        if verification.failures:
+            raise AccuracyError(
+                f"the quantized model is broken: {'; '.join(verification.failures)}.{where} Keep the nodes before it "
+                "in high precision with --keep, or use --high-precision fp32 if FP16 overflows."
+            )
+        if self.min_sqnr is not None:
+            _gate_sqnr(verification, self.min_sqnr, where)
+        if self.max_drop is not None:
+            _gate_drop(verification, self.max_drop, where)
 
 
 def _gate_sqnr(verification: Verification, least: float, where: str) -> None:

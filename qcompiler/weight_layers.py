@@ -25,7 +25,7 @@ from qcompiler import graph as graphs
 from qcompiler.blocks import SIZES, Format, fitting
 from qcompiler.decide import SMALLEST_GEMM, Candidate, Refusal
 from qcompiler.operators import PRODUCTS
-from qcompiler.recipe import Recipe
+from qcompiler.recipe import WeightOnly
 from qcompiler.target import DType, Target
 
 if TYPE_CHECKING:
@@ -34,6 +34,28 @@ if TYPE_CHECKING:
 WIDE = 4  # times as many outputs as inputs: a vocabulary
 _BEHIND = ("Add", "Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Mul", "Div", "Tanh")
 _FARTHEST = 8
+
+
+@dataclass(frozen=True)
+class WeightOnlyOptions:
+    """What is asked for.
+
+    Attributes:
+        precision: `int8-weight` or `int4-weight`.
+        table: the recipe's.
+        target: engines differ in what they multiply, and in what everything else computes in.
+        keep: regular expressions; a node whose name one of them matches anywhere keeps its weight.
+    """
+
+    precision: str
+    table: WeightOnly
+    target: Target
+    keep: tuple[str, ...] = ()
+
+    @property
+    def half(self) -> bool:
+        """Whether scales have to be numbers that 16 bits hold."""
+        return self.target.high_precision is not DType.FP32
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,21 +90,20 @@ class Layer:
         return DType.INT4_WEIGHT if self.format == "int4" else DType.INT8_WEIGHT
 
 
-def find(graph: gs.Graph, target: Target, recipe: Recipe) -> tuple[list[Layer], list[Refusal]]:
+def find(graph: gs.Graph, options: WeightOnlyOptions) -> tuple[list[Layer], list[Refusal]]:
     """The layers in graph order, and all other linear or recurrent nodes with the reason why they stay as they are.
 
     Args:
         graph: normalised float graph.
-        target: engine.
-        recipe: precision `int8-weight` or `int4-weight`, `keep`, and the table `weight_only`.
+        options: what is asked for.
     """
-    layers = decide.candidates(graph, target, recipe.keep)
+    layers = decide.candidates(graph, options.target, options.keep)
     refused = list(layers.refused)
     nodes = {node.name: node for node in graph.nodes}
     tables = [node for node in graph.nodes if graphs.is_op(node, "Gather") and graphs.is_constant(node.inputs[0])]
     found: list[Layer] = []
     for one in layers.found:
-        verdict = _judge(graph, nodes[one.node], one, recipe, target, tables)
+        verdict = _judge(graph, nodes[one.node], one, options, tables)
         if isinstance(verdict, Layer):
             found.append(verdict)
         else:
@@ -106,7 +127,7 @@ def matrix(node: gs.Node) -> NDArray[np.float32]:
 
 
 def _judge(
-    graph: gs.Graph, node: gs.Node, one: Candidate, recipe: Recipe, target: Target, tables: Iterable[gs.Node]
+    graph: gs.Graph, node: gs.Node, one: Candidate, options: WeightOnlyOptions, tables: Iterable[gs.Node]
 ) -> Layer | tuple[str, str]:
     """The layer, or rule and reason."""
     if one.scales is not None:
@@ -130,18 +151,18 @@ def _judge(
     depth, width = weight.shape
     if min(depth, width) < SMALLEST_GEMM:
         return "tiny", f"a {depth}x{width} weight is smaller than one tensor-core tile, and takes next to no memory"
-    if (width % 2 or depth % 2) and target.engine == "tensorrt-rtx":
+    if (width % 2 or depth % 2) and options.target.engine == "tensorrt-rtx":
         return "odd-size", (
             f"its weight is {depth}x{width}, and TensorRT-RTX dequantizes the whole weight on every run where a side "
             "is odd"
         )
     tied = next((table.name for table in tables if _same(table, weight)), "")
     head = bool(tied) or (width >= WIDE * depth and _ends(graph, node))
-    wanted = recipe.weight_only
+    wanted = options.table
     if head and wanted.head == "float":
         return "head", "it gives the logits, and weight_only.head = 'float' leaves them alone"
     layer = Layer(one.node, one.op, node.inputs[0].name, depth, width, "int8", None, tied=tied)
-    if recipe.precision == "int8-weight":
+    if options.precision == "int8-weight":
         return layer
     if head and wanted.head == "int8":
         return _with(layer, "int8", None, "INT8, because it gives the logits (weight_only.head)")

@@ -6,21 +6,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from qcompiler import decide, hessian, record, weight_layers, weight_scaling
 from qcompiler import model as models
+from qcompiler.decide import Refusal
 from qcompiler.errors import EngineError, UsageError
 from qcompiler.macs import concrete_shapes
-from qcompiler.pass_ import Pass
+from qcompiler.pass_ import Pass, Report
 from qcompiler.passes.matmul_nbits import MatmulNbits
 from qcompiler.passes.weight_only import WeightOnly
-from qcompiler.recipe import Recipe
+from qcompiler.recipe import WeightOnly as WeightOnlyTable
 from qcompiler.session import return_freed_memory
 from qcompiler.stored_weights import Stored, Weight
 from qcompiler.target import DType, Target
+from qcompiler.weight_layers import Layer, WeightOnlyOptions
 from qcompiler.weight_rounding import Rounding, watched
 
 if TYPE_CHECKING:
@@ -33,25 +35,31 @@ FIRST_INT4_SM = 80
 FIRST_OPSET = 21  # of blocks and INT4
 
 
-def refuse_early(recipe: Recipe, target: Target, data: bool) -> Target:
+def refuse_early(precision: str, wanted: WeightOnlyTable, target: Target, *, attention: str, data: bool) -> Target:
     """What can be known to fail before anything is read; returns the target with the opset that blocks need.
 
+    Args:
+        precision: the recipe's; with others than weights alone there is nothing to refuse here.
+        wanted: the recipe's table.
+        target: engine and high precision.
+        attention: `float`, or what attention is quantized to.
+        data: whether there are samples.
+
     Raises:
-        UsageError: the recipe asks for what does not go together, or for data that is not there.
+        UsageError: what is asked for does not go together, or needs data that is not there.
         EngineError: a GPU of the target has no INT4.
     """
-    if recipe.precision not in PRECISIONS:
+    if precision not in PRECISIONS:
         return target
-    wanted = recipe.weight_only
-    if wanted.storage == "matmulnbits" and recipe.precision != "int4-weight":
+    if wanted.storage == "matmulnbits" and precision != "int4-weight":
         raise UsageError(
             "recipe key 'weight_only.storage' = 'matmulnbits' stores INT4: choose precision int4-weight, or storage "
             "dequantize, which ONNX Runtime fuses by itself"
         )
-    if recipe.attention != "float":
+    if attention != "float":
         raise UsageError(
-            f"recipe key 'attention' = '{recipe.attention}' quantizes activations, which engines miscompile beside "
-            f"weights in blocks: choose precision int8 for it, or leave it out with {recipe.precision}"
+            f"recipe key 'attention' = '{attention}' quantizes activations, which engines miscompile beside "
+            f"weights in blocks: choose precision int8 for it, or leave it out with {precision}"
         )
     if not data and ("awq" in wanted.method or "gptq" in wanted.method):
         raise UsageError(
@@ -60,11 +68,11 @@ def refuse_early(recipe: Recipe, target: Target, data: bool) -> Target:
         )
     if not data and target.high_precision is DType.FP16:
         raise UsageError(
-            f"precision '{recipe.precision}' leaves activations in FP16, which only their ranges can show to fit: give "
+            f"precision '{precision}' leaves activations in FP16, which only their ranges can show to fit: give "
             "--data with real samples, or choose --high-precision fp32 or bf16, which need none (weights alone "
             "are rounded without data by --weight-method mse or rtn)"
         )
-    old = [sm for sm in target.sms if recipe.precision == "int4-weight" and int(sm[2:]) < FIRST_INT4_SM]
+    old = [sm for sm in target.sms if precision == "int4-weight" and int(sm[2:]) < FIRST_INT4_SM]
     if old:
         raise EngineError(
             f"{' and '.join(old)} has no INT4, which begins with sm{FIRST_INT4_SM} (Ampere): choose precision "
@@ -73,64 +81,137 @@ def refuse_early(recipe: Recipe, target: Target, data: bool) -> Target:
     return replace(target, opset=max(target.opset, FIRST_OPSET))
 
 
-def needs_rows(recipe: Recipe, target: Target) -> bool:
+def needs_rows(precision: str, target: Target) -> bool:
     """Whether a profile must allow for more than one row: TensorRT-RTX 1.7 multiplies a single one with no INT8 weight.
 
     Where it knows that there is but one, it dequantizes the whole weight on every run. INT4 models have INT8 parts.
     """
-    return recipe.precision in PRECISIONS and target.engine == "tensorrt-rtx"
+    return precision in PRECISIONS and target.engine == "tensorrt-rtx"
 
 
-def stage(
-    run: Run, normal: models.Model, samples: Source | None, observed: Observations
-) -> tuple[models.Model, Stored | None]:
-    """Rounds the weights; returns the model (with AWQ's scaling folded in) and what was decided, None if not asked."""
+@dataclass(frozen=True, eq=False)
+class Work:
+    """What there is to round.
+
+    Attributes:
+        options: what is asked for.
+        method: how weights are rounded, after `auto` was settled.
+        layers: whose weights are stored, in graph order.
+        refused: the other linear nodes.
+        steps: layers, and runs of the model that Hessians take.
+    """
+
+    options: WeightOnlyOptions
+    method: str
+    layers: tuple[Layer, ...]
+    refused: tuple[Refusal, ...]
+    steps: int
+
+
+@dataclass(frozen=True, eq=False)
+class Rounded:
+    """A model whose weights wait to be stored in few bits.
+
+    Attributes:
+        model: with AWQ's scaling folded in; as given where there is none.
+        stored: what was decided; None where nothing was asked for.
+        reports: of the passes that ran.
+        errors: largest relative error of each behind the equivalence check, by its text form.
+    """
+
+    model: models.Model
+    stored: Stored | None = None
+    reports: tuple[Report, ...] = ()
+    errors: Mapping[str, float] = field(default_factory=dict)
+
+
+def stage(run: Run, normal: models.Model, samples: Source | None, observed: Observations) -> Rounded:
+    """The stage: what `round_weights` makes of the model; as given where it was not asked for."""
     recipe = run.recipe
     if recipe.precision not in PRECISIONS:
-        return normal, None
+        return Rounded(normal)
     if samples is None:
         run.warn(
             "no --data: weights are rounded by themselves, and nothing compares the result with the float model; "
             "with data, --weight-method gptq errs less"
         )
-    layers, refused = weight_layers.find(normal.graph, run.target, recipe)
-    method = chosen_method(recipe, data=samples is not None)
-    runs = observed.feeds * len(hessian.batches(watched(layers, method))) if samples is not None else 0
-    with run.stage("weights", (len(layers) + runs) or 1) as advance:
-        rows = record.rows(normal, {one.activation: -1 for one in layers}, observed.kept)
-        scaled, scaling = normal, weight_scaling.Scaling()
-        if "awq" in method:
-            scaled, scaling = weight_scaling.scale(run, normal, layers, rows, observed, method)
-        rounding = Rounding(
-            normal,
-            scaled,
-            weight_layers.find(scaled.graph, run.target, recipe)[0],
-            {one.node: one.activation for one in layers},
-            rows,
-            scaling.scales,
-            method,
-            half=run.target.high_precision is not DType.FP32,
-            damp=recipe.weight_only.damp,
-            act_order=recipe.weight_only.act_order,
-        )
-        found: dict[str, Weight] = {}
-        for weight in rounding.round(samples, advance):
-            found[weight.layer.node] = weight
-            advance(1)
+    options = WeightOnlyOptions(recipe.precision, recipe.weight_only, run.target, recipe.keep)
+    work = work_of(normal, options, feeds=None if samples is None else observed.feeds)
+    with run.stage("weights", work.steps or 1) as advance:
+        done = round_weights(normal, work, samples, observed, advance)
+    run.told(done.reports, done.errors)
     models.forget_pages(normal)
     return_freed_memory()
-    weights = {one.node: found[one.node] for one in layers}
-    return scaled, Stored(method, weights, refused, scaling.gains, scaling.left, macs=_macs(normal, observed))
+    return done
 
 
-def chosen_method(recipe: Recipe, *, data: bool) -> str:
+def work_of(normal: models.Model, options: WeightOnlyOptions, *, feeds: int | None) -> Work:
+    """What there is to round in a model.
+
+    Args:
+        normal: normalised float model.
+        options: what is asked for.
+        feeds: how many the data has; None without data.
+    """
+    layers, refused = weight_layers.find(normal.graph, options)
+    method = chosen_method(options.precision, options.table, data=feeds is not None)
+    runs = feeds * len(hessian.batches(watched(layers, method))) if feeds is not None else 0
+    return Work(options, method, tuple(layers), tuple(refused), len(layers) + runs)
+
+
+def round_weights(
+    normal: models.Model,
+    work: Work,
+    samples: Source | None,
+    observed: Observations,
+    advance: Callable[[float], None] = lambda steps: None,
+) -> Rounded:
+    """Rounds the weight of every layer.
+
+    Args:
+        normal: normalised float model.
+        work: what there is to round in it.
+        samples: what GPTQ sums Hessians over; None without data.
+        observed: its kept samples are what rows are recorded of.
+        advance: called with the number of steps done since the last call.
+
+    Raises:
+        EquivalenceError: the model with AWQ's scaling does not compute what the model computes.
+    """
+    options = work.options
+    rows = record.rows(normal, {one.activation: -1 for one in work.layers}, observed.kept)
+    scaling = weight_scaling.Scaling(normal)
+    if "awq" in work.method:
+        scaling = weight_scaling.scale(normal, work.layers, rows, observed.kept, method=work.method, half=options.half)
+    rounding = Rounding(
+        normal,
+        scaling.model,
+        weight_layers.find(scaling.model.graph, options)[0],
+        {one.node: one.activation for one in work.layers},
+        rows,
+        scaling.scales,
+        work.method,
+        half=options.half,
+        damp=options.table.damp,
+        act_order=options.table.act_order,
+    )
+    found: dict[str, Weight] = {}
+    for weight in rounding.round(samples, advance):
+        found[weight.layer.node] = weight
+        advance(1)
+    weights = {one.node: found[one.node] for one in work.layers}
+    macs = _macs(normal, observed)
+    stored = Stored(options, work.method, weights, work.refused, scaling.gains, scaling.left, macs=macs)
+    return Rounded(scaling.model, stored, scaling.reports, scaling.errors)
+
+
+def chosen_method(precision: str, wanted: WeightOnlyTable, *, data: bool) -> str:
     """What `auto` stands for; else what was asked for."""
-    wanted = recipe.weight_only.method
-    if wanted != "auto":
-        return wanted
+    if wanted.method != "auto":
+        return wanted.method
     if not data:
         return "mse"
-    return "awq+gptq" if recipe.precision == "int4-weight" else "awq"
+    return "awq+gptq" if precision == "int4-weight" else "awq"
 
 
 def _macs(model: models.Model, observed: Observations) -> Mapping[str, int]:
@@ -140,10 +221,10 @@ def _macs(model: models.Model, observed: Observations) -> Mapping[str, int]:
     return decide.node_macs(graph, concrete_shapes(graph, observed.kept[0], decide.tensors_for_shapes(graph)))
 
 
-def passes(stored: Stored | None, recipe: Recipe) -> tuple[Pass, ...]:
+def passes(stored: Stored | None) -> tuple[Pass, ...]:
     """What the lowering has to do for the weights."""
     if stored is None:
         return ()
-    join = recipe.weight_only.storage == "matmulnbits"
-    joined = (MatmulNbits(recipe.weight_only.accuracy_level),) if join else ()
+    table = stored.options.table
+    joined = (MatmulNbits(table.accuracy_level),) if table.storage == "matmulnbits" else ()
     return WeightOnly(stored.blocks()), *joined

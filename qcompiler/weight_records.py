@@ -9,7 +9,6 @@ from typing import Any
 
 from qcompiler import decide
 from qcompiler.plan import Decision, Plan
-from qcompiler.recipe import Recipe
 from qcompiler.stored_weights import Stored, Weight
 from qcompiler.target import DType, Target
 from qcompiler.weight_layers import Layer
@@ -52,21 +51,21 @@ def _why(one: Weight, high: DType) -> str:
     return f"weight stored as {form}{special} by {one.method}, activation and product in {high}: {one.errs()}{tied}"
 
 
-def rows(stored: Stored | None, recipe: Recipe, target: Target) -> dict[str, Any] | None:
+def record_of(stored: Stored | None) -> dict[str, Any] | None:
     """What the manifest says; None where weights were not asked for."""
     if stored is None:
         return None
-    wanted = recipe.weight_only
+    options, wanted = stored.options, stored.options.table
     weights = stored.weights.values()
-    wide = {DType.FP32: 4}.get(target.high_precision, 2)
+    wide = 2 if options.half else 4
     return {
-        "precision": recipe.precision,
+        "precision": options.precision,
         "method": stored.method,
-        "block_size": wanted.block_size if recipe.precision == "int4-weight" else None,
+        "block_size": wanted.block_size if options.precision == "int4-weight" else None,
         "act_order": wanted.act_order if "gptq" in stored.method else None,
         "damp": wanted.damp if "gptq" in stored.method else None,
         "storage": wanted.storage,
-        "layers": [_row(one) for one in weights],
+        "layers": [_layer(one) for one in weights],
         "restored": list(stored.restored),
         "scaled": {name: round(gain, 3) for name, gain in stored.scaled.items()},
         "unscaled": stored.unscaled,
@@ -83,7 +82,7 @@ def _form(layer: Layer) -> str:
     return f"{layer.format} in blocks of {layer.size}" if layer.size else f"{layer.format} per output"
 
 
-def _row(one: Weight) -> dict[str, Any]:
+def _layer(one: Weight) -> dict[str, Any]:
     return {
         "node": one.layer.node,
         "depth": one.layer.depth,

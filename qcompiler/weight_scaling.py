@@ -13,16 +13,15 @@ import numpy as np
 
 from qcompiler import absorb, awq, weight_layers
 from qcompiler import model as models
+from qcompiler.equivalence import applied
+from qcompiler.pass_ import Report
 from qcompiler.passes.smooth_quant import SmoothQuant
 from qcompiler.record import Rows
-from qcompiler.target import DType
+from qcompiler.signature import Feeds
 from qcompiler.weight_layers import Layer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from qcompiler.observe import Observations
-    from qcompiler.stages import Run
 
 WORTH_DB = 0.05  # a smaller gain is not worth an edit
 WORTH_DB_ELSE = 1.0  # with GPTQ, which finds such gains by itself, and in INT8, which errs little anyway
@@ -33,41 +32,53 @@ class Scaling:
     """What was divided, by name of the activation.
 
     Attributes:
+        model: with the scaling folded in; as given where nothing gains by it.
         scales: what each is divided by, [K].
         gains: what that gains over rounding to nearest, in dB.
         left: why the others were not.
+        reports: of the passes that ran.
+        errors: largest relative error of each behind the equivalence check, by its text form.
     """
 
-    scales: dict[str, NDArray[np.float32]] = field(default_factory=dict)
-    gains: dict[str, float] = field(default_factory=dict)
-    left: dict[str, str] = field(default_factory=dict)
+    model: models.Model
+    scales: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    gains: Mapping[str, float] = field(default_factory=dict)
+    left: Mapping[str, str] = field(default_factory=dict)
+    reports: tuple[Report, ...] = ()
+    errors: Mapping[str, float] = field(default_factory=dict)
 
 
 def scale(
-    run: Run,
     normal: models.Model,
     layers: Sequence[Layer],
     rows: Mapping[str, Rows],
-    observed: Observations,
+    feeds: Sequence[Feeds],
+    *,
     method: str,
-) -> tuple[models.Model, Scaling]:
-    """The model with the scaling folded in, and what it is; `normal` itself where nothing gains by it.
+    half: bool,
+) -> Scaling:
+    """Looks for the scaling of every activation and folds it into the model, behind the equivalence check.
 
     Args:
-        run: its target says whether scales are numbers of FP16; reports are added.
         normal: normalised float model.
         layers: whose weights are stored.
         rows: recorded rows of what they read.
-        observed: its kept samples are what the gate runs.
+        feeds: samples that the check runs.
         method: `awq` or `awq+gptq`: from which gain on scaling is worth it.
+        half: scales are numbers that FP16 holds exactly.
+
+    Raises:
+        EquivalenceError: the scaled model does not compute what the model computes.
     """
-    found = Scaling()
+    scales: dict[str, NDArray[np.float32]] = {}
+    gains: dict[str, float] = {}
+    left: dict[str, str] = {}
     tensors, nodes = normal.graph.tensors(), {node.name: node for node in normal.graph.nodes}
     for name, members in weight_layers.by_activation(layers).items():
         few = [one for one in members if one.format == "int4"] or members  # INT8 siblings err next to nothing
         fold = absorb.plan(normal.graph, tensors[name], -1, split=True)
         if fold.why:
-            found.left[name] = f"no producer can absorb it: {fold.why}"
+            left[name] = f"no producer can absorb it: {fold.why}"
             continue
         chosen = awq.search(
             rows[name],
@@ -75,17 +86,14 @@ def scale(
             size=few[0].size,
             format=few[0].format,
             classes=fold.classes,
-            half=run.target.high_precision is not DType.FP32,
+            half=half,
         )
         worth = WORTH_DB if method == "awq" and few[0].format == "int4" else WORTH_DB_ELSE
         if chosen.gain_db < worth:
-            found.left[name] = f"no scaling gains {worth:g} dB"
+            left[name] = f"no scaling gains {worth:g} dB"
             continue
-        found.scales[name], found.gains[name] = chosen.scales, chosen.gain_db
-    return (_folded(run, normal, found.scales, observed) if found.scales else normal), found
-
-
-def _folded(
-    run: Run, normal: models.Model, scales: Mapping[str, NDArray[np.float32]], observed: Observations
-) -> models.Model:
-    return run.rewritten(SmoothQuant(scales, split=True), normal, observed.kept)
+        scales[name], gains[name] = chosen.scales, chosen.gain_db
+    if not scales:
+        return Scaling(normal, left=left)
+    model, report, error = applied(SmoothQuant(scales, split=True), normal, feeds)
+    return Scaling(model, scales, gains, left, (report,), {} if error is None else {report.name: error})

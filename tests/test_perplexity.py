@@ -21,7 +21,7 @@ from qcompiler.filling import Filler
 from qcompiler.recipe import Recipe, TextWindows
 from qcompiler.session import Session
 from qcompiler.signature import Inputs, inputs_of
-from qcompiler.verification import Outputs, gate, verify
+from qcompiler.verification import Gates, Outputs, verify
 from tests import decoder, glu, reading
 
 if TYPE_CHECKING:
@@ -263,8 +263,8 @@ def test_lower_is_better_in_the_gate(room: Path) -> None:
     assert len(steps) == 1 + 2 * metric.runs
     assert found.score.drop > 0
     with pytest.raises(AccuracyError, match=r"a rise of \d"):
-        gate(found, Recipe(max_drop=found.score.drop / 2, metric="perplexity"))
-    gate(found, Recipe(max_drop=found.score.drop * 2, metric="perplexity"))
+        Gates(max_drop=found.score.drop / 2).require(found)
+    Gates(max_drop=found.score.drop * 2).require(found)
 
 
 def test_compiling_compares_on_held_out_text_and_tells_the_protocol(room: Path, tmp_path: Path) -> None:

@@ -17,8 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from qcompiler import model as models
 from qcompiler.errors import AccuracyError, DataError, ModelError, UsageError
-from qcompiler.recipe import Recipe
-from qcompiler.verification import Output, Score, Verification, gate, verify
+from qcompiler.verification import Gates, Output, Score, Verification, verify
 
 Feeds = dict[str, NDArray[Any]]
 WEIGHTS = [np.random.default_rng(k).normal(size=(8, 8)).astype(np.float32) / 3 for k in range(5)]
@@ -182,7 +181,7 @@ def test_values_that_stop_being_finite_are_a_failure_with_the_output_named(tmp_p
     assert found.outputs[0].not_finite == 4
     assert found.worst_sqnr_db == -math.inf
     with pytest.raises(AccuracyError, match="output 'y' has 4 of 48 values that are NaN or infinite"):
-        gate(found, Recipe())
+        Gates().require(found)
 
 
 def test_values_that_are_infinite_in_the_float_model_already_are_left_out(tmp_path: Path) -> None:
@@ -296,25 +295,32 @@ def measured(sqnr: float | None, score: Score | None = None) -> Verification:
 
 
 def test_gates_pass_at_their_threshold_and_fail_below_with_both_figures() -> None:
-    gate(measured(20.0), Recipe(min_sqnr=20))
+    Gates(min_sqnr=20).require(measured(20.0))
     with pytest.raises(AccuracyError, match=r"'y' reaches 19\.99 dB of SQNR and at least 20 dB"):
-        gate(measured(19.99), Recipe(min_sqnr=20))
-    recipe = Recipe(max_drop=0.02, metric="m.py:f")
-    gate(measured(1.0, Score("top-1", 0.5, 0.49, True)), recipe)
-    gate(measured(1.0, Score("top-1", 0.5, 0.6, True)), recipe)
+        Gates(min_sqnr=20).require(measured(19.99))
+    gates = Gates(max_drop=0.02)
+    gates.require(measured(1.0, Score("top-1", 0.5, 0.49, True)))
+    gates.require(measured(1.0, Score("top-1", 0.5, 0.6, True)))
     with pytest.raises(AccuracyError, match=r"'top-1' goes from 0\.5 \(float\) to 0\.48 .* 4\.00% .* 2\.00%"):
-        gate(measured(1.0, Score("top-1", 0.5, 0.48, True)), recipe)
+        gates.require(measured(1.0, Score("top-1", 0.5, 0.48, True)))
     with pytest.raises(AccuracyError, match="'perplexity' goes from 20"):
-        gate(measured(1.0, Score("perplexity", 20, 21, False)), recipe)
+        gates.require(measured(1.0, Score("perplexity", 20, 21, False)))
     with pytest.raises(AccuracyError, match="to nan"):
-        gate(measured(1.0, Score("top-1", 0.5, math.nan, True)), recipe)
+        gates.require(measured(1.0, Score("top-1", 0.5, math.nan, True)))
 
 
 def test_a_gate_on_something_that_was_not_measured_is_refused() -> None:
     with pytest.raises(UsageError, match="no float output"):
-        gate(measured(None), Recipe(min_sqnr=20))
+        Gates(min_sqnr=20).require(measured(None))
     with pytest.raises(UsageError, match="no metric was measured"):
-        gate(measured(30.0), Recipe(max_drop=0.1, metric="m.py:f"))
+        Gates(max_drop=0.1).hold(measured(30.0))
+
+
+def test_gates_hold_where_nothing_is_missed() -> None:
+    gates = Gates(min_sqnr=20)
+    assert gates.hold(None)
+    assert gates.hold(measured(20.0))
+    assert not gates.hold(measured(19.99))
 
 
 def test_a_score_that_is_known_is_not_measured_again(tmp_path: Path) -> None:

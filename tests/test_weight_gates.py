@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx
 import pytest
 
 from qcompiler import compiler
+from qcompiler.blocks import Blocks
 from qcompiler.errors import AccuracyError, EngineError, UsageError
 from qcompiler.recipe import Recipe, Safety, WeightOnly
-from qcompiler.target import DType
+from qcompiler.stored_weights import Stored, Weight
+from qcompiler.target import DType, parse_target
+from qcompiler.verification import Gates, Output, Verification
+from qcompiler.weight_gates import give_back
+from qcompiler.weight_layers import Layer, WeightOnlyOptions
 from tests import glu
 
 if TYPE_CHECKING:
@@ -93,3 +99,42 @@ def test_a_gate_out_of_reach_says_what_to_try(decoder: Path, tmp_path: Path) -> 
     for tip in ("--block-size 32", "--weight-method gptq with --data", "--precision int8-weight", "--keep '"):
         assert tip in text
     assert list(tmp_path.iterdir()) == []
+
+
+def stored(**known_db: float) -> Stored:
+    """Weights of a hundred numbers each; what their outputs reach, by name of the layer."""
+    options = WeightOnlyOptions("int8-weight", WeightOnly(), parse_target("onnxruntime"))
+    values = Blocks(np.zeros((10, 10), np.int8), np.ones(10, np.float32), None, "int8")
+    return Stored(
+        options,
+        "rtn",
+        {
+            name: Weight(Layer(name, "MatMul", "x", 10, 10, "int8", None), values, "rtn", 40.0, known, 0.0)
+            for name, known in known_db.items()
+        },
+    )
+
+
+def measured(sqnr: float) -> Verification:
+    return Verification(1, (Output("y", "float32", 10, sqnr, 0.9, 0.1, None, None, 0, 0, 0),))
+
+
+def test_what_errs_most_is_given_back_in_another_value() -> None:
+    first, gates = stored(A=30.0, B=10.0, C=20.0, D=40.0), Gates(min_sqnr=25.0)
+    second = give_back(first, measured(20.0), gates, 0.5)
+    assert second is not None
+    assert list(first.weights) == ["A", "B", "C", "D"]
+    assert not first.restored
+    assert (list(second.weights), list(second.restored)) == (["A", "C", "D"], ["B"])
+    third = give_back(second, measured(20.0), gates, 0.5)
+    assert third is not None
+    assert list(third.restored) == ["B", "C"]
+    assert give_back(third, measured(20.0), gates, 0.5) is None
+
+
+def test_nothing_is_given_back_where_gates_hold_or_nothing_is_stored() -> None:
+    gates = Gates(min_sqnr=25.0)
+    assert give_back(stored(A=30.0), measured(25.0), gates, 0.0) is None
+    assert give_back(stored(A=30.0), None, gates, 0.0) is None
+    assert give_back(stored(), measured(20.0), gates, 0.0) is None
+    assert give_back(None, measured(20.0), gates, 0.0) is None

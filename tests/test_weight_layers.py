@@ -9,8 +9,9 @@ import onnx
 import pytest
 
 from qcompiler import weight_layers
-from qcompiler.recipe import Recipe, WeightOnly
+from qcompiler.recipe import WeightOnly
 from qcompiler.target import parse_target
+from qcompiler.weight_layers import WeightOnlyOptions
 from tests.rewrite import Spec, model, to_graph
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ def find(
     keep: tuple[str, ...] = (),
     **table: Any,
 ) -> tuple[list[Layer], list[Refusal]]:
-    recipe = Recipe(precision=precision, target=target, keep=keep, weight_only=WeightOnly(**table))
-    return weight_layers.find(to_graph(proto), parse_target(target), recipe)
+    options = WeightOnlyOptions(precision, WeightOnly(**table), parse_target(target), keep)
+    return weight_layers.find(to_graph(proto), options)
 
 
 def product(depth: int, width: int, op: str = "MatMul", **attrs: Any) -> onnx.ModelProto:

@@ -13,15 +13,18 @@ import numpy as np
 import onnx
 import pytest
 
-from qcompiler import blocks, compiler, gptq, linear
+from qcompiler import blocks, compiler, gptq, linear, weight_only
 from qcompiler import graph as graphs
 from qcompiler import model as models
+from qcompiler.data import open_source
+from qcompiler.observe import Observations
 from qcompiler.quantized import block_size, dequantized
 from qcompiler.recipe import Recipe, WeightOnly
 from qcompiler.session import Session
-from qcompiler.target import DType
+from qcompiler.target import DType, parse_target
+from qcompiler.weight_layers import WeightOnlyOptions
 from tests import glu
-from tests.rewrite import model
+from tests.rewrite import content, model, to_graph
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -305,3 +308,26 @@ def test_progress_counts_runs_of_the_data_and_layers(tmp_path: Path) -> None:
         tmp_path / "glu.onnx", data=FEEDS, recipe=recipe, output=tmp_path / "out.onnx", progress=cast(Any, Shown())
     )
     assert seen["weights"] == [len(PRODUCTS) + len(FEEDS)] * 2
+
+
+@pytest.mark.parametrize("precision", ["int4-weight", "int8-weight"])
+def test_the_room_gives_another_model_and_leaves_the_one_it_was_given(precision: str) -> None:
+    loaded = models.Model(to_graph(glu.stack(channels=glu.OUTLIERS, layers=1)), {}, None, 10)
+    before, observed = content(loaded.graph), Observations(kept=tuple(FEEDS), feeds=len(FEEDS))
+    options = WeightOnlyOptions(precision, WeightOnly(block_size=32), parse_target("onnxruntime"), ("LOGITS",))
+    work = weight_only.work_of(loaded, options, feeds=len(FEEDS))
+    assert [one.node for one in work.layers] == PRODUCTS[:-1]
+    assert {one.node: one.rule for one in work.refused}["LOGITS"] == "kept"
+    assert work.method == ("awq+gptq" if precision == "int4-weight" else "awq")
+    assert work.steps == len(work.layers) + (len(FEEDS) if precision == "int4-weight" else 0)
+    source = open_source(FEEDS, {"ids": (np.dtype(np.int64), ("batch", "length"))})
+    steps: list[float] = []
+    done = weight_only.round_weights(loaded, work, source, observed, steps.append)
+    assert content(loaded.graph) == before
+    assert sum(steps) == work.steps
+    assert done.stored is not None
+    assert list(done.stored.weights) == PRODUCTS[:-1]
+    assert done.stored.scaled
+    assert done.model is not loaded
+    (report,) = done.reports
+    assert done.errors[report.name] < 1e-4
