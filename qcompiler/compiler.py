@@ -177,7 +177,7 @@ def _compile(
     if prefixed is not None and prefixed.baked:
         found, refused = run.scope.layers(normal)
     observed = observe_data(run, normal, samples, inputs, run.watch.tensors(normal, found), found)
-    seen = outliers.rows(observed.outliers, observed.histograms, readers(found))
+    seen = outliers.records(observed.outliers, observed.histograms, readers(found))
     streams = residual.measure(normal.graph, observed.kept[:RESIDUAL_FEEDS]) if observed.kept else []
     smoothed = smooth(run, normal, found, observed)
     normal, observed = smoothed.model, smoothed.observed
@@ -230,7 +230,7 @@ def _compile(
             outliers=seen,
             residuals=[dataclasses.asdict(one) for one in streams],
             smoothing=smoothing.record_of(smoothed.groups, smoothed.tried),
-            qfem=sparing.rows(chosen.spared, seen),
+            qfem=sparing.record_of(chosen.spared, seen),
             qfep=prefixing.record_of(prefixed, run.metric, verification, None if prefix is None else prefix.name),
             llm_int8=llm_int8.record_of(splits, chosen.plan, recipe.llm_int8, shop / output.name if audited else None),
             weight_only=weight_records.record_of(stored),

@@ -261,7 +261,7 @@ def kurtosis(histogram: Histogram) -> float:
     return histogram.finite * float((counts * x * x).sum()) / second**2
 
 
-def rows(
+def records(
     outliers: Mapping[str, Outliers], histograms: Mapping[str, Histogram], readers: Mapping[str, Sequence[str]]
 ) -> list[dict[str, Any]]:
     """What manifest and reports say of the activations, in the order of `readers`.

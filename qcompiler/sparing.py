@@ -116,12 +116,12 @@ def _scoring(
     return scoring
 
 
-def rows(spared: Spared, outliers: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+def record_of(spared: Spared, outliers: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """What the manifest says of QFeM; None where it was off.
 
     Args:
         spared: what was decided.
-        outliers: the manifest's rows of activations, for the tokens that spike.
+        outliers: the manifest's records of activations, for the tokens that spike.
     """
     if not spared.ratios:
         return None

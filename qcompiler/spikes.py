@@ -48,7 +48,7 @@ class Spike:
             are loud in all tokens, which smoothing mends. None where the number of channels varies, or the median
             channel is zero.
         top_channels: the largest channels, each `channel`, `amax` and `over_median`.
-        top_tokens: the largest tokens, each `position`, `id`, `channel`, `value` and `sample`, as in `outliers.rows`.
+        top_tokens: the largest tokens, each `position`, `id`, `channel`, `value`, `sample`, as in `outliers.records`.
     """
 
     tensor: str

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
-from qcompiler.outliers import TOP, Outliers, Tokens, kurtosis, rows, top_channels
+from qcompiler.outliers import TOP, Outliers, Tokens, kurtosis, records, top_channels
 from qcompiler.samples import fingerprint
 from qcompiler.signature import Feeds
 from qcompiler.statistics import Histogram
@@ -226,11 +226,11 @@ def test_the_largest_channels_are_told_with_their_factor_over_the_median() -> No
     assert top_channels(np.zeros(0, np.float32)) == []
 
 
-def test_rows_are_json_and_follow_the_readers() -> None:
+def test_records_are_json_and_follow_the_readers() -> None:
     x, ids = sequences(3)
     found = {"a": seen(x, feeds=[{"input_ids": ids}]), "b": seen(x * 0)}
     histograms = {"a": Histogram.of(x), "b": Histogram.of(x * 0)}
-    listed = rows(found, histograms, {"b": ["B"], "a": ["Q", "K"], "unseen": ["U"]})
+    listed = records(found, histograms, {"b": ["B"], "a": ["Q", "K"], "unseen": ["U"]})
     assert json.loads(json.dumps(listed, allow_nan=False)) == listed
     assert [one["tensor"] for one in listed] == ["b", "a"]
     assert listed[1]["readers"] == ["Q", "K"]
