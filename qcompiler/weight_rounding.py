@@ -13,7 +13,8 @@ recorded ones for the others. Without data there is nothing but the weights to j
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -48,7 +49,7 @@ def watched(layers: Iterable[Layer], method: str) -> dict[str, int]:
     return {one.activation: one.depth for one in known if chosen[one.node].endswith("gptq")}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rounding:
     """What rounding needs to know of all layers.
 
@@ -75,15 +76,18 @@ class Rounding:
     half: bool
     damp: float = 0.01
     act_order: bool = True
-    _nodes: dict[str, gs.Node] = field(init=False, repr=False, default_factory=dict)
-    _floats: dict[str, gs.Node] = field(init=False, repr=False, default_factory=dict)
-    _methods: dict[str, str] = field(init=False, repr=False, default_factory=dict)
 
-    def __post_init__(self) -> None:
-        """Nodes are looked up by name often."""
-        self._nodes.update((node.name, node) for node in self.scaled.graph.nodes)
-        self._floats.update((node.name, node) for node in self.normal.graph.nodes)
-        self._methods.update(methods(self.layers, self.method))
+    @cached_property
+    def _nodes(self) -> dict[str, gs.Node]:
+        return {node.name: node for node in self.scaled.graph.nodes}
+
+    @cached_property
+    def _floats(self) -> dict[str, gs.Node]:
+        return {node.name: node for node in self.normal.graph.nodes}
+
+    @cached_property
+    def _methods(self) -> dict[str, str]:
+        return methods(self.layers, self.method)
 
     def round(self, samples: Iterable[Feeds] | None, advance: Callable[[int], None] | None = None) -> Iterator[Weight]:
         """All layers, in an order that needs few Hessians at a time.
