@@ -183,8 +183,9 @@ def _compile(
     normal, observed = smoothed.model, smoothed.observed
     if smoothed.groups:
         found, refused = run.scope.layers(normal)
-    apart = llm_int8.stage(run, normal, found, refused, observed)
-    normal, found, refused, observed, splits = apart.model, apart.found, apart.refused, apart.observed, apart.splits
+    apart = llm_int8.stage(run, normal, decide.Candidates(found, refused), observed)
+    normal, observed, splits = apart.model, apart.observed, apart.splits
+    found, refused = apart.layers
     rounded = weights.stage(run, normal, samples, observed)
     normal, stored = open_stored(rounded.model, found), rounded.stored
     layers, scores = decide.Candidates(found, refused), sparing.UNKNOWN

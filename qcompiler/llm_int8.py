@@ -122,8 +122,7 @@ class Apart:
 
     Attributes:
         model: as given where no channel was taken out.
-        found: layers that are left to decide.
-        refused: the others, outlier products among them.
+        layers: those that are left to decide, and the others, outlier products among them.
         observed: with the statistics of tensors that the rewrite made.
         splits: what was decided.
         reports: of the passes that ran.
@@ -131,26 +130,23 @@ class Apart:
     """
 
     model: models.Model
-    found: list[Candidate]
-    refused: list[Refusal]
+    layers: Candidates
     observed: Observations
     splits: Splits = Splits()
     reports: tuple[Report, ...] = ()
     errors: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
-def stage(
-    run: Run, normal: models.Model, found: list[Candidate], refused: list[Refusal], observed: Observations
-) -> Apart:
+def stage(run: Run, normal: models.Model, layers: Candidates, observed: Observations) -> Apart:
     """The stage: what `split_outliers` makes of the model; as given where it is off or nothing is to be quantized."""
     recipe, formats = run.recipe, run.recipe.formats()
     by_row = dynamic.splits(recipe.precision, recipe.llm_int8)
     if recipe.llm_int8.threshold == "off" or not (formats or by_row) or not observed.kept:
-        return Apart(normal, found, refused, observed)
+        return Apart(normal, layers, observed)
     dtype = DType.INT8 if by_row or DType.INT8 in formats else DType.FP8
     options = LlmInt8Options(recipe.llm_int8, dtype, by_row)
     with run.stage("llm-int8"):
-        done = split_outliers(normal, found, refused, observed, options, run.scope, run.watch.tensors)
+        done = split_outliers(normal, layers, observed, options, run.scope, run.watch.tensors)
     run.told(done.reports, done.errors)
     if done.model is not normal:
         models.forget_pages(normal)
@@ -159,8 +155,7 @@ def stage(
 
 def split_outliers(
     normal: models.Model,
-    found: tuple[Candidate, ...],
-    refused: tuple[Refusal, ...],
+    layers: Candidates,
     observed: Observations,
     options: LlmInt8Options,
     scope: Scope,
@@ -170,8 +165,7 @@ def split_outliers(
 
     Args:
         normal: the float model, normalised.
-        found: its layers that may be quantized.
-        refused: the others.
+        layers: those that may be quantized, and the others.
         observed: its statistics; samples were kept.
         options: what is asked for.
         scope: finds the layers again in the edited model.
@@ -181,21 +175,21 @@ def split_outliers(
         EquivalenceError: the edited model does not compute what the model computes.
     """
     table = options.table
-    fresh = [one for one in found if one.op in PRODUCTS and one.scales is None and one.amax is None]
+    fresh = [one for one in layers.found if one.op in PRODUCTS and one.scales is None and one.amax is None]
     groups = {name: members for name, members in decide.by_activation(fresh).items() if _asked(members, table)}
     rows = record.rows(normal, dict.fromkeys(groups, -1), observed.kept)
     format = format_of(options.dtype)
     decided = tuple(plan(normal, groups, rows, observed.outliers, table, format, by_row=options.by_row))
     channels = {reader: one.channels for one in decided for reader in one.readers if one.channels}
     if not channels:
-        return Apart(normal, found, refused, observed, Splits(decided))
+        return Apart(normal, layers, observed, Splits(decided))
     model, report, error = applied(LlmInt8(channels, table.layout), normal, observed.kept)
-    left, others = _apart(scope.layers(model), decided)
-    seen = observe_new(model, watched(model, left), left, observed, decided)
+    left = _apart(scope.layers(model), decided)
+    seen = observe_new(model, watched(model, left.found), left.found, observed, decided)
     nodes = {node.name: node for node in model.graph.nodes}
     layouts = {name: layout_of(nodes[name]) for name in channels if name + OUTLIERS in nodes}
     errors = {} if error is None else {report.name: error}
-    return Apart(model, left, others, seen, Splits(decided, layouts), (report,), errors)
+    return Apart(model, left, seen, Splits(decided, layouts), (report,), errors)
 
 
 def plan(

@@ -91,7 +91,11 @@ class Run:
     @property
     def scope(self) -> Scope:
         """Which layers may be quantized."""
-        return Scope(self.target, self.recipe.keep, bool(self.recipe.formats()) or dynamic.splits(self.recipe.precision, self.recipe.llm_int8))
+        return Scope(
+            self.target,
+            self.recipe.keep,
+            bool(self.recipe.formats()) or dynamic.splits(self.recipe.precision, self.recipe.llm_int8),
+        )
 
     @property
     def watch(self) -> Watch:

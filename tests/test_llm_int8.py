@@ -186,29 +186,29 @@ def test_the_fewest_channels_are_taken_that_reach_what_is_wanted(tmp_path: Path)
 
 def test_the_room_gives_another_model_and_leaves_what_it_was_given(planted: Path) -> None:
     loaded, scope = models.load(planted), Scope(parse_target("onnxruntime"))
-    found, refused = scope.layers(loaded)
+    layers = scope.layers(loaded)
+    found, refused = layers
     inputs: Inputs = {"ids": (np.dtype(np.int64), ("batch", "length"))}
     source = open_source(FEEDS, inputs)
     observed = observe(loaded, [], source, inputs=inputs, outliers={one.activation: -1 for one in found})
     before = content(loaded.graph)
-    names, count = list(observed.histograms), len(found)
+    names = list(observed.histograms)
     options = llm_int8.LlmInt8Options(LlmInt8Table(threshold=6.0), DType.INT8, by_row=False)
     apart = llm_int8.split_outliers(
-        loaded, found, refused, observed, options, scope, lambda _, after: [one.activation for one in after]
+        loaded, layers, observed, options, scope, lambda _, after: [one.activation for one in after]
     )
     assert content(loaded.graph) == before
     assert list(observed.histograms) == list(observed.outliers) == names
-    assert len(found) == count
-    new = {one.activation for one in apart.found} - set(names)
+    new = {one.activation for one in apart.layers.found} - set(names)
     assert new
     assert new <= apart.observed.histograms.keys() & apart.observed.outliers.keys()
     rests = {reader: one.rest for one in apart.splits.decided for reader in one.readers if one.channels}
-    for one in apart.found:
+    for one in apart.layers.found:
         if one.activation in new:
             assert apart.observed.histograms[one.activation].amax >= np.float32(rests[one.node])
     (report,) = apart.reports
     assert apart.errors[report.name] < 1e-4
-    assert {one.rule for one in apart.refused if one not in refused} == {"llm-int8"}
+    assert {one.rule for one in apart.layers.refused if one not in refused} == {"llm-int8"}
 
 
 @pytest.mark.parametrize(

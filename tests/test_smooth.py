@@ -30,7 +30,7 @@ def loaded() -> models.Model:
 
 @pytest.fixture(scope="module")
 def found(loaded: models.Model) -> list[Candidate]:
-    return SCOPE.layers(loaded)[0]
+    return list(SCOPE.layers(loaded).found)
 
 
 @pytest.fixture(scope="module")
