@@ -25,13 +25,15 @@ from qcompiler import graph as graphs
 from qcompiler import model as models
 from qcompiler.decide import Candidate
 from qcompiler.numerics import E4M3_MAX, format_of, quantize_fp8_e4m3, quantize_weight, weight_scales
-from qcompiler.session import Session
 from qcompiler.signature import Feeds
+from qcompiler.stream import fill
 from qcompiler.target import DType
 from qcompiler.unsigned import Span, grid, span
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from qcompiler.stream import Part
 
 INT8_MAX = 127.0
 
@@ -135,26 +137,37 @@ def _means(
     groups = {name: members for name, members in groups.items() if any(c.op == "Conv" for c in members)}
     if not groups:
         return {}
-    inputs = {tensor.name for tensor in model.graph.inputs}
-    tapped = [name for name in groups if name not in inputs]
-    session = Session(model, outputs=tapped, quick=True) if tapped else None
-    sums: dict[tuple[str, float, DType], list[NDArray[np.float64]]] = {}
-    counts = dict.fromkeys(groups, 0)
-    for feed in feeds:
-        values = {**(session.run(feed) if session is not None else {}), **feed}
-        for name in groups:
-            x = np.moveaxis(np.asarray(values[name], np.float32), 1, -1)
-            x = x.reshape(-1, x.shape[-1])
-            counts[name] += len(x)
-            total = x.sum(0, dtype=np.float64)
-            for amax, dtype in dict.fromkeys(asked[name]):  # calibrators may agree
-                pair = sums.setdefault((name, amax, dtype), [np.zeros(x.shape[1]), np.zeros(x.shape[1])])
-                pair[0] += total
-                pair[1] += _quantized_sum(x, amax, dtype, None if spans is None else spans[name])
+    seen = _Sums({name: list(dict.fromkeys(asked[name])) for name in groups}, spans)  # calibrators may agree
+    fill(model, [seen], feeds, quick=True)
     return {
-        key: (plain / max(counts[key[0]], 1), quantized / max(counts[key[0]], 1))
-        for key, (plain, quantized) in sums.items()
+        key: (plain / max(seen.counts[key[0]], 1), quantized / max(seen.counts[key[0]], 1))
+        for key, (plain, quantized) in seen.sums.items()
     }
+
+
+class _Sums:
+    """Sums of x and of DQ(Q(x)) per channel of the inputs of convolutions, by (tensor, amax, format)."""
+
+    def __init__(self, asked: Mapping[str, Sequence[tuple[float, DType]]], spans: Mapping[str, Span] | None) -> None:
+        self._asked, self._spans = asked, spans
+        self.sums: dict[tuple[str, float, DType], list[NDArray[np.float64]]] = {}
+        self.counts = dict.fromkeys(asked, 0)
+
+    @property
+    def tensors(self) -> Sequence[str]:
+        return list(self._asked)
+
+    def update(self, part: Part) -> None:
+        for name in (name for name in self._asked if name in part.values):
+            x = np.moveaxis(np.asarray(part.values[name], np.float32), 1, -1)
+            x = x.reshape(-1, x.shape[-1])
+            self.counts[name] += len(x)
+            total = x.sum(0, dtype=np.float64)
+            observed = None if self._spans is None else self._spans[name]
+            for amax, dtype in self._asked[name]:
+                pair = self.sums.setdefault((name, amax, dtype), [np.zeros(x.shape[1]), np.zeros(x.shape[1])])
+                pair[0] += total
+                pair[1] += _quantized_sum(x, amax, dtype, observed)
 
 
 def _quantized_sum(x: NDArray[np.float32], amax: float, dtype: DType, observed: Span | None) -> NDArray[np.float64]:

@@ -24,13 +24,15 @@ from qcompiler.numerics import dequantize, quantize_weight, weight_scales
 from qcompiler.operators import PRODUCTS
 from qcompiler.record import Rows
 from qcompiler.safety import best_start
-from qcompiler.session import Session
 from qcompiler.signature import Feeds
 from qcompiler.simulate import Simulation
+from qcompiler.stream import fill
 from qcompiler.target import DType
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from qcompiler.stream import Part
 
 FACTORS = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5)
 WORTH = 0.99  # of the error at full range; less is not worth a scale that differs from everybody's
@@ -84,23 +86,33 @@ def second_moments(
     model: models.Model, groups: Mapping[str, Sequence[Candidate]], feeds: Sequence[Feeds]
 ) -> dict[str, NDArray[np.float64]]:
     """E[x²] of each input channel over all positions of the feeds, float64 [C], by tensor name."""
-    inputs = {tensor.name for tensor in model.graph.inputs}
-    tapped = [name for name in groups if name not in inputs]
-    session = Session(model, outputs=tapped, quick=True) if tapped else None
-    sums: dict[str, NDArray[np.float64]] = {}
-    counts = dict.fromkeys(groups, 0)
-    for feed in feeds:
-        values = {**feed, **(session.run(feed) if session is not None else {})}
-        for name, members in groups.items():
-            x = np.asarray(values[name], np.float32)
-            x = np.moveaxis(x, 1, -1) if members[0].op.startswith("Conv") else x
+    seen = _Squares({name: 1 if members[0].op.startswith("Conv") else -1 for name, members in groups.items()})
+    fill(model, [seen], feeds, quick=True)
+    found = {name: seen.sums[name] for name in groups if name in seen.sums}
+    return {name: total / max(seen.counts[name], 1) for name, total in found.items()}
+
+
+class _Squares:
+    """Sums of squares of each channel of some tensors, by name with the axis of the channels."""
+
+    def __init__(self, axes: Mapping[str, int]) -> None:
+        self._axes = axes
+        self.sums: dict[str, NDArray[np.float64]] = {}
+        self.counts = dict.fromkeys(axes, 0)
+
+    @property
+    def tensors(self) -> Sequence[str]:
+        return list(self._axes)
+
+    def update(self, part: Part) -> None:
+        for name in (name for name in self._axes if name in part.values):
+            x = np.moveaxis(np.asarray(part.values[name], np.float32), self._axes[name], -1)
             flat = x.reshape(-1, x.shape[-1])
             squares = np.einsum("rc,rc->c", flat, flat).astype(np.float64)
-            known = sums.get(name)
+            known = self.sums.get(name)
             if known is None or known.shape == squares.shape:
-                sums[name] = squares if known is None else known + squares
-                counts[name] += len(flat)
-    return {name: total / max(counts[name], 1) for name, total in sums.items()}
+                self.sums[name] = squares if known is None else known + squares
+                self.counts[name] += len(flat)
 
 
 def best_scales(weight: NDArray[np.float32], axis: int, importance: NDArray[np.float32]) -> NDArray[np.float32]:

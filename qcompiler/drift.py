@@ -24,8 +24,8 @@ import onnx_graphsurgeon as gs
 from qcompiler import graph as graphs
 from qcompiler import model as models
 from qcompiler.operators import TAPPED
-from qcompiler.session import Session
 from qcompiler.sqnr import sqnr_db
+from qcompiler.stream import OpenModel
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -118,7 +118,7 @@ def _measure(
 ) -> int:
     """Adds the SQNR of each name to `found`; returns the bytes of the largest tensor."""
     sums = {name: np.zeros(2) for name in names}
-    sessions = [Session(model, outputs=names, quick=True) for model in (float_model, quantized)]
+    sessions = [OpenModel(model, outputs=names, quick=True) for model in (float_model, quantized)]
     largest = 0
     for feed in feeds:
         reference, got = (session.run(fitting(feed, session)) for session in sessions)
@@ -129,7 +129,7 @@ def _measure(
     return largest
 
 
-def fitting(feed: Mapping[str, NDArray[Any]], session: Session) -> dict[str, NDArray[Any]]:
+def fitting(feed: Mapping[str, NDArray[Any]], session: OpenModel) -> dict[str, NDArray[Any]]:
     """The feed as a graph takes it that may have lost inputs or have float inputs of another width."""
     wanted = session.inputs
     result = {}

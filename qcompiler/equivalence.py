@@ -19,8 +19,8 @@ from qcompiler.errors import EquivalenceError, ModelError
 from qcompiler.graph import constant_value, dtype_of, is_constant, is_float, producer, tensors
 from qcompiler.model import Model
 from qcompiler.pass_ import Pass, Report
-from qcompiler.session import Session
 from qcompiler.signature import Feeds
+from qcompiler.stream import OpenModel, stream
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -89,7 +89,7 @@ class Equivalence:
         return max((error for name, error in errors.items() if _is_float(self._reference[name])), default=0.0)
 
     def _run(self, graph: gs.Graph, *, optimize: bool = False) -> Outputs:
-        session = Session(graph, optimize=optimize, quick=not optimize)
+        session = OpenModel(graph, optimize=optimize, quick=not optimize)
         outputs: Outputs = {name: [] for name in session.outputs}
         for feeds in self._feeds:
             for name, value in session.run(feeds).items():
@@ -145,7 +145,7 @@ def refuse_not_finite(model: Model, source: Iterable[Feeds]) -> None:
     Raises:
         ModelError: there is one; names the sample, the output and the node where that arises.
     """
-    session = Session(model)
+    session = OpenModel(model)
     for index, feeds in enumerate(source):
         for name, value in session.run(feeds).items():
             if not all(_finite(part) for part in _flat(value)):
@@ -180,10 +180,9 @@ def first_not_finite(graph: gs.Graph, feeds: Feeds) -> gs.Node | None:
     """
     types = element_types.infer(graph)  # most files don't say them, and this graph may be as it was read
     taps = [t.name for t in tensors(graph) if not is_constant(t) and (dtype := types.get(id(t))) and dtype.kind == "f"]
-    session = Session(graph, outputs=taps, optimize=False)
     bad_nan: set[str] = set()
     bad_inf: set[str] = set()
-    for name, value in session.run(feeds).items():
+    for name, value in (item for part in stream(graph, taps, [feeds], optimize=False) for item in part.values.items()):
         numbers = np.asarray(value, np.float64)
         if np.isnan(numbers).any():
             bad_nan.add(name)

@@ -15,17 +15,19 @@ give once they are rounded; that takes a run of the data for every group of laye
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from qcompiler import model as models
-from qcompiler.session import Session
 from qcompiler.signature import Feeds
+from qcompiler.stream import fill
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from qcompiler.stream import Part
 
     Hessian = NDArray[np.float64]
 
@@ -78,17 +80,37 @@ def batches(depths: Mapping[str, int], budget: int = BUDGET) -> list[list[str]]:
 def _observed(
     model: models.Model, depths: Mapping[str, int], source: Iterable[Feeds], advance: Callable[[int], None] | None
 ) -> dict[str, Hessian]:
-    inputs = {tensor.name for tensor in model.graph.inputs}
-    tapped = [name for name in depths if name not in inputs]
-    session = Session(model, outputs=tapped) if tapped else None
-    sums = {name: np.zeros((depth, depth)) for name, depth in depths.items()}
-    for feed in source:
-        values = session.run(feed) if session is not None else {}
-        for name, total in sums.items():
-            add(total, values.pop(name) if name in values else np.asarray(feed[name]))
-        if advance is not None:
-            advance(1)
-    return sums
+    seen = Hessians(depths)
+    fill(model, [seen], source, advance=advance)
+    return seen.found
+
+
+class Hessians:
+    """The Hessian of each of some activations, filled by `qcompiler.stream.fill`.
+
+    Attributes:
+        found: by activation, float64 [K, K].
+    """
+
+    def __init__(self, depths: Mapping[str, int]) -> None:
+        """`depths` are last dimensions K, by activation."""
+        self.found: dict[str, Hessian] = {name: np.zeros((depth, depth)) for name, depth in depths.items()}
+
+    @property
+    def tensors(self) -> Sequence[str]:
+        """Names of the activations."""
+        return list(self.found)
+
+    def update(self, part: Part) -> None:
+        """Adds the rows of those that are in the part."""
+        for name, total in self.found.items():
+            if name in part.values:
+                add(total, np.asarray(part.values[name]))
+
+    def merge(self, other: Hessians) -> None:
+        """Adds the sums of another one; in float64, so the order of merging counts in the last bits."""
+        for name, total in other.found.items():
+            self.found[name] += total
 
 
 def add(total: Hessian, x: NDArray[Any]) -> None:

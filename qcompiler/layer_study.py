@@ -28,9 +28,9 @@ from qcompiler import graph as graphs
 from qcompiler import model as models
 from qcompiler.decide import Candidate
 from qcompiler.formats import NumberFormat
-from qcompiler.session import Session
 from qcompiler.signature import Feeds
 from qcompiler.sqnr import power
+from qcompiler.stream import OpenModel
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -106,9 +106,8 @@ class Study:
 
     def _tap(self, names: Iterable[str]) -> list[Feeds]:
         """What the layers read, for each sample."""
-        inner = sorted(set(names) - self._fed)
-        session = Session(self._graph, outputs=inner, quick=True) if inner else None
-        return [{**feed, **(session.run(feed) if session is not None else {})} for feed in self._feeds]
+        session = OpenModel(self._graph, outputs=sorted(set(names)), quick=True)
+        return [{**feed, **session.run(feed)} for feed in self._feeds]
 
     def _measure(self, activation: str, layers: _Layers, taps: Sequence[Feeds], one: NumberFormat) -> Noise:
         plain = {c.weight: self._weights[c.weight].values for c in layers.members}
@@ -175,7 +174,7 @@ class _Layers:
         graph.output.extend(_value(name) for name in outputs)
         alone = onnx.ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import, graph=graph)
         lent = {one.name: arrays[one.name] for one in graph.initializer if one.name in arrays}
-        self._session = Session((alone, lent), outputs=outputs, quick=True)
+        self._session = OpenModel((alone, lent), outputs=outputs, quick=True)
 
     def run(self, tap: Feeds, weights: Feeds) -> Feeds:
         """Outputs by name, with these activations and weights."""
@@ -205,7 +204,7 @@ class _Switched:
             proto.graph.input.append(_value(f"{PREFIX}{name}/on", onnx.TensorProto.BOOL, scalar=True))
         del proto.graph.node[:]
         proto.graph.node.extend(nodes)
-        self._session = Session((proto, arrays), outputs=names, quick=True)
+        self._session = OpenModel((proto, arrays), outputs=names, quick=True)
 
     def run(self, feed: Feeds, replaced: Mapping[str, NDArray[Any]]) -> Feeds:
         """The float outputs with the results of some layers replaced.

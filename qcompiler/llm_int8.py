@@ -29,15 +29,15 @@ from qcompiler.equivalence import applied
 from qcompiler.numerics import LARGEST, Format, format_of, quantize
 from qcompiler.observe import Observations
 from qcompiler.operators import PRODUCTS
-from qcompiler.outliers import Outliers, Tokens
+from qcompiler.outliers import AllOutliers, Outliers
 from qcompiler.pass_ import Report
 from qcompiler.passes.llm_int8 import OUTLIERS, LlmInt8, join, layout_of
 from qcompiler.plan import Plan
 from qcompiler.recipe import LlmInt8Table
 from qcompiler.scope import Scope
-from qcompiler.session import Session
 from qcompiler.sqnr import TINY, decibel
-from qcompiler.statistics import Histogram
+from qcompiler.statistics import Histograms
+from qcompiler.stream import fill
 from qcompiler.target import DType
 
 if TYPE_CHECKING:
@@ -372,15 +372,9 @@ def observe_new(
     if not new:
         return observed
     activations = {one.activation for one in found} & set(new)
-    histograms = {name: Histogram() for name in new}
-    outliers = {name: Outliers(-1) for name in new if name in activations}
-    session = Session(model, outputs=new)
-    for feed in observed.kept:
-        tokens = Tokens(feed)
-        for name, value in session.run(feed).items():
-            histograms[name].update(value)
-            if name in outliers:
-                outliers[name].update(value, tokens)
+    fresh, standing = Histograms(new), AllOutliers({name: -1 for name in new if name in activations})
+    fill(model, [fresh, standing], observed.kept)
+    histograms, outliers = fresh.found, standing.found
     rests = {reader: one.rest for one in decided for reader in one.readers if one.channels}
     for one in found:
         if one.activation in activations and one.node in rests:

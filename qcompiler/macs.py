@@ -29,7 +29,7 @@ def concrete_shapes(
     Inference costs milliseconds and no weights; what it cannot tell (data-dependent shapes) is read off one run with
     a Shape node behind each such tensor. Tensors that the run does not reach are left out.
     """
-    found = _inferred(graph, feeds)
+    found = inferred_shapes(models.to_proto(graph)[0], feeds)
     result = {name: found[name] for name in wanted if name in found}
     missing = [name for name in dict.fromkeys(wanted) if name not in result]
     if missing:
@@ -37,8 +37,11 @@ def concrete_shapes(
     return result
 
 
-def _inferred(graph: gs.Graph, feeds: Mapping[str, NDArray[Any]]) -> dict[str, tuple[int, ...]]:
-    proto, _ = models.to_proto(graph)
+def inferred_shapes(proto: onnx.ModelProto, feeds: Mapping[str, NDArray[Any]]) -> dict[str, tuple[int, ...]]:
+    """Shapes of tensors for one sample as ONNX's inference tells them from the sample's own; others are left out.
+
+    What `proto` says of shapes is taken out of it.
+    """
     del proto.graph.value_info[:]
     for value in proto.graph.input:
         if value.name not in feeds or not value.type.HasField("tensor_type"):

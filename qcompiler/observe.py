@@ -12,22 +12,27 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from qcompiler import model as models
 from qcompiler.data import Source
 from qcompiler.equivalence import not_finite
+from qcompiler.hessian import Hessians
 from qcompiler.manifest import Fingerprint
-from qcompiler.outliers import Outliers, Tokens
+from qcompiler.outliers import AllOutliers, Outliers
+from qcompiler.points import Points
+from qcompiler.ranges import Range
+from qcompiler.record import Recorder, Rows, channels
 from qcompiler.samples import Keep, ShapeRange
-from qcompiler.session import Session, available_processors
+from qcompiler.session import available_processors
 from qcompiler.signature import Feeds, Inputs
-from qcompiler.statistics import Histogram
+from qcompiler.statistics import Histogram, Histograms
+from qcompiler.stream import BUDGET, Part, Stream
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from qcompiler.hessian import Hessian
 
 Advance = Callable[[int], None]
 OVERLAP_BYTES = 64 << 20  # activations of a run above which the next one waits until they are counted and freed
@@ -45,6 +50,9 @@ class Observations:
         shapes: smallest, usual and largest shape of each input, for the optimization profile.
         feeds: how many feeds were run.
         fingerprint: hash of all feeds that does not depend on their order.
+        rows: recorded rows, by tensor name.
+        hessians: float64 [K, K], by tensor name.
+        ranges: smallest and largest value, by tensor name.
     """
 
     histograms: Mapping[str, Histogram] = field(default_factory=dict)
@@ -53,6 +61,9 @@ class Observations:
     feeds: int = 0
     fingerprint: Fingerprint = field(default_factory=Fingerprint)
     outliers: Mapping[str, Outliers] = field(default_factory=dict)
+    rows: Mapping[str, Rows] = field(default_factory=dict)
+    hessians: Mapping[str, Hessian] = field(default_factory=dict)
+    ranges: Mapping[str, Range] = field(default_factory=dict)
 
     def with_(
         self, histograms: Mapping[str, Histogram] | None = None, outliers: Mapping[str, Outliers] | None = None
@@ -67,54 +78,98 @@ class Observations:
 
 def observe(
     model: models.Model,
-    tensors: Sequence[str],
+    points: Points,
     source: Source,
     *,
     inputs: Inputs,
-    outliers: Mapping[str, int] | None = None,
     keep: int = 16,
+    expected: int = 1,
     workers: int = 1,
     advance: Advance | None = None,
+    budget: int = BUDGET,
 ) -> Observations:
-    """Runs every feed of `source` through the model and fills a histogram per tensor.
+    """Runs every feed of `source` through the model and fills all the statistics that are wanted.
 
     Args:
         model: the float model; float tensors of its main graph can be observed.
-        tensors: their names; graph inputs are allowed.
+        points: which statistic of which tensor; graph inputs are allowed.
         source: the data; it is read once.
         inputs: the model's inputs, to know whether a feed is a batch.
-        outliers: tensors whose outliers are asked for too, with the axis of their channels (1 for the input of a
-            convolution, -1 for that of a matrix product); those that are not in `tensors` get a histogram as well.
         keep: how many samples to keep for later checks.
+        expected: how many feeds there will be, which says how many rows of each may be recorded.
         workers: sessions that share the data; each gets its part of the processors. More than one pays where single
             operators are too small to keep all processors busy, and costs one session's memory each.
         advance: called with the number of feeds done since the last call.
+        budget: bytes of the tensors that are fetched at a time, as of `stream.Stream`.
 
     Raises:
         DataError: a feed does not fit the model, or is not finite.
         ModelError: a tensor is not finite; the message names the first such tensor in graph order.
     """
-    axes = dict(outliers or {})
-    names = list(dict.fromkeys((*tensors, *axes)))
     kept, shapes, counter = Keep(keep), ShapeRange(), _Counter(advance)
     share = max(1, available_processors() // workers)
     fingerprint = Fingerprint()
     feeds = _Shared(source, (lambda feed: _offer(kept, feed, inputs), shapes.watch, fingerprint.add), counter)
-    crew = [_Worker(model, names, axes, inputs, share) for _ in range(workers if names else 1)]
+    crew = [
+        _Worker(
+            model,
+            Stream(model, points.tensors, threads=share, budget=budget),
+            _Statistics(points, inputs, expected),
+        )
+        for _ in range(workers if points.tensors else 1)
+    ]
     if len(crew) == 1:
         crew[0].work(feeds)
     else:
         with ThreadPoolExecutor(len(crew), "observe") as pool:
             running = [pool.submit(worker.work, feeds) for worker in crew]
-            for one in running:
-                one.result()
-    first, *others = crew
-    for worker in others:
-        for name, histogram in worker.histograms.items():
-            first.histograms[name].merge(histogram)
-        for name, found in worker.outliers.items():
-            first.outliers[name].merge(found)
-    return Observations(first.histograms, tuple(kept.feeds), shapes, counter.done, fingerprint, first.outliers)
+            for done in running:
+                done.result()
+    seen = crew[0].statistics
+    for worker in crew[1:]:
+        seen.merge(worker.statistics)
+    histograms = seen.histograms.found
+    return Observations(
+        histograms,
+        tuple(kept.feeds),
+        shapes,
+        counter.done,
+        fingerprint,
+        seen.outliers.found,
+        {} if seen.rows is None else seen.rows.rows(),
+        seen.hessians.found,
+        {name: Range(one.minimum, one.maximum) for name in points.ranges if (one := histograms[name]).finite},
+    )
+
+
+class _Statistics:
+    """Everything that is wanted of the data, by one worker."""
+
+    def __init__(self, points: Points, inputs: Inputs, expected: int) -> None:
+        self.histograms = Histograms(points.counted)
+        self.outliers = AllOutliers(dict(points.outliers), lambda feed: samples_of(feed, inputs))
+        self.hessians = Hessians(dict(points.hessians))
+        self.rows: Recorder | None = None
+        self._recorded, self._expected = dict(points.rows), expected
+
+    def begin(self, model: models.Model, feed: Feeds) -> None:
+        """How many rows of each feed are recorded can only be told with one at hand."""
+        if self._recorded and self.rows is None:
+            self.rows = Recorder(self._recorded, channels(model, self._recorded, feed), self._expected)
+
+    def update(self, part: Part) -> None:
+        for one in (self.outliers, self.hessians, self.rows):
+            if one is not None:
+                one.update(part)
+
+    def merge(self, other: _Statistics) -> None:
+        self.histograms.merge(other.histograms)
+        self.outliers.merge(other.outliers)
+        self.hessians.merge(other.hessians)
+        if self.rows is None:
+            self.rows = other.rows
+        elif other.rows is not None:
+            self.rows.merge(other.rows)
 
 
 def _offer(kept: Keep, feed: Feeds, inputs: Inputs) -> None:
@@ -179,47 +234,35 @@ class _Shared:
 
 
 class _Worker:
-    """One session and its statistics. A second thread counts while the session is busy with the next feed."""
+    """One stream and its statistics. A second thread counts while the sessions are busy with the next part."""
 
-    def __init__(
-        self, model: models.Model, names: Sequence[str], axes: Mapping[str, int], model_inputs: Inputs, threads: int
-    ) -> None:
-        self._graph, self._model_inputs = model.graph, model_inputs
-        inputs = {tensor.name for tensor in model.graph.inputs}
-        self._fed = [name for name in names if name in inputs]
-        tapped = [name for name in names if name not in inputs]
-        self._session = Session(model, outputs=tapped, threads=threads) if tapped else None
-        self.histograms = {name: Histogram() for name in names}
-        self.outliers = {name: Outliers(axis) for name, axis in axes.items()}
+    def __init__(self, model: models.Model, stream: Stream, statistics: _Statistics) -> None:
+        self._model, self._stream, self.statistics = model, stream, statistics
 
     def work(self, feeds: _Shared) -> None:
         with ThreadPoolExecutor(1, "count") as counting:
             pending: Future[None] | None = None
             try:
                 for index, feed in feeds:
-                    values = self._session.run(feed) if self._session is not None else {}
-                    values.update({name: feed[name] for name in self._fed})
-                    if pending is not None:
-                        pending.result()
-                    if sum(array.nbytes for array in values.values()) > OVERLAP_BYTES:
-                        pending = None
-                        self._count(index, feed, values)
-                    else:
-                        pending = counting.submit(self._count, index, feed, values)
-                    del values  # before the next run makes as many again
+                    self.statistics.begin(self._model, feed)
+                    for part in self._stream.parts(index, feed):
+                        if pending is not None:
+                            pending.result()
+                        if sum(array.nbytes for array in part.values.values()) > OVERLAP_BYTES:
+                            pending = None
+                            self._count(part)
+                        else:
+                            pending = counting.submit(self._count, replace(part, values=dict(part.values)))
                 if pending is not None:
                     pending.result()
             except BaseException:
                 feeds.stop()
                 raise
 
-    def _count(self, index: int, feed: Feeds, values: dict[str, NDArray[Any]]) -> None:
-        for name, histogram in self.histograms.items():
-            histogram.update(np.asarray(values[name]))
+    def _count(self, part: Part) -> None:
+        histograms = self.statistics.histograms
+        histograms.update(part)
+        for name, histogram in histograms.found.items():
             if histogram.nonfinite:
-                raise not_finite(self._graph, feed, f"tensor '{name}'", f"sample {index}")
-        if not self.outliers:
-            return
-        tokens = Tokens(feed, list(samples_of(feed, self._model_inputs)))
-        for name, found in self.outliers.items():
-            found.update(np.asarray(values[name]), tokens)
+                raise not_finite(self._model.graph, part.feed, f"tensor '{name}'", f"sample {part.index}")
+        self.statistics.update(part)

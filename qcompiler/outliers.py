@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,9 @@ from qcompiler.maxima import maxima
 from qcompiler.samples import fingerprint
 from qcompiler.signature import Feeds
 from qcompiler.statistics import Histogram
+
+if TYPE_CHECKING:
+    from qcompiler.stream import Part
 
 TOP = 8  # largest tokens that are remembered
 FOLDS = 4  # parts of the samples whose channels are kept apart: choices are judged on samples they have not seen
@@ -245,6 +248,41 @@ class Outliers:
         for token in sorted((*self.top, *more), key=_rank):
             best.setdefault(token.position, token)
         self.top = tuple(best.values())[:TOP]
+
+
+class AllOutliers:
+    """What stands out in each of some activations, filled by `qcompiler.stream.fill`.
+
+    Attributes:
+        found: by tensor name.
+    """
+
+    def __init__(self, axes: Mapping[str, int], split: Callable[[Feeds], Iterable[Feeds]] | None = None) -> None:
+        """`axes` are those of the channels by name; `split` takes a feed apart into samples, or it counts as one."""
+        self.found = {name: Outliers(axis) for name, axis in axes.items()}
+        self._split = split
+        self._tokens: tuple[int, Tokens] | None = None  # of the feed at hand
+
+    @property
+    def tensors(self) -> Sequence[str]:
+        """Names of the activations."""
+        return list(self.found)
+
+    def update(self, part: Part) -> None:
+        """Looks at those that are in the part."""
+        here = [name for name in self.found if name in part.values]
+        if not here:
+            return
+        if self._tokens is None or self._tokens[0] != part.index:
+            samples = () if self._split is None else list(self._split(part.feed))
+            self._tokens = part.index, Tokens(part.feed, samples)
+        for name in here:
+            self.found[name].update(np.asarray(part.values[name]), self._tokens[1])
+
+    def merge(self, other: AllOutliers) -> None:
+        """Adds what another one has seen of the same activations, in any order."""
+        for name, outliers in other.found.items():
+            self.found[name].merge(outliers)
 
 
 def kurtosis(histogram: Histogram) -> float:

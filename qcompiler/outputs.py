@@ -25,9 +25,9 @@ from qcompiler.passes.insert_qdq import InsertQDQ
 from qcompiler.passes.quantize_outputs import QuantizeOutputs
 from qcompiler.plan import Plan, Quantizer
 from qcompiler.recipe import Safety
-from qcompiler.session import Session
 from qcompiler.signature import Feeds
 from qcompiler.statistics import Histogram
+from qcompiler.stream import OpenModel
 from qcompiler.target import DType
 
 if TYPE_CHECKING:
@@ -213,13 +213,13 @@ class _OutputsTrial:
         self, model: models.Model, corrections: Mapping[str, NDArray[np.float32]], feeds: Sequence[Feeds]
     ) -> None:
         self._model, self._corrections, self._feeds = model, corrections, feeds
-        session = Session(model)
+        session = OpenModel(model)
         self._expected = [_floats(session.run(feed)) for feed in feeds]
 
     def __call__(self, plan: Plan) -> float:
         lowered = models.copy(self._model)
         Pipeline(InsertQDQ(plan, self._corrections), QuantizeOutputs(plan), given=GIVEN)(lowered.graph)
-        session = Session(lowered)
+        session = OpenModel(lowered)
         signal = noise = 0.0
         for feed, expected in zip(self._feeds, self._expected, strict=True):
             found = session.run(feed)

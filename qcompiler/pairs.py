@@ -23,9 +23,9 @@ from qcompiler.passes.insert_qdq import InsertQDQ
 from qcompiler.passes.insert_qdq_pairs import InsertQDQPairs
 from qcompiler.placement import Shortcut
 from qcompiler.plan import Decision, Plan, Quantizer
-from qcompiler.session import Session
 from qcompiler.signature import Feeds
 from qcompiler.statistics import Histogram
+from qcompiler.stream import OpenModel
 from qcompiler.target import DType, Target
 
 if TYPE_CHECKING:
@@ -298,13 +298,13 @@ class _PairsTrial:
 
     def __init__(self, setting: Setting) -> None:
         self._model, self._feeds, self._scales = setting.model, setting.feeds[: setting.few], setting.scales
-        session = Session(self._model)
+        session = OpenModel(self._model)
         self._expected = [_floats(session.run(feed)) for feed in self._feeds]
 
     def __call__(self, plan: Plan, corrections: Corrections) -> float:
         lowered = models.copy(self._model)
         Pipeline(InsertQDQ(plan, corrections, self._scales), InsertQDQPairs(plan), given=GIVEN)(lowered.graph)
-        session = Session(lowered)
+        session = OpenModel(lowered)
         noise: dict[str, float] = {}
         signal: dict[str, float] = {}
         for feed, expected in zip(self._feeds, self._expected, strict=True):

@@ -21,8 +21,8 @@ from qcompiler.errors import DataError, EquivalenceError, ModelError
 from qcompiler.filling import MASKS
 from qcompiler.model import Model
 from qcompiler.prefix_sites import POSITIONS, Interface, UnfitError
-from qcompiler.session import Session
 from qcompiler.signature import Feeds
+from qcompiler.stream import OpenModel
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -178,7 +178,7 @@ def prove(
     """
     reference, other = (model.graph if isinstance(model, Model) else model for model in (before, after))
     face = sites.interface(reference)
-    first, second = Session(reference, quick=True), Session(other, quick=True)
+    first, second = OpenModel(reference, quick=True), OpenModel(other, quick=True)
     worst, half, length = (0.0, ""), False, len(prefix.ids)
     for feed in feeds:
         texts = feed[face.filler.ids][:, :LONGEST_PROOF].tolist()

@@ -16,7 +16,7 @@ import onnx_graphsurgeon as gs
 from qcompiler import graph as graphs
 from qcompiler import prefix_sites as sites
 from qcompiler.prefix_sites import Entry, Interface, Site, UnfitError
-from qcompiler.session import Session
+from qcompiler.stream import OpenModel, run_once
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -120,11 +120,7 @@ def layout(graph: gs.Graph, face: Interface) -> Layout:
 
 def _run(graph: gs.Graph, face: Interface, names: Sequence[str], length: int) -> dict[str, NDArray[Any]]:
     feeds = face.filler.feed([[at % 2 for at in range(length)]] * _batch(face))
-    tapped = [name for name in names if name not in feeds]
-    values: dict[str, NDArray[Any]] = dict(feeds)
-    if tapped:
-        values |= Session(graph, outputs=tapped, quick=True).run(feeds)
-    return values
+    return {**feeds, **run_once(graph, feeds, outputs=names)}
 
 
 def _batch(face: Interface) -> int:
@@ -185,11 +181,11 @@ def keys_and_values(
     batch = max(face.filler.rows, 1)
     feeds = face.filler.feed([list(ids)] * batch)
     if found is None:
-        values = Session(graph, outputs=[name for _, name in face.past], quick=True).run(feeds)
+        values = run_once(graph, feeds, outputs=[name for _, name in face.past])
         flat = [np.ascontiguousarray(values[name][0]) for _, name in face.past]
         return list(zip(flat[::2], flat[1::2], strict=True))
     names = [anchor.tensor.name for pair in found.anchors for anchor in pair]
-    session = Session(graph, outputs=list(dict.fromkeys(names)), quick=True)
+    session = OpenModel(graph, outputs=list(dict.fromkeys(names)), quick=True)
     alone = session.run(feeds)
     followed = session.run(face.filler.feed([[*ids, *reversed(ids), ids[0]]] * batch))
     taken: list[tuple[NDArray[Any], NDArray[Any]]] = []

@@ -16,8 +16,8 @@ import onnx
 from qcompiler import graph as graphs
 from qcompiler import model as models
 from qcompiler import switches
-from qcompiler.session import Session
 from qcompiler.signature import Feeds
+from qcompiler.stream import OpenModel
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -52,14 +52,12 @@ class Probe:
         self._readers, self._feeds = readers, list(feeds)
         self._outputs = [output.name for output in model.graph.outputs if graphs.is_float(output)]
         self._nodes = [node for names in readers.values() for node in names]
-        self._session = Session(_open(model, self._nodes), outputs=self._outputs, quick=True)
-        fed = {one.name for one in model.graph.inputs}
-        tapped = [name for name in readers if name not in fed]
-        whole = Session(model, outputs=[*dict.fromkeys((*self._outputs, *tapped))], quick=True)
+        self._session = OpenModel(_open(model, self._nodes), outputs=self._outputs, quick=True)
+        whole = OpenModel(model, outputs=[*dict.fromkeys((*self._outputs, *readers))], quick=True)
         self.inputs: dict[str, list[NDArray[np.float32]]] = {name: [] for name in readers}
         self._expected: list[dict[str, NDArray[Any]]] = []
         for feed in self._feeds:
-            values = {**feed, **whole.run(feed)}
+            values = whole.run(feed)
             for name, seen in self.inputs.items():
                 seen.append(np.asarray(values[name], np.float32))
             self._expected.append({name: values[name] for name in self._outputs})

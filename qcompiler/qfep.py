@@ -27,8 +27,8 @@ from qcompiler import model as models
 from qcompiler.filling import Filler
 from qcompiler.graph import tensors
 from qcompiler.passes.eliminate_dead import EliminateDead
-from qcompiler.session import Session
 from qcompiler.signature import inputs_of
+from qcompiler.stream import OpenModel
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -120,7 +120,7 @@ class Meter:
         self.filler = Filler(inputs)
         shape = inputs[self.filler.ids][1]
         self._free = not (shape and isinstance(shape[0], int))
-        self._session = Session(graph, outputs=self.names)
+        self._session = OpenModel(graph, outputs=self.names)
 
     def peaks(self, rows: Sequence[Row], front: Sequence[int] = ()) -> dict[str, NDArray[np.float32]]:
         """Peaks of texts of one length behind `front`, by name [rows, tokens of the text]."""

@@ -9,7 +9,7 @@ tensors of 4 MB).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +19,12 @@ import onnx_graphsurgeon as gs
 from qcompiler import bodies, decoders, element_types
 from qcompiler import graph as graphs
 from qcompiler import model as models
-from qcompiler.session import Session
+from qcompiler.stream import fill
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from qcompiler.signature import Feeds
+    from qcompiler.stream import Part
 
-    Feeds = Mapping[str, NDArray[Any]]
 
 _REDUCIBLE = (np.dtype(np.float16), np.dtype(np.float32))
 
@@ -88,15 +88,9 @@ def measure(model: models.Model | gs.Graph, feeds: Iterable[Feeds]) -> Ranges:
     if not taps:
         return Ranges()
     graph.outputs = [end for tap in taps for end in tap.ends]
-    session = Session(graph, quick=True)
-    seen: dict[str, Range] = {}
-    for feed in feeds:
-        values = session.run(feed)
-        for tap in taps:
-            low, high = (float(values[end.name]) for end in tap.ends)
-            now = Range(low, high)
-            seen[tap.name] = seen[tap.name] | now if tap.name in seen else now
-    known = {tap.name: seen[tap.name] for tap in taps if tap.name in seen and _real(seen[tap.name])}
+    seen = _Ends(taps)
+    fill(graph, [seen], feeds, quick=True)
+    known = {tap.name: seen.found[tap.name] for tap in taps if tap.name in seen.found and _real(seen.found[tap.name])}
     return Ranges(_past(model, known) | known)
 
 
@@ -119,6 +113,24 @@ class _Tap:
     name: str
     dtype: np.dtype[Any]
     ends: tuple[gs.Variable, gs.Variable]
+
+
+class _Ends:
+    """Smallest and largest values by tensor name, from the two scalars of each tap."""
+
+    def __init__(self, taps: Sequence[_Tap]) -> None:
+        self._taps = taps
+        self.found: dict[str, Range] = {}
+
+    @property
+    def tensors(self) -> Sequence[str]:
+        return [end.name for tap in self._taps for end in tap.ends]
+
+    def update(self, part: Part) -> None:
+        for tap in self._taps:
+            if all(end.name in part.values for end in tap.ends):
+                now = Range(*(float(part.values[end.name]) for end in tap.ends))
+                self.found[tap.name] = self.found[tap.name] | now if tap.name in self.found else now
 
 
 _ENDS = (("ReduceMin", math.inf), ("ReduceMax", -math.inf))  # and what stands for nothing seen

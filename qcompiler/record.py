@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from qcompiler import graph as graphs
 from qcompiler import model as models
 from qcompiler.outliers import fold_of
-from qcompiler.session import Session
 from qcompiler.signature import Feeds
+from qcompiler.stream import Part, fill, stream
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -53,23 +54,61 @@ def rows(model: Model, tensors: Mapping[str, int], feeds: Many) -> dict[str, Row
     """
     if not tensors or not feeds:
         return {}
-    inputs = {tensor.name for tensor in model.graph.inputs}
-    tapped = [name for name in tensors if name not in inputs]
-    session = Session(model, outputs=tapped) if tapped else None
-    parts: dict[str, list[Rows]] = {name: [] for name in tensors}
-    each = 0
-    for feed in feeds:
-        values: Mapping[str, NDArray[np.float32]] = {**feed, **(session.run(feed) if session is not None else {})}
-        each = each or _rows_each([values[name].shape[axis] for name, axis in tensors.items()], len(feeds))
-        fold = fold_of(feed)
-        for name, axis in tensors.items():
-            parts[name].append(_sample(np.moveaxis(np.asarray(values[name], np.float32), axis, -1), each, fold))
-    return {name: _joined(found) for name, found in parts.items()}
+    seen = Recorder(tensors, channels(model, tensors, feeds[0]), len(feeds))
+    fill(model, [seen], feeds)
+    return seen.rows()
 
 
-def _rows_each(channels: Sequence[int], feeds: int) -> int:
+def channels(model: Model, tensors: Mapping[str, int], feed: Feeds) -> int:
+    """Of all tensors together; by running the feed where the graph does not say it."""
+    shapes = {tensor.name: graphs.shape_of(tensor) for tensor in graphs.tensors(model.graph)}
+    known = [shape[axis] for name, axis in tensors.items() if (shape := shapes.get(name))]
+    if len(known) == len(tensors) and all(isinstance(size, int) for size in known):
+        return sum(size for size in known if isinstance(size, int))
+    values = (item for part in stream(model, tensors, [feed]) for item in part.values.items())
+    return sum(value.shape[tensors[name]] for name, value in values)
+
+
+class Recorder:
+    """Rows of some tensors, filled by `qcompiler.stream.fill`.
+
+    Args:
+        tensors: by name, the axis of their channels.
+        channels: of all of them together, which together with `feeds` says how many rows the memory allows.
+        feeds: how many there will be.
+    """
+
+    def __init__(self, tensors: Mapping[str, int], channels: int, feeds: int) -> None:
+        self._axes = tensors
+        self._each = _rows_each(channels, feeds)
+        self._parts: dict[str, dict[int, Rows]] = {name: {} for name in tensors}  # by the index of the feed
+
+    @property
+    def tensors(self) -> Sequence[str]:
+        """Names of the tensors."""
+        return list(self._axes)
+
+    def update(self, part: Part) -> None:
+        """Records rows of those that are in the part."""
+        fold = fold_of(part.feed)
+        for name, axis in self._axes.items():
+            if name in part.values:
+                value = np.moveaxis(np.asarray(part.values[name], np.float32), axis, -1)
+                self._parts[name][part.index] = _sample(value, self._each, fold)
+
+    def merge(self, other: Recorder) -> None:
+        """Takes in what another one has recorded of other feeds."""
+        for name, parts in other._parts.items():
+            self._parts[name].update(parts)
+
+    def rows(self) -> dict[str, Rows]:
+        """By name, in the order of the feeds."""
+        return {name: _joined([parts[at] for at in sorted(parts)]) for name, parts in self._parts.items() if parts}
+
+
+def _rows_each(channels: int, feeds: int) -> int:
     """Rows of each feed, so that all of them fit the memory that is allowed."""
-    affordable = MOST_BYTES // (4 * max(sum(channels), 1))
+    affordable = MOST_BYTES // (4 * max(channels, 1))
     return max(SPIKES + 4, min(MOST_ROWS, affordable) // feeds)
 
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import onnx_graphsurgeon as gs
 
 from qcompiler import graph as graphs
-from qcompiler.session import Session
 from qcompiler.signature import Feeds
-from qcompiler.statistics import Histogram
+from qcompiler.statistics import Histogram, Histograms
+from qcompiler.stream import fill
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +91,11 @@ def joins(graph: gs.Graph) -> list[Join]:
     return found
 
 
+def tensors_of(found: Iterable[Join]) -> list[str]:
+    """Names of the tensors whose histograms tell the ranges at these Adds."""
+    return list(dict.fromkeys(name for join in found for name in (join.branch, join.stream, join.total)))
+
+
 def residuals(found: list[Join], histograms: Mapping[str, Histogram]) -> list[Residual]:
     """The ranges at each Add, in order; those whose tensors were not all observed are left out."""
     return [
@@ -108,17 +113,11 @@ def measure(graph: gs.Graph, samples: Iterable[Feeds]) -> list[Residual]:
         ModelError: a node fails on it.
     """
     found = joins(graph)
-    fed = {tensor.name for tensor in graph.inputs}
-    histograms = {name: Histogram() for join in found for name in (join.branch, join.stream, join.total)}
-    tapped = [name for name in histograms if name not in fed]
-    if not tapped:
+    if not found:
         return []
-    session = Session(graph, outputs=tapped)
-    for feeds in samples:
-        values = {**feeds, **session.run(feeds)}
-        for name, histogram in histograms.items():
-            histogram.update(values[name])
-    return residuals(found, histograms)
+    seen = Histograms(tensors_of(found))
+    fill(graph, [seen], samples)
+    return residuals(found, seen.found)
 
 
 def _residual(join: Join, branch: Histogram, stream: Histogram, total: Histogram) -> Residual:

@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -51,6 +52,8 @@ class Session:
         optimize: ONNX Runtime's graph optimisations. Always off for graphs with FP8, which they break on the CPU.
         quick: made for a handful of runs: neither optimisations nor repacked weights, so that it is there at once.
         threads: threads inside an operator; 0 for one per processor that this process may use.
+        pooled: activations come from memory that all pooled sessions share, for sessions that are run in turns; each
+            keeps its own otherwise, as long as it lives. `return_freed_memory` gives it back.
 
     Raises:
         ModelError: ONNX Runtime refuses the model; the message has its reason.
@@ -64,6 +67,7 @@ class Session:
         optimize: bool = True,
         quick: bool = False,
         threads: int = 0,
+        pooled: bool = False,
     ) -> None:
         import onnxruntime as ort
 
@@ -75,6 +79,9 @@ class Session:
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         if quick:
             options.add_session_config_entry("session.disable_prepacking", "1")
+        if pooled:
+            _pool()
+            _take_from_pool(options)
         self._label = str(source) if isinstance(source, str | Path) else "the model"
         self._lent: list[NDArray[Any]] = []
         content, has_fp8 = self._content(source, outputs, options)
@@ -189,11 +196,53 @@ def available_processors() -> int:
 def return_freed_memory() -> None:
     """Gives what closed sessions have freed back to the system; glibc keeps it for itself otherwise."""
     gc.collect()
+    if _pool.cache_info().currsize:
+        _pool().shrink()
     if not sys.platform.startswith("linux"):
         return
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
     if trim is not None:
         trim(0)
+
+
+class _Pool:
+    """The memory that pooled sessions share: an arena of ONNX Runtime's that belongs to no session."""
+
+    def __init__(self) -> None:
+        import onnxruntime as ort
+
+        cpu = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+        ort.create_and_register_allocator(cpu, ort.OrtArenaCfg({"arena_extend_strategy": 1}))  # as much as is asked for
+        x, y = (gs.Variable(name, np.float32, [1]) for name in "xy")
+        proto, _ = models.to_proto(gs.Graph([gs.Node("Identity", "same", {}, [x], [y])], [x], [y], opset=13))
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = 1
+        _take_from_pool(options)
+        self._smallest = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        self._run()  # an arena never gives its first piece back, so that is to be a small one
+
+    def shrink(self) -> None:
+        """Gives all that no session uses back to the system."""
+        import onnxruntime as ort
+
+        options = ort.RunOptions()
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        self._run(options)
+
+    def _run(self, options: Any = None) -> None:
+        self._smallest.run(None, {"x": np.zeros(1, np.float32)}, options)
+
+
+@lru_cache(maxsize=1)
+def _pool() -> _Pool:
+    return _Pool()
+
+
+def _take_from_pool(options: Any) -> None:
+    """Lets a session take its activations from the pool, each by itself: a planned block is too large to be shared."""
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    options.enable_mem_pattern = False
 
 
 def reason(error: BaseException) -> str:

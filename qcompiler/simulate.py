@@ -32,9 +32,9 @@ from qcompiler.bias import Shifts, shared_scales
 from qcompiler.decide import Candidate
 from qcompiler.errors import DataError, ModelError
 from qcompiler.numerics import E4M3_MAX, LARGEST, format_of, quantize_weight
-from qcompiler.session import Session
 from qcompiler.shorten import shorten
 from qcompiler.signature import Feeds
+from qcompiler.stream import OpenModel
 from qcompiler.target import DType
 from qcompiler.unsigned import Span, grid, span
 
@@ -149,7 +149,7 @@ class Simulator:
             )
         # An optimiser would be free to simplify p − (p − k)
         seen = list(dict.fromkeys((*self.outputs, *self.results)))
-        self._session = Session((proto, arrays), outputs=seen, quick=True)
+        self._session = OpenModel((proto, arrays), outputs=seen, quick=True)
 
     def run(self, feeds: Feeds, uses: Uses) -> dict[str, NDArray[Any]]:
         """The float outputs with the groups in `uses` quantized, each in that format and range, and all others float.

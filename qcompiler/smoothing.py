@@ -29,10 +29,10 @@ from qcompiler.probe import Probe
 from qcompiler.recipe import Smoothing
 from qcompiler.record import Rows
 from qcompiler.refine import refine
-from qcompiler.session import Session
 from qcompiler.signature import Feeds
 from qcompiler.sqnr import relative_error
-from qcompiler.statistics import Histogram
+from qcompiler.statistics import Histogram, Histograms
+from qcompiler.stream import fill, run_once
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -263,8 +263,8 @@ def observed_again(
     wanted = [name for name in dict.fromkeys(names) if name not in inputs]
     known = [name for name in wanted if name in observed.histograms]
     feed = observed.kept[0]
-    old = Session(before, outputs=known, quick=True).run(feed) if known else {}
-    new = Session(after, outputs=wanted, quick=True).run(feed) if wanted else {}
+    old = run_once(before, feed, outputs=known)
+    new = run_once(after, feed, outputs=wanted)
     changed = [name for name in wanted if name not in old or relative_error(old[name], new[name]) > SAME]
     found = histograms(after, changed, observed.kept)
     readers = {reader: group for group in decided for reader in group.readers if group.alpha is not None}
@@ -278,12 +278,6 @@ def observed_again(
 
 def histograms(model: models.Model, names: Sequence[str], feeds: Sequence[Feeds]) -> dict[str, Histogram]:
     """Histograms of float tensors over some feeds; inputs of the graph are allowed."""
-    found = {name: Histogram() for name in names}
-    inputs = {tensor.name for tensor in model.graph.inputs}
-    tapped = [name for name in names if name not in inputs]
-    session = Session(model, outputs=tapped) if tapped else None
-    for feed in feeds:
-        values = {**feed, **(session.run(feed) if session is not None else {})}
-        for name, histogram in found.items():
-            histogram.update(values[name])
-    return found
+    seen = Histograms(names)
+    fill(model, [seen], feeds)
+    return seen.found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,16 +16,14 @@ from qcompiler.calibrators import MSE
 from qcompiler.equivalence import first_not_finite
 from qcompiler.numerics import quantization_error, signal_power
 from qcompiler.observe import samples_of
-from qcompiler.outliers import Outliers, Tokens, kurtosis, top_channels, top_tokens
-from qcompiler.session import Session
+from qcompiler.outliers import AllOutliers, Outliers, kurtosis, top_channels, top_tokens
 from qcompiler.sqnr import EXACT_DB, sqnr_db
-from qcompiler.statistics import Histogram
+from qcompiler.statistics import Histogram, Histograms
+from qcompiler.stream import Part, Stream
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from qcompiler.data import Source
-    from qcompiler.signature import Feeds, Inputs
+    from qcompiler.signature import Inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,30 +101,34 @@ def watch(
         ModelError: ONNX Runtime refuses the graph, or a node fails.
     """
     joins = residual.joins(graph)
-    streams = [name for join in joins for name in (join.branch, join.stream, join.total)]
+    streams = residual.tensors_of(joins)
     fed = {tensor.name for tensor in graph.inputs}
     results = [tensor.name for tensor in graph.outputs if graphs.is_float(tensor)]
     tapped = [name for name in dict.fromkeys((*activations, *streams, *results)) if name not in fed]
-    session = Session(graph, outputs=tapped) if tapped else None
-    histograms = {name: Histogram() for name in (*activations, *streams)}
-    outliers = {name: Outliers(_axis(readers)) for name, readers in activations.items()}
+    axes = {name: _axis(readers) for name, readers in activations.items()}
+    opened = Stream(graph, dict.fromkeys((*activations, *streams, *tapped)))
+    seen = _Spikes([*activations, *streams], axes, inputs)
     found = Watched()
-    for feeds in source:
-        values = {**feeds, **(session.run(feeds) if session is not None else {})}
-        found.overflow = _overflow(graph, {name: values[name] for name in tapped}, feeds, found.feeds)
+    for index, feeds in enumerate(source):
+        one = _Spikes([*activations, *streams], axes, inputs)  # a feed that overflows counts in nothing
+        for part in opened.parts(index, feeds):
+            found.overflow = _overflow(graph, part, fed)
+            if found.overflow:
+                break
+            one.update(part)
         if found.overflow:
             break
-        _count(values, Tokens(feeds, list(samples_of(feeds, inputs))), histograms, outliers)
+        seen.merge(one)
         found.feeds += 1
         advance(1)
     if not found.feeds:
         return found
     rows = [
-        _spike(name, [node.name for node in activations[name]], depth, histograms[name], one)
-        for depth, (name, one) in enumerate(outliers.items())
+        _spike(name, [node.name for node in activations[name]], depth, seen.histograms.found[name], one)
+        for depth, (name, one) in enumerate(seen.outliers.found.items())
     ]
     found.spikes = sorted(rows, key=lambda row: row.int8_db)
-    found.residuals = residual.residuals(joins, histograms)
+    found.residuals = residual.residuals(joins, seen.histograms.found)
     return found
 
 
@@ -135,16 +137,20 @@ def _axis(readers: Sequence[gs.Node]) -> int:
     return 1 if readers[0].op.startswith("Conv") else -1
 
 
-def _count(
-    values: Mapping[str, NDArray[Any]],
-    tokens: Tokens,
-    histograms: Mapping[str, Histogram],
-    outliers: Mapping[str, Outliers],
-) -> None:
-    for name, histogram in histograms.items():
-        histogram.update(np.asarray(values[name]))
-    for name, one in outliers.items():
-        one.update(np.asarray(values[name]), tokens)
+class _Spikes:
+    """Histograms and outliers together."""
+
+    def __init__(self, tensors: Sequence[str], axes: Mapping[str, int], inputs: Inputs) -> None:
+        self.histograms = Histograms(tensors)
+        self.outliers = AllOutliers(axes, lambda feed: samples_of(feed, inputs))
+
+    def update(self, part: Part) -> None:
+        self.histograms.update(part)
+        self.outliers.update(part)
+
+    def merge(self, other: _Spikes) -> None:
+        self.histograms.merge(other.histograms)
+        self.outliers.merge(other.outliers)
 
 
 def _spike(tensor: str, readers: Sequence[str], depth: int, seen: Histogram, found: Outliers) -> Spike:
@@ -167,11 +173,12 @@ def _spike(tensor: str, readers: Sequence[str], depth: int, seen: Histogram, fou
     )
 
 
-def _overflow(graph: gs.Graph, values: dict[str, NDArray[Any]], feeds: Feeds, index: int) -> str:
-    """Which tensor is not finite on this feed, and which node made it; empty where all are finite."""
-    bad = next((n for n, v in values.items() if v.dtype.kind == "f" and not np.isfinite(v).all()), None)
+def _overflow(graph: gs.Graph, part: Part, fed: Collection[str]) -> str:
+    """Which computed tensor is not finite on this feed, and which node made it; empty where all are finite."""
+    computed = ((name, value) for name, value in part.values.items() if name not in fed)
+    bad = next((n for n, v in computed if v.dtype.kind == "f" and not np.isfinite(v).all()), None)
     if bad is None:
         return ""
-    node = first_not_finite(graph, feeds)
+    node = first_not_finite(graph, part.feed)
     where = f"; node '{node.name}' ({node.op}) is the first that computes one" if node is not None else ""
-    return f"tensor '{bad}' has NaN or infinite values on feed {index}{where}"
+    return f"tensor '{bad}' has NaN or infinite values on feed {part.index}{where}"

@@ -40,6 +40,7 @@ from qcompiler.passes.legalize import Legalize
 from qcompiler.passes.open_stored import OpenStored
 from qcompiler.perplexity import Perplexity, chosen_metric
 from qcompiler.plan import Decision, Plan
+from qcompiler.points import Points
 from qcompiler.presets import NORMAL, clean_up, lowering
 from qcompiler.progress import Progress
 from qcompiler.recipe import METRICS, Recipe
@@ -228,13 +229,15 @@ def observe_data(
     with run.stage("observe", run.recipe.samples) as advance:
         observed = observe(
             model,
-            tensors,
+            Points.of(
+                histograms=tensors,
+                outliers={one.activation: 1 if one.op.startswith("Conv") else -1 for one in found},
+            ),
             samples,
             inputs=inputs,
             keep=KEPT_FEEDS,
             workers=run.recipe.workers,
             advance=advance,
-            outliers={one.activation: 1 if one.op.startswith("Conv") else -1 for one in found},
         )
     return_freed_memory()
     return observed

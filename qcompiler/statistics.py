@@ -12,14 +12,17 @@ import base64
 import math
 import threading
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler.compiled import Loop
+
+if TYPE_CHECKING:
+    from qcompiler.stream import Part
 
 _SHIFT = 15
 _PER_OCTAVE = 256
@@ -287,6 +290,34 @@ class Histogram:
             wider[self._first - low : self._first - low + len(self._counts)] = self._counts
             self._first, self._counts = low, wider
         self._counts[first - low : first - low + len(rows)] += rows
+
+
+class Histograms:
+    """The histogram of each of some tensors, filled by `qcompiler.stream.fill`.
+
+    Attributes:
+        found: by tensor name, in the order in which they were asked for.
+    """
+
+    def __init__(self, tensors: Iterable[str]) -> None:
+        """`tensors` are names."""
+        self.found = {name: Histogram() for name in tensors}
+
+    @property
+    def tensors(self) -> Sequence[str]:
+        """Their names."""
+        return list(self.found)
+
+    def update(self, part: Part) -> None:
+        """Counts those that are in the part."""
+        for name, histogram in self.found.items():
+            if name in part.values:
+                histogram.update(np.asarray(part.values[name]))
+
+    def merge(self, other: Histograms) -> None:
+        """Adds what another one has counted of the same tensors, in any order."""
+        for name, histogram in other.found.items():
+            self.found[name].merge(histogram)
 
 
 def _edges(bucket: NDArray[np.intp]) -> NDArray[np.float64]:

@@ -21,6 +21,7 @@ from qcompiler.macs import concrete_shapes
 from qcompiler.observe import Observations, observe
 from qcompiler.outliers import Outliers
 from qcompiler.plain import plain
+from qcompiler.points import Points
 from qcompiler.presets import clean_up
 from qcompiler.progress import Progress, silent
 from qcompiler.recipe import Recipe
@@ -201,10 +202,9 @@ def sensitivity(
         axes = {tensor: 1 if members[0].op.startswith("Conv") else -1 for tensor, members in groups.items()}
         observed = observe(
             normal,
-            list(groups),
+            Points.of(histograms=groups, outliers=axes),
             source,
             inputs=inputs,
-            outliers=axes,
             keep=FEW,
             workers=recipe.workers,
             advance=stage.advance,

@@ -26,8 +26,8 @@ from qcompiler.drift import Layer, fitting
 from qcompiler.drift import drift as compare_layers
 from qcompiler.errors import AccuracyError, DataError, ModelError, QCompilerError, UsageError
 from qcompiler.plain import plain
-from qcompiler.session import Session
 from qcompiler.sqnr import cosine, sqnr_db
+from qcompiler.stream import OpenModel
 from qcompiler.suggest import did_you_mean
 from qcompiler.user_code import UserCode
 
@@ -327,7 +327,7 @@ def _loaded(model: str | Path | models.Model) -> models.Model:
 def _runner(model: models.Model | Run, optimize: bool, *, quick: bool) -> tuple[Run, Sequence[str] | None]:
     if not isinstance(model, models.Model):
         return model, None
-    session = Session(model, optimize=optimize, quick=quick)
+    session = OpenModel(model, optimize=optimize, quick=quick)
     return (lambda feed: session.run(fitting(feed, session))), session.outputs
 
 

@@ -17,6 +17,7 @@ from qcompiler.decide import Candidate
 from qcompiler.errors import UsageError
 from qcompiler.observe import observe
 from qcompiler.outliers import Outliers
+from qcompiler.points import Points
 from qcompiler.recipe import LlmInt8Table, Qfem, Recipe, Safety, Smoothing
 from qcompiler.report import html, terminal
 from qcompiler.scope import Scope
@@ -190,7 +191,8 @@ def test_the_room_gives_another_model_and_leaves_what_it_was_given(planted: Path
     found, refused = layers
     inputs: Inputs = {"ids": (np.dtype(np.int64), ("batch", "length"))}
     source = open_source(FEEDS, inputs)
-    observed = observe(loaded, [], source, inputs=inputs, outliers={one.activation: -1 for one in found})
+    points = Points.of(outliers={one.activation: -1 for one in found})
+    observed = observe(loaded, points, source, inputs=inputs)
     before = content(loaded.graph)
     names = list(observed.histograms)
     options = llm_int8.LlmInt8Options(LlmInt8Table(threshold=6.0), DType.INT8, by_row=False)

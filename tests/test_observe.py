@@ -14,6 +14,7 @@ from qcompiler.data import open_source
 from qcompiler.errors import DataError, ModelError
 from qcompiler.observe import Observations, observe, samples_of
 from qcompiler.outliers import Outliers, Tokens
+from qcompiler.points import Points
 from qcompiler.signature import Feeds, Inputs
 from qcompiler.statistics import Histogram
 from tests.rewrite import model
@@ -45,7 +46,7 @@ def feeds(order: Any = None) -> list[Feeds]:
 
 def seen(model_: models.Model, data: Any, *, batch: int | None = None, **options: Any) -> Observations:
     source = open_source(data, INPUTS, batch=batch)
-    return observe(model_, ["x", "b"], source, inputs=INPUTS, **options)
+    return observe(model_, Points.of(histograms=["x", "b"]), source, inputs=INPUTS, **options)
 
 
 def test_histograms_are_those_of_the_tensors_asked_for(loaded: models.Model) -> None:
@@ -99,7 +100,7 @@ def test_progress_counts_feeds(loaded: models.Model) -> None:
 
 
 def test_nothing_asked_for_still_reads_the_data(loaded: models.Model) -> None:
-    found = observe(loaded, [], open_source(feeds(), INPUTS), inputs=INPUTS, workers=2)
+    found = observe(loaded, Points(), open_source(feeds(), INPUTS), inputs=INPUTS, workers=2)
     assert (found.histograms, found.feeds, len(found.kept)) == ({}, 24, 16)
 
 
@@ -107,7 +108,7 @@ def test_nothing_asked_for_still_reads_the_data(loaded: models.Model) -> None:
 def test_a_tensor_that_is_not_finite_is_named(loaded: models.Model, workers: int) -> None:
     source = open_source([{"x": np.zeros((1, 6, 8), np.float32)}] * 3, INPUTS)
     with pytest.raises(ModelError, match=r"tensor 'c' .* on sample 0; node 'C' \(Log\) is the first"):
-        observe(loaded, ["b", "c"], source, inputs=INPUTS, workers=workers)
+        observe(loaded, Points.of(histograms=["b", "c"]), source, inputs=INPUTS, workers=workers)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -140,7 +141,7 @@ def test_outliers_are_those_of_the_tensors_asked_for_however_they_are_run(
     loaded: models.Model, workers: int, batch: int | None
 ) -> None:
     source = open_source(feeds(np.random.default_rng(workers).permutation(24)), INPUTS, batch=batch)
-    found = observe(loaded, ["b"], source, inputs=INPUTS, outliers={"x": -1}, workers=workers)
+    found = observe(loaded, Points.of(histograms=["b"], outliers={"x": -1}), source, inputs=INPUTS, workers=workers)
     expected = Outliers()
     for feed in feeds():
         expected.update(feed["x"], Tokens(feed))

@@ -13,6 +13,7 @@ from qcompiler import choose, decide
 from qcompiler import model as models
 from qcompiler.data import open_source
 from qcompiler.observe import observe
+from qcompiler.points import Points
 from qcompiler.recipe import Recipe, Safety
 from qcompiler.safety import Limits
 from qcompiler.session import Session
@@ -87,7 +88,7 @@ def test_a_large_model_is_measured_on_short_samples_where_it_takes_them(
         "bias": (np.dtype(np.float32), ("length", "length")),
     }
     layers = decide.candidates(loaded.graph, TARGET)
-    seen = observe(loaded, list(layers.by_activation), open_source(given, inputs), inputs=inputs)
+    seen = observe(loaded, Points.of(histograms=list(layers.by_activation)), open_source(given, inputs), inputs=inputs)
     recipe = Recipe(safety=Safety(target_sqnr_db=70, min_share=0))
     lengths: list[int] = []
     run = Simulator.run

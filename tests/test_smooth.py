@@ -9,6 +9,7 @@ from qcompiler import model as models
 from qcompiler.data import open_source
 from qcompiler.decide import Candidate
 from qcompiler.observe import Observations, observe
+from qcompiler.points import Points
 from qcompiler.recipe import Qfem, Smoothing
 from qcompiler.scope import Scope
 from qcompiler.session import Session
@@ -36,9 +37,8 @@ def found(loaded: models.Model) -> list[Candidate]:
 @pytest.fixture(scope="module")
 def observed(loaded: models.Model, found: list[Candidate]) -> Observations:
     inputs: Inputs = {"ids": (np.dtype(np.int64), ("batch", "length"))}
-    return observe(
-        loaded, [], open_source(FEEDS, inputs), inputs=inputs, outliers={one.activation: -1 for one in found}
-    )
+    points = Points.of(outliers={one.activation: -1 for one in found})
+    return observe(loaded, points, open_source(FEEDS, inputs), inputs=inputs)
 
 
 def smoothed(loaded: models.Model, found: list[Candidate], observed: Observations, alpha: str | float) -> Smoothed:

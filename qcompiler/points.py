@@ -1,0 +1,84 @@
+"""Which statistic of which tensor is wanted: said before the data is run, so that one run gives all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+Pairs = tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Points:
+    """Names of tensors of the main graph, inputs among them, each once; `a | b` wants what either of them wants.
+
+    Attributes:
+        histograms: of |x| (`statistics.Histogram`).
+        outliers: channels and tokens that stand out, with the axis of the channels; these tensors get a histogram too.
+        rows: recorded rows, with the axis of the channels.
+        hessians: sums of x·xᵀ, with the last dimension.
+        ranges: smallest and largest value.
+        residuals: what residual Adds read and write, for the ranges there; these tensors get a histogram too.
+    """
+
+    histograms: tuple[str, ...] = ()
+    outliers: Pairs = ()
+    rows: Pairs = ()
+    hessians: Pairs = ()
+    ranges: tuple[str, ...] = ()
+    residuals: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        histograms: Iterable[str] = (),
+        outliers: Mapping[str, int] | None = None,
+        rows: Mapping[str, int] | None = None,
+        hessians: Mapping[str, int] | None = None,
+        ranges: Iterable[str] = (),
+        residuals: Iterable[str] = (),
+    ) -> Points:
+        """The same from any names and mappings."""
+        return cls(
+            tuple(dict.fromkeys(histograms)),
+            tuple((outliers or {}).items()),
+            tuple((rows or {}).items()),
+            tuple((hessians or {}).items()),
+            tuple(dict.fromkeys(ranges)),
+            tuple(dict.fromkeys(residuals)),
+        )
+
+    @property
+    def counted(self) -> tuple[str, ...]:
+        """Tensors that need a histogram, also for another statistic; those asked for as such come first."""
+        spiking = (name for name, _ in self.outliers)
+        return tuple(dict.fromkeys((*self.histograms, *spiking, *self.ranges, *self.residuals)))
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """All tensors, each once."""
+        return tuple(dict.fromkeys((*self.counted, *(name for name, _ in (*self.rows, *self.hessians)))))
+
+    def __or__(self, other: Points) -> Points:
+        """What either of the two wants, in the order of the first.
+
+        Raises:
+            ValueError: a tensor is wanted along two axes, or with two depths.
+        """
+        return Points(
+            tuple(dict.fromkeys((*self.histograms, *other.histograms))),
+            _joined(self.outliers, other.outliers),
+            _joined(self.rows, other.rows),
+            _joined(self.hessians, other.hessians),
+            tuple(dict.fromkeys((*self.ranges, *other.ranges))),
+            tuple(dict.fromkeys((*self.residuals, *other.residuals))),
+        )
+
+
+def _joined(one: Pairs, other: Pairs) -> Pairs:
+    found = dict(one)
+    for name, number in other:
+        if found.setdefault(name, number) != number:
+            raise ValueError(f"tensor '{name}' is wanted with {found[name]} and with {number}")
+    return tuple(found.items())
