@@ -8,9 +8,9 @@ runs in a process of its own, whose wall time (imports included) and peak memory
 
 SQNR is that of the worst float output against the FP32 model, in ONNX Runtime on the CPU on 16 further samples. Every
 FP16 value is rounded to FP16 there: left to itself, ONNX Runtime computes chains of FP16 operators in FP32, and neither
-rounding nor overflow would show (see `qcompiler.emulation`). A node counts as FP16 if a float input or output of it is;
-nodes that hold no floats, Casts and constants are not counted. Nodes in branches and bodies count like others; MACs are
-those of the main graph.
+rounding nor overflow would show (see `qcompiler.verification.emulation`). A node counts as FP16 if a float input or
+output of it is; nodes that hold no floats, Casts and constants are not counted. Nodes in branches and bodies count like
+others; MACs are those of the main graph.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _run(tool: str, model: Path, samples: Path, folder: Path) -> tuple[Path, Usa
     output, answer, log = folder / "out.onnx", folder / "answer", folder / "log"
     if tool == TOOLS[0]:
         arguments = ["quantize", str(own), "--precision", "fp16", "--data", str(samples), "-o", str(output)]
-        command = [sys.executable, "-m", "qcompiler.cli", *arguments]
+        command = [sys.executable, "-m", "qcompiler", *arguments]
     else:
         options = {"data": "yes" if tool == "AutoCast" else "no"}
         Order(own, samples, GIVEN, output, answer, options).write(folder / "order.json")

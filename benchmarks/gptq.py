@@ -28,10 +28,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measure import BenchmarkError
-from qcompiler import blocks, gptq, hessian, linear
-from qcompiler import model as models
+from qcompiler.data.text import feeds
 from qcompiler.errors import QCompilerError
-from qcompiler.text import feeds
+from qcompiler.ir import linear
+from qcompiler.ir import model as models
+from qcompiler.numerics import blocks
+from qcompiler.statistics import hessian
+from qcompiler.weight_only import gptq
 
 LENGTH, WINDOWS, DAMP = 256, 32, 0.01
 PER_SIZE = 3

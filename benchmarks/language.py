@@ -120,7 +120,7 @@ class Place:
             source = self._source()
             past = "--past" if self.cell.form == "cache" else "--no-past"
             with locked(self.lock):
-                self._run("-m", "qcompiler.cli", "export", source, past, "--quiet", "-o", self.model)
+                self._run("-m", "qcompiler", "export", source, past, "--quiet", "-o", self.model)
         if not self.samples.is_dir():
             aside = self.samples.with_name(f"{self.samples.name}.new")
             self._run("-m", "benchmarks.children.language", "samples", self.model, self.seen, aside, self.count)
@@ -187,7 +187,7 @@ def _plain(place: Place, work: Path) -> dict[str, Any]:
 
 def _qcompiler(command: list[str], work: Path) -> tuple[process.Usage, str]:
     log = work / "log"
-    usage = process.run([sys.executable, "-m", "qcompiler.cli", *command], folder=work, log=log)
+    usage = process.run([sys.executable, "-m", "qcompiler", *command], folder=work, log=log)
     failed = usage.code or usage.error
     return usage, (usage.error or _last(log)) if failed else ""
 

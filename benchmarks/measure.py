@@ -180,7 +180,7 @@ def _child(environment: str, child: str, order: Order, folder: Path) -> Run:
 def _ours(subject: Subject, model: Path, samples: Path, count: int, output: Path, folder: Path) -> Run:
     """The command that a user types."""
     script = Path(sys.executable).with_name("qcompiler")
-    start = [str(script)] if script.exists() else [sys.executable, "-m", "qcompiler.cli"]
+    start = [str(script)] if script.exists() else [sys.executable, "-m", "qcompiler"]
     arguments = ["quantize", str(model), "--data", str(samples), "--samples", str(count), "-o", str(output)]
     log = folder / "log"
     usage = process.run([*start, *arguments, *subject.flags], folder=folder, log=log)

@@ -224,16 +224,20 @@ def _runtime(*, real: bool) -> Iterator[Callable[[], float]]:
 
 def measure(shape: str, size: int, *, real: bool = False) -> dict[str, Any]:
     """Seconds of each phase on one generated graph, in this process."""
-    from qcompiler import Recipe, compiler, residual, stages
-    from qcompiler import model as models
-    from qcompiler.data import open_source
-    from qcompiler.progress import silent
+    from qcompiler import _old_stages as old_stages
+    from qcompiler.compiler import compile
+    from qcompiler.compiler.artefacts import Paths
+    from qcompiler.data.source import open_source
+    from qcompiler.ir import model as models
+    from qcompiler.recipe.recipe import Recipe
+    from qcompiler.statistics import residual
+    from qcompiler.support.progress import silent
 
     random = np.random.default_rng(1)
     feeds = [{"x": random.normal(size=(ROWS, WIDTH)).astype(np.float32), "flag": np.array(True)}] * SAMPLES
     recipe = Recipe(precision=PRECISIONS.get(shape, "int8"), samples=SAMPLES, verify_samples=0, target="tensorrt-rtx")
-    run = stages.Run(recipe, recipe.resolve(), silent)
-    stages.refuse_early(run, feeds, compiler.Paths.of(Path("nodes.onnx"), build=False))
+    run = old_stages.Run(recipe, recipe.resolve(), silent)
+    old_stages.refuse_early(run, feeds, Paths.of(Path("nodes.onnx"), build=False))
     spent: dict[str, float] = {RUNTIME: 0.0}
     with tempfile.TemporaryDirectory() as folder, _runtime(real=real) as runtime:
         path = Path(folder) / "model.onnx"
@@ -249,17 +253,17 @@ def measure(shape: str, size: int, *, real: bool = False) -> dict[str, Any]:
             model = models.load(path)
             models.check_finite(model)
         with phase("clean up"):
-            normal = stages.normalise(run, model, None)
+            normal = old_stages.normalise(run, model, None)
         with phase("plan"):
-            inputs = stages.inputs_of(model)
+            inputs = old_stages.inputs_of(model)
             samples = open_source(feeds, inputs, samples=SAMPLES)
-            found, refused = stages.candidates(run, normal)
-            watched = compiler._watched(run, normal, found)
-            observed = stages.observe_data(run, normal, samples, inputs, watched, found)
+            found, refused = old_stages.candidates(run, normal)
+            watched = compile._watched(run, normal, found)
+            observed = old_stages.observe_data(run, normal, samples, inputs, watched, found)
             residual.joins(normal.graph)
-            chosen = stages.choose_plan(run, normal, found, refused, observed)
+            chosen = old_stages.choose_plan(run, normal, found, refused, observed)
         with phase("lower"):
-            lowered = stages.lower(run, normal, chosen, observed)
+            lowered = old_stages.lower(run, normal, chosen, observed)
             models.to_proto(lowered.graph)
         spent[RUNTIME] = runtime()
     return {"shape": shape, "size": size, "lowered": len(lowered.graph.nodes), "seconds": spent}

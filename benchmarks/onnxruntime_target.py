@@ -28,10 +28,10 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 import qcompiler
-from qcompiler import model as models
-from qcompiler.presets import clean_up
-from qcompiler.recipe import Recipe
-from qcompiler.sqnr import power
+from qcompiler.ir import model as models
+from qcompiler.numerics.sqnr import power
+from qcompiler.passes.pipelines import clean_up
+from qcompiler.recipe.recipe import Recipe
 from qcompiler.target import Target
 
 Feeds = dict[str, Any]

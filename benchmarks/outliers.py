@@ -124,7 +124,7 @@ def _measure(bench: Bench, case: Case, trained: Path | None, *, engine: bool) ->
 
 def _program() -> list[str]:
     script = Path(sys.executable).with_name("qcompiler")
-    return [str(script)] if script.exists() else [sys.executable, "-m", "qcompiler.cli"]
+    return [str(script)] if script.exists() else [sys.executable, "-m", "qcompiler"]
 
 
 def _inputs(bench: Bench, case: Case, trained: Path | None) -> tuple[Path, Path]:

@@ -27,7 +27,7 @@ import onnx
 from onnx import numpy_helper
 
 from benchmarks.measure import BenchmarkError
-from qcompiler.session import Session
+from qcompiler.runtime.session import Session
 
 ALIKE = 1e-3  # largest difference of the logits, relative to the largest
 

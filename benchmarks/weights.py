@@ -23,10 +23,11 @@ from typing import Any
 import numpy as np
 
 import qcompiler
+from qcompiler.data.text import Text, feeds
 from qcompiler.errors import QCompilerError
-from qcompiler.recipe import WEIGHT_METHODS, Recipe, WeightOnly
-from qcompiler.session import Session
-from qcompiler.text import Text, feeds
+from qcompiler.recipe.recipe import Recipe
+from qcompiler.recipe.tables import WEIGHT_METHODS, WeightOnlyTable
+from qcompiler.runtime.session import Session
 
 LENGTH, WINDOWS = 256, 32
 Array = Any
@@ -94,7 +95,7 @@ def _stored(options: argparse.Namespace, method: str, output: Path) -> tuple[Pat
         precision=options.precision,
         samples=WINDOWS,
         verify_samples=0,
-        weight_only=WeightOnly(method=method, block_size=options.block),
+        weight_only=WeightOnlyTable(method=method, block_size=options.block),
     )
     began = time.perf_counter()
     data = Text(options.text, options.tokenizer, LENGTH)

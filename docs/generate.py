@@ -17,9 +17,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from qcompiler import calibrators, options, presets, spec
-from qcompiler.pass_ import Fact, Pass, spell
-from qcompiler.recipe import PRESETS, Recipe
+from qcompiler import calibrators
+from qcompiler.cli import options
+from qcompiler.passes import pipelines, text_form
+from qcompiler.passes.base import Fact, Pass, spell
+from qcompiler.recipe.recipe import PRESETS, Recipe
 from qcompiler.target import parse_target
 
 FOLDER = Path(__file__).resolve().parent
@@ -102,7 +104,7 @@ def recipe_page() -> str:
 
 def passes_page() -> str:
     """The passes by phase, with links; the two pipelines; the facts."""
-    known = spec.available()
+    known = text_form.available()
     lines = [NOTE, "# Passes", PASSES_INTRO]
     for phase, (about, names) in PHASES.items():
         rows = (f"[`{name}`]({phase}.md#{name}): {known[name].help()}" for name in names.split())
@@ -110,7 +112,7 @@ def passes_page() -> str:
     lines += [
         "## Pipelines",
         "The float half, for `tensorrt-rtx`:",
-        _block("\n".join(map(str, presets.clean_up(parse_target("tensorrt-rtx")).passes))),
+        _block("\n".join(map(str, pipelines.clean_up(parse_target("tensorrt-rtx")).passes))),
         "The lowering half: `insert-qdq`, `high-precision`, `legalize`.",
     ]
     return _join([*lines, "## Facts", _list(f"`{fact}`: {_fact_text(fact)}" for fact in Fact)])
@@ -121,7 +123,7 @@ def phase_page(phase: str) -> str:
     about, names = PHASES[phase]
     lines = [NOTE, f"# Passes: {phase}", about, PASSES_EXACT]
     for name in names.split():
-        lines += _pass(spec.available()[name])
+        lines += _pass(text_form.available()[name])
     return _join([*lines, "[All passes](README.md)."])
 
 
@@ -143,7 +145,7 @@ def calibrators_page() -> str:
 
 
 def _pass(kind: type[Pass]) -> Iterator[str]:
-    about = spec.describe(kind)
+    about = text_form.describe(kind)
     yield from (f"## {about['name']}", _paragraphs(kind), _block(_module_text(kind)))
     exact = "changes numbers" if kind.exact_to is None else f"exact to {kind.exact_to:g}"
     facts = [f"{what} {_names(about[what])}" for what in ("requires", "provides", "breaks") if about[what]]

@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any
 from qcompiler._version import __version__
 
 if TYPE_CHECKING:
-    from qcompiler.benchmark import Bench, bench
-    from qcompiler.compiler import CompileResult, build, compile, quantize, verify
-    from qcompiler.export_model import ExportResult, export
-    from qcompiler.inspection import Inspection, inspect
+    from qcompiler.compiler.build import build
+    from qcompiler.compiler.compile import CompileResult, compile, quantize
+    from qcompiler.data.text import Text
+    from qcompiler.frontends.export import ExportResult, export
     from qcompiler.recipe import Recipe
-    from qcompiler.study import Sensitivity, sensitivity
-    from qcompiler.text import Text
+    from qcompiler.tools.bench.bench import Bench, bench
+    from qcompiler.tools.inspect.inspection import Inspection, inspect
+    from qcompiler.tools.sensitivity.sensitivity import Sensitivity, sensitivity
+    from qcompiler.tools.verify import verify
 
 __all__ = [
     "Bench",
@@ -43,21 +45,21 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Bench": "benchmark",
-    "CompileResult": "compiler",
-    "ExportResult": "export_model",
-    "Inspection": "inspection",
+    "Bench": "tools.bench.bench",
+    "CompileResult": "compiler.compile",
+    "ExportResult": "frontends.export",
+    "Inspection": "tools.inspect.inspection",
     "Recipe": "recipe",
-    "Sensitivity": "study",
-    "Text": "text",
-    "bench": "benchmark",
-    "build": "compiler",
-    "compile": "compiler",
-    "export": "export_model",
-    "inspect": "inspection",
-    "quantize": "compiler",
-    "sensitivity": "study",
-    "verify": "compiler",
+    "Sensitivity": "tools.sensitivity.sensitivity",
+    "Text": "data.text",
+    "bench": "tools.bench.bench",
+    "build": "compiler.build",
+    "compile": "compiler.compile",
+    "export": "frontends.export",
+    "inspect": "tools.inspect.inspection",
+    "quantize": "compiler.compile",
+    "sensitivity": "tools.sensitivity.sensitivity",
+    "verify": "tools.verify",
 }
 
 

@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from qcompiler.target import DType
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,3 +166,40 @@ class Plan:
             quantizers[row["tensor"]] = Quantizer(**{**row, "dtype": DType(row["dtype"]), "span": span})
         reads = {node: tuple(read) for node, read in data.get("reads", {}).items()}
         return Plan.of(decisions).with_(quantizers=quantizers, axes=data["axes"], reads=reads)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A linear node that can be quantized.
+
+    Attributes:
+        node: its name.
+        op: Conv, ConvTranspose, Gemm or MatMul.
+        activation: the tensor that gets a per-tensor scale (input 0).
+        weight: the initializer that is stored as INT8; input 1 reads it, mostly directly.
+        axis: axis of the output channels in that initializer, for a scale each; None for a single scale, where nodes
+            between mix that axis with another or the target needs it so.
+        chain: names of the nodes (Transpose, Reshape) between the initializer and input 1, in data order.
+        scales: of a weight that came stored as INT8, [channels] or []: its integers and scales are kept. `weight` is
+            then what its DequantizeLinear writes (see `passes.open_stored`).
+        amax: clipping range of a pair that the activation came with, whose scale is kept; None where there is none.
+    """
+
+    node: str
+    op: str
+    activation: str
+    weight: str
+    axis: int | None
+    chain: tuple[str, ...] = ()
+    scales: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
+    amax: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A node that stays in high precision, by which rule and why."""
+
+    node: str
+    op: str
+    rule: str
+    why: str

@@ -12,7 +12,8 @@ import hypothesis
 import pytest
 
 if TYPE_CHECKING:
-    from tests.architectures import Exports
+    from tests.kit.architectures import Exports
+
 
 os.environ["MPLBACKEND"] = "Agg"
 # No deadline: the machine may be busy, and the first call of a compiled loop compiles it.
@@ -62,6 +63,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture(scope="session")
 def exports(tmp_path_factory: pytest.TempPathFactory) -> Exports:
     """Tiny decoders, encoders and encoder-decoders of transformers as ONNX: `exports("llama", past=False)`."""
-    from tests.architectures import Exports
+    from tests.kit.architectures import Exports
 
     return Exports(tmp_path_factory.mktemp("exports"))

@@ -15,15 +15,18 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from benchmarks.children.common import Feeds, Samples
-from qcompiler import element_types, emulation, shapes
-from qcompiler import graph as graphs
-from qcompiler import model as models
-from qcompiler.engines import Profile
+from qcompiler.engines.base import Profile
 from qcompiler.engines.tensorrt_rtx import TensorRTRTX
 from qcompiler.errors import QCompilerError
-from qcompiler.macs import concrete_shapes, macs_of
-from qcompiler.session import Session
-from qcompiler.sqnr import power, sqnr_db
+from qcompiler.ir import element_types
+from qcompiler.ir import graph as graphs
+from qcompiler.ir import model as models
+from qcompiler.ir.macs import macs_of
+from qcompiler.numerics.sqnr import power, sqnr_db
+from qcompiler.runtime import shapes
+from qcompiler.runtime.session import Session
+from qcompiler.runtime.shapes import concrete_shapes
+from qcompiler.verification import emulation
 
 _UNCOUNTED = ("Cast", "Constant", "ConstantOfShape", "QuantizeLinear", "DequantizeLinear")
 _HALF = np.dtype(np.float16)

@@ -20,12 +20,13 @@ import numpy as np
 
 from benchmarks.language_cells import LENGTH
 
-if TYPE_CHECKING:  # a plain pass is measured, so it must not import more than it needs
-    from qcompiler.filling import Filler
-    from qcompiler.signature import Feeds, Inputs
-    from qcompiler.tokenizing import Tokenizer
+if TYPE_CHECKING:
+    from qcompiler.data.tokenizer import Tokenizer
+    from qcompiler.ir.signature import Feeds, Inputs
+    from qcompiler.runtime.token_feeds import Filler
 
     Run = Callable[[Feeds], Any]
+
 
 SHORT = (0.6, 3)  # of the second protocol: where in a file, and how many windows beside each other
 
@@ -43,7 +44,7 @@ def text(source: str, out: str) -> None:
 
 def samples(model: str, source: str, out: str, count: str) -> None:
     """Writes calibration windows; they are spread over the files, at places drawn with a fixed seed."""
-    from qcompiler.text import Text
+    from qcompiler.data.text import Text
 
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -67,9 +68,9 @@ def plain(model: str, folder: str, answer: str) -> None:
 
 def worth(model: str, source: str, answer: str) -> None:
     """Writes perplexity in both protocols; where there is a cache, step by step through it."""
-    from qcompiler import perplexity
-    from qcompiler.filling import Filler
-    from qcompiler.tokenizing import load_tokenizer
+    from qcompiler.data.tokenizer import load_tokenizer
+    from qcompiler.runtime.token_feeds import Filler
+    from qcompiler.verification import perplexity
 
     made = _session(Path(model), optimised=not _has_fp8(model))
     inputs = _inputs(made)
@@ -88,7 +89,7 @@ def worth(model: str, source: str, answer: str) -> None:
 
 def short(run: Run, source: Path, tokenizer: Tokenizer, filler: Filler) -> float:
     """Geometric mean over the files of the perplexity of a few windows without overlap from 60 % on."""
-    from qcompiler import perplexity
+    from qcompiler.verification import perplexity
 
     losses = []
     for ids in _short_windows(source, tokenizer):

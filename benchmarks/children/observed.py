@@ -7,13 +7,13 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from qcompiler import model as models
-from qcompiler import shapes
-from qcompiler.data import open_source
-from qcompiler.observe import Observations, observe
-from qcompiler.points import Points
-from qcompiler.signature import Feeds, Inputs
-from qcompiler.stream import BUDGET, OpenModel
+from qcompiler.data.source import open_source
+from qcompiler.ir import model as models
+from qcompiler.ir.signature import Feeds, Inputs
+from qcompiler.runtime import shapes
+from qcompiler.runtime.stream import BUDGET, OpenModel
+from qcompiler.statistics.observe import Observations, observe
+from qcompiler.statistics.points import Points
 
 NO_LIMIT = 1 << 60
 

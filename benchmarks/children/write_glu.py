@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from tests import glu
+from tests.kit import glu
 
 
 def main(folder: str, outliers: str, count: str) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import re
 
-from qcompiler.calibrators.calibrator import Calibrator
+from qcompiler.calibrators.base import Calibrator
 from qcompiler.calibrators.entropy import Entropy
 from qcompiler.calibrators.minmax import MinMax
 from qcompiler.calibrators.mse import MSE
 from qcompiler.calibrators.percentile import Percentile
 from qcompiler.errors import UsageError
-from qcompiler.suggest import did_you_mean
+from qcompiler.support.suggest import did_you_mean
 
 ALL: tuple[type[Calibrator], ...] = (Entropy, Percentile, MinMax, MSE)
 

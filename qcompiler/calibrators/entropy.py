@@ -8,9 +8,9 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompiler.calibrators.calibrator import Calibrator
+from qcompiler.calibrators.base import Calibrator
 from qcompiler.errors import UsageError
-from qcompiler.statistics import Histogram
+from qcompiler.statistics.histogram import Histogram
 
 _BLOCK = 128  # thresholds worked on at a time: their tables stay in the cache
 _TINY = 1e-300  # for logarithms of masses that are multiplied by zero

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qcompiler.calibrators.calibrator import Calibrator
-from qcompiler.statistics import Histogram
+from qcompiler.calibrators.base import Calibrator
+from qcompiler.statistics.histogram import Histogram
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-from qcompiler.calibrators.calibrator import Calibrator
+from qcompiler.calibrators.base import Calibrator
+from qcompiler.calibrators.error_curve import ErrorCurve
 from qcompiler.errors import UsageError
-from qcompiler.numerics import LARGEST, ErrorCurve, Format
-from qcompiler.statistics import Histogram
-from qcompiler.suggest import did_you_mean
+from qcompiler.numerics.rounding import LARGEST, Format
+from qcompiler.statistics.histogram import Histogram
+from qcompiler.support.suggest import did_you_mean
 
 _OCTAVES_DOWN = 12
 _OCTAVES_UP: dict[Format, int] = {"int8": 0, "fp8": 1}
@@ -24,8 +25,8 @@ class MSE(Calibrator):
 
     Candidates are amax · 2**(k/64), searched coarse to fine from 12 octaves below the largest |x| up to it; for FP8 up
     to twice as much, since its grid repeats every octave and may fit better above. The error is that of
-    `qcompiler.numerics.quantization_error`. Of all candidates within 0.1 % of the least error the largest is taken: it
-    clips the least of what was not seen, and noise in the data does not move it.
+    `qcompiler.calibrators.error_curve.quantization_error`. Of all candidates within 0.1 % of the least error the
+    largest is taken: it clips the least of what was not seen, and noise in the data does not move it.
 
     Attributes:
         format: `int8`, or `fp8` for the uneven grid of E4M3.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qcompiler.calibrators.calibrator import Calibrator
+from qcompiler.calibrators.base import Calibrator
 from qcompiler.errors import UsageError
-from qcompiler.statistics import Histogram
+from qcompiler.statistics.histogram import Histogram
 
 
 @dataclass(frozen=True)

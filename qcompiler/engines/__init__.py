@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qcompiler.engines.engine import Diagnostic, Engine, EngineFile, Profile, Runner
+from qcompiler.engines.base import Diagnostic, Engine, EngineFile, Profile, Runner
 from qcompiler.errors import UsageError
 from qcompiler.target import ENGINES, Target
 

@@ -21,7 +21,7 @@ from typing import Any
 import onnx
 
 from qcompiler.engines.listing import Listing, Op, read
-from qcompiler.operators import MULTIPLYING
+from qcompiler.ir.operators import MULTIPLYING
 from qcompiler.target import DType
 
 PRODUCTS = frozenset({"fully_connected", "corrltn", "deconvolution"})

@@ -12,7 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from qcompiler.engines.engine import Runner
+from qcompiler.engines.base import Runner
 from qcompiler.errors import DataError, EngineError
 
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR

@@ -16,20 +16,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from qcompiler import fp8
-from qcompiler.atomic import staged, unwritable
-from qcompiler.engines.engine import (
-    Diagnostic,
-    Engine,
-    EngineFile,
-    Profile,
-    Progress,
-    Runner,
-    graph_of,
-    model_file,
-)
+from qcompiler.engines.base import Diagnostic, Engine, EngineFile, Profile, Progress, Runner, graph_of, model_file
 from qcompiler.engines.gpu import check_feeds
 from qcompiler.errors import DataError, EngineError, QCompilerError, UsageError
+from qcompiler.runtime import fp8
+from qcompiler.support.atomic import staged, unwritable
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 LEVELS = {

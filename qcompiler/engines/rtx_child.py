@@ -14,7 +14,7 @@ import threading
 from pathlib import Path
 from typing import Any, NoReturn
 
-from qcompiler.engines.engine import Input, Phases, Profile, profile_error
+from qcompiler.engines.base import Input, Phases, Profile, profile_error
 
 # After each refused call on a machine without a GPU the library adds lines which say only that there is no GPU.
 NOISE = (

@@ -16,8 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from qcompiler.atomic import staged
-from qcompiler.engines.engine import (
+from qcompiler.engines.base import (
     Diagnostic,
     Engine,
     EngineFile,
@@ -31,6 +30,7 @@ from qcompiler.engines.engine import (
 )
 from qcompiler.engines.gpu import check_feeds, read_plan, require_gpu
 from qcompiler.errors import DataError, EngineError, UsageError
+from qcompiler.support.atomic import staged
 
 REQUIREMENT = "tensorrt>=10.12"
 OLDEST = (10, 12)

@@ -20,18 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
-from qcompiler.atomic import staged, unwritable
-from qcompiler.engines.engine import (
-    Diagnostic,
-    Engine,
-    EngineFile,
-    Profile,
-    Progress,
-    Runner,
-    graph_of,
-    model_file,
-)
+from qcompiler.engines.base import Diagnostic, Engine, EngineFile, Profile, Progress, Runner, graph_of, model_file
 from qcompiler.errors import EngineError, QCompilerError, UsageError
+from qcompiler.support.atomic import staged, unwritable
 from qcompiler.target import RTX_SMS
 
 REQUIREMENT = "tensorrt-rtx>=1.7.1,<1.8"

@@ -19,6 +19,7 @@ from qcompiler.report.svg import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, below,
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+
 Row = Mapping[str, Any]
 COLOURS = ("--fp16", "--blue", "--second", "--good", "--fp8", "--int4", "--poor", "--bf16")  # the first model is grey
 PRINTED = ("#9aa7bd", "#2f6fed", "#d97706", "#0f8a5f", "#7c4dff", "#0891b2", "#c2410c", "#b59fcb")

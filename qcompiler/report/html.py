@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from qcompiler.recipe import Recipe
-from qcompiler.report import outliers, prefix, svg, weights
+from qcompiler.recipe.recipe import Recipe
+from qcompiler.report import outliers, qfep, svg, weight_only
 from qcompiler.report.figures import (
     audited,
     count,
@@ -48,10 +48,10 @@ def render(manifest: Row) -> str:
         _safety(manifest.get("safety")),
         outliers.tensors(manifest.get("outliers") or (), manifest.get("qfem")),
         outliers.smoothing(manifest.get("smoothing")),
-        prefix.qfep(manifest.get("qfep")),
+        qfep.qfep(manifest.get("qfep")),
         outliers.qfem(manifest.get("qfem")),
         outliers.llm_int8(manifest.get("llm_int8")),
-        weights.section_of(manifest.get("weight_only")),
+        weight_only.section_of(manifest.get("weight_only")),
         outliers.residuals(manifest.get("residuals") or ()),
         _layers(manifest),
         _audit(manifest.get("audit")),

@@ -11,7 +11,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from qcompiler.report import prefix, weights
+from qcompiler.report import qfep, weight_only
 from qcompiler.report.figures import (
     audited,
     decibel,
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from rich.console import RenderableType
+
 
 Row = Mapping[str, Any]
 SHOWN = 8
@@ -195,11 +196,11 @@ def _summary_rows(manifest: Row) -> Iterator[tuple[str, str]]:
         shares = [(what, macs / total) for what, macs in _largest(manifest["macs"]["by_precision"])]
         yield "multiply-accumulates", ", ".join(f"{percent(s)} {what}" for what, s in shares if s >= 0.0005)
     if manifest.get("qfep"):
-        yield "prefix", prefix.line(manifest["qfep"])
+        yield "prefix", qfep.line(manifest["qfep"])
     if manifest.get("llm_int8"):
         yield "LLM.int8()", split_off(manifest["llm_int8"])
     if manifest.get("weight_only"):
-        yield "weights", weights.line(manifest["weight_only"])
+        yield "weights", weight_only.line(manifest["weight_only"])
     if manifest.get("audit"):
         yield "engine's own listing", audited(manifest["audit"])
     yield "size", _sizes(manifest)

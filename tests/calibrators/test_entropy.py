@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from qcompiler.calibrators import Entropy, MinMax
-from qcompiler.calibrators.entropy import divergence
+from qcompiler.calibrators.entropy import Entropy, divergence
+from qcompiler.calibrators.minmax import MinMax
 from qcompiler.errors import UsageError
-from qcompiler.statistics import Histogram
+from qcompiler.statistics.histogram import Histogram
 
 
 def written_out(bins: NDArray[np.float64], levels: int) -> list[float]:

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from qcompiler.calibrators import MSE, MinMax
+from qcompiler.calibrators.error_curve import quantization_error
+from qcompiler.calibrators.minmax import MinMax
+from qcompiler.calibrators.mse import MSE
 from qcompiler.errors import UsageError
-from qcompiler.numerics import Format, quantization_error
-from qcompiler.statistics import Histogram
+from qcompiler.numerics.rounding import Format
+from qcompiler.statistics.histogram import Histogram
 
 FORMATS: list[Format] = ["int8", "fp8"]
 

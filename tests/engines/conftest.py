@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from qcompiler.engines.engine import EngineFile, Profile
+from qcompiler.engines.base import EngineFile, Profile
 from qcompiler.engines.tensorrt_rtx import TensorRTRTX
-from tests.engines.graphs import Builder
+from tests.kit.graphs import Builder
 
 Build = Callable[..., tuple[Path, EngineFile]]
 

@@ -7,13 +7,13 @@ import ml_dtypes
 import onnx
 import pytest
 
-from qcompiler.engines import Profile
 from qcompiler.engines.audit import Audit, Kind, audit
+from qcompiler.engines.base import Profile
 from qcompiler.engines.tensorrt_rtx import TensorRTRTX
 from qcompiler.target import DType
-from tests.engines import graphs
 from tests.engines.conftest import Build
-from tests.engines.graphs import Builder
+from tests.kit import graphs
+from tests.kit.graphs import Builder
 
 BATCH = Profile({"x": ((1, 128), (8, 128), (64, 128))})
 

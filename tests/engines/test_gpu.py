@@ -15,13 +15,13 @@ import onnx
 import pytest
 from polygraphy import cuda
 
-from qcompiler import decoders
-from qcompiler import model as models
-from qcompiler.bench_models import load
 from qcompiler.engines import gpu
 from qcompiler.errors import DataError
-from qcompiler.session import Session
-from tests import decoder
+from qcompiler.ir import decoder_io
+from qcompiler.ir import model as models
+from qcompiler.runtime.session import Session
+from qcompiler.tools.bench.loaded import load
+from tests.kit import decoder
 
 TYPES = {np.dtype(np.int64): "INT64", np.dtype(np.float32): "FLOAT"}
 
@@ -60,7 +60,7 @@ class Plan:
 
     def __init__(self, path: Path, profiles: list[dict[str, Any]]) -> None:
         self.session = Session(path)
-        self.decoder = decoders.of_model(models.load(path))
+        self.decoder = decoder_io.of_model(models.load(path))
         self.profiles, self.active, self.used = profiles, 0, [0]
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
@@ -126,7 +126,7 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
     path = tmp_path / "decoder.onnx"
     onnx.save(decoder.decoder(), path)
     (tmp_path / "decoder.engine").write_bytes(b"plan")
-    known = decoders.of_model(models.load(path))
+    known = decoder_io.of_model(models.load(path))
     assert known is not None
     made = Plan(path, known.profiles((1, 1, 2), 8, 24))
     logger: Any = lambda severity: None  # noqa: E731

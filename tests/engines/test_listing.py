@@ -3,9 +3,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from qcompiler.engines import listing
-from qcompiler.engines.engine import Profile
-from tests.engines import graphs
+from qcompiler.engines.base import Profile
 from tests.engines.conftest import Build
+from tests.kit import graphs
 
 TEXT = """header {
   version = 5

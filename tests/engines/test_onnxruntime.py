@@ -9,14 +9,14 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from qcompiler import blocks
 from qcompiler.engines import onnxruntime as ort_engine
 from qcompiler.engines.onnxruntime import OnnxRuntime, available
 from qcompiler.errors import DataError, EngineError, UsageError
-from qcompiler.passes import WeightOnly
-from qcompiler.sqnr import sqnr_of
-from tests.engines import graphs
-from tests.rewrite import model, to_graph, whole
+from qcompiler.numerics import blocks
+from qcompiler.numerics.sqnr import sqnr_of
+from qcompiler.passes.quantize.weight_only import WeightOnly
+from tests.kit import graphs
+from tests.kit.rewrite import model, to_graph, whole
 
 X = np.random.default_rng(3).standard_normal((64, 128)).astype(np.float16)
 

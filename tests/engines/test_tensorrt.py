@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qcompiler.engines import Profile
+from qcompiler.engines.base import Profile
 from qcompiler.engines.gpu import capability
 from qcompiler.engines.tensorrt import TensorRT
 from qcompiler.errors import EngineError, UsageError
-from tests.engines import graphs
+from tests.kit import graphs
 
 PRESENT = importlib.util.find_spec("tensorrt") is not None
 WHY_NOT = f"tensorrt {'is' if PRESENT else 'is not'} installed, GPU: {capability() or 'none'}"

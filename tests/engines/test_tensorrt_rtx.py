@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from qcompiler.engines import Profile
+from qcompiler.engines.base import Profile
 from qcompiler.engines.gpu import capability
 from qcompiler.engines.tensorrt_rtx import TensorRTRTX
 from qcompiler.errors import EngineError, UsageError
-from tests.engines import graphs
 from tests.engines.conftest import Build
+from tests.kit import graphs
 
 
 def test_an_engine_is_built_without_a_gpu_and_reports_what_it_is(build: Build) -> None:

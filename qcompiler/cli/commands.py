@@ -1,0 +1,314 @@
+"""What each command of the command line calls, and the recipe that its options make; no logic.
+
+Nothing heavy is imported before a command runs, so that --help is there at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+from qcompiler.cli.view import View
+from qcompiler.errors import UsageError
+from qcompiler.recipe.checks import parse_shapes
+from qcompiler.recipe.recipe import PRESETS, Recipe, preset
+from qcompiler.support.suggest import did_you_mean
+
+WEIGHT_OPTIONS = {
+    "weight_method": "method",
+    "block_size": "block_size",
+    "weight_head": "head",
+    "weight_storage": "storage",
+}
+
+
+def compile(options: argparse.Namespace, view: View) -> None:
+    """A float model into an engine."""
+    from qcompiler.compiler import compile as compiling
+    from qcompiler.report import terminal
+
+    output = options.output or f"{_stem(options.source)}.engine"
+    recipe = _recipe(options)
+    result = compiling.compile(
+        options.source, data=_data(options, recipe), recipe=recipe, output=output, progress=view.progress
+    )
+    view.people(*terminal.summary(result.manifest), *terminal.artefacts(result))
+    view.result(result.manifest)
+
+
+def quantize(options: argparse.Namespace, view: View) -> None:
+    """A float model into a quantized model."""
+    from qcompiler.compiler import compile as compiling
+    from qcompiler.report import terminal
+
+    output = options.output or f"{_stem(options.source)}.qdq.onnx"
+    recipe = _recipe(options)
+    result = compiling.quantize(
+        options.source, data=_data(options, recipe), recipe=recipe, output=output, progress=view.progress
+    )
+    view.people(*terminal.summary(result.manifest), *terminal.artefacts(result))
+    view.result(result.manifest)
+
+
+def export(options: argparse.Namespace, view: View) -> None:
+    """A torch or Hugging Face model into ONNX."""
+    from qcompiler.frontends import export as exporting
+    from qcompiler.report import terminal
+
+    result = exporting.export(
+        options.source,
+        options.output or f"{_stem(options.source)}.onnx",
+        past=options.past,
+        tolerance=options.tolerance,
+        trust_remote_code=options.trust_remote_code,
+        progress=view.progress,
+    )
+    view.people(*terminal.export(result.to_json(), result.path.parent))
+    view.result(result.to_json())
+
+
+def build(options: argparse.Namespace, view: View) -> None:
+    """A quantized model into an engine."""
+    from qcompiler.compiler import build as building
+    from qcompiler.report import terminal
+
+    output = options.output or f"{Path(options.model).name.removesuffix('.onnx').removesuffix('.qdq')}.engine"
+    result = building.build(
+        options.model, output=output, data=options.data, recipe=_recipe(options), progress=view.progress
+    )
+    view.people(*terminal.summary(result.manifest), *terminal.artefacts(result))
+    view.result(result.manifest)
+
+
+def verify(options: argparse.Namespace, view: View) -> None:
+    """Float against quantized, and the gates."""
+    from qcompiler.report import terminal
+    from qcompiler.tools import verify as verifying
+    from qcompiler.verification.gates import Gates
+
+    recipe = _recipe(options)
+    verification = verifying.verify(
+        options.float, options.quantized, data=_data(options, recipe), recipe=recipe, progress=view.progress
+    )
+    view.people(*terminal.verification(verification.to_json()))
+    view.result(verification.to_json())
+    Gates(recipe.min_sqnr, recipe.max_drop).require(verification)
+
+
+def inspect(options: argparse.Namespace, view: View) -> None:
+    """What is in a model."""
+    from qcompiler.report import html, terminal
+    from qcompiler.support.atomic import check_writable, write_text
+    from qcompiler.tools.inspect.inspection import inspect
+
+    if options.report is not None:
+        check_writable(options.report)
+    recipe = _recipe(options)
+    found = inspect(options.model, data=_data(options, recipe), recipe=recipe, progress=view.progress).to_json()
+    if options.report is not None:
+        write_text(options.report, html.inspection(found))
+    view.people(*terminal.inspection(found, everything=options.all))
+    view.result(found)
+
+
+def sensitivity(options: argparse.Namespace, view: View) -> None:
+    """Which layers low precision hurts."""
+    from qcompiler.report import sensitivity as report
+    from qcompiler.support.atomic import check_writable, write_text
+    from qcompiler.tools.sensitivity.sensitivity import sensitivity
+
+    if options.report is not None:
+        check_writable(options.report)
+    recipe = _recipe(options)
+    found = sensitivity(
+        options.model, data=_data(options, recipe), formats=options.formats, recipe=recipe, progress=view.progress
+    ).to_json()
+    if options.report is not None:
+        write_text(options.report, report.html(found))
+    view.people(*report.terminal(found, everything=options.all))
+    view.result(found)
+
+
+def bench(options: argparse.Namespace, view: View) -> None:
+    """Latency and throughput side by side."""
+    from qcompiler.report import bench as report
+    from qcompiler.support.atomic import check_writable, write_bytes, write_text
+    from qcompiler.tools.bench.bench import bench
+
+    kind = Path(options.output).suffix if options.output else ""
+    if options.output and kind not in (".html", ".png"):
+        raise UsageError(f"the output '{options.output}' is neither .html nor .png: choose one of these endings")
+    if options.output:
+        check_writable(options.output)
+    batches, prompts = _numbers("--batch", options.batch), _numbers("--prompt", options.prompt)
+    found = bench(
+        options.models,
+        data=_bench_data(options, max(prompts) + options.generate),
+        shapes=parse_shapes(";".join(options.shapes)) if options.shapes else None,
+        batches=batches,
+        prompts=prompts,
+        generate=options.generate,
+        rounds=options.rounds,
+        warmup=options.warmup,
+        seconds=options.seconds,
+        threads=options.threads,
+        provider=options.provider,
+        target=options.target,
+        progress=view.progress,
+    ).to_json()
+    if kind == ".html":
+        write_text(options.output, report.html(found))
+    elif kind == ".png":
+        write_bytes(options.output, report.png(found))
+    view.people(*report.terminal(found))
+    view.result(found)
+
+
+def _bench_data(options: argparse.Namespace, length: int) -> Any:
+    """What --data names, or windows of text, by default as long as prompt and answer."""
+    changes: dict[str, Any] = {}
+    _add_text(argparse.Namespace(**vars(options), source=options.models[0]), Recipe(), changes)
+    recipe = Recipe(**changes)
+    if options.texts and recipe.text.length is None:
+        recipe = recipe.replace(text=dataclasses.replace(recipe.text, length=length))
+    return _data(options, recipe)
+
+
+def _numbers(name: str, text: str) -> list[int]:
+    """`1,4,8` as numbers."""
+    try:
+        return [int(one) for one in text.split(",")]
+    except ValueError:
+        raise UsageError(f"{name} takes whole numbers with commas between them, such as 1,4,8, not '{text}'") from None
+
+
+def passes(options: argparse.Namespace, view: View) -> None:
+    """The graph rewrites."""
+    from qcompiler.passes import text_form
+    from qcompiler.report import terminal
+
+    known = text_form.available()
+    if options.name and options.name not in known:
+        raise UsageError(f"there is no pass '{options.name}': {did_you_mean(options.name, known)}")
+    chosen = {options.name: known[options.name]} if options.name else known
+    rows = [text_form.describe(one) for one in chosen.values()]
+    if not view.json:
+        view.people(*terminal.passes(rows))
+    view.result(rows)
+
+
+def recipe_show(options: argparse.Namespace, view: View) -> None:
+    """A recipe as TOML."""
+    recipe = _recipe_source(options.recipe)
+    if not view.json:
+        sys.stdout.write(recipe.to_toml())
+    view.result(recipe.to_dict())
+
+
+def recipe_list(options: argparse.Namespace, view: View) -> None:
+    """The names of the presets."""
+    if not view.json:
+        sys.stdout.write("\n".join(PRESETS) + "\n")
+    view.result({name: preset(name).to_dict() for name in PRESETS})
+
+
+def recipe_check(options: argparse.Namespace, view: View) -> None:
+    """Whether a recipe is valid."""
+    recipe = _recipe_source(options.recipe)
+    view.people(f"{options.recipe} is a valid recipe: {recipe.precision} for {recipe.target}")
+    view.result(recipe.to_dict())
+
+
+def _stem(source: str) -> str:
+    """What artefacts are named by: the file without its ending, or the folder, whose name may have dots."""
+    path = Path(source).resolve() if Path(source).is_dir() else Path(source)
+    return path.name if path.is_dir() else path.stem
+
+
+def _recipe_source(text: str) -> Recipe:
+    """A preset's name, a TOML file, or a manifest whose recipe is used again."""
+    if text in PRESETS and not Path(text).exists():
+        return preset(text)
+    if text.endswith(".json"):
+        from qcompiler.report.manifest import replay
+
+        return replay(text)
+    if not Path(text).exists() and not text.endswith(".toml"):
+        raise UsageError(f"there is no recipe '{text}': neither a file nor a preset; {did_you_mean(text, PRESETS)}")
+    return Recipe.from_toml(Path(text))
+
+
+def _recipe(options: argparse.Namespace) -> Recipe:
+    """The recipe of --recipe, or the preset of the precision, with the options that were given put over it."""
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    base = _recipe_source(given["recipe"]) if "recipe" in given else _of_precision(given.get("precision", "int8"))
+    changes = {name: given[name] for name in base.to_dict() if name in given}
+    if "shapes" in changes:
+        changes["shapes"] = parse_shapes(";".join(changes["shapes"]))
+    if "keep" in changes:
+        changes["keep"] = (*base.keep, *changes["keep"])
+    if "smooth" in given or "smooth_insert" in given:
+        table = base.smooth_quant
+        alpha, insert = _alpha(given.get("smooth", table.alpha)), given.get("smooth_insert", table.insert)
+        changes["smooth_quant"] = dataclasses.replace(table, alpha=alpha, insert=insert)
+    if "llm_threshold" in given:
+        changes["llm_int8"] = dataclasses.replace(base.llm_int8, threshold=_alpha(given["llm_threshold"]))
+    if "qfem_alpha" in given:
+        changes["qfem"] = dataclasses.replace(base.qfem, alpha=_alpha(given["qfem_alpha"]))
+    if "qfep_prefix" in given:
+        changes["qfep"] = dataclasses.replace(base.qfep, prefix=given["qfep_prefix"])
+    stored = {key: given[option] for option, key in WEIGHT_OPTIONS.items() if option in given}
+    if stored:
+        changes["weight_only"] = dataclasses.replace(base.weight_only, **stored)
+    generation = {name: given[name] for name in ("max_length", "prompt") if name in given}
+    if generation:
+        changes["generation"] = dataclasses.replace(base.generation, **generation)
+    _add_text(options, base, changes)
+    return base.replace(**changes)
+
+
+def _add_text(options: argparse.Namespace, base: Recipe, changes: dict[str, Any]) -> None:
+    """--tokenizer and --length as keys of the recipe; without a tokenizer, the one beside the model is taken."""
+    given = {key: value for key in ("tokenizer", "length") if (value := getattr(options, key, None)) is not None}
+    if not getattr(options, "texts", None) and not changes.get("verify_text", base.verify_text):
+        if given:
+            raise UsageError(f"--{next(iter(given))} is for text: name the text files with --text or --verify-text")
+        return
+    model = next((getattr(options, key) for key in ("source", "model", "float") if hasattr(options, key)), "")
+    folder = Path(model) if Path(model).is_dir() else Path(model).parent
+    if base.text.tokenizer is None and "tokenizer" not in given:
+        if (folder / "tokenizer.json").is_file():
+            given["tokenizer"] = (folder / "tokenizer.json").as_posix()
+        elif Path(model).is_dir() and any(folder.glob("*.gguf")):  # which has its tokenizer inside
+            given["tokenizer"] = folder.as_posix()
+    if given:
+        changes["text"] = dataclasses.replace(base.text, **given)
+
+
+def _data(options: argparse.Namespace, recipe: Recipe) -> Any:
+    """What --data names, or windows out of the files of --text."""
+    if not options.texts:
+        return options.data
+    if recipe.text.tokenizer is None:
+        raise UsageError(
+            "--text needs a tokenizer: give --tokenizer DIR, a tokenizer.json or the folder that has one (beside this "
+            "model there is none)"
+        )
+    from qcompiler.data.text import Text
+
+    return Text(tuple(options.texts), recipe.text.tokenizer, recipe.text.length)
+
+
+def _of_precision(precision: str) -> Recipe:
+    return preset(precision) if precision in PRESETS else Recipe(precision=precision)
+
+
+def _alpha(text: str | float) -> str | float:
+    """A number where it is one; whether a word is allowed is the recipe's business."""
+    try:
+        return float(text)
+    except ValueError:
+        return text

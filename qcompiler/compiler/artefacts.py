@@ -1,0 +1,90 @@
+"""Where the artefacts of a compilation go, and how they get there complete or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from qcompiler.data.text import Text
+from qcompiler.errors import QCompilerError, UsageError
+from qcompiler.ir import model as models
+from qcompiler.report import manifest
+from qcompiler.support.atomic import make_folder, remove_empty, unwritable
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The artefacts of one compilation: one folder, one stem."""
+
+    engine: Path | None
+    qdq: Path
+    manifest: Path
+    report: Path
+
+    @staticmethod
+    def of(output: Path, *, build: bool) -> Paths:
+        """From `-o`: `DIR/model.engine`, or `DIR/model.qdq.onnx` where nothing is built."""
+        stem = output.name.removesuffix(".onnx").removesuffix(".qdq") if not build else output.stem
+        folder = output.parent
+        return Paths(
+            output if build else None,
+            folder / f"{stem}.qdq.onnx" if build else output,
+            folder / f"{stem}.manifest.json",
+            folder / f"{stem}.report.html",
+        )
+
+
+def refuse_overwriting(model: models.Model, data: object, paths: Paths) -> None:
+    """No artefact may take the place of the model, of its external data, or of the file that the samples are in."""
+    sources = {path.resolve(): "the model itself or its weights" for path in (model.source, *model.files) if path}
+    if isinstance(data, (str, Path)):
+        sources[Path(data).resolve()] = "the file that --data names"
+    if isinstance(data, Text):
+        sources.update({file.resolve(): "the file that --text names" for file in data.files})
+    for path in (paths.engine, paths.qdq, paths.qdq.with_suffix(".data"), paths.manifest, paths.report):
+        if path is not None and path.resolve() in sources:
+            what = sources[path.resolve()]
+            raise UsageError(f"output '{path}' is {what}, which is never written to: choose another name with -o")
+
+
+@contextmanager
+def workshop(paths: Paths) -> Iterator[Path]:
+    """A folder beside the outputs in which they are made; whatever fails, it is gone and they are untouched.
+
+    An error that names a file in it names the artefact that the file was to become.
+
+    Raises:
+        UsageError: it cannot be made.
+    """
+    outside = paths.qdq.parent
+    try:
+        made = make_folder(outside)
+        shop = TemporaryDirectory(prefix=".qcompiler-", dir=outside)
+    except OSError as error:
+        raise unwritable(paths.qdq, error) from error
+    try:
+        with shop as inside:
+            yield Path(inside)
+    except QCompilerError as error:
+        error.args = (str(error).replace(str(Path(inside).resolve()), str(outside)).replace(inside, str(outside)),)
+        raise
+    finally:
+        remove_empty(made)
+
+
+def finish(shop: Path, paths: Paths, record: Mapping[str, Any]) -> None:
+    """Writes manifest and report, then gives every artefact its place."""
+    from qcompiler.report import html
+
+    try:
+        (shop / paths.manifest.name).write_text(manifest.to_text(record), encoding="utf8")
+        (shop / paths.report.name).write_text(html.render(record), encoding="utf8")
+        for made in sorted(shop.iterdir()):
+            os.replace(made, paths.qdq.parent / made.name)
+    except OSError as error:
+        raise unwritable(paths.qdq, error) from error

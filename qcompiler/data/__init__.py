@@ -1,0 +1,1 @@
+"""Any source of samples as a stream of checked feeds."""

@@ -1,0 +1,106 @@
+"""A feed against the inputs of the model: names, types, shapes, values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from qcompiler.errors import DataError
+from qcompiler.ir.signature import Array, Feeds, Inputs, Shape
+from qcompiler.support.suggest import did_you_mean
+
+
+def check(raw: object, inputs: Inputs, where: str) -> Feeds:
+    """Returns `raw` as feeds for a model with `inputs`.
+
+    Raises:
+        DataError: it is not a dict of arrays, or names, types, shapes or values do not fit; begins with `where`.
+    """
+    if not isinstance(raw, Mapping):
+        raise DataError(f"{where} is {kind_of(raw)}; each sample must be a dict from input name to numpy array.")
+    missing = [name for name in inputs if name not in raw]
+    extra = [str(name) for name in raw if name not in inputs]
+    if extra:
+        hint = did_you_mean(extra[0], missing or inputs)
+        advice = hint if hint.startswith("did you mean") else "give it the name of an input, or leave it out."
+        raise DataError(
+            f"{where} has {_listed(extra)}, which the model does not take; its inputs are {_listed(inputs)}: {advice}"
+        )
+    if missing:
+        raise DataError(
+            f"{where} lacks input {_listed(missing)} of the model; it has {_listed(raw) or 'nothing'}. Add it."
+        )
+    return {name: _check_array(raw[name], *inputs[name], f"{where}: input '{name}'") for name in inputs}
+
+
+def _check_array(value: Any, dtype: np.dtype[Any] | None, shape: Shape, where: str) -> Array:
+    if dtype is None:
+        return value  # type: ignore[no-any-return]  # a list of arrays or None: only the runtime can tell
+    if not isinstance(value, (np.ndarray, np.generic)) and not hasattr(value, "__array__"):
+        raise DataError(f"{where} is {kind_of(value)}; give a numpy array of {_type_name(dtype)}.")
+    array = np.asarray(value)
+    if dtype.kind == "O":
+        _check_strings(array, where)
+    elif array.dtype != dtype:
+        raise DataError(
+            f"{where} is {_type_name(array.dtype)}, the model takes {_type_name(dtype)}; "
+            f"convert it with {_cast(array.dtype, dtype)}."
+        )
+    _check_shape(array, shape, where)
+    if array.dtype.name.startswith(("float", "bfloat")) and not np.isfinite(array).all():
+        bad = np.argwhere(~np.isfinite(array))
+        raise DataError(
+            f"{where} has {len(bad)} of {array.size} values that are NaN or infinite, the first at {bad[0].tolist()}; "
+            "leave this sample out or repair what produces it."
+        )
+    return array
+
+
+def _check_strings(array: Array, where: str) -> None:
+    text = array.dtype.kind in "US" or all(isinstance(item, (str, bytes)) for item in array.reshape(-1).tolist())
+    if not text:
+        raise DataError(f"{where} is {_type_name(array.dtype)}, the model takes text; give an array of str.")
+
+
+def _check_shape(array: Array, shape: Shape, where: str) -> None:
+    if shape is None:
+        return
+    wanted = f"[{', '.join('?' if size is None else str(size) for size in shape)}]"
+    if array.ndim != len(shape):
+        advice = "add the batch axis with x[None]" if array.ndim == len(shape) - 1 else "reshape it"
+        raise DataError(
+            f"{where} has {array.ndim} ax{'i' if array.ndim == 1 else 'e'}s {list(array.shape)}, the model takes "
+            f"{len(shape)}: {wanted}; {advice}."
+        )
+    if any(isinstance(size, int) and size != got for size, got in zip(shape, array.shape, strict=True)):
+        raise DataError(f"{where} has shape {list(array.shape)}, the model takes {wanted}; pad, crop or resize it.")
+    if array.ndim and not array.shape[0]:
+        raise DataError(f"{where} is empty: its shape is {list(array.shape)}; leave this sample out.")
+
+
+def kind_of(value: object) -> str:
+    """What a value is, with its article, for messages: `a list`, `an ndarray`."""
+    if value is None:
+        return "None"
+    name = type(value).__name__
+    return f"an {name}" if name[0] in "aeio" or name.startswith("nd") else f"a {name}"
+
+
+def _listed(names: Iterable[object]) -> str:
+    return ", ".join(f"'{name}'" for name in names)
+
+
+def _type_name(dtype: np.dtype[Any]) -> str:
+    if dtype.kind in "OUS":
+        return "text" if dtype.kind in "US" else "Python objects"
+    return dtype.name if dtype.isnative else f"{dtype.name} of the other byte order"
+
+
+def _cast(given: np.dtype[Any], wanted: np.dtype[Any]) -> str:
+    """The expression that converts; a kind of number that would change its values on the way is said to."""
+    known = hasattr(np, wanted.name)
+    name = f"np.{wanted.name}" if known else f"ml_dtypes.{wanted.name}"
+    lossy = given.kind in "fc" and wanted.kind in "iub"
+    return f"x.astype({name})" + (" after scaling it as the model expects" if lossy else "")

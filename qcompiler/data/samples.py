@@ -1,0 +1,142 @@
+"""What is remembered of data that streams by, whatever its order: fingerprints, a fixed sample of it, its shapes."""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Mapping
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qcompiler.ir.signature import Array, Feeds, Inputs, InputShapes
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def fingerprint(feeds: Mapping[str, Array]) -> bytes:
+    """16 bytes of BLAKE2b over names, types, shapes and values; names in sorted order."""
+    digest = blake2b(digest_size=16)
+    for name in sorted(feeds):
+        array = feeds[name]
+        if not isinstance(array, np.ndarray):  # a sequence or optional
+            digest.update(b"".join(fingerprint({name: np.asarray(one)}) for one in array or ()))
+            continue
+        digest.update(repr((name, array.dtype.name, array.shape)).encode())
+        if array.dtype.kind in "OU":
+            digest.update(repr(array.reshape(-1).tolist()).encode())
+        else:
+            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.digest()
+
+
+class Keep:
+    """The `k` feeds with the smallest fingerprints: a sample of the data that its order cannot change.
+
+    Equal feeds are kept once. Arrays are copied, so that feeds may be views of a buffer that is used again.
+
+    Attributes:
+        feeds: what is kept, ordered by fingerprint.
+    """
+
+    def __init__(self, k: int) -> None:
+        """`k` is how many to keep, at least 0."""
+        self.k = k
+        self.feeds: list[Feeds] = []
+        self._prints: list[bytes] = []
+
+    def offer(self, feeds: Mapping[str, Array]) -> None:
+        """Takes `feeds` in if they belong to the sample so far."""
+        self._insert(fingerprint(feeds), feeds)
+
+    def merge(self, other: Keep) -> None:
+        """Takes in what another worker has kept."""
+        for key, feeds in zip(other._prints, other.feeds, strict=True):
+            self._insert(key, feeds)
+
+    def _insert(self, key: bytes, feeds: Mapping[str, Array]) -> None:
+        at = bisect_left(self._prints, key)
+        if at >= self.k or (at < len(self._prints) and self._prints[at] == key):
+            return
+        self._prints.insert(at, key)
+        self.feeds.insert(at, {name: _copy(array) for name, array in feeds.items()})
+        del self._prints[self.k :], self.feeds[self.k :]
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_copy(one) for one in value]
+    return None if value is None else np.array(value)
+
+
+class ShapeRange:
+    """Watches feeds and knows the smallest, median and largest size of every axis of every input."""
+
+    def __init__(self) -> None:
+        self._sizes: dict[str, list[Counter[int]]] = {}
+
+    def watch(self, feeds: Mapping[str, Array]) -> None:
+        """Counts the sizes of one feed."""
+        for name, array in feeds.items():
+            if not isinstance(array, np.ndarray):  # a sequence or optional
+                continue
+            axes = self._sizes.setdefault(name, [Counter() for _ in array.shape])
+            for axis, size in zip(axes, array.shape, strict=True):
+                axis[size] += 1
+
+    def merge(self, other: ShapeRange) -> None:
+        """Adds what another worker has seen."""
+        for name, axes in other._sizes.items():
+            mine = self._sizes.setdefault(name, [Counter() for _ in axes])
+            for counter, more in zip(mine, axes, strict=True):
+                counter.update(more)
+
+    def profiles(self, inputs: Inputs) -> dict[str, InputShapes]:
+        """Shapes by input name, for the inputs with a free axis; a free axis 0 is the batch and goes from 1 up.
+
+        `inputs` is the model's, as in `qcompiler.data.source.open_source`.
+
+        `opt` is the lower median of each axis by itself: a size that occurred.
+        """
+        found: dict[str, InputShapes] = {}
+        for name, axes in self._sizes.items():
+            dtype, declared = inputs[name]
+            if dtype is None:
+                continue
+            free = [declared is None or not isinstance(declared[axis], int) for axis in range(len(axes))]
+            if not any(free):
+                continue
+            low = [1 if free[axis] and axis == 0 else min(sizes) for axis, sizes in enumerate(axes)]
+            found[name] = InputShapes(tuple(low), tuple(map(_median, axes)), tuple(max(sizes) for sizes in axes))
+        return found
+
+
+def _median(sizes: Counter[int]) -> int:
+    """The lower median of a multiset of sizes."""
+    half = (sizes.total() + 1) // 2
+    for size in sorted(sizes):
+        half -= sizes[size]
+        if half <= 0:
+            return size
+    raise ValueError("the median of nothing")
+
+
+class Fingerprint:
+    """A hash over feeds that does not depend on their order: the sum of the hashes of each, modulo 2^256."""
+
+    def __init__(self) -> None:
+        self.feeds = 0
+        self._sum = 0
+
+    def add(self, feed: Mapping[str, NDArray[Any]]) -> None:
+        """Adds one feed: names, dtypes, shapes and bytes of its arrays."""
+        digest = hashlib.blake2b(fingerprint(feed), digest_size=32).digest()  # spread over all bits of the sum
+        self.feeds += 1
+        self._sum = (self._sum + int.from_bytes(digest, "big")) % (1 << 256)
+
+    def __str__(self) -> str:
+        """64 hex digits."""
+        return f"{self._sum:064x}"

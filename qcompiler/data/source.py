@@ -1,0 +1,253 @@
+"""Calibration and evaluation data: any source becomes a stream of checked feeds that can be walked again and again.
+
+A source is an `.npz` file (axis 0 of each array counts the samples), a folder of `.npz` files (one feed each, in
+natural order), `package.module:function`, `file.py:function`, or, from Python, a `Text`, an iterable or a callable
+that returns one. `random` makes standard normal noise from the model's inputs and says so wherever the result is
+reported.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qcompiler.data.batches import batched
+from qcompiler.data.check import check, kind_of
+from qcompiler.data.text import Text
+from qcompiler.errors import DataError, QCompilerError, UsageError
+from qcompiler.ir.signature import Array, Feeds, Inputs
+from qcompiler.support.npz import members
+from qcompiler.support.user_code import UserCode
+
+Data = str | Path | Text | Iterable[Mapping[str, Array]] | Callable[[], Iterable[Mapping[str, Array]]]
+
+RANDOM_SAMPLES = 16
+_FORMS = (
+    "an .npz file, a folder of .npz files, 'package.module:function', 'file.py:function', or 'random' for a smoke test"
+)
+_CODE = UserCode(
+    "data", forms=_FORMS, missing=DataError, broken=DataError, purpose="takes no arguments and yields the samples"
+)
+
+
+class Source:
+    """Feeds that fit the model, streamed; iterate as often as needed.
+
+    Attributes:
+        name: what the manifest calls it.
+        random: made up by `random`, so results mean nothing beyond "it runs".
+        details: what else the manifest says of it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        start: Callable[[], Iterable[Any]],
+        inputs: Inputs,
+        *,
+        samples: int | None = None,
+        batch: int | None = None,
+        random: bool = False,
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`start` begins a new pass; `samples` and `batch` as in `open_source`."""
+        self.name = name
+        self.random = random
+        self.details = dict(details or {})
+        self._start = start
+        self._inputs = dict(inputs)
+        self._samples = samples
+        self._batch = batch
+        self._counted: int | None = None
+
+    def __iter__(self) -> Iterator[Feeds]:
+        """Yields dicts from input name to array.
+
+        Raises:
+            DataError: there is no sample, a sample does not fit the model (index and input are named), or the user's
+                code failed.
+        """
+        if self._batch is None:
+            return self._checked()
+        return batched(self._checked(), self._batch, self._inputs)
+
+    def _checked(self) -> Iterator[Feeds]:
+        count = 0
+        for raw in self._raw():
+            yield check(raw, self._inputs, f"sample {count} of {self.name}")
+            count += 1
+            if count == self._samples:
+                break
+        if self._counted is not None and count != self._counted:
+            raise DataError(
+                f"{self.name} gave {self._counted} samples the first time and {count} the next: it cannot be read "
+                "twice. Give a function that starts anew at each call."
+            )
+        if not count:
+            raise DataError(f"{self.name} has no samples; give at least one.")
+        self._counted = count
+
+    def _raw(self) -> Iterator[Any]:
+        """Samples as the source gives them; whatever its code raises is reported with the index it happened at."""
+        index = 0
+        try:
+            started = self._start()
+            if isinstance(started, Mapping) or not isinstance(started, Iterable):
+                raise DataError(
+                    f"{self.name} returned {kind_of(started)} where an iterable of samples is needed: "
+                    "yield one dict from input name to array for each sample."
+                )
+            for raw in started:
+                yield raw
+                index += 1
+        except QCompilerError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise DataError(
+                f"{self.name} failed at sample {index} with {type(error).__name__}: {error}. "
+                "Repair the function, or call it by itself to see where it fails."
+            ) from error
+
+
+def open_source(data: Data, inputs: Inputs, *, samples: int | None = None, batch: int | None = None) -> Source:
+    """Makes a `Source` of whatever the user gave.
+
+    Args:
+        data: see the module's docstring.
+        inputs: the model's inputs: name to dtype and shape (int for a fixed size, text or None for a free one).
+        samples: take the first so many feeds; None for all (16 for `random`).
+        batch: join so many consecutive feeds along axis 0 where that axis is free for every input and the other sizes
+            agree (an input of one element, such as a sampling rate, must be equal instead); others stay as they are,
+            and so does a last batch that is not full.
+
+    Raises:
+        DataError: there is no such source, or it can be read only once.
+        UsageError: `samples` or `batch` is below 1.
+    """
+    for name, value in (("samples", samples), ("batch", batch)):
+        if value is not None and value < 1:
+            raise UsageError(f"{name} is {value}; it must be at least 1.")
+    if isinstance(data, (str, Path)):
+        return _open_text(str(data), inputs, samples, batch)
+    if isinstance(data, Text):
+        return Source(
+            data.name,
+            data.start(inputs, samples),
+            inputs,
+            samples=samples,
+            batch=batch,
+            details=data.describe(inputs),
+        )
+    if isinstance(data, Mapping):
+        raise DataError(
+            "the data is one dict where several samples are needed: give a list of dicts, one for each sample, "
+            "or an .npz file whose arrays have the samples along axis 0."
+        )
+    if callable(data):
+        name = f"function '{getattr(data, '__qualname__', type(data).__name__)}'"
+        return Source(name, data, inputs, samples=samples, batch=batch)
+    if not isinstance(data, Iterable):
+        raise DataError(f"the data is {kind_of(data)}; give {_FORMS}, an iterable of dicts, or a callable.")
+    if iter(data) is data:
+        raise DataError(
+            f"the data is {kind_of(data)}, which can be read only once, and the compiler reads it several times: "
+            "give the function that makes it (without calling it), or a list."
+        )
+    return Source(f"{kind_of(data)} of samples", lambda: data, inputs, samples=samples, batch=batch)
+
+
+def _open_text(text: str, inputs: Inputs, samples: int | None, batch: int | None) -> Source:
+    if text == "random":
+        count = samples or RANDOM_SAMPLES
+        return Source("random", lambda: _noise(inputs, count), inputs, samples=samples, batch=batch, random=True)
+    path = Path(text)
+    start: Callable[[], Iterable[Any]]
+    if path.is_dir():
+        files = sorted(path.glob("*.npz"), key=lambda file: _natural(file.name))
+        if not files:
+            raise DataError(f"folder '{text}' has no .npz file; write one for each sample, with an array per input.")
+        name, start = f"folder '{text}'", lambda: (_whole(file) for file in files)
+    elif path.suffix == ".npz":
+        if not path.is_file():
+            raise DataError(f"there is no file '{text}'; check the spelling of the path.")
+        name, start = f"'{text}'", lambda: _rows(path, inputs)
+    elif ":" in text:
+        name, start = f"'{text}'", _CODE.load(text)[0]
+    else:
+        there = "is not something that can be read as data" if path.exists() else "does not exist"
+        raise DataError(f"'{text}' {there}; give {_FORMS}.")
+    return Source(name, start, inputs, samples=samples, batch=batch)
+
+
+def _natural(name: str) -> list[tuple[int, int, str]]:
+    """Sorts `x10` behind `x9`."""
+    parts = re.findall(r"(\d+)|(\D+)", name)
+    return [(0, int(number), "") if number else (1, 0, text) for number, text in parts] + [(2, 0, name)]
+
+
+def _whole(path: Path) -> Feeds:
+    return {name: member.whole() for name, member in members(path).items()}
+
+
+def _rows(path: Path, inputs: Inputs) -> Iterator[Feeds]:
+    """One feed for each sample of an archive: rows of axis 0, in the number that fixed inputs ask for.
+
+    An array without axes is the same in every feed. Where the model takes an axis less than the array has, the sample
+    axis is dropped.
+    """
+    found = members(path)
+    sizes = {name: member.shape[0] for name, member in found.items() if member.shape}
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"'{name}' {size}" for name, size in sizes.items())
+        raise DataError(f"the arrays of '{path}' have different numbers of samples along axis 0: {listed}.")
+    ranks = {name: len(shape) for name, (_, shape) in inputs.items() if shape is not None}
+    drop = {name for name in sizes if len(found[name].shape) == ranks.get(name, -1) + 1}
+    fixed = {shape[0] for name, (_, shape) in inputs.items() if shape and name in sizes and name not in drop}
+    steps = {size for size in fixed if isinstance(size, int)}
+    step = steps.pop() if len(steps) == 1 and not drop else 1
+    count = next(iter(sizes.values()), 0)
+    if count % step:
+        raise DataError(
+            f"'{path}' has {count} samples, but the model takes exactly {step} at a time; make it a multiple of {step}."
+        )
+    constants = {name: found[name].whole() for name in found if name not in sizes}
+    streams = {name: found[name].rows(step) for name in sizes}
+    for _ in range(0, count, step):
+        rows = {name: next(stream) for name, stream in streams.items()}
+        yield constants | {name: row[0] if name in drop else row for name, row in rows.items()}
+
+
+def _noise(inputs: Inputs, count: int) -> Iterator[Feeds]:
+    """Standard normal floats, ones for free integers (valid as token ids and masks), the same in every run."""
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        made = {name: _noise_array(rng, dtype, shape or ()) for name, (dtype, shape) in inputs.items()}
+        yield {name: _summed(array, inputs[name][1] or (), made, inputs) for name, array in made.items()}
+
+
+def _summed(array: Array, shape: tuple[int | str | None, ...], made: Feeds, inputs: Inputs) -> Array:
+    """The array with axes named like "past + sequence" as long as the axes of these names together."""
+    known = {
+        size: made[name].shape[axis] for name, (_, sizes) in inputs.items() for axis, size in enumerate(sizes or ())
+    }
+    for axis, size in enumerate(shape):
+        parts = size.split(" + ") if isinstance(size, str) else []
+        if len(parts) > 1 and all(part in known for part in parts):
+            array = np.repeat(array.take([0], axis), sum(known[part] for part in parts), axis)
+    return array
+
+
+def _noise_array(rng: np.random.Generator, dtype: np.dtype[Any] | None, shape: tuple[int | str | None, ...]) -> Array:
+    if dtype is None:
+        raise DataError("the model takes a sequence or an optional value, which 'random' cannot make; give real data.")
+    free = 64 if len(shape) > 3 else 16
+    sizes = [size if isinstance(size, int) else 1 if axis == 0 else free for axis, size in enumerate(shape)]
+    if dtype.kind == "O":
+        return np.full(sizes, "text", object)
+    if dtype.name.startswith(("float", "bfloat")):
+        return rng.standard_normal(sizes, np.float32).astype(dtype)
+    return np.ones(sizes, dtype)

@@ -1,0 +1,200 @@
+"""Decoders: how they are called with and without a cache, and how their export is held against them.
+
+The names are those of the ecosystem: `input_ids`, `attention_mask` and `position_ids` in, `logits` out, with a cache
+`past_key_values.N.key` / `.value` in and `present.N.key` / `.value` out. Every layer keeps all positions, also those
+with a sliding window, whose mask hides the older ones.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from qcompiler.errors import ModelError
+from qcompiler.frontends.check import Check, Compared, Run, compare, token_ids
+from qcompiler.frontends.torch_onnx import Job, Tensors, quiet
+
+BATCH, SEQUENCE, PAST = 2, 3, 5
+TOTAL = "past + sequence"
+WIDEST_WINDOW = 1024  # sliding windows up to here are filled by the check
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Heads and widths of the keys and values of each layer: (heads, width of a key, width of a value)."""
+
+    layers: tuple[tuple[int, int, int], ...]
+
+    def names(self, prefix: str) -> list[str]:
+        """Names of all keys and values in order."""
+        return [f"{prefix}.{index}.{part}" for index in range(len(self.layers)) for part in ("key", "value")]
+
+    def empty(self, batch: int, length: int = 0) -> dict[str, Any]:
+        """Keys and values of so many positions, zeros."""
+        import torch
+
+        sizes = [(heads, width) for heads, key, value in self.layers for width in (key, value)]
+        return {
+            name: torch.zeros(batch, heads, length, width)
+            for name, (heads, width) in zip(self.names("past_key_values"), sizes, strict=True)
+        }
+
+
+def cache_of(model: Any, label: str) -> Cache:
+    """What the model keeps, found by running it on two tokens.
+
+    Raises:
+        ModelError: it does not keep one key and one value for each position in each layer.
+    """
+    import torch
+
+    with torch.no_grad(), quiet():
+        cache = getattr(model(input_ids=torch.ones(1, 2, dtype=torch.int64), use_cache=True), "past_key_values", None)
+    layers = getattr(cache, "layers", ())
+    keys: list[tuple[Any, Any]] = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in layers]
+    if not keys or any(k is None or v is None or k.dim() != 4 or k.shape[2] != 2 for k, v in keys):
+        raise ModelError(
+            f"{label} ({type(model).__name__}) does not keep a key and a value for each position in each layer, as "
+            "state space models, shared caches and some hybrids do not: export it without the cache (--no-past)."
+        )
+    return Cache(tuple((int(k.shape[1]), int(k.shape[3]), int(v.shape[3])) for k, v in keys))
+
+
+def job(model: Any, cache: Cache | None, label: str) -> Job:
+    """How the decoder is traced; without a cache if there is None."""
+    import torch
+
+    past = PAST if cache is not None else 0
+    known = inspect.signature(model.forward).parameters
+    inputs: dict[str, Any] = {"input_ids": torch.ones(BATCH, SEQUENCE, dtype=torch.int64)}
+    axes: dict[str, dict[int, str]] = {"input_ids": {0: "batch", 1: "sequence"}}
+    if "attention_mask" in known:
+        inputs["attention_mask"] = torch.ones(BATCH, past + SEQUENCE, dtype=torch.int64)
+        axes["attention_mask"] = {0: "batch", 1: TOTAL if past else "sequence"}
+    if "position_ids" in known:
+        inputs["position_ids"] = torch.arange(past, past + SEQUENCE).repeat(BATCH, 1)
+        axes["position_ids"] = {0: "batch", 1: "sequence"}
+    plain = tuple(inputs)
+    outputs = ["logits"]
+    if cache is not None:
+        kept = cache.empty(BATCH, past)
+        inputs.update(kept)
+        axes.update({name: {0: "batch", 2: "past"} for name in kept})
+        outputs += cache.names("present")
+
+    def forward(*tensors: Any) -> Any:
+        options = dict(zip(plain, tensors, strict=False))
+        if cache is None:
+            return (model(**options, use_cache=False, return_dict=True).logits,)
+        out = model(**options, past_key_values=cache_with(tensors[len(plain) :]), use_cache=True, return_dict=True)
+        return (out.logits, *(t for layer in out.past_key_values.layers for t in (layer.keys, layer.values)))
+
+    return Job(forward, model, inputs, axes, outputs, label)
+
+
+def cache_with(tensors: Any) -> Any:
+    """transformers' cache with these keys and values, whose sizes are never asked for by value."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    class Layer(DynamicLayer):  # type: ignore[misc] # transformers is not typed here
+        def get_seq_length(self, *_: Any) -> Any:
+            return self.keys.shape[-2]  # the original asks whether there is anything, which would fix the answer
+
+    cache = DynamicCache()
+    cache.layers = []
+    for key, value in zip(tensors[::2], tensors[1::2], strict=True):
+        layer = Layer()
+        layer.lazy_initialization(key, value)
+        layer.keys, layer.values = key, value
+        cache.layers.append(layer)
+    return cache
+
+
+def check(model: Any, traced: Job, cache: Cache | None, tokenizer: Any) -> Check:
+    """Compares with the model as its users call it: with its own attention, masks, experts and cache.
+
+    With a cache: prefill of three sequences, one of them padded on the left, three decode steps and a chunk; then one
+    sequence from a single token on; then one that is longer than the sliding window, if there is one of moderate size.
+    Each step goes on from the cache that the step before returned.
+    """
+    config = model.config.get_text_config()
+    limit = getattr(config, "max_position_embeddings", None) or 1 << 30
+    window = getattr(config, "sliding_window", None) or 0
+    runs: list[tuple[int, tuple[int, ...], int]] = (
+        [(3, (7, 1, 1, 1, 4), 2), (1, (1, 1, 5), 0)]
+        if cache is not None
+        else [(3, (7,), 2), (1, (1,), 0), (2, (14,), 0)]
+    )
+    if 0 < window <= WIDEST_WINDOW:
+        runs.append((1, (window + 3, 1) if cache is not None else (window + 3,), 0))
+    runs = [(batch, kept, padded) for batch, lengths, padded in runs if (kept := tuple(_fitting(lengths, limit)))]
+
+    def each(run: Run) -> Iterator[Compared]:
+        longest = max(sum(lengths) for _, lengths, _ in runs)
+        ids, _ = token_ids(tokenizer, config.vocab_size, 3 * longest)
+        for batch, lengths, padded in runs:
+            rows = np.asarray(ids[: batch * sum(lengths)], np.int64).reshape(batch, -1)
+            yield from _walk(model, traced, cache, run, rows, lengths, padded)
+
+    return each
+
+
+def _fitting(lengths: tuple[int, ...], limit: int) -> Iterator[int]:
+    used = 0
+    for length in lengths:
+        if used + length <= limit:
+            used += length
+            yield length
+
+
+def _walk(
+    model: Any, traced: Job, cache: Cache | None, run: Run, rows: Any, lengths: tuple[int, ...], padded: int
+) -> Iterator[Compared]:
+    """One batch of sequences, step by step; the first sequence begins with so many padding tokens."""
+    import torch
+
+    batch, mask = len(rows), np.ones_like(rows)
+    mask[0, :padded] = 0
+    positions = np.maximum(mask.cumsum(axis=1) - 1, 0)
+    kept: Mapping[str, Any] = {} if cache is None else {k: v.numpy() for k, v in cache.empty(batch).items()}
+    before: Any = None
+    at = 0
+    for length in lengths:
+        here = slice(at, at + length)
+        feeds = {"input_ids": rows[:, here], "attention_mask": mask[:, : here.stop], "position_ids": positions[:, here]}
+        feeds = {name: value for name, value in feeds.items() if name in traced.inputs}
+        with torch.no_grad(), quiet():
+            want = model(**_torch(feeds), past_key_values=before, use_cache=cache is not None, return_dict=True)
+        got = run({**feeds, **kept})
+        step = f"{'decode' if at else 'prefill'} {batch}x{length}" + (f" after {at}" if at else "")
+        real = mask[:, here].astype(bool)
+        yield compare(step, "logits", got["logits"][real], want.logits.numpy()[real])
+        if cache is None:
+            return
+        before, at = want.past_key_values, here.stop
+        yield from _caches(step, got, before, mask[:, :at].astype(bool))
+        kept = {name.replace("present", "past_key_values"): got[name] for name in cache.names("present")}
+
+
+def _caches(step: str, got: Mapping[str, Any], cache: Any, real: Any) -> Iterator[Compared]:
+    """The positions that are no padding and that transformers still keeps: not those that left a sliding window."""
+    for index, layer in enumerate(cache.layers):
+        for part, tensor in (("key", layer.keys), ("value", layer.values)):
+            name, want = f"present.{index}.{part}", tensor.numpy()
+            if got[name].shape[2] != real.shape[1]:
+                yield Compared(step, name, float("inf"))
+                continue
+            seen = real[:, real.shape[1] - want.shape[2] :]
+            ours = got[name][:, :, real.shape[1] - want.shape[2] :]
+            yield compare(step, name, ours.swapaxes(1, 2)[seen], want.swapaxes(1, 2)[seen])
+
+
+def _torch(feeds: Tensors) -> dict[str, Any]:
+    import torch
+
+    return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in feeds.items()}

@@ -1,0 +1,274 @@
+"""`export()`: a torch.nn.Module or a Hugging Face folder into ONNX, held against torch before it is written.
+
+The module is not called `export`: it would replace the function `qcompiler.export` as soon as it was imported.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from qcompiler.errors import QCompilerError, UsageError
+from qcompiler.frontends import decoder as decoders
+from qcompiler.frontends import encoder as encoders
+from qcompiler.frontends import encoder_decoder, module, names
+from qcompiler.frontends.check import TOLERANCE, Check, Compared, check
+from qcompiler.frontends.sources import Axes, Loaded, is_exportable, load
+from qcompiler.frontends.torch_onnx import Job, need, trace
+from qcompiler.frontends.tracing import evaluating, exportable
+from qcompiler.ir import model as models
+from qcompiler.support.atomic import check_writable, make_folder, remove_empty, unwritable
+from qcompiler.support.progress import Progress, silent
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What an export made.
+
+    Attributes:
+        paths: the ONNX files; one, but for encoder-decoders, which become two.
+        files: all files written, also external data and the tokenizer.
+        kind: "decoder", "decoder with cache", "encoder-decoder", "encoder" or "module".
+        inputs: shape of each input of each file: sizes, or names of free dimensions.
+        outputs: the same of the outputs.
+        checked: what was compared with torch.
+        notes: what the user should know.
+    """
+
+    paths: tuple[Path, ...]
+    files: tuple[Path, ...]
+    kind: str
+    inputs: Mapping[str, Mapping[str, tuple[int | str | None, ...]]]
+    outputs: Mapping[str, Mapping[str, tuple[int | str | None, ...]]]
+    checked: tuple[Compared, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def path(self) -> Path:
+        """The ONNX file, or the first of two."""
+        return self.paths[0]
+
+    @property
+    def error(self) -> float:
+        """The largest error of all that was compared, relative to the largest value of its output."""
+        return max(one.error for one in self.checked)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; files by their names."""
+        worst: dict[str, float] = {}
+        for one in self.checked:
+            worst[one.step] = max(worst.get(one.step, 0.0), one.error)
+        return {
+            "kind": self.kind,
+            "files": [path.name for path in self.files],
+            "inputs": {file: {k: list(v) for k, v in shapes.items()} for file, shapes in self.inputs.items()},
+            "outputs": {file: {k: list(v) for k, v in shapes.items()} for file, shapes in self.outputs.items()},
+            "error": self.error,
+            "steps": worst,
+            "notes": list(self.notes),
+        }
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One file: its name, how it is traced, how it is checked."""
+
+    file: str
+    job: Job
+    check: Check
+
+
+def export(
+    source: Any,
+    output: str | Path,
+    *,
+    past: bool | None = None,
+    inputs: Mapping[str, Any] | None = None,
+    axes: Axes | None = None,
+    tolerance: float = TOLERANCE,
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+) -> ExportResult:
+    """Exports a model to ONNX and checks the result against torch; needs the extra `onnx-qcompiler[torch]`.
+
+    Args:
+        source: a folder of a Hugging Face model (config.json with safetensors, or one .gguf file), a .gguf file,
+            `file.py:function` where the function returns a torch.nn.Module or (module, inputs, axes), or a module.
+        output: the ONNX file. Weights go to `<stem>.data` beside it if they exceed 1 GiB; the tokenizer, if there is
+            one in the folder, to tokenizer.json. Encoder-decoders become two files, whose names get encoder_ and
+            decoder_ in front.
+        past: decoders read and return the keys and values of earlier tokens; None: yes.
+        inputs: example inputs of a module that is not transformers': tensors or arrays by the names of the parameters.
+        axes: their free dimensions: by input, a name for each axis; equal names are equal sizes. None: axis 0 of each
+            is "batch".
+        tolerance: largest error against torch, relative to the largest value of an output.
+        trust_remote_code: run Python code that lies in the folder.
+        progress: where stages are shown.
+
+    Raises:
+        UsageError: torch or transformers is missing, the output cannot be written, or options do not fit the source.
+        ModelError: the source cannot be loaded, torch cannot export it, or the export is not what torch computes.
+    """
+    output, shown = Path(output), progress or silent
+    if output.suffix != ".onnx":
+        raise UsageError(f"output '{output}' must end in .onnx: an export writes an ONNX file.")
+    check_writable(output)
+    if not is_exportable(source) and str(source).endswith(".onnx") and Path(source).is_file():
+        raise UsageError(f"'{source}' is an ONNX file already: give it to 'qcompiler compile' as it is.")
+    with shown.stage("load"):
+        need("torch", "onnxscript")
+        loaded = load(source, inputs=inputs, axes=axes, trust_remote_code=trust_remote_code)
+    with evaluating(loaded.module):
+        return _export(loaded, past, output, tolerance, shown)
+
+
+def _export(loaded: Loaded, past: bool | None, output: Path, tolerance: float, shown: Progress) -> ExportResult:
+    kind, parts = _parts(loaded, past, output)
+    _refuse_overwriting(loaded, [output.with_name(part.file) for part in parts])
+    with _workshop(output) as shop:
+        for part in parts:
+            with shown.stage(f"trace {part.file}" if len(parts) > 1 else "trace"):
+                _make(loaded, part, shop)
+        written = [shop / part.file for part in parts]
+        with shown.stage("check against torch"):
+            checked = check(written, [part.check for part in parts], tolerance, loaded.name)
+        described = [models.load(path).graph for path in written]
+        _keep_tokenizer(loaded, shop, output.parent)
+        files = _finish(shop, output.parent)
+    for note in loaded.notes:
+        shown.warn(note)
+    return ExportResult(
+        tuple(output.with_name(part.file) for part in parts),
+        files,
+        kind,
+        {part.file: names.shapes(graph.inputs) for part, graph in zip(parts, described, strict=True)},
+        {part.file: names.shapes(graph.outputs) for part, graph in zip(parts, described, strict=True)},
+        tuple(checked),
+        tuple(loaded.notes),
+    )
+
+
+@contextmanager
+def exported(source: Any, output: Path, progress: Progress) -> Iterator[tuple[Any, ExportResult | None]]:
+    """A source that `qcompiler.ir.model` reads: others are exported into a folder that lives as long as the block.
+
+    Yields:
+        The file or the model, and what the export and its check came to; None where nothing was exported.
+    """
+    if not is_exportable(source):
+        yield source, None
+        return
+    with _workshop(output) as shop:
+        name = Path(str(source).rpartition(":")[0] or str(source)).stem if isinstance(source, str | Path) else ""
+        made = export(source, shop / f"{name or type(source).__name__}.onnx", progress=progress)
+        if len(made.paths) > 1:
+            raise UsageError(
+                f"{source} is an encoder-decoder and becomes two ONNX files: run 'qcompiler export' first, and compile "
+                "each of them."
+            )
+        yield made.path, made
+
+
+def _parts(loaded: Loaded, past: bool | None, output: Path) -> tuple[str, list[_Part]]:
+    """What kind of model it is, and the files that it becomes."""
+    model, label = loaded.module, loaded.name
+    config = getattr(model, "config", None)
+    if config is None or not hasattr(model, "main_input_name"):
+        _refuse_past(past, label)
+        job = module.plain_job(loaded)
+        return "module", [_Part(output.name, job, module.plain_check(loaded, job))]
+    if getattr(config, "is_encoder_decoder", False) and model.can_generate():
+        return "encoder-decoder", _pair(loaded, past, output)
+    if not model.can_generate():
+        _refuse_past(past, label)
+        job = encoders.job(loaded)
+        return "encoder", [_Part(output.name, job, encoders.check(loaded, job))]
+    cache = decoders.cache_of(model, label) if past is not False else None
+    job = decoders.job(model, cache, label)
+    kind = "decoder" if cache is None else "decoder with cache"
+    return kind, [_Part(output.name, job, decoders.check(model, job, cache, loaded.tokenizer))]
+
+
+def _pair(loaded: Loaded, past: bool | None, output: Path) -> list[_Part]:
+    cache = encoder_decoder.cache_of(loaded) if past is not False else None
+    encoder, decoder = encoder_decoder.encoder_job(loaded, cache), encoder_decoder.decoder_job(loaded, cache)
+    return [
+        _Part(f"encoder_{output.name}", encoder, encoder_decoder.encoder_check(loaded, encoder, cache)),
+        _Part(f"decoder_{output.name}", decoder, encoder_decoder.decoder_check(loaded, decoder, cache)),
+    ]
+
+
+def _refuse_past(past: bool | None, label: str) -> None:
+    if past:
+        raise UsageError(f"{label} is no decoder and has no cache: leave --past out.")
+
+
+def _make(loaded: Loaded, part: _Part, shop: Path) -> None:
+    """Traces one part and writes it with good names, weights where they belong."""
+    raw = shop / "raw"
+    raw.mkdir()
+    with exportable(loaded.module):
+        trace(part.job, raw / "model.onnx")
+    made = models.load(raw / "model.onnx")
+    names.tidy(made, part.job)
+    models.save(made, shop / part.file)
+    del made
+    shutil.rmtree(raw)
+
+
+def _keep_tokenizer(loaded: Loaded, shop: Path, folder: Path) -> None:
+    """The tokenizer as one file, which needs no transformers to be read.
+
+    A `tokenizer.json` of the model is taken as it is: transformers may have made another one of it.
+    """
+    own = next((path for path in loaded.files if path.name == "tokenizer.json"), None)
+    if own is not None and own.resolve() != (folder / "tokenizer.json").resolve():
+        shutil.copyfile(own, shop / "tokenizer.json")
+        return
+    fast = getattr(loaded.tokenizer, "backend_tokenizer", None)
+    if fast is None or (folder / "tokenizer.json").resolve() in {path.resolve() for path in loaded.files}:
+        return
+    fast.save(str(shop / "tokenizer.json"))
+
+
+def _refuse_overwriting(loaded: Loaded, outputs: list[Path]) -> None:
+    sources = {path.resolve() for path in loaded.files}
+    for path in (one for output in outputs for one in (output, output.with_suffix(".data"))):
+        if path.resolve() in sources:
+            raise UsageError(
+                f"output '{path}' is a file of the model itself, which is never written to: choose another."
+            )
+
+
+@contextmanager
+def _workshop(output: Path) -> Iterator[Path]:
+    """A folder beside the output in which everything is made; whatever happens, it is gone at the end."""
+    try:
+        made = make_folder(output.parent)
+        shop = TemporaryDirectory(prefix=".qcompiler-", dir=output.parent, ignore_cleanup_errors=True)
+    except OSError as error:
+        raise unwritable(output, error) from error
+    try:
+        with shop as inside:
+            yield Path(inside)
+    except QCompilerError as error:
+        error.args = (str(error).replace(shop.name, str(output.parent)),)
+        raise
+    except OSError as error:
+        raise unwritable(output, error) from error
+    finally:
+        remove_empty(made)
+
+
+def _finish(shop: Path, folder: Path) -> tuple[Path, ...]:
+    """Gives every file its place, the models last: where one stands, what it needs is there."""
+    made = sorted((path for path in shop.iterdir() if path.is_file()), key=lambda path: path.suffix == ".onnx")
+    for path in made:
+        os.replace(path, folder / path.name)
+    return tuple(folder / path.name for path in made)

@@ -1,0 +1,288 @@
+"""What `export` reads: a Hugging Face folder or a GGUF file, `file.py:function`, or a module that exists already."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qcompiler.errors import ModelError, UsageError
+from qcompiler.frontends.torch_onnx import need, quiet
+from qcompiler.support.user_code import UserCode
+
+Axes = Mapping[str, Mapping[int, str]]
+CONVERT = "AutoModel.from_pretrained('DIR').save_pretrained('NEW') in Python with transformers converts them"
+_CODE = UserCode("model", forms="file.py:function", missing=UsageError, broken=ModelError, purpose="returns the module")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A module and what is known of it.
+
+    Attributes:
+        module: in float32.
+        name: of the source, for messages: the folder, the file or the class.
+        tokenizer: transformers' tokenizer; None where the source has none.
+        inputs: example inputs of a module that is not transformers', by the names of the parameters of its forward.
+        axes: free dimensions of those inputs; None for: the first axis of each is the batch.
+        files: the files that it was read from.
+        notes: what the user should know.
+    """
+
+    module: Any
+    name: str
+    tokenizer: Any = None
+    inputs: Mapping[str, Any] | None = None
+    axes: Axes | None = None
+    files: tuple[Path, ...] = ()
+    notes: list[str] = field(default_factory=list)
+
+
+def is_module(source: object) -> bool:
+    """Whether it is a torch.nn.Module; does not import torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(source, torch.nn.Module)
+
+
+def is_exportable(source: object) -> bool:
+    """Whether `export` is to make an ONNX file of it first: anything but a file that could be ONNX.
+
+    A folder that has neither a configuration nor weights is none: what reads ONNX files says better what it lacks.
+    """
+    if is_module(source):
+        return True
+    if not isinstance(source, str | Path):
+        return False
+    text, path = str(source), Path(source)
+    if path.is_dir():
+        return bool([*path.glob("config.json"), *path.glob("*.gguf"), *path.glob("*.safetensors")])
+    return path.suffix == ".gguf" or _is_function(text)
+
+
+def load(source: Any, *, inputs: Mapping[str, Any] | None, axes: Axes | None, trust_remote_code: bool) -> Loaded:
+    """The module of a source.
+
+    Args:
+        source: folder, .gguf file, `file.py:function` or module.
+        inputs: example inputs of a module that is not transformers'.
+        axes: their free dimensions.
+        trust_remote_code: Python code that lies in a folder may be run.
+
+    Raises:
+        ModelError: it cannot be loaded, or its weights are incomplete, not float or pickled.
+        UsageError: torch or transformers is missing, or what is given does not fit together.
+    """
+    need("torch")
+    if is_module(source):
+        return _checked(Loaded(source, type(source).__name__, getattr(source, "tokenizer", None), inputs, axes))
+    if not isinstance(source, str | Path):
+        raise UsageError(
+            f"a {type(source).__name__} cannot be exported: give a folder of a Hugging Face model, file.py:function, "
+            "or a torch.nn.Module."
+        )
+    path = Path(source)
+    if _is_function(str(source)):
+        return _checked(_from_function(str(source), inputs, axes))
+    if path.is_dir() or path.suffix == ".gguf":
+        return _from_folder(path, trust_remote_code)
+    raise ModelError(
+        f"there is no model folder '{path}': give a folder of a Hugging Face model (config.json and safetensors, or a "
+        ".gguf file), or file.py:function where the function returns a torch.nn.Module."
+    )
+
+
+def _is_function(text: str) -> bool:
+    where, _, name = text.rpartition(":")
+    return where.endswith(".py") and name.isidentifier()
+
+
+def _checked(loaded: Loaded) -> Loaded:
+    import torch
+
+    for name, weight in loaded.module.named_parameters():
+        if weight.is_floating_point() and weight.dtype != torch.float32:
+            raise ModelError(
+                f"parameter '{name}' of {loaded.name} is {str(weight.dtype).removeprefix('torch.')}, and only float32 "
+                "modules are exported, because the precision is chosen when the model is compiled: call module.float() "
+                "before."
+            )
+    return loaded
+
+
+def _from_function(text: str, inputs: Mapping[str, Any] | None, axes: Axes | None) -> Loaded:
+    function, _ = _CODE.load(text)
+    try:
+        made = function()
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
+        raise ModelError(f"{text} fails with {type(error).__name__}: {error}.") from error
+    parts = made if isinstance(made, tuple) else (made,)
+    if not 1 <= len(parts) <= 3 or not is_module(parts[0]):
+        raise ModelError(
+            f"{text} returned a {type(made).__name__}; it must return a torch.nn.Module, or a tuple of the module, its "
+            "example inputs (a dict of tensors by the names of forward's parameters), and, optionally, the names of "
+            "free dimensions by input and axis."
+        )
+    given = parts[1] if len(parts) > 1 else inputs
+    free = parts[2] if len(parts) > 2 else axes
+    return Loaded(parts[0], text, getattr(parts[0], "tokenizer", None), given, free, (Path(text.rpartition(":")[0]),))
+
+
+def _from_folder(path: Path, trust_remote_code: bool) -> Loaded:
+    need("transformers")
+    folder, gguf = _gguf(path)
+    config = {} if gguf else _config(folder)
+    if not gguf:
+        _check_weights(folder, config)
+    if config.get("auto_map") and not trust_remote_code and not _known(config):
+        raise ModelError(
+            f"the model in '{folder}' brings its own Python code ({', '.join(_code(config))}), which is never run "
+            "unasked: read it, and give --trust-remote-code if you trust it."
+        )
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
+    if gguf:
+        need("gguf")
+        options["gguf_file"] = gguf
+    with quiet():
+        module = _model(folder, config, gguf, options)
+        tokenizer, lack = _tokenizer(folder, options)
+    loaded = Loaded(module, str(path), tokenizer, files=tuple(sorted(one for one in folder.iterdir() if one.is_file())))
+    if gguf:
+        loaded.notes.append(f"the weights of '{gguf}' are rounded to its format once and float32 from here on")
+    if lack and getattr(module, "main_input_name", "") == "input_ids":
+        loaded.notes.append(lack)
+    return loaded
+
+
+def _gguf(path: Path) -> tuple[Path, str]:
+    """The folder, and the name of the one GGUF file in it that is meant; empty where there is none."""
+    if path.suffix == ".gguf" and path.is_file():
+        return path.parent, path.name
+    if not path.is_dir():
+        raise ModelError(f"there is no file '{path}'; check the spelling of the path.")
+    found = sorted(one.name for one in path.glob("*.gguf"))
+    if not found or list(path.glob("*.safetensors")):
+        return path, ""
+    if len(found) > 1:
+        raise ModelError(
+            f"'{path}' holds {len(found)} GGUF files ({', '.join(found[:3])}): name the one that is meant instead of "
+            "the folder."
+        )
+    return path, found[0]
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf8"))
+    except FileNotFoundError as error:
+        onnx = sorted(one.name for one in folder.glob("*.onnx"))
+        more = f" It holds '{onnx[0]}', which can be compiled as it is." if onnx else ""
+        raise ModelError(
+            f"'{folder}' is a folder without config.json: fetch the whole model folder (config.json, the tokenizer's "
+            f"files and model.safetensors), or name a .gguf file.{more}"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"'{path}' cannot be read as JSON ({error}): fetch it again.") from error
+    if not isinstance(content, dict) or not content.get("model_type"):
+        raise ModelError(f"'{path}' names no model_type: it is not the configuration of a transformers model.")
+    return content
+
+
+def _check_weights(folder: Path, config: Mapping[str, Any]) -> None:
+    quantized = config.get("quantization_config")
+    if quantized:
+        method = quantized.get("quant_method", "an unknown method") if isinstance(quantized, dict) else quantized
+        raise ModelError(
+            f"the weights in '{folder}' are quantized already ({method}): export the float model that they were made "
+            "from."
+        )
+    if list(folder.glob("*.safetensors")):
+        return
+    pickled = sorted(one.name for one in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")))
+    if pickled:
+        raise ModelError(
+            f"the weights in '{folder}' are pickled ({pickled[0]}), and nothing pickled is ever loaded, because it can "
+            f"run code: {CONVERT}, where you trust them."
+        )
+    raise ModelError(
+        f"'{folder}' holds no weights: there is neither a .safetensors nor a .gguf file. If it was cloned with git, "
+        "run 'git lfs pull'; else fetch the whole folder again."
+    )
+
+
+def _known(config: Mapping[str, Any]) -> bool:
+    """Whether transformers itself has the classes, so that the folder's code is not needed."""
+    from transformers import CONFIG_MAPPING
+
+    return config.get("model_type") in CONFIG_MAPPING
+
+
+def _code(config: Mapping[str, Any]) -> list[str]:
+    """Names of the Python files that a configuration points to."""
+    named = (one for value in config["auto_map"].values() for one in (value if isinstance(value, list) else [value]))
+    return sorted({f"{str(one).split('--')[-1].split('.')[0]}.py" for one in named if one})
+
+
+def _model(folder: Path, config: Mapping[str, Any], gguf: str, options: Mapping[str, Any]) -> Any:
+    import torch
+
+    cls = _class(folder, config, gguf, bool(options["trust_remote_code"]))
+    try:
+        model, told = cls.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=None if gguf else True, output_loading_info=True, **options
+        )
+    except Exception as error:  # whatever transformers and its readers raise
+        text = " ".join(str(error).split())
+        raise ModelError(
+            f"transformers cannot load '{folder / gguf if gguf else folder}' as {cls.__name__}: "
+            f"{type(error).__name__}: {text[:300].rstrip('.')}. Try a newer transformers, or fetch the folder again."
+        ) from error
+    missing, odd = sorted(told.get("missing_keys", ())), told.get("mismatched_keys", ())
+    if missing or odd:
+        what = f"{len(missing)} weights are missing ('{missing[0]}')" if missing else f"{len(odd)} weights misfit"
+        raise ModelError(
+            f"'{folder}' is no complete {cls.__name__}: {what} and would be random numbers. Name the class that the "
+            'weights belong to as "architectures" in config.json, or fetch the folder again.'
+        )
+    return model.eval()
+
+
+def _class(folder: Path, config: Mapping[str, Any], gguf: str, trust: bool) -> Any:
+    import transformers
+
+    if gguf:
+        return transformers.AutoModelForCausalLM
+    names = config.get("architectures") or []
+    if trust and config.get("auto_map"):
+        autos = [name for name in config["auto_map"] if name.startswith("AutoModel")]
+        return getattr(transformers, "AutoModelForCausalLM" if "AutoModelForCausalLM" in autos else "AutoModel")
+    if not names:
+        return transformers.AutoModel
+    found = getattr(transformers, names[0], None)
+    if found is None:
+        raise ModelError(
+            f"transformers {transformers.__version__} has no class '{names[0]}', which '{folder / 'config.json'}' "
+            "names: try a newer transformers. If the folder brings its own code, read it and give --trust-remote-code; "
+            "a class of your own can be exported with file.py:function."
+        )
+    return found
+
+
+def _tokenizer(folder: Path, options: Mapping[str, Any]) -> tuple[Any, str]:
+    """The tokenizer of a folder, or why there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        made = AutoTokenizer.from_pretrained(folder, **options)
+        made("a")  # the class that transformers takes for a model may need tokens that the file lacks
+        return made, ""
+    except Exception as error:  # a tokenizer is a help and no need: whatever is wrong with it
+        text = " ".join(str(error).split())
+        rest = "" if (folder / "tokenizer.json").is_file() else ", and compiling with --text will need --tokenizer"
+        return None, (
+            f"no tokenizer could be read from '{folder}' ({type(error).__name__}: {text[:150].rstrip('.')}): the "
+            f"export is checked with random token ids{rest}"
+        )

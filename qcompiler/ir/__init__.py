@@ -1,0 +1,1 @@
+"""Models and graphs: reading, editing, writing, and what is known of operators."""

@@ -1,0 +1,1 @@
+"""Pure arithmetic: rounding, blocks, dB."""

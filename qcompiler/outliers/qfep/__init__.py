@@ -1,0 +1,1 @@
+"""QFeP: prefixes against spiking tokens, searched, run once and proven."""

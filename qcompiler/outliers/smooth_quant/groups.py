@@ -1,0 +1,278 @@
+"""How much of each activation's range moves into the weights: the alpha of SmoothQuant, chosen layer by layer.
+
+    s_j = max|x_j|^α / max|w_j|^(1-α),   x' = x / s,   W' = s · W        (Xiao et al. 2023, "SmoothQuant", equation 4)
+
+Layers that read the same activation share s, channels that one producer ties together share one s_j. With `auto`, each
+alpha of a grid is judged by what the layers would really compute: rows of the activation that were recorded once are
+quantized with one static range for the tensor, the weights with a scale per output channel, and the product is compared
+with the float one. No run of the model is needed for an alpha. Nothing is smoothed where that does not help.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from qcompiler.ir import linear
+from qcompiler.ir import model as models
+from qcompiler.ir.operators import PRODUCTS
+from qcompiler.ir.signature import Feeds
+from qcompiler.numerics.rounding import Format
+from qcompiler.numerics.sqnr import relative_error
+from qcompiler.outliers.smooth_quant.alpha import ALPHAS, WORTH_DB, Choice, Layers
+from qcompiler.outliers.smooth_quant.refine import refine
+from qcompiler.passes.absorb import absorb
+from qcompiler.plan import Candidate
+from qcompiler.planning.simulation.probe import Probe
+from qcompiler.recipe.tables import SmoothQuantTable
+from qcompiler.runtime.stream import run_once
+from qcompiler.statistics.histogram import Histogram
+from qcompiler.statistics.observe import Observations, histograms
+from qcompiler.statistics.rows import Rows
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from qcompiler.statistics.outliers import Outliers
+
+
+SAME = 1e-3  # of the largest value: more than float32 moves when a graph is fused in another way
+
+
+def _nothing() -> NDArray[np.float32]:
+    return np.zeros(0, np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Layers that read one activation, and what was decided for them.
+
+    Attributes:
+        tensor: the activation.
+        readers: names of the layers.
+        alpha: chosen; None where the group is not smoothed.
+        how: `absorbed`, `inserted`, or empty.
+        why: the reason, with figures.
+        gain_db: by how much the error of the layers' own outputs falls; 0.0 where nothing is smoothed.
+        scales: what the activation is divided by, float32 [C]; empty where nothing is smoothed.
+        trial: the same, had one fold of the samples not been seen.
+    """
+
+    tensor: str
+    readers: tuple[str, ...]
+    alpha: float | None
+    how: str
+    why: str
+    gain_db: float = 0.0
+    scales: NDArray[np.float32] = field(default_factory=_nothing, repr=False, compare=False)
+    trial: NDArray[np.float32] = field(default_factory=_nothing, repr=False, compare=False)
+
+
+def plan(
+    model: models.Model,
+    groups: Mapping[str, Sequence[Candidate]],
+    rows: Mapping[str, Rows],
+    outliers: Mapping[str, Outliers],
+    wanted: SmoothQuantTable,
+    *,
+    format: Format = "int8",
+    calibrator: str = "auto",
+    per_channel: bool = True,
+    feeds: Sequence[Feeds] = (),
+    folds: Sequence[int] = (),
+    looks: int = 0,
+    hold: int | None = None,
+) -> list[Group]:
+    """Decides alpha and scales of every group.
+
+    Args:
+        model: the float model, normalised.
+        groups: candidates by the activation that they share.
+        rows: recorded rows of these activations.
+        outliers: their statistics over all data, for the largest |x| of each channel.
+        wanted: the recipe's table.
+        format: what the layers will compute in.
+        calibrator: how their range will be chosen; `auto` tries the least squared error and the whole range.
+        per_channel: weight scales per output channel, else per tensor.
+        feeds: samples on which the layers that matter most are judged by the outputs of the model.
+        folds: the part of the data that each of `feeds` belongs to.
+        looks: how many times the outputs may be looked at.
+        hold: the fold of the samples that trials must not have seen.
+
+    Returns:
+        One entry a group, in the order of `groups`.
+    """
+    graph = model.graph
+    nodes = {node.name: node for node in graph.nodes}
+    tensors = graph.tensors()
+    found: dict[str, tuple[Layers, Choice, str]] = {}
+    refused: dict[str, str] = {}
+    for name, members in groups.items():
+        reason = _refusal(members, rows.get(name), outliers.get(name), wanted)
+        weights = None if reason else _matrices([nodes[member.node] for member in members])
+        if weights is None:
+            refused[name] = reason or "a weight is computed on the way, has several groups, or too many dimensions"
+            continue
+        fold = absorb.plan(graph, tensors[name], channel_axis(members), split=True)
+        if fold.why and not wanted.insert:
+            refused[name] = f"no producer can absorb it: {fold.why}"
+            continue
+        layers = Layers(
+            rows[name],
+            weights,
+            [member.axis is not None and per_channel for member in members],
+            _reached(outliers[name].channels, rows[name].values),
+            None if fold.why else fold.classes,
+            calibrator,
+            format,
+            _without(outliers[name], rows[name]),
+        )
+        choice = layers.choose(_alphas(_names(members), wanted))
+        found[name] = layers, choice, "inserted" if fold.why else "absorbed"
+    if feeds and found:
+        products = [name for name in found if groups[name][0].op in PRODUCTS]
+        free = [name for name in products if len(_alphas(_names(groups[name]), wanted)) > 1]
+        probe = Probe(model, {name: _names(groups[name]) for name in free}, feeds, folds)
+        local = {name: (layers, choice) for name, (layers, choice, _) in found.items()}
+        for name, choice in refine(probe, local, free, looks).items():
+            layers, _, how = found[name]
+            found[name] = layers, choice, how
+    return [
+        Group(name, _names(members), None, "", refused[name])
+        if name in refused
+        else _decided(name, _names(members), *found[name], hold)
+        for name, members in groups.items()
+    ]
+
+
+def _reached(channels: NDArray[np.float32], values: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Largest |x| of each channel, with padding: statistics leave it out, but it is computed and reaches further."""
+    return np.asarray(np.maximum(channels, np.abs(values).max(axis=0, initial=0.0)), np.float64)
+
+
+def _without(seen: Outliers, rows: Rows) -> dict[int, NDArray[np.float64]]:
+    """By fold that rows were recorded of: what the channels of all other samples reach."""
+    folds = [int(fold) for fold in np.unique(rows.folds)]
+    if len(folds) < 2:
+        return {}
+    return {fold: _reached(seen.without(fold), rows.values[rows.folds != fold]) for fold in folds}
+
+
+def channel_axis(members: Sequence[Candidate]) -> int:
+    """Where the input channels of these layers lie in their activation."""
+    return 1 if members[0].op.startswith("Conv") else -1
+
+
+def smoothed(groups: Mapping[str, Sequence[Candidate]], wanted: SmoothQuantTable) -> dict[str, int]:
+    """Activations that may be smoothed, with their channel axis."""
+    ops = (*PRODUCTS, "Conv") if wanted.convolutions else PRODUCTS
+    return {name: channel_axis(members) for name, members in groups.items() if members[0].op in ops}
+
+
+def _names(members: Sequence[Candidate]) -> tuple[str, ...]:
+    return tuple(member.node for member in members)
+
+
+def _decided(name: str, readers: tuple[str, ...], layers: Layers, choice: Choice, how: str, hold: int | None) -> Group:
+    if choice.alpha is None:
+        return Group(name, readers, None, "", f"no alpha gains {WORTH_DB:g} dB")
+    why = f"its layers err {choice.gain_db:.1f} dB less"
+    trial = layers.scales(choice.alpha, hold if hold in layers.others else None)
+    return Group(name, readers, choice.alpha, how, why, choice.gain_db, choice.scales, trial)
+
+
+def record_of(decided: Sequence[Group], tried: Mapping[str, float]) -> dict[str, Any] | None:
+    """What the manifest says of smoothing; None where it was off. `tried`: SQNR in dB of each way that was compared."""
+    if not decided:
+        return None
+    how = [group.how for group in decided]
+    return {
+        "groups": [
+            {
+                "tensor": group.tensor,
+                "readers": group.readers,
+                "alpha": group.alpha,
+                "how": group.how,
+                "why": group.why,
+                "gain_db": round(group.gain_db, 3),
+            }
+            for group in decided
+        ],
+        "folded": how.count("absorbed"),
+        "inserted": how.count("inserted"),
+        "skipped": how.count(""),
+        "tried": {label: round(reached, 2) for label, reached in tried.items()},
+    }
+
+
+def _refusal(members: Sequence[Candidate], rows: Rows | None, seen: Outliers | None, wanted: SmoothQuantTable) -> str:
+    if wanted.alpha == "off" and not wanted.layers:
+        return "smoothing is off"
+    if members[0].op not in PRODUCTS and not (wanted.convolutions and members[0].op == "Conv"):
+        return "convolutions are only smoothed on request (smooth_quant.convolutions)"
+    if rows is None or seen is None or not len(rows.values):
+        return "nothing was observed of its activation"
+    if len(seen.channels) != rows.values.shape[1]:
+        return "the number of its channels varies"
+    return ""
+
+
+def _alphas(readers: Iterable[str], wanted: SmoothQuantTable) -> Sequence[float]:
+    """The alphas to choose from for a group: several, one, or none."""
+    for pattern, alpha in (wanted.layers or {}).items():
+        if any(re.search(pattern, reader) for reader in readers):
+            return (alpha,)
+    if wanted.alpha == "auto":
+        return ALPHAS
+    return () if isinstance(wanted.alpha, str) else (wanted.alpha,)
+
+
+def _matrices(nodes: Sequence[gs.Node]) -> list[NDArray[np.float32]] | None:
+    """The weights as [C, outputs]; None where one of them is not two-dimensional."""
+    found = []
+    for node in nodes:
+        weight = linear.matrix(node)
+        if weight is None:
+            return None
+        found.append(weight)
+    return found
+
+
+def observed_again(
+    before: models.Model,
+    after: models.Model,
+    observed: Observations,
+    names: Sequence[str],
+    decided: Sequence[Group],
+) -> dict[str, Histogram]:
+    """Histograms of tensors that smoothing has changed or made, over the kept feeds.
+
+    What a smoothed tensor reaches over all data is known from its channels, so its histogram gets that value too.
+
+    Args:
+        before: the graph that was observed.
+        after: the smoothed one.
+        observed: what was observed.
+        names: float tensors of `after` that somebody wants to know of.
+        decided: what was smoothed.
+    """
+    inputs = {tensor.name for tensor in after.graph.inputs}
+    wanted = [name for name in dict.fromkeys(names) if name not in inputs]
+    known = [name for name in wanted if name in observed.histograms]
+    feed = observed.kept[0]
+    old = run_once(before, feed, outputs=known)
+    new = run_once(after, feed, outputs=wanted)
+    changed = [name for name in wanted if name not in old or relative_error(old[name], new[name]) > SAME]
+    found = histograms(after, changed, observed.kept)
+    readers = {reader: group for group in decided for reader in group.readers if group.alpha is not None}
+    for node in after.graph.nodes:
+        group = readers.get(node.name)
+        if group is not None and node.inputs[0].name in found:
+            most = np.asarray([np.max(observed.outliers[group.tensor].channels / group.scales)], np.float32)
+            found[node.inputs[0].name].update(most)
+    return found

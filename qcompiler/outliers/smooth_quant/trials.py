@@ -1,0 +1,347 @@
+"""The stage that folds outlier channels into weights: what is tried, what is compared, and what is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from qcompiler import calibrators
+from qcompiler.data.shorten import shorten
+from qcompiler.ir import macs
+from qcompiler.ir import model as models
+from qcompiler.ir.signature import Feeds
+from qcompiler.numerics.rounding import format_of
+from qcompiler.numerics.sqnr import decibel
+from qcompiler.outliers.smooth_quant import groups as grouping
+from qcompiler.outliers.smooth_quant.groups import Group
+from qcompiler.passes.base import Report
+from qcompiler.passes.channels.smooth_quant import SmoothQuant
+from qcompiler.plan import Candidate
+from qcompiler.planning.placement import candidates
+from qcompiler.planning.placement.scope import Scope
+from qcompiler.planning.simulation.bias import Shifts
+from qcompiler.planning.simulation.noise import Measure
+from qcompiler.planning.simulation.simulator import Simulator, Use
+from qcompiler.recipe.tables import QfemTable, SmoothQuantTable
+from qcompiler.runtime.shapes import concrete_shapes
+from qcompiler.statistics import observe
+from qcompiler.statistics import rows as recorded
+from qcompiler.statistics.histogram import Histogram
+from qcompiler.statistics.observe import Observations
+from qcompiler.statistics.outliers import Outliers, fold_of
+from qcompiler.target import DType
+from qcompiler.verification.equivalence import applied
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+JUDGED_FEEDS = 4  # samples that the outputs are looked at on
+TRIAL_WORK = 8_000_000_000  # multiply-accumulates of one of them
+LOOK_WORK = 600_000_000_000  # of all looks at the outputs of the model, while alphas are chosen
+MOST_LOOKS = 200
+SPIKE = 100.0  # largest token over the median one, from which a layer is left out of comparisons
+
+Watched = Callable[[models.Model, Sequence[Candidate]], Sequence[str]]
+
+
+@dataclass(frozen=True)
+class SmoothQuantOptions:
+    """What smoothing is asked for.
+
+    Attributes:
+        table: the recipe's.
+        qfem: the recipe's: what it will keep in high precision is left out of comparisons.
+        dtype: what layers will compute in, INT8 or FP8.
+        calibrator: how their ranges will be chosen; `auto` tries several.
+        per_channel: weight scales per output channel, else per tensor.
+    """
+
+    table: SmoothQuantTable
+    qfem: QfemTable
+    dtype: DType
+    calibrator: str
+    per_channel: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Smoothed:
+    """A model after smoothing.
+
+    Attributes:
+        model: with outlier channels folded into weights; as given where nothing was smoothed.
+        observed: with the statistics of what has changed.
+        groups: what was decided for each group of layers; empty where smoothing is off.
+        tried: SQNR in dB of each way that was compared.
+        reports: of the passes that ran.
+        errors: largest relative error of each behind the equivalence check, by its text form.
+    """
+
+    model: models.Model
+    observed: Observations
+    groups: tuple[Group, ...] = ()
+    tried: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    reports: tuple[Report, ...] = ()
+    errors: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+def smoothable(found: Sequence[Candidate], observed: Observations, table: SmoothQuantTable) -> bool:
+    """Whether there is anything to decide: smoothing is on, samples were kept, and layers may be smoothed."""
+    if not observed.kept or (table.alpha == "off" and not table.layers):
+        return False
+    return bool(grouping.smoothed(candidates.smoothable(candidates.by_activation(found)), table))
+
+
+def fold_outliers(
+    normal: models.Model,
+    found: Sequence[Candidate],
+    observed: Observations,
+    options: SmoothQuantOptions,
+    scope: Scope,
+    watched: Watched,
+) -> Smoothed:
+    """Decides alphas and folds them, behind the equivalence check, like every float pass.
+
+    Args:
+        normal: the float model, normalised.
+        found: its layers that may be quantized.
+        observed: its statistics; samples were kept.
+        options: what is asked for.
+        scope: finds the layers again in an edited model.
+        watched: names of the tensors of an edited model whose ranges somebody will ask for.
+
+    Raises:
+        EquivalenceError: the smoothed model does not compute what the model computes.
+    """
+    trials = Trials(normal, found, observed, options, scope)
+    groups = candidates.smoothable(candidates.by_activation(found))
+    fresh = sum(map(len, groups.values())) == len(found)  # else what came quantized cannot be tried out here
+    tried: dict[str, float] = {}
+    if options.table.alpha == "auto" and fresh:
+        best, made = best_of(trials.attempt)
+        tried = {one.label: one.sqnr_db for one in made}
+        decided = best.groups
+    else:
+        decided = trials.plan(options.table.alpha)
+    scales = {group.tensor: group.scales for group in decided if group.alpha is not None}
+    if not scales:
+        return Smoothed(normal, observed, decided, tried)
+    fold = SmoothQuant(scales, insert=options.table.insert, split=True)
+    model, report, error = applied(fold, normal, observed.kept)
+    after, _ = scope.layers(model)
+    changed = grouping.observed_again(normal, model, observed, watched(model, after), decided)
+    seen = observed.with_(changed, _renamed(observed.outliers, found, after))
+    return Smoothed(model, seen, decided, tried, (report,), {} if error is None else {report.name: error})
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """The samples that were kept, as trials use them.
+
+    Attributes:
+        whole: all of them.
+        short: of a large model, only the beginning of each.
+        folds: the part of the data that each belongs to.
+        held: the fold whose samples trials are compared on; None where all are of one fold.
+        work: multiply-accumulates of a short one.
+    """
+
+    whole: Sequence[Feeds]
+    short: Sequence[Feeds]
+    folds: Sequence[int]
+    held: int | None
+    work: int
+
+    @staticmethod
+    def of(model: models.Model, kept: Sequence[Feeds]) -> _Kept:
+        sizes = concrete_shapes(model.graph, kept[0], macs.tensors_for_shapes(model.graph))
+        work = sum(macs.node_macs(model.graph, sizes).values())
+        share = min(1.0, TRIAL_WORK / max(work, 1))
+        short = shorten(model.graph, kept, share) if share < 1 else list(kept)
+        folds = [fold_of(feed) for feed in kept]
+        common = Counter(folds).most_common()
+        return _Kept(kept, short, folds, common[0][0] if len(common) > 1 else None, int(work * share))
+
+    def compared(self) -> list[Feeds]:
+        """The samples that trials are compared on."""
+        held = [feed for feed, fold in zip(self.short, self.folds, strict=True) if self.held in (None, fold)]
+        return held[:JUDGED_FEEDS]
+
+    def known(self) -> list[Feeds]:
+        """The samples that trials take their ranges from."""
+        fits = [self.held is None or fold != self.held for fold in self.folds]
+        return [feed for feed, fit in zip(self.whole, fits, strict=True) if fit]
+
+    def looks(self) -> int:
+        """How many times a choice may look at the outputs."""
+        return min(MOST_LOOKS, LOOK_WORK // max(self.work * min(JUDGED_FEEDS, len(self.short)), 1))
+
+
+class Trials:
+    """Ways of smoothing one model."""
+
+    def __init__(
+        self,
+        normal: models.Model,
+        found: Sequence[Candidate],
+        observed: Observations,
+        options: SmoothQuantOptions,
+        scope: Scope,
+    ) -> None:
+        """As `fold_outliers`."""
+        self._normal, self._found, self._observed = normal, found, observed
+        self._options, self._scope = options, scope
+        self._groups = candidates.smoothable(candidates.by_activation(found))
+        self._rows = recorded.rows(normal, grouping.smoothed(self._groups, options.table), observed.kept)
+        self._kept = _Kept.of(normal, observed.kept)
+        self._spikes = _spikes(found, observed, options.qfem)
+
+    def plan(self, alpha: str | float) -> tuple[Group, ...]:
+        """What is decided with `auto`, `off` or an alpha."""
+        options = self._options
+        return tuple(
+            grouping.plan(
+                self._normal,
+                self._groups,
+                self._rows,
+                self._observed.outliers,
+                dataclasses.replace(options.table, alpha=alpha),
+                format=format_of(options.dtype),
+                calibrator=options.calibrator,
+                per_channel=options.per_channel,
+                feeds=self._kept.short[:JUDGED_FEEDS],
+                folds=self._kept.folds[:JUDGED_FEEDS],
+                looks=self._kept.looks(),
+                hold=self._kept.held,
+            )
+        )
+
+    def attempt(self, alpha: str | float) -> Attempt:
+        """A plan, and the SQNR it gives on samples that neither its scales nor its ranges have seen."""
+        decided, options = self.plan(alpha), self._options
+        scales = {group.tensor: group.trial for group in decided if group.alpha is not None}
+        model, found = self._normal, self._found
+        if scales:
+            model = models.copy(self._normal)
+            SmoothQuant(scales, insert=options.table.insert, split=True)(model.graph)
+            found, _ = self._scope.layers(model)
+        reached = measure(
+            model,
+            [one for one in found if one.node not in self._spikes],
+            self._histograms(model, found, scales),
+            self._kept.compared(),
+            dtype=options.dtype,
+            calibrator=options.calibrator,
+            per_channel=options.per_channel,
+        )
+        models.forget_pages(self._normal)
+        return Attempt(str(alpha), decided, reached)
+
+    def _histograms(
+        self, model: models.Model, found: Sequence[Candidate], scales: Mapping[str, NDArray[np.float32]]
+    ) -> dict[str, Histogram]:
+        """Of what the candidates read, as the samples of the other folds would give it."""
+        was = {one.node: one.activation for one in self._found}
+        found_in = {one.activation: was.get(one.node, one.activation) for one in found}
+        seen = observe.histograms(model, list(found_in), self._kept.known())
+        for name, before in found_in.items():
+            channels = self._observed.outliers[before].without(-1 if self._kept.held is None else self._kept.held)
+            if channels.size:
+                divided = channels / scales.get(before, np.float32(1))
+                seen[name].update(np.asarray([divided.max()], np.float32))
+        return seen
+
+
+def _spikes(found: Sequence[Candidate], observed: Observations, wanted: QfemTable) -> set[str]:
+    """Layers that QFeM will hardly let be quantized: they would hide what smoothing does for the others."""
+    if wanted.alpha == "off":
+        return set()
+    least = SPIKE if isinstance(wanted.alpha, str) else wanted.alpha
+    spiking = {one.node for one in found if observed.outliers[one.activation].ratio > least}
+    return spiking if len(spiking) < len(found) else set()
+
+
+def _renamed(
+    outliers: Mapping[str, Outliers], before: Sequence[Candidate], after: Sequence[Candidate]
+) -> dict[str, Outliers]:
+    """The outliers of activations that their readers read under another name by now, by that name."""
+    was = {one.node: one.activation for one in before}
+    found: dict[str, Outliers] = {}
+    for one in after:
+        known = outliers.get(was.get(one.node, ""))
+        if known is not None and one.activation not in outliers:
+            found.setdefault(one.activation, known)
+    return found
+
+
+FIXED = (0.3, 0.5, 0.7, 0.85)
+CLEAR_DB = 3.0  # what the chosen alphas must gain for no others to be tried
+RANGES = ("mse", "percentile{p=99.99}", "minmax")
+RANGES_FP8 = ("mse{format=fp8}", "minmax")
+
+
+@dataclass(frozen=True, eq=False)
+class Attempt:
+    """A way of smoothing that was tried.
+
+    Attributes:
+        label: `auto`, `off` or an alpha.
+        groups: what was decided for each group of layers.
+        sqnr_db: of the outputs with all layers quantized, on samples that scales and ranges have not seen.
+    """
+
+    label: str
+    groups: tuple[Group, ...]
+    sqnr_db: float
+
+
+def best_of(attempt: Callable[[str | float], Attempt]) -> tuple[Attempt, list[Attempt]]:
+    """The attempt with the highest SQNR, and all that were made.
+
+    Args:
+        attempt: smooths with `auto`, `off` or an alpha, and measures.
+    """
+    tried = [attempt("auto"), attempt("off")]
+    smoothed = any(group.alpha is not None for group in tried[0].groups)
+    if smoothed and tried[0].sqnr_db < tried[1].sqnr_db + CLEAR_DB:
+        tried += [attempt(alpha) for alpha in FIXED]
+    return max(tried, key=lambda one: one.sqnr_db), tried
+
+
+def measure(
+    model: models.Model,
+    found: Sequence[Candidate],
+    histograms: Mapping[str, Histogram],
+    feeds: Sequence[Feeds],
+    *,
+    dtype: DType,
+    calibrator: str,
+    per_channel: bool,
+) -> float:
+    """SQNR in dB of the outputs with all candidates quantized, in the best of the ranges that one calibrator gives.
+
+    Args:
+        model: the float model, normalised and smoothed or not.
+        found: its candidates.
+        histograms: of their activations.
+        feeds: samples to measure on.
+        dtype: INT8 or FP8.
+        calibrator: the recipe's; `auto` tries several.
+        per_channel: weight scales per output channel, else per tensor.
+    """
+    groups = candidates.by_activation(found)
+    texts = (calibrator,) if calibrator != "auto" else RANGES_FP8 if dtype is DType.FP8 else RANGES
+    methods = [calibrators.parse(text) for text in texts]
+    ranges = {name: [method.range(histograms[name]) for method in methods] for name in groups}
+    shifts = Shifts(model, groups, ranges, feeds, per_channel=per_channel)
+    simulator = Simulator(model, groups, shifts, per_channel=per_channel, dtypes=(dtype,))
+    probe = Measure(simulator, feeds, len(feeds), None)
+    return max(
+        decibel(probe.noise({name: Use(dtype, offered[i]) for name, offered in ranges.items()}))
+        for i in range(len(methods))
+    )

@@ -1,0 +1,1 @@
+"""Which producers can take a division of channels, and how it is done."""

@@ -1,0 +1,114 @@
+"""The passes, one rewrite a file; `ALL` names each of them, in the order in which a model meets them."""
+
+from __future__ import annotations
+
+from qcompiler.passes.base import Pass
+from qcompiler.passes.channels.equalize_channels import EqualizeChannels
+from qcompiler.passes.channels.llm_int8 import LlmInt8
+from qcompiler.passes.channels.smooth_quant import SmoothQuant
+from qcompiler.passes.cleanup.eliminate_dead import EliminateDead
+from qcompiler.passes.cleanup.eliminate_identities import EliminateIdentities
+from qcompiler.passes.cleanup.fold_batch_norm import FoldBatchNorm
+from qcompiler.passes.cleanup.fold_channel_affine import FoldChannelAffine
+from qcompiler.passes.cleanup.fold_constants import FoldConstants
+from qcompiler.passes.cleanup.fold_ifs import FoldIfs
+from qcompiler.passes.cleanup.fold_pad import FoldPad
+from qcompiler.passes.cleanup.fuse_hard_swish import FuseHardSwish
+from qcompiler.passes.cleanup.inline_functions import InlineFunctions
+from qcompiler.passes.cleanup.loosen_squeeze import LoosenSqueeze
+from qcompiler.passes.cleanup.name_dimensions import NameDimensions
+from qcompiler.passes.cleanup.name_everything import NameEverything
+from qcompiler.passes.cleanup.normalize_constants import NormalizeConstants
+from qcompiler.passes.cleanup.raise_opset import RaiseOpset
+from qcompiler.passes.cleanup.split_skip_norm import SplitSkipNorm
+from qcompiler.passes.cleanup.unroll_lstm import UnrollLSTM
+from qcompiler.passes.cleanup.unshare_weights import UnshareWeights
+from qcompiler.passes.high_precision.high_precision import HighPrecision
+from qcompiler.passes.legalize.convert_qoperator import ConvertQoperator
+from qcompiler.passes.legalize.legalize import Legalize
+from qcompiler.passes.legalize.mend_quantized import MendQuantized
+from qcompiler.passes.legalize.open_stored import OpenStored
+from qcompiler.passes.legalize.release_quantizers import ReleaseQuantizers
+from qcompiler.passes.qfep.bake_prefix import BakePrefix
+from qcompiler.passes.quantize.dynamic_quant import DynamicQuant
+from qcompiler.passes.quantize.flatten_rows import FlattenRows
+from qcompiler.passes.quantize.insert_qdq import InsertQDQ
+from qcompiler.passes.quantize.insert_qdq_pairs import InsertQDQPairs
+from qcompiler.passes.quantize.matmul_nbits import MatmulNbits
+from qcompiler.passes.quantize.quantize_outputs import QuantizeOutputs
+from qcompiler.passes.quantize.weight_only import WeightOnly
+
+ALL: tuple[type[Pass], ...] = (
+    InlineFunctions,
+    NameEverything,
+    NameDimensions,
+    NormalizeConstants,
+    RaiseOpset,
+    FoldConstants,
+    ConvertQoperator,
+    MendQuantized,
+    ReleaseQuantizers,
+    FoldIfs,
+    UnrollLSTM,
+    LoosenSqueeze,
+    EliminateIdentities,
+    FoldPad,
+    FoldBatchNorm,
+    FoldChannelAffine,
+    FuseHardSwish,
+    SplitSkipNorm,
+    EliminateDead,
+    UnshareWeights,
+    EqualizeChannels,
+    BakePrefix,
+    SmoothQuant,
+    LlmInt8,
+    OpenStored,
+    InsertQDQ,
+    InsertQDQPairs,
+    DynamicQuant,
+    QuantizeOutputs,
+    WeightOnly,
+    MatmulNbits,
+    HighPrecision,
+    FlattenRows,
+    Legalize,
+)
+
+__all__ = [
+    "ALL",
+    "BakePrefix",
+    "ConvertQoperator",
+    "DynamicQuant",
+    "EliminateDead",
+    "EliminateIdentities",
+    "EqualizeChannels",
+    "FlattenRows",
+    "FoldBatchNorm",
+    "FoldChannelAffine",
+    "FoldConstants",
+    "FoldIfs",
+    "FoldPad",
+    "FuseHardSwish",
+    "HighPrecision",
+    "InlineFunctions",
+    "InsertQDQ",
+    "InsertQDQPairs",
+    "Legalize",
+    "LlmInt8",
+    "LoosenSqueeze",
+    "MatmulNbits",
+    "MendQuantized",
+    "NameDimensions",
+    "NameEverything",
+    "NormalizeConstants",
+    "OpenStored",
+    "QuantizeOutputs",
+    "RaiseOpset",
+    "ReleaseQuantizers",
+    "SmoothQuant",
+    "SplitSkipNorm",
+    "UnrollLSTM",
+    "UnshareWeights",
+    "WeightOnly",
+]

@@ -1,0 +1,1 @@
+"""Passes that scale, move or take apart channels: SmoothQuant, equalization, LLM.int8."""

@@ -1,0 +1,112 @@
+"""The two halves of a compilation as pipelines: what may not change a number, and what lowers the precision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from qcompiler.passes.base import Fact, Pass, Pipeline
+from qcompiler.passes.channels.equalize_channels import EqualizeChannels
+from qcompiler.passes.cleanup.eliminate_dead import EliminateDead
+from qcompiler.passes.cleanup.eliminate_identities import EliminateIdentities
+from qcompiler.passes.cleanup.fold_batch_norm import FoldBatchNorm
+from qcompiler.passes.cleanup.fold_channel_affine import FoldChannelAffine
+from qcompiler.passes.cleanup.fold_constants import FoldConstants
+from qcompiler.passes.cleanup.fold_ifs import FoldIfs
+from qcompiler.passes.cleanup.fold_pad import FoldPad
+from qcompiler.passes.cleanup.fuse_hard_swish import FuseHardSwish
+from qcompiler.passes.cleanup.inline_functions import InlineFunctions
+from qcompiler.passes.cleanup.loosen_squeeze import LoosenSqueeze
+from qcompiler.passes.cleanup.name_dimensions import NameDimensions
+from qcompiler.passes.cleanup.name_everything import NameEverything
+from qcompiler.passes.cleanup.normalize_constants import NormalizeConstants
+from qcompiler.passes.cleanup.raise_opset import RaiseOpset
+from qcompiler.passes.cleanup.split_skip_norm import SplitSkipNorm
+from qcompiler.passes.cleanup.unroll_lstm import UnrollLSTM
+from qcompiler.passes.cleanup.unshare_weights import UnshareWeights
+from qcompiler.passes.high_precision.high_precision import HighPrecision
+from qcompiler.passes.legalize.convert_qoperator import ConvertQoperator
+from qcompiler.passes.legalize.legalize import Legalize
+from qcompiler.passes.legalize.mend_quantized import MendQuantized
+from qcompiler.passes.legalize.release_quantizers import ReleaseQuantizers
+from qcompiler.passes.quantize.dynamic_quant import RULE, DynamicQuant
+from qcompiler.passes.quantize.flatten_rows import FlattenRows
+from qcompiler.passes.quantize.insert_qdq import InsertQDQ
+from qcompiler.passes.quantize.insert_qdq_pairs import InsertQDQPairs
+from qcompiler.passes.quantize.quantize_outputs import QuantizeOutputs
+from qcompiler.plan import Plan
+from qcompiler.statistics.ranges import Ranges
+from qcompiler.target import Target
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+def clean_up(target: Target, *, equalize: bool = False) -> Pipeline:
+    """What every preset begins with; the equivalence check stands behind each pass. `equalize` is the recipe's key."""
+    return Pipeline(
+        InlineFunctions(),  # first, because the bodies bring nodes and names of their own
+        NameEverything(),
+        NameDimensions(),
+        NormalizeConstants(),  # Paddle keeps weights in Constant nodes, old exporters among the inputs
+        RaiseOpset(target.opset),  # before folding, because the new spelling computes shapes that can be folded
+        FoldConstants(),
+        *_for_quantized(target),  # what they leave float is then cleaned up as such
+        FoldIfs(),  # PyTorch asks for ranks and sizes that are known
+        *_for_branches(target),
+        FoldConstants(),  # what stood in branches
+        EliminateIdentities(),  # Paddle puts Identity and Cast between a Conv and its bias
+        FoldPad(),  # a Pad between producer and Conv would take the Q/DQ pair that belongs at the Conv
+        FoldBatchNorm(),
+        FoldChannelAffine(),  # the scales, shifts and normalisations that are left between them
+        *((FuseHardSwish(), SplitSkipNorm()) if target.engine == "onnxruntime" else ()),
+        EliminateDead(),
+        UnshareWeights(),  # late, because folding makes weights of its own
+        *((EqualizeChannels(),) if equalize else ()),  # on what is left of the convolutions
+    )
+
+
+def _for_quantized(target: Target) -> tuple[Pass, ...]:
+    """What a model that comes quantized needs for TensorRT: exact forms first; ONNX Runtime takes all that ONNX has."""
+    if target.engine == "onnxruntime":
+        return ()
+    return ConvertQoperator(target), MendQuantized(target), ReleaseQuantizers(target)
+
+
+def _for_branches(target: Target) -> tuple[Pass, ...]:
+    """What TensorRT needs in the branches of an If that stays; ONNX Runtime takes them as they are."""
+    return () if target.engine == "onnxruntime" else (UnrollLSTM(), LoosenSqueeze())
+
+
+NORMAL = frozenset({Fact.NAMED, Fact.CONSTANTS, Fact.FOLDED, Fact.UNSHARED})
+
+
+def lowering(
+    plan: Plan,
+    target: Target,
+    ranges: Ranges,
+    corrections: Mapping[str, NDArray[np.float32]],
+    scales: Mapping[str, NDArray[np.float32]] | None = None,
+    io_types: str = "keep",
+    storing: Sequence[Pass] = (),
+) -> Pipeline:
+    """From the normalised float graph and its plan to a strongly typed graph that the target takes.
+
+    `storing` are the passes that store weights alone in few bits.
+    """
+    dynamic = any(decision.rule == RULE for decision in plan)
+    static = (InsertQDQ(plan, corrections, scales or {}), InsertQDQPairs(plan))
+    return Pipeline(
+        *((DynamicQuant(plan, "integer" if target.engine == "onnxruntime" else "pairs"),) if dynamic else static),
+        *((QuantizeOutputs(plan),) if target.quantize_outputs and not dynamic else ()),
+        *storing,
+        # After Q/DQ, which are FP32 inside: a DequantizeLinear is then told what its consumer computes in.
+        HighPrecision(
+            target.high_precision, ranges=ranges, typed_dequantize=target.typed_dequantize, io_types=io_types
+        ),
+        *((FlattenRows(),) if target.engine == "tensorrt-rtx" else ()),  # typed: its tensors have no ranges
+        # The last word belongs to the target.
+        Legalize(target),
+        given=NORMAL,
+    )

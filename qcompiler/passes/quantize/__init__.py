@@ -1,0 +1,1 @@
+"""Passes that put quantizers into the graph and store weights in few bits."""

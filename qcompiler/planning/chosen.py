@@ -1,0 +1,70 @@
+"""What planning is asked, and what it chose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from qcompiler.plan import Plan
+from qcompiler.planning.search.qfem import NOTHING, Scores, Spared
+from qcompiler.planning.search.safety_net import SafetyNet
+from qcompiler.recipe.tables import QfemTable, SafetyTable
+from qcompiler.target import DType
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Planning:
+    """What planning may see of what the user asked for.
+
+    Attributes:
+        formats: the quantized types that layers may get.
+        everything: no layer may go back to high precision for accuracy.
+        by_cost: formats are compared by what they cost on the target; else high precision is what costs.
+        calibrator: text form of the one that chooses ranges, or `auto` for the choice among several.
+        safety: the table of the safety net.
+        qfem: the table of QFeM.
+        min_sqnr: SQNR in dB that every output must reach; None for no gate.
+        per_channel: INT8 weights have a scale per output channel.
+        clip_weights: weight ranges may be narrower than the largest weight.
+        attention: INT8 or FP8 for the products of attentions; None where they stay float.
+        shapes: smallest, usual and largest shape by input; None for those of the data.
+    """
+
+    formats: tuple[DType, ...]
+    everything: bool
+    by_cost: bool
+    calibrator: str
+    safety: SafetyTable
+    qfem: QfemTable
+    min_sqnr: float | None
+    per_channel: bool
+    clip_weights: bool
+    attention: DType | None
+    shapes: Mapping[str, Sequence[tuple[int, ...]]] | None
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The plan and how it was found.
+
+    Attributes:
+        plan: every linear node's precision.
+        net: what the safety net did.
+        corrections: by node name, what bias correction adds to its output channels.
+        scales: by node name, scales of its INT8 weight where they are not amax / 127.
+        spared: what QFeM decided.
+        scores: the user's metric by what was spared, for the next try on the same model.
+    """
+
+    plan: Plan
+    net: SafetyNet
+    corrections: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    scales: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    spared: Spared = NOTHING
+    scores: Scores = field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""Where a pair may stand: structural rules, without running anything."""

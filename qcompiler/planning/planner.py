@@ -1,0 +1,269 @@
+"""From what was observed to the plan: small layers out, formats and ranges on offer, and the safety net over them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from qcompiler.calibrators.auto import AUTO
+from qcompiler.ir import model as models
+from qcompiler.ir.macs import Shapes, node_macs, tensors_for_shapes
+from qcompiler.ir.signature import Feeds, inputs_of
+from qcompiler.plan import Candidate, Plan, Quantizer
+from qcompiler.planning.chosen import Chosen, Planning
+from qcompiler.planning.decisions import plan_of
+from qcompiler.planning.placement import attention, candidates
+from qcompiler.planning.placement.candidates import Candidates
+from qcompiler.planning.search import between_layers, cost, outputs, qfem, safety_net, weight_ranges
+from qcompiler.planning.search import offers as offering
+from qcompiler.planning.search.offers import offered_uses
+from qcompiler.planning.search.qfem import Spared
+from qcompiler.planning.search.safety_net import FEW, Limits, Prices, SafetyNet
+from qcompiler.planning.simulation.noise import Advance
+from qcompiler.planning.simulation.simulator import Grids, Simulation, Use, formats_of
+from qcompiler.runtime.shapes import concrete_shapes
+from qcompiler.statistics.histogram import Histogram
+from qcompiler.statistics.observe import Observations
+from qcompiler.target import DType, Target
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Corrections = dict[str, NDArray[np.float32]]
+
+USELESS_DB = 8.0
+
+
+def make_plan(
+    model: models.Model,
+    layers: Candidates,
+    observed: Observations,
+    options: Planning,
+    target: Target,
+    advance: Advance | None = None,
+    *,
+    judge: qfem.Judge | None = None,
+    scores: qfem.Scores = qfem.UNKNOWN,
+) -> Chosen:
+    """Decides every linear node's precision.
+
+    Args:
+        model: the float model after the float passes.
+        layers: candidates by the structural rules, and what these rules left out.
+        observed: histograms of the candidates' activations, and the kept feeds.
+        options: calibrator, safety net, gates.
+        target: high-precision type.
+        advance: called with the number of runs of the safety net.
+        judge: the user's metric; QFeM goes by it.
+        scores: what it gave for this model before.
+    """
+    if target.quantize_outputs:
+        options = replace(options, safety=outputs.relaxed(options.safety))
+    shapes = concrete_shapes(model.graph, observed.kept[0], tensors_for_shapes(model.graph))
+    macs = node_macs(model.graph, shapes)
+    large = layers.refusing(candidates.small(model.graph, layers.found, shapes, target))
+    offers, spelled = offered_uses(
+        options.formats, options.calibrator, target, large.by_activation, observed.histograms
+    )
+    grids = _grids(options, target, observed.histograms)
+    few = observed.kept[: safety_net.enough(shapes, offers, 1, FEW)]
+    given = offering.given(layers.found, per_channel=options.per_channel)
+    simulation = _simulation(model, large, offers, grids, given, observed, few, options)
+    costs = _costs(model.graph, layers, large, grids, observed, options, target)
+    prices = _priced(large.by_activation, offers, macs, costs)
+    ratios = {name: one.ratio for name, one in observed.outliers.items()}
+    goal = options.safety.target_sqnr_db
+    spared, scores = qfem.spare(simulation, few, offers, prices, ratios, options.qfem, goal, judge, scores)
+    left = large.refusing(qfem.refusals(spared, large.found))
+    net = _safety_net(simulation, spared, shapes, prices, observed, options, advance)
+    plan = plan_of(model.graph, left, net, macs, target, observed.histograms, "" if costs is None else costs.where)
+    plan = plan.with_(
+        quantizers=_quantizers(left.by_activation, net, spelled, observed.histograms),
+        axes=_axes(left, net, grids) | qfem.stored(spared, large.by_activation, options.qfem),
+    )
+    corrections = _corrections(simulation, left, net)
+    scales = given if simulation is None else simulation.scales
+    plan, corrections = _completed(plan, corrections, model, left, net, scales, observed, options, target)
+    return Chosen(plan, net, corrections, scales, spared, scores)
+
+
+def _grids(options: Planning, target: Target, histograms: Mapping[str, Histogram]) -> Grids:
+    """The grids that a target has for what was asked for."""
+    spans = outputs.spans(histograms) if target.unsigned_activations else None
+    return Grids(options.per_channel, options.per_channel and target.fp8_per_channel, spans)
+
+
+def _simulation(
+    model: models.Model,
+    layers: Candidates,
+    offers: Mapping[str, Sequence[Use]],
+    grids: Grids,
+    scales: Mapping[str, NDArray[np.float32]],
+    observed: Observations,
+    few: Sequence[Feeds],
+    options: Planning,
+) -> Simulation | None:
+    """What the layers may become, with the weight ranges that serve the outputs best; None where there are none."""
+    if not layers.found:
+        return None
+    simulation = Simulation.of(model, layers.by_activation, offers, observed.kept, grids, scales)
+    if options.clip_weights and grids.per_channel and DType.INT8 in formats_of(offers):
+        return weight_ranges.narrowed(simulation, few)
+    return simulation
+
+
+def _costs(
+    graph: gs.Graph,
+    layers: Candidates,
+    large: Candidates,
+    grids: Grids,
+    observed: Observations,
+    options: Planning,
+    target: Target,
+) -> cost.Costs | None:
+    """What `large` of the layers cost in each format; None where they are not chosen by that."""
+    if not options.by_cost or target.engine == "onnxruntime" or not large.found:
+        return None
+    usual = _shapes_at(graph, observed, options, 1, cost.tensors(graph, layers.found))
+    return cost.Costs(graph, usual, target, per_channel=grids.per_channel, fp8_per_channel=grids.fp8_per_channel)
+
+
+def _priced(
+    groups: Mapping[str, Sequence[Candidate]],
+    offers: Mapping[str, Sequence[Use]],
+    macs: Mapping[str, int],
+    costs: cost.Costs | None,
+) -> Prices:
+    """What accuracy is traded for: time where costs are compared, else multiply-accumulates in high precision."""
+    own = {name: sum(macs[c.node] for c in members) for name, members in groups.items()}
+    return Prices(own, sum(macs.values()), {} if costs is None else costs.table(groups, offers))
+
+
+def _safety_net(
+    simulation: Simulation | None,
+    spared: Spared,
+    shapes: Shapes,
+    prices: Prices,
+    observed: Observations,
+    options: Planning,
+    advance: Advance | None,
+) -> SafetyNet:
+    """Runs the safety net over the groups that are not spared."""
+    if simulation is None or len(spared.tensors) == len(simulation.groups):
+        return SafetyNet()
+    table, groups = options.safety, simulation.groups
+    by_cost = bool(prices.seconds) and not options.everything
+    limits = Limits(
+        target_db=max(table.target_sqnr_db, options.min_sqnr or -1000.0),
+        # A gate that the user set outranks speed, and among formats high precision is a choice like the others
+        min_share=0.0
+        if options.min_sqnr is not None or by_cost
+        else table.min_share * sum(prices.macs.values()) / max(prices.total, 1),
+        useless_db=USELESS_DB,
+        few=safety_net.enough(shapes, groups, 1, FEW) if options.calibrator == AUTO else 1,
+        range_groups=table.range_groups,
+        high=not options.everything,
+    )
+    feeds = observed.kept[: safety_net.enough(shapes, groups, 2, table.samples)]
+    offers = {name: uses for name, uses in simulation.offers.items() if name not in spared.tensors}
+    return safety_net.cast(simulation, feeds, offers, prices, limits, advance)
+
+
+def _quantizers(
+    groups: Mapping[str, Sequence[Candidate]],
+    net: SafetyNet,
+    spelled: Mapping[str, Mapping[Use, str]],
+    histograms: Mapping[str, Histogram],
+) -> dict[str, Quantizer]:
+    """Those of the activations of all groups that the net did not give back."""
+    uses = {name: Use(net.formats[name], net.amax[name]) for name in groups if name not in net.restored}
+    return {
+        name: Quantizer(name, use.dtype, use.amax, spelled[name][use], histograms[name].amax)
+        for name, use in uses.items()
+    }
+
+
+def _axes(layers: Candidates, net: SafetyNet, grids: Grids) -> dict[str, int | None]:
+    """Of the quantized layers, by name: the axis of the weight that has the scales."""
+    kept = [c for c in _grouped(layers) if c.activation not in net.restored]
+    return {c.node: c.axis if grids.channels(net.formats[c.activation]) else None for c in kept}
+
+
+def _corrections(simulation: Simulation | None, layers: Candidates, net: SafetyNet) -> Corrections:
+    """What bias correction adds to the quantized layers, by name."""
+    if simulation is None:
+        return {}
+    shifts = simulation.shifts
+    kept = [c for c in _grouped(layers) if c.activation not in net.restored and shifts.can(c)]
+    return {c.node: shifts.of(c, net.amax[c.activation], net.formats[c.activation]) for c in kept}
+
+
+def _grouped(layers: Candidates) -> list[Candidate]:
+    """The candidates, those of one activation together."""
+    return [c for members in layers.by_activation.values() for c in members]
+
+
+def _completed(
+    plan: Plan,
+    corrections: Corrections,
+    model: models.Model,
+    layers: Candidates,
+    net: SafetyNet,
+    scales: Mapping[str, NDArray[np.float32]],
+    observed: Observations,
+    options: Planning,
+    target: Target,
+) -> tuple[Plan, Corrections]:
+    """The plan with what stands between layers: quantized outputs, or shortcuts, attentions and shared scales."""
+    table = options.safety
+    calibrator = outputs.RANGES if options.calibrator == AUTO else options.calibrator
+    if target.quantize_outputs:
+        few = observed.kept[: table.samples]
+        extended = outputs.add(
+            plan,
+            model,
+            observed.histograms,
+            corrections,
+            few,
+            calibrator=calibrator,
+            target_db=table.target_sqnr_db,
+            spared=net.restored,
+        )
+        return extended, corrections
+    setting = between_layers.Setting(
+        model,
+        target,
+        layers.by_activation,
+        observed.histograms,
+        observed.kept,
+        table.samples,
+        calibrator=calibrator,
+        target_db=table.target_sqnr_db,
+        per_channel=options.per_channel,
+        attention=_asked(model.graph, observed, options, target),
+        scales=scales,
+    )
+    return between_layers.extend(plan, corrections, setting)
+
+
+def _asked(graph: gs.Graph, observed: Observations, options: Planning, target: Target) -> attention.Asked | None:
+    """What is asked of attentions."""
+    if options.attention is None:
+        return None
+    smallest, largest = (_shapes_at(graph, observed, options, at, attention.tensors(graph)) for at in (0, -1))
+    return attention.Asked(options.attention, smallest, largest, target.high_precision)
+
+
+def _shapes_at(graph: gs.Graph, observed: Observations, options: Planning, which: int, names: Sequence[str]) -> Shapes:
+    """Shapes of tensors at the smallest (0), usual (1) or largest (-1) input of the optimization profile."""
+    inputs = inputs_of(graph)
+    wanted: dict[str, tuple[int, ...]] = {
+        name: (three.min, three.opt, three.max)[which] for name, three in observed.shapes.profiles(inputs).items()
+    }
+    wanted.update({name: three[which] for name, three in (options.shapes or {}).items()})
+    feeds = {name: np.resize(array, wanted.get(name, np.shape(array))) for name, array in observed.kept[0].items()}
+    return concrete_shapes(graph, feeds, names)

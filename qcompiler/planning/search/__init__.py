@@ -1,0 +1,1 @@
+"""What is chosen: formats, ranges, layers that are given back."""

@@ -1,0 +1,307 @@
+"""What a layer costs in a format on a target: the time that products and memory traffic take at best.
+
+    time = Σ over kernels  max(2 · MACs / (share · tops), bytes / (share · bandwidth)) + time between two kernels
+
+Bytes are those that TensorRT-RTX's own listings show (`engines.traffic` reads them), h = 2 for FP16:
+
+    float product          reads x and W and writes y, all at h; a convolution takes bias, Relu and a residual sum with
+                           it, a matrix product what follows of it alone up to the next product (GELU); anything else
+                           behind a matrix product is a kernel of its own and reads y again
+    quantized product      reads x and W at 1 byte; with one scale for the weight it writes y at h, with a scale per
+                           output channel raw accumulators at 4 bytes; what stands behind it reads them
+    rounding of x          behind a convolution a kernel of its own, which reads x at h; else it is part of the kernel
+                           that makes x. x is also written at h where somebody else reads it (a residual sum)
+    grouped convolution    is quantized only with channels padded to 4 per group: x is written and read that many times
+                           as large, and the padding is read from constants
+
+so a quantized convolution is two kernels where a float one is one, and INT8 with a scale per channel moves more bytes
+than FP16. TensorRT (not RTX) fuses rounding and scales into its products; there both formats write what they need.
+
+Caches are not modelled, nor is how well a product fills the GPU: costs compare formats of one layer, they predict no
+latency. Rates are those of one GPU per compute capability, from `gpus.toml` with their sources.
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+
+import onnx_graphsurgeon as gs
+
+from qcompiler.errors import UsageError
+from qcompiler.ir import graph as graphs
+from qcompiler.ir.macs import Shapes, macs_of
+from qcompiler.ir.operators import LINEAR, PRODUCTS
+from qcompiler.plan import Candidate
+from qcompiler.planning.search.safety_net import HIGH
+from qcompiler.planning.simulation.simulator import Use
+from qcompiler.target import DType, Target
+
+PORTABLE = "sm89"  # what is optimised for where a target names no GPU
+LONGEST = 16  # nodes of a chain that is fused
+PADDED = 4  # channels per group of a quantized convolution
+POINTWISE = frozenset(
+    "Abs Add Cast Clip Div Elu Erf Exp Gelu HardSigmoid HardSwish Identity LeakyRelu Log Max Min Mul Neg Pow Relu "
+    "Sigmoid Softplus Sqrt Sub Tanh".split()
+)
+BYTES = {DType.FP32: 4.0, DType.FP16: 2.0, DType.BF16: 2.0, DType.INT8: 1.0, DType.FP8: 1.0, DType.INT4: 0.5}
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Rates of a GPU.
+
+    Attributes:
+        sm: compute capability such as sm89.
+        name: of the product whose figures these are.
+        tops: dense operations per second in 10^12, by type; types it lacks are not there.
+        gbps: memory bandwidth in 10^9 bytes per second.
+        source: the publication.
+        sure: `verified`, `single` or `derived` (see the data file).
+        tensor: share of the peak that products reach.
+        memory: share of the bandwidth that is reached.
+        kernel_us: microseconds between two kernels.
+    """
+
+    sm: str
+    name: str
+    tops: Mapping[DType, float]
+    gbps: float
+    source: str
+    sure: str
+    tensor: float
+    memory: float
+    kernel_us: float
+
+
+@cache
+def gpus() -> Mapping[str, Gpu]:
+    """All GPUs of the data file, by compute capability."""
+    data = tomllib.loads(resources.files("qcompiler").joinpath("planning/search/gpus.toml").read_text(encoding="utf8"))
+    assumed = data.pop("assumptions")
+    return {
+        sm: Gpu(
+            sm,
+            row["name"],
+            {DType(name): float(value) for name, value in row["tops"].items()},
+            float(row["gbps"]),
+            row["source"],
+            row["sure"],
+            assumed["tensor"],
+            assumed["memory"],
+            assumed["kernel_us"],
+        )
+        for sm, row in data.items()
+    }
+
+
+def gpus_of(target: Target) -> list[Gpu]:
+    """The GPUs that a target is for.
+
+    Raises:
+        UsageError: a compute capability without figures.
+    """
+    known = gpus()
+    missing = [sm for sm in target.sms if sm not in known]
+    if missing:
+        raise UsageError(
+            f"there are no rates for {missing[0]} to compare formats by: choose precision int8, fp8 or fp16, or a "
+            f"target with {', '.join(known)}"
+        )
+    return [known[sm] for sm in target.sms or (PORTABLE,)]
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """One kernel: multiply-accumulates, the type they are done in, and bytes moved."""
+
+    macs: int
+    dtype: DType
+    bytes: float
+
+    def seconds(self, gpu: Gpu) -> float:
+        """Time at the rates of a GPU; inf where it lacks the type."""
+        rate = gpu.tops.get(self.dtype, 0.0) * gpu.tensor * 1e12
+        compute = 0.0 if not self.macs else 2 * self.macs / rate if rate else math.inf
+        return max(compute, self.bytes / (gpu.gbps * gpu.memory * 1e9)) + gpu.kernel_us * 1e-6
+
+
+class Costs:
+    """Costs of groups of layers that share an activation.
+
+    Args:
+        graph: the normalised float graph.
+        shapes: of all tensors that linear nodes read and write, at the size that is optimised for.
+        target: engine and GPUs.
+        per_channel: INT8 weights have a scale per output channel.
+        fp8_per_channel: FP8 weights have.
+    """
+
+    def __init__(
+        self,
+        graph: gs.Graph,
+        shapes: Shapes,
+        target: Target,
+        *,
+        per_channel: bool = True,
+        fp8_per_channel: bool = False,
+    ) -> None:
+        self._nodes = {node.name: node for node in graph.nodes}
+        self._shapes, self._target = shapes, target
+        self._channel = {DType.INT8: per_channel, DType.FP8: fp8_per_channel}
+        self._gpus = gpus_of(target)
+
+    def kernels(self, activation: str, members: Sequence[Candidate], dtype: DType) -> list[Kernel]:
+        """What a group is compiled to: the writing of its activation, its products, and what they force behind them.
+
+        Args:
+            activation: the tensor that all members read.
+            members: the layers.
+            dtype: INT8, FP8, or the high-precision type.
+        """
+        size, high = BYTES[dtype], BYTES[self._target.high_precision]
+        x = math.prod(self._shapes.get(activation, (0,)))
+        padding = max((self._padding(one) for one in members), default=1) if dtype.quantized else 1
+        found = self._activation(members, dtype, x, padding)
+        made = len(found)
+        together = len(members) > 1 and all(one.op in PRODUCTS for one in members)
+        for index, one in enumerate(members):
+            node = self._nodes[one.node]
+            weight = math.prod(self._shapes.get(node.inputs[1].name) or tuple(node.inputs[1].shape or (0,)))
+            y = math.prod(self._shapes.get(node.outputs[0].name, (0,)))
+            read = 0.0 if together and index else x * size * padding + self._saved(members, dtype, x)
+            written, behind = self._output(one, dtype, y * high, y)
+            found.append(Kernel(macs_of(node, self._shapes), dtype, read + weight * size + written))
+            if behind:
+                found.append(Kernel(0, dtype, behind))
+        if together:  # q, k and v become one product
+            products = [kernel for kernel in found[made:] if kernel.macs]
+            rest = [kernel for kernel in found[made:] if not kernel.macs]
+            joint = Kernel(sum(one.macs for one in products), dtype, sum(one.bytes for one in products))
+            found = [*found[:made], joint, *rest]
+        return found
+
+    def _activation(self, members: Sequence[Candidate], dtype: DType, x: int, padding: int) -> list[Kernel]:
+        """The kernel that writes what the members read, if it is not that of a product."""
+        high = BYTES[self._target.high_precision]
+        behind = behind_convolution(self._nodes[members[0].node].inputs[0])
+        if not dtype.quantized:
+            return [] if behind else [Kernel(0, dtype, x * high)]
+        if behind and self._target.engine != "tensorrt-rtx":
+            return []  # the convolution rounds what it writes
+        writing = x * BYTES[dtype] * (2 * padding - 1)
+        reading = x * high if behind else 0.0
+        copy = x * high if self._others(members) else 0.0
+        return [Kernel(0, dtype, writing + reading + copy)]
+
+    def _saved(self, members: Sequence[Candidate], dtype: DType, x: int) -> float:
+        """Bytes more (or fewer) that a convolution in front of a quantized layer writes because it rounds itself."""
+        rtx = self._target.engine == "tensorrt-rtx"
+        if rtx or not dtype.quantized or not behind_convolution(self._nodes[members[0].node].inputs[0]):
+            return 0.0
+        high = 0.0 if self._others(members) else BYTES[self._target.high_precision]
+        return x * (BYTES[dtype] - high)
+
+    def _others(self, members: Sequence[Candidate]) -> bool:
+        """Whether the activation has readers beside these layers."""
+        own = {one.node for one in members}
+        tensor = self._nodes[members[0].node].inputs[0]
+        return any(reader.name not in own and reader.op != "Shape" for reader, _ in graphs.consumers(tensor))
+
+    def _padding(self, one: Candidate) -> int:
+        """How many times as large a quantized convolution wants its input."""
+        node = self._nodes[one.node]
+        groups = int(node.attrs.get("group", 1)) if one.op == "Conv" else 1
+        if groups == 1 or self._target.engine != "tensorrt-rtx":
+            return 1
+        depth = int((self._shapes.get(node.inputs[1].name) or tuple(node.inputs[1].shape))[1])
+        return max(1, math.ceil(depth / PADDED) * PADDED // depth)
+
+    def _output(self, one: Candidate, dtype: DType, narrow: float, y: int) -> tuple[float, float]:
+        """Bytes that the product writes, and those that a kernel of its own behind it reads."""
+        product = one.op in PRODUCTS
+        if not dtype.quantized or self._target.engine != "tensorrt-rtx":
+            if not product:
+                return narrow, 0.0
+            return (0.0, 0.0) if leads_to_product(self._nodes[one.node]) else (narrow, narrow)
+        wide = 4.0 * y if self._channel[dtype] and one.axis is not None else narrow
+        return (wide, wide) if product else (2 * wide - narrow, 0.0)
+
+    def seconds(self, activation: str, members: Sequence[Candidate], dtype: DType) -> float:
+        """Time of a group, the mean over the target's GPUs; inf where one of them lacks the type."""
+        kernels = self.kernels(activation, members, dtype)
+        times = [sum(kernel.seconds(gpu) for kernel in kernels) for gpu in self._gpus]
+        return sum(times) / len(times)
+
+    def table(
+        self, groups: Mapping[str, Sequence[Candidate]], offers: Mapping[str, Sequence[Use]]
+    ) -> dict[str, dict[str, float]]:
+        """Time of each group in each of its formats, and in high precision under the key `HIGH`."""
+        return {
+            name: {
+                HIGH: self.seconds(name, members, self._target.high_precision),
+                **{str(use.dtype): self.seconds(name, members, use.dtype) for use in offers[name]},
+            }
+            for name, members in groups.items()
+        }
+
+    def bytes(self, activation: str, members: Sequence[Candidate], dtype: DType) -> float:
+        """Bytes that a group moves."""
+        return sum(kernel.bytes for kernel in self.kernels(activation, members, dtype))
+
+    @property
+    def where(self) -> str:
+        """The GPUs, for a sentence."""
+        return " and ".join(gpu.sm for gpu in self._gpus)
+
+
+def behind_convolution(tensor: gs.Tensor) -> bool:
+    """Whether a tensor is what a convolution writes, seen through what is fused into it: bias, Relu, residual sums."""
+    todo, seen = [tensor], 0
+    while todo and seen < LONGEST:
+        node, seen = graphs.producer(todo.pop()), seen + 1
+        if node is None:
+            continue
+        if node.op in ("Conv", "ConvTranspose"):
+            return True
+        if node.op in POINTWISE:
+            todo += [one for one in node.inputs if not graphs.is_constant(one)]
+    return False
+
+
+def leads_to_product(node: gs.Node) -> bool:
+    """Whether what is computed of a product's result alone, element by element, goes straight into other products.
+
+    Such a chain (bias, GELU, but not the Mul with another branch of a GLU) is fused into a float product.
+    """
+    chain: dict[str, gs.Node] = {}
+    todo, ends = [node], False
+    while todo:
+        for reader, _ in graphs.consumers(todo.pop().outputs[0]):
+            if reader.op in LINEAR:
+                ends = True
+            elif reader.op not in POINTWISE or len(chain) == LONGEST:
+                return False
+            elif reader.name not in chain:
+                chain[reader.name] = reader
+                todo.append(reader)
+    known = {one.outputs[0].name for one in (node, *chain.values())}
+    read = (tensor for one in chain.values() for tensor in one.inputs)
+    return ends and all(graphs.is_constant(tensor) or not tensor.name or tensor.name in known for tensor in read)
+
+
+def tensors(graph: gs.Graph, found: Sequence[Candidate]) -> list[str]:
+    """Names of the tensors whose shapes `Costs` needs."""
+    wanted = {one.node for one in found}
+    names = [
+        tensor.name
+        for node in graph.nodes
+        if node.name in wanted
+        for tensor in (*node.inputs[:2], node.outputs[0])
+        if not graphs.is_constant(tensor)
+    ]
+    return list(dict.fromkeys(names))

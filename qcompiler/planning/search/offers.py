@@ -1,0 +1,62 @@
+"""What came quantized, while formats are chosen: scales and ranges that stay, and what the plan and the user are told.
+
+Weights are opened to floats meanwhile (`passes.open_stored`). A layer that ends with a float activation keeps its
+weight stored as INT8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from qcompiler.calibrators.auto import offered
+from qcompiler.plan import Candidate
+from qcompiler.planning.simulation.simulator import Use
+from qcompiler.statistics.histogram import Histogram
+from qcompiler.target import DType, Target, lacking_fp8
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+def given(found: Sequence[Candidate], *, per_channel: bool) -> dict[str, NDArray[np.float32]]:
+    """Scales of weights that came stored, by node name; without those per channel where a single one is asked for."""
+    return {one.node: one.scales for one in found if one.scales is not None and (per_channel or one.scales.ndim == 0)}
+
+
+def pin(
+    ranges: dict[str, list[float]], spelled: dict[str, list[str]], groups: Mapping[str, Sequence[Candidate]]
+) -> None:
+    """Leaves the range of the pair that a tensor came with as the only one to choose from."""
+    for name, members in groups.items():
+        amax = next((one.amax for one in members if one.amax is not None), None)
+        if amax is not None:
+            ranges[name], spelled[name] = [amax], ["given"]
+
+
+def offered_uses(
+    formats: tuple[DType, ...],
+    calibrator: str,
+    target: Target,
+    groups: Mapping[str, Sequence[Candidate]],
+    histograms: Mapping[str, Histogram],
+) -> tuple[dict[str, list[Use]], dict[str, dict[Use, str]]]:
+    """Formats and ranges to choose from by activation, and the calibrator behind each; INT8 only for what came so."""
+    if lacking_fp8(target) and len(formats) > 1:
+        formats = tuple(dtype for dtype in formats if dtype is not DType.FP8)
+    fixed = {
+        name for name, members in groups.items() if any(c.scales is not None or c.amax is not None for c in members)
+    }
+    offers: dict[str, list[Use]] = {name: [] for name in groups}
+    spelled: dict[str, dict[Use, str]] = {name: {} for name in groups}
+    for dtype in dict.fromkeys([*formats, *([DType.INT8] if fixed else [])]):
+        own = {name: members for name, members in groups.items() if name in fixed or dtype in formats}
+        own = {name: members for name, members in own.items() if name not in fixed or dtype is DType.INT8}
+        ranges, texts = offered(calibrator, {name: histograms[name] for name in own}, dtype)
+        pin(ranges, texts, own)
+        for name in own:
+            for amax, text in zip(ranges[name], texts[name], strict=True):
+                offers[name].append(Use(dtype, amax))
+                spelled[name].setdefault(Use(dtype, amax), text)
+    return offers, spelled

@@ -1,0 +1,40 @@
+"""Which tensors of a model will be asked about by the stages that decide, so that one run over the data is enough."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qcompiler.ir import model as models
+from qcompiler.plan import Candidate
+from qcompiler.planning.placement import attention, shortcuts
+from qcompiler.planning.search import outputs
+from qcompiler.target import Target
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Who will ask.
+
+    Attributes:
+        target: engines differ in what else than the inputs of layers has a range.
+        attention: `float`, `int8` or `fp8`: what attention computes in.
+    """
+
+    target: Target
+    attention: str = "float"
+
+    def tensors(self, model: models.Model, found: Sequence[Candidate]) -> list[str]:
+        """Names of the tensors whose ranges somebody may ask for; some stand there twice.
+
+        Args:
+            model: the float model, normalised.
+            found: its layers that may be quantized.
+        """
+        names = [candidate.activation for candidate in found]
+        if self.target.quantize_outputs:
+            names += outputs.tensors(model.graph, found)
+        names += shortcuts.tensors(model.graph, self.target, found)
+        if self.attention != "float":
+            names += attention.tensors(model.graph)
+        return names

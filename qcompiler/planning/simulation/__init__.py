@@ -1,0 +1,1 @@
+"""What quantization would do to the outputs, without making the quantized graph."""

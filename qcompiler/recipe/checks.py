@@ -1,0 +1,288 @@
+"""The checks that recipe keys are made of: each one returns the value, or says what is allowed."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from qcompiler.errors import EngineError, UsageError
+from qcompiler.support.suggest import did_you_mean
+from qcompiler.target import parse_target
+
+Shape = tuple[int, ...]
+Shapes = Mapping[str, tuple[Shape, Shape, Shape]]
+
+
+class WrongError(Exception):
+    """Raised by a check; its text says what is allowed."""
+
+
+Check = Callable[[Any], Any]
+
+
+def one_of(*allowed: str) -> Check:
+    """One of these texts."""
+
+    def check(value: Any) -> str:
+        if not isinstance(value, str) or value not in allowed:
+            hint = f"; {did_you_mean(value, allowed)}" if isinstance(value, str) else ""
+            raise WrongError(f"one of {', '.join(allowed)}" + (hint if "did you mean" in hint else ""))
+        return str(value)
+
+    return check
+
+
+def one_number(*allowed: int) -> Check:
+    """One of these whole numbers."""
+
+    def check(value: Any) -> int:
+        if isinstance(value, bool) or value not in allowed:
+            raise WrongError(f"one of {', '.join(map(str, allowed))}")
+        return int(value)
+
+    return check
+
+
+def integer(least: int) -> Check:
+    """A whole number from there on."""
+
+    def check(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise WrongError(f"an integer of at least {least}")
+        return value
+
+    return check
+
+
+def number(least: float, most: float = math.inf) -> Check:
+    """A finite number within the bounds."""
+    bounds = f"of at least {least:g}" if math.isinf(most) else f"from {least:g} to {most:g}"
+
+    def check(value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise WrongError(f"a number {bounds}")
+        if not least <= value <= most:
+            raise WrongError(f"a number {bounds}")
+        return float(value)
+
+    return check
+
+
+def flag(value: Any) -> bool:
+    """True or false."""
+    if not isinstance(value, bool):
+        raise WrongError("true or false")
+    return value
+
+
+def text(value: Any) -> str:
+    """Any text with something in it."""
+    if not isinstance(value, str) or not value.strip():
+        raise WrongError("a text that is not empty")
+    return value
+
+
+def function(value: Any) -> str:
+    """`file.py:function` or `package.module:function`."""
+    if not isinstance(value, str) or not all(value.rpartition(":")):
+        raise WrongError("a function written as file.py:function or package.module:function")
+    return value
+
+
+def metric(known: Sequence[str]) -> Check:
+    """One of the built-in metrics, or a function of the user's."""
+
+    def check(value: Any) -> str:
+        if value in known:
+            return str(value)
+        try:
+            return function(value)
+        except WrongError as error:
+            raise WrongError(f"one of {', '.join(known)}, or {error}") from error
+
+    return check
+
+
+def texts(value: Any) -> tuple[str, ...]:
+    """A list of texts that are not empty; one alone may stand without a list."""
+    listed = (value,) if isinstance(value, str) else value
+    if not isinstance(listed, Sequence) or not all(isinstance(one, str) and one.strip() for one in listed):
+        raise WrongError("a list of paths")
+    return tuple(listed)
+
+
+def prefix(value: Any) -> str | tuple[int, ...]:
+    """`off`, a rule, `text:` with a text, or token ids: a list, or as text with commas."""
+    allowed = "off, auto, prefixquant, token ids such as [1, 28], or text:... with a text"
+    if isinstance(value, str):
+        if value in ("off", "auto", "prefixquant") or (value.startswith("text:") and len(value) > len("text:")):
+            return value
+        value = [int(one) if one.strip().isdecimal() else one for one in value.split(",")]
+    whole = isinstance(value, Sequence) and all(isinstance(one, int) and not isinstance(one, bool) for one in value)
+    if not whole or not value or min(value) < 0:
+        raise WrongError(allowed)
+    return tuple(value)
+
+
+def regexes(value: Any) -> tuple[str, ...]:
+    """A list of regular expressions; one alone may stand without a list."""
+    listed = (value,) if isinstance(value, str) else value
+    if not isinstance(listed, Sequence) or not all(isinstance(one, str) for one in listed):
+        raise WrongError("a list of regular expressions over node names")
+    for one in listed:
+        try:
+            re.compile(one)
+        except re.error as error:
+            raise WrongError(f"a list of regular expressions, but '{one}' is none ({error})") from error
+    return tuple(listed)
+
+
+def alpha(least: float, most: float, *words: str) -> Check:
+    """One of `words`, or a number between the bounds."""
+
+    def check(value: Any) -> str | float:
+        if isinstance(value, str) and value in words:
+            return value
+        try:
+            return float(number(least, most)(value))
+        except WrongError as error:
+            raise WrongError(f"one of {', '.join(words)}, or {error}") from error
+
+    return check
+
+
+def by_layer(value: Any) -> Mapping[str, float]:
+    """A table of regular expression = number from 0 to 1."""
+    if not isinstance(value, Mapping):
+        raise WrongError('a table of "regular expression" = alpha')
+    regexes(list(value))
+    return {str(name): number(0, 1)(one) for name, one in value.items()}
+
+
+def precision(plain: Sequence[str], formats: Sequence[str]) -> Check:
+    """One of `plain`, or `auto`, alone or with the formats to choose from: `auto:int8,fp8,fp16`."""
+    several = f"auto:{','.join(formats)} or a part of that list"
+
+    def check(value: Any) -> str:
+        if isinstance(value, str) and value.startswith("auto:"):
+            listed = [one.strip() for one in value.removeprefix("auto:").split(",")]
+            wrong = [one for one in listed if one not in formats]
+            if wrong or len(set(listed)) != len(listed):
+                raise WrongError(several + (f"; '{wrong[0]}' is not in it" if wrong else "; a format is there twice"))
+            return "auto:" + ",".join(one for one in formats if one in listed)
+        return str(one_of(*plain, "auto")(value))
+
+    return check
+
+
+def calibrator(value: Any) -> str:
+    """A calibrator's text form; whether it exists is asked where calibrators are known."""
+    if not isinstance(value, str) or not re.fullmatch(r"[a-z0-9-]+(\{.*\})?", value):
+        raise WrongError("a calibrator such as entropy, percentile{p=99.9}, minmax or mse")
+    return value
+
+
+def target(value: Any) -> str:
+    """An engine with SMs."""
+    try:
+        parse_target(text(value))
+    except EngineError:
+        raise  # the SM exists, the engine lacks it: another exit code, and the message is complete
+    except UsageError as error:
+        raise WrongError(f"an engine with optional SMs, such as tensorrt-rtx:sm89,sm120 ({error})") from error
+    return str(value)
+
+
+def shapes(value: Any) -> Shapes:
+    """The table of the optimization profile."""
+    if not isinstance(value, Mapping):
+        raise WrongError("a table of input = [smallest, usual, largest shape]")
+    return {str(name): _profile(str(name), three) for name, three in value.items()}
+
+
+def _profile(name: str, three: Any) -> tuple[Shape, Shape, Shape]:
+    if isinstance(three, str) or not isinstance(three, Sequence) or len(three) != 3:
+        raise WrongError(f"three shapes for input '{name}': smallest, usual, largest")
+    least, usual, most = (_shape(name, one) for one in three)
+    if not len(least) == len(usual) == len(most):
+        raise WrongError(f"three shapes of one rank for input '{name}'")
+    if not all(a <= b <= c for a, b, c in zip(least, usual, most, strict=True)):
+        raise WrongError(f"shapes that do not shrink from smallest to usual to largest for input '{name}'")
+    return least, usual, most
+
+
+def _shape(name: str, value: Any) -> Shape:
+    if isinstance(value, str):
+        return _read_shape(name, value)
+    whole = isinstance(value, Sequence) and all(isinstance(d, int) and not isinstance(d, bool) for d in value)
+    if not whole or any(dim < 0 for dim in value):
+        raise WrongError(f"shapes of integers that are not negative for input '{name}'")
+    return tuple(value)
+
+
+def _read_shape(name: str, text: str) -> Shape:
+    if text.strip() == "()":
+        return ()
+    dims = text.strip().split("x")
+    if not all(dim.isascii() and dim.isdigit() for dim in dims):
+        raise WrongError(f"shapes such as 1x3x224x224 for input '{name}', not '{text.strip()}'")
+    return tuple(int(dim) for dim in dims)
+
+
+def parse_shapes(text: str) -> Shapes:
+    """Reads `x=1x3x224x224,8x3x224x224,32x3x224x224`; several inputs are separated by `;`.
+
+    One shape instead of three fixes the input to it. A scalar is written `()`. The name ends at the last `=`.
+
+    Raises:
+        UsageError: anything else, or shapes that differ in rank or shrink.
+    """
+    found: dict[str, tuple[Shape, Shape, Shape]] = {}
+    try:
+        for part in filter(str.strip, text.split(";")):
+            name, _, listed = part.rpartition("=")
+            if not name.strip():
+                raise WrongError("input=smallest,usual,largest, such as x=1x3x224x224,8x3x224x224,32x3x224x224")
+            if name.strip() in found:
+                raise WrongError(f"every input once, but '{name.strip()}' is there twice")
+            shapes = listed.split(",")
+            found[name.strip()] = _profile(name.strip(), shapes * 3 if len(shapes) == 1 else shapes)
+        if not found:
+            raise WrongError("input=smallest,usual,largest")
+    except WrongError as error:
+        raise UsageError(f"shapes '{text}' cannot be read: allowed is {error}") from error
+    return found
+
+
+def format_shapes(shapes: Shapes) -> str:
+    """The text that `parse_shapes` reads back to an equal value."""
+    return ";".join(f"{name}={','.join(map(spell_shape, three))}" for name, three in shapes.items())
+
+
+def spell_shape(shape: Shape) -> str:
+    """`1x3x224x224`; `()` for a scalar."""
+    return "x".join(map(str, shape)) or "()"
+
+
+def option(default: Any, check: Check, help: str, example: str = "") -> Any:
+    """A recipe key: its default (None where it may be unset), its check, its help, and an example for the unset."""
+    return dataclasses.field(default=default, metadata={"check": check, "help": help, "example": example})
+
+
+class Keys:
+    """Checking and replacing, shared by the recipe and its sub-tables."""
+
+    def __post_init__(self) -> None:
+        for key in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, key.name)
+            if value is None and key.default is None:
+                continue
+            if "check" not in key.metadata:
+                continue
+            try:
+                object.__setattr__(self, key.name, key.metadata["check"](value))
+            except WrongError as error:
+                raise UsageError(f"recipe key '{key.name}' = {value!r}: allowed is {error}") from error

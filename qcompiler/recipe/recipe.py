@@ -1,0 +1,320 @@
+"""What the user asked for, as one frozen value: `Recipe` <-> TOML <-> command line <-> manifest.
+
+Each field carries its own check and its own help, so that the TOML comments, the error messages and the options of the
+command line all say the same. Unknown keys and wrong values are `UsageError`s that name the key and what is allowed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, Self, TypeVar
+
+from qcompiler.errors import UsageError
+from qcompiler.recipe import checks as check
+from qcompiler.recipe.checks import Shapes
+from qcompiler.recipe.tables import (
+    GenerationTable,
+    LlmInt8Table,
+    QfemTable,
+    QfepTable,
+    SafetyTable,
+    SmoothQuantTable,
+    TextTable,
+    WeightOnlyTable,
+)
+from qcompiler.recipe.toml import entry_of, plain, to_toml, toml_text
+from qcompiler.support.suggest import did_you_mean
+from qcompiler.target import DType, Target, parse_target
+
+_T = TypeVar("_T")
+
+PRECISIONS: Final = ("int8", "fp8", "int8-dynamic", "int8-weight", "int4-weight", "fp16", "bf16")
+AUTO_FORMATS: Final = ("int8", "fp8", "fp16")
+HIGH_PRECISIONS: Final = ("fp32", "fp16", "bf16")
+WEIGHT_GRANULARITIES: Final = ("channel", "tensor")
+WEIGHT_CLIPS: Final = ("mse", "off")
+ATTENTIONS: Final = ("float", "int8", "fp8")
+IO_TYPES: Final = ("keep", "high-precision")
+METRICS: Final = ("perplexity", "perplexity-cached")  # the built-in ones
+
+
+@dataclass(frozen=True)
+class Recipe(check.Keys):
+    """Everything a compilation can be asked for.
+
+    Values are checked on construction.
+
+    Raises:
+        UsageError: a value is not allowed; the message names key, value and what is.
+        EngineError: the target names an SM that its engine does not have.
+    """
+
+    precision: str = check.option(
+        "int8",
+        check.precision(PRECISIONS, AUTO_FORMATS),
+        f"what linear layers compute in: {', '.join(PRECISIONS)}, or auto[:int8,fp8,fp16]: the cheapest for each layer",
+    )
+    calibrator: str = check.option(
+        "auto",
+        check.calibrator,
+        "how ranges are found: entropy, percentile, minmax, mse, or auto: mse, and whatever the outputs like better",
+    )
+    target: str = check.option(
+        "tensorrt-rtx",
+        check.target,
+        "engine and GPU generations: tensorrt-rtx[:sm89,sm120], tensorrt[:sm89] or onnxruntime",
+    )
+    high_precision: str | None = check.option(
+        None,
+        check.one_of(*HIGH_PRECISIONS),
+        "type of all that is not quantized: fp32, fp16 or bf16; unset: fp16 for TensorRT, fp32 for onnxruntime",
+        '"fp32"',
+    )
+    samples: int | None = check.option(
+        None, check.integer(1), "take the first so many feeds; unset: all of the data", "512"
+    )
+    batch: int | None = check.option(
+        None,
+        check.integer(1),
+        "samples in one run of the model while ranges are measured; unset: as the data comes",
+        "16",
+    )
+    workers: int = check.option(
+        1, check.integer(1), "threads with a session each that measure ranges; the result does not depend on it"
+    )
+    keep: tuple[str, ...] = check.option(
+        (), check.regexes, "regular expressions; nodes whose name matches one stay in high precision"
+    )
+    shapes: Shapes | None = check.option(  # noqa: RUF009 (`option` makes a field)
+        None,
+        check.shapes,
+        "optimization profile: input = [smallest, usual, largest shape]; unset: from the data",
+        'x = ["1x3x224x224", "8x3x224x224", "32x3x224x224"]',
+    )
+    min_sqnr: float | None = check.option(
+        None, check.number(-100, 200), "gate: every float output must reach so many dB of SQNR; unset: no gate", "20.0"
+    )
+    max_drop: float | None = check.option(
+        None,
+        check.number(0),
+        "gate: the metric may lose so much of the float score, relative (0.01 is 1 %); needs metric",
+        "0.01",
+    )
+    metric: str | None = check.option(
+        None,
+        check.metric(METRICS),
+        "perplexity (of text), or your own: file.py:function; function(run) -> score, with run(feeds) -> outputs",
+        '"evaluate.py:accuracy"',
+    )
+    strict: bool = check.option(
+        False, check.flag, "a node that the engine's own listing does not confirm is an error (exit 6)"
+    )
+    verify_samples: int = check.option(
+        16, check.integer(0), "feeds that float and quantized are compared on; 0: no verification"
+    )
+    verify_data: str | None = check.option(
+        None,
+        check.text,
+        "other data for the comparison, written like --data; unset: the calibration data",
+        '"heldout/"',
+    )
+    verify_text: tuple[str, ...] = check.option(
+        (),
+        check.texts,
+        "other text files for the comparison and for perplexity; empty: the last 20 % of the calibration text",
+    )
+    weight_granularity: str = check.option(
+        "channel", check.one_of(*WEIGHT_GRANULARITIES), "one weight scale per output channel or per tensor"
+    )
+    attention: str = check.option(
+        "float",
+        check.one_of(*ATTENTIONS),
+        "float, or int8 or fp8: q, k, v, probabilities and result too, where TensorRT fuses them; costs accuracy",
+    )
+    weight_clip: str = check.option(
+        "off", check.one_of(*WEIGHT_CLIPS), "mse: clip weights per channel where their output errs less; off: never"
+    )
+    equalize: bool = check.option(
+        False, check.flag, "cross-layer equalization of convolutions: balance the weight ranges of neighbours"
+    )
+    io_types: str = check.option(
+        "keep",
+        check.one_of(*IO_TYPES),
+        "types of float graph inputs and outputs: keep, or high-precision: like the rest",
+    )
+    safety: SafetyTable = SafetyTable()
+    smooth_quant: SmoothQuantTable = SmoothQuantTable()
+    qfem: QfemTable = QfemTable()
+    qfep: QfepTable = QfepTable()
+    llm_int8: LlmInt8Table = LlmInt8Table()
+    generation: GenerationTable = GenerationTable()
+    text: TextTable = TextTable()
+    weight_only: WeightOnlyTable = WeightOnlyTable()
+
+    def __post_init__(self) -> None:
+        """Checks each key, then the ones that need each other."""
+        super().__post_init__()
+        for name, kind in TABLES.items():
+            table = getattr(self, name)
+            if isinstance(table, Mapping):
+                object.__setattr__(self, name, _build(kind, table, f"recipe table [{name}]"))
+            elif not isinstance(table, kind):
+                raise UsageError(f"recipe key '{name}' = {table!r}: allowed is a table [{name}]")
+        if self.max_drop is not None and self.metric is None:
+            raise UsageError("recipe key 'max_drop' needs 'metric': say which function gives the score")
+        if self.verify_data is not None and self.verify_text:
+            raise UsageError("recipe keys 'verify_data' and 'verify_text' exclude each other: give one of them")
+        if self.attention != "float" and self.target.partition(":")[0] == "onnxruntime":
+            raise UsageError(
+                f"recipe key 'attention' = '{self.attention}' needs a TensorRT target: ONNX Runtime fuses attention "
+                "in float only"
+            )
+
+        if self.weight_only.storage == "matmulnbits" and self.target.partition(":")[0] != "onnxruntime":
+            raise UsageError(
+                "recipe key 'weight_only.storage' = 'matmulnbits' is an operator of ONNX Runtime: choose target "
+                "onnxruntime, or storage dequantize, which TensorRT fuses with the product"
+            )
+
+    def __hash__(self) -> int:
+        """Equal recipes have equal TOML."""
+        return hash(self.to_toml())
+
+    @classmethod
+    def from_toml(cls, source: str | Path) -> Self:
+        """Reads a file (a `Path`, or a str that names one) or TOML text.
+
+        Raises:
+            UsageError: no such file, no TOML, an unknown key (with the closest known one) or a wrong value.
+        """
+        where, text = toml_text(source)
+        try:
+            data = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise UsageError(
+                f"{where} is not TOML: {error}; 'qcompiler recipe show int8' prints a complete one"
+            ) from error
+        return cls.from_dict(data, where)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], where: str = "recipe") -> Self:
+        """Reads plain data, such as the `recipe` entry of a manifest; None means unset."""
+        known = {key: value for key, value in data.items() if value is not None}
+        for name, kind in TABLES.items():
+            if isinstance(known.get(name), Mapping):
+                known[name] = _build(kind, known[name], f"{where}, table [{name}]")
+        return _build(cls, known, where)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, all keys in a fixed order; `from_dict` reads it back equal."""
+        return {key.name: plain(getattr(self, key.name)) for key in dataclasses.fields(self)}
+
+    def to_toml(self) -> str:
+        """A complete recipe with a comment on every key; unset keys stand there as comments. Reads back equal."""
+        keys = [key for key in dataclasses.fields(self) if key.name not in ("shapes", *TABLES)]
+        lines = ["# qcompiler recipe", ""]
+        for key in keys:
+            lines += [*entry_of(key, getattr(self, key.name)), ""]
+        for name, kind in TABLES.items():
+            lines += [f"# {kind.__doc__}", f"[{name}]"]
+            for key in dataclasses.fields(kind):
+                lines += entry_of(key, getattr(getattr(self, name), key.name))
+            lines.append("")
+        shapes = next(key for key in dataclasses.fields(self) if key.name == "shapes")
+        lines.append(f"# {shapes.metadata['help']}")
+        if self.shapes is None:
+            return "\n".join([*lines, "# [shapes]", f"# {shapes.metadata['example']}", ""])
+        rows = [
+            f"{to_toml(name)} = {to_toml([check.spell_shape(s) for s in three])}" for name, three in self.shapes.items()
+        ]
+        return "\n".join([*lines, "[shapes]", *rows, ""])
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with other values, checked like new ones.
+
+        Raises:
+            UsageError: an unknown key or a wrong value.
+        """
+        unknown = [name for name in changes if name not in _names(type(self))]
+        if unknown:
+            raise UsageError(f"unknown recipe key '{unknown[0]}': {did_you_mean(unknown[0], _names(type(self)))}")
+        return dataclasses.replace(self, **changes)
+
+    def formats(self) -> tuple[DType, ...]:
+        """The quantized types that layers may get; empty for a float precision."""
+        if self.precision in ("int8", "fp8"):
+            return (DType(self.precision),)
+        if not self.precision.startswith("auto"):
+            return ()
+        listed = self.precision.partition(":")[2].split(",") if ":" in self.precision else list(AUTO_FORMATS)
+        return tuple(DType(one) for one in listed if DType(one).quantized)
+
+    @property
+    def everything(self) -> bool:
+        """Whether no layer may go back to high precision for accuracy: `auto` with a list that lacks fp16."""
+        return self.precision.startswith("auto:") and "fp16" not in self.precision
+
+    def resolve(self) -> Target:
+        """The target as the passes need it; precision fp16 or bf16 means that type for everything."""
+        whole = self.precision if self.precision in HIGH_PRECISIONS else None
+        high = self.high_precision or whole
+        return parse_target(self.target, DType(high) if high else None)
+
+
+TABLES: Final[Mapping[str, type[Any]]] = MappingProxyType(
+    {
+        "safety": SafetyTable,
+        "smooth_quant": SmoothQuantTable,
+        "qfem": QfemTable,
+        "qfep": QfepTable,
+        "llm_int8": LlmInt8Table,
+        "weight_only": WeightOnlyTable,
+        "generation": GenerationTable,
+        "text": TextTable,
+    }
+)
+
+
+def _names(kind: type) -> list[str]:
+    return [key.name for key in dataclasses.fields(kind)]
+
+
+def _build(kind: type[_T], data: Mapping[str, Any], where: str) -> _T:
+    for name in data:
+        if name not in _names(kind):
+            raise UsageError(f"{where}: unknown key '{name}': {did_you_mean(str(name), _names(kind))}")
+    try:
+        return kind(**data)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from error
+
+
+# built on demand: a check of a recipe may import what the rest of the command line does not need
+PRESETS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
+    {
+        "int8": {},
+        "fp8": {"precision": "fp8", "calibrator": "mse", "target": "tensorrt-rtx:sm89"},  # no older GPU has FP8
+        "auto": {"precision": "auto", "target": "tensorrt-rtx:sm89"},  # costs are those of a GPU that has to be named
+        "int8-dynamic": {"precision": "int8-dynamic", "target": "onnxruntime"},
+        "int8-weight": {"precision": "int8-weight"},
+        "int4-weight": {"precision": "int4-weight"},
+        "fp16": {"precision": "fp16"},
+        "bf16": {"precision": "bf16", "high_precision": "bf16"},
+    }
+)
+
+
+def preset(name: str) -> Recipe:
+    """The recipe of that name.
+
+    Raises:
+        UsageError: there is no such preset.
+    """
+    if name not in PRESETS:
+        raise UsageError(f"there is no preset '{name}': {did_you_mean(name, PRESETS)}")
+    return Recipe(**PRESETS[name])

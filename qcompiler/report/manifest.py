@@ -1,0 +1,51 @@
+"""The manifest: everything that is known about one compilation, as JSON beside the engine.
+
+It is the only thing that the reports are made from, and the recipe in it can be replayed. Keys stand in a fixed order.
+Paths are names of files, never folders of the machine, but for what the user wrote into the recipe or as --data.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from qcompiler.errors import UsageError
+from qcompiler.recipe.recipe import Recipe
+from qcompiler.support.as_json import plain
+
+SCHEMA: Final = 1
+
+
+def to_text(manifest: Mapping[str, Any]) -> str:
+    """The JSON text of a manifest, which holds neither NaN nor Infinity."""
+    return json.dumps(plain(manifest), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """Reads a manifest file.
+
+    Raises:
+        UsageError: there is none, or it was written by a newer qcompiler.
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf8"))
+    except OSError as error:
+        raise UsageError(f"manifest {path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise UsageError(f"{path} is not a manifest: it is not JSON ({error})") from error
+    if not isinstance(data, dict) or not isinstance(data.get("schema"), int):
+        raise UsageError(f"{path} is not a manifest of qcompiler: it has no 'schema'")
+    if data["schema"] > SCHEMA:
+        raise UsageError(f"{path} was written by a newer qcompiler ({data.get('qcompiler')}): update to read it")
+    return data
+
+
+def replay(path: str | Path) -> Recipe:
+    """The recipe that a manifest file says was used.
+
+    Raises:
+        UsageError: it is no manifest, or its recipe is not valid in this version.
+    """
+    return Recipe.from_dict(read(path).get("recipe") or {}, f"recipe of {path}")

@@ -1,0 +1,1 @@
+"""ONNX Runtime: `stream.py` is the one door to it."""

@@ -1,0 +1,62 @@
+"""Whether a model file holds FP8: ONNX Runtime's CPU optimiser breaks such graphs.
+
+Version 1.31 fuses their Q/DQ pairs as if they were INT8 (MatMulIntegerToFloat, Clip into QuantizeLinear) and then
+refuses what it has made. Without optimisations it computes them right.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import TensorProto
+
+from qcompiler.ir.weights import map_file
+from qcompiler.ir.wire import WireError, strip
+
+TYPES = frozenset(
+    {TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E4M3FNUZ, TensorProto.FLOAT8E5M2, TensorProto.FLOAT8E5M2FNUZ}
+)
+_STATES_TYPE = ("to", "output_dtype")
+
+
+def in_file(path: str | Path) -> bool:
+    """Whether an ONNX file holds FP8 anywhere; no for what is not an ONNX file. Weights are not read."""
+    if not Path(path).is_file() or not os.path.getsize(path):
+        return False
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(strip(map_file(Path(path)).data))
+    except (WireError, DecodeError):
+        return False
+    return in_proto(proto)
+
+
+def in_proto(proto: onnx.ModelProto) -> bool:
+    """Whether a model holds FP8: in a weight, a zero point, a constant, an input, or as the type that a node writes."""
+    inputs = (value.type.tensor_type.elem_type for value in proto.graph.input)
+    return (
+        any(kind in TYPES for kind in inputs)
+        or any(map(_graph, _graphs(proto.graph)))
+        or any(_nodes(function.node) for function in proto.functions)
+    )
+
+
+def _graph(graph: onnx.GraphProto) -> bool:
+    return any(one.data_type in TYPES for one in graph.initializer) or _nodes(graph.node)
+
+
+def _nodes(nodes: Iterable[onnx.NodeProto]) -> bool:
+    attributes = (attribute for node in nodes for attribute in node.attribute)
+    return any((one.name in _STATES_TYPE and one.i in TYPES) or one.t.data_type in TYPES for one in attributes)
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _graphs(attribute.g)

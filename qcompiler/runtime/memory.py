@@ -1,0 +1,94 @@
+"""Memory of sessions: an arena that several share, and what is given back to the system."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import mmap
+import sys
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from qcompiler.ir import model as models
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def return_freed_memory() -> None:
+    """Gives what closed sessions have freed back to the system; glibc keeps it for itself otherwise."""
+    gc.collect()
+    if pool.cache_info().currsize:
+        pool().shrink()
+    if not sys.platform.startswith("linux"):
+        return
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+    if trim is not None:
+        trim(0)
+
+
+class _Pool:
+    """The memory that pooled sessions share: an arena of ONNX Runtime's that belongs to no session."""
+
+    def __init__(self) -> None:
+        import onnxruntime as ort
+
+        cpu = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+        ort.create_and_register_allocator(cpu, ort.OrtArenaCfg({"arena_extend_strategy": 1}))  # as much as is asked for
+        x, y = (gs.Variable(name, np.float32, [1]) for name in "xy")
+        proto, _ = models.to_proto(gs.Graph([gs.Node("Identity", "same", {}, [x], [y])], [x], [y], opset=13))
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = 1
+        take_from_pool(options)
+        self._smallest = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        self._run()  # an arena never gives its first piece back, so that is to be a small one
+
+    def shrink(self) -> None:
+        """Gives all that no session uses back to the system."""
+        import onnxruntime as ort
+
+        options = ort.RunOptions()
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        self._run(options)
+
+    def _run(self, options: Any = None) -> None:
+        self._smallest.run(None, {"x": np.zeros(1, np.float32)}, options)
+
+
+@lru_cache(maxsize=1)
+def pool() -> _Pool:
+    """The one arena of this process, made at first use."""
+    return _Pool()
+
+
+def take_from_pool(options: Any) -> None:
+    """Lets a session take its activations from the pool, each by itself: a planned block is too large to be shared."""
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    options.enable_mem_pattern = False
+
+
+def release_pages(arrays: Iterable[NDArray[Any]]) -> None:
+    """Tells the system that the pages of memory-mapped arrays are not needed now; they come back when read."""
+    seen: set[int] = set()
+    for array in arrays:
+        mapped = _mapping(array)
+        if mapped is None or id(mapped) in seen or not hasattr(mapped, "madvise"):
+            continue
+        seen.add(id(mapped))
+        mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def _mapping(array: Any) -> mmap.mmap | None:
+    while array is not None:
+        if isinstance(array, mmap.mmap):
+            return array
+        if isinstance(array, memoryview):
+            array = array.obj
+            continue
+        array = getattr(array, "base", None)
+    return None

@@ -1,0 +1,207 @@
+"""Running a graph in ONNX Runtime without copying its weights: the one place that knows that library's sessions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from qcompiler.errors import DataError, ModelError
+from qcompiler.ir import graph as graphs
+from qcompiler.ir import model as models
+from qcompiler.runtime import fp8
+from qcompiler.runtime.memory import pool, release_pages, take_from_pool
+from qcompiler.support.machine import available_processors
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+Shape = tuple[int | str | None, ...]
+Source: TypeAlias = str | Path | models.Model | gs.Graph | tuple[onnx.ModelProto, Mapping[str, "NDArray[Any]"]]
+
+_DTYPES: dict[str, str] = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(bool)": "bool",
+    "tensor(string)": "object",
+    **{f"tensor({name})": name for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")},
+}
+_UNKNOWN = re.compile(r"([\w.]*):(\w+)\(-?\d+\) is not a registered function/op")
+_MISFITS = ("Required inputs", "Invalid Feed", "INVALID_ARGUMENT", "Got invalid dimensions")
+
+
+class Session:
+    """An ONNX Runtime session on the CPU over a model file, a `Model`, a graph or a proto.
+
+    Weights of an in-memory graph are lent to ONNX Runtime, not serialized: they must outlive the session, which keeps
+    a reference, and nobody may write to them.
+
+    Args:
+        source: path, `Model`, `gs.Graph`, or a `ModelProto` with the weights that it marks as external, by name.
+        outputs: names of the tensors to return, any tensors of the main graph; None for the model's own outputs.
+        optimize: ONNX Runtime's graph optimisations. Always off for graphs with FP8, which they break on the CPU.
+        quick: made for a handful of runs: neither optimisations nor repacked weights, so that it is there at once.
+        threads: threads inside an operator; 0 for one per processor that this process may use.
+        pooled: activations come from memory that all pooled sessions share, for sessions that are run in turns; each
+            keeps its own otherwise, as long as it lives. `return_freed_memory` gives it back.
+
+    Raises:
+        ModelError: ONNX Runtime refuses the model; the message has its reason.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        outputs: Sequence[str] | None = None,
+        optimize: bool = True,
+        quick: bool = False,
+        threads: int = 0,
+        pooled: bool = False,
+    ) -> None:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.log_severity_level = 4  # its errors arrive as exceptions; printed as well they would only be noise
+        options.intra_op_num_threads = threads or available_processors()
+        options.inter_op_num_threads = 1
+        # Weights in few bits: without this, ONNX Runtime rounds the activations beside them to INT8
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+        if quick:
+            options.add_session_config_entry("session.disable_prepacking", "1")
+        if pooled:
+            pool()
+            take_from_pool(options)
+        self._label = str(source) if isinstance(source, str | Path) else "the model"
+        self._lent: list[NDArray[Any]] = []
+        content, has_fp8 = self._content(source, outputs, options)
+        if quick or not optimize or has_fp8:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        try:
+            self._session = _open(content, options)
+        except Exception as error:  # ONNX Runtime raises a class of its own for each kind of failure
+            unknown = _UNKNOWN.search(str(error))
+            if unknown:
+                raise _unknown_operator(source, *unknown.groups()) from error
+            raise ModelError(
+                f"ONNX Runtime refuses {self._label}: {reason(error)}. Check the model with onnx.checker, or simplify "
+                "the part that is named."
+            ) from error
+        release_pages(self._lent)
+        found = [value.name for value in self._session.get_outputs()]
+        self.outputs: list[str] = list(outputs) if outputs is not None else found
+
+    def _content(self, source: Source, outputs: Sequence[str] | None, options: Any) -> tuple[str | bytes, bool]:
+        """What ONNX Runtime reads, and whether there is FP8 in it."""
+        import onnxruntime as ort
+
+        if isinstance(source, str | Path) and outputs is None:
+            return str(source), fp8.in_file(source)
+        if isinstance(source, str | Path):
+            source = models.load(source)
+        if isinstance(source, tuple):
+            proto, weights = source
+        else:
+            proto, weights = models.to_proto(source.graph if isinstance(source, models.Model) else source)
+        if outputs is not None:
+            proto = _with_outputs(proto, outputs)
+        names = [name for name, array in weights.items() if array.size]
+        self._lent = [np.ascontiguousarray(weights[name]) for name in names]
+        if names:
+            options.add_external_initializers(names, [_lend(ort, array) for array in self._lent])
+        content: bytes = proto.SerializeToString()
+        return content, fp8.in_proto(proto)
+
+    @property
+    def inputs(self) -> dict[str, tuple[np.dtype[Any] | None, Shape]]:
+        """dtype and shape of each input; dtype None where the input is no tensor or its type is not numpy's."""
+        return described(self._session.get_inputs())
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Runs once and returns the outputs by name.
+
+        Raises:
+            DataError: the feeds do not fit the graph.
+            ModelError: a node fails on them; the message names it.
+        """
+        try:
+            values = self._session.run(self.outputs, dict(feeds))
+        except Exception as error:  # see above
+            text = reason(error)
+            if any(sign in f"{error} {text}" for sign in _MISFITS):
+                shapes = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in feeds.items())
+                raise DataError(
+                    f"ONNX Runtime cannot run {self._label} on the feed ({shapes}): {text}. "
+                    "Give each input the dtype and shape that `qcompiler inspect` lists."
+                ) from error
+            raise ModelError(f"ONNX Runtime failed while running {self._label}: {text}.") from error
+        return dict(zip(self.outputs, values, strict=True))
+
+
+def described(values: Iterable[Any]) -> dict[str, tuple[np.dtype[Any] | None, Shape]]:
+    """dtype and shape of what ONNX Runtime's `get_inputs()` or `get_outputs()` gives, as in `Session.inputs`."""
+    return {
+        value.name: (
+            np.dtype(_DTYPES[value.type]) if value.type in _DTYPES else None,
+            tuple(dim if isinstance(dim, int) else (dim or None) for dim in value.shape or ()),
+        )
+        for value in values
+    }
+
+
+def _open(content: str | bytes, options: Any) -> Any:
+    """The session; without its change from INT8 to UINT8 where that is what fails (onnxruntime#25526, open in 1.31)."""
+    import onnxruntime as ort
+
+    try:
+        return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # a class of its own for each kind of failure
+        if "output_dtype INT8 does not match" not in str(error):
+            raise
+    options.add_session_config_entry("session.qdqisint8allowed", "1")
+    return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def _unknown_operator(source: Source, domain: str, op: str) -> ModelError:
+    """The error for a custom operator, with the nodes that are one."""
+    if isinstance(source, str | Path):
+        source = models.load(source)
+    graph = source.graph if isinstance(source, models.Model) else source
+    nodes = [f"'{node.name}'" for node in graphs.walk(graph) if node.op == op] if isinstance(graph, gs.Graph) else []
+    where = f" ({', '.join(nodes[:3])}{' and others' * (len(nodes) > 3)})" if nodes else ""
+    return ModelError(
+        f"the model has nodes of the operator {op} of domain '{domain}'{where}, which ONNX Runtime does not know: the "
+        "model cannot be run over data, so nothing can be measured or compared. Export it with standard operators, or "
+        "give that operator as a function inside the model."
+    )
+
+
+def reason(error: BaseException) -> str:
+    """The readable part of an ONNX Runtime message, on one line and without its source paths."""
+    text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error))
+    text = re.sub(r"/\S*/onnxruntime/\S+:\d+\s+(?:[\w:<>~*&, ]+\([^)]*\)(?: const)?(?: \[with [^]]*\])?)?", "", text)
+    return " ".join(text.split()).strip(" .")[:600]
+
+
+def _lend(ort: Any, array: NDArray[Any]) -> Any:
+    """An OrtValue over the array's own memory; types that numpy lacks go by their bytes."""
+    native = array.dtype.kind in "biuf" and array.dtype.name in _DTYPES.values()
+    if native:
+        return ort.OrtValue.ortvalue_from_numpy(array)
+    raw = array.view(np.uint8 if array.itemsize == 1 else np.uint16)
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(raw, graphs.onnx_type(array.dtype))
+
+
+def _with_outputs(proto: onnx.ModelProto, outputs: Sequence[str]) -> onnx.ModelProto:
+    """The proto with other outputs. The types are left open: ONNX Runtime infers them."""
+    known = {value.name: value for value in proto.graph.output}
+    del proto.graph.output[:]
+    proto.graph.output.extend(known.get(name) or onnx.ValueInfoProto(name=name) for name in outputs)
+    return proto

@@ -1,0 +1,1 @@
+"""What is measured of tensors: histograms, outliers, rows, Hessians, ranges; all of it adds up."""

@@ -1,0 +1,258 @@
+"""Runs the model over the calibration data once and feeds the statistics that were asked for.
+
+Only the asked tensors become outputs, so that ONNX Runtime fuses everything between them as it does in a plain run.
+Statistics are histograms that add up exactly, so order, batching and the number of workers do not change them; and the
+few samples that are kept for later checks are those with the smallest content hash, which does not depend on order
+either.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from qcompiler.data.batches import samples_of
+from qcompiler.data.samples import Fingerprint, Keep, ShapeRange
+from qcompiler.data.source import Source
+from qcompiler.ir import model as models
+from qcompiler.ir.signature import Feeds, Inputs
+from qcompiler.runtime.finite import not_finite
+from qcompiler.runtime.stream import BUDGET, Part, Stream, fill
+from qcompiler.statistics.hessian import Hessians
+from qcompiler.statistics.histogram import Histogram, Histograms
+from qcompiler.statistics.outliers import AllOutliers, Outliers
+from qcompiler.statistics.points import Points
+from qcompiler.statistics.ranges import Range
+from qcompiler.statistics.rows import Recorder, Rows, channels
+from qcompiler.support.machine import available_processors
+
+if TYPE_CHECKING:
+    from qcompiler.hessian import Hessian
+
+
+Advance = Callable[[int], None]
+OVERLAP_BYTES = 64 << 20  # activations of a run above which the next one waits until they are counted and freed
+
+
+@dataclass(frozen=True, eq=False)
+class Observations:
+    """What one pass over the data tells. Whoever changes the model returns another one, by `with_`.
+
+    Attributes:
+        histograms: of |x|, by tensor name, over all elements of all samples.
+        outliers: channels and tokens that stand out, by tensor name.
+        kept: the feeds with the smallest fingerprints, in the order of these; a sample each, also out of
+            batches.
+        shapes: smallest, usual and largest shape of each input, for the optimization profile.
+        feeds: how many feeds were run.
+        fingerprint: hash of all feeds that does not depend on their order.
+        rows: recorded rows, by tensor name.
+        hessians: float64 [K, K], by tensor name.
+        ranges: smallest and largest value, by tensor name.
+    """
+
+    histograms: Mapping[str, Histogram] = field(default_factory=dict)
+    kept: tuple[Feeds, ...] = ()
+    shapes: ShapeRange = field(default_factory=ShapeRange)
+    feeds: int = 0
+    fingerprint: Fingerprint = field(default_factory=Fingerprint)
+    outliers: Mapping[str, Outliers] = field(default_factory=dict)
+    rows: Mapping[str, Rows] = field(default_factory=dict)
+    hessians: Mapping[str, Hessian] = field(default_factory=dict)
+    ranges: Mapping[str, Range] = field(default_factory=dict)
+
+    def with_(
+        self, histograms: Mapping[str, Histogram] | None = None, outliers: Mapping[str, Outliers] | None = None
+    ) -> Observations:
+        """The same with statistics of more tensors; those that are known already are replaced."""
+        return replace(
+            self,
+            histograms={**self.histograms, **(histograms or {})},
+            outliers={**self.outliers, **(outliers or {})},
+        )
+
+
+def observe(
+    model: models.Model,
+    points: Points,
+    source: Source,
+    *,
+    inputs: Inputs,
+    keep: int = 16,
+    expected: int = 1,
+    workers: int = 1,
+    advance: Advance | None = None,
+    budget: int = BUDGET,
+) -> Observations:
+    """Runs every feed of `source` through the model and fills all the statistics that are wanted.
+
+    Args:
+        model: the float model; float tensors of its main graph can be observed.
+        points: which statistic of which tensor; graph inputs are allowed.
+        source: the data; it is read once.
+        inputs: the model's inputs, to know whether a feed is a batch.
+        keep: how many samples to keep for later checks.
+        expected: how many feeds there will be, which says how many rows of each may be recorded.
+        workers: sessions that share the data; each gets its part of the processors. More than one pays where single
+            operators are too small to keep all processors busy, and costs one session's memory each.
+        advance: called with the number of feeds done since the last call.
+        budget: bytes of the tensors that are fetched at a time, as of `stream.Stream`.
+
+    Raises:
+        DataError: a feed does not fit the model, or is not finite.
+        ModelError: a tensor is not finite; the message names the first such tensor in graph order.
+    """
+    kept, shapes, counter = Keep(keep), ShapeRange(), _Counter(advance)
+    share = max(1, available_processors() // workers)
+    fingerprint = Fingerprint()
+    feeds = _Shared(source, (lambda feed: _offer(kept, feed, inputs), shapes.watch, fingerprint.add), counter)
+    crew = [
+        _Worker(
+            model,
+            Stream(model, points.tensors, threads=share, budget=budget),
+            _Statistics(points, inputs, expected),
+        )
+        for _ in range(workers if points.tensors else 1)
+    ]
+    if len(crew) == 1:
+        crew[0].work(feeds)
+    else:
+        with ThreadPoolExecutor(len(crew), "observe") as pool:
+            running = [pool.submit(worker.work, feeds) for worker in crew]
+            for done in running:
+                done.result()
+    seen = crew[0].statistics
+    for worker in crew[1:]:
+        seen.merge(worker.statistics)
+    histograms = seen.histograms.found
+    return Observations(
+        histograms,
+        tuple(kept.feeds),
+        shapes,
+        counter.done,
+        fingerprint,
+        seen.outliers.found,
+        {} if seen.rows is None else seen.rows.rows(),
+        seen.hessians.found,
+        {name: Range(one.minimum, one.maximum) for name in points.ranges if (one := histograms[name]).finite},
+    )
+
+
+class _Statistics:
+    """Everything that is wanted of the data, by one worker."""
+
+    def __init__(self, points: Points, inputs: Inputs, expected: int) -> None:
+        self.histograms = Histograms(points.counted)
+        self.outliers = AllOutliers(dict(points.outliers), lambda feed: samples_of(feed, inputs))
+        self.hessians = Hessians(dict(points.hessians))
+        self.rows: Recorder | None = None
+        self._recorded, self._expected = dict(points.rows), expected
+
+    def begin(self, model: models.Model, feed: Feeds) -> None:
+        """How many rows of each feed are recorded can only be told with one at hand."""
+        if self._recorded and self.rows is None:
+            self.rows = Recorder(self._recorded, channels(model, self._recorded, feed), self._expected)
+
+    def update(self, part: Part) -> None:
+        for one in (self.outliers, self.hessians, self.rows):
+            if one is not None:
+                one.update(part)
+
+    def merge(self, other: _Statistics) -> None:
+        self.histograms.merge(other.histograms)
+        self.outliers.merge(other.outliers)
+        self.hessians.merge(other.hessians)
+        if self.rows is None:
+            self.rows = other.rows
+        elif other.rows is not None:
+            self.rows.merge(other.rows)
+
+
+def _offer(kept: Keep, feed: Feeds, inputs: Inputs) -> None:
+    """Offers every sample of a feed by itself, so that batching does not change which samples are kept."""
+    for one in samples_of(feed, inputs):
+        kept.offer(one)
+
+
+class _Counter:
+    """Counts feeds and passes the count on."""
+
+    def __init__(self, advance: Advance | None) -> None:
+        self.done = 0
+        self._advance = advance
+
+    def add(self) -> None:
+        self.done += 1
+        if self._advance is not None:
+            self._advance(1)
+
+
+class _Shared:
+    """One iteration over the source, shared by the workers; also shows every feed to whoever watches the data."""
+
+    def __init__(self, source: Source, watchers: Sequence[Callable[[Feeds], None]], counter: _Counter) -> None:
+        self._feeds = iter(source)
+        self._lock = threading.Lock()
+        self._watchers, self._counter = watchers, counter
+        self._broken = False
+
+    def __iter__(self) -> Iterator[tuple[int, Feeds]]:
+        while True:
+            with self._lock:
+                feeds = None if self._broken else next(self._feeds, None)
+                if feeds is None:
+                    return
+                index = self._counter.done
+                for watch in self._watchers:
+                    watch(feeds)
+                self._counter.add()
+            yield index, feeds
+
+    def stop(self) -> None:
+        """No more feeds for anybody: a worker has failed."""
+        self._broken = True
+
+
+class _Worker:
+    """One stream and its statistics. A second thread counts while the sessions are busy with the next part."""
+
+    def __init__(self, model: models.Model, stream: Stream, statistics: _Statistics) -> None:
+        self._model, self._stream, self.statistics = model, stream, statistics
+
+    def work(self, feeds: _Shared) -> None:
+        with ThreadPoolExecutor(1, "count") as counting:
+            pending: Future[None] | None = None
+            try:
+                for index, feed in feeds:
+                    self.statistics.begin(self._model, feed)
+                    for part in self._stream.parts(index, feed):
+                        if pending is not None:
+                            pending.result()
+                        if sum(array.nbytes for array in part.values.values()) > OVERLAP_BYTES:
+                            pending = None
+                            self._count(part)
+                        else:
+                            pending = counting.submit(self._count, replace(part, values=dict(part.values)))
+                if pending is not None:
+                    pending.result()
+            except BaseException:
+                feeds.stop()
+                raise
+
+    def _count(self, part: Part) -> None:
+        histograms = self.statistics.histograms
+        histograms.update(part)
+        for name, histogram in histograms.found.items():
+            if histogram.nonfinite:
+                raise not_finite(self._model.graph, part.feed, f"tensor '{name}'", f"sample {part.index}")
+        self.statistics.update(part)
+
+
+def histograms(model: models.Model, names: Sequence[str], feeds: Sequence[Feeds]) -> dict[str, Histogram]:
+    """Histograms of float tensors over some feeds; inputs of the graph are allowed."""
+    seen = Histograms(names)
+    fill(model, [seen], feeds)
+    return seen.found

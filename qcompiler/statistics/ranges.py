@@ -1,0 +1,205 @@
+"""Smallest and largest value of every float tensor, observed by running; what the typing pass decides with.
+
+The reductions run inside the graph, so that only two scalars per tensor leave ONNX Runtime and no activation is kept
+for them. Their order matters: ONNX Runtime orders nodes backwards from the last ones, so with the reduction of the
+deepest tensor listed first each tensor is reduced where it arises and freed (measured: 8 MB against 248 MB for 60
+tensors of 4 MB).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from qcompiler.ir import decoder_io, element_types, nested
+from qcompiler.ir import graph as graphs
+from qcompiler.ir import model as models
+from qcompiler.ir.edit import Names
+from qcompiler.runtime.stream import fill
+
+if TYPE_CHECKING:
+    from qcompiler.ir.signature import Feeds
+    from qcompiler.runtime.stream import Part
+
+
+_REDUCIBLE = (np.dtype(np.float16), np.dtype(np.float32))
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Smallest and largest value seen, in the tensor's own unit; both may be infinite (masks), never NaN."""
+
+    low: float
+    high: float
+
+    @property
+    def absmax(self) -> float:
+        """Largest |x| seen."""
+        return max(abs(self.low), abs(self.high))
+
+    @property
+    def nearest_zero(self) -> float:
+        """Smallest |x| that the two ends allow: 0 where the range includes it."""
+        return 0.0 if self.low <= 0 <= self.high else min(abs(self.low), abs(self.high))
+
+    def __or__(self, other: Range) -> Range:
+        """The range of both together."""
+        return Range(min(self.low, other.low), max(self.high, other.high))
+
+
+@dataclass(frozen=True)
+class Ranges(Mapping[str, Range]):
+    """Observed ranges by tensor name. Tensors that were always empty, or whose graph never ran, are not in it."""
+
+    found: Mapping[str, Range] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Range:
+        """The range of a tensor; KeyError where it was not observed."""
+        return self.found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Names in graph order."""
+        return iter(self.found)
+
+    def __len__(self) -> int:
+        """How many tensors were observed."""
+        return len(self.found)
+
+
+def measure(model: models.Model | gs.Graph, feeds: Iterable[Feeds]) -> Ranges:
+    """Runs the model over `feeds` and returns the range of every FP32 and FP16 tensor, by name.
+
+    Tensors in branches of If and in bodies of Loop and Scan are among them, with the values of every run of their
+    graph; those of a branch that was never taken, or of a body that never ran, are not.
+
+    A tensor that is NaN somewhere has the range of its other values, as far as ONNX Runtime's reduction sees them;
+    the observation of the calibration data is what reports NaN.
+
+    Raises:
+        DataError: a feed does not fit the model.
+        ModelError: ONNX Runtime refuses the model, or a node fails.
+    """
+    graph = (model.graph if isinstance(model, models.Model) else model).copy()
+    taps = _Taps(graph).of(graph)
+    if not taps:
+        return Ranges()
+    graph.outputs = [end for tap in taps for end in tap.ends]
+    seen = _Ends(taps)
+    fill(graph, [seen], feeds, quick=True)
+    known = {tap.name: seen.found[tap.name] for tap in taps if tap.name in seen.found and _real(seen.found[tap.name])}
+    return Ranges(_past(model, known) | known)
+
+
+def _past(model: models.Model | gs.Graph, known: Mapping[str, Range]) -> dict[str, Range]:
+    """Ranges of a decoder's cache that was empty: what comes out as `present` goes in as `past` in the next step."""
+    decoder = decoder_io.of_graph(model.graph if isinstance(model, models.Model) else model)
+    pairs = () if decoder is None else decoder.pairs
+    return {pair.past: known[pair.present] for pair in pairs if pair.present in known}
+
+
+def _real(value: Range) -> bool:
+    """False where nothing was seen: the maximum of nothing is -inf."""
+    return value.low <= value.high and not math.isnan(value.low) and not math.isnan(value.high)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tap:
+    """A tensor, and the two scalars of the graph at hand that hold its minimum and maximum."""
+
+    name: str
+    dtype: np.dtype[Any]
+    ends: tuple[gs.Variable, gs.Variable]
+
+
+class _Ends:
+    """Smallest and largest values by tensor name, from the two scalars of each tap."""
+
+    def __init__(self, taps: Sequence[_Tap]) -> None:
+        self._taps = taps
+        self.found: dict[str, Range] = {}
+
+    @property
+    def tensors(self) -> Sequence[str]:
+        return [end.name for tap in self._taps for end in tap.ends]
+
+    def update(self, part: Part) -> None:
+        for tap in self._taps:
+            if all(end.name in part.values for end in tap.ends):
+                now = Range(*(float(part.values[end.name]) for end in tap.ends))
+                self.found[tap.name] = self.found[tap.name] | now if tap.name in self.found else now
+
+
+_ENDS = (("ReduceMin", math.inf), ("ReduceMax", -math.inf))  # and what stands for nothing seen
+
+
+class _Taps:
+    """Adds the reductions to a graph and to those that it nests.
+
+    A nested graph hands its scalars out as further outputs of its node. A Loop or Scan stacks them, one per run of the
+    body, and they are reduced once more outside. An If has the same outputs whichever branch it takes: the other one
+    gives plus and minus infinity for them.
+    """
+
+    def __init__(self, graph: gs.Graph) -> None:
+        self.types = element_types.infer_all(graph)
+        self.names = Names(graph)
+
+    def of(self, graph: gs.Graph) -> list[_Tap]:
+        """The taps of a graph whose nodes now compute them; they are no outputs yet."""
+        within = [tap for node in list(graph.nodes) for tap in self._nested(node)]
+        borrowed = {id(t) for t in graphs.tensors(graph)} - _own(graph)
+        taps: list[_Tap] = []
+        nodes: list[gs.Node] = []
+        for tensor in list(graphs.tensors(graph)):
+            dtype = self.types.get(id(tensor))
+            if graphs.is_constant(tensor) or dtype not in _REDUCIBLE or id(tensor) in borrowed:
+                continue
+            taps.append(self._reduce(tensor.name, dtype, (tensor, tensor), nodes))
+        taps += [self._reduce(tap.name, tap.dtype, tap.ends, nodes) if tap.ends[0].shape else tap for tap in within]
+        graph.nodes.extend(reversed(nodes))
+        return taps
+
+    def _reduce(self, name: str, dtype: Any, sources: tuple[gs.Tensor, gs.Tensor], nodes: list[gs.Node]) -> _Tap:
+        ends = []
+        for (op, _), source in zip(_ENDS, sources, strict=True):
+            end = gs.Variable(self.names.fresh(f"{name}/{op}"), dtype, [])
+            nodes.append(gs.Node(op, self.names.fresh(end.name), {"keepdims": 0}, [source], [end]))
+            ends.append(end)
+        return _Tap(name, dtype, (ends[0], ends[1]))
+
+    def _nested(self, node: gs.Node) -> list[_Tap]:
+        if not nested.is_typed(node):
+            return []
+        inner = graphs.subgraphs(node)
+        found = [(one, tap) for one in inner for tap in self.of(one)]
+        stacked = not graphs.is_op(node, "If")
+        taps = []
+        for owner, tap in found:
+            ends = []
+            for end, (op, nothing) in zip(tap.ends, _ENDS, strict=True):
+                for one in inner:
+                    one.outputs.append(end if one is owner else self._nothing(one, nothing, tap.dtype))
+                out = gs.Variable(self.names.fresh(f"{tap.name}/{op}"), tap.dtype, [None] if stacked else [])
+                node.outputs.append(out)
+                ends.append(out)
+            taps.append(_Tap(tap.name, tap.dtype, (ends[0], ends[1])))
+        for axes in ("scan_output_axes", "scan_output_directions"):
+            if node.attrs.get(axes):
+                node.attrs[axes] = [*node.attrs[axes], *[0] * (2 * len(found))]
+        return taps
+
+    def _nothing(self, graph: gs.Graph, value: float, dtype: Any) -> gs.Variable:
+        out = gs.Variable(self.names.fresh("nothing"), dtype, [])
+        held = gs.Constant(self.names.fresh("nothing"), np.array(value, dtype))
+        graph.nodes.append(gs.Node("Constant", self.names.fresh("nothing"), {"value": held}, [], [out]))
+        return out
+
+
+def _own(graph: gs.Graph) -> set[int]:
+    """Ids of the tensors that a graph takes as inputs or computes; what it reads from around it is not among them."""
+    return {id(t) for t in graph.inputs} | {id(t) for node in graph.nodes for t in node.outputs}

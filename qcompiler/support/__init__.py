@@ -1,0 +1,1 @@
+"""What knows nothing of models: files, progress, JSON, the machine, user code."""

@@ -1,0 +1,1 @@
+"""What looks at models and does not compile: verify, inspect, sensitivity, bench."""

@@ -1,0 +1,121 @@
+"""What the rules of a target say of every layer of a model, for those who only look."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import onnx_graphsurgeon as gs
+
+from qcompiler.data.batches import samples_of
+from qcompiler.data.source import Source
+from qcompiler.errors import ModelError
+from qcompiler.ir import graph as graphs
+from qcompiler.ir.macs import tensors_for_shapes
+from qcompiler.ir.signature import Inputs
+from qcompiler.plan import Candidate, Refusal
+from qcompiler.planning.placement import candidates
+from qcompiler.recipe.recipe import Recipe
+from qcompiler.runtime import shapes
+from qcompiler.runtime.shapes import concrete_shapes
+
+_YES = "linear"  # the rule of what can be quantized
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A linear or recurrent node, as the compiler sees it after clean-up.
+
+    Attributes:
+        node: its name.
+        op: ONNX operator.
+        quantizable: whether the rules of the target let it be INT8; whether accuracy does is only known after
+            `compile`.
+        rule: the id of the rule that decided.
+        why: one sentence; empty where it can be quantized.
+        macs: multiply-accumulates of one sample; None where shapes are not known.
+        share: of the model's multiply-accumulates, 0..1; None where those of some layer are not known.
+    """
+
+    node: str
+    op: str
+    quantizable: bool
+    rule: str
+    why: str
+    macs: int | None = None
+    share: float | None = None
+
+
+def known_shapes(
+    graph: gs.Graph, source: Source | None, inputs: Inputs, recipe: Recipe, problems: list[str]
+) -> dict[str, tuple[int, ...]]:
+    """Shapes for one sample: those of the first feed, else with the recipe's usual shapes or a batch of one."""
+    if source is not None:
+        try:
+            first = next(samples_of(next(iter(source)), inputs))
+            return concrete_shapes(graph, first, tensors_for_shapes(graph))
+        except ModelError as error:
+            problems.append(f"multiply-accumulates are not known: {error}")
+            return {}
+    assumed = graph.copy()
+    for tensor in assumed.inputs:
+        shape = graphs.shape_of(tensor)
+        if recipe.shapes is not None and tensor.name in recipe.shapes:
+            tensor.shape = list(recipe.shapes[tensor.name][1])
+        elif shape and not isinstance(shape[0], int):
+            tensor.shape = [1, *shape[1:]]
+    shapes.infer(assumed)
+    fixed = ((tensor.name, graphs.static_shape(tensor)) for tensor in graphs.tensors(assumed))
+    return {name: shape for name, shape in fixed if shape is not None}
+
+
+def judged(
+    graph: gs.Graph,
+    found: Iterable[Candidate],
+    refused: Iterable[Refusal],
+    known: Mapping[str, tuple[int, ...]],
+    macs: Mapping[str, int],
+    total: int,
+) -> tuple[Layer, ...]:
+    """Every linear and recurrent node in graph order, nested ones behind."""
+    nodes = {node.name: node for node in graph.nodes}
+    verdicts = {one.node: Layer(one.node, one.op, False, one.rule, one.why) for one in refused}
+    for one in found:
+        small = candidates.too_small(one, nodes[one.node], known)
+        rule, why = (_YES, "") if small is None else (small.rule, small.why)
+        verdicts[one.node] = Layer(one.node, one.op, small is None, rule, why)
+    places = {name: i for i, name in enumerate(nodes)}
+    return tuple(
+        replace(one, macs=macs.get(one.node), share=macs.get(one.node, 0) / total if total else None)
+        for one in sorted(verdicts.values(), key=lambda one: places.get(one.node, len(places)))
+    )
+
+
+def by_rule(layers: Iterable[Layer]) -> Iterator[dict[str, Any]]:
+    """What stays float, one row per rule, the most multiply-accumulates first."""
+    groups: dict[str, list[Layer]] = {}
+    for layer in layers:
+        if not layer.quantizable:
+            groups.setdefault(layer.rule, []).append(layer)
+    for rule, group in sorted(groups.items(), key=lambda item: -sum(one.macs or 0 for one in item[1])):
+        first = group[0].node if len(group) == 1 else f"{group[0].node} and {len(group) - 1} more"
+        shares = [one.share for one in group if one.share is not None]
+        yield _present({"rule": rule, "nodes": first, "share": sum(shares) if shares else None, "why": group[0].why})
+
+
+def row(layer: Layer) -> dict[str, Any]:
+    """A layer as a row of a table; what is not known is left out."""
+    verdict = "yes" if layer.quantizable else layer.rule
+    figures = {"macs": layer.macs, "share": layer.share}
+    return {
+        "node": layer.node,
+        "op": layer.op,
+        "int8": verdict,
+        **_present(figures),
+        **({"why": layer.why} if layer.why else {}),
+    }
+
+
+def _present(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if value is not None}

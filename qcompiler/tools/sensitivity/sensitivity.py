@@ -1,0 +1,316 @@
+"""`sensitivity()`: which layers of a model low precision hurts, in which format, and whether weights or activations."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from qcompiler.data.source import Data, open_source
+from qcompiler.data.text import fitted
+from qcompiler.errors import ModelError
+from qcompiler.ir import model as models
+from qcompiler.ir.macs import node_macs, tensors_for_shapes
+from qcompiler.ir.signature import inputs_of
+from qcompiler.numerics.sqnr import decibel, gain_db
+from qcompiler.passes.pipelines import clean_up
+from qcompiler.plan import Candidate
+from qcompiler.planning.placement import candidates
+from qcompiler.recipe.recipe import Recipe
+from qcompiler.runtime import shapes
+from qcompiler.runtime.memory import return_freed_memory
+from qcompiler.runtime.shapes import concrete_shapes
+from qcompiler.statistics.observe import Observations, observe
+from qcompiler.statistics.outliers import Outliers
+from qcompiler.statistics.points import Points
+from qcompiler.support.as_json import plain
+from qcompiler.support.progress import Progress, silent
+from qcompiler.target import DType
+from qcompiler.tools.sensitivity.formats import DEFAULT, parse
+from qcompiler.tools.sensitivity.layer_study import Noise, Study
+
+FEW: Final = 4  # samples that layers are measured on at most
+ENOUGH: Final = 8_000_000  # activation elements that are as good as more samples
+EVEN_DB: Final = 3.0  # errors that are closer than this count as equal
+TOKENS: Final = 10.0  # largest over median from which a token spikes
+CHANNELS: Final = 4.0  # the same for channels; bell curves have less than 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """What one format does to one group of layers, as SQNR in dB; 200 stands for no error.
+
+    Attributes:
+        weights_db: of the layers' own outputs, with only their weights in the format.
+        activations_db: the same with only the activation; None where the format is for weights.
+        layer_db: the same with both.
+        outputs_db: of the outputs of the model, with both and everything else float.
+        rest_db: of the outputs, predicted, if this group and all worse ones stay float and all others take the format.
+    """
+
+    weights_db: float
+    activations_db: float | None
+    layer_db: float
+    outputs_db: float
+    rest_db: float
+
+    @property
+    def limit(self) -> str:
+        """What the error comes from: weights, activations or both."""
+        if self.activations_db is None or self.weights_db < self.activations_db - EVEN_DB:
+            return "weights"
+        return "activations" if self.activations_db < self.weights_db - EVEN_DB else "both"
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Layers that read one activation, and therefore share its scale.
+
+    Attributes:
+        activation: the tensor.
+        layers: names of the nodes.
+        op: their operator.
+        macs: multiply-accumulates of one sample.
+        share: of the model's, 0..1.
+        effects: by format.
+        tokens: largest token over median token, mean over samples (QFeM's ratio); much above 10: single tokens spike.
+        token: the largest one, as `position 0` or `position 0 (id 101)`; empty where there are no tokens.
+        channels: largest channel over median channel; None where the number of channels varies.
+        channel: index of the largest one; None likewise.
+        helps: what is worth trying, first things first; empty where the first format does no harm.
+    """
+
+    activation: str
+    layers: tuple[str, ...]
+    op: str
+    macs: int
+    share: float
+    effects: Mapping[str, Effect]
+    tokens: float
+    token: str
+    channels: float | None
+    channel: int | None
+    helps: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What `sensitivity` found.
+
+    Attributes:
+        file: the model's file name.
+        target: what "can be quantized" refers to.
+        data: its name, how many feeds set the ranges and how many samples errors were measured on.
+        formats: those that were studied; the first one ranks the groups.
+        buildable: by format, why no engine for the target can be built with it; empty where one can.
+        predicted_db: by format, SQNR of the outputs with all groups in it, from the sum of their noises: a guess.
+        budget_db: what each group may cost at the outputs alone, so that all together meet the recipe's target.
+        groups: the most harmful first.
+        refused: how many linear layers the rules keep float, by rule.
+    """
+
+    file: str
+    target: str
+    data: str
+    formats: tuple[str, ...]
+    buildable: Mapping[str, str]
+    predicted_db: Mapping[str, float]
+    budget_db: float
+    groups: tuple[Group, ...]
+    refused: Mapping[str, int] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data: single figures, `formats` as a list of records, then `groups` with a record per format."""
+        rows = [
+            {
+                "format": name,
+                "predicted_db": self.predicted_db[name],
+                "buildable": not self.buildable[name],
+                "why_not": self.buildable[name],
+            }
+            for name in self.formats
+        ]
+        found: dict[str, Any] = plain(
+            {
+                "file": self.file,
+                "target": self.target,
+                "data": self.data,
+                "budget_db": self.budget_db,
+                "stays_float": self.refused,
+                "formats": rows,
+                "groups": [_record(group) for group in self.groups],
+            }
+        )
+        return found
+
+
+def _record(group: Group) -> dict[str, Any]:
+    effects = {
+        name: {**{key: getattr(effect, key) for key in Effect.__dataclass_fields__}, "limit": effect.limit}
+        for name, effect in group.effects.items()
+    }
+    return {**{key: getattr(group, key) for key in Group.__dataclass_fields__}, "effects": effects}
+
+
+def sensitivity(
+    model: str | Path | models.Model,
+    *,
+    data: Data,
+    formats: str | Iterable[str] = DEFAULT,
+    recipe: Recipe | None = None,
+    progress: Progress | None = None,
+) -> Sensitivity:
+    """Rounds every group of layers alone, in every format, and measures what that does to the model.
+
+    Nothing is written or built, so formats that no engine has can be studied too. All layers that the rules of the
+    target let through are measured, with one scale per activation as INT8 and FP8 have it.
+
+    Args:
+        model: a float ONNX file, or a loaded model.
+        data: samples; all of them set the ranges, and a few are measured on.
+        formats: some of int8, fp8, e5m2, int4, nf4, fp4, as a list or separated by commas; the first one ranks.
+        recipe: its target, `keep`, `samples`, `batch`, `workers`, `weight_granularity`,
+            `safety.target_sqnr_db` and, for INT4, `weight_only.block_size` are used.
+        progress: where stages are shown.
+
+    Raises:
+        UsageError: an unknown format; the data is not a form of data.
+        ModelError: the file cannot be read or run, or nothing in it can be quantized.
+        DataError: the data does not fit the model.
+        EngineError: the recipe's target does not exist.
+    """
+    recipe, progress = recipe or Recipe(), progress or silent
+    target = recipe.resolve()
+    chosen = parse(formats, recipe.weight_only.block_size, half=target.high_precision is not DType.FP32)
+    with progress.stage("load"):
+        loaded = model if isinstance(model, models.Model) else models.load(model)
+        inputs = inputs_of(loaded.graph)
+        source = open_source(fitted(data, loaded.graph), inputs, samples=recipe.samples, batch=recipe.batch)
+    with progress.stage("clean up"):
+        normal = models.copy(loaded)
+        clean_up(target)(normal.graph)
+        shapes.infer(normal)
+        found, refused = candidates.candidates(normal.graph, target, recipe.keep)
+        groups = candidates.by_activation(found)
+    name = loaded.source.name if loaded.source else "the model"
+    if not groups:
+        why = f": {refused[0].why}" if refused else ": it has no Conv, Gemm or MatMul"
+        raise ModelError(f"nothing in {name} can be quantized for {target}{why}; `qcompiler inspect` lists every layer")
+    with progress.stage("observe", recipe.samples) as stage:
+        axes = {tensor: 1 if members[0].op.startswith("Conv") else -1 for tensor, members in groups.items()}
+        observed = observe(
+            normal,
+            Points.of(histograms=groups, outliers=axes),
+            source,
+            inputs=inputs,
+            keep=FEW,
+            workers=recipe.workers,
+            advance=stage.advance,
+        )
+    return_freed_memory()
+    sizes = concrete_shapes(normal.graph, observed.kept[0], tensors_for_shapes(normal.graph))
+    few = observed.kept[: _enough(sizes, groups, len(observed.kept))]
+    with progress.stage("study", len(groups)) as stage:
+        study = Study(normal, groups, observed.histograms, few, per_channel=recipe.weight_granularity == "channel")
+        noise = dict(study.run(chosen, stage.advance))
+    macs = node_macs(normal.graph, sizes)
+    budget = recipe.safety.target_sqnr_db + gain_db(len(groups), 1)
+    note = "; made up, so the figures mean nothing" if source.random else ""
+    return Sensitivity(
+        file=name,
+        target=str(target),
+        data=f"{source.name}: ranges from {_some(observed.feeds, 'feed')}, errors on {_some(len(few), 'sample')}{note}",
+        formats=tuple(one.name for one in chosen),
+        buildable={one.name: one.why_not(target) for one in chosen},
+        predicted_db={one.name: decibel(sum(rows[one.name].outputs for rows in noise.values())) for one in chosen},
+        budget_db=budget,
+        groups=tuple(
+            _ranked(groups, noise, observed, macs, [one.name for one in chosen if not one.why_not(target)], budget)
+        ),
+        refused=dict(Counter(one.rule for one in refused).most_common()),
+    )
+
+
+def _some(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
+def _enough(sizes: Mapping[str, tuple[int, ...]], groups: Iterable[str], most: int) -> int:
+    elements = sum(math.prod(sizes.get(name, (0,))) for name in groups)
+    return min(most, max(1, math.ceil(ENOUGH / max(elements, 1))))
+
+
+def _ranked(
+    groups: Mapping[str, Sequence[Candidate]],
+    noise: Mapping[str, Mapping[str, Noise]],
+    observed: Observations,
+    macs: Mapping[str, int],
+    buildable: Sequence[str],
+    budget: float,
+) -> Iterator[Group]:
+    """The most harmful in the first format first."""
+    first = next(iter(next(iter(noise.values()))))
+    order = sorted(groups, key=lambda one: -noise[one][first].outputs)
+    left = {name: sum(rows[name].outputs for rows in noise.values()) for name in noise[order[0]]}
+    total = max(sum(macs.values()), 1)
+    for activation in order:
+        effects = {}
+        for name, one in noise[activation].items():
+            left[name] -= one.outputs
+            alone = None if one.activations is None else decibel(one.activations)
+            figures = [decibel(value) for value in (one.layer, one.outputs, max(left[name], 0.0))]
+            effects[name] = Effect(decibel(one.weights), alone, *figures)
+        members = groups[activation]
+        own = sum(macs[c.node] for c in members)
+        tokens, token, channels, channel = _outliers(observed.outliers[activation])
+        yield Group(
+            activation,
+            tuple(c.node for c in members),
+            members[0].op,
+            own,
+            own / total,
+            effects,
+            tokens,
+            token,
+            channels,
+            channel,
+            tuple(_helps(effects, members[0].op, tokens, channels or 1.0, buildable, budget)),
+        )
+
+
+def _outliers(found: Outliers) -> tuple[float, str, float | None, int | None]:
+    """Ratio and name of the largest token, ratio and index of the largest channel."""
+    top = found.top[0] if found.top else None
+    known = "" if top is None or top.id is None else f" (id {top.id})"
+    token = "" if top is None else f"position {top.position}{known}"
+    if not found.channels.size:
+        return found.ratio, token, None, None
+    largest, median = float(found.channels.max()), float(np.median(found.channels))
+    ratio = largest / median if median else math.inf if largest else 1.0
+    return found.ratio, token, ratio, int(found.channels.argmax())
+
+
+def _helps(
+    effects: Mapping[str, Effect], op: str, tokens: float, channels: float, buildable: Sequence[str], budget: float
+) -> Iterator[str]:
+    """Remedies in the order of what they cost in speed; `keep` where there is no other."""
+    first, effect = next(iter(effects.items()))
+    if effect.outputs_db >= budget:
+        return
+    some = False
+    for name, fits in (
+        ("smooth-quant", effect.limit != "weights" and channels >= CHANNELS),
+        ("equalize", effect.limit != "activations" and op == "Conv"),
+        *((one, one != first and effects[one].outputs_db >= effect.outputs_db + EVEN_DB) for one in buildable),
+        ("qfem", tokens >= TOKENS),  # a token that spikes multiplies the rounding of weights too
+    ):
+        if fits:
+            some = True
+            yield name
+    if not some:
+        yield "keep"

@@ -1,0 +1,1 @@
+"""Float and quantized side by side, and the check behind every float pass."""

@@ -1,0 +1,301 @@
+"""Float and quantized side by side in ONNX Runtime: what changed, where it began, and whether that is acceptable.
+
+    SQNR = 10 log10( sum ref^2 / sum (ref - quantized)^2 )   in dB, sums over all samples of an output
+
+One sample at a time is in memory. A value that the float model has finite and the quantized model has not is a failure
+whatever the thresholds say.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qcompiler.errors import DataError, ModelError
+from qcompiler.ir import model as models
+from qcompiler.numerics.sqnr import cosine, sqnr_db
+from qcompiler.support.as_json import plain
+from qcompiler.support.suggest import did_you_mean
+from qcompiler.verification import emulation
+from qcompiler.verification.drift import Layer
+from qcompiler.verification.drift import drift as compare_layers
+from qcompiler.verification.metric import QUICK_SAMPLES, Score, loaded, runner_of, scoring_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from qcompiler.verification.metric import Outputs
+
+    Feeds = Mapping[str, NDArray[Any]]
+    Run = Callable[[Feeds], Mapping[str, NDArray[Any]]]
+    Metric = Callable[[Callable[[Feeds], "Outputs"]], float]
+
+
+_CHUNK = 1 << 18  # elements that are held as float64 at a time
+DRIFT_SAMPLES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """How one output compares, pooled over all samples.
+
+    Attributes:
+        name: name of the output.
+        dtype: element type in the float model.
+        elements: how many values were compared.
+        sqnr_db: SQNR in dB; infinite if nothing differs, None unless it is a float output.
+        cosine: cosine similarity, -1..1, of all values as one vector; None unless it is a float output.
+        max_abs: largest absolute error, in the output's own unit; None unless it is a float output.
+        top1: share of rows of the last axis with the same largest index, 0..1; None where the last axis is below 2.
+        equal: share of equal values, 0..1, of integer, boolean and text outputs; None for float outputs.
+        not_finite: values that are finite in the float model and NaN or infinite in the quantized one.
+        float_not_finite: values that are NaN or infinite in the float model already; they are not compared.
+        reshaped: samples whose shape differs between the models; they are not compared.
+    """
+
+    name: str
+    dtype: str
+    elements: int
+    sqnr_db: float | None
+    cosine: float | None
+    max_abs: float | None
+    top1: float | None
+    equal: float | None
+    not_finite: int
+    float_not_finite: int
+    reshaped: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """All of one comparison.
+
+    Attributes:
+        samples: feeds that were compared.
+        outputs: one entry for each output, in the model's order.
+        layers: inner tensors in graph order; empty if drift was not asked for or the models share no names.
+        score: the metric on both; None without one.
+        data: what the samples came from.
+        random: the data is random noise: the figures say nothing about accuracy.
+        seconds: wall time.
+    """
+
+    samples: int
+    outputs: tuple[Output, ...]
+    layers: tuple[Layer, ...] = ()
+    score: Score | None = None
+    data: str = ""
+    random: bool = False
+    seconds: float = 0.0
+
+    @property
+    def worst(self) -> Output | None:
+        """The float output with the smallest SQNR; None if there is no float output."""
+        compared = [output for output in self.outputs if output.sqnr_db is not None]
+        return min(compared, key=lambda output: _or(output.sqnr_db, math.inf), default=None)
+
+    @property
+    def worst_sqnr_db(self) -> float | None:
+        """SQNR in dB of the worst float output."""
+        return None if self.worst is None else self.worst.sqnr_db
+
+    @property
+    def first_drift(self) -> Layer | None:
+        """The first inner tensor, in graph order, that drifts."""
+        return next((layer for layer in self.layers if layer.drifts), None)
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """What is wrong whatever the thresholds say, one clause each: values not finite, shapes that changed."""
+        return tuple(clause for output in self.outputs for clause in _failures(output))
+
+    def to_json(self) -> dict[str, Any]:
+        """For the manifest: plain values, infinities as "inf"."""
+        worst, first = self.worst, self.first_drift
+        result: dict[str, Any] = {
+            "samples": self.samples,
+            "data": self.data,
+            "random": self.random,
+            "worst_output": worst and worst.name,
+            "worst_sqnr_db": self.worst_sqnr_db,
+            "first_drift": first and first.node,
+            "failures": self.failures,
+            "score": self.score and {**dataclasses.asdict(self.score), "drop": self.score.drop},
+            "outputs": self.outputs,
+            "layers": self.layers,
+            "seconds": round(self.seconds, 3),
+        }
+        return dict(plain(result))
+
+
+def verify(
+    float_model: str | Path | models.Model,
+    quantized: str | Path | models.Model | Run,
+    source: Iterable[Feeds],
+    *,
+    samples: int | None = 16,
+    metric: str | Metric | None = None,
+    float_score: float | None = None,
+    drift: bool = True,
+    inner: models.Model | None = None,
+    optimize: bool = True,
+    advance: Callable[[], None] | None = None,
+) -> Verification:
+    """Runs both models on the same feeds and compares.
+
+    Args:
+        float_model: the reference.
+        quantized: a model, or a function feeds -> outputs (a loaded engine); a function cannot be searched for drift.
+        source: the feeds; iterated once, and once more for the drift.
+        samples: take so many feeds; None takes all of them.
+        metric: `file.py:function`, `package.module:function` or a function: function(run) -> score.
+        float_score: what the metric gives for the float model, where it has been measured before.
+        drift: also compare inner tensors, on the first 4 feeds.
+        inner: the float model whose inner tensors are compared: `float_model` after the float passes, which fold nodes
+            and keep the names; None for `float_model` itself.
+        optimize: let ONNX Runtime optimise the quantized graph, unless it has FP8, which that breaks.
+        advance: called after each feed, and after each run of a metric that knows how many `runs` it needs.
+
+    Raises:
+        ModelError: the models cannot be run, or the quantized one lacks an output.
+        DataError: the source is empty.
+        UsageError: the metric cannot be loaded, fails or returns no number.
+    """
+    started = time.perf_counter()
+    scoring = None if metric is None else scoring_of(metric)
+    reference = loaded(float_model)
+    candidate = quantized if callable(quantized) else emulation.runnable(loaded(quantized), half=True)
+    quick = metric is None and samples is not None and samples <= QUICK_SAMPLES
+    run_float, float_outputs = runner_of(reference, True, quick=quick)
+    run_quantized, quantized_outputs = runner_of(candidate, optimize, quick=quick)
+    _same_outputs(float_outputs, quantized_outputs)
+
+    tallies: dict[str, _Tally] = {}
+    count = 0
+    for feed in itertools.islice(source, samples):
+        expected, got = run_float(feed), run_quantized(feed)
+        _same_outputs(expected, list(got))
+        for name, array in expected.items():
+            tallies.setdefault(name, _Tally(name)).add(array, got[name])
+        count += 1
+        if advance is not None:
+            advance()
+    if not count:
+        raise DataError("there is no sample to compare the models on: the data is empty. Check what --data yields.")
+    score = scoring and scoring(run_float, run_quantized, advance, float_score)
+    del run_float, run_quantized  # their sessions hold memory that the search for the drift needs
+    layers: tuple[Layer, ...] = ()
+    if drift and isinstance(candidate, models.Model):
+        few = list(itertools.islice(source, min(DRIFT_SAMPLES, count)))
+        layers = compare_layers(inner or reference, candidate, few)
+    return Verification(
+        samples=count,
+        outputs=tuple(tally.result() for tally in tallies.values()),
+        layers=layers,
+        score=score,
+        data=str(getattr(source, "name", "")),
+        random=bool(getattr(source, "random", False)),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _same_outputs(expected: Iterable[str] | None, got: Sequence[str] | None) -> None:
+    missing = None if expected is None or got is None else next((name for name in expected if name not in got), None)
+    if missing is not None and got is not None:
+        raise ModelError(
+            f"the quantized model has no output '{missing}' ({did_you_mean(missing, got)}): "
+            "is it made from this float model?"
+        )
+
+
+class _Tally:
+    """Sums over the samples of one output."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.dtype = ""
+        self.elements = self.same = self.rows = self.same_rows = 0
+        self.not_finite = self.float_not_finite = self.reshaped = 0
+        self.reference = self.quantized = self.product = self.noise = self.max_abs = 0.0
+
+    def add(self, reference: Any, got: Any) -> None:
+        """Counts one sample; sequences and maps, which are no arrays, are left out."""
+        if not isinstance(reference, np.ndarray) or not isinstance(got, np.ndarray):
+            self.dtype = type(reference).__name__
+            return
+        self.dtype = str(reference.dtype)
+        if reference.shape != got.shape:
+            self.reshaped += 1
+            return
+        self.elements += reference.size
+        if reference.dtype.kind != "f":
+            self.same += int(np.count_nonzero(reference == got))
+            return
+        self._add_rows(reference, got)
+        first, second = reference.reshape(-1), got.reshape(-1)
+        for start in range(0, first.size, _CHUNK):
+            self._add_chunk(first[start : start + _CHUNK], second[start : start + _CHUNK])
+
+    def _add_rows(self, reference: NDArray[Any], got: NDArray[Any]) -> None:
+        if not reference.ndim or reference.shape[-1] < 2 or not reference.size:
+            return
+        agree = reference.argmax(-1) == got.argmax(-1)
+        self.rows += agree.size
+        self.same_rows += int(np.count_nonzero(agree))
+
+    def _add_chunk(self, first: NDArray[Any], second: NDArray[Any]) -> None:
+        a, b = first.astype(np.float64), second.astype(np.float64)
+        known, both = np.isfinite(a), np.isfinite(a) & np.isfinite(b)
+        self.float_not_finite += int(np.count_nonzero(~known))
+        self.not_finite += int(np.count_nonzero(known & ~both))
+        if not both.all():
+            a, b = a[both], b[both]
+        error = a - b
+        self.reference += float(a @ a)
+        self.quantized += float(b @ b)
+        self.product += float(a @ b)
+        self.noise += float(error @ error)
+        self.max_abs = max(self.max_abs, float(np.abs(error).max(initial=0.0)))
+
+    def result(self) -> Output:
+        compared = self.elements > 0
+        is_float = compared and self.dtype.startswith("float")
+        broken = self.not_finite > 0
+        return Output(
+            name=self.name,
+            dtype=self.dtype,
+            elements=self.elements,
+            sqnr_db=(-math.inf if broken else sqnr_db(self.reference, self.noise)) if is_float else None,
+            cosine=self._cosine() if is_float else None,
+            max_abs=(math.inf if broken else self.max_abs) if is_float else None,
+            top1=self.same_rows / self.rows if self.rows else None,
+            equal=self.same / self.elements if compared and not is_float else None,
+            not_finite=self.not_finite,
+            float_not_finite=self.float_not_finite,
+            reshaped=self.reshaped,
+        )
+
+    def _cosine(self) -> float:
+        return 1.0 if self.noise == 0 else cosine(self.product, self.reference, self.quantized)
+
+
+def _failures(output: Output) -> Iterable[str]:
+    if output.not_finite:
+        yield (
+            f"output '{output.name}' has {output.not_finite} of {output.elements} values that are NaN or infinite and "
+            "are finite in the float model"
+        )
+    if output.reshaped and output.equal is None and output.sqnr_db is None:
+        yield f"output '{output.name}' has another shape than in the float model in all {output.reshaped} samples"
+
+
+def _or(value: float | None, otherwise: float) -> float:
+    return otherwise if value is None else value

@@ -1,0 +1,80 @@
+"""Accuracy gates and weights in few bits: layers that go back to high precision, and advice where none is left."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from qcompiler.errors import AccuracyError
+from qcompiler.numerics.blocks import SIZES
+from qcompiler.weight_only.stored import Stored
+
+if TYPE_CHECKING:
+    from qcompiler.verification.compare import Verification
+    from qcompiler.verification.gates import Gates
+
+
+RAISED = 0.05  # share of the stored weights that goes back to high precision where a gate was missed
+SMALLEST_BLOCK = min(SIZES)
+
+
+def give_back(
+    stored: Stored | None, verification: Verification | None, gates: Gates, min_share: float
+) -> Stored | None:
+    """The layers that err most in high precision where a gate was missed; None where there is nothing more to try.
+
+    A twentieth of the weights at a time.
+
+    Args:
+        stored: what is stored by now.
+        verification: the comparison of the model with it; None where there was none.
+        gates: what it must hold.
+        min_share: share of the weights that stays stored whatever is missed, 0..1.
+    """
+    if stored is None or not stored.weights or gates.hold(verification):
+        return None
+    sizes = {name: one.blocks.values.size for name, one in (*stored.weights.items(), *stored.restored.items())}
+    total = sum(sizes.values())
+    left = sum(sizes[name] for name in stored.weights) - min_share * total
+    worst = sorted(stored.weights.values(), key=lambda one: one.known_db)
+    chosen: list[str] = []
+    for one in worst:
+        size = sizes[one.layer.node]
+        if size <= left and sum(sizes[name] for name in chosen) < RAISED * total:
+            chosen.append(one.layer.node)
+            left -= size
+    if not chosen:
+        return None
+    back = {name: stored.weights[name] for name in chosen}
+    weights = {name: one for name, one in stored.weights.items() if name not in back}
+    return replace(stored, weights=weights, restored={**stored.restored, **back})
+
+
+def require(verification: Verification, gates: Gates, stored: Stored | None) -> None:
+    """`Gates.require`, with what can be done about weights in few bits.
+
+    Raises:
+        AccuracyError: a gate is missed.
+        UsageError: a threshold was given for something that was not measured.
+    """
+    try:
+        gates.require(verification)
+    except AccuracyError as error:
+        if stored is None or not (stored.weights or stored.restored):
+            raise
+        raise AccuracyError(f"{error} {_advice(stored)}") from error
+
+
+def _advice(stored: Stored) -> str:
+    worst = min(stored.weights.values(), key=lambda one: one.known_db, default=None)
+    options, tips = stored.options, []
+    if options.precision == "int4-weight" and options.table.block_size > SMALLEST_BLOCK:
+        tips.append(f"--block-size {SMALLEST_BLOCK}")
+    if "gptq" not in stored.method:
+        tips.append("--weight-method gptq with --data")
+    if options.precision == "int4-weight":
+        tips.append("--precision int8-weight")
+    if worst is not None:
+        tips.append(f"--keep '{worst.layer.node}' (its outputs reach only {worst.known_db:.1f} dB)")
+    back = f"{len(stored.restored)} layers went back to high precision already; " if stored.restored else ""
+    return f"For weights in few bits: {back}try {', '.join(tips)}." if tips else ""

@@ -1,0 +1,209 @@
+"""What is asked of weights in few bits: methods, refusals, the passes that store them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from qcompiler.errors import EngineError, UsageError
+from qcompiler.ir import model as models
+from qcompiler.ir.macs import node_macs, tensors_for_shapes
+from qcompiler.passes.base import Pass, Report
+from qcompiler.passes.quantize.matmul_nbits import MatmulNbits
+from qcompiler.passes.quantize.weight_only import WeightOnly
+from qcompiler.plan import Refusal
+from qcompiler.recipe.tables import WeightOnlyTable
+from qcompiler.runtime.shapes import concrete_shapes
+from qcompiler.statistics import hessian
+from qcompiler.statistics import rows as recorded
+from qcompiler.target import DType, Target
+from qcompiler.weight_only import storable
+from qcompiler.weight_only.rounding import Rounding, watched
+from qcompiler.weight_only.scaling import Scaling, scale
+from qcompiler.weight_only.storable import Layer, WeightOnlyOptions
+from qcompiler.weight_only.stored import Stored, Weight
+
+if TYPE_CHECKING:
+    from qcompiler.data.source import Source
+    from qcompiler.statistics.observe import Observations
+
+
+PRECISIONS = ("int8-weight", "int4-weight")
+FIRST_INT4_SM = 80
+FIRST_OPSET = 21  # of blocks and INT4
+
+
+def refuse_early(precision: str, wanted: WeightOnlyTable, target: Target, *, attention: str, data: bool) -> Target:
+    """What can be known to fail before anything is read; returns the target with the opset that blocks need.
+
+    Args:
+        precision: the recipe's; with others than weights alone there is nothing to refuse here.
+        wanted: the recipe's table.
+        target: engine and high precision.
+        attention: `float`, or what attention is quantized to.
+        data: whether there are samples.
+
+    Raises:
+        UsageError: what is asked for does not go together, or needs data that is not there.
+        EngineError: a GPU of the target has no INT4.
+    """
+    if precision not in PRECISIONS:
+        return target
+    if wanted.storage == "matmulnbits" and precision != "int4-weight":
+        raise UsageError(
+            "recipe key 'weight_only.storage' = 'matmulnbits' stores INT4: choose precision int4-weight, or storage "
+            "dequantize, which ONNX Runtime fuses by itself"
+        )
+    if attention != "float":
+        raise UsageError(
+            f"recipe key 'attention' = '{attention}' quantizes activations, which engines miscompile beside "
+            f"weights in blocks: choose precision int8 for it, or leave it out with {precision}"
+        )
+    if not data and ("awq" in wanted.method or "gptq" in wanted.method):
+        raise UsageError(
+            f"weight method '{wanted.method}' looks at activations: give --data with real samples, or choose "
+            "--weight-method mse or rtn, which need none"
+        )
+    if not data and target.high_precision is DType.FP16:
+        raise UsageError(
+            f"precision '{precision}' leaves activations in FP16, which only their ranges can show to fit: give "
+            "--data with real samples, or choose --high-precision fp32 or bf16, which need none (weights alone "
+            "are rounded without data by --weight-method mse or rtn)"
+        )
+    old = [sm for sm in target.sms if precision == "int4-weight" and int(sm[2:]) < FIRST_INT4_SM]
+    if old:
+        raise EngineError(
+            f"{' and '.join(old)} has no INT4, which begins with sm{FIRST_INT4_SM} (Ampere): choose precision "
+            "int8-weight, which every GPU takes, or a newer target"
+        )
+    return replace(target, opset=max(target.opset, FIRST_OPSET))
+
+
+def needs_rows(precision: str, target: Target) -> bool:
+    """Whether a profile must allow for more than one row: TensorRT-RTX 1.7 multiplies a single one with no INT8 weight.
+
+    Where it knows that there is but one, it dequantizes the whole weight on every run. INT4 models have INT8 parts.
+    """
+    return precision in PRECISIONS and target.engine == "tensorrt-rtx"
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """What there is to round.
+
+    Attributes:
+        options: what is asked for.
+        method: how weights are rounded, after `auto` was settled.
+        layers: whose weights are stored, in graph order.
+        refused: the other linear nodes.
+        steps: layers, and runs of the model that Hessians take.
+    """
+
+    options: WeightOnlyOptions
+    method: str
+    layers: tuple[Layer, ...]
+    refused: tuple[Refusal, ...]
+    steps: int
+
+
+@dataclass(frozen=True, eq=False)
+class Rounded:
+    """A model whose weights wait to be stored in few bits.
+
+    Attributes:
+        model: with AWQ's scaling folded in; as given where there is none.
+        stored: what was decided; None where nothing was asked for.
+        reports: of the passes that ran.
+        errors: largest relative error of each behind the equivalence check, by its text form.
+    """
+
+    model: models.Model
+    stored: Stored | None = None
+    reports: tuple[Report, ...] = ()
+    errors: Mapping[str, float] = field(default_factory=dict)
+
+
+def work_of(normal: models.Model, options: WeightOnlyOptions, *, feeds: int | None) -> Work:
+    """What there is to round in a model.
+
+    Args:
+        normal: normalised float model.
+        options: what is asked for.
+        feeds: how many the data has; None without data.
+    """
+    layers, refused = storable.find(normal.graph, options)
+    method = chosen_method(options.precision, options.table, data=feeds is not None)
+    runs = feeds * len(hessian.batches(watched(layers, method))) if feeds is not None else 0
+    return Work(options, method, tuple(layers), tuple(refused), len(layers) + runs)
+
+
+def round_weights(
+    normal: models.Model,
+    work: Work,
+    samples: Source | None,
+    observed: Observations,
+    advance: Callable[[float], None] = lambda steps: None,
+) -> Rounded:
+    """Rounds the weight of every layer.
+
+    Args:
+        normal: normalised float model.
+        work: what there is to round in it.
+        samples: what GPTQ sums Hessians over; None without data.
+        observed: its kept samples are what rows are recorded of.
+        advance: called with the number of steps done since the last call.
+
+    Raises:
+        EquivalenceError: the model with AWQ's scaling does not compute what the model computes.
+    """
+    options = work.options
+    rows = recorded.rows(normal, {one.activation: -1 for one in work.layers}, observed.kept)
+    scaling = Scaling(normal)
+    if "awq" in work.method:
+        scaling = scale(normal, work.layers, rows, observed.kept, method=work.method, half=options.half)
+    rounding = Rounding(
+        normal,
+        scaling.model,
+        storable.find(scaling.model.graph, options)[0],
+        {one.node: one.activation for one in work.layers},
+        rows,
+        scaling.scales,
+        work.method,
+        half=options.half,
+        damp=options.table.damp,
+        act_order=options.table.act_order,
+    )
+    found: dict[str, Weight] = {}
+    for weight in rounding.round(samples, advance):
+        found[weight.layer.node] = weight
+        advance(1)
+    weights = {one.node: found[one.node] for one in work.layers}
+    macs = _macs(normal, observed)
+    stored = Stored(options, work.method, weights, work.refused, scaling.gains, scaling.left, macs=macs)
+    return Rounded(scaling.model, stored, scaling.reports, scaling.errors)
+
+
+def chosen_method(precision: str, wanted: WeightOnlyTable, *, data: bool) -> str:
+    """What `auto` stands for; else what was asked for."""
+    if wanted.method != "auto":
+        return wanted.method
+    if not data:
+        return "mse"
+    return "awq+gptq" if precision == "int4-weight" else "awq"
+
+
+def _macs(model: models.Model, observed: Observations) -> Mapping[str, int]:
+    if not observed.kept:
+        return {}
+    graph = model.graph
+    return node_macs(graph, concrete_shapes(graph, observed.kept[0], tensors_for_shapes(graph)))
+
+
+def passes(stored: Stored | None) -> tuple[Pass, ...]:
+    """What the lowering has to do for the weights."""
+    if stored is None:
+        return ()
+    table = stored.options.table
+    joined = (MatmulNbits(table.accuracy_level),) if table.storage == "matmulnbits" else ()
+    return WeightOnly(stored.blocks()), *joined

@@ -1,0 +1,142 @@
+"""Manifests put together by hand, for reports and the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qcompiler.plan import Plan
+from qcompiler.recipe.recipe import Recipe
+from qcompiler.report.manifest import SCHEMA
+from qcompiler.support.as_json import plain
+from qcompiler.support.file import File
+from qcompiler.support.machine import environment, own_version, peak_memory_mb, version_of
+
+if TYPE_CHECKING:
+    from qcompiler.engines.audit import Audit
+    from qcompiler.engines.base import EngineFile
+    from qcompiler.passes.base import Report
+    from qcompiler.verification.compare import Verification
+
+
+def build(
+    *,
+    source: File | None,
+    recipe: Recipe,
+    export: Mapping[str, Any] | None = None,
+    data: Mapping[str, Any] | None = None,
+    random_data: bool = False,
+    passes: Sequence[Report] = (),
+    equivalence: Mapping[str, float] | None = None,
+    plan: Plan | None = None,
+    safety: Any = None,
+    outliers: Any = (),
+    residuals: Any = (),
+    smoothing: Any = None,
+    qfem: Any = None,
+    qfep: Any = None,
+    weight_only: Any = None,
+    llm_int8: Any = None,
+    verification: Verification | None = None,
+    engine: EngineFile | None = None,
+    profiles: Any = None,
+    cache: Any = None,
+    audit: Audit | None = None,
+    files: Mapping[str, File] | None = None,
+    timings: Mapping[str, float] | None = None,
+    warnings: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Puts a manifest together; what did not take place is None.
+
+    Args:
+        source: the float model.
+        recipe: as it was effectively used.
+        export: what the float model was exported as, and how far it is from torch in each step of the check.
+        data: name, feeds (how many) and fingerprint of the calibration data.
+        random_data: the data is noise, so accuracy figures mean nothing.
+        passes: one report for each pass, in order.
+        equivalence: largest relative error that each float pass introduced, by its text form.
+        plan: decisions and quantizers.
+        safety: figures of the accuracy safety net; `curve` in it, a list of {"share", "sqnr_db"}, is plotted.
+        outliers: channels and tokens that stand out, a row for each activation of a candidate.
+        residuals: the ranges at each residual Add.
+        smoothing: what was decided for each group of layers, and how many scales were folded or inserted.
+        qfem: the threshold of QFeM, its curve, and the layers that it keeps high.
+        qfep: the prefix, how it was found, and how single tokens stand out before and behind it.
+        weight_only: which weights are stored in few bits, by which method, and what that costs each layer.
+        llm_int8: which channels of which layers are multiplied apart, and what that costs.
+        verification: the comparison with float.
+        engine: the built engine.
+        profiles: its optimization profiles.
+        cache: inputs and outputs of a decoder's key-value cache, which axis grows, bytes per token.
+        audit: what the engine's own listing confirms.
+        files: the other artefacts, by what they are, such as "qdq".
+        timings: seconds by stage, in order.
+        warnings: sentences for people.
+    """
+    errors = equivalence or {}
+    return dict(
+        plain(
+            {
+                "schema": SCHEMA,
+                "qcompiler": version_of("onnx-qcompiler") or own_version(),
+                "environment": environment(),
+                "source": source,
+                "export": export,
+                "data": data,
+                "random_data": random_data,
+                "target": recipe.resolve(),
+                "recipe": recipe.to_dict(),
+                "passes": [_pass(report, errors) for report in passes],
+                "macs": None if plan is None else _macs(plan),
+                "plan": None if plan is None else list(plan),
+                "quantizers": None if plan is None else list(plan.quantizers.values()),
+                "safety": safety,
+                "outliers": outliers,
+                "residuals": residuals,
+                "smoothing": smoothing,
+                "qfem": qfem,
+                "qfep": qfep,
+                "weight_only": weight_only,
+                "llm_int8": llm_int8,
+                "verification": None if verification is None else verification.to_json(),
+                "engine": None if engine is None else _engine(engine, profiles),
+                "cache": cache,
+                "audit": None if audit is None else audit.to_json(),
+                "files": files or {},
+                "timings": {stage: round(seconds, 3) for stage, seconds in (timings or {}).items()},
+                "peak_memory_mb": peak_memory_mb(),
+                "warnings": warnings,
+            }
+        )
+    )
+
+
+def _pass(report: Report, errors: Mapping[str, float]) -> dict[str, Any]:
+    return {
+        "pass": report.name,
+        "seconds": round(report.seconds, 4),
+        "changed": report.changed,
+        "skipped": report.skipped,
+        "relative_error": errors.get(report.name),
+    }
+
+
+def _macs(plan: Plan) -> dict[str, Any]:
+    by_precision: dict[str, int] = {}
+    for decision in plan:
+        by_precision[decision.precision.value] = by_precision.get(decision.precision.value, 0) + decision.macs
+    return {
+        "total": sum(by_precision.values()),
+        "quantized_share": plan.share(),
+        "by_precision": {name: by_precision[name] for name in sorted(by_precision) if by_precision[name]},
+    }
+
+
+def _engine(engine: EngineFile, profiles: Any) -> dict[str, Any]:
+    row = engine.to_json()
+    row["file"] = Path(row.pop("path")).name
+    row["sha256"] = File.of(engine.path).sha256 if engine.path.is_file() else None
+    row["profiles"] = profiles
+    return {"file": row.pop("file"), **row}

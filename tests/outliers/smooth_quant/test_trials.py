@@ -1,0 +1,94 @@
+"""What smoothing makes of a model: another one, other observations, and nothing of what it was given is changed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from qcompiler.data.source import open_source
+from qcompiler.ir import model as models
+from qcompiler.ir.signature import Inputs
+from qcompiler.outliers.smooth_quant.trials import Smoothed, SmoothQuantOptions, fold_outliers, smoothable
+from qcompiler.plan import Candidate
+from qcompiler.planning.placement.scope import Scope
+from qcompiler.recipe.tables import QfemTable, SmoothQuantTable
+from qcompiler.runtime.session import Session
+from qcompiler.statistics.observe import Observations, observe
+from qcompiler.statistics.points import Points
+from qcompiler.target import DType, parse_target
+from tests.kit import glu
+from tests.kit.rewrite import content, to_graph
+
+FEEDS = glu.feeds(4)
+SCOPE = Scope(parse_target("tensorrt-rtx"))
+
+
+@pytest.fixture(scope="module")
+def loaded() -> models.Model:
+    """A decoder of one layer with outlier channels."""
+    return models.Model(to_graph(glu.stack(channels=glu.OUTLIERS, layers=1)), {}, None, 10)
+
+
+@pytest.fixture(scope="module")
+def found(loaded: models.Model) -> list[Candidate]:
+    return list(SCOPE.layers(loaded).found)
+
+
+@pytest.fixture(scope="module")
+def observed(loaded: models.Model, found: list[Candidate]) -> Observations:
+    inputs: Inputs = {"ids": (np.dtype(np.int64), ("batch", "length"))}
+    points = Points.of(outliers={one.activation: -1 for one in found})
+    return observe(loaded, points, open_source(FEEDS, inputs), inputs=inputs)
+
+
+def smoothed(loaded: models.Model, found: list[Candidate], observed: Observations, alpha: str | float) -> Smoothed:
+    options = SmoothQuantOptions(SmoothQuantTable(alpha=alpha), QfemTable(), DType.INT8, "auto", per_channel=True)
+    return fold_outliers(
+        loaded, found, observed, options, SCOPE, lambda _, after: [candidate.activation for candidate in after]
+    )
+
+
+def test_what_was_given_stays_as_it_is(loaded: models.Model, found: list[Candidate], observed: Observations) -> None:
+    before, seen = content(loaded.graph), dict(observed.histograms)
+    counts = {name: histogram.count for name, histogram in seen.items()}
+    done = smoothed(loaded, found, observed, 0.6)
+    assert content(loaded.graph) == before
+    assert observed.histograms == seen
+    assert {name: histogram.count for name, histogram in observed.histograms.items()} == counts
+    assert done.model is not loaded
+    assert done.observed is not observed
+    name = next(group.tensor for group in done.groups if group.alpha is not None)
+    assert done.observed.histograms[name].amax < observed.histograms[name].amax / 2
+    expected, got = (Session(one).run(FEEDS[0])["logits"] for one in (loaded, done.model))
+    assert np.abs(expected - got).max() < 1e-4 * np.abs(expected).max()
+
+
+def test_reports_and_the_error_of_the_check_come_back(
+    loaded: models.Model, found: list[Candidate], observed: Observations
+) -> None:
+    done = smoothed(loaded, found, observed, "auto")
+    (report,) = done.reports
+    assert report.changed
+    assert 0 <= done.errors[report.name] < 1e-4
+    assert done.tried.keys() >= {"auto", "off"}
+    reach = {one.node for one in SCOPE.layers(done.model)[0]}
+    assert {reader for group in done.groups for reader in group.readers} == reach
+
+
+def test_where_no_alpha_is_wanted_the_model_is_the_one_given(
+    loaded: models.Model, found: list[Candidate], observed: Observations
+) -> None:
+    done = smoothed(loaded, found, observed, "off")
+    assert done.model is loaded
+    assert done.observed is observed
+    assert not done.reports
+    assert not done.errors
+    assert all(group.alpha is None for group in done.groups)
+
+
+def test_there_must_be_samples_layers_and_a_wish(found: list[Candidate], observed: Observations) -> None:
+    assert smoothable(found, observed, SmoothQuantTable())
+    assert smoothable(found, observed, SmoothQuantTable(alpha="off", layers={"DOWN": 0.5}))
+    assert not smoothable(found, observed, SmoothQuantTable(alpha="off"))
+    assert not smoothable([], observed, SmoothQuantTable())
+    assert not smoothable(found, Observations(observed.histograms), SmoothQuantTable())

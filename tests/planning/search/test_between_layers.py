@@ -1,0 +1,142 @@
+"""What a plan gets on top: quantized shortcuts, one scale a group, both within the accuracy that is left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from qcompiler.compiler.compile import CompileResult, quantize
+from qcompiler.engines.base import Profile
+from qcompiler.engines.tensorrt_rtx import TensorRTRTX
+from qcompiler.planning.search import between_layers
+from qcompiler.recipe.recipe import Recipe
+from qcompiler.recipe.tables import SafetyTable
+from qcompiler.target import DType
+from tests.kit.rewrite import model
+
+RNG = np.random.default_rng(11)
+SAME = {"pads": [1, 1, 1, 1]}
+
+
+def weight(*shape: int) -> Any:
+    return (RNG.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A residual block, a downsampling one, and a Concat whose parts differ in range."""
+    proto = model(
+        ("Conv", "x w0", "s", SAME),
+        ("Relu", "s", "a"),
+        ("Conv", "a w1", "b", SAME),
+        ("Add", "b a", "c"),
+        ("Relu", "c", "d"),
+        ("Conv", "d w2", "e0", SAME),
+        ("Relu", "e0", "e1"),
+        ("Conv", "e1 w6", "e", SAME),
+        ("Conv", "d w3", "f"),
+        ("Add", "f e", "g"),
+        ("Relu", "g", "h"),
+        ("Conv", "h w4", "i", SAME),
+        ("Relu", "i", "j"),
+        ("Concat", "h j", "k", {"axis": 1}),
+        ("Conv", "k w5", "y"),
+        inputs={"x": ("n", 16, 12, 12)},
+        weights={
+            "w0": weight(32, 16, 3, 3), "w1": weight(32, 32, 3, 3), "w2": weight(32, 32, 3, 3),
+            "w6": weight(32, 32, 3, 3), "w3": weight(32, 32, 1, 1),
+            "w4": 3 * weight(32, 32, 3, 3), "w5": weight(32, 64, 1, 1),
+        },
+    )  # fmt: skip
+    path = tmp_path_factory.mktemp("source") / "m.onnx"
+    onnx.save(proto, path)
+    return path
+
+
+FEEDS = [{"x": np.random.default_rng(i).standard_normal((1, 16, 12, 12)).astype(np.float32)} for i in range(6)]
+GIVEN = Recipe(safety=SafetyTable(target_sqnr_db=20, range_groups=0), calibrator="minmax")
+
+
+def quantized(source: Path, folder: Path, target: str, recipe: Recipe = GIVEN) -> CompileResult:
+    return quantize(source, data=FEEDS, recipe=recipe.replace(target=target), output=folder / "m.qdq.onnx")
+
+
+def readers(model: onnx.ModelProto, op: str) -> dict[str, list[str]]:
+    return {node.name: list(node.input) for node in model.graph.node if node.op_type == op}
+
+
+@pytest.fixture(scope="module")
+def full(source: Path, tmp_path_factory: pytest.TempPathFactory) -> CompileResult:
+    return quantized(source, tmp_path_factory.mktemp("full"), "tensorrt")
+
+
+def test_shortcuts_are_read_through_pairs_and_the_plan_says_so(full: CompileResult) -> None:
+    assert full.plan.reads == {"C": (1,), "G": (0,)}
+    for add, conv, shortcut in (("C", "B", "a"), ("G", "E", "f")):
+        decision = full.plan.decisions[add]
+        assert (decision.op, decision.precision, decision.rule) == ("Add", DType.FP16, "residual")
+        assert decision.why.startswith(f"fuses with '{conv}': its shortcut '{shortcut}' is quantized")
+    adds = readers(onnx.load(full.qdq_path), "Add")
+    assert adds["C"] == ["b", "a/dequantized/fp16"]
+    assert adds["G"] == ["f/dequantized/fp16", "e"]
+
+
+def test_a_group_has_one_range_the_largest_and_says_whose(full: CompileResult) -> None:
+    h, k = full.plan.quantizers["h"], full.plan.quantizers["k"]
+    assert h.amax == k.amax == max(h.observed, k.observed)
+    assert h.observed < k.observed
+    assert (h.calibrator, k.calibrator) == ("shared:k", "minmax")
+    stored = {one.name: onnx.numpy_helper.to_array(one) for one in onnx.load(full.qdq_path).graph.initializer}
+    assert stored["h/scale"] == stored["k/scale"] == np.float32(k.amax / 127)
+
+
+def test_the_parser_takes_and_builds_what_is_written_for_tensorrt(full: CompileResult, tmp_path: Path) -> None:
+    engine = TensorRTRTX(("sm89",))
+    assert engine.check(full.qdq_path) == []
+    shape = (1, 16, 12, 12)
+    built = engine.build(full.qdq_path, tmp_path / "m.engine", [Profile({"x": (shape, shape, shape)})])
+    assert built.path.stat().st_size > 0
+
+
+def test_rtx_shares_ranges_and_leaves_shortcuts_alone_with_a_reason(source: Path, tmp_path: Path) -> None:
+    found = quantized(source, tmp_path, "tensorrt-rtx")
+    assert found.plan.reads == {}
+    assert found.plan.quantizers["h"].calibrator == "shared:k"
+    assert "f" not in found.plan.quantizers
+    decision = found.plan.decisions["C"]
+    assert (decision.rule, decision.precision) == ("residual-float", DType.FP16)
+    assert "tensorrt-rtx writes 'B' as floats" in decision.why
+
+
+def test_onnx_runtime_keeps_a_range_for_each_tensor(source: Path, tmp_path: Path) -> None:
+    found = quantized(source, tmp_path, "onnxruntime")
+    assert not any(one.calibrator.startswith("shared:") for one in found.plan.quantizers.values())
+
+
+def test_a_shortcut_that_costs_too_much_stays_float_with_the_figure(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(between_layers, "LOSS_DB", -30.0)  # the outputs would have to get better
+    found = quantized(source, tmp_path, "tensorrt", GIVEN.replace(safety=SafetyTable(target_sqnr_db=60, min_share=1)))
+    assert found.plan.reads == {}
+    decision = found.plan.decisions["G"]
+    assert decision.rule == "residual-float"
+    assert "the outputs fall below" in decision.why
+    assert not any(one.calibrator.startswith("shared:") for one in found.plan.quantizers.values())
+
+
+@pytest.mark.parametrize("best", range(8))
+def test_the_largest_good_number_is_found(best: int) -> None:
+    tried: list[int] = []
+
+    def good(count: int) -> bool:
+        tried.append(count)
+        return count <= best
+
+    assert between_layers.largest(7, good) == best
+    assert len(tried) <= 4
+    assert between_layers.largest(0, good) == 0

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from qcompiler.ir.graph import dtype_of, shape_of
+from qcompiler.runtime import shapes
+from tests.kit.rewrite import graph_proto, model, random_feeds, to_graph
+
+W = np.ones((4, 6), np.float32)
+
+
+def _tensor(graph: gs.Graph, name: str) -> gs.Tensor:
+    return graph.tensors()[name]
+
+
+def test_open_dimensions_keep_their_names() -> None:
+    graph = to_graph(model(("MatMul", "x w", "a"), ("Relu", "a", "y"), inputs={"x": ("batch", 4)}, weights={"w": W}))
+    assert shapes.infer(graph) == []
+    assert shape_of(_tensor(graph, "a")) == ("batch", 6)
+    assert dtype_of(_tensor(graph, "a")) == np.float32
+
+
+def test_shapes_computed_by_the_graph_are_followed() -> None:
+    proto = model(
+        ("Shape", "x", "s"),
+        ("Gather", "s i", "d"),
+        ("Concat", "d m", "t", {"axis": 0}),
+        ("Reshape", "x t", "y"),
+        inputs={"x": (2, 4, 3)},
+        weights={"i": np.array([1]), "m": np.array([-1])},
+    )
+    graph = to_graph(proto)
+    assert shape_of(graph.outputs[0]) == (4, 6)
+
+
+def test_what_the_file_says_wrongly_is_forgotten() -> None:
+    graph = to_graph(model(("Relu", "x", "a"), ("Neg", "a", "y")))
+    _tensor(graph, "a").shape = [7, 7, 7]
+    _tensor(graph, "a").dtype = np.dtype(np.int8)
+    shapes.infer(graph)
+    assert shape_of(_tensor(graph, "a")) == (2, 4)
+    assert dtype_of(_tensor(graph, "a")) == np.float32
+
+
+def test_tensors_of_branches_are_inferred() -> None:
+    then, other = (graph_proto([("Relu", "x", f"{n}1"), ("Neg", f"{n}1", n)], {}, [n]) for n in "po")
+    graph = to_graph(
+        model(
+            ("If", "flag", "y", {"then_branch": then, "else_branch": other}), inputs={"x": (2, 4), "flag": (bool, ())}
+        )
+    )
+    assert shapes.infer(graph) == []
+    assert shape_of(graph.nodes[0].attrs["then_branch"].nodes[0].outputs[0]) == (2, 4)
+
+
+def test_tensors_behind_unknown_operators_are_listed() -> None:
+    proto = model(
+        ("Secret", "x", "a", {}, "com.acme"), ("Relu", "a", "b"), ("Cast", "b", "y", {"to": 1}), domains=["com.acme"]
+    )
+    assert shapes.infer(to_graph(proto)) == ["a", "b"]
+
+
+def test_a_run_gives_every_shape() -> None:
+    graph = to_graph(model(("MatMul", "x w", "a"), ("Relu", "a", "y"), inputs={"x": ("n", 4)}, weights={"w": W}))
+    found = shapes.run_once(graph, {"x": np.zeros((5, 4), np.float32)})
+    assert found == {"x": (5, 4), "w": (4, 6), "a": (5, 6), "y": (5, 6)}
+    assert shape_of(_tensor(graph, "a")) == ("n", 6)
+
+
+def test_a_run_corrects_what_it_contradicts() -> None:
+    graph = to_graph(model(("Relu", "x", "a"), ("Neg", "a", "y")))
+    _tensor(graph, "a").shape = [2, 99]
+    graph.outputs[0].shape = [1]
+    shapes.run_once(graph, random_feeds(graph))
+    assert shape_of(_tensor(graph, "a")) == (2, None)
+    assert shape_of(graph.outputs[0]) == (None, None)
+
+
+def test_a_run_finds_types_that_inference_cannot() -> None:
+    proto = model(
+        ("Gelu", "x", "a", {}, "com.microsoft"),
+        ("Relu", "a", "b"),
+        ("Cast", "b", "y", {"to": 1}),
+        domains=["com.microsoft"],
+    )
+    graph = to_graph(proto)
+    assert shapes.infer(graph) == ["a", "b"]
+    shapes.run_once(graph, random_feeds(graph))
+    assert dtype_of(_tensor(graph, "a")) == np.float32
+    assert shapes.run_once(graph, random_feeds(graph))["b"] == (2, 4)
+
+
+def test_sequences_are_left_out() -> None:
+    proto = model(("SequenceConstruct", "x x", "s"), ("ConcatFromSequence", "s", "y", {"axis": 0}))
+    graph = to_graph(proto)
+    assert shapes.run_once(graph, random_feeds(graph))["y"] == (4, 4)

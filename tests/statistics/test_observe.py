@@ -1,0 +1,163 @@
+"""observe: histograms of exactly what was asked for, and results that order, batching and workers cannot change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from qcompiler.data.batches import samples_of
+from qcompiler.data.source import open_source
+from qcompiler.errors import DataError, ModelError
+from qcompiler.ir import model as models
+from qcompiler.ir.signature import Feeds, Inputs
+from qcompiler.statistics.histogram import Histogram
+from qcompiler.statistics.observe import Observations, observe
+from qcompiler.statistics.outliers import Outliers, Tokens
+from qcompiler.statistics.points import Points
+from tests.kit.rewrite import model
+
+RNG = np.random.default_rng(1)
+W = RNG.standard_normal((8, 16)).astype(np.float32)
+X = RNG.standard_normal((24, 6, 8)).astype(np.float32)
+INPUTS: Inputs = {"x": (np.dtype(np.float32), ("n", 6, 8))}
+
+
+@pytest.fixture
+def loaded(tmp_path: Path) -> models.Model:
+    proto = model(
+        ("MatMul", "x w", "a"),
+        ("Relu", "a", "b"),
+        ("Log", "b", "c"),
+        ("Sqrt", "b", "y"),
+        inputs={"x": ("n", 6, 8)},
+        outputs=("y", "c"),
+        weights={"w": W},
+    )
+    onnx.save(proto, tmp_path / "m.onnx")
+    return models.load(tmp_path / "m.onnx")
+
+
+def feeds(order: Any = None) -> list[Feeds]:
+    return [{"x": X[i : i + 1]} for i in (range(len(X)) if order is None else order)]
+
+
+def seen(model_: models.Model, data: Any, *, batch: int | None = None, **options: Any) -> Observations:
+    source = open_source(data, INPUTS, batch=batch)
+    return observe(model_, Points.of(histograms=["x", "b"]), source, inputs=INPUTS, **options)
+
+
+def test_histograms_are_those_of_the_tensors_asked_for(loaded: models.Model) -> None:
+    found = seen(loaded, feeds())
+    assert list(found.histograms) == ["x", "b"]
+    assert found.histograms["x"] == Histogram.of(X)
+    relu = np.maximum(X @ W, 0)
+    assert found.histograms["b"].count == relu.size
+    assert found.histograms["b"].amax == pytest.approx(relu.max(), rel=1e-5)
+    assert found.feeds == 24
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_order_and_workers_change_nothing(loaded: models.Model, workers: int) -> None:
+    first = seen(loaded, feeds())
+    other = seen(loaded, feeds(np.random.default_rng(workers).permutation(24)), workers=workers)
+    assert other.histograms == first.histograms
+    assert str(other.fingerprint) == str(first.fingerprint)
+    assert [one["x"].tobytes() for one in other.kept] == [one["x"].tobytes() for one in first.kept]
+    assert other.shapes.profiles(INPUTS) == first.shapes.profiles(INPUTS)
+
+
+def test_batches_keep_the_same_samples_and_nearly_the_same_histograms(loaded: models.Model) -> None:
+    first, other = seen(loaded, feeds()), seen(loaded, feeds(), batch=16)
+    assert other.feeds == 2
+    assert other.histograms["x"] == first.histograms["x"]
+    assert other.histograms["b"].amax == pytest.approx(first.histograms["b"].amax, rel=1e-6)
+    assert [one["x"].tobytes() for one in other.kept] == [one["x"].tobytes() for one in first.kept]
+    assert all(one["x"].shape == (1, 6, 8) for one in other.kept)
+
+
+def test_as_many_samples_are_kept_as_asked_for_and_they_are_copies(loaded: models.Model) -> None:
+    buffer = np.empty((1, 6, 8), np.float32)
+
+    def reused() -> Any:
+        for one in X:
+            buffer[0] = one
+            yield {"x": buffer}
+
+    found = seen(loaded, reused, keep=5)
+    assert len(found.kept) == 5
+    rows = {one.tobytes() for one in X}
+    assert len({one["x"].tobytes() for one in found.kept} & rows) == 5
+    assert seen(loaded, feeds(), keep=0).kept == ()
+
+
+def test_progress_counts_feeds(loaded: models.Model) -> None:
+    steps: list[float] = []
+    seen(loaded, feeds(), advance=steps.append)
+    assert sum(steps) == 24
+
+
+def test_nothing_asked_for_still_reads_the_data(loaded: models.Model) -> None:
+    found = observe(loaded, Points(), open_source(feeds(), INPUTS), inputs=INPUTS, workers=2)
+    assert (found.histograms, found.feeds, len(found.kept)) == ({}, 24, 16)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_tensor_that_is_not_finite_is_named(loaded: models.Model, workers: int) -> None:
+    source = open_source([{"x": np.zeros((1, 6, 8), np.float32)}] * 3, INPUTS)
+    with pytest.raises(ModelError, match=r"tensor 'c' .* on sample 0; node 'C' \(Log\) is the first"):
+        observe(loaded, Points.of(histograms=["b", "c"]), source, inputs=INPUTS, workers=workers)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_sample_that_does_not_fit_ends_the_run_with_its_index(loaded: models.Model, workers: int) -> None:
+    data = [*feeds(range(5)), {"x": np.full((1, 6, 8), np.nan, np.float32)}, *feeds(range(5))]
+    with pytest.raises(DataError, match="sample 5.*'x'"):
+        seen(loaded, data, workers=workers)
+
+
+def test_a_batch_is_taken_apart_only_along_a_free_first_axis() -> None:
+    batch = {"x": np.arange(6).reshape(3, 2)}
+    free: Inputs = {"x": (np.dtype(np.int64), (None, 2))}
+    fixed: Inputs = {"x": (np.dtype(np.int64), (3, 2))}
+    assert [one["x"].tolist() for one in samples_of(batch, free)] == [[[0, 1]], [[2, 3]], [[4, 5]]]
+    assert [one["x"].shape for one in samples_of(batch, fixed)] == [(3, 2)]
+    two: Inputs = {**free, "s": (np.dtype(np.float32), ())}
+    assert len(list(samples_of({**batch, "s": np.float32(1)}, two))) == 1  # type: ignore[dict-item]
+    uneven = {"x": np.ones((3, 2)), "z": np.ones((2, 2))}
+    assert len(list(samples_of(uneven, {"x": free["x"], "z": free["x"]}))) == 1
+
+
+def test_a_sequence_input_is_passed_on_whole() -> None:
+    inputs: Inputs = {"x": (None, None)}
+    feed: Any = {"x": [np.ones(2), np.ones(3)]}
+    assert list(samples_of(feed, inputs)) == [feed]
+
+
+@pytest.mark.parametrize(("workers", "batch"), [(1, None), (2, None), (3, None), (1, 8), (2, 5)])
+def test_outliers_are_those_of_the_tensors_asked_for_however_they_are_run(
+    loaded: models.Model, workers: int, batch: int | None
+) -> None:
+    source = open_source(feeds(np.random.default_rng(workers).permutation(24)), INPUTS, batch=batch)
+    found = observe(loaded, Points.of(histograms=["b"], outliers={"x": -1}), source, inputs=INPUTS, workers=workers)
+    expected = Outliers()
+    for feed in feeds():
+        expected.update(feed["x"], Tokens(feed))
+    assert found.outliers == {"x": expected}
+    assert set(found.histograms) == {"b", "x"}
+    assert found.outliers["x"].samples == 24
+
+
+def test_more_statistics_make_another_value(loaded: models.Model) -> None:
+    first = seen(loaded, feeds(), outliers={"x": -1})
+    new, again = Histogram.of(X), Outliers(-1)
+    other = first.with_({"z": new}, {"x": again})
+    assert list(first.histograms) == ["x", "b"]
+    assert first.outliers["x"] is not again
+    assert list(other.histograms) == ["x", "b", "z"]
+    assert other.histograms["z"] is new
+    assert other.outliers == {"x": again}
+    assert (other.kept, other.feeds, other.fingerprint) == (first.kept, first.feeds, first.fingerprint)

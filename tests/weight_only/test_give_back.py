@@ -1,0 +1,143 @@
+"""Weights in few bits: what is refused before anything is read, and what becomes of a gate that is missed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import pytest
+
+from qcompiler.compiler import compile
+from qcompiler.errors import AccuracyError, EngineError, UsageError
+from qcompiler.numerics.blocks import Blocks
+from qcompiler.recipe.recipe import Recipe
+from qcompiler.recipe.tables import SafetyTable, WeightOnlyTable
+from qcompiler.target import DType, parse_target
+from qcompiler.verification.compare import Output, Verification
+from qcompiler.verification.gates import Gates
+from qcompiler.weight_only.give_back import give_back
+from qcompiler.weight_only.storable import Layer, WeightOnlyOptions
+from qcompiler.weight_only.stored import Stored, Weight
+from tests.kit import glu
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+FEEDS = glu.feeds(4)
+ROUNDED = WeightOnlyTable(method="rtn", block_size=128)
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("gates") / "glu.onnx"
+    onnx.save(glu.stack(channels=glu.OUTLIERS, layers=1), path)
+    return path
+
+
+def quantize(path: Path, folder: Path, *, data: bool = True, **changes: Any) -> compile.CompileResult:
+    recipe = Recipe(target="onnxruntime", precision="int4-weight").replace(**{"weight_only": ROUNDED, **changes})
+    return compile.quantize(path, data=FEEDS if data else None, recipe=recipe, output=folder / "out.onnx")
+
+
+@pytest.mark.parametrize("method", ["awq", "gptq", "awq+gptq"])
+def test_methods_that_look_at_activations_need_data(method: str, decoder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"looks at activations: give --data .* mse or rtn"):
+        quantize(decoder, tmp_path, data=False, weight_only=WeightOnlyTable(method=method))
+
+
+def test_activations_in_half_need_data(decoder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"leaves activations in FP16.*--high-precision fp32"):
+        quantize(decoder, tmp_path, data=False, target="tensorrt-rtx:sm89")
+
+
+def test_quantized_attention_does_not_go_with_blocks(decoder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="'attention' = 'int8' quantizes activations"):
+        quantize(decoder, tmp_path, target="tensorrt-rtx:sm89", attention="int8")
+
+
+def test_matmulnbits_is_int4(decoder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="choose precision int4-weight, or storage dequantize"):
+        quantize(decoder, tmp_path, precision="int8-weight", weight_only=WeightOnlyTable(storage="matmulnbits"))
+
+
+def test_a_gpu_without_int4_is_named(decoder: Path, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"sm75 has no INT4.*int8-weight"):
+        quantize(decoder, tmp_path, target="tensorrt-rtx:sm75,sm89")
+    assert quantize(decoder, tmp_path, precision="int8-weight", target="tensorrt-rtx:sm75").plan.quantized()
+
+
+def test_nothing_is_written_where_something_is_refused(decoder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError):
+        quantize(decoder, tmp_path, data=False, weight_only=WeightOnlyTable(method="gptq"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_layers_that_err_most_go_back_to_float_until_a_gate_is_met(decoder: Path, tmp_path: Path) -> None:
+    free = quantize(decoder, tmp_path)
+    assert free.verification is not None
+    before = free.verification.outputs[0].sqnr_db or 0.0
+    result = quantize(decoder, tmp_path, min_sqnr=before + 2, safety=SafetyTable(min_share=0.2))
+    assert result.verification is not None
+    assert (result.verification.outputs[0].sqnr_db or 0.0) >= before + 2
+    told = result.manifest["weight_only"]
+    assert told["restored"]
+    errors = {one["node"]: one["output_db"] for one in free.manifest["weight_only"]["layers"]}
+    kept = [one["node"] for one in told["layers"]]
+    assert min(errors[name] for name in kept) >= max(errors[name] for name in told["restored"])
+    for name in told["restored"]:
+        decision = result.plan.decisions[name]
+        assert (decision.rule, decision.precision) == ("sensitive", DType.FP32)
+        assert "one of the layers that err most: its outputs reach" in decision.why
+    stored = {node.name for node in result.model.graph.nodes if node.op == "DequantizeLinear"}
+    assert len(stored) == len(kept)
+
+
+def test_a_gate_out_of_reach_says_what_to_try(decoder: Path, tmp_path: Path) -> None:
+    with pytest.raises(AccuracyError) as caught:
+        quantize(decoder, tmp_path, min_sqnr=90.0, safety=SafetyTable(min_share=0.8))
+    text = str(caught.value)
+    assert "layers went back to high precision already" in text
+    for tip in ("--block-size 32", "--weight-method gptq with --data", "--precision int8-weight", "--keep '"):
+        assert tip in text
+    assert list(tmp_path.iterdir()) == []
+
+
+def stored(**known_db: float) -> Stored:
+    """Weights of a hundred numbers each; what their outputs reach, by name of the layer."""
+    options = WeightOnlyOptions("int8-weight", WeightOnlyTable(), parse_target("onnxruntime"))
+    values = Blocks(np.zeros((10, 10), np.int8), np.ones(10, np.float32), None, "int8")
+    return Stored(
+        options,
+        "rtn",
+        {
+            name: Weight(Layer(name, "MatMul", "x", 10, 10, "int8", None), values, "rtn", 40.0, known, 0.0)
+            for name, known in known_db.items()
+        },
+    )
+
+
+def measured(sqnr: float) -> Verification:
+    return Verification(1, (Output("y", "float32", 10, sqnr, 0.9, 0.1, None, None, 0, 0, 0),))
+
+
+def test_what_errs_most_is_given_back_in_another_value() -> None:
+    first, gates = stored(A=30.0, B=10.0, C=20.0, D=40.0), Gates(min_sqnr=25.0)
+    second = give_back(first, measured(20.0), gates, 0.5)
+    assert second is not None
+    assert list(first.weights) == ["A", "B", "C", "D"]
+    assert not first.restored
+    assert (list(second.weights), list(second.restored)) == (["A", "C", "D"], ["B"])
+    third = give_back(second, measured(20.0), gates, 0.5)
+    assert third is not None
+    assert list(third.restored) == ["B", "C"]
+    assert give_back(third, measured(20.0), gates, 0.5) is None
+
+
+def test_nothing_is_given_back_where_gates_hold_or_nothing_is_stored() -> None:
+    gates = Gates(min_sqnr=25.0)
+    assert give_back(stored(A=30.0), measured(25.0), gates, 0.0) is None
+    assert give_back(stored(A=30.0), None, gates, 0.0) is None
+    assert give_back(stored(), measured(20.0), gates, 0.0) is None
+    assert give_back(None, measured(20.0), gates, 0.0) is None
