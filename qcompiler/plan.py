@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
@@ -142,6 +143,17 @@ class Plan:
         """Share of the known multiply-accumulates that run quantized, 0..1."""
         total = sum(decision.macs for decision in self)
         return sum(decision.macs for decision in self.quantized()) / total if total else 0.0
+
+    def macs_by_precision(self) -> dict[str, Any]:
+        """Multiply-accumulates in all, the share of them that runs quantized (0..1), and how many in each type."""
+        sums = Counter[str]()
+        for decision in self:
+            sums[decision.precision.value] += decision.macs
+        return {
+            "total": sums.total(),
+            "quantized_share": self.share(),
+            "by_precision": {name: sums[name] for name in sorted(sums) if sums[name]},
+        }
 
     def to_json(self) -> str:
         """A stable text form; `from_json` reads it back equal."""

@@ -26,6 +26,11 @@ class Paths:
     manifest: Path
     report: Path
 
+    @property
+    def output(self) -> Path:
+        """What `-o` named."""
+        return self.engine or self.qdq
+
     @staticmethod
     def of(output: Path, *, build: bool) -> Paths:
         """From `-o`: `DIR/model.engine`, or `DIR/model.qdq.onnx` where nothing is built."""

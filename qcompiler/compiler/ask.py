@@ -3,13 +3,159 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
+from qcompiler import calibrators
+from qcompiler.calibrators.auto import AUTO
+from qcompiler.compiler.artefacts import Paths
+from qcompiler.compiler.stages.build_engine import BuildOptions
+from qcompiler.compiler.stages.load import LoadOptions
+from qcompiler.compiler.stages.lower import LowerOptions
+from qcompiler.compiler.stages.observe import ObserveOptions
+from qcompiler.compiler.stages.verify import VerifyOptions
+from qcompiler.data.source import Data
 from qcompiler.data.text import Text
+from qcompiler.errors import UsageError
+from qcompiler.outliers.llm_int8 import LlmInt8Options
+from qcompiler.outliers.qfep.find import QfepOptions
+from qcompiler.outliers.smooth_quant.trials import SmoothQuantOptions
+from qcompiler.planning import dynamic
+from qcompiler.planning.chosen import Planning
+from qcompiler.planning.placement.scope import Scope
+from qcompiler.planning.search.watch import Watch
+from qcompiler.recipe.checks import METRICS
+from qcompiler.recipe.recipe import Recipe
+from qcompiler.support.atomic import check_writable
+from qcompiler.target import DType, Target, require_fp8
+from qcompiler.verification.gates import Gates
+from qcompiler.verification.held_out import HeldOut
+from qcompiler.verification.metric import check_metric
+from qcompiler.weight_only import methods
+from qcompiler.weight_only.storable import WeightOnlyOptions
 
-if TYPE_CHECKING:
-    from qcompiler.recipe.recipe import Recipe
+SLOW_FP8 = (
+    "ONNX Runtime's optimisations break FP8 graphs on the CPU, so they are off: this shows the accuracy of FP8 and not "
+    "its speed; for that choose --target tensorrt-rtx"
+)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A recipe, cut into what each stage may see.
+
+    Attributes:
+        recipe: as it was effectively used, for the manifest.
+        target: what passes and planning must know of the machine.
+        paths: the artefacts.
+        quantizes: activations are to be quantized.
+        warnings: what the user should know before anything begins.
+    """
+
+    recipe: Recipe
+    target: Target
+    paths: Paths
+    quantizes: bool
+    load: LoadOptions
+    qfep: QfepOptions | None
+    watch: Watch
+    observe: ObserveOptions
+    smooth_quant: SmoothQuantOptions | None
+    llm_int8: LlmInt8Options | None
+    weight_only: WeightOnlyOptions | None
+    planning: Planning
+    lower: LowerOptions
+    verify: VerifyOptions
+    gates: Gates
+    build: BuildOptions
+    warnings: tuple[str, ...] = ()
+
+    def after_export(self, record: Mapping[str, Any] | None) -> Asked:
+        """The same for a model that was exported before: its manifest says how."""
+        return dataclasses.replace(self, load=dataclasses.replace(self.load, export=record))
+
+
+def ask(recipe: Recipe, data: Data | None, output: Path, *, build: bool) -> Asked:
+    """The options of each stage.
+
+    Args:
+        recipe: what the user asked for.
+        data: the calibration data; only what kind it is is looked at.
+        output: the engine file, or the quantized ONNX file where none is built.
+        build: an engine will be built.
+
+    Raises:
+        UsageError: options that do not go together, an output that cannot be written, missing data.
+        EngineError: a GPU of the target lacks a type.
+    """
+    recipe = settled(recipe, data)
+    paths = Paths.of(output, build=build)
+    target, warnings = _refused(recipe, data, paths)
+    formats, rows_apart = recipe.formats(), dynamic.splits(recipe.precision, recipe.llm_int8)
+    scope = Scope(target, recipe.keep, bool(formats) or rows_apart)
+    held_out = HeldOut(recipe.verify_samples, recipe.verify_data, recipe.verify_text, recipe.metric, recipe.text)
+    return Asked(
+        recipe=recipe,
+        target=target,
+        paths=paths,
+        quantizes=bool(formats) or recipe.precision == dynamic.PRECISION,
+        load=LoadOptions(paths, recipe.samples, recipe.batch, held_out, scope),
+        qfep=None if recipe.qfep.prefix == "off" else QfepOptions(recipe.qfep, recipe.text.tokenizer, bool(formats)),
+        watch=Watch(target, recipe.attention),
+        observe=ObserveOptions(recipe.samples, recipe.workers),
+        smooth_quant=_smooth_quant(recipe, target),
+        llm_int8=_llm_int8(recipe, rows_apart),
+        weight_only=_weight_only(recipe, target),
+        planning=planning(recipe),
+        lower=LowerOptions(recipe.io_types, recipe.llm_int8),
+        verify=VerifyOptions(recipe.verify_samples, drift=build),
+        gates=Gates(recipe.min_sqnr, recipe.max_drop),
+        build=BuildOptions(target, recipe.shapes, recipe.generation, methods.needs_rows(recipe.precision, target)),
+        warnings=warnings,
+    )
+
+
+def _smooth_quant(recipe: Recipe, target: Target) -> SmoothQuantOptions | None:
+    formats = recipe.formats()
+    if not formats:
+        return None
+    dtype = DType.INT8 if DType.INT8 in formats else DType.FP8
+    per_channel = recipe.weight_granularity == "channel" if dtype is DType.INT8 else target.fp8_per_channel
+    return SmoothQuantOptions(recipe.smooth_quant, recipe.qfem, dtype, recipe.calibrator, per_channel)
+
+
+def _llm_int8(recipe: Recipe, rows_apart: bool) -> LlmInt8Options | None:
+    formats = recipe.formats()
+    if recipe.llm_int8.threshold == "off" or not (formats or rows_apart):
+        return None
+    dtype = DType.INT8 if rows_apart or DType.INT8 in formats else DType.FP8
+    return LlmInt8Options(recipe.llm_int8, dtype, rows_apart)
+
+
+def _weight_only(recipe: Recipe, target: Target) -> WeightOnlyOptions | None:
+    if recipe.precision not in methods.PRECISIONS:
+        return None
+    return WeightOnlyOptions(recipe.precision, recipe.weight_only, target, recipe.keep)
+
+
+def planning(recipe: Recipe) -> Planning:
+    """What planning may see of a recipe."""
+    return Planning(
+        formats=recipe.formats(),
+        everything=recipe.everything,
+        dynamic=recipe.precision == dynamic.PRECISION,
+        by_cost=recipe.precision.startswith(AUTO),
+        calibrator=recipe.calibrator,
+        safety=recipe.safety,
+        qfem=recipe.qfem,
+        min_sqnr=recipe.min_sqnr,
+        per_channel=recipe.weight_granularity == "channel",
+        clip_weights=recipe.weight_clip == "mse",
+        attention=None if recipe.attention == "float" else DType(recipe.attention),
+        shapes=recipe.shapes,
+    )
 
 
 def settled(recipe: Recipe, data: object) -> Recipe:
@@ -18,3 +164,36 @@ def settled(recipe: Recipe, data: object) -> Recipe:
         return recipe
     table = dataclasses.replace(recipe.text, tokenizer=Path(data.tokenizer).as_posix(), length=data.length)
     return recipe.replace(text=table)
+
+
+def _refused(recipe: Recipe, data: Data | None, paths: Paths) -> tuple[Target, tuple[str, ...]]:
+    """What can be known to fail before anything is read; the target with what the precision needs of it."""
+    target = methods.refuse_early(
+        recipe.precision, recipe.weight_only, recipe.resolve(), attention=recipe.attention, data=data is not None
+    )
+    warnings: tuple[str, ...] = ()
+    if recipe.precision in ("fp16", "bf16") and recipe.high_precision not in (None, recipe.precision):
+        raise UsageError(
+            f"precision '{recipe.precision}' and --high-precision {recipe.high_precision} contradict each other: "
+            "leave --high-precision out"
+        )
+    if recipe.precision in ("fp16", "bf16"):
+        target = dataclasses.replace(target, high_precision=DType(recipe.precision))
+    asked = recipe.precision == "fp8" or recipe.precision.startswith("auto:")  # a bare `auto` takes what there is
+    if recipe.attention == "fp8" or (asked and DType.FP8 in recipe.formats()):
+        require_fp8(target)
+        if target.engine == "onnxruntime":
+            warnings = (SLOW_FP8,)
+    if data is None and (recipe.formats() or target.high_precision is DType.FP16):
+        raise UsageError(
+            f"precision '{recipe.precision}' needs the ranges of activations: give --data with real samples "
+            "(an .npz, a folder of .npz, or file.py:function), or --data random for a smoke test of the tools"
+        )
+    if recipe.calibrator != AUTO:
+        calibrators.parse(recipe.calibrator)
+    if recipe.metric is not None and recipe.metric not in METRICS:
+        check_metric(recipe.metric)
+    for path in (paths.engine, paths.qdq, paths.manifest, paths.report):
+        if path is not None:
+            check_writable(path)
+    return target, warnings

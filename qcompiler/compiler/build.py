@@ -1,30 +1,59 @@
-"""`build()`: an engine from an ONNX file that is quantized already, or float."""
+"""`build()`: an engine from an ONNX file that is quantized already, or float: nothing is quantized here."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
 
-from qcompiler._old_stages import Run, audit_engine, build_engine, profiles_of
 from qcompiler.compiler.artefacts import Paths, finish, refuse_overwriting, workshop
+from qcompiler.compiler.base import Compilation, Done, stage
 from qcompiler.compiler.compile import CompileResult
+from qcompiler.compiler.record import manifest
+from qcompiler.compiler.stages.audit import audit
+from qcompiler.compiler.stages.build_engine import BuildOptions, build_engine
 from qcompiler.data.samples import ShapeRange
 from qcompiler.data.source import Data, open_source
 from qcompiler.engines import for_target
 from qcompiler.ir import decoder_io
 from qcompiler.ir import model as models
 from qcompiler.ir.signature import inputs_of
+from qcompiler.outliers.llm_int8 import Splits
 from qcompiler.passes.base import Pipeline
 from qcompiler.passes.cleanup.name_everything import NameEverything
 from qcompiler.passes.cleanup.normalize_constants import NormalizeConstants
 from qcompiler.passes.legalize.legalize import Legalize
-from qcompiler.planning.placement import candidates
+from qcompiler.planning.placement.candidates import existing
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.statistics.observe import Observations
 from qcompiler.support.atomic import check_writable
 from qcompiler.support.file import File
 from qcompiler.support.progress import Progress, silent
-from tests.kit import manifests
+from qcompiler.target import Target
+from qcompiler.weight_only import methods
+
+
+@stage(kept=False)
+def load(
+    run: Compilation, source: str | Path, data: Data | None, samples: int | None, paths: Paths
+) -> Done[tuple[models.Model, Observations]]:
+    """The file, and the shapes of the data."""
+    with run.working():
+        loaded = models.load(source)
+        refuse_overwriting(loaded, data, paths)
+        shapes, feeds = ShapeRange(), 0
+        for feed in () if data is None else open_source(data, inputs_of(loaded.graph), samples=samples):
+            shapes.watch(feed)
+            feeds += 1
+    return Done((loaded, Observations(shapes=shapes, feeds=feeds)), {"source": File.of(source)})
+
+
+@stage()
+def legalize(run: Compilation, loaded: models.Model, target: Target) -> Done[models.Model]:
+    """The model as the target reads it."""
+    model = models.copy(loaded)
+    with run.working():
+        reports = Pipeline(NameEverything(), NormalizeConstants(), Legalize(target))(model.graph)
+    return Done(model, passes=tuple((report, None) for report in reports))
 
 
 def build(
@@ -49,45 +78,25 @@ def build(
         EngineError: the target refuses it.
         UsageError: the output cannot be written, or a dynamic input has no profile.
     """
-    run = Run(recipe or Recipe(), (recipe or Recipe()).resolve(), progress or silent)
-    paths = Paths.of(Path(output), build=True)
+    asked, run = recipe or Recipe(), Compilation(progress or silent)
+    target, paths = asked.resolve(), Paths.of(Path(output), build=True)
     for path in (Path(output), paths.manifest, paths.report):
         check_writable(path)
-    engine = for_target(run.target)
-    with run.stage("load"):
-        loaded = models.load(model)
-        refuse_overwriting(loaded, data, dataclasses.replace(paths, qdq=paths.manifest))
-        inputs = inputs_of(loaded.graph)
-        observed = Observations()
-        if data is not None:
-            shapes, count = ShapeRange(), 0
-            for feeds in open_source(data, inputs, samples=run.recipe.samples):
-                shapes.watch(feeds)
-                count += 1
-            observed = Observations(shapes=shapes, feeds=count)
-    with run.stage("legalize"):
-        legal = models.copy(loaded)
-        run.reports.extend(Pipeline(NameEverything(), NormalizeConstants(), Legalize(run.target))(legal.graph))
-    plan = candidates.existing(legal.graph)
+    for_target(target)
+    beside = dataclasses.replace(paths, qdq=paths.manifest)  # the quantized file is an input here
+    loaded, seen = run(load, model, data, asked.samples, beside)
+    legal = run(legalize, loaded, target)
+    plan, decoder = existing(legal.graph), decoder_io.of_model(legal)
+    options = BuildOptions(target, asked.shapes, asked.generation, methods.needs_rows(asked.precision, target))
     with workshop(paths) as shop:
-        models.save(legal, shop / paths.qdq.name)
-        decoder = decoder_io.of_model(legal)
-        profiles = profiles_of(run, observed, inputs, decoder)
-        built = build_engine(run, engine, shop / paths.qdq.name, shop / Path(output).name, profiles)
-        audited = audit_engine(run, shop / Path(output).name, shop / paths.qdq.name, plan)
-        (shop / paths.qdq.name).unlink()
-        (shop / paths.qdq.name).with_suffix(".data").unlink(missing_ok=True)
-        record = manifests.build(
-            source=File.of(model),
-            recipe=run.recipe,
-            passes=run.reports,
-            plan=plan,
-            engine=built,
-            profiles=[profile.to_json() for profile in profiles],
-            cache=decoder and decoder.to_json(),
-            audit=audited,
-            timings=run.timings,
-            warnings=run.warnings,
-        )
+        file, engine = shop / paths.qdq.name, shop / paths.output.name
+        models.save(legal, file)
+        run(build_engine, file, engine, legal, seen, inputs_of(loaded.graph), options)
+        run(audit, engine, file, plan, Splits(), target, asked.strict)
+        file.unlink()
+        file.with_suffix(".data").unlink(missing_ok=True)
+        run.record({"cache": decoder and decoder.to_json()})
+        run.record({"macs": plan.macs_by_precision(), "plan": list(plan), "quantizers": list(plan.quantizers.values())})
+        record = manifest(run, asked)
         finish(shop, paths, record)
     return CompileResult(legal, plan, record, None, Path(output), Path(model), paths.manifest, paths.report)

@@ -19,7 +19,7 @@ from qcompiler.numerics.rounding import LARGEST, Format, format_of, quantize
 from qcompiler.numerics.sqnr import TINY, decibel
 from qcompiler.passes.base import Report
 from qcompiler.passes.channels.llm_int8 import OUTLIERS, LlmInt8, join, layout_of
-from qcompiler.plan import Candidate, Plan, Refusal
+from qcompiler.plan import Candidate, Decision, Plan, Refusal
 from qcompiler.planning.placement import candidates
 from qcompiler.planning.placement.candidates import Candidates
 from qcompiler.planning.placement.scope import Scope
@@ -371,26 +371,30 @@ def settle(model: models.Model, plan: Plan, splits: Splits) -> tuple[models.Mode
     return joined, plan, dataclasses.replace(splits, joined=frozenset(idle))
 
 
-def record_of(splits: Splits, plan: Plan, wanted: LlmInt8Table, engine: Path | None) -> dict[str, Any] | None:
-    """What the manifest says; None where it was off.
+def apart_of(splits: Splits, plan: Plan) -> dict[str, Decision]:
+    """What was decided for the outlier products, by the layers that they belong to."""
+    return {name: plan.decisions[name + OUTLIERS] for name in splits.layouts if name + OUTLIERS in plan.decisions}
+
+
+def record_of(splits: Splits, plan: Plan, wanted: LlmInt8Table) -> dict[str, Any] | None:
+    """What the manifest says; None where it was off. How many kernels there are is known when an engine is audited.
 
     Args:
         splits: what was decided.
         plan: the plan that was reached.
         wanted: the recipe's table.
-        engine: a TensorRT-RTX plan file, for its kernels.
     """
     if not splits.decided:
         return None
     total = sum(decision.macs for decision in plan)
-    apart = {name: plan.decisions[name + OUTLIERS] for name in splits.layouts if name + OUTLIERS in plan.decisions}
+    apart = apart_of(splits, plan)
     return {
         "threshold": wanted.threshold,
         "layout": wanted.layout,
         "macs_share": round(sum(one.macs for one in apart.values()) / total, 5) if total else 0.0,
         "layers": len(apart),
         "joined": sorted(splits.joined),
-        "kernels": None if engine is None else kernels(engine, apart),
+        "kernels": None,
         "groups": [
             {
                 "tensor": one.tensor,

@@ -25,6 +25,7 @@ class Planning:
     Attributes:
         formats: the quantized types that layers may get.
         everything: no layer may go back to high precision for accuracy.
+        dynamic: activations get a scale per row at run time: nothing is chosen.
         by_cost: formats are compared by what they cost on the target; else high precision is what costs.
         calibrator: text form of the one that chooses ranges, or `auto` for the choice among several.
         safety: the table of the safety net.
@@ -38,6 +39,7 @@ class Planning:
 
     formats: tuple[DType, ...]
     everything: bool
+    dynamic: bool
     by_cost: bool
     calibrator: str
     safety: SafetyTable

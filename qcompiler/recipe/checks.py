@@ -6,7 +6,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from qcompiler.errors import EngineError, UsageError
 from qcompiler.support.suggest import did_you_mean
@@ -14,6 +14,7 @@ from qcompiler.target import parse_target
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, tuple[Shape, Shape, Shape]]
+METRICS: Final = ("perplexity", "perplexity-cached")  # the built-in ones
 
 
 class WrongError(Exception):

@@ -40,7 +40,6 @@ WEIGHT_GRANULARITIES: Final = ("channel", "tensor")
 WEIGHT_CLIPS: Final = ("mse", "off")
 ATTENTIONS: Final = ("float", "int8", "fp8")
 IO_TYPES: Final = ("keep", "high-precision")
-METRICS: Final = ("perplexity", "perplexity-cached")  # the built-in ones
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ class Recipe(check.Keys):
     )
     metric: str | None = check.option(
         None,
-        check.metric(METRICS),
+        check.metric(check.METRICS),
         "perplexity (of text), or your own: file.py:function; function(run) -> score, with run(feeds) -> outputs",
         '"evaluate.py:accuracy"',
     )

@@ -30,7 +30,7 @@ from qcompiler.statistics.rows import Recorder, Rows, channels
 from qcompiler.support.machine import available_processors
 
 if TYPE_CHECKING:
-    from qcompiler.hessian import Hessian
+    from qcompiler.statistics.hessian import Hessian
 
 
 Advance = Callable[[int], None]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file as the manifest knows it: name without folder, SHA-256 in hex, size in bytes."""
+    """Name without folder, SHA-256 in hex, size in bytes."""
 
     name: str
     sha256: str

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from qcompiler._old_stages import runs_of
-from qcompiler.data import text as texts
 from qcompiler.data.source import Data, open_source
+from qcompiler.data.text import Text
 from qcompiler.engines import for_target
 from qcompiler.ir import model as models
 from qcompiler.ir.signature import inputs_of
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.support.progress import Progress, silent
-from qcompiler.verification import held_out
 from qcompiler.verification.compare import Verification
 from qcompiler.verification.compare import verify as compare
-from qcompiler.verification.held_out import chosen_metric
+from qcompiler.verification.held_out import HeldOut, chosen_metric, evaluation, runs_of
 
 
 def verify(
@@ -38,11 +36,13 @@ def verify(
     asked = recipe or Recipe()
     reference = float_model if isinstance(float_model, models.Model) else models.load(float_model)
     inputs = inputs_of(reference.graph)
-    if isinstance(data, texts.Text):  # what is named here stands over what the recipe's compilation compared on
-        data = held_out.evaluation(asked.replace(verify_text=()), data, reference.graph) or data
-    read = data if isinstance(data, texts.Text) else held_out.evaluation(asked, None, reference.graph)
-    metric = chosen_metric(asked, read, inputs)
-    most = asked.samples or (asked.verify_samples or None if isinstance(data, texts.Text) else None)
+    other = HeldOut(asked.verify_samples, asked.verify_data, asked.verify_text, asked.metric, asked.text)
+    if isinstance(data, Text):  # what is named here stands over what the recipe's compilation compared on
+        here = HeldOut(asked.verify_samples, asked.verify_data, (), asked.metric, asked.text)
+        data = evaluation(here, data, reference.graph) or data
+    read = data if isinstance(data, Text) else evaluation(other, None, reference.graph)
+    metric = chosen_metric(other, read, inputs)
+    most = asked.samples or (asked.verify_samples or None if isinstance(data, Text) else None)
     source = open_source(data, inputs, samples=most)
     with (progress or silent).stage("verify", asked.verify_samples + runs_of(metric)) as stage:
         done: Callable[[], None] = lambda: stage.advance(1)  # noqa: E731

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from qcompiler._old_stages import planning_options
+from qcompiler.compiler.ask import planning
 from qcompiler.data.shorten import LEAST, shorten
 from qcompiler.data.source import open_source
 from qcompiler.ir import model as models
@@ -100,11 +100,11 @@ def test_a_large_model_is_measured_on_short_samples_where_it_takes_them(
         return run(self, feed, uses)
 
     monkeypatch.setattr(Simulator, "run", watched)
-    ample = planner.make_plan(loaded, layers, seen, planning_options(recipe), TARGET)
+    ample = planner.make_plan(loaded, layers, seen, planning(recipe), TARGET)
     assert set(lengths) == {96}
     monkeypatch.setattr("qcompiler.planning.search.safety_net.Limits", lambda **given: Limits(**given, work=5000))
     lengths.clear()
-    scarce = planner.make_plan(loaded, layers, seen, planning_options(recipe), TARGET)
+    scarce = planner.make_plan(loaded, layers, seen, planning(recipe), TARGET)
     assert (lengths.count(LEAST) > 10) is not wired
     assert scarce.net.restored
     assert scarce.net.restored == ample.net.restored

@@ -11,8 +11,8 @@ import onnx
 import pytest
 
 from qcompiler import calibrators
-from qcompiler._old_stages import planning_options
 from qcompiler.calibrators.auto import AUTO_RANGES, offered
+from qcompiler.compiler.ask import planning
 from qcompiler.data.source import open_source
 from qcompiler.ir import model as models
 from qcompiler.ir.signature import Feeds, Inputs
@@ -59,7 +59,7 @@ def chosen(loaded: models.Model, recipe: Recipe, *, spike: float = 1.0) -> Chose
     layers = candidates.candidates(loaded.graph, TARGET, recipe.keep)
     source = open_source(feeds, INPUTS)
     seen = observe(loaded, Points.of(histograms=list(layers.by_activation)), source, inputs=INPUTS)
-    return make_plan(loaded, layers, seen, planning_options(recipe), TARGET)
+    return make_plan(loaded, layers, seen, planning(recipe), TARGET)
 
 
 def test_every_linear_node_has_a_decision_with_a_reason_in_graph_order(loaded: models.Model) -> None:
@@ -158,7 +158,7 @@ def chosen_of_two(folder: Path, recipe: Recipe) -> Chosen:
     inputs: Inputs = {name: (np.dtype(np.float32), ("n", 256, 64)) for name in ("bell", "tails")}
     layers = candidates.candidates(loaded.graph, target)
     seen = observe(loaded, Points.of(histograms=list(layers.by_activation)), open_source(feeds, inputs), inputs=inputs)
-    return make_plan(loaded, layers, seen, planning_options(recipe), target)
+    return make_plan(loaded, layers, seen, planning(recipe), target)
 
 
 def test_the_bell_is_quantized_to_int8_and_the_heavy_tails_to_fp8_with_both_figures(tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_the_floor_is_a_share_of_what_can_be_quantized(tmp_path: Path) -> None:
 
     def restored(share: float) -> int:
         recipe = Recipe(safety=SafetyTable(target_sqnr_db=90, min_share=share))
-        return len(make_plan(loaded, layers, seen, planning_options(recipe), TARGET).net.restored)
+        return len(make_plan(loaded, layers, seen, planning(recipe), TARGET).net.restored)
 
     assert [restored(share) for share in (0.4, 0.6)] == [1, 0]
 
@@ -241,7 +241,7 @@ def test_scores_of_the_metric_are_handed_to_the_next_try(loaded: models.Model) -
         asked.append(len(asked))
         return Score("mean", float(run(feeds[0])["y"].mean()), 0.0, True)
 
-    options = planning_options(Recipe(safety=SafetyTable(target_sqnr_db=80), qfem=QfemTable(budget=1.0)))
+    options = planning(Recipe(safety=SafetyTable(target_sqnr_db=80), qfem=QfemTable(budget=1.0)))
     first = make_plan(loaded, layers, seen, options, TARGET, judge=judge)
     assert None in first.scores  # that of the float model
     assert len(asked) == len(first.scores) > 1
@@ -252,7 +252,7 @@ def test_scores_of_the_metric_are_handed_to_the_next_try(loaded: models.Model) -
 
 def test_planning_sees_of_a_recipe_what_it_needs() -> None:
     recipe = Recipe(precision="auto:int8,fp8", target="tensorrt", weight_clip="mse", weight_granularity="tensor")
-    found = planning_options(recipe)
+    found = planning(recipe)
     assert (found.formats, found.by_cost, found.everything) == ((DType.INT8, DType.FP8), True, True)
     assert (found.clip_weights, found.per_channel, found.attention) == (True, False, None)
-    assert planning_options(recipe.replace(attention="int8")).attention is DType.INT8
+    assert planning(recipe.replace(attention="int8")).attention is DType.INT8

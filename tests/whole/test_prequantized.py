@@ -12,8 +12,8 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from qcompiler._old_stages import open_stored
 from qcompiler.compiler.compile import CompileResult, compile, quantize
+from qcompiler.compiler.stages.decide import opened as open_stored
 from qcompiler.ir import model as models
 from qcompiler.passes.cleanup.fold_batch_norm import FoldBatchNorm
 from qcompiler.passes.legalize.release_quantizers import warning

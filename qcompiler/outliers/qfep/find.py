@@ -24,14 +24,11 @@ from qcompiler.passes.qfep.prefix import Prefix
 from qcompiler.passes.qfep.sites import Interface, UnfitError, interface
 from qcompiler.recipe.tables import QfepTable
 from qcompiler.runtime.token_feeds import MASKS
-from qcompiler.verification.compare import Verification
-from qcompiler.verification.metric import score_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from qcompiler.plan import Candidate
-    from qcompiler.verification.perplexity import Perplexity
 
 
 SAMPLES = 8  # whose tokens are looked at
@@ -282,24 +279,11 @@ def texts_of(feeds: Iterable[Feeds], face: Interface) -> list[NDArray[np.int64]]
     return [row for row in found if row.size > 1]
 
 
-def record_of(
-    done: Prefixed | None,
-    metric: str | Perplexity | None,
-    verification: Verification | None,
-    file: str | None,
-) -> dict[str, Any] | None:
-    """What the manifest says of it; None where it was off.
-
-    Args:
-        done: what was done.
-        metric: what models were compared by, for the score of the one without the prefix.
-        verification: the comparison; None where there was none.
-        file: name of the file with the prefix; None without one.
-    """
+def record_of(done: Prefixed | None) -> dict[str, Any] | None:
+    """What the manifest says of it; None where it was off. Its file and its scores are known when there are some."""
     if done is None:
         return None
-    found, score = done.found, None if verification is None else verification.score
-    plain = score_of(metric, done.plain) if score is not None and metric and done.plain is not None else None
+    found = done.found
     return {
         "ids": list(found.ids),
         "rule": done.rule,
@@ -307,10 +291,10 @@ def record_of(
         "bos": found.bos,
         "drops_first": found.drops_first,
         "baked": done.baked,
-        "file": file,
+        "file": None,
         "relative_error": done.error,
-        "float_score_without": plain,
-        "float_score_with": score.float_score if score is not None and done.baked else None,
+        "float_score_without": None,
+        "float_score_with": None,
         "layers": [
             {"tensor": name, "reader": done.readers.get(name), "before": before, "after": done.after.get(name)}
             for name, before in found.before.items()

@@ -9,6 +9,7 @@ from qcompiler.ir import model as models
 from qcompiler.plan import Candidate
 from qcompiler.planning.placement import attention, shortcuts
 from qcompiler.planning.search import outputs
+from qcompiler.statistics.points import Points
 from qcompiler.target import Target
 
 
@@ -23,6 +24,16 @@ class Watch:
 
     target: Target
     attention: str = "float"
+
+    def points(self, model: models.Model, found: Sequence[Candidate]) -> Points:
+        """What is measured in the one run over the data: all of `tensors`, and what stands out in inputs of layers.
+
+        Args:
+            model: the float model, normalised.
+            found: its layers that may be quantized.
+        """
+        axes = {one.activation: 1 if one.op.startswith("Conv") else -1 for one in found}
+        return Points.of(histograms=self.tensors(model, found), outliers=axes)
 
     def tensors(self, model: models.Model, found: Sequence[Candidate]) -> list[str]:
         """Names of the tensors whose ranges somebody may ask for; some stand there twice.

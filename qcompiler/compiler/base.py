@@ -1,0 +1,184 @@
+"""The contract of a step: `Stage`, `Done`, and the `Compilation` that runs them.
+
+    @stage(version=1)
+    def observe(run: Compilation, subject: Subject, wanted: Points) -> Done[Subject]: ...
+
+    subject = run(observe, subject, wanted)
+
+A stage is a function of declared inputs. What it is not given cannot change what it does, so the content of its
+arguments is its key: with a cache, the same question is answered from there. It hands back a value that nobody changes
+any more, its part of the manifest, and the passes it ran. What it says while it works goes through `run`: progress and
+warnings; the warnings are kept with the result, so that an answer from the cache tells the same.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
+
+from qcompiler.compiler.content import digest
+from qcompiler.passes.base import Report
+from qcompiler.runtime.memory import return_freed_memory
+from qcompiler.support.progress import Progress, silent
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Section = Mapping[str, Any]
+
+
+Checked = tuple[Report, float | None]  # what a pass did, and the relative error of an output behind it
+
+
+def checked(reports: Iterable[Report], errors: Mapping[str, float]) -> tuple[Checked, ...]:
+    """Reports with the errors that the equivalence check found; None where there was nothing to run.
+
+    Args:
+        reports: of passes, in order.
+        errors: relative, by the text form of the pass.
+    """
+    return tuple((report, errors.get(report.name)) for report in reports)
+
+
+@dataclass(frozen=True, eq=False)
+class Done(Generic[T]):
+    """What a stage hands back.
+
+    Attributes:
+        value: goes on to the next stages.
+        record: its part of the manifest, by key. A mapping under a key that is there already is joined with it: a later
+            stage may fill in what only it can know.
+        passes: the passes it ran, in order, each with the relative error that the equivalence check found; None where
+            there was nothing to run.
+        warnings: what it told the user; filled in by `Compilation`.
+    """
+
+    value: T
+    record: Section = field(default_factory=dict)
+    passes: tuple[Checked, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Stage(Generic[P, T]):
+    """A step of a compilation; made by `@stage`.
+
+    Attributes:
+        function: the work.
+        version: grows when the same inputs give another result.
+        kept: whether its results may come from a cache; False where it is cheap, or asks the world outside.
+    """
+
+    function: Callable[Concatenate[Compilation, P], Done[T]]
+    version: int = 1
+    kept: bool = True
+
+    @property
+    def name(self) -> str:
+        """The name of the function: that of its file, of its timing and of its part of the manifest."""
+        return self.function.__name__
+
+    def key(self, *inputs: P.args, **options: P.kwargs) -> str:
+        """What its result depends on, as 64 hex digits: name, version, and the content of every argument.
+
+        Raises:
+            TypeError: an argument has no content, such as an open session or a closure.
+        """
+        return digest((self.name, self.version, inputs, options))
+
+
+def stage(
+    *, version: int = 1, kept: bool = True
+) -> Callable[[Callable[Concatenate[Compilation, P], Done[T]]], Stage[P, T]]:
+    """Makes a `Stage` of a function whose first argument is the `Compilation`."""
+
+    def make(function: Callable[Concatenate[Compilation, P], Done[T]]) -> Stage[P, T]:
+        return Stage(function, version, kept)
+
+    return make
+
+
+class Cache(Protocol):
+    """Where results are kept by the key of the question."""
+
+    def get(self, name: str, key: str) -> Done[Any] | None:
+        """The result of a stage by its key; None where there is none."""
+
+    def put(self, name: str, key: str, done: Done[Any]) -> None:
+        """Keeps the result of a stage."""
+
+
+class Compilation:
+    """Runs stages; collects what they record, what they warn of, and how long they take.
+
+    Attributes:
+        records: the parts of the manifest so far, by key.
+        passes: by stage, the passes that its last run ran.
+        timings: seconds of work by stage, in the order in which they began.
+        warnings: what the user was told, in order.
+    """
+
+    def __init__(self, progress: Progress = silent, *, cache: Cache | None = None) -> None:
+        self.records: dict[str, Any] = {}
+        self.passes: dict[str, tuple[Checked, ...]] = {}
+        self.timings: dict[str, float] = {}
+        self.warnings: list[str] = []
+        self._progress = progress
+        self._cache = cache
+        self._running = ""
+
+    def __call__(self, one: Stage[P, T], *inputs: P.args, **options: P.kwargs) -> T:
+        """The value of a stage, from the cache where it has been asked before."""
+        key = one.key(*inputs, **options) if self._cache is not None and one.kept else None
+        known = self._cache.get(one.name, key) if self._cache is not None and key is not None else None
+        done = known if known is not None else self._made(one, *inputs, **options)
+        if known is not None:
+            for text in known.warnings:
+                self.warn(text)
+        elif self._cache is not None and key is not None:
+            self._cache.put(one.name, key, done)
+        self.record(done.record)
+        if done.passes:
+            self.passes[one.name] = done.passes
+        value: T = done.value
+        return value
+
+    def _made(self, one: Stage[P, T], *inputs: P.args, **options: P.kwargs) -> Done[T]:
+        told = len(self.warnings)
+        outer, self._running = self._running, one.name
+        try:
+            done = one.function(self, *inputs, **options)
+        finally:
+            self._running = outer
+        return Done(done.value, MappingProxyType(dict(done.record)), done.passes, tuple(self.warnings[told:]))
+
+    @contextmanager
+    def working(self, total: float | None = None) -> Iterator[Callable[[float], None]]:
+        """Shows and times the work of the stage that runs; yields the function that advances it.
+
+        A stage that finds nothing to do does not open it. Freed memory is given back at its end.
+
+        Args:
+            total: how many steps there are; None where nobody knows.
+        """
+        name, started = self._running, time.perf_counter()
+        with self._progress.stage(name, total) as shown:
+            yield shown.advance
+        self.timings[name] = self.timings.get(name, 0.0) + time.perf_counter() - started
+        return_freed_memory()
+
+    def warn(self, text: str) -> None:
+        """Shows a sentence to the user and keeps it for the manifest."""
+        self.warnings.append(text)
+        self._progress.warn(text)
+
+    def record(self, sections: Section) -> None:
+        """Joins parts of the manifest with what is there."""
+        for key, value in sections.items():
+            known = self.records.get(key)
+            self.records[key] = (
+                {**known, **value} if isinstance(known, Mapping) and isinstance(value, Mapping) else value
+            )

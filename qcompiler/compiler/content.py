@@ -1,0 +1,95 @@
+"""The content of a value as a hash: what makes two questions to a stage the same question.
+
+Plain values, arrays and frozen dataclasses are hashed by what they hold, mappings and sequences in their order, sets in
+none. Any other class says what it consists of with a method `content()`. What has no content, such as a session or a
+closure, is refused: a stage that were given it could not be answered from a cache.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from enum import Enum
+from hashlib import blake2b
+from pathlib import PurePath
+from types import FunctionType
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+
+@runtime_checkable
+class HasContent(Protocol):
+    """A value of a class of its own that says what it consists of."""
+
+    def content(self) -> object:
+        """Values that `digest` knows; equal for equal values."""
+
+
+def digest(value: object) -> str:
+    """64 hex digits that are the same for values of the same content, in every process.
+
+    Raises:
+        TypeError: something in it has no content; the message names its type.
+    """
+    state = blake2b(digest_size=32)
+    for piece in _pieces(value):
+        state.update(len(piece).to_bytes(8, "little"))
+        state.update(piece)
+    return state.hexdigest()
+
+
+def _pieces(value: object) -> Iterable[Any]:
+    """The bytes of a value, with its type in front, so that 1, 1.0, "1" and (1,) differ."""
+    kind = type(value).__qualname__.encode()
+    if value is None or isinstance(value, bool | int | float | complex | np.generic):
+        yield kind + repr(value).encode()
+    elif isinstance(value, str | bytes):
+        yield kind
+        yield value.encode("utf8", "surrogateescape") if isinstance(value, str) else value
+    elif isinstance(value, Enum):
+        yield f"{kind.decode()}.{value.name}".encode()
+    elif isinstance(value, np.ndarray):
+        yield from _array(value)
+    elif isinstance(value, HasContent):
+        yield kind
+        yield from _pieces(value.content())
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        yield kind
+        for one in dataclasses.fields(value):
+            yield one.name.encode()
+            yield from _pieces(getattr(value, one.name))
+    else:
+        yield from _container(value)
+
+
+def _array(value: np.ndarray[Any, Any]) -> Iterable[Any]:
+    yield f"{value.dtype.str} {value.dtype.name} {value.shape}".encode()
+    if value.dtype.kind == "O":
+        yield from _pieces(value.tolist())
+    else:
+        yield np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
+
+
+def _container(value: object) -> Iterable[Any]:
+    kind = type(value).__qualname__.encode()
+    if isinstance(value, Mapping):
+        yield b"mapping %d" % len(value)
+        for key, one in value.items():
+            yield from _pieces(key)
+            yield from _pieces(one)
+    elif isinstance(value, Sequence):
+        yield b"sequence %d" % len(value)
+        for one in value:
+            yield from _pieces(one)
+    elif isinstance(value, AbstractSet):
+        yield b"set %d" % len(value)
+        yield "".join(sorted(digest(one) for one in value)).encode()
+    elif isinstance(value, PurePath | np.dtype | re.Pattern | slice):
+        yield kind + str(value).encode()
+    elif isinstance(value, type | FunctionType) and "<locals>" not in value.__qualname__:
+        yield f"{value.__module__}:{value.__qualname__}".encode()
+    else:
+        raise TypeError(f"a value of type {kind.decode()} has no content: no stage can be given it and be kept")

@@ -1,0 +1,81 @@
+"""The manifest, made of what the stages recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from qcompiler.compiler.base import Compilation
+from qcompiler.passes.base import Report
+from qcompiler.recipe.recipe import Recipe
+from qcompiler.report.manifest import SCHEMA
+from qcompiler.support.as_json import plain
+from qcompiler.support.machine import environment, own_version, peak_memory_mb, version_of
+
+ABSENT: Final[Mapping[str, Any]] = {  # in this order; what no stage recorded did not take place
+    "source": None,
+    "export": None,
+    "data": None,
+    "random_data": False,
+    "target": None,
+    "recipe": None,
+    "passes": [],
+    "macs": None,
+    "plan": None,
+    "quantizers": None,
+    "safety": None,
+    "outliers": [],
+    "residuals": [],
+    "smooth_quant": None,
+    "qfem": None,
+    "qfep": None,
+    "weight_only": None,
+    "llm_int8": None,
+    "verification": None,
+    "engine": None,
+    "cache": None,
+    "audit": None,
+    "files": {},
+}
+
+
+def manifest(run: Compilation, recipe: Recipe) -> dict[str, Any]:
+    """Everything that is known about a compilation, as plain data; keys stand in a fixed order.
+
+    A key that a stage recorded and nobody knows here stands behind the known ones, so that a new stage needs no edit.
+
+    Args:
+        run: with the records, passes, timings and warnings of its stages.
+        recipe: as it was effectively used.
+    """
+    given = {"target": recipe.resolve(), "recipe": recipe.to_dict(), "passes": _passes(run), **run.records}
+    return dict(
+        plain(
+            {
+                "schema": SCHEMA,
+                "qcompiler": version_of("onnx-qcompiler") or own_version(),
+                "environment": environment(),
+                **{key: given.pop(key, absent) for key, absent in ABSENT.items()},
+                **given,
+                "timings": {stage: round(seconds, 3) for stage, seconds in run.timings.items()},
+                "peak_memory_mb": peak_memory_mb(),
+                "warnings": run.warnings,
+            }
+        )
+    )
+
+
+def _passes(run: Compilation) -> list[dict[str, Any]]:
+    done = [one for passes in run.passes.values() for one in passes]
+    errors = {report.name: error for report, error in done if error is not None}  # of a pass that ran twice, the last
+    return [_pass(report, errors.get(report.name)) for report, _ in done]
+
+
+def _pass(report: Report, error: float | None) -> dict[str, Any]:
+    return {
+        "pass": report.name,
+        "seconds": round(report.seconds, 4),
+        "changed": report.changed,
+        "skipped": report.skipped,
+        "relative_error": error,
+    }

@@ -1,0 +1,101 @@
+"""The stage that chooses the precision of every node, and what is tried next where a gate was missed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+
+from qcompiler.compiler.base import Compilation, Done, stage
+from qcompiler.compiler.subject import Decided, Subject
+from qcompiler.ir import model as models
+from qcompiler.outliers import llm_int8
+from qcompiler.passes.legalize.open_stored import OpenStored
+from qcompiler.plan import Candidate, Plan
+from qcompiler.planning import dynamic
+from qcompiler.planning.chosen import Chosen, Planning
+from qcompiler.planning.decisions import close
+from qcompiler.planning.placement import candidates
+from qcompiler.planning.planner import make_plan
+from qcompiler.planning.search import qfem
+from qcompiler.planning.search.safety_net import SafetyNet
+from qcompiler.target import Target
+from qcompiler.verification.compare import Verification
+from qcompiler.verification.gates import Gates
+from qcompiler.verification.metric import score_by
+from qcompiler.weight_only import give_back, record
+
+STEP_DB = 3.0  # how much closer to float the next try aims where a gate was missed
+MOST_DB = 60.0
+
+
+@stage()
+def decide(
+    run: Compilation, subject: Subject, target: Target, planning: Planning, before: Decided | None = None
+) -> Done[Decided]:
+    """A plan for the subject: every linear node's precision, with its reason.
+
+    Args:
+        subject: observed, smoothed, with its weights rounded where that was asked for.
+        target: what planning must know of the machine.
+        planning: what is asked for.
+        before: an earlier try on the same subject; what its scores have shown is not measured again.
+    """
+    model = opened(subject.model, subject.layers.found)
+    chosen = _chosen(run, subject, model, target, planning, before)
+    settled, plan, splits = llm_int8.settle(model, chosen.plan, subject.splits)
+    plan = record.into(plan, subject.stored, target, [node.name for node in model.graph.nodes])
+    told = {"safety": chosen.net, "qfem": qfem.record_of(chosen.spared, subject.standing_out)}
+    return Done(Decided(settled, dataclasses.replace(chosen, plan=plan), splits), told)
+
+
+def opened(model: models.Model, found: Sequence[Candidate]) -> models.Model:
+    """The model with the weights that came quantized as floats, while formats are chosen; itself where none did."""
+    weights = tuple(dict.fromkeys(one.weight for one in found if one.scales is not None))
+    pairs = tuple(one.node for one in found if one.amax is not None)
+    if not weights and not pairs:
+        return model
+    after = models.copy(model)
+    OpenStored(weights, pairs)(after.graph)
+    return after
+
+
+def _chosen(
+    run: Compilation,
+    subject: Subject,
+    model: models.Model,
+    target: Target,
+    planning: Planning,
+    before: Decided | None,
+) -> Chosen:
+    """The plan, from the observations; an empty one where there are none."""
+    if planning.dynamic:
+        every = candidates.candidates(model.graph, target, subject.scope.keep).refusing(subject.layers.refused)
+        return dynamic.make_plan(model, every, subject.seen, planning, target)
+    if not subject.seen.kept:
+        return Chosen(Plan(), SafetyNet())
+    judge = None if subject.judge.metric is None else partial(score_by, subject.judge.metric)
+    scores = qfem.UNKNOWN if before is None else before.chosen.scores
+    with run.working() as advance:
+        chosen = make_plan(model, subject.layers, subject.seen, planning, target, advance, judge=judge, scores=scores)
+    models.forget_pages(model)
+    return dataclasses.replace(chosen, plan=close(chosen.plan, subject.layers.found, subject.released))
+
+
+def stricter(
+    subject: Subject, planning: Planning, decided: Decided, verification: Verification | None, gates: Gates
+) -> tuple[Subject, Planning] | None:
+    """What to try next where a gate was missed and there is more to give back; None to go on.
+
+    First the plan aims closer to float, whatever share stays quantized; then the stored weights that err most go back.
+    """
+    if verification is None or gates.hold(verification):
+        return None
+    plan, safety = decided.chosen.plan, planning.safety
+    if plan.quantized() and plan.quantizers:
+        goal = max(safety.target_sqnr_db, decided.chosen.net.curve[-1].sqnr_db) + STEP_DB
+        if goal <= MOST_DB:
+            safety = dataclasses.replace(safety, target_sqnr_db=goal, min_share=0.0)
+            return subject, dataclasses.replace(planning, safety=safety)
+    stored = give_back.give_back(subject.stored, verification, gates, safety.min_share)
+    return None if stored is None else (subject.with_(stored=stored), planning)

@@ -1,0 +1,62 @@
+"""The stage that reads the model, opens the data, and finds what results will be judged by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qcompiler.compiler.artefacts import Paths, refuse_overwriting
+from qcompiler.compiler.base import Compilation, Done, stage
+from qcompiler.compiler.subject import Subject
+from qcompiler.data.source import Data, open_source
+from qcompiler.data.text import fitted
+from qcompiler.ir import model as models
+from qcompiler.ir.signature import inputs_of
+from qcompiler.planning.placement.scope import Scope
+from qcompiler.support.file import File
+from qcompiler.verification.held_out import HeldOut, judge_of
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """What is read.
+
+    Attributes:
+        paths: the artefacts, none of which may take the place of an input.
+        samples: so many feeds of the data; None for all.
+        batch: so many of them in one run; None as they come.
+        held_out: what results are judged by.
+        scope: where layers are looked for.
+        export: how the model was exported, for the manifest; None where it was an ONNX file.
+    """
+
+    paths: Paths
+    samples: int | None
+    batch: int | None
+    held_out: HeldOut
+    scope: Scope
+    export: Mapping[str, Any] | None = None
+
+
+@stage(kept=False)
+def load(run: Compilation, source: str | Path | models.Model, data: Data | None, options: LoadOptions) -> Done[Subject]:
+    """The model as it stands in the file.
+
+    Raises:
+        ModelError: it cannot be read, or a weight is not finite.
+        DataError: there is no such data, or it can be read only once.
+        UsageError: an artefact would take the place of an input, or a metric lacks its text.
+    """
+    with run.working():
+        model = source if isinstance(source, models.Model) else models.load(source)
+        refuse_overwriting(model, data, options.paths)
+        models.check_finite(model)
+        inputs = inputs_of(model.graph)
+        data = fitted(data, model.graph)
+        samples = None if data is None else open_source(data, inputs, samples=options.samples, batch=options.batch)
+        judge = judge_of(options.held_out, data, model)
+    file = File.of(model.source) if model.source else None
+    record = {"source": file, "export": options.export, "random_data": samples is not None and samples.random}
+    return Done(Subject(model, model, samples, judge, options.scope), record)

@@ -1,0 +1,69 @@
+"""The stage that runs all data once for every statistic that a later stage asks for."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from qcompiler.compiler.base import Compilation, Done, stage
+from qcompiler.compiler.subject import Subject
+from qcompiler.planning.search.watch import Watch
+from qcompiler.statistics import observe as observing
+from qcompiler.statistics import outliers, residual
+
+KEPT_FEEDS = 16  # samples that outlive the data run, for the safety net, the ranges and the comparison
+RESIDUAL_FEEDS = 4
+
+
+@dataclass(frozen=True)
+class ObserveOptions:
+    """How the data is run.
+
+    Attributes:
+        samples: how many feeds are expected, for the progress; None where nobody knows.
+        workers: sessions that share the data; the result does not depend on it.
+    """
+
+    samples: int | None
+    workers: int
+
+
+@stage()
+def observe(run: Compilation, subject: Subject, watch: Watch, options: ObserveOptions) -> Done[Subject]:
+    """The subject with histograms, outliers and kept samples of all that anybody will ask about.
+
+    Args:
+        subject: normal, behind its prefix.
+        watch: which tensors later stages will ask about.
+        options: how the data is run.
+
+    Raises:
+        DataError: a feed does not fit the model, or is not finite.
+        ModelError: a tensor is not finite; the message names the first one in graph order.
+    """
+    if subject.samples is None:
+        return Done(subject, {"data": None, "outliers": [], "residuals": []})
+    with run.working(options.samples) as advance:
+        seen = observing.observe(
+            subject.model,
+            watch.points(subject.model, subject.layers.found),
+            subject.samples,
+            inputs=subject.inputs,
+            keep=KEPT_FEEDS,
+            workers=options.workers,
+            advance=advance,
+        )
+    readers = {name: [one.node for one in members] for name, members in subject.layers.by_activation.items()}
+    standing_out = outliers.records(seen.outliers, seen.histograms, readers)
+    streams = residual.measure(subject.model.graph, seen.kept[:RESIDUAL_FEEDS]) if seen.kept else []
+    record = {
+        "data": {
+            "name": subject.samples.name,
+            "feeds": seen.feeds,
+            "fingerprint": str(seen.fingerprint),
+            **subject.samples.details,
+        },
+        "outliers": standing_out,
+        "residuals": [dataclasses.asdict(one) for one in streams],
+    }
+    return Done(subject.with_(seen=seen, standing_out=standing_out), record)

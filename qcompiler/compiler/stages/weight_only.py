@@ -1,0 +1,38 @@
+"""The stage that stores weights in few bits, activations as they are."""
+
+from __future__ import annotations
+
+from qcompiler.compiler.base import Compilation, Done, checked, stage
+from qcompiler.compiler.subject import Subject
+from qcompiler.ir import model as models
+from qcompiler.weight_only import methods
+from qcompiler.weight_only.storable import WeightOnlyOptions
+
+
+@stage()
+def weight_only(run: Compilation, subject: Subject, options: WeightOnlyOptions | None) -> Done[Subject]:
+    """The subject with rounded weights, and AWQ's scaling folded in; as given where nobody asked.
+
+    What the manifest says of it is known when the plan is: see *lower*.
+
+    Args:
+        subject: normal; observed where there is data.
+        options: what is asked for; None for precisions that quantize activations.
+
+    Raises:
+        EquivalenceError: the scaled model does not compute what the model computes.
+    """
+    if options is None:
+        return Done(subject, {"weight_only": None})
+    if subject.samples is None:
+        run.warn(
+            "no --data: weights are rounded by themselves, and nothing compares the result with the float model; "
+            "with data, --weight-method gptq errs less"
+        )
+    work = methods.work_of(subject.model, options, feeds=None if subject.samples is None else subject.seen.feeds)
+    with run.working(work.steps or 1) as advance:
+        done = methods.round_weights(subject.model, work, subject.samples, subject.seen, advance)
+    models.forget_pages(subject.model)
+    return Done(
+        subject.with_(model=done.model, stored=done.stored), {"weight_only": None}, checked(done.reports, done.errors)
+    )

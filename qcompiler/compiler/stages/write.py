@@ -1,0 +1,45 @@
+"""The stage that writes the lowered model, and the prefix where callers manage the cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from qcompiler.compiler.artefacts import Paths
+from qcompiler.compiler.base import Compilation, Done, stage
+from qcompiler.ir import decoder_io
+from qcompiler.ir import model as models
+from qcompiler.outliers.qfep.find import Prefixed, save
+from qcompiler.support.file import File
+
+
+@dataclass(frozen=True)
+class Names:
+    """Where files are made.
+
+    Attributes:
+        folder: the workshop.
+        qdq: name of the quantized ONNX file.
+        stem: what other names begin with.
+    """
+
+    folder: Path
+    qdq: str
+    stem: str
+
+    @staticmethod
+    def of(paths: Paths, folder: Path) -> Names:
+        """Names of the artefacts of a compilation, inside its workshop."""
+        return Names(folder, paths.qdq.name, paths.manifest.name.removesuffix(".manifest.json"))
+
+
+@stage(kept=False)
+def write(run: Compilation, lowered: models.Model, prefix: Prefixed | None, names: Names) -> Done[Path]:
+    """The quantized ONNX file; large weights stand beside it."""
+    with run.working():
+        written = models.save(lowered, names.folder / names.qdq)
+        front = save(prefix, names.folder, names.stem)
+    decoder = decoder_io.of_model(lowered)
+    files = {"qdq": File.of(written[0])} | ({"prefix": File.of(front)} if front else {})
+    record = {"files": files, "cache": None if decoder is None else decoder.to_json()}
+    return Done(written[0], record | ({"qfep": {"file": front.name}} if front else {}))

@@ -1,0 +1,32 @@
+"""A cache in memory, which tells what was asked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qcompiler.compiler.base import Done
+
+
+class Memory:
+    """Keeps results by key.
+
+    Attributes:
+        kept: by key.
+        asked: keys, in the order in which they were asked for.
+        hits: names of the stages that were answered, in order.
+    """
+
+    def __init__(self) -> None:
+        self.kept: dict[str, tuple[str, Done[Any]]] = {}
+        self.asked: list[str] = []
+        self.hits: list[str] = []
+
+    def get(self, name: str, key: str) -> Done[Any] | None:
+        self.asked.append(key)
+        if key not in self.kept:
+            return None
+        self.hits.append(name)
+        return self.kept[key][1]
+
+    def put(self, name: str, key: str, done: Done[Any]) -> None:
+        self.kept[key] = (name, done)
