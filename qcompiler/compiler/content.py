@@ -1,8 +1,9 @@
 """The content of a value as a hash: what makes two questions to a stage the same question.
 
-Plain values, arrays and frozen dataclasses are hashed by what they hold, mappings and sequences in their order, sets in
-none. Any other class says what it consists of with a method `content()`. What has no content, such as a session or a
-closure, is refused: a stage that were given it could not be answered from a cache.
+Plain values, arrays, dataclasses and other objects of this package are hashed by what they hold, mappings and sequences
+in their order, sets in none. A class for which that is not the point, such as a source of samples, says what it
+consists of with a method `content()`. What has no content, such as a session or a closure, is refused: a stage that is
+given it cannot be answered from a cache.
 """
 
 from __future__ import annotations
@@ -91,5 +92,14 @@ def _container(value: object) -> Iterable[Any]:
         yield kind + str(value).encode()
     elif isinstance(value, type | FunctionType) and "<locals>" not in value.__qualname__:
         yield f"{value.__module__}:{value.__qualname__}".encode()
+    elif type(value).__module__.startswith("qcompiler.") and (state := _state(value)):
+        yield kind
+        yield from _container(state)
     else:
         raise TypeError(f"a value of type {kind.decode()} has no content: no stage can be given it and be kept")
+
+
+def _state(value: object) -> dict[str, object]:
+    """The attributes of an object by name, those in slots included."""
+    slots = [name for one in type(value).__mro__ for name in getattr(one, "__slots__", ())]
+    return {name: getattr(value, name) for name in (*slots, *getattr(value, "__dict__", ())) if hasattr(value, name)}

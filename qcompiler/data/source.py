@@ -17,6 +17,7 @@ import numpy as np
 
 from qcompiler.data.batches import batched
 from qcompiler.data.check import check, kind_of
+from qcompiler.data.samples import fingerprint
 from qcompiler.data.text import Text
 from qcompiler.errors import DataError, QCompilerError, UsageError
 from qcompiler.ir.signature import Array, Feeds, Inputs
@@ -63,6 +64,16 @@ class Source:
         self._samples = samples
         self._batch = batch
         self._counted: int | None = None
+        self._prints: tuple[bytes, ...] = ()
+
+    def content(self) -> object:
+        """What it is called, and the fingerprints of its feeds in their order; the data is read once for them.
+
+        Raises:
+            DataError: as of `__iter__`.
+        """
+        self._prints = self._prints or tuple(fingerprint(feed) for feed in self)
+        return self.name, self.random, self.details, self._prints
 
     def __iter__(self) -> Iterator[Feeds]:
         """Yields dicts from input name to array.

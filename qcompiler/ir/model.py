@@ -53,6 +53,11 @@ class Model:
     ir_version: int
     files: tuple[Path, ...] = ()
 
+    def content(self) -> object:
+        """What it computes, wherever its weights come from: the graph as bytes, the weights by name, metadata."""
+        proto, weights = to_proto(self.graph)
+        return proto.SerializeToString(deterministic=True), weights, self.metadata, self.ir_version
+
 
 def load(path: str | Path) -> Model:
     """Reads an ONNX file of opset 7 or newer without copying its weights and without touching it.
