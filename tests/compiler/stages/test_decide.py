@@ -1,0 +1,71 @@
+"""The stage that makes the plan, and what is tried next where a gate was missed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qcompiler.compiler.stages.decide import MOST_DB, STEP_DB, decide, stricter
+from qcompiler.compiler.stages.verify import verify
+from qcompiler.plan import Plan
+from qcompiler.recipe.tables import SafetyTable, WeightOnlyTable
+from qcompiler.verification.gates import Gates
+from tests.kit.cases import QUANTIZED, prepared
+from tests.kit.subjects import before
+
+
+@pytest.mark.parametrize("name", ["conv", "transformer"])
+def test_every_layer_that_can_be_is_quantized_with_a_reason(tmp_path: Path, name: str) -> None:
+    standing = before("decide", prepared(tmp_path, name))
+    decided = standing.run(decide, standing.subject, standing.asked.target, standing.asked.planning)
+    plan = decided.chosen.plan
+    assert {one.node for one in plan.quantized()} == QUANTIZED[name]
+    assert all(one.why for one in plan)
+    assert standing.run.records["safety"] is decided.chosen.net
+
+
+def test_float_precisions_have_an_empty_plan(tmp_path: Path) -> None:
+    standing = before("decide", prepared(tmp_path, "conv"), data=False, precision="bf16")
+    decided = standing.run(decide, standing.subject, standing.asked.target, standing.asked.planning)
+    assert decided.chosen.plan == Plan()
+
+
+def test_a_missed_gate_aims_closer_to_float_until_there_is_nothing_to_gain(tmp_path: Path) -> None:
+    standing = before("verify", prepared(tmp_path, "transformer"))
+    assert standing.decided is not None
+    assert standing.lowered is not None
+    proof = standing.run(verify, standing.subject, standing.lowered, standing.asked.verify)
+    planning, held, missed = standing.asked.planning, Gates(min_sqnr=-50.0), Gates(min_sqnr=190.0)
+    assert stricter(standing.subject, planning, standing.decided, proof.verification, held) is None
+    assert stricter(standing.subject, planning, standing.decided, None, missed) is None
+    again = stricter(standing.subject, planning, standing.decided, proof.verification, missed)
+    assert again is not None
+    subject, closer = again
+    assert subject is standing.subject
+    assert closer.safety.target_sqnr_db >= planning.safety.target_sqnr_db + STEP_DB
+    assert closer.safety.min_share == 0
+    assert planning.safety == SafetyTable()  # as it was handed on
+    far = type(planning)(**{**vars(planning), "safety": SafetyTable(target_sqnr_db=MOST_DB)})
+    assert stricter(standing.subject, far, standing.decided, proof.verification, missed) is None
+
+
+def test_stored_weights_go_back_where_nothing_else_can(tmp_path: Path) -> None:
+    recipe: dict[str, Any] = {
+        "precision": "int4-weight",
+        "weight_only": WeightOnlyTable(method="rtn", block_size=32),
+        "safety": SafetyTable(min_share=0.0),
+    }
+    standing = before("verify", prepared(tmp_path, "transformer"), **recipe)
+    assert standing.decided is not None
+    assert standing.lowered is not None
+    assert standing.subject.stored is not None
+    proof = standing.run(verify, standing.subject, standing.lowered, standing.asked.verify)
+    again = stricter(
+        standing.subject, standing.asked.planning, standing.decided, proof.verification, Gates(min_sqnr=190.0)
+    )
+    assert again is not None
+    assert again[0].stored is not None
+    assert len(again[0].stored.restored) == 1
+    assert not standing.subject.stored.restored  # as it was handed on

@@ -1,0 +1,56 @@
+"""The stage that reads the model, opens the data and finds what results are judged by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qcompiler.compiler.ask import ask
+from qcompiler.compiler.base import Compilation
+from qcompiler.compiler.stages.load import load
+from qcompiler.errors import DataError, UsageError
+from qcompiler.recipe.recipe import Recipe
+from tests.kit.cases import prepared, state
+from tests.kit.subjects import before
+
+
+def test_the_source_is_recorded_and_not_touched(tmp_path: Path) -> None:
+    case = prepared(tmp_path, "conv")
+    untouched = state(case.source)
+    standing = before("clean_up", case)
+    assert standing.run.records["source"].sha256 == untouched[0]
+    assert standing.run.records["export"] is None
+    assert standing.subject.reference is standing.subject.model
+    assert state(case.source) == untouched
+
+
+def test_how_a_model_was_exported_goes_into_the_record(tmp_path: Path) -> None:
+    case = prepared(tmp_path, "conv")
+    asked = ask(Recipe(), str(case.data), case.out / "m.qdq.onnx", build=False).after_export({"kind": "module"})
+    run = Compilation()
+    run(load, case.source, str(case.data), asked.load)
+    assert run.records["export"] == {"kind": "module"}
+
+
+def test_random_data_is_stamped(tmp_path: Path) -> None:
+    case = prepared(tmp_path, "conv")
+    asked = ask(Recipe(), "random", case.out / "m.qdq.onnx", build=False)
+    run = Compilation()
+    run(load, case.source, "random", asked.load)
+    assert run.records["random_data"] is True
+
+
+def test_an_output_that_is_the_source_is_refused(tmp_path: Path) -> None:
+    case = prepared(tmp_path, "conv")
+    asked = ask(Recipe(), str(case.data), case.source, build=False)
+    with pytest.raises(UsageError, match="never written to"):
+        Compilation()(load, case.source, str(case.data), asked.load)
+
+
+def test_data_that_can_be_read_only_once_is_refused(tmp_path: Path) -> None:
+    case = prepared(tmp_path, "conv")
+    once = iter([{"x": case.rows[:1]}])
+    asked = ask(Recipe(), once, case.out / "m.qdq.onnx", build=False)
+    with pytest.raises(DataError, match="only once"):
+        Compilation()(load, case.source, once, asked.load)

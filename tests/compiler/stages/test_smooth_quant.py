@@ -1,0 +1,35 @@
+"""The stage of SmoothQuant; how alphas are chosen: tests/outliers/smooth_quant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qcompiler.compiler.stages.smooth_quant import smooth_quant
+from qcompiler.recipe.tables import SmoothQuantTable
+from tests.kit.cases import prepared
+from tests.kit.subjects import before
+
+
+def test_alphas_are_folded_and_what_changed_is_measured_again(tmp_path: Path) -> None:
+    standing = before("smooth_quant", prepared(tmp_path, "transformer"), smooth_quant=SmoothQuantTable(alpha=0.5))
+    after = standing.run(smooth_quant, standing.subject, standing.asked.watch, standing.asked.smooth_quant)
+    assert after.model is not standing.subject.model
+    assert {one.activation for one in after.layers.found} <= set(after.seen.histograms)
+    ((report, error),) = standing.run.passes["smooth_quant"]
+    assert report.changed
+    assert error is not None
+    assert error < 1e-4
+    assert standing.run.records["smooth_quant"]
+
+
+@pytest.mark.parametrize(
+    "recipe", [{"smooth_quant": SmoothQuantTable(alpha="off")}, {"precision": "fp16"}], ids=["off", "float"]
+)
+def test_where_it_is_off_the_subject_goes_on_as_it_is(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    standing = before("smooth_quant", prepared(tmp_path, "transformer"), **recipe)
+    after = standing.run(smooth_quant, standing.subject, standing.asked.watch, standing.asked.smooth_quant)
+    assert after is standing.subject
+    assert standing.run.records["smooth_quant"] is None

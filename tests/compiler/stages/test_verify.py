@@ -1,0 +1,63 @@
+"""The stage that compares float and lowered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qcompiler.compiler.stages.verify import VerifyOptions, verify
+from tests.kit.cases import prepared
+from tests.kit.subjects import before
+
+METRIC = """
+from pathlib import Path
+import numpy as np
+
+def metric(run):
+    with Path(__file__).with_suffix(".calls").open("a") as calls:
+        calls.write("x")
+    return float(np.asarray(run({"x": np.ones((1, 16, 64), np.float32)})[0]).mean())
+"""
+
+
+def test_kept_samples_are_said_to_be_calibration_data(tmp_path: Path) -> None:
+    standing = before("verify", prepared(tmp_path, "conv"))
+    assert standing.lowered is not None
+    proof = standing.run(verify, standing.subject, standing.lowered, standing.asked.verify)
+    assert proof.verification is not None
+    assert proof.verification.data.endswith("(calibration data)")
+    assert standing.run.records["verification"]["worst_sqnr_db"] == pytest.approx(proof.verification.worst_sqnr_db)
+
+
+def test_other_data_is_named(tmp_path: Path) -> None:
+    case = prepared(tmp_path, "conv")
+    standing = before("verify", case, verify_data=str(case.data))
+    assert standing.lowered is not None
+    proof = standing.run(verify, standing.subject, standing.lowered, standing.asked.verify)
+    assert proof.verification is not None
+    assert "calibration" not in proof.verification.data
+
+
+def test_without_samples_nothing_is_compared(tmp_path: Path) -> None:
+    standing = before("verify", prepared(tmp_path, "conv"))
+    assert standing.lowered is not None
+    proof = standing.run(verify, standing.subject, standing.lowered, VerifyOptions(0, drift=False))
+    assert proof.verification is None
+    assert standing.run.records["verification"] is None
+
+
+def test_the_float_score_of_an_earlier_try_is_not_measured_again(tmp_path: Path) -> None:
+    case = prepared(tmp_path, "transformer")
+    (tmp_path / "judge.py").write_text(METRIC, encoding="utf8")
+    standing = before("verify", case, metric=f"{tmp_path / 'judge.py'}:metric")
+    assert standing.lowered is not None
+    calls = tmp_path / "judge.calls"
+    first = standing.run(verify, standing.subject, standing.lowered, standing.asked.verify)
+    both = calls.stat().st_size
+    again = standing.run(verify, standing.subject, standing.lowered, standing.asked.verify, first)
+    assert (both, calls.stat().st_size) == (2, 3)
+    assert first.verification is not None
+    assert again.verification is not None
+    assert first.verification.score is not None
+    assert again.verification.score == first.verification.score

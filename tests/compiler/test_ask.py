@@ -1,0 +1,79 @@
+"""A recipe becomes the options of each stage; what cannot work is refused before anything is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qcompiler.compiler.ask import SLOW_FP8, Asked, ask
+from qcompiler.errors import EngineError, QCompilerError, UsageError
+from qcompiler.recipe.recipe import Recipe
+from qcompiler.recipe.tables import LlmInt8Table, QfepTable
+from qcompiler.target import DType
+
+
+def asked(folder: Path, data: Any = "no.npz", *, build: bool = False, **recipe: Any) -> Asked:
+    return ask(Recipe(**recipe), data, folder / ("m.engine" if build else "m.qdq.onnx"), build=build)
+
+
+def test_methods_that_are_off_have_no_options(tmp_path: Path) -> None:
+    plain = asked(tmp_path)
+    assert (plain.qfep, plain.llm_int8, plain.weight_only) == (None, None, None)
+    assert plain.smooth_quant is not None
+    on = asked(tmp_path, qfep=QfepTable(prefix="auto"), llm_int8=LlmInt8Table(threshold=6.0))
+    assert on.qfep is not None
+    assert on.llm_int8 is not None
+    assert on.llm_int8.dtype is DType.INT8
+    assert asked(tmp_path, precision="fp8", target="tensorrt-rtx:sm89").smooth_quant is not None
+    assert asked(tmp_path, precision="fp16").smooth_quant is None
+    assert asked(tmp_path, precision="int4-weight").weight_only is not None
+
+
+@pytest.mark.parametrize(
+    ("precision", "quantizes", "layers"),
+    [("int8", True, True), ("int8-dynamic", True, False), ("int4-weight", False, False), ("fp16", False, False)],
+)
+def test_only_precisions_with_activations_look_for_layers(
+    tmp_path: Path, precision: str, quantizes: bool, layers: bool
+) -> None:
+    found = asked(tmp_path, precision=precision)
+    assert found.quantizes is quantizes
+    assert found.load.scope.quantizes is layers
+
+
+def test_building_means_drift_and_an_engine(tmp_path: Path) -> None:
+    assert asked(tmp_path, build=True).verify.drift
+    assert asked(tmp_path, build=True).paths.output == tmp_path / "m.engine"
+    assert not asked(tmp_path).verify.drift
+    assert asked(tmp_path).paths.engine is None
+
+
+def test_what_the_user_should_know_is_told_later(tmp_path: Path) -> None:
+    assert asked(tmp_path, precision="fp8", target="onnxruntime").warnings == (SLOW_FP8,)
+    assert asked(tmp_path).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "data", "error", "text"),
+    [
+        ({}, None, UsageError, "needs the ranges of activations"),
+        ({"precision": "fp16", "high_precision": "bf16"}, "no.npz", UsageError, "contradict"),
+        ({"precision": "fp8", "target": "tensorrt-rtx:sm80"}, "no.npz", EngineError, "sm80"),
+        ({"calibrator": "percentile{p=200}"}, "no.npz", UsageError, "p"),
+        ({"metric": "nobody.py:knows"}, "no.npz", UsageError, "nobody.py"),
+        ({"precision": "int4-weight", "target": "tensorrt-rtx:sm75"}, "no.npz", EngineError, "INT4"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_read(
+    tmp_path: Path, recipe: dict[str, Any], data: str | None, error: type[QCompilerError], text: str
+) -> None:
+    with pytest.raises(error, match=text):
+        asked(tmp_path, data, **recipe)
+
+
+def test_an_output_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "m.manifest.json").mkdir()
+    with pytest.raises(UsageError, match=r"m\.manifest\.json"):
+        asked(tmp_path)

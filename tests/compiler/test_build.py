@@ -1,0 +1,49 @@
+"""An engine from an ONNX file that is quantized already, or float."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qcompiler.compiler.build import build
+from qcompiler.compiler.compile import quantize
+from qcompiler.errors import UsageError
+from qcompiler.recipe.recipe import Recipe
+from tests.kit.cases import Case, prepared, state
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> Case:
+    return prepared(tmp_path, "conv")
+
+
+def test_a_float_file_builds_and_nothing_is_promised(case: Case) -> None:
+    result = build(case.source, output=case.out / "m.engine", data=str(case.data))
+    assert result.engine_path is not None
+    assert result.engine_path.is_file()
+    assert result.manifest["macs"]["quantized_share"] == 0
+    assert result.manifest["audit"]["promised"] == 0
+    assert case.left() == ["m.engine", "m.manifest.json", "m.report.html"]
+
+
+def test_a_quantized_file_keeps_its_plan_and_its_bytes(case: Case) -> None:
+    made = quantize(case.source, data=str(case.data), output=case.out / "m.qdq.onnx")
+    before = state(made.qdq_path)
+    result = build(made.qdq_path, output=case.folder / "other" / "m.engine", data=str(case.data))
+    quantized = {decision.node for decision in made.plan.quantized()}
+    assert {decision.node for decision in result.plan.quantized()} == quantized
+    assert state(made.qdq_path) == before
+    assert result.manifest["source"]["sha256"] == before[0]
+
+
+def test_the_engine_may_not_take_the_place_of_the_file(case: Case) -> None:
+    with pytest.raises(UsageError, match="never written to"):
+        build(case.source, output=case.source)
+
+
+def test_the_recipe_goes_into_the_manifest(case: Case) -> None:
+    recipe = Recipe(target="onnxruntime")
+    result = build(case.source, output=case.out / "m.engine", recipe=recipe)
+    assert result.manifest["recipe"] == recipe.to_dict()
+    assert result.manifest["audit"] is None
