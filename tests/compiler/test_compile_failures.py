@@ -186,7 +186,7 @@ def slow():
 # A test run in the background ignores SIGINT and would pass that on
 RUN = (
     "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    "from qcompiler.cli import main; sys.exit(main(sys.argv[1:]))"
+    "from qcompiler.cli.main import main; sys.exit(main(sys.argv[1:]))"
 )
 
 
