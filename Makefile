@@ -27,10 +27,11 @@ demo: $(STAMP) ## compile a real OCR recogniser to an INT8 engine and read held-
 test: $(STAMP) ## run the tests, a worker per processor; ARGS="-k name -x" goes to pytest, ARGS="-n 0" runs them in one
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal $(ARGS)
 
-check: $(STAMP) ## formatting, linting, types
+check: $(STAMP) ## formatting, linting, types, directions of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(STAMP) ## rewrite the sources as `make check` wants them
 	$(BIN)/ruff format .

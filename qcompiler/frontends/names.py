@@ -14,8 +14,8 @@ import onnx_graphsurgeon as gs
 
 from qcompiler.frontends.torch_onnx import Job
 from qcompiler.ir import graph as graphs
-from qcompiler.ir.edit import Names
 from qcompiler.ir.model import Model
+from qcompiler.ir.names import Names
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _OWNER = "inner"  # the name of the module in the one that is traced

@@ -19,7 +19,6 @@ from qcompiler.ir.graph import (
     is_output,
     producer,
     subgraphs,
-    tensors,
     walk,
 )
 from qcompiler.ir.places import places
@@ -41,33 +40,6 @@ def add_constant(name: str, values: Array) -> gs.Constant:
 def copy_constant(constant: gs.Constant, name: str) -> gs.Constant:
     """Another initializer over the same array, which is not copied (nor loaded, where graphsurgeon has not yet)."""
     return gs.Constant(name, constant._values, export_dtype=constant._export_dtype)
-
-
-class Names:
-    """Hands out names that nothing in a graph, nested graphs included, bears yet; the same ones on every run.
-
-    Build it once for a pass: building walks the graph, each `fresh` is cheap.
-    """
-
-    def __init__(self, graph: gs.Graph) -> None:
-        self._taken: set[str] = set()
-        self._next: dict[str, int] = {}
-        for inner in graphs(graph):
-            self._taken |= {node.name for node in inner.nodes}
-            self._taken |= {tensor.name for tensor in tensors(inner)}
-
-    def fresh(self, base: str) -> str:
-        """`base` itself where it is free, else `base_1`, `base_2` and so on. The name is taken from now on."""
-        name, number = base, self._next.get(base, 0)
-        while name in self._taken or not name:
-            number += 1
-            name = f"{base}_{number}"
-        self._next[base] = number
-        self._taken.add(name)
-        return name
-
-
-# --- Editing ----------------------------------------------------------------------------------------------------------
 
 
 def _drop(items: list[Any], item: object) -> None:

@@ -19,7 +19,7 @@ import onnx_graphsurgeon as gs
 from qcompiler.ir import decoder_io, element_types, nested
 from qcompiler.ir import graph as graphs
 from qcompiler.ir import model as models
-from qcompiler.ir.edit import Names
+from qcompiler.ir.names import Names
 from qcompiler.runtime.stream import fill
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ import onnx_graphsurgeon as gs
 from qcompiler.ir import edit, element_types
 from qcompiler.ir import graph as graphs
 from qcompiler.ir import model as models
-from qcompiler.ir.edit import Names
+from qcompiler.ir.names import Names
 
 _BF16 = np.dtype(ml_dtypes.bfloat16)
 _FP16 = np.dtype(np.float16)

@@ -10,8 +10,8 @@ from onnx import numpy_helper
 from qcompiler.errors import InternalError, ModelError
 from qcompiler.ir import edit
 from qcompiler.ir import graph as graphs
-from qcompiler.ir.edit import Names
 from qcompiler.ir.linear import weight_of
+from qcompiler.ir.names import Names
 from tests.kit.rewrite import graph_proto, model, to_graph
 
 W = np.arange(24, dtype=np.float32).reshape(4, 6)

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from qcompiler.ir.edit import Names
+from qcompiler.ir.names import Names
 from qcompiler.passes.absorb import absorb
 from qcompiler.runtime.session import Session
 from qcompiler.verification.equivalence import differences

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from qcompiler.ir.edit import Names, insert_after, insert_before, set_input
+from qcompiler.ir.edit import insert_after, insert_before, set_input
 from qcompiler.ir.graph import consumers, shape_of
+from qcompiler.ir.names import Names
 from qcompiler.passes.absorb.edits import Edit, compensate, scaled_constants, set_constants
 from qcompiler.passes.absorb.index import NONE, along, groups
 from qcompiler.passes.absorb.rules import RULES

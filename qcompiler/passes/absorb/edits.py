@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from qcompiler.ir.edit import Names, add_constant, insert_before, set_input
+from qcompiler.ir.edit import add_constant, insert_before, set_input
 from qcompiler.ir.graph import (
     constant_value,
     consumers,
@@ -22,6 +22,7 @@ from qcompiler.ir.graph import (
     static_shape,
     values_of,
 )
+from qcompiler.ir.names import Names
 from qcompiler.ir.operators import VIEWS
 from qcompiler.passes.absorb.index import Index, along, before_view, only_axis
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from qcompiler.ir.edit import Names, add_constant, set_input
+from qcompiler.ir.edit import add_constant, set_input
 from qcompiler.ir.graph import (
     axes_of,
     captured,
@@ -29,6 +29,7 @@ from qcompiler.ir.graph import (
     shape_of,
     values_of,
 )
+from qcompiler.ir.names import Names
 from qcompiler.ir.operators import ELEMENTWISE, NORMS, REDUCTIONS
 
 if TYPE_CHECKING:

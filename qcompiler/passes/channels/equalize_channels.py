@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from qcompiler.ir.edit import Names
 from qcompiler.ir.graph import is_linear, is_op, producer, tensors, values_of
+from qcompiler.ir.names import Names
 from qcompiler.passes.absorb import absorb
 from qcompiler.passes.absorb.edits import Edit
 from qcompiler.passes.base import Changed, Fact, Note, Pass, Skipped

@@ -24,7 +24,6 @@ import onnx_graphsurgeon as gs
 
 from qcompiler.ir import linear
 from qcompiler.ir.edit import (
-    Names,
     add_constant,
     insert_after,
     insert_before,
@@ -34,6 +33,7 @@ from qcompiler.ir.edit import (
     sort,
 )
 from qcompiler.ir.graph import dtype_of, is_constant, is_op, producer, values_of
+from qcompiler.ir.names import Names
 from qcompiler.passes.base import Changed, Fact, Note, Pass, Skipped
 from qcompiler.passes.channels import _permutation as permutation
 

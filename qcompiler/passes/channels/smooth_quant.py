@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from qcompiler.ir.edit import Names
 from qcompiler.ir.graph import tensors
+from qcompiler.ir.names import Names
 from qcompiler.passes.absorb import absorb
 from qcompiler.passes.base import Changed, Fact, Note, Pass, Skipped
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from qcompiler.ir.edit import Names, add_constant, set_input
+from qcompiler.ir.edit import add_constant, set_input
 from qcompiler.ir.graph import (
     consumers,
     dtype_of,
@@ -27,6 +27,7 @@ from qcompiler.ir.graph import (
     producer,
     values_of,
 )
+from qcompiler.ir.names import Names
 from qcompiler.ir.qdq import INT8, block_size, is_dq, scale_of, stored_type, zero_point_of
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from qcompiler.ir.edit import Names, detach, remove_nodes, replace_uses
+from qcompiler.ir.edit import detach, remove_nodes, replace_uses
 from qcompiler.ir.graph import constant_value, graphs, is_op, producer
+from qcompiler.ir.names import Names
 from qcompiler.passes.base import Changed, Fact, Note, Pass, Skipped
 from qcompiler.passes.cleanup._affine import Affine, absorb, channels, why_not_absorb
 

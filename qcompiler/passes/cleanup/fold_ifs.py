@@ -16,7 +16,7 @@ import onnx_graphsurgeon as gs
 from qcompiler.errors import QCompilerError
 from qcompiler.ir import edit
 from qcompiler.ir import graph as graphs
-from qcompiler.ir.edit import Names
+from qcompiler.ir.names import Names
 from qcompiler.passes.base import Changed, Fact, Note, Pass, Skipped
 from qcompiler.passes.cleanup import _ranks as ranks
 from qcompiler.passes.cleanup.fold_constants import fixed_shape

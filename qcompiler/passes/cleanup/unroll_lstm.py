@@ -17,7 +17,7 @@ import onnx_graphsurgeon as gs
 from qcompiler.errors import InternalError
 from qcompiler.ir import edit
 from qcompiler.ir import graph as graphs
-from qcompiler.ir.edit import Names
+from qcompiler.ir.names import Names
 from qcompiler.ir.operators import RECURRENT
 from qcompiler.passes.base import Changed, Fact, Note, Pass, Skipped
 from qcompiler.runtime import shapes

@@ -11,9 +11,10 @@ from typing import ClassVar
 
 import onnx_graphsurgeon as gs
 
-from qcompiler.ir.edit import Names, copy_constant, insert_before, set_input
+from qcompiler.ir.edit import copy_constant, insert_before, set_input
 from qcompiler.ir.graph import consumers, graphs, is_output
 from qcompiler.ir.linear import Weight, weight_of
+from qcompiler.ir.names import Names
 from qcompiler.passes.base import Changed, Fact, Note, Pass
 
 

@@ -18,8 +18,8 @@ import onnx_graphsurgeon as gs
 from qcompiler.errors import InternalError
 from qcompiler.ir import edit
 from qcompiler.ir import graph as graphs
-from qcompiler.ir.edit import Names
 from qcompiler.ir.element_types import FP32, Slots
+from qcompiler.ir.names import Names
 from qcompiler.passes.base import Changed, Note
 from qcompiler.passes.high_precision import _borders as borders
 from qcompiler.passes.high_precision._view import NUMPY, View

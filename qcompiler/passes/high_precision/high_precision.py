@@ -32,7 +32,7 @@ import onnx_graphsurgeon as gs
 from qcompiler.errors import UsageError
 from qcompiler.ir import edit, element_types
 from qcompiler.ir import graph as graphs
-from qcompiler.ir.edit import Names
+from qcompiler.ir.names import Names
 from qcompiler.passes.base import Changed, Decided, Fact, Kept, Note, Pass, Skipped
 from qcompiler.passes.high_precision import _borders as borders
 from qcompiler.passes.high_precision import _masks as masks

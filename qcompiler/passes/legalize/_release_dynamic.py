@@ -15,7 +15,7 @@ import onnx_graphsurgeon as gs
 
 from qcompiler.ir import edit
 from qcompiler.ir import graph as graphs
-from qcompiler.ir.edit import Names
+from qcompiler.ir.names import Names
 from qcompiler.ir.qdq import MICROSOFT
 from qcompiler.passes.base import Changed, Note, Released
 from qcompiler.passes.legalize.convert_qoperator import FP32

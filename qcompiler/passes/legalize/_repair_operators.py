@@ -14,7 +14,7 @@ import onnx_graphsurgeon as gs
 
 from qcompiler.ir import edit
 from qcompiler.ir import graph as graphs
-from qcompiler.ir.edit import Names
+from qcompiler.ir.names import Names
 from qcompiler.ir.operators import RECURRENT
 from qcompiler.ir.qdq import block_size, dequantized, is_dq, is_q, pairs, readers, scale_of, stored_type
 from qcompiler.passes.base import Changed, Note

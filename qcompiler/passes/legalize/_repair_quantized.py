@@ -15,7 +15,7 @@ import onnx_graphsurgeon as gs
 
 from qcompiler.ir import edit
 from qcompiler.ir import graph as graphs
-from qcompiler.ir.edit import Names
+from qcompiler.ir.names import Names
 from qcompiler.ir.operators import CARRIES
 from qcompiler.ir.qdq import (
     FP8,

@@ -20,7 +20,7 @@ import onnx_graphsurgeon as gs
 
 from qcompiler.ir import edit, element_types
 from qcompiler.ir import graph as graphs
-from qcompiler.ir.edit import Names
+from qcompiler.ir.names import Names
 from qcompiler.ir.qdq import block_size, is_dq, is_q, is_weight_only, pairs, scale_of, zero_point_of
 from qcompiler.passes.base import Changed, Note
 from qcompiler.target import Target

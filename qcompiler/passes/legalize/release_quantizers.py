@@ -21,7 +21,7 @@ import onnx_graphsurgeon as gs
 
 from qcompiler.ir import edit, element_types
 from qcompiler.ir import graph as graphs
-from qcompiler.ir.edit import Names
+from qcompiler.ir.names import Names
 from qcompiler.ir.qdq import (
     FP8,
     INT4,

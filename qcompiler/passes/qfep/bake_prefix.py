@@ -20,7 +20,7 @@ import onnx_graphsurgeon as gs
 
 from qcompiler.ir import edit
 from qcompiler.ir import graph as graphs
-from qcompiler.ir.edit import Names
+from qcompiler.ir.names import Names
 from qcompiler.passes.base import Changed, Fact, Note, Pass, Skipped
 from qcompiler.passes.qfep import layout as probe
 from qcompiler.passes.qfep import sites

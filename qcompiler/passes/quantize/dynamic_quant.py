@@ -24,8 +24,9 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from qcompiler.ir import linear
-from qcompiler.ir.edit import Names, add_constant, detach
+from qcompiler.ir.edit import add_constant, detach
 from qcompiler.ir.graph import constant_value, is_constant, is_op, is_present
+from qcompiler.ir.names import Names
 from qcompiler.numerics.rounding import INT8_MAX, quantize_weight
 from qcompiler.passes.base import Changed, Fact, Note, Pass, Skipped
 from qcompiler.plan import Plan

@@ -23,7 +23,7 @@ import onnx_graphsurgeon as gs
 
 from qcompiler.ir import edit, linear
 from qcompiler.ir import graph as graphs
-from qcompiler.ir.edit import Names
+from qcompiler.ir.names import Names
 from qcompiler.numerics import rounding
 from qcompiler.numerics.rounding import LARGEST, STORED, format_of, quantize_weight, weight_scales
 from qcompiler.passes.base import Changed, Fact, Note, Pass, Skipped

@@ -17,7 +17,7 @@ import onnx_graphsurgeon as gs
 
 from qcompiler.ir import edit
 from qcompiler.ir import graph as graphs
-from qcompiler.ir.edit import Names
+from qcompiler.ir.names import Names
 from qcompiler.ir.qdq import INT4, MICROSOFT, block_size, dequantizer, scale_of, stored_type, zero_point_of
 from qcompiler.passes.base import Changed, Fact, Note, Pass, Skipped
 

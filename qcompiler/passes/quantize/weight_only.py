@@ -23,7 +23,7 @@ import onnx_graphsurgeon as gs
 
 from qcompiler.ir import edit, linear
 from qcompiler.ir import graph as graphs
-from qcompiler.ir.edit import Names
+from qcompiler.ir.names import Names
 from qcompiler.ir.qdq import dequantizer
 from qcompiler.passes.base import Changed, Fact, Note, Pass, Skipped
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qcompiler.ir.edit import Names
 from qcompiler.ir.graph import values_of
+from qcompiler.ir.names import Names
 from qcompiler.passes.absorb import absorb
 from qcompiler.runtime import shapes
 from qcompiler.verification.equivalence import differences

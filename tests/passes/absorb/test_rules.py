@@ -10,7 +10,7 @@ import onnx
 import onnx_graphsurgeon as gs
 import pytest
 
-from qcompiler.ir.edit import Names
+from qcompiler.ir.names import Names
 from qcompiler.passes.absorb import absorb
 from qcompiler.passes.absorb.edits import compensate, edit_of
 from qcompiler.passes.absorb.index import along

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qcompiler.ir.edit import Names
+from qcompiler.ir.names import Names
 from qcompiler.passes.absorb import absorb
 from tests.kit.absorbing import DENSE, IMAGE, LAST, NORM, PADS, TOKENS, build, divide, find, normal, positive, takers
 from tests.kit.rewrite import model, to_graph

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qcompiler.ir.edit import Names
 from qcompiler.ir.graph import tensors
+from qcompiler.ir.names import Names
 from qcompiler.passes.channels import _permutation as permutation
 from qcompiler.runtime.session import Session
 from tests.kit.rewrite import Spec, model, to_graph
