@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.language_cells import LENGTH
+from benchmarks.language.cells import LENGTH
 
 if TYPE_CHECKING:
     from qcompiler.data.tokenizer import Tokenizer

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import language, language_report, report
+from benchmarks import report
 from benchmarks.children import language as child
-from benchmarks.language_cells import BY_KEY, FLOAT, LENGTH, ROWS, Cell, Row
+from benchmarks.language import __main__ as language
+from benchmarks.language import report as language_report
+from benchmarks.language.cells import BY_KEY, FLOAT, LENGTH, ROWS, Cell, Row
 from benchmarks.small_decoders import VOCABULARY, train_tokenizer
 from qcompiler.data.tokenizer import load_tokenizer
 from qcompiler.ir.signature import Feeds

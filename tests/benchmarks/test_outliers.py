@@ -11,9 +11,11 @@ import numpy as np
 import onnx
 import pytest
 
-from benchmarks import outlier_report, outliers, report
+from benchmarks import report
 from benchmarks.children import worth, write_glu
-from benchmarks.outlier_cells import Case, cases
+from benchmarks.outliers import __main__ as outliers
+from benchmarks.outliers import report as outlier_report
+from benchmarks.outliers.cells import Case, cases
 from qcompiler.recipe.recipe import Recipe
 
 CASES = {case.name: case for case in cases(trained=True)}

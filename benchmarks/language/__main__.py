@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import process
-from benchmarks.language_cells import BY_KEY, FLOAT, FORMS, MODELS, ROWS, SAMPLES, TRAINED, Cell, Row
-from benchmarks.language_report import markdown, read_cells
+from benchmarks.language.cells import BY_KEY, FLOAT, FORMS, MODELS, ROWS, SAMPLES, TRAINED, Cell, Row
+from benchmarks.language.report import markdown, read_cells
 from benchmarks.measure import BenchmarkError
 from benchmarks.peers import ROOT
 from benchmarks.report import put_between_marks

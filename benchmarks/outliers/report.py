@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.outlier_cells import GLU, GLU_TRAINED, Case, cases
+from benchmarks.outliers.cells import GLU, GLU_TRAINED, Case, cases
 from benchmarks.report import put_between_marks, table
 from benchmarks.results import Outcome
 from benchmarks.subjects import SUBJECTS

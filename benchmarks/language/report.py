@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.language_cells import BY_KEY, FLOAT, FORMS, MODELS, ROWS
+from benchmarks.language.cells import BY_KEY, FLOAT, FORMS, MODELS, ROWS
 from benchmarks.report import table
 
 COLUMNS = (

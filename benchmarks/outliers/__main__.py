@@ -23,8 +23,8 @@ from typing import Any
 
 from benchmarks import peers, process
 from benchmarks.measure import Bench, BenchmarkError, measure
-from benchmarks.outlier_cells import COST_MODELS, COST_SAMPLES, GLU, GLU_TRAINED, Case, cases
-from benchmarks.outlier_report import ROWS, replace_tables
+from benchmarks.outliers.cells import COST_MODELS, COST_SAMPLES, GLU, GLU_TRAINED, Case, cases
+from benchmarks.outliers.report import ROWS, replace_tables
 from benchmarks.results import machine
 from benchmarks.subjects import Cell
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.outlier_cells import EVERYTHING, Case, Tables
+from benchmarks.outliers.cells import EVERYTHING, Case, Tables
 
 MODELS = {
     "smollm2": "SmolLM2-135M-Instruct, from its 4-bit GGUF file",

@@ -1,0 +1,1 @@
+"""Language models by method: one table of perplexities, sizes and kernels."""
