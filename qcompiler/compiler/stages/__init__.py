@@ -1,0 +1,1 @@
+"""The stages, a file each; `compile.py` has them in order."""
