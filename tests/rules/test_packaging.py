@@ -39,7 +39,7 @@ def test_installation_adds_one_name_a_command_and_the_licence(wheel: Path, tmp_p
     installed = sorted(path.name for path in tmp_path.iterdir())
     assert [name for name in installed if not name.endswith(".dist-info")] == ["bin", "qcompiler"]
     (info,) = tmp_path.glob("onnx_qcompiler-*.dist-info")
-    assert "qcompiler = qcompiler.cli:main" in (info / "entry_points.txt").read_text(encoding="utf8")
+    assert "qcompiler = qcompiler.cli.main:main" in (info / "entry_points.txt").read_text(encoding="utf8")
     assert (info / "licenses" / "LICENSE").read_text(encoding="utf8") == (ROOT / "LICENSE").read_text(encoding="utf8")
 
 
@@ -52,7 +52,7 @@ def test_version_is_the_same_everywhere(wheel: Path) -> None:
     assert f"\n## {__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf8")
 
 
-@pytest.mark.parametrize("module", ["qcompiler", "qcompiler.cli"])
+@pytest.mark.parametrize("module", ["qcompiler", "qcompiler.cli.main"])
 def test_import_works_with_engines_blocked_and_loads_nothing_heavy(module: str) -> None:
     program = f"""
 import sys

@@ -1,1 +1,1 @@
-"""Passes that scale, move or take apart channels: SmoothQuant, equalization, LLM.int8."""
+"""Channels of float tensors are scaled or taken apart, so that 8 bits hold them; the model computes the same."""

@@ -1,1 +1,1 @@
-"""Float passes that keep the meaning: everything named, constants folded, norms and shifts in their layers."""
+"""The float graph in its plainest form: names, constants, one opset, everything folded that can be."""

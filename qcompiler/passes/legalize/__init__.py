@@ -1,1 +1,1 @@
-"""What a target would compute otherwise than meant is mended or refused; models that come quantized are read."""
+"""Quantized parts in the target's terms: converted or mended where that is exact, opened, released or refused."""

@@ -1,1 +1,1 @@
-"""A prefix baked into the graph: keys and values of tokens that stand before every text."""
+"""A prefix in front of every text, behind which activations do not spike."""

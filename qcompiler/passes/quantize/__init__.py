@@ -1,1 +1,1 @@
-"""Passes that put quantizers into the graph and store weights in few bits."""
+"""Q/DQ pairs where the plan wants them, and weights in few bits."""
