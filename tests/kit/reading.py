@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-VOCABULARY = 128  # as many as the decoder of tests/decoder.py has
+VOCABULARY = 128  # as many as the decoder of tests/kit/decoder.py has
 BEGIN, END = "<s>", "</s>"
 WORDS = (
     "the a small large river mountain window kernel graph café naïve walks runs sleeps slowly under over near "

@@ -17,9 +17,6 @@ import pytest
 
 from docs import generate
 from qcompiler.cli import main
-from qcompiler.compiler.ask import ask
-from qcompiler.compiler.base import Compilation
-from qcompiler.compiler.stages.load import load
 from qcompiler.engines.audit import Kind
 from qcompiler.errors import UsageError
 from qcompiler.passes.base import Fact
@@ -28,6 +25,7 @@ from qcompiler.recipe.recipe import TABLES, Recipe
 from qcompiler.recipe.tables import SafetyTable
 from tests.kit import cases, manifests
 from tests.kit.rewrite import check, check_skipped, check_untouched, model
+from tests.kit.subjects import before
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "qcompiler"
@@ -162,9 +160,8 @@ def test_the_example_of_a_stage_is_a_stage(tmp_path: Path, monkeypatch: pytest.M
         monkeypatch.setattr(tables, "ZerosTable", module.ZerosTable, raising=False)
     with pytest.raises(UsageError, match="below"):
         module.ZerosTable(below=2.0)
-    case, run = cases.prepared(tmp_path, "conv"), Compilation()
-    asked = ask(Recipe(), str(case.data), case.out / "m.qdq.onnx", build=False)
-    subject = run(load, case.source, str(case.data), asked.load)
+    standing = before("qfep", cases.prepared(tmp_path, "conv"))
+    run, subject = standing.run, standing.subject
     assert run(module.zeros, subject, None) is subject
     assert run.records == {**run.records, "zeros": None}
     assert run(module.zeros, subject, module.ZerosTable(count=True, below=1.0)) is subject
