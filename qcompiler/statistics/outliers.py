@@ -42,7 +42,7 @@ class Token:
 
     Attributes:
         value: largest |x| over its channels.
-        sample: the first 12 hex digits of the fingerprint of the feed it is from (`qcompiler.data.samples.fingerprint`).
+        sample: the first 12 hex digits of the fingerprint of the feed it is from (`data.samples.fingerprint`).
         position: where in the sample: the index in the sequence, or row · width + column of a map.
         channel: where among the channels; the first one, if several are equal.
         id: the input id at this position, where the feed has ids for the same grid of positions.

@@ -143,8 +143,8 @@ def test_peak_memory_of_measuring_is_that_of_a_few_tensors() -> None:
 import re
 from pathlib import Path
 import numpy as np
-from qcompiler import ranges
-from tests.rewrite import model, to_graph
+from qcompiler.statistics import ranges
+from tests.kit.rewrite import model, to_graph
 nodes = [("Sigmoid", "x" if i == 0 else f"t{i}", f"t{i + 1}") for i in range(40)]
 graph = to_graph(model(*nodes, inputs={"x": (1024, 1024)}, outputs=("t40",)))
 small = to_graph(model(*nodes, inputs={"x": (4, 4)}, outputs=("t40",)))

@@ -169,7 +169,7 @@ def test_qfem_goes_by_the_metric_of_the_user(setup: Setup, tmp_path: Path) -> No
         "METRIC = 'error of the first half'\n"
         "runs = []\n"
         "def error(run):\n"
-        "    from tests import glu\n"
+        "    from tests.kit import glu\n"
         "    outputs = [run(feeds)[0] for feeds in glu.feeds(2)]\n"
         "    runs.append(1)\n"
         "    return 1.0 + float(np.mean([np.abs(one).mean() for one in outputs]))\n"
