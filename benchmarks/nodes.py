@@ -224,20 +224,20 @@ def _runtime(*, real: bool) -> Iterator[Callable[[], float]]:
 
 def measure(shape: str, size: int, *, real: bool = False) -> dict[str, Any]:
     """Seconds of each phase on one generated graph, in this process."""
-    from qcompiler import _old_stages as old_stages
-    from qcompiler.compiler import compile
-    from qcompiler.compiler.artefacts import Paths
-    from qcompiler.data.source import open_source
+    from qcompiler.compiler.ask import ask
+    from qcompiler.compiler.base import Compilation
+    from qcompiler.compiler.stages.clean_up import clean_up
+    from qcompiler.compiler.stages.decide import decide
+    from qcompiler.compiler.stages.load import load
+    from qcompiler.compiler.stages.lower import lower
+    from qcompiler.compiler.stages.observe import observe
     from qcompiler.ir import model as models
     from qcompiler.recipe.recipe import Recipe
-    from qcompiler.statistics import residual
-    from qcompiler.support.progress import silent
 
     random = np.random.default_rng(1)
     feeds = [{"x": random.normal(size=(ROWS, WIDTH)).astype(np.float32), "flag": np.array(True)}] * SAMPLES
     recipe = Recipe(precision=PRECISIONS.get(shape, "int8"), samples=SAMPLES, verify_samples=0, target="tensorrt-rtx")
-    run = old_stages.Run(recipe, recipe.resolve(), silent)
-    old_stages.refuse_early(run, feeds, Paths.of(Path("nodes.onnx"), build=False))
+    asked, run = ask(recipe, feeds, Path("nodes.onnx"), build=False), Compilation()
     spent: dict[str, float] = {RUNTIME: 0.0}
     with tempfile.TemporaryDirectory() as folder, _runtime(real=real) as runtime:
         path = Path(folder) / "model.onnx"
@@ -250,20 +250,14 @@ def measure(shape: str, size: int, *, real: bool = False) -> dict[str, Any]:
             spent[name] = time.process_time() - began - (runtime() - apart)
 
         with phase("load"):
-            model = models.load(path)
-            models.check_finite(model)
-        with phase("clean up"):
-            normal = old_stages.normalise(run, model, None)
+            subject = run(load, path, feeds, asked.load)
+        with phase("clean up"):  # without its check, which would hold every pass against a stand-in
+            cleaned = run(clean_up, subject.with_(samples=None), asked.target, False)
         with phase("plan"):
-            inputs = old_stages.inputs_of(model)
-            samples = open_source(feeds, inputs, samples=SAMPLES)
-            found, refused = old_stages.candidates(run, normal)
-            watched = compile._watched(run, normal, found)
-            observed = old_stages.observe_data(run, normal, samples, inputs, watched, found)
-            residual.joins(normal.graph)
-            chosen = old_stages.choose_plan(run, normal, found, refused, observed)
+            seen = run(observe, cleaned.with_(samples=subject.samples), asked.watch, asked.observe)
+            decided = run(decide, seen, asked.target, asked.planning)
         with phase("lower"):
-            lowered = old_stages.lower(run, normal, chosen, observed)
+            lowered = run(lower, seen, decided, asked.target, asked.lower).model
             models.to_proto(lowered.graph)
         spent[RUNTIME] = runtime()
     return {"shape": shape, "size": size, "lowered": len(lowered.graph.nodes), "seconds": spent}
