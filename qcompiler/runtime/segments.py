@@ -12,7 +12,7 @@ over a map adds up in another order then. So no tensor may cross that reaches an
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
@@ -65,6 +65,9 @@ _PASSING = frozenset(
 )
 
 
+STRIDE = 64  # nodes between the places where a cut is thought of, if it may lie anywhere
+
+
 @dataclass(frozen=True, slots=True)
 class Segment:
     """Consecutive nodes of a graph.
@@ -84,7 +87,14 @@ class Segment:
     hands_on: tuple[str, ...]
 
 
-def cut(proto: onnx.ModelProto, tensors: Collection[str], sizes: Mapping[str, int], budget: int) -> list[Segment]:
+def cut(
+    proto: onnx.ModelProto,
+    tensors: Collection[str],
+    sizes: Mapping[str, int],
+    budget: int,
+    *,
+    most: int | None = None,
+) -> list[Segment]:
     """The fewest segments, from front to back, in which what is fetched and handed on fits `budget` bytes.
 
     Args:
@@ -92,15 +102,19 @@ def cut(proto: onnx.ModelProto, tensors: Collection[str], sizes: Mapping[str, in
         tensors: computed by the main graph, whose values are asked for.
         sizes: bytes of the tensors in one run; those that are missing count as nothing.
         budget: of one segment; one that cannot be cut further may take more.
+        most: nodes of one segment, likewise; only for runs without optimisations, where a cut changes no number
+            wherever it lies.
     """
     wanted = frozenset(tensors)
     reads = [tuple(dict.fromkeys(_reads(node))) for node in proto.graph.node]
     ends: list[int] = []
     fetched: set[str] = set()  # by the segment at hand, up to `place`
     place = 0
-    for stop, crossing in [*_cuts(proto, reads, wanted), (len(reads), ())]:
+    for stop, crossing in _cuts(proto, reads, wanted, STRIDE if most is not None else 0):
         new = {name for node in proto.graph.node[place:stop] for name in node.output if name in wanted}
-        if place and new and sum(sizes.get(name, 0) for name in {*fetched, *new, *crossing}) > budget:
+        full = new and sum(sizes.get(name, 0) for name in {*fetched, *new, *crossing}) > budget
+        long = most is not None and stop - (ends[-1] if ends else 0) > most
+        if place and (full or long):
             ends.append(place)
             fetched = set()
         fetched |= new
@@ -109,25 +123,25 @@ def cut(proto: onnx.ModelProto, tensors: Collection[str], sizes: Mapping[str, in
 
 
 def extract(
-    proto: onnx.ModelProto, weights: Mapping[str, Array], segment: Segment
-) -> tuple[onnx.ModelProto, dict[str, Array]]:
-    """A segment as a model of its own, with those of the weights that it reads."""
-    nodes = proto.graph.node[segment.start : segment.stop]
-    used = {name for node in nodes for name in _reads(node)}
-    known = _types(proto)
-    graph = onnx.GraphProto(name=proto.graph.name, node=nodes)
-    graph.input.extend(known[name] for name in segment.reads)
-    graph.initializer.extend(one for one in proto.graph.initializer if one.name in used)
-    made = {name for node in nodes for name in node.output}
-    graph.value_info.extend(one for name, one in known.items() if name in made)
-    graph.output.extend(
-        known.get(name) or onnx.ValueInfoProto(name=name)
-        for name in dict.fromkeys((*segment.tensors, *segment.hands_on))
-    )
-    alone = onnx.ModelProto(
-        ir_version=proto.ir_version, opset_import=proto.opset_import, functions=proto.functions, graph=graph
-    )
-    return alone, {name: array for name, array in weights.items() if name in used}
+    proto: onnx.ModelProto, weights: Mapping[str, Array], plan: Iterable[Segment]
+) -> Iterator[tuple[onnx.ModelProto, dict[str, Array]]]:
+    """The segments as models of their own, each with those of the weights that it reads."""
+    known, inside = _types(proto), {one.name: one for one in proto.graph.initializer}
+    for segment in plan:
+        nodes = proto.graph.node[segment.start : segment.stop]
+        used = dict.fromkeys(name for node in nodes for name in _reads(node))
+        graph = onnx.GraphProto(name=proto.graph.name, node=nodes)
+        graph.input.extend(known[name] for name in segment.reads)
+        graph.initializer.extend(inside[name] for name in used if name in inside)
+        graph.value_info.extend(known[name] for node in nodes for name in node.output if name in known)
+        graph.output.extend(
+            known.get(name) or onnx.ValueInfoProto(name=name)
+            for name in dict.fromkeys((*segment.tensors, *segment.hands_on))
+        )
+        alone = onnx.ModelProto(
+            ir_version=proto.ir_version, opset_import=proto.opset_import, functions=proto.functions, graph=graph
+        )
+        yield alone, {name: weights[name] for name in used if name in weights}
 
 
 def _reads(node: onnx.NodeProto) -> Iterator[str]:
@@ -151,9 +165,12 @@ def _types(proto: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
 
 
 def _cuts(
-    proto: onnx.ModelProto, reads: Sequence[Sequence[str]], tensors: AbstractSet[str]
-) -> list[tuple[int, tuple[str, ...]]]:
-    """Where a cut may lie, as the index of the node behind it, with the computed tensors that cross it."""
+    proto: onnx.ModelProto, reads: Sequence[Sequence[str]], tensors: AbstractSet[str], stride: int
+) -> Iterator[tuple[int, Collection[str]]]:
+    """Where a cut may lie, as the index of the node behind it, with the computed tensors that cross it; the end last.
+
+    With a stride, it may lie behind every so many nodes, whatever ONNX Runtime would have fused across it.
+    """
     made = {name: at for at, node in enumerate(proto.graph.node) for name in node.output if name}
     readers: dict[str, list[int]] = {}
     for at, names in enumerate(reads):
@@ -161,23 +178,22 @@ def _cuts(
             readers.setdefault(name, []).append(at)
     unsorted = any(at <= made.get(name, -1) for name, found in readers.items() for at in found)
     if unsorted or proto.graph.sparse_initializer:
-        return []
-    known, pooled = _types(proto), _reach_averages(proto)
+        yield len(reads), ()
+        return
+    known, pooled = _types(proto), set() if stride else _reach_averages(proto)
     crossing: dict[str, bool] = {}  # whether it may
-    found = []
     for at, node in enumerate(proto.graph.node):
         for name in reads[at]:
             if readers[name][-1] == at:
                 crossing.pop(name, None)
         for name in node.output:
             if name in readers:
-                crossing[name] = name not in pooled and _may_cross(
-                    known.get(name), name in tensors or len(readers[name]) > 1
-                )
-        last = at + 1 == len(reads)
-        if all(crossing.values()) and not tensors.isdisjoint(node.output) and not last:
-            found.append((at + 1, tuple(crossing)))
-    return found
+                visible = bool(stride) or name in tensors or len(readers[name]) > 1
+                crossing[name] = name not in pooled and _may_cross(known.get(name), visible)
+        here = (at + 1) % stride == 0 if stride else not tensors.isdisjoint(node.output)
+        if here and at + 1 < len(reads) and all(crossing.values()):
+            yield at + 1, crossing
+    yield len(reads), ()
 
 
 def _reach_averages(proto: onnx.ModelProto) -> set[str]:

@@ -28,6 +28,8 @@ Array = np.ndarray[Any, Any]
 # Of what one run returns. It is there twice, as ONNX Runtime's and as numpy's, beside the activations of the model;
 # where a model's own need is so small that this doubles it, there is nothing to save.
 BUDGET = 64 << 20
+# Of a session without optimisations: the time to make one grows with the square of its nodes. Below, it is no matter.
+MOST_NODES = 2000
 
 
 class OpenModel:
@@ -201,14 +203,15 @@ class Stream:
         self._planned = max(size, 1)
         proto, weights = models.to_proto(_graph(self._source))
         sizes = _sizes(proto, feed, self._tapped)
-        plan = []
-        if sum(sizes.get(name, 0) for name in self._tapped) > self._budget:
-            plan = segments.cut(proto, self._tapped, sizes, self._budget)
+        plan, most = [], MOST_NODES if self._options["quick"] else None
+        long = most is not None and len(proto.graph.node) > most
+        if long or sum(sizes.get(name, 0) for name in self._tapped) > self._budget:
+            plan = segments.cut(proto, self._tapped, sizes, self._budget, most=most)
         if len(plan) > 1:
             self._whole = None
-            self._pieces = [
-                (one, Session(segments.extract(proto, weights, one), pooled=True, **self._options)) for one in plan
-            ]
+            alone = segments.extract(proto, weights, plan)
+            made = (Session(one, pooled=True, **self._options) for one in alone)
+            self._pieces = list(zip(plan, made, strict=True))
         elif self._whole is None:
             self._whole = Session(self._source, outputs=self._tapped, **self._options)
 

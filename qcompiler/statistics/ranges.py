@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from qcompiler.runtime.stream import Part
 
 
+_BLOCK = 640  # nodes; with two reductions for each, no more than a session has that opens fast (`stream.MOST_NODES`)
 _REDUCIBLE = (np.dtype(np.float16), np.dtype(np.float32))
 
 
@@ -154,14 +155,15 @@ class _Taps:
         within = [tap for node in list(graph.nodes) for tap in self._nested(node)]
         borrowed = {id(t) for t in graphs.tensors(graph)} - _own(graph)
         taps: list[_Tap] = []
-        nodes: list[gs.Node] = []
+        made: dict[int, list[gs.Node]] = {}  # by the tensor that they reduce
         for tensor in list(graphs.tensors(graph)):
             dtype = self.types.get(id(tensor))
             if graphs.is_constant(tensor) or dtype not in _REDUCIBLE or id(tensor) in borrowed:
                 continue
-            taps.append(self._reduce(tensor.name, dtype, (tensor, tensor), nodes))
+            taps.append(self._reduce(tensor.name, dtype, (tensor, tensor), made.setdefault(id(tensor), [])))
+        nodes: list[gs.Node] = []
         taps += [self._reduce(tap.name, tap.dtype, tap.ends, nodes) if tap.ends[0].shape else tap for tap in within]
-        graph.nodes.extend(reversed(nodes))
+        graph.nodes[:] = [*_in_blocks(graph, made), *reversed(nodes)]
         return taps
 
     def _reduce(self, name: str, dtype: Any, sources: tuple[gs.Tensor, gs.Tensor], nodes: list[gs.Node]) -> _Tap:
@@ -198,6 +200,24 @@ class _Taps:
         held = gs.Constant(self.names.fresh("nothing"), np.array(value, dtype))
         graph.nodes.append(gs.Node("Constant", self.names.fresh("nothing"), {"value": held}, [], [out]))
         return out
+
+
+def _in_blocks(graph: gs.Graph, made: Mapping[int, Sequence[gs.Node]]) -> Iterator[gs.Node]:
+    """The nodes of a graph, behind each block of them what reduces their tensors, the last tensor first.
+
+    In that order ONNX Runtime reduces a tensor soon after it is there, and frees it. Blocks let a long graph be cut.
+    """
+    waiting = [node for tensor in graph.inputs for node in made.get(id(tensor), ())]
+    seen = {id(tensor) for tensor in graph.inputs}
+    for place, node in enumerate(graph.nodes, start=1):
+        yield node
+        waiting += [one for tensor in node.outputs for one in made.get(id(tensor), ())]
+        seen.update(id(tensor) for tensor in node.outputs)
+        if place % _BLOCK == 0:
+            yield from reversed(waiting)
+            waiting = []
+    waiting += [one for key, nodes in made.items() if key not in seen for one in nodes]
+    yield from reversed(waiting)
 
 
 def _own(graph: gs.Graph) -> set[int]:

@@ -33,13 +33,13 @@ def test_segments_follow_each_other_and_hand_on_what_later_ones_read() -> None:
     found = cut(whole, ["b", "y"], {"b": 8, "y": 8}, 8)
     assert names(found) == [(("x",), ("b",), ("b",)), (("b",), ("y",), ())]
     assert [(one.start, one.stop) for one in found] == [(0, 2), (2, 4)]
-    first, lent = extract(whole, weights, found[0])
+    (first, lent), second = extract(whole, weights, found)
     assert [one.name for one in first.graph.input] == ["x"]
     assert [one.name for one in first.graph.output] == ["b"]
     assert list(lent) == ["w"]
     x = np.ones((4, 16), np.float32)
     b = run_once((first, lent), {"x": x})["b"]
-    y = run_once(extract(whole, weights, found[1]), {"b": b})["y"]
+    y = run_once(second, {"b": b})["y"]
     np.testing.assert_array_equal(y, run_once((whole, weights), {"x": x})["y"])
 
 
@@ -101,8 +101,8 @@ def test_what_nested_graphs_read_is_handed_on() -> None:
     assert names(found)[2] == (("yes", "a", "b"), ("y",), ())
     given = {"x": np.ones((4, 16), np.float32), "yes": np.array(True)}
     held = dict(given)
-    for one in found:
-        held |= run_once(extract(whole, weights, one), {name: held[name] for name in one.reads})
+    for one, alone in zip(found, extract(whole, weights, found), strict=True):
+        held |= run_once(alone, {name: held[name] for name in one.reads})
     np.testing.assert_array_equal(held["y"], run_once((whole, weights), given)["y"])
     assert names(found)[0][2] == ("a",)
 
@@ -113,3 +113,16 @@ def test_a_graph_in_no_order_is_not_cut() -> None:
     del whole.graph.node[:]
     whole.graph.node.extend(reversed(nodes))
     assert len(cut(whole, ["b", "y"], {"b": 8, "y": 8}, 0)) == 1
+
+
+def test_a_long_graph_is_cut_behind_so_many_nodes_where_nothing_is_fused() -> None:
+    nodes = [("Relu" if i % 2 else "Neg", "x" if not i else f"t{i - 1}", f"t{i}") for i in range(400)]
+    whole, weights = proto(*nodes, ("Add", "x t399", "y"), inputs={"x": (4,)})
+    found = cut(whole, ["t7", "y"], {}, 1 << 20, most=150)
+    assert [one.stop - one.start for one in found] == [128, 128, 145]
+    assert [one.tensors for one in found] == [("t7",), (), ("y",)]
+    held = {"x": np.linspace(-1, 1, 4, dtype=np.float32)}
+    for one, alone in zip(found, extract(whole, weights, found), strict=True):
+        held |= run_once(alone, {name: held[name] for name in one.reads})
+    np.testing.assert_array_equal(held["y"], run_once((whole, weights), {"x": held["x"]})["y"])
+    assert len(cut(whole, ["t7", "y"], {}, 1 << 20)) == 1  # with fusions it is not

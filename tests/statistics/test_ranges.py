@@ -12,6 +12,7 @@ import onnx_graphsurgeon as gs
 import pytest
 
 from qcompiler.errors import DataError
+from qcompiler.runtime import stream
 from qcompiler.statistics import ranges
 from qcompiler.statistics.ranges import Range, Ranges
 from tests.kit.rewrite import graph_proto, model, to_graph, whole
@@ -175,3 +176,18 @@ def test_ranges_are_a_mapping() -> None:
     assert held["a"] == Range(0, 1)
     assert held.get("b") is None
     assert list(held) == ["a"]
+
+
+def test_a_long_graph_is_measured_in_pieces_with_the_same_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [("Sigmoid" if i % 3 else "Neg", f"t{i}" if i else "x", f"t{i + 1}") for i in range(300)]
+    graph = to_graph(model(*nodes, ("Add", "x t300", "y"), inputs={"x": (2, 8)}))
+    feeds = [{"x": np.random.default_rng(seed).standard_normal((2, 8)).astype(np.float32)} for seed in range(2)]
+    whole = ranges.measure(graph, feeds)
+    monkeypatch.setattr(ranges, "_BLOCK", 30)
+    monkeypatch.setattr(stream, "MOST_NODES", 100)
+    opened: list[object] = []
+    real = stream.Session
+    monkeypatch.setattr(stream, "Session", lambda *given, **options: opened.append(1) or real(*given, **options))
+    assert dict(ranges.measure(graph, feeds).found) == dict(whole.found)
+    assert list(ranges.measure(graph, feeds)) == list(whole)
+    assert len(opened) > 8
