@@ -21,8 +21,8 @@ from qcompiler.target import DType, Target
 from qcompiler.weight_only import storable
 from qcompiler.weight_only.rounding import Rounding, watched
 from qcompiler.weight_only.scaling import Scaling, scale
-from qcompiler.weight_only.storable import Layer, WeightOnlyOptions
-from qcompiler.weight_only.stored import Stored, Weight
+from qcompiler.weight_only.storable import StorableLayer, WeightOnlyOptions
+from qcompiler.weight_only.stored import Stored, StoredWeight
 
 if TYPE_CHECKING:
     from qcompiler.data.source import Source
@@ -102,7 +102,7 @@ class Work:
 
     options: WeightOnlyOptions
     method: str
-    layers: tuple[Layer, ...]
+    layers: tuple[StorableLayer, ...]
     refused: tuple[Refusal, ...]
     steps: int
 
@@ -174,7 +174,7 @@ def round_weights(
         damp=options.table.damp,
         act_order=options.table.act_order,
     )
-    found: dict[str, Weight] = {}
+    found: dict[str, StoredWeight] = {}
     for weight in rounding.round(samples, advance):
         found[weight.layer.node] = weight
         advance(1)

@@ -20,7 +20,7 @@ from qcompiler.passes.channels.smooth_quant import SmoothQuant
 from qcompiler.statistics.rows import Rows
 from qcompiler.verification.equivalence import applied
 from qcompiler.weight_only import awq, storable
-from qcompiler.weight_only.storable import Layer
+from qcompiler.weight_only.storable import StorableLayer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -53,7 +53,7 @@ class Scaling:
 
 def scale(
     normal: models.Model,
-    layers: Sequence[Layer],
+    layers: Sequence[StorableLayer],
     rows: Mapping[str, Rows],
     feeds: Sequence[Feeds],
     *,

@@ -17,8 +17,8 @@ from qcompiler.target import DType, parse_target
 from qcompiler.verification.compare import Output, Verification
 from qcompiler.verification.gates import Gates
 from qcompiler.weight_only.give_back import give_back
-from qcompiler.weight_only.storable import Layer, WeightOnlyOptions
-from qcompiler.weight_only.stored import Stored, Weight
+from qcompiler.weight_only.storable import StorableLayer, WeightOnlyOptions
+from qcompiler.weight_only.stored import Stored, StoredWeight
 from tests.kit import glu
 
 if TYPE_CHECKING:
@@ -112,7 +112,9 @@ def stored(**known_db: float) -> Stored:
         options,
         "rtn",
         {
-            name: Weight(Layer(name, "MatMul", "x", 10, 10, "int8", None), values, "rtn", 40.0, known, 0.0)
+            name: StoredWeight(
+                StorableLayer(name, "MatMul", "x", 10, 10, "int8", None), values, "rtn", 40.0, known, 0.0
+            )
             for name, known in known_db.items()
         },
     )

@@ -66,7 +66,7 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class TokenPair:
     """A candidate with the context in which its second occurrence spikes least, by the first one's."""
 
     candidate: int
@@ -98,7 +98,7 @@ class Found:
     bos: int | None
     before: Mapping[str, float]
     trials: tuple[Trial, ...] = ()
-    pairs: tuple[Pair, ...] = field(default=())
+    pairs: tuple[TokenPair, ...] = field(default=())
 
     @property
     def drops_first(self) -> bool:
@@ -192,7 +192,7 @@ def search(
     judge = _Judge(meter, rows, bos)
     judge.try_out(())
     nominated: list[tuple[int, ...]] = [prefixquant(spikes, rows, bos, most)]
-    pairs: list[Pair] = []
+    pairs: list[TokenPair] = []
     if rule == "auto":
         pairs = contexts(Meter(model, watched[:1]), candidates(spikes[watched[0]], rows, bos), rows, bos)
         nominated += _nominees(pairs, rows, bos)
@@ -211,7 +211,7 @@ def search(
 
 
 def _concluded(
-    judge: _Judge, best: Trial, bos: int | None, before: Ratios, pairs: Sequence[Pair], watched: Sequence[str]
+    judge: _Judge, best: Trial, bos: int | None, before: Ratios, pairs: Sequence[TokenPair], watched: Sequence[str]
 ) -> Found:
     none = judge.trials[()]
     trials = tuple(judge.trials.values())
@@ -249,7 +249,7 @@ def frequent(rows: Sequence[Row], bos: int | None, count: int) -> list[int]:
     return [token for token, _ in sorted(counted.items(), key=lambda one: (-one[1], one[0])) if token != bos][:count]
 
 
-def contexts(meter: Meter, tokens: Sequence[int], rows: Sequence[Row], bos: int | None) -> list[Pair]:
+def contexts(meter: Meter, tokens: Sequence[int], rows: Sequence[Row], bos: int | None) -> list[TokenPair]:
     """For each token c the context x with the largest a(first c) / a(second c) in [bos, x, c, x, c], the best first.
 
     Args:
@@ -258,16 +258,16 @@ def contexts(meter: Meter, tokens: Sequence[int], rows: Sequence[Row], bos: int 
         rows: texts, for frequent tokens.
         bos: left out of the sequences where there is none.
     """
-    found: list[Pair] = []
+    found: list[TokenPair] = []
     front = () if bos is None else (bos,)
     usual = frequent(rows, bos, CONTEXTS)
     for token in tokens:
-        best: Pair | None = None
+        best: TokenPair | None = None
         for at in range(0, len(usual), AT_ONCE):
             tried = [np.asarray([*front, x, token, x, token], np.int64) for x in usual[at : at + AT_ONCE]]
             peaks = meter.peaks(tried)[meter.names[0]]
             for context, one in zip(usual[at : at + AT_ONCE], peaks, strict=True):
-                pair = Pair(token, context, float(one[len(front) + 1]), float(one[len(front) + 3]))
+                pair = TokenPair(token, context, float(one[len(front) + 1]), float(one[len(front) + 3]))
                 best = pair if best is None or pair.rate > best.rate else best
         if best is not None:
             found.append(best)
@@ -297,7 +297,7 @@ def prefixquant(
     return tuple((chosen or frequent(rows, bos, 1))[:length])
 
 
-def _nominees(pairs: Sequence[Pair], rows: Sequence[Row], bos: int | None) -> list[tuple[int, ...]]:
+def _nominees(pairs: Sequence[TokenPair], rows: Sequence[Row], bos: int | None) -> list[tuple[int, ...]]:
     front = () if bos is None else (bos,)
     found = [front, *(((*front, pairs[0].context, pairs[0].candidate),) if pairs else ())]
     found += [(*front, pair.candidate) for pair in pairs]

@@ -49,7 +49,7 @@ def _nothing() -> NDArray[np.float32]:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class SmoothGroup:
     """Layers that read one activation, and what was decided for them.
 
     Attributes:
@@ -87,7 +87,7 @@ def plan(
     folds: Sequence[int] = (),
     looks: int = 0,
     hold: int | None = None,
-) -> list[Group]:
+) -> list[SmoothGroup]:
     """Decides alpha and scales of every group.
 
     Args:
@@ -143,7 +143,7 @@ def plan(
             layers, _, how = found[name]
             found[name] = layers, choice, how
     return [
-        Group(name, _names(members), None, "", refused[name])
+        SmoothGroup(name, _names(members), None, "", refused[name])
         if name in refused
         else _decided(name, _names(members), *found[name], hold)
         for name, members in groups.items()
@@ -178,15 +178,17 @@ def _names(members: Sequence[Candidate]) -> tuple[str, ...]:
     return tuple(member.node for member in members)
 
 
-def _decided(name: str, readers: tuple[str, ...], layers: Layers, choice: Choice, how: str, hold: int | None) -> Group:
+def _decided(
+    name: str, readers: tuple[str, ...], layers: Layers, choice: Choice, how: str, hold: int | None
+) -> SmoothGroup:
     if choice.alpha is None:
-        return Group(name, readers, None, "", f"no alpha gains {WORTH_DB:g} dB")
+        return SmoothGroup(name, readers, None, "", f"no alpha gains {WORTH_DB:g} dB")
     why = f"its layers err {choice.gain_db:.1f} dB less"
     trial = layers.scales(choice.alpha, hold if hold in layers.others else None)
-    return Group(name, readers, choice.alpha, how, why, choice.gain_db, choice.scales, trial)
+    return SmoothGroup(name, readers, choice.alpha, how, why, choice.gain_db, choice.scales, trial)
 
 
-def record_of(decided: Sequence[Group], tried: Mapping[str, float]) -> dict[str, Any] | None:
+def record_of(decided: Sequence[SmoothGroup], tried: Mapping[str, float]) -> dict[str, Any] | None:
     """What the manifest says of smoothing; None where it was off. `tried`: SQNR in dB of each way that was compared."""
     if not decided:
         return None
@@ -248,7 +250,7 @@ def observed_again(
     after: models.Model,
     observed: Observations,
     names: Sequence[str],
-    decided: Sequence[Group],
+    decided: Sequence[SmoothGroup],
 ) -> dict[str, Histogram]:
     """Histograms of tensors that smoothing has changed or made, over the kept feeds.
 

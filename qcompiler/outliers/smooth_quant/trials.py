@@ -18,7 +18,7 @@ from qcompiler.ir.signature import Feeds
 from qcompiler.numerics.rounding import format_of
 from qcompiler.numerics.sqnr import decibel
 from qcompiler.outliers.smooth_quant import groups as grouping
-from qcompiler.outliers.smooth_quant.groups import Group
+from qcompiler.outliers.smooth_quant.groups import SmoothGroup
 from qcompiler.passes.base import Report
 from qcompiler.passes.channels.smooth_quant import SmoothQuant
 from qcompiler.plan import Candidate
@@ -84,7 +84,7 @@ class Smoothed:
 
     model: models.Model
     observed: Observations
-    groups: tuple[Group, ...] = ()
+    groups: tuple[SmoothGroup, ...] = ()
     tried: Mapping[str, float] = dataclasses.field(default_factory=dict)
     reports: tuple[Report, ...] = ()
     errors: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -201,7 +201,7 @@ class Trials:
         self._kept = _Kept.of(normal, observed.kept)
         self._spikes = _spikes(found, observed, options.qfem)
 
-    def plan(self, alpha: str | float) -> tuple[Group, ...]:
+    def plan(self, alpha: str | float) -> tuple[SmoothGroup, ...]:
         """What is decided with `auto`, `off` or an alpha."""
         options = self._options
         return tuple(
@@ -296,7 +296,7 @@ class Attempt:
     """
 
     label: str
-    groups: tuple[Group, ...]
+    groups: tuple[SmoothGroup, ...]
     sqnr_db: float
 
 

@@ -26,7 +26,7 @@ from qcompiler.support.progress import Progress, silent
 from qcompiler.target import Target
 from qcompiler.tools.inspect import inventory
 from qcompiler.tools.inspect.activations import Spike, Watched, watch
-from qcompiler.tools.inspect.layers import Layer, by_rule, judged, known_shapes, row
+from qcompiler.tools.inspect.layers import InspectedLayer, by_rule, judged, known_shapes, row
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Inspection:
     control_flow: tuple[str, ...]
     quantized: Mapping[str, int]
     target: str
-    layers: tuple[Layer, ...]
+    layers: tuple[InspectedLayer, ...]
     macs: int | None
     data: str = ""
     spikes: tuple[Spike, ...] = ()

@@ -68,7 +68,7 @@ class Effect:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class LayerGroup:
     """Layers that read one activation, and therefore share its scale.
 
     Attributes:
@@ -121,7 +121,7 @@ class Sensitivity:
     buildable: Mapping[str, str]
     predicted_db: Mapping[str, float]
     budget_db: float
-    groups: tuple[Group, ...]
+    groups: tuple[LayerGroup, ...]
     refused: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -149,12 +149,12 @@ class Sensitivity:
         return found
 
 
-def _record(group: Group) -> dict[str, Any]:
+def _record(group: LayerGroup) -> dict[str, Any]:
     effects = {
         name: {**{key: getattr(effect, key) for key in Effect.__dataclass_fields__}, "limit": effect.limit}
         for name, effect in group.effects.items()
     }
-    return {**{key: getattr(group, key) for key in Group.__dataclass_fields__}, "effects": effects}
+    return {**{key: getattr(group, key) for key in LayerGroup.__dataclass_fields__}, "effects": effects}
 
 
 def sensitivity(
@@ -252,7 +252,7 @@ def _ranked(
     macs: Mapping[str, int],
     buildable: Sequence[str],
     budget: float,
-) -> Iterator[Group]:
+) -> Iterator[LayerGroup]:
     """The most harmful in the first format first."""
     first = next(iter(next(iter(noise.values()))))
     order = sorted(groups, key=lambda one: -noise[one][first].outputs)
@@ -268,7 +268,7 @@ def _ranked(
         members = groups[activation]
         own = sum(macs[c.node] for c in members)
         tokens, token, channels, channel = _outliers(observed.outliers[activation])
-        yield Group(
+        yield LayerGroup(
             activation,
             tuple(c.node for c in members),
             members[0].op,
