@@ -128,7 +128,7 @@ def _costs(
     """What `large` of the layers cost in each format; None where they are not chosen by that."""
     if not options.by_cost or target.engine == "onnxruntime" or not large.found:
         return None
-    usual = _shapes_at(graph, observed, options, 1, cost.tensors(graph, layers.found))
+    usual = _shapes_at(graph, observed, options, 1, cost.tensors_for_costs(graph, layers.found))
     return cost.Costs(graph, usual, target, per_channel=grids.per_channel, fp8_per_channel=grids.fp8_per_channel)
 
 
@@ -254,7 +254,9 @@ def _asked(graph: gs.Graph, observed: Observations, options: Planning, target: T
     """What is asked of attentions."""
     if options.attention is None:
         return None
-    smallest, largest = (_shapes_at(graph, observed, options, at, attention.tensors(graph)) for at in (0, -1))
+    smallest, largest = (
+        _shapes_at(graph, observed, options, at, attention.tensors_for_attention(graph)) for at in (0, -1)
+    )
     return attention.Asked(options.attention, smallest, largest, target.high_precision)
 
 

@@ -46,7 +46,7 @@ def render(manifest: Row) -> str:
         outliers.formats(manifest.get("plan") or ()),
         _drift(manifest.get("verification")),
         _safety(manifest.get("safety")),
-        outliers.tensors(manifest.get("outliers") or (), manifest.get("qfem")),
+        outliers.activations(manifest.get("outliers") or (), manifest.get("qfem")),
         outliers.smoothing(manifest.get("smoothing")),
         qfep.qfep(manifest.get("qfep")),
         outliers.qfem(manifest.get("qfem")),

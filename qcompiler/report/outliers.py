@@ -41,7 +41,7 @@ def spikes(rows: Sequence[Row]) -> str:
     return section("Activations", note, body)
 
 
-def tensors(rows: Sequence[Row], found: Row | None) -> str:
+def activations(rows: Sequence[Row], found: Row | None) -> str:
     """Every activation's ratio by depth with QFeM's threshold, and the table behind it."""
     if not rows:
         return ""

@@ -95,7 +95,7 @@ def _in_brief(tensors: Row) -> Iterator[tuple[str, str]]:
             yield f"{layer[1]}.N.{layer[3]}", " × ".join(map(str, shape))
 
 
-def plan(manifest: Row) -> RenderableType:
+def plan_table(manifest: Row) -> RenderableType:
     """Every node's precision with the rule that decided."""
     rows = manifest.get("plan") or ()
     total = max(sum(row["macs"] for row in rows), 1)

@@ -158,7 +158,7 @@ def round_weights(
         EquivalenceError: the model with AWQ's scaling does not compute what the model computes.
     """
     options = work.options
-    rows = recorded.rows(normal, {one.activation: -1 for one in work.layers}, observed.kept)
+    rows = recorded.record_rows(normal, {one.activation: -1 for one in work.layers}, observed.kept)
     scaling = Scaling(normal)
     if "awq" in work.method:
         scaling = scale(normal, work.layers, rows, observed.kept, method=work.method, half=options.half)

@@ -79,11 +79,11 @@ def scale(
     tensors, nodes = normal.graph.tensors(), {node.name: node for node in normal.graph.nodes}
     for name, members in storable.by_activation(layers).items():
         few = [one for one in members if one.format == "int4"] or members  # INT8 siblings err next to nothing
-        fold = absorb.plan(normal.graph, tensors[name], -1, split=True)
+        fold = absorb.find_moves(normal.graph, tensors[name], -1, split=True)
         if fold.why:
             left[name] = f"no producer can absorb it: {fold.why}"
             continue
-        chosen = awq.search(
+        chosen = awq.find_scales(
             rows[name],
             [storable.matrix(nodes[one.node]) for one in few],
             size=few[0].size,

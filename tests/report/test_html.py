@@ -204,7 +204,7 @@ def test_the_verification_table_names_the_first_drifting_layer(tmp_path: Path) -
 
 
 def test_the_plan_lists_every_node(tmp_path: Path) -> None:
-    text = words([terminal.plan(example(tmp_path, nodes=9))])
+    text = words([terminal.plan_table(example(tmp_path, nodes=9))])
     assert text.count("/Relu") == 9
 
 

@@ -91,9 +91,9 @@ def test_the_chosen_threshold_and_the_spared_tensors_are_marked(tmp_path: Path) 
     trade = outliers.qfem(manifest["qfem"])
     (marked,) = re.findall(r'class="chosen"><title>([^<]*)', trade)
     assert marked.startswith("alpha 24")
-    depth = outliers.tensors(manifest["outliers"], manifest["qfem"])
+    depth = outliers.activations(manifest["outliers"], manifest["qfem"])
     assert depth.count('class="chosen"') == 2
-    assert outliers.tensors(manifest["outliers"], None).count('class="chosen"') == 0
+    assert outliers.activations(manifest["outliers"], None).count('class="chosen"') == 0
 
 
 def test_groups_that_are_not_smoothed_are_rings(tmp_path: Path) -> None:

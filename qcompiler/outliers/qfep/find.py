@@ -238,7 +238,7 @@ def find(
         before = search.Meter(normal, list(readers)).ratios(rows)
         chosen = search.Found(ids, "given by the user", bos, before)
     else:
-        chosen = search.search(
+        chosen = search.find_prefix(
             normal, list(readers), rows, rule=rule, most=wanted.max_length, bos=wanted.bos, advance=advance
         )
     if not chosen.ids:

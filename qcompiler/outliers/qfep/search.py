@@ -158,7 +158,7 @@ def leading(rows: Sequence[Row]) -> int | None:
     return first.pop() if len(first) == 1 and len(rows) > 1 else None
 
 
-def search(
+def find_prefix(
     model: models.Model,
     activations: Sequence[str],
     rows: Sequence[Row],
@@ -194,7 +194,7 @@ def search(
     nominated: list[tuple[int, ...]] = [prefixquant(spikes, rows, bos, most)]
     pairs: list[TokenPair] = []
     if rule == "auto":
-        pairs = contexts(Meter(model, watched[:1]), candidates(spikes[watched[0]], rows, bos), rows, bos)
+        pairs = contexts(Meter(model, watched[:1]), spiking_tokens(spikes[watched[0]], rows, bos), rows, bos)
         nominated += _nominees(pairs, rows, bos)
     for one in dict.fromkeys(ids[:most] for ids in nominated if ids):
         judge.try_out(one)
@@ -232,7 +232,7 @@ def _look(meter: Meter, rows: Sequence[Row]) -> tuple[Ratios, dict[str, list[NDA
     return {name: math.fsum(map(ratio, each)) / len(each) for name, each in peaks.items()}, peaks
 
 
-def candidates(peaks: Sequence[NDArray[np.float32]], rows: Sequence[Row], bos: int | None) -> list[int]:
+def spiking_tokens(peaks: Sequence[NDArray[np.float32]], rows: Sequence[Row], bos: int | None) -> list[int]:
     """The paper's: of each text the three largest tokens, the first occurrence of BOS apart; the largest of all."""
     best: dict[int, float] = {}
     for row, found in zip(rows, peaks, strict=True):
@@ -343,4 +343,4 @@ class _Judge:
 
     def spiking(self, ids: tuple[int, ...]) -> list[int]:
         """Tokens that spike most behind a prefix, at the layer that is the worst then."""
-        return candidates(self._peaks[ids], self._texts(ids), self._bos)
+        return spiking_tokens(self._peaks[ids], self._texts(ids), self._bos)

@@ -73,7 +73,7 @@ class SmoothGroup:
     trial: NDArray[np.float32] = field(default_factory=_nothing, repr=False, compare=False)
 
 
-def plan(
+def choose_scales(
     model: models.Model,
     groups: Mapping[str, Sequence[Candidate]],
     rows: Mapping[str, Rows],
@@ -118,7 +118,7 @@ def plan(
         if weights is None:
             refused[name] = reason or "a weight is computed on the way, has several groups, or too many dimensions"
             continue
-        fold = absorb.plan(graph, tensors[name], channel_axis(members), split=True)
+        fold = absorb.find_moves(graph, tensors[name], channel_axis(members), split=True)
         if fold.why and not wanted.insert:
             refused[name] = f"no producer can absorb it: {fold.why}"
             continue

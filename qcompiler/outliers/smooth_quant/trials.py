@@ -197,7 +197,7 @@ class Trials:
         self._normal, self._found, self._observed = normal, found, observed
         self._options, self._scope = options, scope
         self._groups = candidates.smoothable(candidates.by_activation(found))
-        self._rows = recorded.rows(normal, grouping.smoothed(self._groups, options.table), observed.kept)
+        self._rows = recorded.record_rows(normal, grouping.smoothed(self._groups, options.table), observed.kept)
         self._kept = _Kept.of(normal, observed.kept)
         self._spikes = _spikes(found, observed, options.qfem)
 
@@ -205,7 +205,7 @@ class Trials:
         """What is decided with `auto`, `off` or an alpha."""
         options = self._options
         return tuple(
-            grouping.plan(
+            grouping.choose_scales(
                 self._normal,
                 self._groups,
                 self._rows,

@@ -151,7 +151,7 @@ def _spelled(proto: onnx.NodeProto) -> tuple[object, ...]:
 
 def _graft(proto: onnx.ModelProto, node: gs.Node, names: Names) -> list[gs.Node]:
     """Wires the converted nodes in the place of `node`; their Constant nodes become initializers."""
-    made = import_model(proto, Weights(Path(node.name), np.empty(0, np.uint8)))
+    made = graph_from_proto(proto, Weights(Path(node.name), np.empty(0, np.uint8)))
     known: dict[int, gs.Tensor] = {}
     ours = {t.name: t for t in (*node.inputs, *node.outputs) if t.name}
     for tensor in (*made.inputs, *made.outputs):

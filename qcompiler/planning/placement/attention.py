@@ -115,7 +115,7 @@ def _is_product(node: gs.Node | None) -> bool:
     return graphs.is_op(node, "MatMul") and node is not None and not any(map(graphs.is_constant, node.inputs))
 
 
-def tensors(graph: gs.Graph) -> list[str]:
+def tensors_for_attention(graph: gs.Graph) -> list[str]:
     """Names of the tensors whose ranges and shapes a quantized attention needs."""
     return list(dict.fromkeys(name for one in find(graph) for name in (*one.reads, one.result)))
 

@@ -64,7 +64,7 @@ def find(graph: gs.Graph) -> tuple[list[Shortcut], list[Refusal]]:
     return found, refused
 
 
-def tensors(graph: gs.Graph, target: Target, found: Sequence[Candidate]) -> list[str]:
+def tensors_for_shortcuts(graph: gs.Graph, target: Target, found: Sequence[Candidate]) -> list[str]:
     """Names of the tensors whose ranges `shortcuts` needs if all candidates are quantized; none where nothing gains."""
     if not target.quantize_residual:
         return []

@@ -50,7 +50,7 @@ class Setting:
         model: the normalised float model.
         target: what its engine gains from.
         groups: candidates by the activation they share.
-        histograms: of the plan's tensors and of `placement.tensors`.
+        histograms: of the plan's tensors and of `tensors_for_shortcuts`.
         feeds: samples for the means of bias correction; the first `few` of them measure losses.
         few: how many.
         calibrator: text form of the one that chooses ranges of shortcuts.

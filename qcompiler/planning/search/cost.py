@@ -294,7 +294,7 @@ def leads_to_product(node: gs.Node) -> bool:
     return ends and all(graphs.is_constant(tensor) or not tensor.name or tensor.name in known for tensor in read)
 
 
-def tensors(graph: gs.Graph, found: Sequence[Candidate]) -> list[str]:
+def tensors_for_costs(graph: gs.Graph, found: Sequence[Candidate]) -> list[str]:
     """Names of the tensors whose shapes `Costs` needs."""
     wanted = {one.node for one in found}
     names = [

@@ -94,7 +94,7 @@ WHOLE = Attention("S", "O", ("qt", "kt", "p", "vt"), "r")
 
 def test_the_two_products_around_a_softmax_are_found_through_scale_and_mask() -> None:
     assert attention.find(to_graph(transformer())) == [WHOLE]
-    assert attention.tensors(to_graph(transformer())) == ["qt", "kt", "p", "vt", "r"]
+    assert attention.tensors_for_attention(to_graph(transformer())) == ["qt", "kt", "p", "vt", "r"]
 
 
 @pytest.mark.parametrize(

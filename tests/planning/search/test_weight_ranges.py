@@ -85,8 +85,8 @@ def test_layers_err_less_with_the_scales_that_are_found(op: str) -> None:
     else:
         x[:, 0] *= 1e-3
     feeds = [{"x": x}]
-    rows = recorded.rows(model, {"x": -1}, feeds) if op == "MatMul" else {}
-    scales = weight_ranges.search(model, groups, rows, feeds)["layer"]
+    rows = recorded.record_rows(model, {"x": -1}, feeds) if op == "MatMul" else {}
+    scales = weight_ranges.find_scales(model, groups, rows, feeds)["layer"]
     weight = model.graph.nodes[0].inputs[1].values
     axis = found[0].axis
     assert axis is not None
@@ -107,4 +107,4 @@ def test_one_scale_per_tensor_is_left_alone() -> None:
     joint = Candidate("layer", "MatMul", "x", "w", None)
     assert found[0].axis == 1
     feeds = [{"x": np.ones((1, 10, 64), np.float32)}]
-    assert weight_ranges.search(model, {"x": [joint]}, {}, feeds) == {}
+    assert weight_ranges.find_scales(model, {"x": [joint]}, {}, feeds) == {}
