@@ -221,7 +221,8 @@ def _usage(name: str, parser: argparse.ArgumentParser) -> Iterator[str]:
     example = (parser.epilog or "").partition("example:")[2].strip().splitlines()[0].strip()
     yield _block("\n".join([" ".join(["qcompiler", name, *optional, "[OPTIONS]"]), f"# {example}"]))
     for group in parser._action_groups:
-        shown = [one for one in group._group_actions if "--help" not in one.option_strings]
+        given = [one for one in group._group_actions if one.help != argparse.SUPPRESS]  # without older spellings
+        shown = [one for one in given if "--help" not in one.option_strings]
         if not shown:
             continue
         title = (group.title or "").replace("positional arguments", "arguments").capitalize()

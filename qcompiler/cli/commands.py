@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from qcompiler.cli.view import View
 from qcompiler.errors import UsageError
@@ -17,11 +18,18 @@ from qcompiler.recipe.checks import parse_shapes
 from qcompiler.recipe.recipe import PRESETS, Recipe, preset
 from qcompiler.support.suggest import did_you_mean
 
-WEIGHT_OPTIONS = {
-    "weight_method": "method",
-    "block_size": "block_size",
-    "weight_head": "head",
-    "weight_storage": "storage",
+TABLES: Final[Mapping[str, tuple[str, str]]] = {  # which key of which table of the recipe an option sets
+    "smooth_quant_alpha": ("smooth_quant", "alpha"),
+    "smooth_quant_insert": ("smooth_quant", "insert"),
+    "llm_int8_threshold": ("llm_int8", "threshold"),
+    "qfem_alpha": ("qfem", "alpha"),
+    "qfep_prefix": ("qfep", "prefix"),
+    "weight_only_method": ("weight_only", "method"),
+    "weight_only_block_size": ("weight_only", "block_size"),
+    "weight_only_head": ("weight_only", "head"),
+    "weight_only_storage": ("weight_only", "storage"),
+    "max_length": ("generation", "max_length"),
+    "prompt": ("generation", "prompt"),
 }
 
 
@@ -250,22 +258,12 @@ def _recipe(options: argparse.Namespace) -> Recipe:
         changes["shapes"] = parse_shapes(";".join(changes["shapes"]))
     if "keep" in changes:
         changes["keep"] = (*base.keep, *changes["keep"])
-    if "smooth" in given or "smooth_insert" in given:
-        table = base.smooth_quant
-        alpha, insert = _alpha(given.get("smooth", table.alpha)), given.get("smooth_insert", table.insert)
-        changes["smooth_quant"] = dataclasses.replace(table, alpha=alpha, insert=insert)
-    if "llm_threshold" in given:
-        changes["llm_int8"] = dataclasses.replace(base.llm_int8, threshold=_alpha(given["llm_threshold"]))
-    if "qfem_alpha" in given:
-        changes["qfem"] = dataclasses.replace(base.qfem, alpha=_alpha(given["qfem_alpha"]))
-    if "qfep_prefix" in given:
-        changes["qfep"] = dataclasses.replace(base.qfep, prefix=given["qfep_prefix"])
-    stored = {key: given[option] for option, key in WEIGHT_OPTIONS.items() if option in given}
-    if stored:
-        changes["weight_only"] = dataclasses.replace(base.weight_only, **stored)
-    generation = {name: given[name] for name in ("max_length", "prompt") if name in given}
-    if generation:
-        changes["generation"] = dataclasses.replace(base.generation, **generation)
+    tables: dict[str, dict[str, Any]] = {}
+    for option, (table, key) in TABLES.items():
+        if option in given:
+            value = _figure(given[option]) if key in ("alpha", "threshold") else given[option]
+            tables.setdefault(table, {})[key] = value
+    changes.update({name: dataclasses.replace(getattr(base, name), **keys) for name, keys in tables.items()})
     _add_text(options, base, changes)
     return base.replace(**changes)
 
@@ -306,7 +304,7 @@ def _of_precision(precision: str) -> Recipe:
     return preset(precision) if precision in PRESETS else Recipe(precision=precision)
 
 
-def _alpha(text: str | float) -> str | float:
+def _figure(text: str | float) -> str | float:
     """A number where it is one; whether a word is allowed is the recipe's business."""
     try:
         return float(text)

@@ -63,13 +63,13 @@ def refuse_early(precision: str, wanted: WeightOnlyTable, target: Target, *, att
     if not data and ("awq" in wanted.method or "gptq" in wanted.method):
         raise UsageError(
             f"weight method '{wanted.method}' looks at activations: give --data with real samples, or choose "
-            "--weight-method mse or rtn, which need none"
+            "--weight-only-method mse or rtn, which need none"
         )
     if not data and target.high_precision is DType.FP16:
         raise UsageError(
             f"precision '{precision}' leaves activations in FP16, which only their ranges can show to fit: give "
             "--data with real samples, or choose --high-precision fp32 or bf16, which need none (weights alone "
-            "are rounded without data by --weight-method mse or rtn)"
+            "are rounded without data by --weight-only-method mse or rtn)"
         )
     old = [sm for sm in target.sms if precision == "int4-weight" and int(sm[2:]) < FIRST_INT4_SM]
     if old:
