@@ -109,7 +109,7 @@ def split_off(found: Mapping[str, Any]) -> str:
 
 def spelled(column: str, value: Any) -> str:
     """A value of an inspection as people read it; `column` says what it is."""
-    spell = _SPELLED.get(column, _cell)
+    spell = _SPELLED.get(column, cell)
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {spell(one)}" for name, one in value.items())
     return spell(value)
@@ -149,13 +149,14 @@ def _three(value: Any) -> str:
     return "–" if figure is None else f"{figure:.0f}" if abs(figure) >= 100 else f"{figure:.3g}"
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
+    """A value as people read it, whatever it means."""
     if isinstance(value, float):
         return short(value)
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_cell(one)}" for key, one in value.items())
+        return ", ".join(f"{key} {cell(one)}" for key, one in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(map(_cell, value))
+        return ", ".join(map(cell, value))
     return "–" if value is None else (count(value) if isinstance(value, int) and value > 99999 else str(value))
 
 

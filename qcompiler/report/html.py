@@ -12,7 +12,7 @@ from html import escape
 from typing import Any
 
 from qcompiler.recipe.recipe import Recipe
-from qcompiler.report import outliers, qfep, svg, weight_only
+from qcompiler.report import outliers, qfep, svg, unknown, weight_only
 from qcompiler.report.figures import (
     audited,
     count,
@@ -47,12 +47,13 @@ def render(manifest: Row) -> str:
         _drift(manifest.get("verification")),
         _safety(manifest.get("safety")),
         outliers.activations(manifest.get("outliers") or (), manifest.get("qfem")),
-        outliers.smoothing(manifest.get("smoothing")),
+        outliers.smooth_quant(manifest.get("smooth_quant")),
         qfep.qfep(manifest.get("qfep")),
         outliers.qfem(manifest.get("qfem")),
         outliers.llm_int8(manifest.get("llm_int8")),
-        weight_only.section_of(manifest.get("weight_only")),
+        weight_only.weight_only(manifest.get("weight_only")),
         outliers.residuals(manifest.get("residuals") or ()),
+        unknown.sections(manifest),
         _layers(manifest),
         _audit(manifest.get("audit")),
         _ranges(manifest.get("quantizers")),

@@ -121,7 +121,7 @@ def residuals(rows: Sequence[Row]) -> str:
     return section("Residual stream", note, body)
 
 
-def smoothing(found: Row | None) -> str:
+def smooth_quant(found: Row | None) -> str:
     """The alpha of each group of layers that share an activation."""
     groups = (found or {}).get("groups") or ()
     if not found or not groups:
@@ -152,8 +152,8 @@ def smoothing(found: Row | None) -> str:
     body = plots.alphas(points) + fold(
         f"{len(groups)} groups", len(groups), table(columns, cells, figures=(1, 3), find=True)
     )
-    text = f"SmoothQuant, a group being the layers that read one activation: {note or f'{len(groups)} groups'}."
-    return section("Smoothing", f"{text} Rings are groups that were left as they are.", body)
+    text = f"A group is the layers that read one activation: {note or f'{len(groups)} groups'}."
+    return section("SmoothQuant", f"{text} Rings are groups that were left as they are.", body)
 
 
 def qfem(found: Row | None) -> str:

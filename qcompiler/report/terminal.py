@@ -196,11 +196,11 @@ def _summary_rows(manifest: Row) -> Iterator[tuple[str, str]]:
         shares = [(what, macs / total) for what, macs in _largest(manifest["macs"]["by_precision"])]
         yield "multiply-accumulates", ", ".join(f"{percent(s)} {what}" for what, s in shares if s >= 0.0005)
     if manifest.get("qfep"):
-        yield "prefix", qfep.line(manifest["qfep"])
+        yield "QFeP", qfep.line(manifest["qfep"])
     if manifest.get("llm_int8"):
         yield "LLM.int8()", split_off(manifest["llm_int8"])
     if manifest.get("weight_only"):
-        yield "weights", weight_only.line(manifest["weight_only"])
+        yield "weight-only", weight_only.line(manifest["weight_only"])
     if manifest.get("audit"):
         yield "engine's own listing", audited(manifest["audit"])
     yield "size", _sizes(manifest)

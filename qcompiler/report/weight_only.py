@@ -24,7 +24,7 @@ def line(found: Row) -> str:
     return f"{text}; {worst['node']} errs most, {decibel(_known(worst))}"
 
 
-def section_of(found: Row | None) -> str:
+def weight_only(found: Row | None) -> str:
     """Every stored weight, with its form and its error."""
     if not found or not found["layers"]:
         return ""
@@ -57,7 +57,7 @@ def section_of(found: Row | None) -> str:
     )
     count = len(found["layers"])
     body = fold(f"{count} layers", count, table(columns, cells, figures=(1, 2, 5, 6, 7, 8), find=True))
-    return section("Weights in few bits", escape(f"{line(found)[:1].upper()}{line(found)[1:]}.{_scaled(found)}"), body)
+    return section("Weight-only", escape(f"{line(found)[:1].upper()}{line(found)[1:]}.{_scaled(found)}"), body)
 
 
 def _scaled(found: Row) -> str:
