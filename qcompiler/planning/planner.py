@@ -250,14 +250,16 @@ def _completed(
     return between_layers.extend(plan, corrections, setting)
 
 
-def _asked(graph: gs.Graph, observed: Observations, options: Planning, target: Target) -> attention.Asked | None:
+def _asked(
+    graph: gs.Graph, observed: Observations, options: Planning, target: Target
+) -> attention.AttentionAsked | None:
     """What is asked of attentions."""
     if options.attention is None:
         return None
     smallest, largest = (
         _shapes_at(graph, observed, options, at, attention.tensors_for_attention(graph)) for at in (0, -1)
     )
-    return attention.Asked(options.attention, smallest, largest, target.high_precision)
+    return attention.AttentionAsked(options.attention, smallest, largest, target.high_precision)
 
 
 def _shapes_at(graph: gs.Graph, observed: Observations, options: Planning, which: int, names: Sequence[str]) -> Shapes:

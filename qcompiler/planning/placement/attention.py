@@ -50,7 +50,7 @@ class Attention:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class AttentionAsked:
     """What is asked of the attentions of a model.
 
     Attributes:
@@ -120,7 +120,7 @@ def tensors_for_attention(graph: gs.Graph) -> list[str]:
     return list(dict.fromkeys(name for one in find(graph) for name in (*one.reads, one.result)))
 
 
-def why_not(one: Attention, asked: Asked) -> str | None:
+def why_not(one: Attention, asked: AttentionAsked) -> str | None:
     """Which part of the rule an attention misses; None where it can be quantized as a whole."""
     q, _, p, v = (asked.largest.get(name) for name in one.reads)
     least = asked.smallest.get(one.reads[2])

@@ -23,7 +23,7 @@ from qcompiler.passes.quantize.insert_qdq import InsertQDQ
 from qcompiler.passes.quantize.insert_qdq_pairs import InsertQDQPairs
 from qcompiler.plan import Candidate, Decision, Plan, Quantizer
 from qcompiler.planning.placement import attention, candidates, shared_scales, shortcuts
-from qcompiler.planning.placement.attention import Asked, Attention
+from qcompiler.planning.placement.attention import Attention, AttentionAsked
 from qcompiler.planning.placement.shortcuts import Shortcut
 from qcompiler.planning.simulation.bias import Shifts
 from qcompiler.runtime.stream import OpenModel
@@ -69,7 +69,7 @@ class Setting:
     calibrator: str
     target_db: float
     per_channel: bool
-    attention: Asked | None = None
+    attention: AttentionAsked | None = None
     scales: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
@@ -166,7 +166,7 @@ def _attentions(plan: Plan, setting: Setting) -> tuple[list[Attention], list[Dec
     return whole, [replace(one, why=f"{stays}: {why}") for one, why in found]
 
 
-def _clash(plan: Plan, setting: Setting, one: Attention, asked: Asked) -> str | None:
+def _clash(plan: Plan, setting: Setting, one: Attention, asked: AttentionAsked) -> str | None:
     """What else in the plan keeps an attention from being quantized as a whole."""
     if not attention.reads(setting.model.graph, one, (), result=asked.result):
         return "its result is an output of the model"

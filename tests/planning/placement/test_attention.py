@@ -14,7 +14,7 @@ from qcompiler.compiler.compile import CompileResult, compile, quantize
 from qcompiler.engines.listing import read
 from qcompiler.errors import UsageError
 from qcompiler.planning.placement import attention
-from qcompiler.planning.placement.attention import Asked, Attention
+from qcompiler.planning.placement.attention import Attention, AttentionAsked
 from qcompiler.planning.search import between_layers
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.recipe.tables import SafetyTable
@@ -118,8 +118,8 @@ def shapes(width: int = 32, length: int = 64) -> dict[str, tuple[int, ...]]:
     return {"qt": q, "kt": (*q[:2], width, length), "p": p, "vt": q}
 
 
-def asked(dtype: DType, known: Any, smallest: Any = None, high: DType = DType.FP16) -> Asked:
-    return Asked(dtype, known if smallest is None else smallest, known, high)
+def asked(dtype: DType, known: Any, smallest: Any = None, high: DType = DType.FP16) -> AttentionAsked:
+    return AttentionAsked(dtype, known if smallest is None else smallest, known, high)
 
 
 @pytest.mark.parametrize(
