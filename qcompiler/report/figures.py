@@ -122,17 +122,19 @@ def words(key: str) -> str:
 
 def is_table(value: Any) -> bool:
     """Whether a value is a list of records."""
-    return isinstance(value, Sequence) and bool(value) and all(isinstance(row, Mapping) for row in value)
+    return isinstance(value, Sequence) and bool(value) and all(isinstance(record, Mapping) for record in value)
 
 
-def channels(rows: Sequence[Mapping[str, Any]], limit: int = 3) -> str:
+def channels(records: Sequence[Mapping[str, Any]], limit: int = 3) -> str:
     """`607 ×10.2, 821 ×3.1`: the loudest channels and how often the median one goes into them."""
-    return ", ".join(f"{row['channel']}{_times(row.get('over_median'))}" for row in rows[:limit])
+    return ", ".join(f"{record['channel']}{_times(record.get('over_median'))}" for record in records[:limit])
 
 
-def tokens(rows: Sequence[Mapping[str, Any]], limit: int = 3) -> str:
+def tokens(records: Sequence[Mapping[str, Any]], limit: int = 3) -> str:
     """`0 (id 101) 20.4, 30 (id 1007) 6.2`: positions of the largest tokens, their ids and their largest elements."""
-    return ", ".join(f"{row['position']}{_id(row.get('id'))} {_three(row['value'])}" for row in rows[:limit])
+    return ", ".join(
+        f"{record['position']}{_id(record.get('id'))} {_three(record['value'])}" for record in records[:limit]
+    )
 
 
 def _id(value: Any) -> str:
