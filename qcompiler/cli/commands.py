@@ -35,38 +35,34 @@ TABLES: Final[Mapping[str, tuple[str, str]]] = {  # which key of which table of 
 
 def compile(options: argparse.Namespace, view: View) -> None:
     """A float model into an engine."""
-    from qcompiler.compiler import compile as compiling
+    from qcompiler.compiler.compile import compile
     from qcompiler.report import terminal
 
     output = options.output or f"{_stem(options.source)}.engine"
     recipe = _recipe(options)
-    result = compiling.compile(
-        options.source, data=_data(options, recipe), recipe=recipe, output=output, progress=view.progress
-    )
+    result = compile(options.source, data=_data(options, recipe), recipe=recipe, output=output, progress=view.progress)
     view.people(*terminal.summary(result.manifest), *terminal.artefacts(result))
     view.result(result.manifest)
 
 
 def quantize(options: argparse.Namespace, view: View) -> None:
     """A float model into a quantized model."""
-    from qcompiler.compiler import compile as compiling
+    from qcompiler.compiler.compile import quantize
     from qcompiler.report import terminal
 
     output = options.output or f"{_stem(options.source)}.qdq.onnx"
     recipe = _recipe(options)
-    result = compiling.quantize(
-        options.source, data=_data(options, recipe), recipe=recipe, output=output, progress=view.progress
-    )
+    result = quantize(options.source, data=_data(options, recipe), recipe=recipe, output=output, progress=view.progress)
     view.people(*terminal.summary(result.manifest), *terminal.artefacts(result))
     view.result(result.manifest)
 
 
 def export(options: argparse.Namespace, view: View) -> None:
     """A torch or Hugging Face model into ONNX."""
-    from qcompiler.frontends import export as exporting
+    from qcompiler.frontends.export import export
     from qcompiler.report import terminal
 
-    result = exporting.export(
+    result = export(
         options.source,
         options.output or f"{_stem(options.source)}.onnx",
         past=options.past,
@@ -80,13 +76,11 @@ def export(options: argparse.Namespace, view: View) -> None:
 
 def build(options: argparse.Namespace, view: View) -> None:
     """A quantized model into an engine."""
-    from qcompiler.compiler import build as building
+    from qcompiler.compiler.build import build
     from qcompiler.report import terminal
 
     output = options.output or f"{Path(options.model).name.removesuffix('.onnx').removesuffix('.qdq')}.engine"
-    result = building.build(
-        options.model, output=output, data=options.data, recipe=_recipe(options), progress=view.progress
-    )
+    result = build(options.model, output=output, data=options.data, recipe=_recipe(options), progress=view.progress)
     view.people(*terminal.summary(result.manifest), *terminal.artefacts(result))
     view.result(result.manifest)
 
@@ -94,11 +88,11 @@ def build(options: argparse.Namespace, view: View) -> None:
 def verify(options: argparse.Namespace, view: View) -> None:
     """Float against quantized, and the gates."""
     from qcompiler.report import terminal
-    from qcompiler.tools import verify as verifying
+    from qcompiler.tools.verify import verify
     from qcompiler.verification.gates import Gates
 
     recipe = _recipe(options)
-    verification = verifying.verify(
+    verification = verify(
         options.float, options.quantized, data=_data(options, recipe), recipe=recipe, progress=view.progress
     )
     view.people(*terminal.verification(verification.to_json()))

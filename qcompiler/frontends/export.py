@@ -1,7 +1,4 @@
-"""`export()`: a torch.nn.Module or a Hugging Face folder into ONNX, held against torch before it is written.
-
-The module is not called `export`: it would replace the function `qcompiler.export` as soon as it was imported.
-"""
+"""`export()`: a torch.nn.Module or a Hugging Face folder into ONNX, held against torch before it is written."""
 
 from __future__ import annotations
 
@@ -15,9 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from qcompiler.errors import QCompilerError, UsageError
-from qcompiler.frontends import decoder as decoders
-from qcompiler.frontends import encoder as encoders
-from qcompiler.frontends import encoder_decoder, module, names
+from qcompiler.frontends import decoder, encoder, encoder_decoder, module, names
 from qcompiler.frontends.check import TOLERANCE, Check, Compared, check
 from qcompiler.frontends.sources import Axes, LoadedModule, is_exportable, load
 from qcompiler.frontends.torch_onnx import Job, need, trace
@@ -187,20 +182,20 @@ def _parts(loaded: LoadedModule, past: bool | None, output: Path) -> tuple[str, 
         return "encoder-decoder", _pair(loaded, past, output)
     if not model.can_generate():
         _refuse_past(past, label)
-        job = encoders.job(loaded)
-        return "encoder", [_Part(output.name, job, encoders.check(loaded, job))]
-    cache = decoders.cache_of(model, label) if past is not False else None
-    job = decoders.job(model, cache, label)
+        job = encoder.job(loaded)
+        return "encoder", [_Part(output.name, job, encoder.check(loaded, job))]
+    cache = decoder.cache_of(model, label) if past is not False else None
+    job = decoder.job(model, cache, label)
     kind = "decoder" if cache is None else "decoder with cache"
-    return kind, [_Part(output.name, job, decoders.check(model, job, cache, loaded.tokenizer))]
+    return kind, [_Part(output.name, job, decoder.check(model, job, cache, loaded.tokenizer))]
 
 
 def _pair(loaded: LoadedModule, past: bool | None, output: Path) -> list[_Part]:
     cache = encoder_decoder.cache_of(loaded) if past is not False else None
-    encoder, decoder = encoder_decoder.encoder_job(loaded, cache), encoder_decoder.decoder_job(loaded, cache)
+    first, second = encoder_decoder.encoder_job(loaded, cache), encoder_decoder.decoder_job(loaded, cache)
     return [
-        _Part(f"encoder_{output.name}", encoder, encoder_decoder.encoder_check(loaded, encoder, cache)),
-        _Part(f"decoder_{output.name}", decoder, encoder_decoder.decoder_check(loaded, decoder, cache)),
+        _Part(f"encoder_{output.name}", first, encoder_decoder.encoder_check(loaded, first, cache)),
+        _Part(f"decoder_{output.name}", second, encoder_decoder.decoder_check(loaded, second, cache)),
     ]
 
 

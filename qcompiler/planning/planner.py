@@ -19,8 +19,7 @@ from qcompiler.planning.decisions import plan_of
 from qcompiler.planning.placement import attention, candidates
 from qcompiler.planning.placement.candidates import Candidates
 from qcompiler.planning.search import between_layers, cost, outputs, qfem, safety_net, weight_ranges
-from qcompiler.planning.search import offers as offering
-from qcompiler.planning.search.offers import offered_uses
+from qcompiler.planning.search.offers import given_scales, offered_uses
 from qcompiler.planning.search.qfem import Spared
 from qcompiler.planning.search.safety_net import FEW, Limits, Prices, SafetyNet
 from qcompiler.planning.simulation.noise import Advance
@@ -71,7 +70,7 @@ def make_plan(
     )
     grids = _grids(options, target, observed.histograms)
     few = observed.kept[: safety_net.enough(shapes, offers, 1, FEW)]
-    given = offering.given(layers.found, per_channel=options.per_channel)
+    given = given_scales(layers.found, per_channel=options.per_channel)
     simulation = _simulation(model, large, offers, grids, given, observed, few, options)
     costs = _costs(model.graph, layers, large, grids, observed, options, target)
     prices = _priced(large.by_activation, offers, macs, costs)

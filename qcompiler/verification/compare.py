@@ -25,8 +25,7 @@ from qcompiler.numerics.sqnr import cosine, sqnr_db
 from qcompiler.support.as_json import plain
 from qcompiler.support.suggest import did_you_mean
 from qcompiler.verification import emulation
-from qcompiler.verification.drift import TappedLayer
-from qcompiler.verification.drift import drift as compare_layers
+from qcompiler.verification.drift import TappedLayer, compare_layers
 from qcompiler.verification.metric import QUICK_SAMPLES, Score, loaded, runner_of, scoring_of
 
 if TYPE_CHECKING:

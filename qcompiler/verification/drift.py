@@ -60,7 +60,7 @@ class TappedLayer:
     drifts: bool
 
 
-def drift(
+def compare_layers(
     float_model: models.Model, quantized: models.Model, feeds: Sequence[Mapping[str, NDArray[Any]]], *, most: int = 96
 ) -> tuple[TappedLayer, ...]:
     """Compares inner tensors on a few feeds; `most` limits how many, evenly spaced over the graph.

@@ -25,8 +25,7 @@ from qcompiler.ir import linear
 from qcompiler.ir.operators import PRODUCTS
 from qcompiler.numerics.blocks import SIZES, Format, fitting
 from qcompiler.plan import Candidate, Refusal
-from qcompiler.planning.placement import candidates as placing
-from qcompiler.planning.placement.candidates import SMALLEST_GEMM
+from qcompiler.planning.placement.candidates import SMALLEST_GEMM, find_candidates
 from qcompiler.recipe.tables import WeightOnlyTable
 from qcompiler.target import DType, Target
 
@@ -100,7 +99,7 @@ def find(graph: gs.Graph, options: WeightOnlyOptions) -> tuple[list[StorableLaye
         graph: normalised float graph.
         options: what is asked for.
     """
-    layers = placing.candidates(graph, options.target, options.keep)
+    layers = find_candidates(graph, options.target, options.keep)
     refused = list(layers.refused)
     nodes = {node.name: node for node in graph.nodes}
     tables = [node for node in graph.nodes if graphs.is_op(node, "Gather") and graphs.is_constant(node.inputs[0])]

@@ -61,7 +61,7 @@ def build(
         equivalence: largest relative error that each float pass introduced, by its text form.
         plan: decisions and quantizers.
         safety: figures of the accuracy safety net; `curve` in it, a list of {"share", "sqnr_db"}, is plotted.
-        outliers: channels and tokens that stand out, a row for each activation of a candidate.
+        outliers: channels and tokens that stand out, a record for each activation of a candidate.
         residuals: the ranges at each residual Add.
         smooth_quant: what was decided for each group of layers, and how many scales were folded or inserted.
         qfem: the threshold of QFeM, its curve, and the layers that it keeps high.

@@ -70,7 +70,7 @@ def _chosen(
 ) -> Chosen:
     """The plan, from the observations; an empty one where there are none."""
     if planning.dynamic:
-        every = candidates.candidates(model.graph, target, subject.scope.keep).refusing(subject.layers.refused)
+        every = candidates.find_candidates(model.graph, target, subject.scope.keep).refusing(subject.layers.refused)
         return dynamic.make_plan(model, every, subject.seen, planning, target)
     if not subject.seen.kept:
         return Chosen(Plan(), SafetyNet())

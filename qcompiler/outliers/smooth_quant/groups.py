@@ -168,7 +168,7 @@ def channel_axis(members: Sequence[Candidate]) -> int:
     return 1 if members[0].op.startswith("Conv") else -1
 
 
-def smoothed(groups: Mapping[str, Sequence[Candidate]], wanted: SmoothQuantTable) -> dict[str, int]:
+def channel_axes(groups: Mapping[str, Sequence[Candidate]], wanted: SmoothQuantTable) -> dict[str, int]:
     """Activations that may be smoothed, with their channel axis."""
     ops = (*PRODUCTS, "Conv") if wanted.convolutions else PRODUCTS
     return {name: channel_axis(members) for name, members in groups.items() if members[0].op in ops}

@@ -1,8 +1,7 @@
-"""Where more than the inputs of weighted layers belongs between Q/DQ pairs: residual shortcuts, and one scale a group.
+"""Which shortcuts of residual connections belong between Q/DQ pairs, beside the inputs of weighted layers.
 
-`decide` looks at one layer. Here are the two rules of TensorRT's developer guide that look at what joins layers, as
-pure functions of a graph and a target: "quantize the residual input in skip connections", and one scale for all that a
-Concat (or another operator that does not mind the order of pair and operator) joins, so that pairs can move and merge.
+`placement.candidates` looks at one layer. Here is the rule of TensorRT's developer guide that looks at what joins two,
+as pure functions of a graph and a target: "quantize the residual input in skip connections".
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 LOSS_DB = 1.0
-ATTENTION = "attention"  # the rule of `decide` for products of two activations
+ATTENTION = "attention"  # the rule of `placement.candidates` for products of two activations
 ATTENTION_LOSS_DB = 3.0  # only done on request, which is worth a price
 GIVEN = frozenset({Fact.NAMED, Fact.CONSTANTS, Fact.FOLDED, Fact.UNSHARED})
 

@@ -93,7 +93,7 @@ def judged(
 
 
 def by_rule(layers: Iterable[InspectedLayer]) -> Iterator[dict[str, Any]]:
-    """What stays float, one row per rule, the most multiply-accumulates first."""
+    """What stays float, one record per rule, the most multiply-accumulates first."""
     groups: dict[str, list[InspectedLayer]] = {}
     for layer in layers:
         if not layer.quantizable:
@@ -104,8 +104,8 @@ def by_rule(layers: Iterable[InspectedLayer]) -> Iterator[dict[str, Any]]:
         yield _present({"rule": rule, "nodes": first, "share": sum(shares) if shares else None, "why": group[0].why})
 
 
-def row(layer: InspectedLayer) -> dict[str, Any]:
-    """A layer as a row of a table; what is not known is left out."""
+def record(layer: InspectedLayer) -> dict[str, Any]:
+    """A layer as a record; what is not known is left out."""
     verdict = "yes" if layer.quantizable else layer.rule
     figures = {"macs": layer.macs, "share": layer.share}
     return {
@@ -117,5 +117,5 @@ def row(layer: InspectedLayer) -> dict[str, Any]:
     }
 
 
-def _present(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if value is not None}
+def _present(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if value is not None}

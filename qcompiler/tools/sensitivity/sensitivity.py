@@ -126,7 +126,7 @@ class Sensitivity:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data: single figures, `formats` as a list of records, then `groups` with a record per format."""
-        rows = [
+        formats = [
             {
                 "format": name,
                 "predicted_db": self.predicted_db[name],
@@ -142,7 +142,7 @@ class Sensitivity:
                 "data": self.data,
                 "budget_db": self.budget_db,
                 "stays_float": self.refused,
-                "formats": rows,
+                "formats": formats,
                 "groups": [_record(group) for group in self.groups],
             }
         )
@@ -195,7 +195,7 @@ def sensitivity(
         normal = models.copy(loaded)
         clean_up(target)(normal.graph)
         shapes.infer(normal)
-        found, refused = candidates.candidates(normal.graph, target, recipe.keep)
+        found, refused = candidates.find_candidates(normal.graph, target, recipe.keep)
         groups = candidates.by_activation(found)
     name = loaded.source.name if loaded.source else "the model"
     if not groups:
@@ -227,7 +227,7 @@ def sensitivity(
         data=f"{source.name}: ranges from {_some(observed.feeds, 'feed')}, errors on {_some(len(few), 'sample')}{note}",
         formats=tuple(one.name for one in chosen),
         buildable={one.name: one.why_not(target) for one in chosen},
-        predicted_db={one.name: decibel(sum(rows[one.name].outputs for rows in noise.values())) for one in chosen},
+        predicted_db={one.name: decibel(sum(each[one.name].outputs for each in noise.values())) for one in chosen},
         budget_db=budget,
         groups=tuple(
             _ranked(groups, noise, observed, macs, [one.name for one in chosen if not one.why_not(target)], budget)
@@ -256,7 +256,7 @@ def _ranked(
     """The most harmful in the first format first."""
     first = next(iter(next(iter(noise.values()))))
     order = sorted(groups, key=lambda one: -noise[one][first].outputs)
-    left = {name: sum(rows[name].outputs for rows in noise.values()) for name in noise[order[0]]}
+    left = {name: sum(each[name].outputs for each in noise.values()) for name in noise[order[0]]}
     total = max(sum(macs.values()), 1)
     for activation in order:
         effects = {}

@@ -144,7 +144,7 @@ def test_frequent_tokens_come_in_order_of_their_number(texts: list[list[int]]) -
 def test_ratios_of_a_real_model_are_those_of_the_observation() -> None:
     graph = to_graph(glu.stack(spiking=(1,), layers=2))
     model = Model(graph, {}, None, 8)
-    found, _ = candidates.candidates(graph, parse_target("tensorrt-rtx", None), ())
+    found, _ = candidates.find_candidates(graph, parse_target("tensorrt-rtx", None), ())
     names = list(dict.fromkeys(one.activation for one in found))
     rows = [feed["ids"][0] for feed in glu.feeds(3)]
     ratios = search.Meter(model, names).ratios(rows)

@@ -104,7 +104,7 @@ def test_a_shortcut_stays_float_where_its_convolution_does() -> None:
 
 def test_only_ranges_that_can_be_used_are_asked_for() -> None:
     made = graph(*BLOCK, ("Conv", "x p", "s"), ("Add", "d s", "y"))
-    found, _ = candidates.candidates(made, FULL)
+    found, _ = candidates.find_candidates(made, FULL)
     assert shortcuts.tensors_for_shortcuts(made, FULL, found) == ["s"]
     assert shortcuts.tensors_for_shortcuts(made, RTX, found) == []
     assert shortcuts.tensors_for_shortcuts(made, FULL, [one for one in found if one.node != "D"]) == []

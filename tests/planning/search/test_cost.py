@@ -73,7 +73,7 @@ class Bench:
         self.folder, self.model = folder, models.load(folder / "m.onnx")
         clean_up(TARGET)(self.model.graph)
         shapes.infer(self.model)
-        self.found, _ = candidates.candidates(self.model.graph, TARGET)
+        self.found, _ = candidates.find_candidates(self.model.graph, TARGET)
         self.groups = candidates.by_activation(self.found)
         size = tuple(int(dim) for dim in self.model.graph.inputs[0].shape)
         self.feed = {"x": RNG.standard_normal(size).astype(np.float32)}

@@ -45,7 +45,7 @@ def net(tmp_path: Path) -> Any:
     loaded = chain(tmp_path)
     rng = np.random.default_rng(9)
     feeds = [{"x": rng.standard_normal((32, 64)).astype(np.float32)} for _ in range(3)]
-    found, _ = candidates.candidates(loaded.graph, parse_target("tensorrt-rtx"))
+    found, _ = candidates.find_candidates(loaded.graph, parse_target("tensorrt-rtx"))
     groups = candidates.by_activation(found)
     shapes = concrete_shapes(loaded.graph, feeds[0], tensors_for_shapes(loaded.graph))
     macs = {name: node_macs(loaded.graph, shapes)[one[0].node] for name, one in groups.items()}
