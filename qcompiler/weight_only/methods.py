@@ -132,7 +132,7 @@ def work_of(normal: models.Model, options: WeightOnlyOptions, *, feeds: int | No
         options: what is asked for.
         feeds: how many the data has; None without data.
     """
-    layers, refused = storable.find(normal.graph, options)
+    layers, refused = storable.find_storable(normal.graph, options)
     method = chosen_method(options.precision, options.table, data=feeds is not None)
     runs = feeds * len(hessian.batches(watched(layers, method))) if feeds is not None else 0
     return Work(options, method, tuple(layers), tuple(refused), len(layers) + runs)
@@ -165,7 +165,7 @@ def round_weights(
     rounding = Rounding(
         normal,
         scaling.model,
-        storable.find(scaling.model.graph, options)[0],
+        storable.find_storable(scaling.model.graph, options)[0],
         {one.node: one.activation for one in work.layers},
         rows,
         scaling.scales,

@@ -92,7 +92,7 @@ class StorableLayer:
         return DType.INT4_WEIGHT if self.format == "int4" else DType.INT8_WEIGHT
 
 
-def find(graph: gs.Graph, options: WeightOnlyOptions) -> tuple[list[StorableLayer], list[Refusal]]:
+def find_storable(graph: gs.Graph, options: WeightOnlyOptions) -> tuple[list[StorableLayer], list[Refusal]]:
     """The layers in graph order, and all other linear or recurrent nodes with the reason why they stay as they are.
 
     Args:

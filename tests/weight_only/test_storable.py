@@ -33,7 +33,7 @@ def find(
     **table: Any,
 ) -> tuple[list[StorableLayer], list[Refusal]]:
     options = WeightOnlyOptions(precision, WeightOnlyTable(**table), parse_target(target), keep)
-    return storable.find(to_graph(proto), options)
+    return storable.find_storable(to_graph(proto), options)
 
 
 def product(depth: int, width: int, op: str = "MatMul", **attrs: Any) -> onnx.ModelProto:

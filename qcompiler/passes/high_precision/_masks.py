@@ -46,7 +46,7 @@ class _Trail:
     passed: list[str] = field(default_factory=list)
 
 
-def find(view: TypingView) -> list[Mask]:
+def find_masks(view: TypingView) -> list[Mask]:
     """The masks in graph order; the ranges of the logits behind them are noted in `view.known`."""
     found: list[Mask] = []
     for node in view.nodes:

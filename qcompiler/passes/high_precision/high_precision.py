@@ -90,7 +90,7 @@ class HighPrecision(Pass):
         if self.dtype is DType.FP32:
             return
         view = TypingView(graph, self.dtype, self.ranges, element_types.infer_all(graph))
-        found = masks.find(view)
+        found = masks.find_masks(view)
         for mask in found:
             view.clamps[id(mask.node), mask.index] = (masks.LOWEST, view.format.largest)
         stays = borders.of_model(view) if self.io_types == HIGH_PRECISION else {}

@@ -71,7 +71,7 @@ class AttentionAsked:
         return self.dtype is DType.INT8 or self.high is DType.FP32
 
 
-def find(graph: gs.Graph) -> list[Attention]:
+def find_attentions(graph: gs.Graph) -> list[Attention]:
     """The attentions of a normalised graph whose softmax stands between two products of activations, and nothing else.
 
     Between the first product and the softmax there may be scaling and masking. Every tensor on the way has one reader.
@@ -117,7 +117,7 @@ def _is_product(node: gs.Node | None) -> bool:
 
 def tensors_for_attention(graph: gs.Graph) -> list[str]:
     """Names of the tensors whose ranges and shapes a quantized attention needs."""
-    return list(dict.fromkeys(name for one in find(graph) for name in (*one.reads, one.result)))
+    return list(dict.fromkeys(name for one in find_attentions(graph) for name in (*one.reads, one.result)))
 
 
 def why_not(one: Attention, asked: AttentionAsked) -> str | None:

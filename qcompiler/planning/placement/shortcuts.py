@@ -34,7 +34,7 @@ class Shortcut:
     index: int
 
 
-def find(graph: gs.Graph) -> tuple[list[Shortcut], list[Refusal]]:
+def find_shortcuts(graph: gs.Graph) -> tuple[list[Shortcut], list[Refusal]]:
     """The residual Adds of a normalised graph, and those in which no convolution can fuse with the Add.
 
     The convolution that fuses is the one which alone the Add reads. Where that holds for both inputs (a downsampling
@@ -68,7 +68,7 @@ def tensors_for_shortcuts(graph: gs.Graph, target: Target, found: Sequence[Candi
     if not target.quantize_residual:
         return []
     nodes = {candidate.node for candidate in found}
-    return list(dict.fromkeys(one.tensor for one in find(graph)[0] if one.conv in nodes))
+    return list(dict.fromkeys(one.tensor for one in find_shortcuts(graph)[0] if one.conv in nodes))
 
 
 def shortcuts(graph: gs.Graph, target: Target, quantized: Collection[str]) -> tuple[list[Shortcut], list[Refusal]]:
@@ -79,7 +79,7 @@ def shortcuts(graph: gs.Graph, target: Target, quantized: Collection[str]) -> tu
         target: only TensorRT fuses the Add with quantized operands.
         quantized: names of the nodes that compute in INT8.
     """
-    found, refused = find(graph)
+    found, refused = find_shortcuts(graph)
     chosen: list[Shortcut] = []
     for one in found:
         why = None

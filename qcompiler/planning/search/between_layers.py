@@ -153,7 +153,7 @@ def _attentions(plan: Plan, setting: Setting) -> tuple[list[Attention], list[Dec
         return [], []
     whole: list[Attention] = []
     reasons = {one.node: "it is not one of the two products around a softmax" for one in plan if one.rule == ATTENTION}
-    for one in attention.find(graph):
+    for one in attention.find_attentions(graph):
         why = attention.why_not(one, asked) or _clash(plan, setting, one, asked)
         if why is None:
             whole.append(one)

@@ -93,7 +93,7 @@ WHOLE = Attention("S", "O", ("qt", "kt", "p", "vt"), "r")
 
 
 def test_the_two_products_around_a_softmax_are_found_through_scale_and_mask() -> None:
-    assert attention.find(to_graph(transformer())) == [WHOLE]
+    assert attention.find_attentions(to_graph(transformer())) == [WHOLE]
     assert attention.tensors_for_attention(to_graph(transformer())) == ["qt", "kt", "p", "vt", "r"]
 
 
@@ -110,7 +110,7 @@ def test_the_two_products_around_a_softmax_are_found_through_scale_and_mask() ->
 )
 def test_anything_else_is_no_attention(nodes: list[Spec]) -> None:
     made = model(*nodes, inputs={"x": (2, 4, 8, 8)}, weights={"w": np.ones((8, 8), np.float32)})
-    assert attention.find(to_graph(made)) == []
+    assert attention.find_attentions(to_graph(made)) == []
 
 
 def shapes(width: int = 32, length: int = 64) -> dict[str, tuple[int, ...]]:
