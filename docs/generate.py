@@ -44,7 +44,7 @@ One rewrite a file, in `qcompiler/passes/`. [Writing passes](../../develop/writi
 `qcompiler passes` lists them in the order in which a model meets them, `qcompiler passes NAME` shows one."""
 PASSES_EXACT = """\
 *Exact to* is the largest error, relative to the largest value of an output, that the equivalence check lets the pass
-add; *changes numbers* means that it is not gated. The [facts](README.md#facts) say what a pass needs and leaves."""
+add; *changes numbers* means that it is not checked. The [facts](README.md#facts) say what a pass needs and leaves."""
 RECIPE_INTRO = """\
 Every setting with its default, as TOML. A file for `--recipe` may hold any part of it; what it leaves out has its
 default. A key without a default stands in a comment, with an example for its value. `qcompiler recipe show int8` prints

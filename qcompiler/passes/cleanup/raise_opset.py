@@ -20,7 +20,7 @@ import onnx_graphsurgeon as gs
 
 from qcompiler.errors import ModelError
 from qcompiler.ir.edit import add_constant, detach, set_opset
-from qcompiler.ir.from_proto import import_model
+from qcompiler.ir.from_proto import graph_from_proto
 from qcompiler.ir.graph import attribute_value, graphs, is_constant, is_op, is_standard, subgraphs
 from qcompiler.ir.names import Names
 from qcompiler.ir.weights import Weights
