@@ -33,12 +33,12 @@ SUBJECTS = {
         Subject(
             "ours-unsmoothed",
             "**qcompiler** entropy, no outlier handling",
-            flags=("--calibrator", "entropy", "--smooth", "off", "--qfem", "off"),
+            flags=("--calibrator", "entropy", "--smooth-quant", "off", "--qfem", "off"),
         ),
         Subject(
             "ours-smoothed",
             "**qcompiler** entropy, SmoothQuant and QFeM",
-            flags=("--calibrator", "entropy", "--smooth", "auto", "--qfem", "auto"),
+            flags=("--calibrator", "entropy", "--smooth-quant", "auto", "--qfem", "auto"),
         ),
         Subject("ours-cpu", "**qcompiler** for ONNX Runtime", flags=("--target", "onnxruntime")),
         Subject(

@@ -44,7 +44,7 @@ One rewrite a file, in `qcompiler/passes/`. [Writing passes](../../develop/writi
 `qcompiler passes` lists them in the order in which a model meets them, `qcompiler passes NAME` shows one."""
 PASSES_EXACT = """\
 *Exact to* is the largest error, relative to the largest value of an output, that the equivalence check lets the pass
-add; *changes numbers* means that it is not gated. The [facts](README.md#facts) say what a pass needs and leaves."""
+add; *changes numbers* means that it is not checked. The [facts](README.md#facts) say what a pass needs and leaves."""
 RECIPE_INTRO = """\
 Every setting with its default, as TOML. A file for `--recipe` may hold any part of it; what it leaves out has its
 default. A key without a default stands in a comment, with an example for its value. `qcompiler recipe show int8` prints
@@ -221,7 +221,8 @@ def _usage(name: str, parser: argparse.ArgumentParser) -> Iterator[str]:
     example = (parser.epilog or "").partition("example:")[2].strip().splitlines()[0].strip()
     yield _block("\n".join([" ".join(["qcompiler", name, *optional, "[OPTIONS]"]), f"# {example}"]))
     for group in parser._action_groups:
-        shown = [one for one in group._group_actions if "--help" not in one.option_strings]
+        given = [one for one in group._group_actions if one.help != argparse.SUPPRESS]  # without older spellings
+        shown = [one for one in given if "--help" not in one.option_strings]
         if not shown:
             continue
         title = (group.title or "").replace("positional arguments", "arguments").capitalize()

@@ -193,7 +193,7 @@ class Candidate:
             between mix that axis with another or the target needs it so.
         chain: names of the nodes (Transpose, Reshape) between the initializer and input 1, in data order.
         scales: of a weight that came stored as INT8, [channels] or []: its integers and scales are kept. `weight` is
-            then what its DequantizeLinear writes (see `passes.open_stored`).
+            then what its DequantizeLinear writes (see `legalize.open_stored`).
         amax: clipping range of a pair that the activation came with, whose scale is kept; None where there is none.
     """
 

@@ -39,7 +39,7 @@ KEPT = (
     "peak_memory_mb",
     "warnings",
     "engine",
-    "smoothing",
+    "smooth_quant",
     "qfem",
 )
 COST = ("ours-unsmoothed", "ours-smoothed")

@@ -21,9 +21,30 @@ from onnx import numpy_helper
 
 STAMPS: Final = ("schema", "qcompiler", "peak_memory_mb")  # of a manifest: not compared
 NEW_NAMES: Final[Mapping[str, str]] = MappingProxyType({"smoothing": "smooth_quant"})  # keys of a manifest, old → new
+NEW_STAGES: Final[Mapping[str, str]] = MappingProxyType(  # in its `timings`
+    {
+        "clean up": "clean_up",
+        "pre-flight": "preflight",
+        "smooth": "smooth_quant",
+        "llm-int8": "llm_int8",
+        "weights": "weight_only",
+        "build": "build_engine",
+    }
+)
+NEW_FLAGS: Final[Mapping[str, str]] = MappingProxyType(  # that texts advise
+    {
+        "--smooth": "--smooth-quant",
+        "--smooth-insert": "--smooth-quant-insert",
+        "--weight-method": "--weight-only-method",
+        "--block-size": "--weight-only-block-size",
+        "--weight-head": "--weight-only-head",
+        "--weight-storage": "--weight-only-storage",
+    }
+)
 MEASURED: Final = frozenset({"seconds", "peak_rss_mb"})  # keys whose number is a time or memory, wherever they stand
 SHOWN = 100  # characters of a value
 FEW = 4  # elements of a tensor whose values are shown
+_FLAG: Final = re.compile(r"--[a-z][a-z0-9-]*")
 MODELS: Final = "models"  # the folder beside those of the cases
 
 
@@ -62,13 +83,16 @@ def _normal(name: str, data: Any) -> Any:
     """A manifest under its newest names and without stamps; what is measured becomes None, and its keys stay."""
     if name == "m.manifest.json":
         data = {NEW_NAMES.get(key, key): value for key, value in data.items() if key not in STAMPS}
-        data["timings"] = dict.fromkeys(data["timings"])
+        data["timings"] = dict.fromkeys(NEW_STAGES.get(stage, stage) for stage in data["timings"])
         if data["engine"]:
             data["engine"]["sha256"] = None  # of two builds of one graph some bytes may differ, not size or listing
     return _unmeasured(data)
 
 
 def _unmeasured(data: Any) -> Any:
+    """Without what is measured, with the newest flags in texts."""
+    if isinstance(data, str):
+        return _FLAG.sub(lambda found: NEW_FLAGS.get(found[0], found[0]), data)
     if isinstance(data, dict):
         return {key: None if key in MEASURED else _unmeasured(value) for key, value in data.items()}
     return [_unmeasured(value) for value in data] if isinstance(data, list) else data

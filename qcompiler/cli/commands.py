@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from qcompiler.cli.view import View
 from qcompiler.errors import UsageError
@@ -17,48 +18,51 @@ from qcompiler.recipe.checks import parse_shapes
 from qcompiler.recipe.recipe import PRESETS, Recipe, preset
 from qcompiler.support.suggest import did_you_mean
 
-WEIGHT_OPTIONS = {
-    "weight_method": "method",
-    "block_size": "block_size",
-    "weight_head": "head",
-    "weight_storage": "storage",
+TABLES: Final[Mapping[str, tuple[str, str]]] = {  # which key of which table of the recipe an option sets
+    "smooth_quant_alpha": ("smooth_quant", "alpha"),
+    "smooth_quant_insert": ("smooth_quant", "insert"),
+    "llm_int8_threshold": ("llm_int8", "threshold"),
+    "qfem_alpha": ("qfem", "alpha"),
+    "qfep_prefix": ("qfep", "prefix"),
+    "weight_only_method": ("weight_only", "method"),
+    "weight_only_block_size": ("weight_only", "block_size"),
+    "weight_only_head": ("weight_only", "head"),
+    "weight_only_storage": ("weight_only", "storage"),
+    "max_length": ("generation", "max_length"),
+    "prompt": ("generation", "prompt"),
 }
 
 
 def compile(options: argparse.Namespace, view: View) -> None:
     """A float model into an engine."""
-    from qcompiler.compiler import compile as compiling
+    from qcompiler.compiler.compile import compile
     from qcompiler.report import terminal
 
     output = options.output or f"{_stem(options.source)}.engine"
     recipe = _recipe(options)
-    result = compiling.compile(
-        options.source, data=_data(options, recipe), recipe=recipe, output=output, progress=view.progress
-    )
+    result = compile(options.source, data=_data(options, recipe), recipe=recipe, output=output, progress=view.progress)
     view.people(*terminal.summary(result.manifest), *terminal.artefacts(result))
     view.result(result.manifest)
 
 
 def quantize(options: argparse.Namespace, view: View) -> None:
     """A float model into a quantized model."""
-    from qcompiler.compiler import compile as compiling
+    from qcompiler.compiler.compile import quantize
     from qcompiler.report import terminal
 
     output = options.output or f"{_stem(options.source)}.qdq.onnx"
     recipe = _recipe(options)
-    result = compiling.quantize(
-        options.source, data=_data(options, recipe), recipe=recipe, output=output, progress=view.progress
-    )
+    result = quantize(options.source, data=_data(options, recipe), recipe=recipe, output=output, progress=view.progress)
     view.people(*terminal.summary(result.manifest), *terminal.artefacts(result))
     view.result(result.manifest)
 
 
 def export(options: argparse.Namespace, view: View) -> None:
     """A torch or Hugging Face model into ONNX."""
-    from qcompiler.frontends import export as exporting
+    from qcompiler.frontends.export import export
     from qcompiler.report import terminal
 
-    result = exporting.export(
+    result = export(
         options.source,
         options.output or f"{_stem(options.source)}.onnx",
         past=options.past,
@@ -72,13 +76,11 @@ def export(options: argparse.Namespace, view: View) -> None:
 
 def build(options: argparse.Namespace, view: View) -> None:
     """A quantized model into an engine."""
-    from qcompiler.compiler import build as building
+    from qcompiler.compiler.build import build
     from qcompiler.report import terminal
 
     output = options.output or f"{Path(options.model).name.removesuffix('.onnx').removesuffix('.qdq')}.engine"
-    result = building.build(
-        options.model, output=output, data=options.data, recipe=_recipe(options), progress=view.progress
-    )
+    result = build(options.model, output=output, data=options.data, recipe=_recipe(options), progress=view.progress)
     view.people(*terminal.summary(result.manifest), *terminal.artefacts(result))
     view.result(result.manifest)
 
@@ -86,11 +88,11 @@ def build(options: argparse.Namespace, view: View) -> None:
 def verify(options: argparse.Namespace, view: View) -> None:
     """Float against quantized, and the gates."""
     from qcompiler.report import terminal
-    from qcompiler.tools import verify as verifying
+    from qcompiler.tools.verify import verify
     from qcompiler.verification.gates import Gates
 
     recipe = _recipe(options)
-    verification = verifying.verify(
+    verification = verify(
         options.float, options.quantized, data=_data(options, recipe), recipe=recipe, progress=view.progress
     )
     view.people(*terminal.verification(verification.to_json()))
@@ -250,22 +252,12 @@ def _recipe(options: argparse.Namespace) -> Recipe:
         changes["shapes"] = parse_shapes(";".join(changes["shapes"]))
     if "keep" in changes:
         changes["keep"] = (*base.keep, *changes["keep"])
-    if "smooth" in given or "smooth_insert" in given:
-        table = base.smooth_quant
-        alpha, insert = _alpha(given.get("smooth", table.alpha)), given.get("smooth_insert", table.insert)
-        changes["smooth_quant"] = dataclasses.replace(table, alpha=alpha, insert=insert)
-    if "llm_threshold" in given:
-        changes["llm_int8"] = dataclasses.replace(base.llm_int8, threshold=_alpha(given["llm_threshold"]))
-    if "qfem_alpha" in given:
-        changes["qfem"] = dataclasses.replace(base.qfem, alpha=_alpha(given["qfem_alpha"]))
-    if "qfep_prefix" in given:
-        changes["qfep"] = dataclasses.replace(base.qfep, prefix=given["qfep_prefix"])
-    stored = {key: given[option] for option, key in WEIGHT_OPTIONS.items() if option in given}
-    if stored:
-        changes["weight_only"] = dataclasses.replace(base.weight_only, **stored)
-    generation = {name: given[name] for name in ("max_length", "prompt") if name in given}
-    if generation:
-        changes["generation"] = dataclasses.replace(base.generation, **generation)
+    tables: dict[str, dict[str, Any]] = {}
+    for option, (table, key) in TABLES.items():
+        if option in given:
+            value = _figure(given[option]) if key in ("alpha", "threshold") else given[option]
+            tables.setdefault(table, {})[key] = value
+    changes.update({name: dataclasses.replace(getattr(base, name), **keys) for name, keys in tables.items()})
     _add_text(options, base, changes)
     return base.replace(**changes)
 
@@ -306,7 +298,7 @@ def _of_precision(precision: str) -> Recipe:
     return preset(precision) if precision in PRESETS else Recipe(precision=precision)
 
 
-def _alpha(text: str | float) -> str | float:
+def _figure(text: str | float) -> str | float:
     """A number where it is one; whether a word is allowed is the recipe's business."""
     try:
         return float(text)

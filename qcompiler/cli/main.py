@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from qcompiler.cli import options as known
+from qcompiler.cli.options import parser
 from qcompiler.cli.view import opened
 from qcompiler.errors import InternalError, QCompilerError
 
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    return known.parser()
+    return parser()
 
 
 def _explain(error: Exception, debug: bool) -> None:

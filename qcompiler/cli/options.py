@@ -48,7 +48,8 @@ class _Parser(argparse.ArgumentParser):
         found, unknown = self.parse_known_args(args, namespace)
         if unknown:
             parser = getattr(found, "parser", self)
-            flags = [flag for action in parser._actions for flag in action.option_strings]
+            listed = [action for action in parser._actions if action.help != argparse.SUPPRESS]
+            flags = [flag for action in listed for flag in action.option_strings]
             hint = did_you_mean(unknown[0].partition("=")[0], flags) if unknown[0].startswith("-") else ""
             close = f" ({hint})" if hint.startswith("did you mean") else ""
             parser.error(f"unknown option or argument '{unknown[0]}'{close}")
@@ -316,18 +317,34 @@ def _quantization(parser: argparse.ArgumentParser) -> None:
     outliers = parser.add_argument_group(
         "outliers", "keys of the recipe's tables [smooth_quant], [qfem], [qfep], [llm_int8]"
     )
-    outliers.add_argument("--smooth", metavar="ALPHA", help=f"SmoothQuant: {_help('alpha', SmoothQuantTable)}")
-    outliers.add_argument(
-        "--llm-int8", dest="llm_threshold", metavar="X", help=f"LLM.int8(): {_help('threshold', LlmInt8Table)}"
-    )
-    outliers.add_argument("--smooth-insert", action="store_true", default=None, help=_help("insert", SmoothQuantTable))
-    stored = parser.add_argument_group("weights only", "keys of the recipe's table [weight_only]")
-    stored.add_argument("--weight-method", choices=WEIGHT_METHODS, metavar="M", help=_help("method", WeightOnlyTable))
-    stored.add_argument("--block-size", type=int, metavar="N", help=_help("block_size", WeightOnlyTable))
-    stored.add_argument("--weight-head", metavar="H", help=_help("head", WeightOnlyTable))
-    stored.add_argument("--weight-storage", metavar="S", help=_help("storage", WeightOnlyTable))
-    outliers.add_argument("--qfem", dest="qfem_alpha", metavar="ALPHA", help=f"QFeM: {_help('alpha', QfemTable)}")
-    outliers.add_argument("--qfep", dest="qfep_prefix", metavar="PREFIX", help=f"QFeP: {_help('prefix', QfepTable)}")
+    _method(outliers, "--smooth-quant", "smooth_quant_alpha", "ALPHA", "SmoothQuant", SmoothQuantTable, "--smooth")
+    _method(outliers, "--llm-int8", "llm_int8_threshold", "X", "LLM.int8()", LlmInt8Table)
+    insert: dict[str, Any] = {"dest": "smooth_quant_insert", "action": "store_true", "default": None}
+    outliers.add_argument("--smooth-quant-insert", help=_help("insert", SmoothQuantTable), **insert)
+    outliers.add_argument("--smooth-insert", help=argparse.SUPPRESS, **insert)
+    _method(outliers, "--qfem", "qfem_alpha", "ALPHA", "QFeM", QfemTable)
+    _method(outliers, "--qfep", "qfep_prefix", "PREFIX", "QFeP", QfepTable)
+    stored = parser.add_argument_group("weight-only", "keys of the recipe's table [weight_only]")
+    _weight_only(stored, "method", "M", "--weight-method", choices=WEIGHT_METHODS)
+    _weight_only(stored, "block_size", "N", "--block-size", type=int)
+    _weight_only(stored, "head", "H", "--weight-head")
+    _weight_only(stored, "storage", "S", "--weight-storage")
+
+
+def _method(group: Any, flag: str, name: str, metavar: str, spoken: str, table: type[Any], *old: str) -> None:
+    """A flag that switches a method; `old` spellings work and are not listed."""
+    key = name.rpartition("_")[2]
+    group.add_argument(flag, dest=name, metavar=metavar, help=f"{spoken}: {_help(key, table)}")
+    for spelling in old:
+        group.add_argument(spelling, dest=name, metavar=metavar, help=argparse.SUPPRESS)
+
+
+def _weight_only(group: Any, key: str, metavar: str, old: str, **checks: Any) -> None:
+    """A flag for a key of [weight_only]; its `old` spelling works and is not listed."""
+    name = f"weight_only_{key}"
+    shown = f"--{name.replace('_', '-')}"
+    group.add_argument(shown, dest=name, metavar=metavar, help=_help(key, WeightOnlyTable), **checks)
+    group.add_argument(old, dest=name, metavar=metavar, help=argparse.SUPPRESS, **checks)
 
 
 def _engine(parser: argparse.ArgumentParser) -> None:

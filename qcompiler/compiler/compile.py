@@ -25,7 +25,7 @@ from qcompiler.compiler.stages.qfep import qfep
 from qcompiler.compiler.stages.smooth_quant import smooth_quant
 from qcompiler.compiler.stages.verify import verify
 from qcompiler.compiler.stages.weight_only import weight_only
-from qcompiler.compiler.stages.write import Names, write
+from qcompiler.compiler.stages.write import ArtefactNames, write
 from qcompiler.data.source import Data
 from qcompiler.frontends.export import exported
 from qcompiler.ir.model import Model
@@ -134,7 +134,7 @@ def life(run: Compilation, source: str | Path | Model, data: Data | None, asked:
         subject, planning = again
     run(accept, subject, lowered.plan, proof.verification, asked.gates, asked.quantizes)  # else nothing is written
     with workshop(asked.paths) as shop:
-        written = run(write, lowered.model, subject.prefix, Names.of(asked.paths, shop))
+        written = run(write, lowered.model, subject.prefix, ArtefactNames.of(asked.paths, shop))
         if build:
             engine = shop / asked.paths.output.name
             run(build_engine, written, engine, lowered.model, subject.seen, subject.inputs, asked.build)

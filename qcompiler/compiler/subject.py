@@ -70,7 +70,7 @@ class Subject:
 
 
 @dataclass(frozen=True, eq=False)
-class Decided:
+class Planned:
     """A plan and the model that it speaks of.
 
     Attributes:

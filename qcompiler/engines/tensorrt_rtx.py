@@ -248,10 +248,10 @@ def _error(outcome: _Outcome, model: Path, output: Path | None) -> QCompilerErro
     )
 
 
-def _refused(rows: list[Diagnostic], outcome: _Outcome, model: Path) -> EngineError:
-    named = [row for row in rows if row.node]
+def _refused(found: list[Diagnostic], outcome: _Outcome, model: Path) -> EngineError:
+    named = [one for one in found if one.node]
     if not named:
-        words = (rows[0].message if rows else outcome.last_words()).rstrip(". ")
+        words = (found[0].message if found else outcome.last_words()).rstrip(". ")
         return EngineError(
             f"TensorRT-RTX refuses '{model}': {words}. Is it a valid ONNX model, with its external data beside it?"
         )

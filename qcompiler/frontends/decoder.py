@@ -24,7 +24,7 @@ WIDEST_WINDOW = 1024  # sliding windows up to here are filled by the check
 
 
 @dataclass(frozen=True)
-class Cache:
+class CacheSizes:
     """Heads and widths of the keys and values of each layer: (heads, width of a key, width of a value)."""
 
     layers: tuple[tuple[int, int, int], ...]
@@ -44,7 +44,7 @@ class Cache:
         }
 
 
-def cache_of(model: Any, label: str) -> Cache:
+def cache_of(model: Any, label: str) -> CacheSizes:
     """What the model keeps, found by running it on two tokens.
 
     Raises:
@@ -61,10 +61,10 @@ def cache_of(model: Any, label: str) -> Cache:
             f"{label} ({type(model).__name__}) does not keep a key and a value for each position in each layer, as "
             "state space models, shared caches and some hybrids do not: export it without the cache (--no-past)."
         )
-    return Cache(tuple((int(k.shape[1]), int(k.shape[3]), int(v.shape[3])) for k, v in keys))
+    return CacheSizes(tuple((int(k.shape[1]), int(k.shape[3]), int(v.shape[3])) for k, v in keys))
 
 
-def job(model: Any, cache: Cache | None, label: str) -> Job:
+def job(model: Any, cache: CacheSizes | None, label: str) -> Job:
     """How the decoder is traced; without a cache if there is None."""
     import torch
 
@@ -115,7 +115,7 @@ def cache_with(tensors: Any) -> Any:
     return cache
 
 
-def check(model: Any, traced: Job, cache: Cache | None, tokenizer: Any) -> Check:
+def check(model: Any, traced: Job, cache: CacheSizes | None, tokenizer: Any) -> Check:
     """Compares with the model as its users call it: with its own attention, masks, experts and cache.
 
     With a cache: prefill of three sequences, one of them padded on the left, three decode steps and a chunk; then one
@@ -153,7 +153,7 @@ def _fitting(lengths: tuple[int, ...], limit: int) -> Iterator[int]:
 
 
 def _walk(
-    model: Any, traced: Job, cache: Cache | None, run: Run, rows: Any, lengths: tuple[int, ...], padded: int
+    model: Any, traced: Job, cache: CacheSizes | None, run: Run, rows: Any, lengths: tuple[int, ...], padded: int
 ) -> Iterator[Compared]:
     """One batch of sequences, step by step; the first sequence begins with so many padding tokens."""
     import torch

@@ -10,7 +10,7 @@ import numpy as np
 
 from qcompiler.errors import ModelError
 from qcompiler.frontends.check import Check, Compared, Run, compare, token_ids
-from qcompiler.frontends.sources import Loaded
+from qcompiler.frontends.sources import LoadedModule
 from qcompiler.frontends.torch_onnx import Job, quiet
 
 BATCH, SEQUENCE = 2, 6
@@ -18,7 +18,7 @@ SIZES = ((3, 7, 2), (1, 1, 0), (2, 16, 5))
 """Of the check: batch, sequence, and how many tokens at the end of the first sequence are padding."""
 
 
-def job(loaded: Loaded) -> Job:
+def job(loaded: LoadedModule) -> Job:
     """How a transformers model without a cache is traced.
 
     Raises:
@@ -41,7 +41,7 @@ def job(loaded: Loaded) -> Job:
     return Job(forward, model, inputs, axes, outputs, loaded.name)
 
 
-def _inputs(loaded: Loaded) -> tuple[str, ...]:
+def _inputs(loaded: LoadedModule) -> tuple[str, ...]:
     """Names of the inputs: those of the tokenizer that the model takes."""
     model = loaded.module
     main = getattr(model, "main_input_name", "input_ids")
@@ -58,7 +58,7 @@ def _inputs(loaded: Loaded) -> tuple[str, ...]:
     return ("input_ids", *optional)
 
 
-def _example(loaded: Loaded, name: str, batch: int, sequence: int) -> Any:
+def _example(loaded: LoadedModule, name: str, batch: int, sequence: int) -> Any:
     import torch
 
     if name == "pixel_values":
@@ -85,7 +85,7 @@ def _outputs(found: Any) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def check(loaded: Loaded, traced: Job) -> Check:
+def check(loaded: LoadedModule, traced: Job) -> Check:
     """Compares with the model as its users call it, on tokens of a text with padding at the end, or on images."""
 
     def each(run: Run) -> Iterator[Compared]:
@@ -106,7 +106,7 @@ def _limit(config: Any) -> int:
     return max(1, longest - 2)  # some count from the padding token's id on
 
 
-def _tokens(loaded: Loaded, batch: int, sequence: int, padded: int) -> tuple[Any, Any]:
+def _tokens(loaded: LoadedModule, batch: int, sequence: int, padded: int) -> tuple[Any, Any]:
     config = loaded.module.config
     ids, _ = token_ids(loaded.tokenizer, config.vocab_size, batch * sequence)
     rows = np.asarray(ids, np.int64).reshape(batch, sequence)

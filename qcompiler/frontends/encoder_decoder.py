@@ -15,8 +15,8 @@ import numpy as np
 
 from qcompiler.errors import ModelError
 from qcompiler.frontends.check import Check, Compared, Run, compare, token_ids
-from qcompiler.frontends.decoder import Cache, cache_with
-from qcompiler.frontends.sources import Loaded
+from qcompiler.frontends.decoder import CacheSizes, cache_with
+from qcompiler.frontends.sources import LoadedModule
 from qcompiler.frontends.torch_onnx import Job, quiet
 
 BATCH, SEQUENCE, PAST, SOURCE = 2, 3, 5, 7
@@ -24,7 +24,7 @@ CHECKED = ((3, 7, 2, (2, 1, 1, 3)), (1, 1, 0, (1, 1)))
 """Batch, tokens of the encoder, how many of them are padding in the first row, and tokens of each decoder step."""
 
 
-def cache_of(loaded: Loaded) -> Cache:
+def cache_of(loaded: LoadedModule) -> CacheSizes:
     """Heads and widths of the decoder's keys and values, which are those of its cross attention too.
 
     Raises:
@@ -51,10 +51,10 @@ def cache_of(loaded: Loaded) -> Cache:
             f"{loaded.name} ({type(model).__name__}) does not keep keys and values for itself and its encoder in each "
             "layer: export it without the cache (--no-past)."
         )
-    return Cache(tuple((heads, width, width) for heads, width in sizes[0]))
+    return CacheSizes(tuple((heads, width, width) for heads, width in sizes[0]))
 
 
-def encoder_job(loaded: Loaded, cache: Cache | None) -> Job:
+def encoder_job(loaded: LoadedModule, cache: CacheSizes | None) -> Job:
     """How the encoder is traced."""
     import torch
 
@@ -73,7 +73,7 @@ def encoder_job(loaded: Loaded, cache: Cache | None) -> Job:
     return Job(forward, model, inputs, axes, outputs, f"the encoder of {loaded.name}")
 
 
-def decoder_job(loaded: Loaded, cache: Cache | None) -> Job:
+def decoder_job(loaded: LoadedModule, cache: CacheSizes | None) -> Job:
     """How the decoder is traced."""
     import torch
 
@@ -129,7 +129,7 @@ def _width(model: Any) -> int:
     return int(model.get_encoder().get_input_embeddings().weight.shape[1])
 
 
-def _names(prefix: str, side: str, cache: Cache) -> list[str]:
+def _names(prefix: str, side: str, cache: CacheSizes) -> list[str]:
     parts = [name.rsplit(".", 2) for name in cache.names(prefix)]
     return [f"{front}.{index}.{side}.{part}" for front, index, part in parts]
 
@@ -138,7 +138,7 @@ def _tensors(cache: Any) -> list[Any]:
     return [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
 
 
-def encoder_check(loaded: Loaded, traced: Job, cache: Cache | None) -> Check:
+def encoder_check(loaded: LoadedModule, traced: Job, cache: CacheSizes | None) -> Check:
     """Compares with the encoder as its users call it, at all tokens that are no padding."""
 
     def each(run: Run) -> Iterator[Compared]:
@@ -157,7 +157,7 @@ def encoder_check(loaded: Loaded, traced: Job, cache: Cache | None) -> Check:
     return each
 
 
-def decoder_check(loaded: Loaded, traced: Job, cache: Cache | None) -> Check:
+def decoder_check(loaded: LoadedModule, traced: Job, cache: CacheSizes | None) -> Check:
     """Compares with the decoder as its users call it: a first step, and with a cache some more from there on."""
 
     def each(run: Run) -> Iterator[Compared]:
@@ -180,7 +180,7 @@ def _whole(model: Any, run: Run, ids: Any, mask: Any, words: Any) -> Iterator[Co
 
 
 def _steps(
-    model: Any, traced: Job, cache: Cache, run: Run, feed: tuple[Any, Any, Any, tuple[int, ...]]
+    model: Any, traced: Job, cache: CacheSizes, run: Run, feed: tuple[Any, Any, Any, tuple[int, ...]]
 ) -> Iterator[Compared]:
     ids, mask, words, lengths = feed
     first = _reference(model, ids, mask, words[:, :1], True)
@@ -212,7 +212,7 @@ def _reference(model: Any, ids: Any, mask: Any, words: Any, cached: bool, before
         return model(**tensors, past_key_values=before, use_cache=cached, return_dict=True)
 
 
-def _tokens(loaded: Loaded, batch: int, length: int, padded: int) -> tuple[Any, Any]:
+def _tokens(loaded: LoadedModule, batch: int, length: int, padded: int) -> tuple[Any, Any]:
     ids, _ = token_ids(loaded.tokenizer, loaded.module.config.vocab_size, batch * length)
     rows = np.asarray(ids, np.int64).reshape(batch, length)
     mask = np.ones_like(rows)

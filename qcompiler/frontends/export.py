@@ -1,7 +1,4 @@
-"""`export()`: a torch.nn.Module or a Hugging Face folder into ONNX, held against torch before it is written.
-
-The module is not called `export`: it would replace the function `qcompiler.export` as soon as it was imported.
-"""
+"""`export()`: a torch.nn.Module or a Hugging Face folder into ONNX, held against torch before it is written."""
 
 from __future__ import annotations
 
@@ -15,11 +12,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from qcompiler.errors import QCompilerError, UsageError
-from qcompiler.frontends import decoder as decoders
-from qcompiler.frontends import encoder as encoders
-from qcompiler.frontends import encoder_decoder, module, names
+from qcompiler.frontends import decoder, encoder, encoder_decoder, module, names
 from qcompiler.frontends.check import TOLERANCE, Check, Compared, check
-from qcompiler.frontends.sources import Axes, Loaded, is_exportable, load
+from qcompiler.frontends.sources import Axes, LoadedModule, is_exportable, load
 from qcompiler.frontends.torch_onnx import Job, need, trace
 from qcompiler.frontends.tracing import evaluating, exportable
 from qcompiler.ir import model as models
@@ -128,7 +123,7 @@ def export(
         return _export(loaded, past, output, tolerance, shown)
 
 
-def _export(loaded: Loaded, past: bool | None, output: Path, tolerance: float, shown: Progress) -> ExportResult:
+def _export(loaded: LoadedModule, past: bool | None, output: Path, tolerance: float, shown: Progress) -> ExportResult:
     kind, parts = _parts(loaded, past, output)
     _refuse_overwriting(loaded, [output.with_name(part.file) for part in parts])
     with _workshop(output) as shop:
@@ -175,7 +170,7 @@ def exported(source: Any, output: Path, progress: Progress) -> Iterator[tuple[An
         yield made.path, made
 
 
-def _parts(loaded: Loaded, past: bool | None, output: Path) -> tuple[str, list[_Part]]:
+def _parts(loaded: LoadedModule, past: bool | None, output: Path) -> tuple[str, list[_Part]]:
     """What kind of model it is, and the files that it becomes."""
     model, label = loaded.module, loaded.name
     config = getattr(model, "config", None)
@@ -187,20 +182,20 @@ def _parts(loaded: Loaded, past: bool | None, output: Path) -> tuple[str, list[_
         return "encoder-decoder", _pair(loaded, past, output)
     if not model.can_generate():
         _refuse_past(past, label)
-        job = encoders.job(loaded)
-        return "encoder", [_Part(output.name, job, encoders.check(loaded, job))]
-    cache = decoders.cache_of(model, label) if past is not False else None
-    job = decoders.job(model, cache, label)
+        job = encoder.job(loaded)
+        return "encoder", [_Part(output.name, job, encoder.check(loaded, job))]
+    cache = decoder.cache_of(model, label) if past is not False else None
+    job = decoder.job(model, cache, label)
     kind = "decoder" if cache is None else "decoder with cache"
-    return kind, [_Part(output.name, job, decoders.check(model, job, cache, loaded.tokenizer))]
+    return kind, [_Part(output.name, job, decoder.check(model, job, cache, loaded.tokenizer))]
 
 
-def _pair(loaded: Loaded, past: bool | None, output: Path) -> list[_Part]:
+def _pair(loaded: LoadedModule, past: bool | None, output: Path) -> list[_Part]:
     cache = encoder_decoder.cache_of(loaded) if past is not False else None
-    encoder, decoder = encoder_decoder.encoder_job(loaded, cache), encoder_decoder.decoder_job(loaded, cache)
+    first, second = encoder_decoder.encoder_job(loaded, cache), encoder_decoder.decoder_job(loaded, cache)
     return [
-        _Part(f"encoder_{output.name}", encoder, encoder_decoder.encoder_check(loaded, encoder, cache)),
-        _Part(f"decoder_{output.name}", decoder, encoder_decoder.decoder_check(loaded, decoder, cache)),
+        _Part(f"encoder_{output.name}", first, encoder_decoder.encoder_check(loaded, first, cache)),
+        _Part(f"decoder_{output.name}", second, encoder_decoder.decoder_check(loaded, second, cache)),
     ]
 
 
@@ -209,7 +204,7 @@ def _refuse_past(past: bool | None, label: str) -> None:
         raise UsageError(f"{label} is no decoder and has no cache: leave --past out.")
 
 
-def _make(loaded: Loaded, part: _Part, shop: Path) -> None:
+def _make(loaded: LoadedModule, part: _Part, shop: Path) -> None:
     """Traces one part and writes it with good names, weights where they belong."""
     raw = shop / "raw"
     raw.mkdir()
@@ -222,7 +217,7 @@ def _make(loaded: Loaded, part: _Part, shop: Path) -> None:
     shutil.rmtree(raw)
 
 
-def _keep_tokenizer(loaded: Loaded, shop: Path, folder: Path) -> None:
+def _keep_tokenizer(loaded: LoadedModule, shop: Path, folder: Path) -> None:
     """The tokenizer as one file, which needs no transformers to be read.
 
     A `tokenizer.json` of the model is taken as it is: transformers may have made another one of it.
@@ -237,7 +232,7 @@ def _keep_tokenizer(loaded: Loaded, shop: Path, folder: Path) -> None:
     fast.save(str(shop / "tokenizer.json"))
 
 
-def _refuse_overwriting(loaded: Loaded, outputs: list[Path]) -> None:
+def _refuse_overwriting(loaded: LoadedModule, outputs: list[Path]) -> None:
     sources = {path.resolve() for path in loaded.files}
     for path in (one for output in outputs for one in (output, output.with_suffix(".data"))):
         if path.resolve() in sources:

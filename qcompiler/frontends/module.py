@@ -8,12 +8,12 @@ from typing import Any
 
 from qcompiler.errors import ModelError, UsageError
 from qcompiler.frontends.check import Check, Compared, Run, compare
-from qcompiler.frontends.sources import Axes, Loaded
+from qcompiler.frontends.sources import Axes, LoadedModule
 from qcompiler.frontends.torch_onnx import Job, quiet
 from qcompiler.support.suggest import did_you_mean
 
 
-def plain_job(loaded: Loaded) -> Job:
+def plain_job(loaded: LoadedModule) -> Job:
     """How a module that is not transformers' is traced.
 
     Raises:
@@ -42,7 +42,7 @@ def plain_job(loaded: Loaded) -> Job:
     return Job(forward, model, inputs, axes, outputs, loaded.name)
 
 
-def _given(loaded: Loaded) -> dict[str, Any]:
+def _given(loaded: LoadedModule) -> dict[str, Any]:
     import torch
 
     known = [name for name, one in inspect.signature(loaded.module.forward).parameters.items() if one.kind < 4]
@@ -95,7 +95,7 @@ def _named(found: Any, prefix: str = "output") -> Iterator[tuple[str, Any]]:
             yield from _named(value, f"{prefix}_{index}")
 
 
-def plain_check(loaded: Loaded, traced: Job) -> Check:
+def plain_check(loaded: LoadedModule, traced: Job) -> Check:
     """Compares with the module on its example inputs, then with free dimensions of size 1 and of one more."""
 
     def each(run: Run) -> Iterator[Compared]:

@@ -19,7 +19,7 @@ _CODE = UserCode("model", forms="file.py:function", missing=UsageError, broken=M
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedModule:
     """A module and what is known of it.
 
     Attributes:
@@ -62,7 +62,7 @@ def is_exportable(source: object) -> bool:
     return path.suffix == ".gguf" or _is_function(text)
 
 
-def load(source: Any, *, inputs: Mapping[str, Any] | None, axes: Axes | None, trust_remote_code: bool) -> Loaded:
+def load(source: Any, *, inputs: Mapping[str, Any] | None, axes: Axes | None, trust_remote_code: bool) -> LoadedModule:
     """The module of a source.
 
     Args:
@@ -77,7 +77,7 @@ def load(source: Any, *, inputs: Mapping[str, Any] | None, axes: Axes | None, tr
     """
     need("torch")
     if is_module(source):
-        return _checked(Loaded(source, type(source).__name__, getattr(source, "tokenizer", None), inputs, axes))
+        return _checked(LoadedModule(source, type(source).__name__, getattr(source, "tokenizer", None), inputs, axes))
     if not isinstance(source, str | Path):
         raise UsageError(
             f"a {type(source).__name__} cannot be exported: give a folder of a Hugging Face model, file.py:function, "
@@ -99,7 +99,7 @@ def _is_function(text: str) -> bool:
     return where.endswith(".py") and name.isidentifier()
 
 
-def _checked(loaded: Loaded) -> Loaded:
+def _checked(loaded: LoadedModule) -> LoadedModule:
     import torch
 
     for name, weight in loaded.module.named_parameters():
@@ -112,7 +112,7 @@ def _checked(loaded: Loaded) -> Loaded:
     return loaded
 
 
-def _from_function(text: str, inputs: Mapping[str, Any] | None, axes: Axes | None) -> Loaded:
+def _from_function(text: str, inputs: Mapping[str, Any] | None, axes: Axes | None) -> LoadedModule:
     function, _ = _CODE.load(text)
     try:
         made = function()
@@ -127,10 +127,12 @@ def _from_function(text: str, inputs: Mapping[str, Any] | None, axes: Axes | Non
         )
     given = parts[1] if len(parts) > 1 else inputs
     free = parts[2] if len(parts) > 2 else axes
-    return Loaded(parts[0], text, getattr(parts[0], "tokenizer", None), given, free, (Path(text.rpartition(":")[0]),))
+    return LoadedModule(
+        parts[0], text, getattr(parts[0], "tokenizer", None), given, free, (Path(text.rpartition(":")[0]),)
+    )
 
 
-def _from_folder(path: Path, trust_remote_code: bool) -> Loaded:
+def _from_folder(path: Path, trust_remote_code: bool) -> LoadedModule:
     need("transformers")
     folder, gguf = _gguf(path)
     config = {} if gguf else _config(folder)
@@ -148,7 +150,9 @@ def _from_folder(path: Path, trust_remote_code: bool) -> Loaded:
     with quiet():
         module = _model(folder, config, gguf, options)
         tokenizer, lack = _tokenizer(folder, options)
-    loaded = Loaded(module, str(path), tokenizer, files=tuple(sorted(one for one in folder.iterdir() if one.is_file())))
+    loaded = LoadedModule(
+        module, str(path), tokenizer, files=tuple(sorted(one for one in folder.iterdir() if one.is_file()))
+    )
     if gguf:
         loaded.notes.append(f"the weights of '{gguf}' are rounded to its format once and float32 from here on")
     if lack and getattr(module, "main_input_name", "") == "input_ids":

@@ -36,7 +36,7 @@ Range = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class Pair:
+class CachePair:
     """One tensor of the cache.
 
     Attributes:
@@ -73,7 +73,7 @@ class Decoder:
     """
 
     inputs: Inputs
-    pairs: tuple[Pair, ...]
+    pairs: tuple[CachePair, ...]
     roles: Mapping[str, tuple[int | str, ...]]
     unknown: tuple[str, ...] = ()
 
@@ -241,7 +241,7 @@ def detect(inputs: Inputs, outputs: Mapping[str, Shape]) -> Decoder | None:
     return Decoder(dict(inputs), pairs, roles, tuple(unknown))
 
 
-def _pair(name: str, inputs: Inputs, outputs: Mapping[str, Shape]) -> Pair | None:
+def _pair(name: str, inputs: Inputs, outputs: Mapping[str, Shape]) -> CachePair | None:
     present = PRESENT + name.removeprefix(PAST)
     dtype, shape = inputs[name]
     if not name.startswith(PAST) or present not in outputs or shape is None or dtype is None:
@@ -251,7 +251,7 @@ def _pair(name: str, inputs: Inputs, outputs: Mapping[str, Shape]) -> Pair | Non
     if not free:
         return None  # a cache of fixed size, or that of an encoder
     axis = free[0] if len(free) == 1 else (named or free)[0]
-    return Pair(name, present, shape, dtype.name, axis)
+    return CachePair(name, present, shape, dtype.name, axis)
 
 
 def _roles(name: str, shape: Shape, axes: Mapping[str, int]) -> tuple[int | str, ...] | None:

@@ -2,7 +2,7 @@
 
 graphsurgeon's own importer drops attributes that are types or sparse tensors, loses the element of optional and
 sequence types, forgets overloads and metadata, and its `copy` forgets types. The three subclasses here carry the
-original proto through import, `copy` and export:
+original proto through reading, `copy` and writing:
 
     Graph     `carried`: metadata, quantization annotations; `carried_model`: the model's domain, version, doc string,
               training info and device configurations. Local functions are opaque: `graph.functions` has one empty
@@ -33,7 +33,7 @@ from qcompiler.ir.scopes import within
 from qcompiler.ir.weights import Weights, element_type
 
 
-def import_model(proto: ModelProto, weights: Weights) -> Graph:
+def graph_from_proto(proto: ModelProto, weights: Weights) -> Graph:
     """Builds the graph of `proto`, whose large weights `weights` can read.
 
     Every node of the model, subgraphs included, gets a unique, non-empty name: the first of several equal names stays,
@@ -46,7 +46,7 @@ def import_model(proto: ModelProto, weights: Weights) -> Graph:
     about = (proto.producer_name, proto.producer_version, proto.domain, proto.doc_string, *domains)
     _check_text(about, weights.model)
     names = _NodeNames(proto.graph)
-    graph = _Importer(weights, names, _opset(proto)).graph(proto.graph, {}, main=True)
+    graph = _Reader(weights, names, _opset(proto)).graph(proto.graph, {}, main=True)
     graph.producer_name = proto.producer_name
     graph.producer_version = proto.producer_version
     graph.ir_version = proto.ir_version
@@ -114,7 +114,7 @@ def _subgraphs(node: NodeProto) -> Iterator[GraphProto]:
     return (attribute.g for attribute in node.attribute if attribute.type == AttributeProto.GRAPH)
 
 
-class _Importer:
+class _Reader:
     def __init__(self, weights: Weights, names: _NodeNames, opset: int) -> None:
         self.weights = weights
         self.names = names

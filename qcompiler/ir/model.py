@@ -16,9 +16,9 @@ from onnx import ModelProto
 from onnx_graphsurgeon.ir.tensor import SparseValues
 
 from qcompiler.errors import ModelError, UsageError
-from qcompiler.ir.from_proto import import_model
+from qcompiler.ir.from_proto import graph_from_proto
 from qcompiler.ir.operators import FINITE, VIEWS
-from qcompiler.ir.to_proto import export_model
+from qcompiler.ir.to_proto import graph_to_proto
 from qcompiler.ir.weights import PIECE, Array, Weights, map_file, pieces, release, to_external_tensor
 from qcompiler.ir.wire import WireError, delimited, strip
 from qcompiler.support.atomic import Artefacts, unwritable
@@ -69,7 +69,7 @@ def load(path: str | Path) -> Model:
     weights = Weights(path, _content(path))
     proto = _parse(path, weights)
     _check(path, proto)
-    graph = import_model(proto, weights)
+    graph = graph_from_proto(proto, weights)
     metadata = {entry.key: entry.value for entry in proto.metadata_props if isinstance(entry.value, str)}
     return Model(graph, metadata, path, proto.ir_version, tuple(weights.files))
 
@@ -97,7 +97,7 @@ def to_proto(graph: gs.Graph) -> tuple[ModelProto, dict[str, Array]]:
     Raises:
         InternalError: two different tensors of the graph have the same name.
     """
-    return export_model(graph)
+    return graph_to_proto(graph)
 
 
 def save(model: Model, path: Path, *, external_above: int = 1 << 30) -> list[Path]:

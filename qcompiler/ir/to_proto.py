@@ -29,12 +29,12 @@ from qcompiler.ir.gs_classes import EmptyList
 from qcompiler.ir.scopes import within
 from qcompiler.ir.weights import Array, is_packed, to_external_tensor, to_tensor
 
-LOCATION = "weights"  # where the external tensors of `export_model` say that they are; no such file is ever written
+LOCATION = "weights"  # where the external tensors of `graph_to_proto` say that they are; no such file is ever written
 SMALLEST_EXTERNAL = 1024  # bytes
 _OLDEST_IR = 4  # from here on initializers need not be listed among the inputs
 
 
-def export_model(graph: gs.Graph) -> tuple[ModelProto, dict[str, Array]]:
+def graph_to_proto(graph: gs.Graph) -> tuple[ModelProto, dict[str, Array]]:
     """See `qcompiler.ir.model.to_proto`."""
     arrays: dict[str, Array] = {}
     proto = ModelProto()
@@ -49,8 +49,8 @@ def export_model(graph: gs.Graph) -> tuple[ModelProto, dict[str, Array]]:
     proto.ir_version = max(_OLDEST_IR, graph.ir_version or 0, _needed_ir(proto.opset_import))
     for function in graph.functions:
         proto.functions.append(_function(function))
-    exporter = _Exporter(graph.opset, arrays)
-    proto.graph.CopyFrom(exporter.graph(graph, {}, _shared_inside(graph)))
+    writer = _Writer(graph.opset, arrays)
+    proto.graph.CopyFrom(writer.graph(graph, {}, _shared_inside(graph)))
     return proto, arrays
 
 
@@ -114,7 +114,7 @@ def _same(one: gs.Tensor, other: gs.Tensor) -> bool:
     return isinstance(one, gs.Constant) and isinstance(other, gs.Constant) and one._values is other._values
 
 
-class _Exporter:
+class _Writer:
     def __init__(self, opset: int, arrays: dict[str, Array]) -> None:
         self.opset = opset
         self.arrays = arrays

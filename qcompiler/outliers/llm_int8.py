@@ -152,9 +152,9 @@ def split_outliers(
     table = options.table
     fresh = [one for one in layers.found if one.op in PRODUCTS and one.scales is None and one.amax is None]
     groups = {name: members for name, members in candidates.by_activation(fresh).items() if _asked(members, table)}
-    rows = recorded.rows(normal, dict.fromkeys(groups, -1), observed.kept)
+    rows = recorded.record_rows(normal, dict.fromkeys(groups, -1), observed.kept)
     format = format_of(options.dtype)
-    decided = tuple(plan(normal, groups, rows, observed.outliers, table, format, by_row=options.by_row))
+    decided = tuple(choose_channels(normal, groups, rows, observed.outliers, table, format, by_row=options.by_row))
     channels = {reader: one.channels for one in decided for reader in one.readers if one.channels}
     if not channels:
         return Apart(normal, layers, observed, Splits(decided))
@@ -167,7 +167,7 @@ def split_outliers(
     return Apart(model, left, seen, Splits(decided, layouts), (report,), errors)
 
 
-def plan(
+def choose_channels(
     model: models.Model,
     groups: Mapping[str, Sequence[Candidate]],
     rows: Mapping[str, recorded.Rows],

@@ -111,7 +111,7 @@ class Pass(ABC):
     """One graph rewrite. Subclasses are frozen dataclasses with one method, `rewrite`.
 
     `exact_to` is the largest relative error (of any output, against its own absolute maximum) that the equivalence
-    gate lets a float pass introduce; None for passes that change numbers on purpose.
+    check lets a float pass introduce; None for passes that change numbers on purpose.
     """
 
     requires: ClassVar[frozenset[Fact]] = frozenset()

@@ -24,7 +24,7 @@ def close(plan: Plan, found: Sequence[Candidate], released: Mapping[str, str]) -
     Args:
         plan: as chosen.
         found: the candidates.
-        released: why a pair was dropped, by the name of the float tensor (see `passes.release_quantizers`).
+        released: why a pair was dropped, by the name of the float tensor (see `legalize.release_quantizers`).
     """
     told, axes = [], dict(plan.axes)
     for one in found:

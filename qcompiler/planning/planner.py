@@ -19,8 +19,7 @@ from qcompiler.planning.decisions import plan_of
 from qcompiler.planning.placement import attention, candidates
 from qcompiler.planning.placement.candidates import Candidates
 from qcompiler.planning.search import between_layers, cost, outputs, qfem, safety_net, weight_ranges
-from qcompiler.planning.search import offers as offering
-from qcompiler.planning.search.offers import offered_uses
+from qcompiler.planning.search.offers import given_scales, offered_uses
 from qcompiler.planning.search.qfem import Spared
 from qcompiler.planning.search.safety_net import FEW, Limits, Prices, SafetyNet
 from qcompiler.planning.simulation.noise import Advance
@@ -71,7 +70,7 @@ def make_plan(
     )
     grids = _grids(options, target, observed.histograms)
     few = observed.kept[: safety_net.enough(shapes, offers, 1, FEW)]
-    given = offering.given(layers.found, per_channel=options.per_channel)
+    given = given_scales(layers.found, per_channel=options.per_channel)
     simulation = _simulation(model, large, offers, grids, given, observed, few, options)
     costs = _costs(model.graph, layers, large, grids, observed, options, target)
     prices = _priced(large.by_activation, offers, macs, costs)
@@ -128,7 +127,7 @@ def _costs(
     """What `large` of the layers cost in each format; None where they are not chosen by that."""
     if not options.by_cost or target.engine == "onnxruntime" or not large.found:
         return None
-    usual = _shapes_at(graph, observed, options, 1, cost.tensors(graph, layers.found))
+    usual = _shapes_at(graph, observed, options, 1, cost.tensors_for_costs(graph, layers.found))
     return cost.Costs(graph, usual, target, per_channel=grids.per_channel, fp8_per_channel=grids.fp8_per_channel)
 
 
@@ -250,12 +249,16 @@ def _completed(
     return between_layers.extend(plan, corrections, setting)
 
 
-def _asked(graph: gs.Graph, observed: Observations, options: Planning, target: Target) -> attention.Asked | None:
+def _asked(
+    graph: gs.Graph, observed: Observations, options: Planning, target: Target
+) -> attention.AttentionAsked | None:
     """What is asked of attentions."""
     if options.attention is None:
         return None
-    smallest, largest = (_shapes_at(graph, observed, options, at, attention.tensors(graph)) for at in (0, -1))
-    return attention.Asked(options.attention, smallest, largest, target.high_precision)
+    smallest, largest = (
+        _shapes_at(graph, observed, options, at, attention.tensors_for_attention(graph)) for at in (0, -1)
+    )
+    return attention.AttentionAsked(options.attention, smallest, largest, target.high_precision)
 
 
 def _shapes_at(graph: gs.Graph, observed: Observations, options: Planning, which: int, names: Sequence[str]) -> Shapes:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
-Row = Mapping[str, Any]
+Record = Mapping[str, Any]
 COLOURS = ("--fp16", "--blue", "--second", "--good", "--fp8", "--int4", "--poor", "--bf16")  # the first model is grey
 PRINTED = ("#9aa7bd", "#2f6fed", "#d97706", "#0f8a5f", "#7c4dff", "#0891b2", "#c2410c", "#b59fcb")
 RERUN = "without a cache: the whole text is read anew for every token"
@@ -48,7 +48,7 @@ METRICS = {
 }
 
 
-def terminal(found: Row) -> Iterator[RenderableType]:
+def terminal(found: Record) -> Iterator[RenderableType]:
     """The models, then a row for each case and model."""
     models = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("model", "runs on", "size", "loaded in", "peak memory"):
@@ -76,7 +76,7 @@ def terminal(found: Row) -> Iterator[RenderableType]:
     yield Text("\n".join(_notes(found)), style="dim")
 
 
-def html(found: Row) -> str:
+def html(found: Record) -> str:
     """The report as the text of an HTML file that needs nothing else. Everything from the models is escaped."""
     names = [str(row["name"]) for row in found["models"]]
     columns = ("model", "runs on", "size", "loaded in", "peak memory", "decode", "cache")
@@ -90,7 +90,7 @@ def html(found: Row) -> str:
     return page("Benchmark", parts)
 
 
-def png(found: Row) -> bytes:
+def png(found: Record) -> bytes:
     """The plots of all metrics, one below the other, as a picture."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -124,7 +124,7 @@ def png(found: Row) -> bytes:
     return stream.getvalue()
 
 
-def _section(found: Row, metric: Metric, names: Sequence[str]) -> str:
+def _section(found: Record, metric: Metric, names: Sequence[str]) -> str:
     columns = ("batch", "prompt", "model", "median", "quartiles", "p50", "p90", "p99", "spread", "against the first")
     rows = []
     for case in found["cases"]:
@@ -141,7 +141,7 @@ def _section(found: Row, metric: Metric, names: Sequence[str]) -> str:
     return section(metric.title, note, body)
 
 
-def _row(case: Row, result: Row, one: Row, metric: Metric) -> Iterator[str]:
+def _row(case: Record, result: Record, one: Record, metric: Metric) -> Iterator[str]:
     yield str(case["batch"])
     yield "–" if case["prompt"] is None else str(case["prompt"])
     yield str(result["model"])
@@ -153,7 +153,7 @@ def _row(case: Row, result: Row, one: Row, metric: Metric) -> Iterator[str]:
     yield "–" if better is None else f"×{better['median']:.2f} ({better['low']:.2f} … {better['high']:.2f})"
 
 
-def _bars(found: Row, metric: Metric, names: Sequence[str]) -> str:
+def _bars(found: Record, metric: Metric, names: Sequence[str]) -> str:
     """Groups of bars, one group for each case, one bar for each model."""
     known = [case["results"][i].get(metric.key) for case in found["cases"] for i in range(len(names))]
     most = max((one["high"] for one in known if one is not None), default=0.0) * metric.scale * 1.08 or 1.0
@@ -173,7 +173,7 @@ def _bars(found: Row, metric: Metric, names: Sequence[str]) -> str:
     return figure(*parts, label(metric.axis), below(named))
 
 
-def _bar(x: float, width: float, one: Row, metric: Metric, most: float, colour: str, name: str) -> str:
+def _bar(x: float, width: float, one: Record, metric: Metric, most: float, colour: str, name: str) -> str:
     top, low, high = (_y(one[key] * metric.scale, most) for key in ("median", "low", "high"))
     middle = x + width / 2
     title = f"<title>{escape(name)}: {_value(one['median'], metric)}</title>"
@@ -191,7 +191,7 @@ def _legend(names: Sequence[str]) -> str:
     return f'<p class="legend">{"".join(items)}</p>'
 
 
-def _model(row: Row) -> list[str]:
+def _model(row: Record) -> list[str]:
     memory, per_token = number(row["peak_memory_mb"]), row["cache_bytes_per_token"]
     return [
         str(row["name"]),
@@ -204,7 +204,7 @@ def _model(row: Row) -> list[str]:
     ]
 
 
-def _notes(found: Row) -> Iterator[str]:
+def _notes(found: Record) -> Iterator[str]:
     used, where = found["settings"], found["environment"]
     cut = "" if used["rounds"] == used["rounds_asked"] else f" of {used['rounds_asked']}: the time was up"
     yield (
@@ -229,7 +229,7 @@ def _short(metric: Metric) -> str:
     return unit or metric.axis.partition(" ")[0] + "/s"
 
 
-def _cells(one: Row | None, metric: Metric) -> list[str]:
+def _cells(one: Record | None, metric: Metric) -> list[str]:
     if one is None:
         return ["–", "", ""]
     better = one["better"]
@@ -246,7 +246,7 @@ def _value(value: Any, metric: Metric) -> str:
     return f"{text} ms" if metric.scale == 1000 else text
 
 
-def _spell(case: Row) -> str:
+def _spell(case: Record) -> str:
     return str(case["batch"]) if case["prompt"] is None else f"{case['batch']} × {case['prompt']}"
 
 

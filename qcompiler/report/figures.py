@@ -109,7 +109,7 @@ def split_off(found: Mapping[str, Any]) -> str:
 
 def spelled(column: str, value: Any) -> str:
     """A value of an inspection as people read it; `column` says what it is."""
-    spell = _SPELLED.get(column, _cell)
+    spell = _SPELLED.get(column, cell)
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {spell(one)}" for name, one in value.items())
     return spell(value)
@@ -122,17 +122,19 @@ def words(key: str) -> str:
 
 def is_table(value: Any) -> bool:
     """Whether a value is a list of records."""
-    return isinstance(value, Sequence) and bool(value) and all(isinstance(row, Mapping) for row in value)
+    return isinstance(value, Sequence) and bool(value) and all(isinstance(record, Mapping) for record in value)
 
 
-def channels(rows: Sequence[Mapping[str, Any]], limit: int = 3) -> str:
+def channels(records: Sequence[Mapping[str, Any]], limit: int = 3) -> str:
     """`607 ×10.2, 821 ×3.1`: the loudest channels and how often the median one goes into them."""
-    return ", ".join(f"{row['channel']}{_times(row.get('over_median'))}" for row in rows[:limit])
+    return ", ".join(f"{record['channel']}{_times(record.get('over_median'))}" for record in records[:limit])
 
 
-def tokens(rows: Sequence[Mapping[str, Any]], limit: int = 3) -> str:
+def tokens(records: Sequence[Mapping[str, Any]], limit: int = 3) -> str:
     """`0 (id 101) 20.4, 30 (id 1007) 6.2`: positions of the largest tokens, their ids and their largest elements."""
-    return ", ".join(f"{row['position']}{_id(row.get('id'))} {_three(row['value'])}" for row in rows[:limit])
+    return ", ".join(
+        f"{record['position']}{_id(record.get('id'))} {_three(record['value'])}" for record in records[:limit]
+    )
 
 
 def _id(value: Any) -> str:
@@ -149,13 +151,14 @@ def _three(value: Any) -> str:
     return "–" if figure is None else f"{figure:.0f}" if abs(figure) >= 100 else f"{figure:.3g}"
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
+    """A value as people read it, whatever it means."""
     if isinstance(value, float):
         return short(value)
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_cell(one)}" for key, one in value.items())
+        return ", ".join(f"{key} {cell(one)}" for key, one in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(map(_cell, value))
+        return ", ".join(map(cell, value))
     return "–" if value is None else (count(value) if isinstance(value, int) and value > 99999 else str(value))
 
 

@@ -12,7 +12,7 @@ from html import escape
 from typing import Any
 
 from qcompiler.recipe.recipe import Recipe
-from qcompiler.report import outliers, qfep, svg, weight_only
+from qcompiler.report import outliers, qfep, svg, unknown, weight_only
 from qcompiler.report.figures import (
     audited,
     count,
@@ -30,12 +30,12 @@ from qcompiler.report.figures import (
 )
 from qcompiler.report.page import OPEN_ROWS, code, fold, page, section, table
 
-Row = Mapping[str, Any]
+Record = Mapping[str, Any]
 LIMIT_DB = 12.0
 QUANTIZED = ("int8", "fp8", "int4")
 
 
-def render(manifest: Row) -> str:
+def render(manifest: Record) -> str:
     """The report as the text of an HTML file."""
     name = _title(manifest)
     parts = (
@@ -46,13 +46,14 @@ def render(manifest: Row) -> str:
         outliers.formats(manifest.get("plan") or ()),
         _drift(manifest.get("verification")),
         _safety(manifest.get("safety")),
-        outliers.tensors(manifest.get("outliers") or (), manifest.get("qfem")),
-        outliers.smoothing(manifest.get("smoothing")),
+        outliers.activations(manifest.get("outliers") or (), manifest.get("qfem")),
+        outliers.smooth_quant(manifest.get("smooth_quant")),
         qfep.qfep(manifest.get("qfep")),
         outliers.qfem(manifest.get("qfem")),
         outliers.llm_int8(manifest.get("llm_int8")),
-        weight_only.section_of(manifest.get("weight_only")),
+        weight_only.weight_only(manifest.get("weight_only")),
         outliers.residuals(manifest.get("residuals") or ()),
+        unknown.sections(manifest),
         _layers(manifest),
         _audit(manifest.get("audit")),
         _ranges(manifest.get("quantizers")),
@@ -62,7 +63,7 @@ def render(manifest: Row) -> str:
     return page(name, parts)
 
 
-def inspection(found: Row) -> str:
+def inspection(found: Record) -> str:
     """What `inspect` found (`Inspection.to_json()`) as the text of an HTML file."""
     name = str(found.get("file") or "model")
     chips = "".join(f"<span>{escape(str(found[key]))}</span>" for key in ("target", "producer") if found.get(key))
@@ -83,25 +84,27 @@ def _fact(key: str, value: Any) -> tuple[str, str]:
     return escape(words(key)), escape(spelled(key, value))
 
 
-def _records(key: str, rows: Sequence[Row]) -> str:
-    if not rows:
+def _records(key: str, records: Sequence[Record]) -> str:
+    if not records:
         return ""
-    columns = list(dict.fromkeys(itertools.chain.from_iterable(rows)))
-    cells = ([_value(column, row.get(column)) for column in columns] for row in rows)
+    columns = list(dict.fromkeys(itertools.chain.from_iterable(records)))
+    cells = ([_value(column, record.get(column)) for column in columns] for record in records)
     figures = [i for i, column in enumerate(columns) if column in ("macs", "share")]
-    body = table([words(column) for column in columns], cells, figures=figures, find=len(rows) > OPEN_ROWS)
-    return section(words(key).capitalize(), "", fold(f"{len(rows)} row{'s' * (len(rows) != 1)}", len(rows), body))
+    body = table([words(column) for column in columns], cells, figures=figures, find=len(records) > OPEN_ROWS)
+    return section(
+        words(key).capitalize(), "", fold(f"{len(records)} row{'s' * (len(records) != 1)}", len(records), body)
+    )
 
 
 def _value(column: str, value: Any) -> str:
     return code(value) if column in ("node", "nodes", "input", "output") else escape(spelled(column, value))
 
 
-def _title(manifest: Row) -> str:
+def _title(manifest: Record) -> str:
     return str((manifest.get("source") or {}).get("name") or "model")
 
 
-def _header(manifest: Row, name: str) -> str:
+def _header(manifest: Record, name: str) -> str:
     target, recipe = manifest["target"], manifest["recipe"]
     engine = ":".join(filter(None, (target["engine"], ",".join(target["sms"]))))
     rest = f"rest in {target['high_precision']}"
@@ -117,11 +120,11 @@ def _header(manifest: Row, name: str) -> str:
     return f"<header>{head}</header>{bars}"
 
 
-def _tiles(manifest: Row) -> str:
+def _tiles(manifest: Record) -> str:
     return f'<div class="tiles">{"".join(_tile(*tile) for tile in _figures(manifest))}</div>'
 
 
-def _figures(manifest: Row) -> Iterable[tuple[str, str, str, str]]:
+def _figures(manifest: Record) -> Iterable[tuple[str, str, str, str]]:
     """Tiles as (heading, figure, small print, class)."""
     found = manifest.get("verification") or {}
     if found.get("score"):
@@ -156,7 +159,7 @@ def _tile(heading: str, figure: str, small: str, kind: str) -> str:
     return f'<section class="tile {kind}">{content}</section>'
 
 
-def _accuracy(found: Row | None) -> str:
+def _accuracy(found: Record | None) -> str:
     if not found:
         return ""
     rows = (
@@ -178,7 +181,7 @@ def _accuracy(found: Row | None) -> str:
     return section("Accuracy", note, failures + table(columns, rows, figures=range(2, 7)))
 
 
-def _macs(macs: Row | None) -> str:
+def _macs(macs: Record | None) -> str:
     if not macs or not macs["total"]:
         return ""
     parts = sorted(macs["by_precision"].items(), key=lambda part: (part[0] not in QUANTIZED, -part[1]))
@@ -193,7 +196,7 @@ def _macs(macs: Row | None) -> str:
     return section("Where the work is done", note, f'<div class="bar">{bar}</div>')
 
 
-def _drift(found: Row | None) -> str:
+def _drift(found: Record | None) -> str:
     if not found or not found["layers"]:
         return ""
     first = next((layer for layer in found["layers"] if layer["drifts"]), None)
@@ -207,7 +210,7 @@ def _drift(found: Row | None) -> str:
     return section("Layer by layer", note, svg.drift(found["layers"], LIMIT_DB))
 
 
-def _safety(safety: Row | None) -> str:
+def _safety(safety: Record | None) -> str:
     steps = (safety or {}).get("curve") or ()
     if not safety or not steps:
         return ""
@@ -220,29 +223,29 @@ def _safety(safety: Row | None) -> str:
     return section("Safety net", note, svg.curve(steps, target) if len(steps) > 1 else "")
 
 
-def _layers(manifest: Row) -> str:
-    rows = manifest.get("plan") or ()
-    if not rows:
+def _layers(manifest: Record) -> str:
+    records = manifest.get("plan") or ()
+    if not records:
         return ""
-    total = max(sum(row["macs"] for row in rows), 1)
+    total = max(sum(record["macs"] for record in records), 1)
     known = {layer["node"]: layer["sqnr_db"] for layer in (manifest.get("verification") or {}).get("layers") or ()}
-    listed = [row for row in rows if row["macs"] or row["precision"] in QUANTIZED]
-    plain = [row for row in rows if not (row["macs"] or row["precision"] in QUANTIZED)]
+    listed = [record for record in records if record["macs"] or record["precision"] in QUANTIZED]
+    plain = [record for record in records if not (record["macs"] or record["precision"] in QUANTIZED)]
     columns = ("node", "op", "precision", "rule", "why", "MACs", "share", "SQNR here")
     cells = (
         (
-            code(row["node"]),
-            escape(str(row["op"])),
-            f'<em class="{escape(str(row["precision"]))}">{escape(str(row["precision"]))}</em>',
-            escape(str(row["rule"])),
-            escape(str(row["why"])),
-            count(row["macs"]),
-            percent(row["macs"] / total),
-            decibel(known.get(row["node"])),
+            code(record["node"]),
+            escape(str(record["op"])),
+            f'<em class="{escape(str(record["precision"]))}">{escape(str(record["precision"]))}</em>',
+            escape(str(record["rule"])),
+            escape(str(record["why"])),
+            count(record["macs"]),
+            percent(record["macs"] / total),
+            decibel(known.get(record["node"])),
         )
-        for row in listed
+        for record in listed
     )
-    quantized = sum(row["precision"] in QUANTIZED for row in rows)
+    quantized = sum(record["precision"] in QUANTIZED for record in records)
     body = fold(
         f"{len(listed)} nodes that multiply", len(listed), table(columns, cells, figures=range(5, 8), find=True)
     )
@@ -254,14 +257,14 @@ def _layers(manifest: Row) -> str:
             OPEN_ROWS + 1,
             table(("op", "precision", "rule", "nodes"), counted, figures=(3,)),
         )
-    return section("Layers", f"{quantized} of {len(rows)} nodes compute in a quantized type.", body)
+    return section("Layers", f"{quantized} of {len(records)} nodes compute in a quantized type.", body)
 
 
-def _group(row: Row) -> tuple[str, str, str]:
-    return str(row["op"]), str(row["precision"]), str(row["rule"])
+def _group(record: Record) -> tuple[str, str, str]:
+    return str(record["op"]), str(record["precision"]), str(record["rule"])
 
 
-def _audit(audit: Row | None) -> str:
+def _audit(audit: Record | None) -> str:
     if not audit:
         return ""
     compiled = ", ".join(f"{nodes} {what}" for what, nodes in audit["compiled"].items()) or "nothing"
@@ -272,7 +275,7 @@ def _audit(audit: Row | None) -> str:
     return section("Engine audit", note, body)
 
 
-def _ranges(quantizers: Sequence[Row] | None) -> str:
+def _ranges(quantizers: Sequence[Record] | None) -> str:
     if not quantizers:
         return ""
     rows = (
@@ -292,7 +295,7 @@ def _ranges(quantizers: Sequence[Row] | None) -> str:
     return section("Calibration", note, fold(f"{len(quantizers)} tensors", len(quantizers), body))
 
 
-def _clip(one: Row) -> str:
+def _clip(one: Record) -> str:
     seen, amax = number(one["observed"]), number(one["amax"])
     if not seen or amax is None:
         return "–"
@@ -300,24 +303,26 @@ def _clip(one: Row) -> str:
     return f'<div class="meter" title="{percent(share)}"><i style="width:{min(100.0, 100 * share):.1f}%"></i></div>'
 
 
-def _passes(rows: Sequence[Row] | None) -> str:
-    if not rows:
+def _passes(records: Sequence[Record] | None) -> str:
+    if not records:
         return ""
     cells = (
         (
-            code(row["pass"]),
-            str(row["changed"]),
-            str(row["skipped"]),
-            _error(row["relative_error"]),
-            seconds(row["seconds"]),
+            code(record["pass"]),
+            str(record["changed"]),
+            str(record["skipped"]),
+            _error(record["relative_error"]),
+            seconds(record["seconds"]),
         )
-        for row in rows
+        for record in records
     )
     columns = ("pass", "changed", "left alone", "relative error", "time")
     note = (
         "In order. The relative error is the largest move of any output that a float pass caused, against its maximum."
     )
-    return section("Passes", note, fold(f"{len(rows)} passes", len(rows), table(columns, cells, figures=range(1, 5))))
+    return section(
+        "Passes", note, fold(f"{len(records)} passes", len(records), table(columns, cells, figures=range(1, 5)))
+    )
 
 
 def _error(value: Any) -> str:
@@ -325,7 +330,7 @@ def _error(value: Any) -> str:
     return "–" if figure is None else "0" if figure == 0 else f"{figure:.1e}"
 
 
-def _environment(manifest: Row) -> str:
+def _environment(manifest: Record) -> str:
     facts = {"qcompiler": manifest.get("qcompiler"), **(manifest.get("environment") or {})}
     source, engine = manifest.get("source") or {}, manifest.get("engine") or {}
     facts.update({"model": f"{source.get('name')} sha256 {source.get('sha256')}"} if source else {})

@@ -2,6 +2,8 @@
 
 It is the only thing that the reports are made from, and the recipe in it can be replayed. Keys stand in a fixed order.
 Paths are names of files, never folders of the machine, but for what the user wrote into the recipe or as --data.
+
+Schema 1 had other names for a key and some stages; `read` gives them those of schema 2.
 """
 
 from __future__ import annotations
@@ -9,13 +11,26 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from qcompiler.errors import UsageError
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.support.as_json import plain
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
+
+_KEYS: Final[Mapping[str, str]] = MappingProxyType({"smoothing": "smooth_quant"})  # from schema 1 to 2
+_STAGES: Final[Mapping[str, str]] = MappingProxyType(  # in `timings`, likewise
+    {
+        "clean up": "clean_up",
+        "pre-flight": "preflight",
+        "smooth": "smooth_quant",
+        "llm-int8": "llm_int8",
+        "weights": "weight_only",
+        "build": "build_engine",
+    }
+)
 
 
 def to_text(manifest: Mapping[str, Any]) -> str:
@@ -24,7 +39,7 @@ def to_text(manifest: Mapping[str, Any]) -> str:
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """Reads a manifest file.
+    """Reads a manifest file; one of an older schema is brought up to date in memory.
 
     Raises:
         UsageError: there is none, or it was written by a newer qcompiler.
@@ -39,7 +54,16 @@ def read(path: str | Path) -> dict[str, Any]:
         raise UsageError(f"{path} is not a manifest of qcompiler: it has no 'schema'")
     if data["schema"] > SCHEMA:
         raise UsageError(f"{path} was written by a newer qcompiler ({data.get('qcompiler')}): update to read it")
-    return data
+    return _upgraded(data)
+
+
+def _upgraded(data: dict[str, Any]) -> dict[str, Any]:
+    """The manifest under the names of this schema, in the order it has."""
+    if data["schema"] == SCHEMA:
+        return data
+    found = {_KEYS.get(key, key): value for key, value in data.items()}
+    timings = {_STAGES.get(stage, stage): seconds for stage, seconds in (data.get("timings") or {}).items()}
+    return {**found, "schema": SCHEMA, "timings": timings}
 
 
 def replay(path: str | Path) -> Recipe:

@@ -11,55 +11,55 @@ from qcompiler.report import plots
 from qcompiler.report.figures import channels, decibel, number, percent, short, spelled, split_off, tokens
 from qcompiler.report.page import code, fold, section, table
 
-Row = Mapping[str, Any]
+Record = Mapping[str, Any]
 LOUD = 10.0  # a ratio above which a few tokens or channels stand out
 
 
-def spikes(rows: Sequence[Row]) -> str:
+def spikes(records: Sequence[Record]) -> str:
     """The activations of an inspection: the worst in a table, all of them by depth."""
-    if not rows:
+    if not records:
         return ""
-    ordered = sorted(rows, key=lambda row: row["depth"])
+    ordered = sorted(records, key=lambda record: record["depth"])
     columns = ("activation", "INT8", "amax", "crest", "kurtosis", "max / median token", "channels", "tokens", "readers")
     cells = (
         (
-            code(row["tensor"]),
-            decibel(row["int8_db"]),
-            *(spelled(of, row[of]) for of in ("amax", "crest", "kurtosis", "ratio")),
-            escape(channels(row["top_channels"])),
-            escape(tokens(row["top_tokens"])),
-            _readers(row),
+            code(record["tensor"]),
+            decibel(record["int8_db"]),
+            *(spelled(of, record[of]) for of in ("amax", "crest", "kurtosis", "ratio")),
+            escape(channels(record["top_channels"])),
+            escape(tokens(record["top_tokens"])),
+            _readers(record),
         )
-        for row in rows
+        for record in records
     )
-    note = _spoken(rows) + " " + _LEGEND
+    note = _spoken(records) + " " + _LEGEND
     body = _ratios(ordered, None, ()) + fold(
-        f"{len(rows)} activations, those that INT8 holds worst first",
-        len(rows),
+        f"{len(records)} activations, those that INT8 holds worst first",
+        len(records),
         table(columns, cells, figures=range(1, 6), find=True),
     )
     return section("Activations", note, body)
 
 
-def tensors(rows: Sequence[Row], found: Row | None) -> str:
+def activations(records: Sequence[Record], found: Record | None) -> str:
     """Every activation's ratio by depth with QFeM's threshold, and the table behind it."""
-    if not rows:
+    if not records:
         return ""
     spared = {one["tensor"] for one in (found or {}).get("chosen") or ()}
     columns = ("activation", "max / median token", "amax", "kurtosis", "channels", "tokens", "readers")
     cells = (
         (
-            code(row["tensor"]),
-            *(spelled(of, row[of]) for of in ("ratio", "amax", "kurtosis")),
-            escape(channels(row["top_channels"])),
-            escape(tokens(row["top_tokens"])),
-            _readers(row),
+            code(record["tensor"]),
+            *(spelled(of, record[of]) for of in ("ratio", "amax", "kurtosis")),
+            escape(channels(record["top_channels"])),
+            escape(tokens(record["top_tokens"])),
+            _readers(record),
         )
-        for row in sorted(rows, key=lambda row: -(number(row["ratio"]) or 0.0))
+        for record in sorted(records, key=lambda record: -(number(record["ratio"]) or 0.0))
     )
-    body = _ratios(rows, number((found or {}).get("alpha")), spared)
-    body += fold(f"{len(rows)} activations", len(rows), table(columns, cells, figures=range(1, 4), find=True))
-    return section("Outliers", _spoken(rows) + " " + _LEGEND, body)
+    body = _ratios(records, number((found or {}).get("alpha")), spared)
+    body += fold(f"{len(records)} activations", len(records), table(columns, cells, figures=range(1, 4), find=True))
+    return section("Outliers", _spoken(records) + " " + _LEGEND, body)
 
 
 _LEGEND = (
@@ -68,8 +68,8 @@ _LEGEND = (
 )
 
 
-def _spoken(rows: Sequence[Row]) -> str:
-    worst = max(rows, key=lambda row: number(row["ratio"]) or 0.0)
+def _spoken(records: Sequence[Record]) -> str:
+    worst = max(records, key=lambda record: number(record["ratio"]) or 0.0)
     text = f"Single tokens stand out most in {worst['tensor']}: {spelled('ratio', worst['ratio'])} times the median"
     first = next(iter(worst["top_tokens"]), None)
     if first is None:
@@ -78,50 +78,53 @@ def _spoken(rows: Sequence[Row]) -> str:
     return f"{text}, the largest at position {first['position']}{known}, channel {first['channel']}."
 
 
-def _ratios(rows: Sequence[Row], alpha: float | None, spared: Any) -> str:
+def _ratios(records: Sequence[Record], alpha: float | None, spared: Any) -> str:
     series = plots.Series(
         "first",
         tuple(
             plots.Point(
-                number(row["ratio"]),
-                f"{row['tensor']}: ratio {short(row['ratio'])}, tokens {tokens(row['top_tokens'])}",
-                row["tensor"] in spared,
+                number(record["ratio"]),
+                f"{record['tensor']}: ratio {short(record['ratio'])}, tokens {tokens(record['top_tokens'])}",
+                record["tensor"] in spared,
             )
-            for row in rows
+            for record in records
         ),
     )
     return plots.by_depth([series], "max / median", "activations in graph order", alpha or LOUD)
 
 
-def residuals(rows: Sequence[Row]) -> str:
+def residuals(records: Sequence[Record]) -> str:
     """The ranges along the residual stream, and of what is added to it."""
-    if not rows:
+    if not records:
         return ""
     series = [
         plots.Series(
             kind,
-            tuple(plots.Point(number(row[key]), f"{row['add']}, {name}: {short(row[key])}", False) for row in rows),
+            tuple(
+                plots.Point(number(record[key]), f"{record['add']}, {name}: {short(record[key])}", False)
+                for record in records
+            ),
         )
         for kind, key, name in (("first", "stream_amax", "stream"), ("second", "branch_amax", "branch"))
     ]
     columns = ("Add", "kind", "branch / stream", "branch", "99.99 %", "stream", "99.99 %", "sum", "99.99 %")
     ranges = [f"{of}_{what}" for of in ("branch", "stream", "sum") for what in ("amax", "p99_99")]
     cells = (
-        (code(row["add"]), escape(str(row["kind"])), *(spelled(of, row[of]) for of in ("ratio", *ranges)))
-        for row in rows
+        (code(record["add"]), escape(str(record["kind"])), *(spelled(of, record[of]) for of in ("ratio", *ranges)))
+        for record in records
     )
-    worst = max(rows, key=lambda row: number(row["ratio"]) or 0.0)
+    worst = max(records, key=lambda record: number(record["ratio"]) or 0.0)
     note = (
         "Largest |x| of the stream and of what each branch adds to it. Where they lie far apart, one scale cannot hold "
         f"the sum: most at {worst['add']} ({worst['kind']}), {spelled('ratio', worst['ratio'])} times."
     )
     legend = '<p class="legend"><i class="first"></i>stream <i class="second"></i>branch</p>'
     body = legend + plots.by_depth(series, "largest |x|", "residual Adds in graph order", None)
-    body += fold(f"{len(rows)} residual Adds", len(rows), table(columns, cells, figures=range(2, 9)))
+    body += fold(f"{len(records)} residual Adds", len(records), table(columns, cells, figures=range(2, 9)))
     return section("Residual stream", note, body)
 
 
-def smoothing(found: Row | None) -> str:
+def smooth_quant(found: Record | None) -> str:
     """The alpha of each group of layers that share an activation."""
     groups = (found or {}).get("groups") or ()
     if not found or not groups:
@@ -152,11 +155,11 @@ def smoothing(found: Row | None) -> str:
     body = plots.alphas(points) + fold(
         f"{len(groups)} groups", len(groups), table(columns, cells, figures=(1, 3), find=True)
     )
-    text = f"SmoothQuant, a group being the layers that read one activation: {note or f'{len(groups)} groups'}."
-    return section("Smoothing", f"{text} Rings are groups that were left as they are.", body)
+    text = f"A group is the layers that read one activation: {note or f'{len(groups)} groups'}."
+    return section("SmoothQuant", f"{text} Rings are groups that were left as they are.", body)
 
 
-def qfem(found: Row | None) -> str:
+def qfem(found: Record | None) -> str:
     """The walk over the thresholds and the layers that stay in high precision."""
     if not found:
         return ""
@@ -181,7 +184,7 @@ def qfem(found: Row | None) -> str:
     return section("QFeM", note, plot + (listed if chosen else ""))
 
 
-def llm_int8(found: Row | None) -> str:
+def llm_int8(found: Record | None) -> str:
     """Which channels are multiplied apart, and what that costs."""
     if not found:
         return ""
@@ -219,18 +222,18 @@ def llm_int8(found: Row | None) -> str:
     )
 
 
-def _marked(curve: Sequence[Row], chosen: Sequence[Row]) -> int:
+def _marked(curve: Sequence[Record], chosen: Sequence[Record]) -> int:
     """Which step of the curve was taken: the one that keeps as many activations high."""
     return next((i for i, step in enumerate(curve) if step.get("layers") == len(chosen)), -1)
 
 
-def formats(rows: Sequence[Row]) -> str:
+def formats(records: Sequence[Record]) -> str:
     """The precision of every layer by depth, as a strip; neighbours that agree are one piece."""
-    layers = [row for row in rows if row["macs"]]
-    if len({row["precision"] for row in layers}) < 2:
+    layers = [record for record in records if record["macs"]]
+    if len({record["precision"] for record in layers}) < 2:
         return ""
-    pieces, counts = [], dict.fromkeys((str(row["precision"]) for row in layers), 0)
-    for precision, members in itertools.groupby(layers, key=lambda row: str(row["precision"])):
+    pieces, counts = [], dict.fromkeys((str(record["precision"]) for record in layers), 0)
+    for precision, members in itertools.groupby(layers, key=lambda record: str(record["precision"])):
         group = list(members)
         counts[precision] += len(group)
         name = group[0]["node"] if len(group) == 1 else f"{len(group)} layers from {group[0]['node']}"
@@ -238,8 +241,8 @@ def formats(rows: Sequence[Row]) -> str:
         pieces.append(
             f'<i class="{escape(precision)}" style="flex:{len(group)}" title="{escape(f"{precision}, {title}")}"></i>'
         )
-    total = sum(row["macs"] for row in layers)
-    shares = {name: sum(row["macs"] for row in layers if row["precision"] == name) / total for name in counts}
+    total = sum(record["macs"] for record in layers)
+    shares = {name: sum(record["macs"] for record in layers if record["precision"] == name) / total for name in counts}
     legend = " ".join(
         f'<i class="{escape(name)}"></i>{escape(name)} {counts[name]} ({percent(shares[name])} of MACs)'
         for name in counts
@@ -248,6 +251,6 @@ def formats(rows: Sequence[Row]) -> str:
     return section("Formats by layer", f"{len(layers)} layers that multiply, in graph order.", body)
 
 
-def _readers(row: Row) -> str:
-    names = [str(name) for name in row.get("readers") or ()]
+def _readers(record: Record) -> str:
+    names = [str(name) for name in record.get("readers") or ()]
     return "<br/>".join(code(name) for name in names[:3]) + ("" if len(names) <= 3 else f"<br/>… {len(names) - 3} more")

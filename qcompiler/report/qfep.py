@@ -10,11 +10,11 @@ from qcompiler.report import plots
 from qcompiler.report.figures import number, short, spelled
 from qcompiler.report.page import code, fold, section, table
 
-Row = Mapping[str, Any]
+Record = Mapping[str, Any]
 LOUD = 10.0
 
 
-def line(found: Row) -> str:
+def line(found: Record) -> str:
     """One line: the prefix, what it does, and whether the texts lose their first token."""
     if not found["ids"]:
         return f"none: {found['why']}"
@@ -29,7 +29,7 @@ def line(found: Row) -> str:
     return text
 
 
-def qfep(found: Row | None) -> str:
+def qfep(found: Record | None) -> str:
     """Every activation's ratio in front of the prefix and behind it, and the prefixes that were tried."""
     if not found:
         return ""
@@ -39,7 +39,7 @@ def qfep(found: Row | None) -> str:
     return section("QFeP", escape(note), body + _trials(found))
 
 
-def _note(found: Row) -> str:
+def _note(found: Record) -> str:
     if not found["ids"]:
         return f"No prefix: {found['why']}."
     text = f"In front of every text: {_tokens(found['ids'])} ({found['rule']}; {found['why']})"
@@ -64,11 +64,11 @@ def _spell(ids: Sequence[int]) -> str:
     return ", ".join(map(str, ids))
 
 
-def _worst(layers: Sequence[Row]) -> Row | None:
+def _worst(layers: Sequence[Record]) -> Record | None:
     return max(layers, key=lambda row: number(row["before"]) or 0.0, default=None)
 
 
-def _plot(layers: Sequence[Row]) -> str:
+def _plot(layers: Sequence[Record]) -> str:
     series = [
         plots.Series(
             kind,
@@ -82,7 +82,7 @@ def _plot(layers: Sequence[Row]) -> str:
     return legend + plots.by_depth(series, "max / median", "activations in graph order", LOUD)
 
 
-def _table(layers: Sequence[Row]) -> str:
+def _table(layers: Sequence[Record]) -> str:
     ordered = sorted(layers, key=lambda row: -(number(row["before"]) or 0.0))
     cells = (
         (
@@ -97,7 +97,7 @@ def _table(layers: Sequence[Row]) -> str:
     return fold(f"{len(layers)} activations", len(layers), table(columns, cells, figures=(1, 2), find=True))
 
 
-def _trials(found: Row) -> str:
+def _trials(found: Record) -> str:
     trials = found.get("trials") or ()
     if not trials:
         return ""

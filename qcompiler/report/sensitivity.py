@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
-Row = Mapping[str, Any]
+Record = Mapping[str, Any]
 SHOWN = 15
 EXACT_DB = 200.0
 SHADED_DB = 20.0  # so far below the budget a cell is as dark as it gets
@@ -30,7 +30,7 @@ NOTE = (
 )
 
 
-def terminal(found: Row, *, everything: bool = False) -> Iterator[RenderableType]:
+def terminal(found: Record, *, everything: bool = False) -> Iterator[RenderableType]:
     """What was studied, each format, and the groups, worst first."""
     yield Text("\n".join(_intro(found)))
     formats = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -57,7 +57,7 @@ def terminal(found: Row, *, everything: bool = False) -> Iterator[RenderableType
     yield Text(NOTE.format(first=_names(found)[0]), style="dim")
 
 
-def html(found: Row) -> str:
+def html(found: Record) -> str:
     """The report as the text of an HTML file that needs nothing else. Everything from the model is escaped."""
     names, budget = _names(found), float(found["budget_db"])
     title = f"{found['file']}: sensitivity"
@@ -79,7 +79,7 @@ def html(found: Row) -> str:
     )
 
 
-def _intro(found: Row) -> Iterator[str]:
+def _intro(found: Record) -> Iterator[str]:
     yield f"{found['file']} for {found['target']}; {found['data']}"
     yield f"a group that leaves less than {decibel(found['budget_db'])} at the outputs alone needs a remedy"
     if found["stays_float"]:
@@ -87,27 +87,27 @@ def _intro(found: Row) -> Iterator[str]:
         yield f"not studied, float by rule: {rules}"
 
 
-def _names(found: Row) -> list[str]:
+def _names(found: Record) -> list[str]:
     return [row["format"] for row in found["formats"]]
 
 
-def _format(row: Row) -> tuple[str, str, str]:
+def _format(row: Record) -> tuple[str, str, str]:
     engine = "can be built" if row["buildable"] else f"not buildable: {row['why_not']}"
     return str(row["format"]), decibel(row["predicted_db"]), engine
 
 
-def _beginning(groups: Sequence[Row]) -> str:
+def _beginning(groups: Sequence[Record]) -> str:
     """The folders that all names of layers have in common; nothing where there is a single one."""
     parts = [str(group["layers"][0]).split("/")[:-1] for group in groups]
     same = itertools.takewhile(lambda level: len(set(level)) == 1, zip(*parts, strict=False))
     return "".join(f"{level[0]}/" for level in same) if len(parts) > 1 else ""
 
 
-def _columns(found: Row) -> tuple[str, ...]:
+def _columns(found: Record) -> tuple[str, ...]:
     return ("layers", "MACs", *_names(found), "W / A only", "tokens", "channels", "rest", "helps")
 
 
-def _cells(group: Row, names: Sequence[str], before: str = "") -> list[str]:
+def _cells(group: Record, names: Sequence[str], before: str = "") -> list[str]:
     effects, layers = group["effects"], group["layers"]
     first = effects[names[0]]
     more = f" +{len(layers) - 1}" if len(layers) > 1 else ""
@@ -124,7 +124,7 @@ def _cells(group: Row, names: Sequence[str], before: str = "") -> list[str]:
     ]
 
 
-def _shaded(group: Row, names: Sequence[str], budget: float) -> Iterator[str]:
+def _shaded(group: Record, names: Sequence[str], budget: float) -> Iterator[str]:
     """Cells of HTML; the outputs' figures are the darker, the further they are below the budget."""
     for i, cell in enumerate(_cells(group, names)):
         text = escape(cell)

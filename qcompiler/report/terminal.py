@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
-Row = Mapping[str, Any]
+Record = Mapping[str, Any]
 SHOWN = 8
 ROWS = {"layers": 15, "spikes": 15, "peaks": 10, "residuals": 10}  # of an inspection, if not everything is asked for
 TITLES = {
@@ -48,7 +48,7 @@ HIDDEN = {"spikes": ("depth", "p99_99", "top_channels", "top_tokens")}  # column
 QUANTIZED = ("int8", "fp8", "int4")
 
 
-def summary(manifest: Row) -> Iterator[RenderableType]:
+def summary(manifest: Record) -> Iterator[RenderableType]:
     """What was made, how good it is, what is in INT8 and what the engine confirms; then what stayed float and why."""
     yield _facts(_summary_rows(manifest))
     if manifest.get("random_data"):
@@ -71,7 +71,7 @@ def artefacts(result: Any) -> Iterator[RenderableType]:
             yield Text(f"→ {path}", style="cyan", overflow="fold")
 
 
-def export(found: Row, folder: Path) -> Iterator[RenderableType]:
+def export(found: Record, folder: Path) -> Iterator[RenderableType]:
     """What was exported, its interface, and how far it is from torch in each step."""
     yield _facts(
         [
@@ -85,7 +85,7 @@ def export(found: Row, folder: Path) -> Iterator[RenderableType]:
             yield _table(f"{way.capitalize()} of {file}", ("name", "shape"), _in_brief(tensors))
 
 
-def _in_brief(tensors: Row) -> Iterator[tuple[str, str]]:
+def _in_brief(tensors: Record) -> Iterator[tuple[str, str]]:
     """One row for all layers of a cache."""
     for name, shape in tensors.items():
         layer = re.fullmatch(r"(.*)\.(\d+)\.(.*)", name)
@@ -95,18 +95,18 @@ def _in_brief(tensors: Row) -> Iterator[tuple[str, str]]:
             yield f"{layer[1]}.N.{layer[3]}", " × ".join(map(str, shape))
 
 
-def plan(manifest: Row) -> RenderableType:
+def plan_table(manifest: Record) -> RenderableType:
     """Every node's precision with the rule that decided."""
-    rows = manifest.get("plan") or ()
-    total = max(sum(row["macs"] for row in rows), 1)
+    records = manifest.get("plan") or ()
+    total = max(sum(record["macs"] for record in records), 1)
     return _table(
         "Plan",
         ("node", "op", "precision", "rule", "MACs", "why"),
-        ((r["node"], r["op"], r["precision"], r["rule"], percent(r["macs"] / total), r["why"]) for r in rows),
+        ((r["node"], r["op"], r["precision"], r["rule"], percent(r["macs"] / total), r["why"]) for r in records),
     )
 
 
-def verification(found: Row) -> Iterator[RenderableType]:
+def verification(found: Record) -> Iterator[RenderableType]:
     """Each output, the metric, and the layer where the models part."""
     columns = ("output", "SQNR", "cosine", "max error", "top-1", "equal")
     rows = (
@@ -136,19 +136,19 @@ def verification(found: Row) -> Iterator[RenderableType]:
         yield Text("Random data: these figures say nothing about accuracy.", style="bold red")
 
 
-def passes(rows: Sequence[Row]) -> Iterator[RenderableType]:
+def passes(records: Sequence[Record]) -> Iterator[RenderableType]:
     """Passes with what they do; with one only, its options too."""
-    yield _table(None, ("pass", "what it does"), ((row["name"], row["help"]) for row in rows))
-    if len(rows) != 1:
+    yield _table(None, ("pass", "what it does"), ((record["name"], record["help"]) for record in records))
+    if len(records) != 1:
         return
-    facts = [(name, ", ".join(rows[0][name]) or "–") for name in ("requires", "provides", "breaks")]
-    yield _facts([*facts, ("exact to", short(rows[0]["exact_to"]))])
-    if rows[0]["options"]:
-        options = ((o["name"], o["type"], o["default"] or "–") for o in rows[0]["options"])
+    facts = [(name, ", ".join(records[0][name]) or "–") for name in ("requires", "provides", "breaks")]
+    yield _facts([*facts, ("exact to", short(records[0]["exact_to"]))])
+    if records[0]["options"]:
+        options = ((o["name"], o["type"], o["default"] or "–") for o in records[0]["options"])
         yield _table(None, ("option", "type", "default"), options)
 
 
-def inspection(found: Row, *, everything: bool = False) -> Iterator[RenderableType]:
+def inspection(found: Record, *, everything: bool = False) -> Iterator[RenderableType]:
     """Single figures as a list, lists of records as tables, which are cut unless `everything` is asked for."""
     yield _facts(
         [(words(key), spelled(key, value)) for key, value in found.items() if not is_table(value) and value != []]
@@ -157,27 +157,32 @@ def inspection(found: Row, *, everything: bool = False) -> Iterator[RenderableTy
         shown = value if everything else value[: ROWS.get(key, 40)]
         columns = list(dict.fromkeys(itertools.chain.from_iterable(shown)))
         columns = [column for column in columns if column not in HIDDEN.get(key, ())]
-        cells = ([spelled(column, row.get(column)) for column in columns] for row in shown)
+        cells = ([spelled(column, record.get(column)) for column in columns] for record in shown)
         yield _table(TITLES.get(key, words(key).capitalize()), [words(column) for column in columns], cells)
         if len(shown) < len(value):
             yield Text(f"… and {len(value) - len(shown)} more: --all lists them", style="dim")
 
 
-def _tables(found: Row) -> Iterator[tuple[str, Sequence[Row]]]:
+def _tables(found: Record) -> Iterator[tuple[str, Sequence[Record]]]:
     """The tables of an inspection, the strongest rows first; tensors get a second one, of places."""
     for key, value in found.items():
         if not is_table(value):
             continue
         if key == "residuals":
-            yield key, sorted(value, key=lambda row: -(number(row["ratio"]) or 0.0))
+            yield key, sorted(value, key=lambda record: -(number(record["ratio"]) or 0.0))
             continue
         yield key, value
         if key == "spikes":
-            peaks = sorted(value, key=lambda row: -max(number(row.get(of)) or 0.0 for of in ("ratio", "over_channels")))
-            yield "peaks", [{name: row.get(name) for name in ("tensor", "top_channels", "top_tokens")} for row in peaks]
+            peaks = sorted(
+                value, key=lambda record: -max(number(record.get(of)) or 0.0 for of in ("ratio", "over_channels"))
+            )
+            yield (
+                "peaks",
+                [{name: record.get(name) for name in ("tensor", "top_channels", "top_tokens")} for record in peaks],
+            )
 
 
-def _summary_rows(manifest: Row) -> Iterator[tuple[str, str]]:
+def _summary_rows(manifest: Record) -> Iterator[tuple[str, str]]:
     recipe, found = manifest["recipe"], manifest.get("verification") or {}
     target = manifest["target"]
     source = manifest.get("source") or {}
@@ -196,11 +201,11 @@ def _summary_rows(manifest: Row) -> Iterator[tuple[str, str]]:
         shares = [(what, macs / total) for what, macs in _largest(manifest["macs"]["by_precision"])]
         yield "multiply-accumulates", ", ".join(f"{percent(s)} {what}" for what, s in shares if s >= 0.0005)
     if manifest.get("qfep"):
-        yield "prefix", qfep.line(manifest["qfep"])
+        yield "QFeP", qfep.line(manifest["qfep"])
     if manifest.get("llm_int8"):
         yield "LLM.int8()", split_off(manifest["llm_int8"])
     if manifest.get("weight_only"):
-        yield "weights", weight_only.line(manifest["weight_only"])
+        yield "weight-only", weight_only.line(manifest["weight_only"])
     if manifest.get("audit"):
         yield "engine's own listing", audited(manifest["audit"])
     yield "size", _sizes(manifest)
@@ -216,11 +221,11 @@ def _summary_rows(manifest: Row) -> Iterator[tuple[str, str]]:
         yield "peak memory", f"{manifest['peak_memory_mb']:.0f} MiB"
 
 
-def _score(found: Row) -> str:
+def _score(found: Record) -> str:
     return f"{score(found)} ({moved(found)}) {found['name']}"
 
 
-def _sizes(manifest: Row) -> str:
+def _sizes(manifest: Record) -> str:
     parts = [f"float {size((manifest.get('source') or {}).get('bytes'))}"]
     qdq = (manifest.get("files") or {}).get("qdq")
     if qdq:
@@ -230,21 +235,23 @@ def _sizes(manifest: Row) -> str:
     return ", ".join(parts)
 
 
-def _kept_float(manifest: Row) -> Iterator[RenderableType]:
-    rows = [
-        row for row in manifest.get("plan") or () if row["macs"] and row["precision"] not in ("int8", "fp8", "int4")
+def _kept_float(manifest: Record) -> Iterator[RenderableType]:
+    records = [
+        record
+        for record in manifest.get("plan") or ()
+        if record["macs"] and record["precision"] not in ("int8", "fp8", "int4")
     ]
-    if not rows:
+    if not records:
         return
-    total = max(sum(row["macs"] for row in manifest["plan"]), 1)
-    rows.sort(key=lambda row: -row["macs"])
+    total = max(sum(record["macs"] for record in manifest["plan"]), 1)
+    records.sort(key=lambda record: -record["macs"])
     columns = ("not quantized", "op", "in", "MACs", "why")
-    cells = ((r["node"], r["op"], r["precision"], percent(r["macs"] / total), r["why"]) for r in rows[:SHOWN])
+    cells = ((r["node"], r["op"], r["precision"], percent(r["macs"] / total), r["why"]) for r in records[:SHOWN])
     yield _table(None, columns, cells)
-    if len(rows) > SHOWN:
-        left = sum(row["macs"] for row in rows[SHOWN:])
+    if len(records) > SHOWN:
+        left = sum(record["macs"] for record in records[SHOWN:])
         yield Text(
-            f"… and {len(rows) - SHOWN} more with {percent(left / total)} of the MACs: see the report", style="dim"
+            f"… and {len(records) - SHOWN} more with {percent(left / total)} of the MACs: see the report", style="dim"
         )
 
 

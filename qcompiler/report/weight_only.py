@@ -9,10 +9,10 @@ from typing import Any
 from qcompiler.report.figures import decibel, number, size
 from qcompiler.report.page import code, fold, section, table
 
-Row = Mapping[str, Any]
+Record = Mapping[str, Any]
 
 
-def line(found: Row) -> str:
+def line(found: Record) -> str:
     """One line: what is stored, in which form, by which method, how many bytes that takes, and what errs most."""
     if not found["layers"]:
         return "none"
@@ -24,7 +24,7 @@ def line(found: Row) -> str:
     return f"{text}; {worst['node']} errs most, {decibel(_known(worst))}"
 
 
-def section_of(found: Row | None) -> str:
+def weight_only(found: Record | None) -> str:
     """Every stored weight, with its form and its error."""
     if not found or not found["layers"]:
         return ""
@@ -57,16 +57,16 @@ def section_of(found: Row | None) -> str:
     )
     count = len(found["layers"])
     body = fold(f"{count} layers", count, table(columns, cells, figures=(1, 2, 5, 6, 7, 8), find=True))
-    return section("Weights in few bits", escape(f"{line(found)[:1].upper()}{line(found)[1:]}.{_scaled(found)}"), body)
+    return section("Weight-only", escape(f"{line(found)[:1].upper()}{line(found)[1:]}.{_scaled(found)}"), body)
 
 
-def _scaled(found: Row) -> str:
+def _scaled(found: Record) -> str:
     if not found["scaled"]:
         return ""
     most = max(value for value in found["scaled"].values())
     return f" AWQ scaled {len(found['scaled'])} activations, which gained up to {most:.1f} dB over rounding to nearest."
 
 
-def _known(one: Row) -> float:
+def _known(one: Record) -> float:
     values = (number(one["output_db"]), number(one["weight_db"]))
     return next((value for value in values if value is not None), 200.0)

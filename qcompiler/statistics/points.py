@@ -13,7 +13,7 @@ class Points:
     """Names of tensors of the main graph, inputs among them, each once; `a | b` wants what either of them wants.
 
     Attributes:
-        histograms: of |x| (`statistics.Histogram`).
+        histograms: of |x| (`histogram.Histogram`).
         outliers: channels and tokens that stand out, with the axis of the channels; these tensors get a histogram too.
         rows: recorded rows, with the axis of the channels.
         hessians: sums of x·xᵀ, with the last dimension.

@@ -46,7 +46,7 @@ class Rows:
     folds: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
-def rows(model: Model, tensors: Mapping[str, int], feeds: Many) -> dict[str, Rows]:
+def record_rows(model: Model, tensors: Mapping[str, int], feeds: Many) -> dict[str, Rows]:
     """Runs the feeds and records rows of `tensors`, by name with the axis of their channels.
 
     Raises:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 
-class Stage(Protocol):
+class ShownStage(Protocol):
     """A stage that is running."""
 
     def advance(self, steps: float = 1) -> None:
@@ -32,7 +32,7 @@ class Stage(Protocol):
 class Progress(Protocol):
     """Where stages are announced."""
 
-    def stage(self, name: str, total: float | None = None) -> AbstractContextManager[Stage]:
+    def stage(self, name: str, total: float | None = None) -> AbstractContextManager[ShownStage]:
         """Begins a stage that ends with the `with` block; `total` None if its length is not known."""
 
     def warn(self, text: str) -> None:
@@ -51,7 +51,7 @@ class Silent:
     """Says nothing."""
 
     @contextmanager
-    def stage(self, name: str, total: float | None = None) -> Iterator[Stage]:
+    def stage(self, name: str, total: float | None = None) -> Iterator[ShownStage]:
         """See `Progress`."""
         yield _Nothing()
 
@@ -69,7 +69,7 @@ class Lines:
         self._stream = stream
 
     @contextmanager
-    def stage(self, name: str, total: float | None = None) -> Iterator[Stage]:
+    def stage(self, name: str, total: float | None = None) -> Iterator[ShownStage]:
         """See `Progress`."""
         started = time.perf_counter()
         yield _Nothing()
@@ -91,7 +91,7 @@ class Terminal:
         self._console = console
 
     @contextmanager
-    def stage(self, name: str, total: float | None = None) -> Iterator[Stage]:
+    def stage(self, name: str, total: float | None = None) -> Iterator[ShownStage]:
         """See `Progress`."""
         from rich.markup import escape
         from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn

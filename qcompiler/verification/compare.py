@@ -25,8 +25,7 @@ from qcompiler.numerics.sqnr import cosine, sqnr_db
 from qcompiler.support.as_json import plain
 from qcompiler.support.suggest import did_you_mean
 from qcompiler.verification import emulation
-from qcompiler.verification.drift import Layer
-from qcompiler.verification.drift import drift as compare_layers
+from qcompiler.verification.drift import TappedLayer, compare_layers
 from qcompiler.verification.metric import QUICK_SAMPLES, Score, loaded, runner_of, scoring_of
 
 if TYPE_CHECKING:
@@ -90,7 +89,7 @@ class Verification:
 
     samples: int
     outputs: tuple[Output, ...]
-    layers: tuple[Layer, ...] = ()
+    layers: tuple[TappedLayer, ...] = ()
     score: Score | None = None
     data: str = ""
     random: bool = False
@@ -108,7 +107,7 @@ class Verification:
         return None if self.worst is None else self.worst.sqnr_db
 
     @property
-    def first_drift(self) -> Layer | None:
+    def first_drift(self) -> TappedLayer | None:
         """The first inner tensor, in graph order, that drifts."""
         return next((layer for layer in self.layers if layer.drifts), None)
 
@@ -192,7 +191,7 @@ def verify(
         raise DataError("there is no sample to compare the models on: the data is empty. Check what --data yields.")
     score = scoring and scoring(run_float, run_quantized, advance, float_score)
     del run_float, run_quantized  # their sessions hold memory that the search for the drift needs
-    layers: tuple[Layer, ...] = ()
+    layers: tuple[TappedLayer, ...] = ()
     if drift and isinstance(candidate, models.Model):
         few = list(itertools.islice(source, min(DRIFT_SAMPLES, count)))
         layers = compare_layers(inner or reference, candidate, few)

@@ -41,7 +41,7 @@ _BUDGET = 64 << 20  # bytes of tapped tensors that a run of one graph may hold
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
+class TappedLayer:
     """One tapped tensor.
 
     Attributes:
@@ -60,9 +60,9 @@ class Layer:
     drifts: bool
 
 
-def drift(
+def compare_layers(
     float_model: models.Model, quantized: models.Model, feeds: Sequence[Mapping[str, NDArray[Any]]], *, most: int = 96
-) -> tuple[Layer, ...]:
+) -> tuple[TappedLayer, ...]:
     """Compares inner tensors on a few feeds; `most` limits how many, evenly spaced over the graph.
 
     Memory: the tensors are tapped in groups, so that one run holds about 64 MiB of them for each graph.
@@ -160,7 +160,7 @@ def energies(reference: NDArray[Any], got: NDArray[Any]) -> NDArray[np.float64]:
     return total
 
 
-def _layers(graph: gs.Graph, found: Mapping[str, float]) -> Iterable[Layer]:
+def _layers(graph: gs.Graph, found: Mapping[str, float]) -> Iterable[TappedLayer]:
     worst: dict[str, float] = {}  # tensor -> worst SQNR of the nearest taps it depends on
     for node in graph.nodes:
         inside = (t for inner in graphs.subgraphs(node) for t in _reads(inner))
@@ -170,7 +170,7 @@ def _layers(graph: gs.Graph, found: Mapping[str, float]) -> Iterable[Layer]:
         if node.outputs and node.outputs[0].name in found:
             value = found[node.outputs[0].name]
             drifts = value < LIMIT_DB or value < min(before, FRESH_DB) - DROP_DB
-            yield Layer(node.outputs[0].name, node.name, node.op, value, before, drifts)
+            yield TappedLayer(node.outputs[0].name, node.name, node.op, value, before, drifts)
 
 
 def _reads(graph: gs.Graph) -> Iterable[gs.Tensor]:

@@ -48,7 +48,7 @@ class Scales:
     ratio: float | None
 
 
-def search(
+def find_scales(
     rows: Rows,
     weights: Sequence[NDArray[Any]],
     *,

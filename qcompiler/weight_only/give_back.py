@@ -69,9 +69,9 @@ def _advice(stored: Stored) -> str:
     worst = min(stored.weights.values(), key=lambda one: one.known_db, default=None)
     options, tips = stored.options, []
     if options.precision == "int4-weight" and options.table.block_size > SMALLEST_BLOCK:
-        tips.append(f"--block-size {SMALLEST_BLOCK}")
+        tips.append(f"--weight-only-block-size {SMALLEST_BLOCK}")
     if "gptq" not in stored.method:
-        tips.append("--weight-method gptq with --data")
+        tips.append("--weight-only-method gptq with --data")
     if options.precision == "int4-weight":
         tips.append("--precision int8-weight")
     if worst is not None:

@@ -21,8 +21,8 @@ from qcompiler.target import DType, Target
 from qcompiler.weight_only import storable
 from qcompiler.weight_only.rounding import Rounding, watched
 from qcompiler.weight_only.scaling import Scaling, scale
-from qcompiler.weight_only.storable import Layer, WeightOnlyOptions
-from qcompiler.weight_only.stored import Stored, Weight
+from qcompiler.weight_only.storable import StorableLayer, WeightOnlyOptions
+from qcompiler.weight_only.stored import Stored, StoredWeight
 
 if TYPE_CHECKING:
     from qcompiler.data.source import Source
@@ -63,13 +63,13 @@ def refuse_early(precision: str, wanted: WeightOnlyTable, target: Target, *, att
     if not data and ("awq" in wanted.method or "gptq" in wanted.method):
         raise UsageError(
             f"weight method '{wanted.method}' looks at activations: give --data with real samples, or choose "
-            "--weight-method mse or rtn, which need none"
+            "--weight-only-method mse or rtn, which need none"
         )
     if not data and target.high_precision is DType.FP16:
         raise UsageError(
             f"precision '{precision}' leaves activations in FP16, which only their ranges can show to fit: give "
             "--data with real samples, or choose --high-precision fp32 or bf16, which need none (weights alone "
-            "are rounded without data by --weight-method mse or rtn)"
+            "are rounded without data by --weight-only-method mse or rtn)"
         )
     old = [sm for sm in target.sms if precision == "int4-weight" and int(sm[2:]) < FIRST_INT4_SM]
     if old:
@@ -102,7 +102,7 @@ class Work:
 
     options: WeightOnlyOptions
     method: str
-    layers: tuple[Layer, ...]
+    layers: tuple[StorableLayer, ...]
     refused: tuple[Refusal, ...]
     steps: int
 
@@ -132,7 +132,7 @@ def work_of(normal: models.Model, options: WeightOnlyOptions, *, feeds: int | No
         options: what is asked for.
         feeds: how many the data has; None without data.
     """
-    layers, refused = storable.find(normal.graph, options)
+    layers, refused = storable.find_storable(normal.graph, options)
     method = chosen_method(options.precision, options.table, data=feeds is not None)
     runs = feeds * len(hessian.batches(watched(layers, method))) if feeds is not None else 0
     return Work(options, method, tuple(layers), tuple(refused), len(layers) + runs)
@@ -158,14 +158,14 @@ def round_weights(
         EquivalenceError: the model with AWQ's scaling does not compute what the model computes.
     """
     options = work.options
-    rows = recorded.rows(normal, {one.activation: -1 for one in work.layers}, observed.kept)
+    rows = recorded.record_rows(normal, {one.activation: -1 for one in work.layers}, observed.kept)
     scaling = Scaling(normal)
     if "awq" in work.method:
         scaling = scale(normal, work.layers, rows, observed.kept, method=work.method, half=options.half)
     rounding = Rounding(
         normal,
         scaling.model,
-        storable.find(scaling.model.graph, options)[0],
+        storable.find_storable(scaling.model.graph, options)[0],
         {one.node: one.activation for one in work.layers},
         rows,
         scaling.scales,
@@ -174,7 +174,7 @@ def round_weights(
         damp=options.table.damp,
         act_order=options.table.act_order,
     )
-    found: dict[str, Weight] = {}
+    found: dict[str, StoredWeight] = {}
     for weight in rounding.round(samples, advance):
         found[weight.layer.node] = weight
         advance(1)

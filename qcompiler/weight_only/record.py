@@ -10,8 +10,8 @@ from typing import Any
 from qcompiler.plan import Decision, Plan
 from qcompiler.planning.placement import candidates
 from qcompiler.target import DType, Target
-from qcompiler.weight_only.storable import Layer
-from qcompiler.weight_only.stored import Stored, Weight
+from qcompiler.weight_only.storable import StorableLayer
+from qcompiler.weight_only.stored import Stored, StoredWeight
 
 
 def into(plan: Plan, stored: Stored | None, target: Target, order: Sequence[str]) -> Plan:
@@ -43,7 +43,7 @@ def into(plan: Plan, stored: Stored | None, target: Target, order: Sequence[str]
     return plan.deciding(*decisions.values()).ordered(order)
 
 
-def _why(one: Weight, high: DType) -> str:
+def _why(one: StoredWeight, high: DType) -> str:
     layer = one.layer
     form = f"{layer.format.upper()} in blocks of {layer.size}" if layer.size else f"{layer.format.upper()} per output"
     special = f" ({layer.why})" if layer.why else ""
@@ -78,11 +78,11 @@ def record_of(stored: Stored | None) -> dict[str, Any] | None:
     }
 
 
-def _form(layer: Layer) -> str:
+def _form(layer: StorableLayer) -> str:
     return f"{layer.format} in blocks of {layer.size}" if layer.size else f"{layer.format} per output"
 
 
-def _layer(one: Weight) -> dict[str, Any]:
+def _layer(one: StoredWeight) -> dict[str, Any]:
     return {
         "node": one.layer.node,
         "depth": one.layer.depth,

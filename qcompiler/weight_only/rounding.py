@@ -27,8 +27,8 @@ from qcompiler.numerics.sqnr import decibel, sqnr_of
 from qcompiler.statistics import hessian
 from qcompiler.statistics.rows import Rows
 from qcompiler.weight_only import awq, gptq, storable
-from qcompiler.weight_only.storable import Layer
-from qcompiler.weight_only.stored import Weight
+from qcompiler.weight_only.storable import StorableLayer
+from qcompiler.weight_only.stored import StoredWeight
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -38,14 +38,14 @@ if TYPE_CHECKING:
 MOST_WORK = 2e11  # multiply-accumulates that a figure of one layer may take
 
 
-def methods(layers: Iterable[Layer], method: str) -> dict[str, str]:
+def methods(layers: Iterable[StorableLayer], method: str) -> dict[str, str]:
     """The method of each layer: beside INT4 blocks, INT8 errs so little that its own grid is all it needs."""
     known = list(layers)
     mixed = any(one.format == "int4" for one in known)
     return {one.node: "mse" if mixed and one.format == "int8" else method for one in known}
 
 
-def watched(layers: Iterable[Layer], method: str) -> dict[str, int]:
+def watched(layers: Iterable[StorableLayer], method: str) -> dict[str, int]:
     """The activations that GPTQ needs a Hessian of, with their channels."""
     known = list(layers)
     chosen = methods(known, method)
@@ -71,7 +71,7 @@ class Rounding:
 
     normal: models.Model
     scaled: models.Model
-    layers: Sequence[Layer]
+    layers: Sequence[StorableLayer]
     before: Mapping[str, str]
     rows: Mapping[str, Rows]
     scales: Mapping[str, NDArray[np.float32]]
@@ -92,7 +92,9 @@ class Rounding:
     def _methods(self) -> dict[str, str]:
         return methods(self.layers, self.method)
 
-    def round(self, samples: Iterable[Feeds] | None, advance: Callable[[int], None] | None = None) -> Iterator[Weight]:
+    def round(
+        self, samples: Iterable[Feeds] | None, advance: Callable[[int], None] | None = None
+    ) -> Iterator[StoredWeight]:
         """All layers, in an order that needs few Hessians at a time.
 
         Args:
@@ -109,7 +111,7 @@ class Rounding:
         for members in groups.values():
             yield from self._group(members, None)
 
-    def _group(self, members: Sequence[Layer], found: hessian.Hessian | None) -> Iterator[Weight]:
+    def _group(self, members: Sequence[StorableLayer], found: hessian.Hessian | None) -> Iterator[StoredWeight]:
         before = self.before[members[0].node]
         rows, scales = self.rows.get(before), self.scales.get(before)
         factors: dict[int | None, gptq.Factor] = {}
@@ -123,29 +125,29 @@ class Rounding:
 
     def _one(
         self,
-        layer: Layer,
+        layer: StorableLayer,
         found: gptq.Factor | None,
         rows: Rows | None,
         seen: hessian.Hessian | None,
         scales: NDArray[np.float32] | None,
-    ) -> Weight:
+    ) -> StoredWeight:
         weight, method = storable.matrix(self._nodes[layer.node]), self._methods[layer.node]
         stored = self._rounded(layer, weight, found, rows)
         difference = blocks.dequantize(stored) - weight
         alone = sqnr_of(weight, difference)
         if seen is None or layer.depth**2 * layer.width > MOST_WORK:
-            return Weight(layer, stored, method, alone, None, None)
+            return StoredWeight(layer, stored, method, alone, None, None)
         output = decibel(hessian.error(weight, seen, difference), 0.0)
         if method == "rtn":
-            return Weight(layer, stored, method, alone, output, 0.0)
+            return StoredWeight(layer, stored, method, alone, output, 0.0)
         own = storable.matrix(self._floats[layer.node])
         nearest = blocks.round_to_nearest(own, layer.size, layer.format, half=self.half)
         undone = seen if scales is None else seen * np.outer(scales, scales)
         plain = decibel(hessian.error(own, undone, blocks.dequantize(nearest) - own), 0.0)
-        return Weight(layer, stored, method, alone, output, output - plain)
+        return StoredWeight(layer, stored, method, alone, output, output - plain)
 
     def _rounded(
-        self, layer: Layer, weight: NDArray[np.float32], found: gptq.Factor | None, rows: Rows | None
+        self, layer: StorableLayer, weight: NDArray[np.float32], found: gptq.Factor | None, rows: Rows | None
     ) -> Blocks:
         size, format, method = layer.size, layer.format, self._methods[layer.node]
         if method.endswith("gptq") and found is not None:

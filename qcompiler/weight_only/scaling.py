@@ -20,7 +20,7 @@ from qcompiler.passes.channels.smooth_quant import SmoothQuant
 from qcompiler.statistics.rows import Rows
 from qcompiler.verification.equivalence import applied
 from qcompiler.weight_only import awq, storable
-from qcompiler.weight_only.storable import Layer
+from qcompiler.weight_only.storable import StorableLayer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -53,7 +53,7 @@ class Scaling:
 
 def scale(
     normal: models.Model,
-    layers: Sequence[Layer],
+    layers: Sequence[StorableLayer],
     rows: Mapping[str, Rows],
     feeds: Sequence[Feeds],
     *,
@@ -79,11 +79,11 @@ def scale(
     tensors, nodes = normal.graph.tensors(), {node.name: node for node in normal.graph.nodes}
     for name, members in storable.by_activation(layers).items():
         few = [one for one in members if one.format == "int4"] or members  # INT8 siblings err next to nothing
-        fold = absorb.plan(normal.graph, tensors[name], -1, split=True)
+        fold = absorb.find_moves(normal.graph, tensors[name], -1, split=True)
         if fold.why:
             left[name] = f"no producer can absorb it: {fold.why}"
             continue
-        chosen = awq.search(
+        chosen = awq.find_scales(
             rows[name],
             [storable.matrix(nodes[one.node]) for one in few],
             size=few[0].size,

@@ -25,8 +25,7 @@ from qcompiler.ir import linear
 from qcompiler.ir.operators import PRODUCTS
 from qcompiler.numerics.blocks import SIZES, Format, fitting
 from qcompiler.plan import Candidate, Refusal
-from qcompiler.planning.placement import candidates as placing
-from qcompiler.planning.placement.candidates import SMALLEST_GEMM
+from qcompiler.planning.placement.candidates import SMALLEST_GEMM, find_candidates
 from qcompiler.recipe.tables import WeightOnlyTable
 from qcompiler.target import DType, Target
 
@@ -62,7 +61,7 @@ class WeightOnlyOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
+class StorableLayer:
     """A product whose weight is stored in few bits.
 
     Attributes:
@@ -93,30 +92,30 @@ class Layer:
         return DType.INT4_WEIGHT if self.format == "int4" else DType.INT8_WEIGHT
 
 
-def find(graph: gs.Graph, options: WeightOnlyOptions) -> tuple[list[Layer], list[Refusal]]:
+def find_storable(graph: gs.Graph, options: WeightOnlyOptions) -> tuple[list[StorableLayer], list[Refusal]]:
     """The layers in graph order, and all other linear or recurrent nodes with the reason why they stay as they are.
 
     Args:
         graph: normalised float graph.
         options: what is asked for.
     """
-    layers = placing.candidates(graph, options.target, options.keep)
+    layers = find_candidates(graph, options.target, options.keep)
     refused = list(layers.refused)
     nodes = {node.name: node for node in graph.nodes}
     tables = [node for node in graph.nodes if graphs.is_op(node, "Gather") and graphs.is_constant(node.inputs[0])]
-    found: list[Layer] = []
+    found: list[StorableLayer] = []
     for one in layers.found:
         verdict = _judge(graph, nodes[one.node], one, options, tables)
-        if isinstance(verdict, Layer):
+        if isinstance(verdict, StorableLayer):
             found.append(verdict)
         else:
             refused.append(Refusal(one.node, one.op, *verdict))
     return found, refused
 
 
-def by_activation(layers: Iterable[Layer]) -> Mapping[str, list[Layer]]:
+def by_activation(layers: Iterable[StorableLayer]) -> Mapping[str, list[StorableLayer]]:
     """Layers grouped by what they read, in graph order."""
-    groups: dict[str, list[Layer]] = {}
+    groups: dict[str, list[StorableLayer]] = {}
     for one in layers:
         groups.setdefault(one.activation, []).append(one)
     return groups
@@ -131,7 +130,7 @@ def matrix(node: gs.Node) -> NDArray[np.float32]:
 
 def _judge(
     graph: gs.Graph, node: gs.Node, one: Candidate, options: WeightOnlyOptions, tables: Iterable[gs.Node]
-) -> Layer | tuple[str, str]:
+) -> StorableLayer | tuple[str, str]:
     """The layer, or rule and reason."""
     if one.scales is not None:
         return "weight-only", "its weight came stored as INT8 and stays so"
@@ -164,7 +163,7 @@ def _judge(
     wanted = options.table
     if head and wanted.head == "float":
         return "head", "it gives the logits, and weight_only.head = 'float' leaves them alone"
-    layer = Layer(one.node, one.op, node.inputs[0].name, depth, width, "int8", None, tied=tied)
+    layer = StorableLayer(one.node, one.op, node.inputs[0].name, depth, width, "int8", None, tied=tied)
     if options.precision == "int8-weight":
         return layer
     if head and wanted.head == "int8":
@@ -181,7 +180,7 @@ def _judge(
     return _with(layer, "int4", size, why)
 
 
-def _with(layer: Layer, format: Format, size: int | None, why: str) -> Layer:
+def _with(layer: StorableLayer, format: Format, size: int | None, why: str) -> StorableLayer:
     return replace(layer, format=format, size=size, why=why)
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 from qcompiler.numerics.blocks import Blocks
 from qcompiler.plan import Refusal
-from qcompiler.weight_only.storable import Layer, WeightOnlyOptions
+from qcompiler.weight_only.storable import StorableLayer, WeightOnlyOptions
 
 
 @dataclass(frozen=True, eq=False)
-class Weight:
+class StoredWeight:
     """One stored weight and what it costs.
 
     Attributes:
@@ -24,7 +24,7 @@ class Weight:
         gain_db: how much better that is than rounding to nearest, None likewise.
     """
 
-    layer: Layer
+    layer: StorableLayer
     blocks: Blocks = field(repr=False)
     method: str
     weight_db: float
@@ -73,11 +73,11 @@ class Stored:
 
     options: WeightOnlyOptions
     method: str
-    weights: Mapping[str, Weight]
+    weights: Mapping[str, StoredWeight]
     refused: tuple[Refusal, ...] = ()
     scaled: Mapping[str, float] = field(default_factory=dict)
     unscaled: Mapping[str, str] = field(default_factory=dict)
-    restored: Mapping[str, Weight] = field(default_factory=dict)
+    restored: Mapping[str, StoredWeight] = field(default_factory=dict)
     macs: Mapping[str, int] = field(default_factory=dict)
 
     def blocks(self) -> dict[str, Blocks]:

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from benchmarks.replay import child
+from benchmarks.replay import child, compare
 from benchmarks.replay.__main__ import main
 from benchmarks.replay.cases import CASES, SUBJECTS
 
@@ -60,12 +60,14 @@ def test_a_second_run_is_equal(recorded: Path, tmp_path: Path, capsys: pytest.Ca
     assert capsys.readouterr().out.endswith("2 of 2 cases are equal\n")
 
 
-def test_times_stamps_and_new_names_are_no_difference(recorded: Path, copied: Path) -> None:
+def test_times_stamps_and_older_names_are_no_difference(recorded: Path, copied: Path) -> None:
     path = copied / DONE.name / "m.manifest.json"
     data = json.loads(path.read_text(encoding="utf8"))
-    data |= {"schema": 2, "qcompiler": "9", "timings": dict.fromkeys(data["timings"], 99.0), "peak_memory_mb": 1.0}
+    old = {new: name for name, new in compare.NEW_STAGES.items()}
+    timings = {old.get(stage, stage): 99.0 for stage in data["timings"]}
+    data |= {"schema": 1, "qcompiler": "9", "timings": timings, "peak_memory_mb": 1.0}
     data["verification"]["seconds"] = 77.0
-    renamed = {"smooth_quant" if key == "smoothing" else key: value for key, value in data.items()}
+    renamed = {"smoothing" if key == "smooth_quant" else key: value for key, value in data.items()}
     path.write_text(json.dumps(renamed), encoding="utf8")
     assert main(["compare", str(recorded), str(copied)]) == 0
 
@@ -80,7 +82,7 @@ def manifest_order(folder: Path) -> None:
 
 
 def stage_gone(folder: Path) -> None:
-    edited(folder / DONE.name / "m.manifest.json", '"clean up": ', '"cleanup": ')
+    edited(folder / DONE.name / "m.manifest.json", '"load": ', '"loaded": ')
 
 
 def reason(folder: Path) -> None:
@@ -114,7 +116,7 @@ def case_gone(folder: Path) -> None:
     [
         (manifest_figure, "m.manifest.json.verification.samples: 12 → 12.0"),
         (manifest_order, "m.manifest.json: keys in another order"),
-        (stage_gone, "m.manifest.json.timings.cleanup: only in the second"),
+        (stage_gone, "m.manifest.json.timings.loaded: only in the second"),
         (reason, 'plan.json.decisions[0].precision: "fp16" → "fp32"'),
         (weight, "m.qdq.onnx.weights.head.w: "),
         (refusal, 'outcome.json.text: "sm86 cannot'),

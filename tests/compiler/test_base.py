@@ -12,7 +12,7 @@ import pytest
 from qcompiler.compiler.base import Compilation, Done, stage
 from qcompiler.compiler.record import manifest
 from qcompiler.recipe.recipe import Recipe
-from qcompiler.support.progress import Stage as Shown
+from qcompiler.support.progress import ShownStage as Shown
 from tests.kit.memory import Memory
 
 

@@ -89,7 +89,7 @@ def test_a_large_model_is_measured_on_short_samples_where_it_takes_them(
         "x": (np.dtype(np.float32), ("batch", "length", 32)),
         "bias": (np.dtype(np.float32), ("length", "length")),
     }
-    layers = candidates.candidates(loaded.graph, TARGET)
+    layers = candidates.find_candidates(loaded.graph, TARGET)
     seen = observe(loaded, Points.of(histograms=list(layers.by_activation)), open_source(given, inputs), inputs=inputs)
     recipe = Recipe(safety=SafetyTable(target_sqnr_db=70, min_share=0))
     lengths: list[int] = []

@@ -47,7 +47,7 @@ def divide(
     assert axis is not None
     before = run(graph, feeds, [tensor.name])
     written = whole(graph).SerializeToString(deterministic=True)
-    plan = absorb.plan(graph, tensor, axis, split=split)
+    plan = absorb.find_moves(graph, tensor, axis, split=split)
     assert plan.why == ""
     assert whole(graph).SerializeToString(deterministic=True) == written, "planning edits nothing"
     scale = factors(plan)

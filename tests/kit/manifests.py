@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from qcompiler.passes.base import Report
     from qcompiler.verification.compare import Verification
 
+SCHEMA_1 = Path(__file__).parent / "data" / "schema_1.manifest.json"  # of an encoder, most records cut out
+
 
 def build(
     *,
@@ -33,7 +35,7 @@ def build(
     safety: Any = None,
     outliers: Any = (),
     residuals: Any = (),
-    smoothing: Any = None,
+    smooth_quant: Any = None,
     qfem: Any = None,
     qfep: Any = None,
     weight_only: Any = None,
@@ -59,9 +61,9 @@ def build(
         equivalence: largest relative error that each float pass introduced, by its text form.
         plan: decisions and quantizers.
         safety: figures of the accuracy safety net; `curve` in it, a list of {"share", "sqnr_db"}, is plotted.
-        outliers: channels and tokens that stand out, a row for each activation of a candidate.
+        outliers: channels and tokens that stand out, a record for each activation of a candidate.
         residuals: the ranges at each residual Add.
-        smoothing: what was decided for each group of layers, and how many scales were folded or inserted.
+        smooth_quant: what was decided for each group of layers, and how many scales were folded or inserted.
         qfem: the threshold of QFeM, its curve, and the layers that it keeps high.
         qfep: the prefix, how it was found, and how single tokens stand out before and behind it.
         weight_only: which weights are stored in few bits, by which method, and what that costs each layer.
@@ -95,7 +97,7 @@ def build(
                 "safety": safety,
                 "outliers": outliers,
                 "residuals": residuals,
-                "smoothing": smoothing,
+                "smooth_quant": smooth_quant,
                 "qfem": qfem,
                 "qfep": qfep,
                 "weight_only": weight_only,

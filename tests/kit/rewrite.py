@@ -11,7 +11,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import helper, numpy_helper
 
-from qcompiler.ir.from_proto import import_model
+from qcompiler.ir.from_proto import graph_from_proto
 from qcompiler.ir.graph import np_dtype
 from qcompiler.ir.model import to_proto
 from qcompiler.ir.weights import Weights
@@ -87,7 +87,7 @@ def content(graph: gs.Graph) -> tuple[bytes, dict[str, bytes]]:
 
 def to_graph(proto: onnx.ModelProto) -> gs.Graph:
     """The graph as the product imports it, with inferred shapes."""
-    graph = import_model(proto, Weights(Path("test.onnx"), np.empty(0, np.uint8)))
+    graph = graph_from_proto(proto, Weights(Path("test.onnx"), np.empty(0, np.uint8)))
     shapes.infer(graph)
     return graph
 

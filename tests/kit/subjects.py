@@ -17,7 +17,7 @@ from qcompiler.compiler.stages.observe import observe
 from qcompiler.compiler.stages.qfep import qfep
 from qcompiler.compiler.stages.smooth_quant import smooth_quant
 from qcompiler.compiler.stages.weight_only import weight_only
-from qcompiler.compiler.subject import Decided, Lowered, Subject
+from qcompiler.compiler.subject import Lowered, Planned, Subject
 from qcompiler.recipe.recipe import Recipe
 from tests.kit.cases import Case
 
@@ -29,7 +29,7 @@ class Standing:
     run: Compilation
     asked: Asked
     subject: Subject
-    decided: Decided | None = None
+    decided: Planned | None = None
     lowered: Lowered | None = None
 
 

@@ -165,9 +165,9 @@ def chosen(folder: Path, values: Floats, weights: Floats, wanted: LlmInt8Table, 
     one.update(values)
     onnx.save(proto, folder / "layer.onnx")
     layer = models.load(folder / "layer.onnx")
-    rows = recorded.rows(layer, {"x": -1}, [{"x": values}])
+    rows = recorded.record_rows(layer, {"x": -1}, [{"x": values}])
     groups = {"x": [Candidate("Y", "MatMul", "x", "w", 1)]}
-    (found,) = llm_int8.plan(layer, groups, rows, {"x": one} if seen else {}, wanted)
+    (found,) = llm_int8.choose_channels(layer, groups, rows, {"x": one} if seen else {}, wanted)
     return found
 
 

@@ -56,7 +56,7 @@ def chosen(loaded: models.Model, recipe: Recipe, *, spike: float = 1.0) -> Chose
     feeds = [{"x": rng.standard_normal((1, 12, 32)).astype(np.float32)} for _ in range(8)]
     for feed in feeds:
         feed["x"][0, 0, 0] *= spike
-    layers = candidates.candidates(loaded.graph, TARGET, recipe.keep)
+    layers = candidates.find_candidates(loaded.graph, TARGET, recipe.keep)
     source = open_source(feeds, INPUTS)
     seen = observe(loaded, Points.of(histograms=list(layers.by_activation)), source, inputs=INPUTS)
     return make_plan(loaded, layers, seen, planning(recipe), TARGET)
@@ -156,7 +156,7 @@ def chosen_of_two(folder: Path, recipe: Recipe) -> Chosen:
     ]
     target = recipe.resolve()
     inputs: Inputs = {name: (np.dtype(np.float32), ("n", 256, 64)) for name in ("bell", "tails")}
-    layers = candidates.candidates(loaded.graph, target)
+    layers = candidates.find_candidates(loaded.graph, target)
     seen = observe(loaded, Points.of(histograms=list(layers.by_activation)), open_source(feeds, inputs), inputs=inputs)
     return make_plan(loaded, layers, seen, planning(recipe), target)
 
@@ -217,7 +217,7 @@ def test_the_floor_is_a_share_of_what_can_be_quantized(tmp_path: Path) -> None:
     loaded = models.load(tmp_path / "m.onnx")
     inputs: Inputs = {"x": (np.dtype(np.float32), ("n", 64, 32))}
     feeds = [{"x": rng.standard_normal((1, 64, 32)).astype(np.float32)} for _ in range(4)]
-    layers = candidates.candidates(loaded.graph, TARGET, ())
+    layers = candidates.find_candidates(loaded.graph, TARGET, ())
     seen = observe(loaded, Points.of(histograms=list(layers.by_activation)), open_source(feeds, inputs), inputs=inputs)
 
     def restored(share: float) -> int:
@@ -232,7 +232,7 @@ def test_scores_of_the_metric_are_handed_to_the_next_try(loaded: models.Model) -
     feeds = [{"x": rng.standard_normal((1, 12, 32)).astype(np.float32)} for _ in range(4)]
     for feed in feeds:
         feed["x"][0, 0] *= 60
-    layers = candidates.candidates(loaded.graph, TARGET)
+    layers = candidates.find_candidates(loaded.graph, TARGET)
     names, source = list(layers.by_activation), open_source(feeds, INPUTS)
     seen = observe(loaded, Points.of(outliers=dict.fromkeys(names, -1)), source, inputs=INPUTS)
     asked: list[int] = []

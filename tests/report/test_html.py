@@ -24,7 +24,7 @@ from qcompiler.report.figures import count, decibel, percent, seconds, size
 from qcompiler.support.file import File
 from qcompiler.target import DType
 from qcompiler.verification.compare import Output, Verification
-from qcompiler.verification.drift import Layer
+from qcompiler.verification.drift import TappedLayer
 from qcompiler.verification.metric import Score
 from tests.kit import manifests
 
@@ -46,7 +46,7 @@ def example(folder: Path, *, nodes: int = 60, name: str = EVIL, random_data: boo
         precision = DType.FP16 if float_here else DType.INT8
         decisions.append(Decision(node, "Conv", precision, rule, why, macs, {"sqnr_db": sqnr}))
         decisions.append(Decision(f"{node}/Relu", "Relu", DType.FP16, "other", "does not multiply"))
-        layers.append(Layer(f"{node}_out", node, "Conv", math.inf if k < 2 else sqnr, sqnr + 1, k == nodes // 2))
+        layers.append(TappedLayer(f"{node}_out", node, "Conv", math.inf if k < 2 else sqnr, sqnr + 1, k == nodes // 2))
         seen = float(rng.lognormal(1, 1))
         quantizer = Quantizer(f"{node}_in", DType.INT8, seen * float(rng.uniform(0.3, 1)), "entropy", seen)
         quantizers[quantizer.tensor] = quantizer
@@ -204,7 +204,7 @@ def test_the_verification_table_names_the_first_drifting_layer(tmp_path: Path) -
 
 
 def test_the_plan_lists_every_node(tmp_path: Path) -> None:
-    text = words([terminal.plan(example(tmp_path, nodes=9))])
+    text = words([terminal.plan_table(example(tmp_path, nodes=9))])
     assert text.count("/Relu") == 9
 
 

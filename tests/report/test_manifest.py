@@ -17,7 +17,7 @@ from qcompiler.passes.base import Changed, Report, Skipped
 from qcompiler.plan import Decision, Plan, Quantizer
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.recipe.tables import SafetyTable
-from qcompiler.report import manifest
+from qcompiler.report import html, manifest, terminal
 from qcompiler.support.as_json import plain
 from qcompiler.support.atomic import write_text
 from qcompiler.support.file import File
@@ -65,6 +65,34 @@ def test_it_holds_the_figures(tmp_path: Path) -> None:
     assert data["timings"] == {"load": 0.123}
     assert data["environment"]["numpy"] == np.__version__
     assert data["peak_memory_mb"] is None or data["peak_memory_mb"] > 10
+
+
+def test_a_manifest_of_schema_1_is_read_under_the_names_of_schema_2() -> None:
+    stored, data = json.loads(manifests.SCHEMA_1.read_text(encoding="utf8")), manifest.read(manifests.SCHEMA_1)
+    assert (stored["schema"], data["schema"]) == (1, manifest.SCHEMA)
+    assert list(data) == ["smooth_quant" if key == "smoothing" else key for key in stored]
+    assert data["smooth_quant"] == stored["smoothing"]
+    assert list(data["timings"].values()) == list(stored["timings"].values())
+    assert " ".join(data["timings"]) == (
+        "load clean_up preflight observe smooth_quant llm_int8 decide lower verify write build_engine audit"
+    )
+
+
+def test_reports_show_a_manifest_of_schema_1() -> None:
+    data = manifest.read(manifests.SCHEMA_1)
+    assert "<h2>SmoothQuant</h2>" in html.render(data)
+    assert "smooth_quant 1.5 s" in dict(terminal._summary_rows(data))["time"]
+
+
+def test_a_manifest_of_schema_1_is_replayed() -> None:
+    recipe = manifest.replay(manifests.SCHEMA_1)
+    assert (recipe.precision, recipe.target, recipe.llm_int8.threshold) == ("int8", "tensorrt-rtx:sm89", "auto")
+
+
+def test_a_manifest_of_this_schema_is_read_as_it_is(tmp_path: Path) -> None:
+    written = {**plain(example(tmp_path)), "timings": {"smooth": 1.0}}
+    write_text(tmp_path / "m.json", manifest.to_text(written))
+    assert manifest.read(tmp_path / "m.json") == written
 
 
 def test_it_has_no_folder_of_the_machine_in_it(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def full(folder: Path) -> dict[str, Any]:
             strict=True,
         )
     ]
-    manifest["smoothing"] = {"groups": groups, "folded": 3, "inserted": 1, "skipped": 1}
+    manifest["smooth_quant"] = {"groups": groups, "folded": 3, "inserted": 1, "skipped": 1}
     manifest["residuals"] = [join(k, 4.0**k, 10.0) for k in range(6)]
     manifest["plan"][0]["precision"] = "fp8"
     return manifest
@@ -91,13 +91,13 @@ def test_the_chosen_threshold_and_the_spared_tensors_are_marked(tmp_path: Path) 
     trade = outliers.qfem(manifest["qfem"])
     (marked,) = re.findall(r'class="chosen"><title>([^<]*)', trade)
     assert marked.startswith("alpha 24")
-    depth = outliers.tensors(manifest["outliers"], manifest["qfem"])
+    depth = outliers.activations(manifest["outliers"], manifest["qfem"])
     assert depth.count('class="chosen"') == 2
-    assert outliers.tensors(manifest["outliers"], None).count('class="chosen"') == 0
+    assert outliers.activations(manifest["outliers"], None).count('class="chosen"') == 0
 
 
 def test_groups_that_are_not_smoothed_are_rings(tmp_path: Path) -> None:
-    text = outliers.smoothing(full(tmp_path)["smoothing"])
+    text = outliers.smooth_quant(full(tmp_path)["smooth_quant"])
     (ring,) = re.findall(r'class="exact"><title>([^<]*)', text)
     assert "not smoothed" in ring
 
@@ -115,11 +115,11 @@ def test_the_strip_shows_runs_of_one_format_in_graph_order() -> None:
 @pytest.mark.parametrize("missing", [None, {}, {"groups": [], "curve": [], "chosen": []}])
 def test_pages_without_these_keys_have_none_of_these_sections(tmp_path: Path, missing: Any) -> None:
     manifest = example(tmp_path)
-    for key in ("outliers", "smoothing", "qfem", "residuals"):
-        manifest[key] = missing if key in ("smoothing", "qfem") else ()
+    for key in ("outliers", "smooth_quant", "qfem", "residuals"):
+        manifest[key] = missing if key in ("smooth_quant", "qfem") else ()
     text = html.render(manifest)
-    assert not any(f"<h2>{heading}</h2>" in text for heading in ("Outliers", "Smoothing", "QFeM", "Residual stream"))
-    for key in ("outliers", "smoothing", "qfem", "residuals"):
+    assert not any(f"<h2>{heading}</h2>" in text for heading in ("Outliers", "SmoothQuant", "QFeM", "Residual stream"))
+    for key in ("outliers", "smooth_quant", "qfem", "residuals"):
         del manifest[key]
     assert html.render(manifest) == text
 

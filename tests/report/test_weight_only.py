@@ -37,7 +37,7 @@ def test_without_data_the_weight_s_own_error_stands_in() -> None:
 
 
 def test_the_section_lists_every_layer_escaped() -> None:
-    page = weight_only.section_of(
+    page = weight_only.weight_only(
         found(
             layer("down <1>"),
             layer("head", format="int8", block=None, gain_db=None, why="INT8, because it gives the logits"),
@@ -48,4 +48,4 @@ def test_the_section_lists_every_layer_escaped() -> None:
         assert text in page
     assert "AWQ scaled 2 activations, which gained up to 3.2 dB" in page
     assert "<1>" not in page
-    assert weight_only.section_of(None) == weight_only.section_of(found()) == ""
+    assert weight_only.weight_only(None) == weight_only.weight_only(found()) == ""

@@ -20,7 +20,7 @@ from qcompiler.statistics.histogram import Histograms
 from qcompiler.statistics.observe import observe
 from qcompiler.statistics.points import Points
 from qcompiler.statistics.residual import joins, measure, residuals, tensors_of
-from qcompiler.statistics.rows import rows
+from qcompiler.statistics.rows import record_rows
 from tests.kit import decoder
 from tests.kit.rewrite import model, to_graph
 
@@ -171,7 +171,7 @@ def test_everything_that_points_want_is_the_same_in_parts(workers: int) -> None:
     assert (parts.histograms, parts.outliers, parts.ranges) == (whole.histograms, whole.outliers, whole.ranges)
     assert parts.ranges["s"].high == whole.histograms["s"].maximum
     np.testing.assert_array_equal(parts.rows["a1"].values, whole.rows["a1"].values)
-    np.testing.assert_array_equal(parts.rows["a1"].values, rows(network_, {"a1": 1}, data)["a1"].values)
+    np.testing.assert_array_equal(parts.rows["a1"].values, record_rows(network_, {"a1": 1}, data)["a1"].values)
     np.testing.assert_allclose(parts.hessians["a4"], whole.hessians["a4"], rtol=1e-12)
 
 

@@ -20,7 +20,7 @@ def _identity(channels: int) -> models.Model:
 
 def test_few_rows_are_all_taken() -> None:
     feeds = [{"x": np.abs(np.random.default_rng(i).normal(size=(2, 3, 4))).astype(np.float32)} for i in range(2)]
-    found = recorded.rows(_identity(4), {"x": -1, "y": -1}, feeds)
+    found = recorded.record_rows(_identity(4), {"x": -1, "y": -1}, feeds)
     np.testing.assert_array_equal(found["y"].values, np.concatenate([f["x"].reshape(-1, 4) for f in feeds]))
     np.testing.assert_array_equal(found["x"].values, found["y"].values)
     assert found["y"].counts.tolist() == [1.0] * 12
@@ -30,7 +30,7 @@ def test_a_spike_among_thousands_of_rows_is_always_taken(monkeypatch: pytest.Mon
     monkeypatch.setattr(recorded, "MOST_ROWS", 64)
     x = np.abs(np.random.default_rng(0).normal(size=(1, 5000, 4))).astype(np.float32)
     x[0, 3141, 2] = 500.0
-    found = recorded.rows(_identity(4), {"y": -1}, [{"x": x}])["y"]
+    found = recorded.record_rows(_identity(4), {"y": -1}, [{"x": x}])["y"]
     assert found.values.max() == 500.0
     assert len(found.values) == 64
     assert found.counts.sum() == pytest.approx(5000)
@@ -40,7 +40,7 @@ def test_a_spike_among_thousands_of_rows_is_always_taken(monkeypatch: pytest.Mon
 def test_sums_over_rows_estimate_sums_over_all_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorded, "MOST_ROWS", 512)
     x = np.abs(np.random.default_rng(1).normal(size=(1, 20000, 4))).astype(np.float32)
-    found = recorded.rows(_identity(4), {"y": -1}, [{"x": x}])["y"]
+    found = recorded.record_rows(_identity(4), {"y": -1}, [{"x": x}])["y"]
     estimate = np.einsum("r,rc->c", found.counts, found.values**2)
     np.testing.assert_allclose(estimate, (x[0] ** 2).sum(0), rtol=0.2)
 
@@ -48,9 +48,9 @@ def test_sums_over_rows_estimate_sums_over_all_tokens(monkeypatch: pytest.Monkey
 def test_memory_is_bounded_however_many_channels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorded, "MOST_BYTES", 64 * 1024)
     x = np.ones((1, 4000, 256), np.float32)
-    found = recorded.rows(_identity(256), {"y": -1}, [{"x": x}])["y"]
+    found = recorded.record_rows(_identity(256), {"y": -1}, [{"x": x}])["y"]
     assert found.values.nbytes <= 64 * 1024
 
 
 def test_nothing_is_recorded_without_feeds() -> None:
-    assert recorded.rows(_identity(4), {"y": -1}, []) == {}
+    assert recorded.record_rows(_identity(4), {"y": -1}, []) == {}

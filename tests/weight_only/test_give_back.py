@@ -17,8 +17,8 @@ from qcompiler.target import DType, parse_target
 from qcompiler.verification.compare import Output, Verification
 from qcompiler.verification.gates import Gates
 from qcompiler.weight_only.give_back import give_back
-from qcompiler.weight_only.storable import Layer, WeightOnlyOptions
-from qcompiler.weight_only.stored import Stored, Weight
+from qcompiler.weight_only.storable import StorableLayer, WeightOnlyOptions
+from qcompiler.weight_only.stored import Stored, StoredWeight
 from tests.kit import glu
 
 if TYPE_CHECKING:
@@ -99,7 +99,12 @@ def test_a_gate_out_of_reach_says_what_to_try(decoder: Path, tmp_path: Path) -> 
         quantize(decoder, tmp_path, min_sqnr=90.0, safety=SafetyTable(min_share=0.8))
     text = str(caught.value)
     assert "layers went back to high precision already" in text
-    for tip in ("--block-size 32", "--weight-method gptq with --data", "--precision int8-weight", "--keep '"):
+    for tip in (
+        "--weight-only-block-size 32",
+        "--weight-only-method gptq with --data",
+        "--precision int8-weight",
+        "--keep '",
+    ):
         assert tip in text
     assert list(tmp_path.iterdir()) == []
 
@@ -112,7 +117,9 @@ def stored(**known_db: float) -> Stored:
         options,
         "rtn",
         {
-            name: Weight(Layer(name, "MatMul", "x", 10, 10, "int8", None), values, "rtn", 40.0, known, 0.0)
+            name: StoredWeight(
+                StorableLayer(name, "MatMul", "x", 10, 10, "int8", None), values, "rtn", 40.0, known, 0.0
+            )
             for name, known in known_db.items()
         },
     )

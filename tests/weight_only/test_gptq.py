@@ -89,7 +89,7 @@ def rows(x: Array) -> Rows:
 
 def test_awq_scales_lower_the_error_at_the_outputs() -> None:
     x, w = inputs(), weight()
-    found = awq.search(rows(x), [w], size=SIZE, format="int4")
+    found = awq.find_scales(rows(x), [w], size=SIZE, format="int4")
     plain = blocks.round_to_nearest(w, SIZE, "int4")
     scaled = blocks.round_to_nearest(w * found.scales[:, None], SIZE, "int4")
     exact = x @ w
@@ -102,14 +102,14 @@ def test_awq_scales_lower_the_error_at_the_outputs() -> None:
 
 def test_awq_keeps_tied_channels_on_one_scale() -> None:
     classes = np.arange(DEPTH) // 2
-    found = awq.search(rows(inputs()), [weight(), weight(2)], size=SIZE, format="int4", classes=classes)
+    found = awq.find_scales(rows(inputs()), [weight(), weight(2)], size=SIZE, format="int4", classes=classes)
     assert (found.scales[0::2] == found.scales[1::2]).all()
 
 
 def test_awq_leaves_alone_what_it_cannot_better() -> None:
     x = np.abs(np.random.default_rng(0).standard_normal((64, DEPTH))).astype(np.float32)
     grid = blocks.dequantize(blocks.round_to_nearest(weight(), SIZE, "int4"))
-    found = awq.search(rows(x), [grid], size=SIZE, format="int4")
+    found = awq.find_scales(rows(x), [grid], size=SIZE, format="int4")
     assert found.ratio is None
     assert (found.scales == 1).all()
     assert found.gain_db == 0.0

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from qcompiler.plan import Refusal
-    from qcompiler.weight_only.storable import Layer
+    from qcompiler.weight_only.storable import StorableLayer
 
 
 def matrix(*shape: int) -> NDArray[np.float32]:
@@ -31,9 +31,9 @@ def find(
     target: str = "tensorrt-rtx:sm89",
     keep: tuple[str, ...] = (),
     **table: Any,
-) -> tuple[list[Layer], list[Refusal]]:
+) -> tuple[list[StorableLayer], list[Refusal]]:
     options = WeightOnlyOptions(precision, WeightOnlyTable(**table), parse_target(target), keep)
-    return storable.find(to_graph(proto), options)
+    return storable.find_storable(to_graph(proto), options)
 
 
 def product(depth: int, width: int, op: str = "MatMul", **attrs: Any) -> onnx.ModelProto:

@@ -26,7 +26,7 @@ def recipes(monkeypatch: pytest.MonkeyPatch) -> Recipes:
         return SimpleNamespace(manifest=manifests.build(source=None, recipe=recipe))
 
     for name in ("compile", "quantize"):
-        monkeypatch.setattr(f"qcompiler.compiler.{name}", run)
+        monkeypatch.setattr(f"qcompiler.compiler.compile.{name}", run)
     return asked
 
 
@@ -34,11 +34,11 @@ def recipes(monkeypatch: pytest.MonkeyPatch) -> Recipes:
 @pytest.mark.parametrize(
     ("flags", "recipe"),
     [
-        ("--smooth off", Recipe(smooth_quant=SmoothQuantTable(alpha="off"))),
-        ("--smooth auto", Recipe()),
-        ("--smooth 0.7", Recipe(smooth_quant=SmoothQuantTable(alpha=0.7))),
-        ("--smooth-insert", Recipe(smooth_quant=SmoothQuantTable(insert=True))),
-        ("--smooth 1 --smooth-insert", Recipe(smooth_quant=SmoothQuantTable(alpha=1.0, insert=True))),
+        ("--smooth-quant off", Recipe(smooth_quant=SmoothQuantTable(alpha="off"))),
+        ("--smooth-quant auto", Recipe()),
+        ("--smooth-quant 0.7", Recipe(smooth_quant=SmoothQuantTable(alpha=0.7))),
+        ("--smooth-quant-insert", Recipe(smooth_quant=SmoothQuantTable(insert=True))),
+        ("--smooth-quant 1 --smooth-quant-insert", Recipe(smooth_quant=SmoothQuantTable(alpha=1.0, insert=True))),
         ("--qfem off", Recipe(qfem=QfemTable(alpha="off"))),
         ("--qfem 6.5", Recipe(qfem=QfemTable(alpha=6.5))),
         ("--weight-clip off", Recipe(weight_clip="off")),
@@ -78,13 +78,39 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.parametrize(
+    ("older", "newer"),
+    [
+        ("--smooth 0.7", "--smooth-quant 0.7"),
+        ("--smooth-insert", "--smooth-quant-insert"),
+        ("--weight-method gptq", "--weight-only-method gptq"),
+        ("--block-size 32", "--weight-only-block-size 32"),
+        ("--weight-head float", "--weight-only-head float"),
+        ("--weight-storage matmulnbits --target onnxruntime", "--weight-only-storage matmulnbits --target onnxruntime"),
+    ],
+)
+def test_older_spellings_do_the_same_and_are_not_listed(
+    recipes: Recipes, capfd: pytest.CaptureFixture[str], older: str, newer: str
+) -> None:
+    for flags in (older, newer):
+        assert main(["compile", "m.onnx", "--precision", "int4-weight", *flags.split()]) == 0
+    assert recipes[0] == recipes[1] != Recipe(precision="int4-weight")
+    with pytest.raises(SystemExit):
+        main(["compile", "--help"])
+    listed = capfd.readouterr().out.split()
+    assert newer.split()[0] in listed
+    assert older.split()[0] not in listed
+
+
 def test_options_that_are_not_given_leave_the_recipe_file_alone(recipes: Recipes, file: Path) -> None:
     assert main(["compile", "m.onnx", "--recipe", str(file)]) == 0
     assert recipes == [Recipe.from_toml(file)]
 
 
 def test_options_stand_over_single_keys_of_the_tables(recipes: Recipes, file: Path) -> None:
-    flags = "--smooth 0.6 --smooth-insert --qfem auto --weight-clip mse --io-types keep --precision fp8".split()
+    flags = (
+        "--smooth-quant 0.6 --smooth-quant-insert --qfem auto --weight-clip mse --io-types keep --precision fp8".split()
+    )
     assert main(["compile", "m.onnx", "--recipe", str(file), *flags]) == 0
     assert recipes == [
         Recipe(
@@ -101,16 +127,16 @@ def test_options_stand_over_single_keys_of_the_tables(recipes: Recipes, file: Pa
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        ("--smooth much", "recipe key 'alpha' = 'much': allowed is"),
-        ("--smooth 1.5", "recipe key 'alpha' = 1.5: allowed is"),
-        ("--smooth nan", "recipe key 'alpha' = nan: allowed is"),
+        ("--smooth-quant much", "recipe key 'alpha' = 'much': allowed is"),
+        ("--smooth-quant 1.5", "recipe key 'alpha' = 1.5: allowed is"),
+        ("--smooth-quant nan", "recipe key 'alpha' = nan: allowed is"),
         ("--qfem 0.5", "recipe key 'alpha' = 0.5: allowed is"),
         ("--weight-clip mean", "there is no --weight-clip 'mean': "),
         ("--io-types fp16", "there is no --io-types 'fp16': "),
         ("--precision auto:int8,fp4", "'fp4' is not in it"),
         ("--precision auto:int8,int8", "a format is there twice"),
         ("--precision autos", "there is no --precision 'autos': did you mean 'auto'?"),
-        ("--smoth off", "unknown option or argument '--smoth' (did you mean '--smooth'?)"),
+        ("--smoth-quant off", "unknown option or argument '--smoth-quant' (did you mean '--smooth-quant'?)"),
     ],
 )
 def test_a_wrong_value_is_answered_with_what_is_allowed(

@@ -118,7 +118,7 @@ def test_graphs_are_valid_and_are_what_the_passes_know(exports: Exports, name: s
     path = exports(name)[1].path
     onnx.checker.check_model(str(path), full_check=True)
     graph = models.load(path).graph
-    assert len(attention.find(graph)) == LAYERS
+    assert len(attention.find_attentions(graph)) == LAYERS
     nodes = {node.name: node.op for node in graph.nodes}
     assert nodes["model.layers.1.self_attn.q_proj/MatMul"] == "MatMul"
     assert "model.layers.1.self_attn.q_proj.weight" in {t.name for node in graph.nodes for t in node.inputs}

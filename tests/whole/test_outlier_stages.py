@@ -69,12 +69,12 @@ def test_both_together_reach_the_network_without_outliers(setup: Setup) -> None:
 
 def test_the_manifest_tells_what_smoothing_and_qfem_did(setup: Setup) -> None:
     result = setup.quantize("planted")
-    smoothing, spared = result.manifest["smoothing"], result.manifest["qfem"]
-    assert smoothing["folded"] + smoothing["skipped"] == len(smoothing["groups"])
-    assert smoothing["inserted"] == 0
-    assert smoothing["tried"].keys() >= {"auto", "off"}
-    assert max(smoothing["tried"], key=smoothing["tried"].get) in {"auto", "0.3", "0.5", "0.7", "0.85"}
-    folded = [one for one in smoothing["groups"] if one["how"] == "absorbed"]
+    smoothed, spared = result.manifest["smooth_quant"], result.manifest["qfem"]
+    assert smoothed["folded"] + smoothed["skipped"] == len(smoothed["groups"])
+    assert smoothed["inserted"] == 0
+    assert smoothed["tried"].keys() >= {"auto", "off"}
+    assert max(smoothed["tried"], key=smoothed["tried"].get) in {"auto", "0.3", "0.5", "0.7", "0.85"}
+    folded = [one for one in smoothed["groups"] if one["how"] == "absorbed"]
     assert folded
     assert all(0 < one["alpha"] <= 1 for one in folded)
     assert [point["layers"] for point in spared["curve"]][:2] == [0, 1]
@@ -86,7 +86,7 @@ def test_the_manifest_tells_what_smoothing_and_qfem_did(setup: Setup) -> None:
 
 def test_a_given_alpha_is_used_for_every_group(setup: Setup) -> None:
     result = setup.quantize("planted", smooth_quant=SmoothQuantTable(alpha=0.6), qfem=QfemTable(alpha=100.0))
-    groups = result.manifest["smoothing"]["groups"]
+    groups = result.manifest["smooth_quant"]["groups"]
     assert {one["alpha"] for one in groups if one["how"]} == {0.6}
     assert result.manifest["qfem"]["alpha"] == 100.0
     assert len(result.manifest["qfem"]["chosen"]) == 2
@@ -94,7 +94,7 @@ def test_a_given_alpha_is_used_for_every_group(setup: Setup) -> None:
 
 def test_alphas_of_single_layers_stand_over_the_rest(setup: Setup) -> None:
     wanted = SmoothQuantTable(alpha="off", layers={r"\.DOWN$": 0.4})
-    groups = setup.quantize("planted", smooth_quant=wanted).manifest["smoothing"]["groups"]
+    groups = setup.quantize("planted", smooth_quant=wanted).manifest["smooth_quant"]["groups"]
     assert {one["alpha"] for one in groups if one["readers"][0].endswith(".DOWN")} == {0.4}
     assert {one["alpha"] for one in groups if not one["readers"][0].endswith(".DOWN")} == {None}
 
@@ -153,7 +153,7 @@ def test_convolutions_are_smoothed_on_request_only(tmp_path: Path) -> None:
             high_precision="fp32", smooth_quant=SmoothQuantTable(convolutions=convolutions), safety=EVERYTHING
         )
         result = compile.quantize(path, data=data, recipe=recipe, output=tmp_path / "q.onnx")
-        rows = (result.manifest["smoothing"] or {"groups": []})["groups"]
+        rows = (result.manifest["smooth_quant"] or {"groups": []})["groups"]
         return {row["tensor"]: row for row in rows}
 
     assert groups(convolutions=False) == {}

@@ -105,10 +105,10 @@ def test_a_stored_weight_that_is_an_output_too_stays_stored(tmp_path: Path) -> N
 def test_weights_are_opened_in_a_copy_and_once(tmp_path: Path) -> None:
     onnx.save(stored(), tmp_path / "given.onnx")
     loaded, target = models.load(tmp_path / "given.onnx"), RTX.resolve()
-    opened = open_stored(loaded, candidates.candidates(loaded.graph, target)[0])
+    opened = open_stored(loaded, candidates.find_candidates(loaded.graph, target)[0])
     assert [node.op for node in loaded.graph.nodes] == ["DequantizeLinear", "MatMul"]
     assert [node.op for node in opened.graph.nodes] == ["MatMul"]
-    assert open_stored(opened, candidates.candidates(opened.graph, target)[0]) is opened
+    assert open_stored(opened, candidates.find_candidates(opened.graph, target)[0]) is opened
 
 
 # --- Pairs ------------------------------------------------------------------------------------------------------------

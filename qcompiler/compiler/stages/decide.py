@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from qcompiler.compiler.base import Compilation, Done, stage
-from qcompiler.compiler.subject import Decided, Subject
+from qcompiler.compiler.subject import Planned, Subject
 from qcompiler.ir import model as models
 from qcompiler.outliers import llm_int8
 from qcompiler.passes.legalize.open_stored import OpenStored
@@ -31,8 +31,8 @@ MOST_DB = 60.0
 
 @stage()
 def decide(
-    run: Compilation, subject: Subject, target: Target, planning: Planning, before: Decided | None = None
-) -> Done[Decided]:
+    run: Compilation, subject: Subject, target: Target, planning: Planning, before: Planned | None = None
+) -> Done[Planned]:
     """A plan for the subject: every linear node's precision, with its reason.
 
     Args:
@@ -46,7 +46,7 @@ def decide(
     settled, plan, splits = llm_int8.settle(model, chosen.plan, subject.splits)
     plan = record.into(plan, subject.stored, target, [node.name for node in model.graph.nodes])
     told = {"safety": chosen.net, "qfem": qfem.record_of(chosen.spared, subject.standing_out)}
-    return Done(Decided(settled, dataclasses.replace(chosen, plan=plan), splits), told)
+    return Done(Planned(settled, dataclasses.replace(chosen, plan=plan), splits), told)
 
 
 def opened(model: models.Model, found: Sequence[Candidate]) -> models.Model:
@@ -66,11 +66,11 @@ def _chosen(
     model: models.Model,
     target: Target,
     planning: Planning,
-    before: Decided | None,
+    before: Planned | None,
 ) -> Chosen:
     """The plan, from the observations; an empty one where there are none."""
     if planning.dynamic:
-        every = candidates.candidates(model.graph, target, subject.scope.keep).refusing(subject.layers.refused)
+        every = candidates.find_candidates(model.graph, target, subject.scope.keep).refusing(subject.layers.refused)
         return dynamic.make_plan(model, every, subject.seen, planning, target)
     if not subject.seen.kept:
         return Chosen(Plan(), SafetyNet())
@@ -83,7 +83,7 @@ def _chosen(
 
 
 def stricter(
-    subject: Subject, planning: Planning, decided: Decided, verification: Verification | None, gates: Gates
+    subject: Subject, planning: Planning, decided: Planned, verification: Verification | None, gates: Gates
 ) -> tuple[Subject, Planning] | None:
     """What to try next where a gate was missed and there is more to give back; None to go on.
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 from qcompiler.compiler.base import Compilation, Done, checked, stage
 from qcompiler.compiler.subject import Subject
 from qcompiler.ir import model as models
-from qcompiler.outliers import llm_int8 as splitting
+from qcompiler.outliers.llm_int8 import LlmInt8Options, split_outliers
 from qcompiler.planning.search.watch import Watch
 
 
 @stage()
-def llm_int8(
-    run: Compilation, subject: Subject, watch: Watch, options: splitting.LlmInt8Options | None
-) -> Done[Subject]:
+def llm_int8(run: Compilation, subject: Subject, watch: Watch, options: LlmInt8Options | None) -> Done[Subject]:
     """The subject with outlier channels taken out of the quantized products; as given where nobody asked.
 
     What the manifest says of it is known when the plan is: see *lower*.
@@ -28,9 +26,7 @@ def llm_int8(
     if options is None or not subject.seen.kept:
         return Done(subject, {"llm_int8": None})
     with run.working():
-        done = splitting.split_outliers(
-            subject.model, subject.layers, subject.seen, options, subject.scope, watch.tensors
-        )
+        done = split_outliers(subject.model, subject.layers, subject.seen, options, subject.scope, watch.tensors)
     if done.model is not subject.model:
         models.forget_pages(subject.model)
     after = subject.with_(model=done.model, layers=done.layers, seen=done.observed, splits=done.splits)

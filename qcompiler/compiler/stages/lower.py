@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qcompiler.compiler.base import Compilation, Done, stage
-from qcompiler.compiler.subject import Decided, Lowered, Subject
+from qcompiler.compiler.subject import Lowered, Planned, Subject
 from qcompiler.ir import model as models
 from qcompiler.outliers import llm_int8
 from qcompiler.passes.pipelines import lowering
@@ -35,7 +35,7 @@ class LowerOptions:
 
 
 @stage()
-def lower(run: Compilation, subject: Subject, decided: Decided, target: Target, options: LowerOptions) -> Done[Lowered]:
+def lower(run: Compilation, subject: Subject, decided: Planned, target: Target, options: LowerOptions) -> Done[Lowered]:
     """The plan's graph: Q/DQ pairs, stored weights, everything else typed by observed ranges, legal for the target.
 
     Raises:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from qcompiler.compiler.base import Compilation, Done, stage
 from qcompiler.compiler.subject import Subject
 from qcompiler.planning.search.watch import Watch
-from qcompiler.statistics import observe as observing
 from qcompiler.statistics import outliers, residual
+from qcompiler.statistics.observe import observe as measure
 
 KEPT_FEEDS = 16  # samples that outlive the data run, for the safety net, the ranges and the comparison
 RESIDUAL_FEEDS = 4
@@ -44,7 +44,7 @@ def observe(run: Compilation, subject: Subject, watch: Watch, options: ObserveOp
     if subject.samples is None:
         return Done(subject, {"data": None, "outliers": [], "residuals": []})
     with run.working(options.samples) as advance:
-        seen = observing.observe(
+        seen = measure(
             subject.model,
             watch.points(subject.model, subject.layers.found),
             subject.samples,

@@ -27,7 +27,7 @@ def weight_only(run: Compilation, subject: Subject, options: WeightOnlyOptions |
     if subject.samples is None:
         run.warn(
             "no --data: weights are rounded by themselves, and nothing compares the result with the float model; "
-            "with data, --weight-method gptq errs less"
+            "with data, --weight-only-method gptq errs less"
         )
     work = methods.work_of(subject.model, options, feeds=None if subject.samples is None else subject.seen.feeds)
     with run.working(work.steps or 1) as advance:

@@ -14,7 +14,7 @@ from qcompiler.support.file import File
 
 
 @dataclass(frozen=True)
-class Names:
+class ArtefactNames:
     """Where files are made.
 
     Attributes:
@@ -28,13 +28,13 @@ class Names:
     stem: str
 
     @staticmethod
-    def of(paths: Paths, folder: Path) -> Names:
+    def of(paths: Paths, folder: Path) -> ArtefactNames:
         """Names of the artefacts of a compilation, inside its workshop."""
-        return Names(folder, paths.qdq.name, paths.manifest.name.removesuffix(".manifest.json"))
+        return ArtefactNames(folder, paths.qdq.name, paths.manifest.name.removesuffix(".manifest.json"))
 
 
 @stage(kept=False)
-def write(run: Compilation, lowered: models.Model, prefix: Prefixed | None, names: Names) -> Done[Path]:
+def write(run: Compilation, lowered: models.Model, prefix: Prefixed | None, names: ArtefactNames) -> Done[Path]:
     """The quantized ONNX file; large weights stand beside it."""
     with run.working():
         written = models.save(lowered, names.folder / names.qdq)

@@ -229,26 +229,26 @@ def find(
     if not readers:
         why = "nothing is to be quantized" if not options.quantizes else "no layer can be quantized"
         return Prefixed(None, search.Found((), why, None, {}), rule)
-    rows = texts_of(itertools.islice(samples, SAMPLES), face)
-    if not rows:
+    texts = texts_of(itertools.islice(samples, SAMPLES), face)
+    if not texts:
         raise DataError("QFeP needs texts of at least two tokens; give longer samples, or switch it off.")
     if rule == "given":
         ids = _given(wanted.prefix, options.tokenizer)
-        bos = search.leading(rows) if wanted.bos is None else wanted.bos
-        before = search.Meter(normal, list(readers)).ratios(rows)
+        bos = search.leading(texts) if wanted.bos is None else wanted.bos
+        before = search.Meter(normal, list(readers)).ratios(texts)
         chosen = search.Found(ids, "given by the user", bos, before)
     else:
-        chosen = search.search(
-            normal, list(readers), rows, rule=rule, most=wanted.max_length, bos=wanted.bos, advance=advance
+        chosen = search.find_prefix(
+            normal, list(readers), texts, rule=rule, most=wanted.max_length, bos=wanted.bos, advance=advance
         )
     if not chosen.ids:
         return Prefixed(None, chosen, rule, readers=readers)
     kept = prefix.run(normal, chosen.ids)
-    behind = [row[1:] if chosen.drops_first and row[0] == chosen.bos else row for row in rows]
+    behind = [text[1:] if chosen.drops_first and text[0] == chosen.bos else text for text in texts]
     try:
         after = search.Meter(normal, list(readers)).ratios(behind, chosen.ids)
     except (ModelError, DataError) as error:
-        longest = max(row.size for row in behind)
+        longest = max(text.size for text in behind)
         raise ModelError(
             f"a text of {longest} tokens cannot be read behind a prefix of {len(chosen.ids)}: the model takes so many "
             f"positions and no more ({str(error).rstrip('.')}). Give samples that are shorter by the prefix, or switch "

@@ -33,7 +33,7 @@ from qcompiler.runtime.token_feeds import Filler
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    Row = NDArray[np.int64]
+    Ids = NDArray[np.int64]
 
 
 SPIKE = 10.0  # largest token over median token from which a layer counts as spiking
@@ -66,7 +66,7 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class TokenPair:
     """A candidate with the context in which its second occurrence spikes least, by the first one's."""
 
     candidate: int
@@ -98,7 +98,7 @@ class Found:
     bos: int | None
     before: Mapping[str, float]
     trials: tuple[Trial, ...] = ()
-    pairs: tuple[Pair, ...] = field(default=())
+    pairs: tuple[TokenPair, ...] = field(default=())
 
     @property
     def drops_first(self) -> bool:
@@ -123,9 +123,9 @@ class Meter:
         self._free = not (shape and isinstance(shape[0], int))
         self._session = OpenModel(graph, outputs=self.names)
 
-    def peaks(self, rows: Sequence[Row], front: Sequence[int] = ()) -> dict[str, NDArray[np.float32]]:
-        """Peaks of texts of one length behind `front`, by name [rows, tokens of the text]."""
-        whole = [[*front, *map(int, row)] for row in rows]
+    def peaks(self, texts: Sequence[Ids], front: Sequence[int] = ()) -> dict[str, NDArray[np.float32]]:
+        """Peaks of texts of one length behind `front`, by name [texts, tokens of the text]."""
+        whole = [[*front, *map(int, text)] for text in texts]
         found: dict[str, list[NDArray[np.float32]]] = {name: [] for name in self.names}
         step = self.filler.rows if self.filler.rows > 1 else len(whole) if self._free else 1
         for at in range(0, len(whole), step):
@@ -137,11 +137,11 @@ class Meter:
                 found[name].append(peaks[: len(part), len(front) :])
         return {name: np.concatenate(parts) for name, parts in found.items()}
 
-    def ratios(self, rows: Sequence[Row], front: Sequence[int] = ()) -> Ratios:
+    def ratios(self, texts: Sequence[Ids], front: Sequence[int] = ()) -> Ratios:
         """Mean over texts of largest over median token, behind `front`."""
         found: dict[str, list[float]] = {name: [] for name in self.names}
-        for row in rows:
-            for name, peaks in self.peaks([row], front).items():
+        for text in texts:
+            for name, peaks in self.peaks([text], front).items():
                 found[name].append(ratio(peaks[0]))
         return {name: math.fsum(values) / len(values) for name, values in found.items()}
 
@@ -152,16 +152,16 @@ def ratio(peaks: NDArray[np.float32]) -> float:
     return float(used.max() / np.median(used)) if used.size else 1.0
 
 
-def leading(rows: Sequence[Row]) -> int | None:
+def leading(texts: Sequence[Ids]) -> int | None:
     """The token that every text begins with, of two texts and more."""
-    first = {int(row[0]) for row in rows if row.size}
-    return first.pop() if len(first) == 1 and len(rows) > 1 else None
+    first = {int(text[0]) for text in texts if text.size}
+    return first.pop() if len(first) == 1 and len(texts) > 1 else None
 
 
-def search(
+def find_prefix(
     model: models.Model,
     activations: Sequence[str],
-    rows: Sequence[Row],
+    texts: Sequence[Ids],
     *,
     rule: str = "auto",
     most: int = 4,
@@ -173,29 +173,29 @@ def search(
     Args:
         model: the float decoder.
         activations: tensors that will be quantized, channels on the last axis.
-        rows: token ids of texts, without padding.
+        texts: token ids of texts, without padding.
         rule: "auto", or "prefixquant" for that rule's nominee alone.
         most: tokens that a prefix may have.
-        bos: the token that begins a text; None for the one that all `rows` begin with, if they do.
+        bos: the token that begins a text; None for the one that all `texts` begin with, if they do.
         advance: called with the share of the work that was done since the last call.
     """
-    rows = [row for row in rows if row.size > 1]
-    bos = leading(rows) if bos is None else bos
+    texts = [text for text in texts if text.size > 1]
+    bos = leading(texts) if bos is None else bos
     whole = Meter(model, activations)
-    before, spikes = _look(whole, rows)
+    before, spikes = _look(whole, texts)
     advance(0.4)
     watched = sorted((name for name in before if before[name] >= SPIKE), key=lambda name: -before[name])[:WORST]
     if not watched:
         worst = max(before.values(), default=1.0)
         return Found((), f"no token spikes: the largest is {worst:.3g} times the median", bos, before)
     meter = Meter(model, watched)
-    judge = _Judge(meter, rows, bos)
+    judge = _Judge(meter, texts, bos)
     judge.try_out(())
-    nominated: list[tuple[int, ...]] = [prefixquant(spikes, rows, bos, most)]
-    pairs: list[Pair] = []
+    nominated: list[tuple[int, ...]] = [prefixquant(spikes, texts, bos, most)]
+    pairs: list[TokenPair] = []
     if rule == "auto":
-        pairs = contexts(Meter(model, watched[:1]), candidates(spikes[watched[0]], rows, bos), rows, bos)
-        nominated += _nominees(pairs, rows, bos)
+        pairs = contexts(Meter(model, watched[:1]), spiking_tokens(spikes[watched[0]], texts, bos), texts, bos)
+        nominated += _nominees(pairs, texts, bos)
     for one in dict.fromkeys(ids[:most] for ids in nominated if ids):
         judge.try_out(one)
         advance(0.04)
@@ -211,7 +211,7 @@ def search(
 
 
 def _concluded(
-    judge: _Judge, best: Trial, bos: int | None, before: Ratios, pairs: Sequence[Pair], watched: Sequence[str]
+    judge: _Judge, best: Trial, bos: int | None, before: Ratios, pairs: Sequence[TokenPair], watched: Sequence[str]
 ) -> Found:
     none = judge.trials[()]
     trials = tuple(judge.trials.values())
@@ -223,51 +223,51 @@ def _concluded(
     return Found(best.ids, f"spikes fall {figures}", bos, before, trials, tuple(pairs))
 
 
-def _look(meter: Meter, rows: Sequence[Row]) -> tuple[Ratios, dict[str, list[NDArray[np.float32]]]]:
+def _look(meter: Meter, texts: Sequence[Ids]) -> tuple[Ratios, dict[str, list[NDArray[np.float32]]]]:
     """Ratios of all activations, and every token's peak."""
     peaks: dict[str, list[NDArray[np.float32]]] = {name: [] for name in meter.names}
-    for row in rows:
-        for name, found in meter.peaks([row]).items():
+    for text in texts:
+        for name, found in meter.peaks([text]).items():
             peaks[name].append(found[0])
     return {name: math.fsum(map(ratio, each)) / len(each) for name, each in peaks.items()}, peaks
 
 
-def candidates(peaks: Sequence[NDArray[np.float32]], rows: Sequence[Row], bos: int | None) -> list[int]:
+def spiking_tokens(peaks: Sequence[NDArray[np.float32]], texts: Sequence[Ids], bos: int | None) -> list[int]:
     """The paper's: of each text the three largest tokens, the first occurrence of BOS apart; the largest of all."""
     best: dict[int, float] = {}
-    for row, found in zip(rows, peaks, strict=True):
+    for text, found in zip(texts, peaks, strict=True):
         for position in np.argsort(-found, kind="stable")[:CANDIDATES]:
-            token = int(row[position])
+            token = int(text[position])
             if token != bos:
                 best[token] = max(best.get(token, 0.0), float(found[position]))
     return sorted(best, key=lambda token: (-best[token], token))[:CANDIDATES]
 
 
-def frequent(rows: Sequence[Row], bos: int | None, count: int) -> list[int]:
+def frequent(texts: Sequence[Ids], bos: int | None, count: int) -> list[int]:
     """The most frequent tokens, BOS apart; of equal ones the smallest."""
-    counted = Counter(int(one) for row in rows for one in row)
+    counted = Counter(int(one) for text in texts for one in text)
     return [token for token, _ in sorted(counted.items(), key=lambda one: (-one[1], one[0])) if token != bos][:count]
 
 
-def contexts(meter: Meter, tokens: Sequence[int], rows: Sequence[Row], bos: int | None) -> list[Pair]:
+def contexts(meter: Meter, tokens: Sequence[int], texts: Sequence[Ids], bos: int | None) -> list[TokenPair]:
     """For each token c the context x with the largest a(first c) / a(second c) in [bos, x, c, x, c], the best first.
 
     Args:
         meter: of one activation.
         tokens: the candidates.
-        rows: texts, for frequent tokens.
+        texts: where frequent tokens are counted.
         bos: left out of the sequences where there is none.
     """
-    found: list[Pair] = []
+    found: list[TokenPair] = []
     front = () if bos is None else (bos,)
-    usual = frequent(rows, bos, CONTEXTS)
+    usual = frequent(texts, bos, CONTEXTS)
     for token in tokens:
-        best: Pair | None = None
+        best: TokenPair | None = None
         for at in range(0, len(usual), AT_ONCE):
             tried = [np.asarray([*front, x, token, x, token], np.int64) for x in usual[at : at + AT_ONCE]]
             peaks = meter.peaks(tried)[meter.names[0]]
             for context, one in zip(usual[at : at + AT_ONCE], peaks, strict=True):
-                pair = Pair(token, context, float(one[len(front) + 1]), float(one[len(front) + 3]))
+                pair = TokenPair(token, context, float(one[len(front) + 1]), float(one[len(front) + 3]))
                 best = pair if best is None or pair.rate > best.rate else best
         if best is not None:
             found.append(best)
@@ -275,7 +275,7 @@ def contexts(meter: Meter, tokens: Sequence[int], rows: Sequence[Row], bos: int 
 
 
 def prefixquant(
-    peaks: Mapping[str, Sequence[NDArray[np.float32]]], rows: Sequence[Row], bos: int | None, most: int
+    peaks: Mapping[str, Sequence[NDArray[np.float32]]], texts: Sequence[Ids], bos: int | None, most: int
 ) -> tuple[int, ...]:
     """PrefixQuant's rule: as many tokens as one text has outliers, the most frequent ones; then BOS.
 
@@ -284,48 +284,48 @@ def prefixquant(
     counts, ids = [0.0], Counter[int]()
     for each in peaks.values():
         total = 0
-        for row, found in zip(rows, each, strict=True):
+        for text, found in zip(texts, each, strict=True):
             used = found[found > 0]
             above = np.flatnonzero(found > OUTLIER * np.median(used)) if used.size else np.zeros(0, np.int64)
             total += len(above)
-            ids.update(int(row[at]) for at in above if at)
-        counts.append(total / len(rows))
+            ids.update(int(text[at]) for at in above if at)
+        counts.append(total / len(texts))
     length = min(math.ceil(max(counts)), most)
     chosen = [token for token, _ in sorted(ids.items(), key=lambda one: (-one[1], one[0])) if token != bos]
     if bos is not None:
         return (*chosen[: max(length - 1, 0)], bos)[:most] if length else ()
-    return tuple((chosen or frequent(rows, bos, 1))[:length])
+    return tuple((chosen or frequent(texts, bos, 1))[:length])
 
 
-def _nominees(pairs: Sequence[Pair], rows: Sequence[Row], bos: int | None) -> list[tuple[int, ...]]:
+def _nominees(pairs: Sequence[TokenPair], texts: Sequence[Ids], bos: int | None) -> list[tuple[int, ...]]:
     front = () if bos is None else (bos,)
     found = [front, *(((*front, pairs[0].context, pairs[0].candidate),) if pairs else ())]
     found += [(*front, pair.candidate) for pair in pairs]
-    return found + [(*front, token) for token in frequent(rows, bos, 1)]
+    return found + [(*front, token) for token in frequent(texts, bos, 1)]
 
 
 class _Judge:
     """Tries prefixes on a few short texts and remembers what they did."""
 
-    def __init__(self, meter: Meter, rows: Sequence[Row], bos: int | None) -> None:
-        longest = sorted(rows, key=lambda row: -row.size)[:TEXTS]
+    def __init__(self, meter: Meter, texts: Sequence[Ids], bos: int | None) -> None:
+        longest = sorted(texts, key=lambda text: -text.size)[:TEXTS]
         self._meter, self._bos = meter, bos
-        self._rows = [row[: TOKENS + 1] for row in longest]
+        self._short = [text[: TOKENS + 1] for text in longest]
         self._peaks: dict[tuple[int, ...], list[NDArray[np.float32]]] = {}  # at the layer that is worst then
         self.trials: dict[tuple[int, ...], Trial] = {}
 
-    def _texts(self, ids: Sequence[int]) -> list[Row]:
+    def _texts(self, ids: Sequence[int]) -> list[Ids]:
         """The texts behind a prefix: without the BOS that it has already."""
         if self._bos is None or self._bos not in ids:
-            return self._rows
-        return [row[1:] if row[0] == self._bos else row for row in self._rows]
+            return self._short
+        return [text[1:] if text[0] == self._bos else text for text in self._short]
 
     def try_out(self, ids: tuple[int, ...]) -> None:
         if ids in self.trials:
             return
         peaks: dict[str, list[NDArray[np.float32]]] = {name: [] for name in self._meter.names}
-        for row in self._texts(ids):
-            for name, found in self._meter.peaks([row], ids).items():
+        for text in self._texts(ids):
+            for name, found in self._meter.peaks([text], ids).items():
                 peaks[name].append(found[0])
         ratios = {name: math.fsum(map(ratio, each)) / len(each) for name, each in peaks.items()}
         worst = max(ratios, key=lambda name: ratios[name])
@@ -342,5 +342,5 @@ class _Judge:
         return found
 
     def spiking(self, ids: tuple[int, ...]) -> list[int]:
-        """Tokens that spike most behind a prefix, at the layer that is the worst then."""
-        return candidates(self._peaks[ids], self._texts(ids), self._bos)
+        """Ids that spike most behind a prefix, at the layer that is the worst then."""
+        return spiking_tokens(self._peaks[ids], self._texts(ids), self._bos)

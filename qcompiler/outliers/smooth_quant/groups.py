@@ -49,7 +49,7 @@ def _nothing() -> NDArray[np.float32]:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class SmoothGroup:
     """Layers that read one activation, and what was decided for them.
 
     Attributes:
@@ -73,7 +73,7 @@ class Group:
     trial: NDArray[np.float32] = field(default_factory=_nothing, repr=False, compare=False)
 
 
-def plan(
+def choose_scales(
     model: models.Model,
     groups: Mapping[str, Sequence[Candidate]],
     rows: Mapping[str, Rows],
@@ -87,7 +87,7 @@ def plan(
     folds: Sequence[int] = (),
     looks: int = 0,
     hold: int | None = None,
-) -> list[Group]:
+) -> list[SmoothGroup]:
     """Decides alpha and scales of every group.
 
     Args:
@@ -118,7 +118,7 @@ def plan(
         if weights is None:
             refused[name] = reason or "a weight is computed on the way, has several groups, or too many dimensions"
             continue
-        fold = absorb.plan(graph, tensors[name], channel_axis(members), split=True)
+        fold = absorb.find_moves(graph, tensors[name], channel_axis(members), split=True)
         if fold.why and not wanted.insert:
             refused[name] = f"no producer can absorb it: {fold.why}"
             continue
@@ -143,7 +143,7 @@ def plan(
             layers, _, how = found[name]
             found[name] = layers, choice, how
     return [
-        Group(name, _names(members), None, "", refused[name])
+        SmoothGroup(name, _names(members), None, "", refused[name])
         if name in refused
         else _decided(name, _names(members), *found[name], hold)
         for name, members in groups.items()
@@ -168,7 +168,7 @@ def channel_axis(members: Sequence[Candidate]) -> int:
     return 1 if members[0].op.startswith("Conv") else -1
 
 
-def smoothed(groups: Mapping[str, Sequence[Candidate]], wanted: SmoothQuantTable) -> dict[str, int]:
+def channel_axes(groups: Mapping[str, Sequence[Candidate]], wanted: SmoothQuantTable) -> dict[str, int]:
     """Activations that may be smoothed, with their channel axis."""
     ops = (*PRODUCTS, "Conv") if wanted.convolutions else PRODUCTS
     return {name: channel_axis(members) for name, members in groups.items() if members[0].op in ops}
@@ -178,15 +178,17 @@ def _names(members: Sequence[Candidate]) -> tuple[str, ...]:
     return tuple(member.node for member in members)
 
 
-def _decided(name: str, readers: tuple[str, ...], layers: Layers, choice: Choice, how: str, hold: int | None) -> Group:
+def _decided(
+    name: str, readers: tuple[str, ...], layers: Layers, choice: Choice, how: str, hold: int | None
+) -> SmoothGroup:
     if choice.alpha is None:
-        return Group(name, readers, None, "", f"no alpha gains {WORTH_DB:g} dB")
+        return SmoothGroup(name, readers, None, "", f"no alpha gains {WORTH_DB:g} dB")
     why = f"its layers err {choice.gain_db:.1f} dB less"
     trial = layers.scales(choice.alpha, hold if hold in layers.others else None)
-    return Group(name, readers, choice.alpha, how, why, choice.gain_db, choice.scales, trial)
+    return SmoothGroup(name, readers, choice.alpha, how, why, choice.gain_db, choice.scales, trial)
 
 
-def record_of(decided: Sequence[Group], tried: Mapping[str, float]) -> dict[str, Any] | None:
+def record_of(decided: Sequence[SmoothGroup], tried: Mapping[str, float]) -> dict[str, Any] | None:
     """What the manifest says of smoothing; None where it was off. `tried`: SQNR in dB of each way that was compared."""
     if not decided:
         return None
@@ -248,7 +250,7 @@ def observed_again(
     after: models.Model,
     observed: Observations,
     names: Sequence[str],
-    decided: Sequence[Group],
+    decided: Sequence[SmoothGroup],
 ) -> dict[str, Histogram]:
     """Histograms of tensors that smoothing has changed or made, over the kept feeds.
 

@@ -17,8 +17,7 @@ from qcompiler.ir import model as models
 from qcompiler.ir.signature import Feeds
 from qcompiler.numerics.rounding import format_of
 from qcompiler.numerics.sqnr import decibel
-from qcompiler.outliers.smooth_quant import groups as grouping
-from qcompiler.outliers.smooth_quant.groups import Group
+from qcompiler.outliers.smooth_quant.groups import SmoothGroup, channel_axes, choose_scales, observed_again
 from qcompiler.passes.base import Report
 from qcompiler.passes.channels.smooth_quant import SmoothQuant
 from qcompiler.plan import Candidate
@@ -84,7 +83,7 @@ class Smoothed:
 
     model: models.Model
     observed: Observations
-    groups: tuple[Group, ...] = ()
+    groups: tuple[SmoothGroup, ...] = ()
     tried: Mapping[str, float] = dataclasses.field(default_factory=dict)
     reports: tuple[Report, ...] = ()
     errors: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -94,7 +93,7 @@ def smoothable(found: Sequence[Candidate], observed: Observations, table: Smooth
     """Whether there is anything to decide: smoothing is on, samples were kept, and layers may be smoothed."""
     if not observed.kept or (table.alpha == "off" and not table.layers):
         return False
-    return bool(grouping.smoothed(candidates.smoothable(candidates.by_activation(found)), table))
+    return bool(channel_axes(candidates.smoothable(candidates.by_activation(found)), table))
 
 
 def fold_outliers(
@@ -134,7 +133,7 @@ def fold_outliers(
     fold = SmoothQuant(scales, insert=options.table.insert, split=True)
     model, report, error = applied(fold, normal, observed.kept)
     after, _ = scope.layers(model)
-    changed = grouping.observed_again(normal, model, observed, watched(model, after), decided)
+    changed = observed_again(normal, model, observed, watched(model, after), decided)
     seen = observed.with_(changed, _renamed(observed.outliers, found, after))
     return Smoothed(model, seen, decided, tried, (report,), {} if error is None else {report.name: error})
 
@@ -197,15 +196,15 @@ class Trials:
         self._normal, self._found, self._observed = normal, found, observed
         self._options, self._scope = options, scope
         self._groups = candidates.smoothable(candidates.by_activation(found))
-        self._rows = recorded.rows(normal, grouping.smoothed(self._groups, options.table), observed.kept)
+        self._rows = recorded.record_rows(normal, channel_axes(self._groups, options.table), observed.kept)
         self._kept = _Kept.of(normal, observed.kept)
         self._spikes = _spikes(found, observed, options.qfem)
 
-    def plan(self, alpha: str | float) -> tuple[Group, ...]:
+    def plan(self, alpha: str | float) -> tuple[SmoothGroup, ...]:
         """What is decided with `auto`, `off` or an alpha."""
         options = self._options
         return tuple(
-            grouping.plan(
+            choose_scales(
                 self._normal,
                 self._groups,
                 self._rows,
@@ -296,7 +295,7 @@ class Attempt:
     """
 
     label: str
-    groups: tuple[Group, ...]
+    groups: tuple[SmoothGroup, ...]
     sqnr_db: float
 
 

@@ -2,9 +2,9 @@
 
     LN(x; g, b) · W   =   LN(x; g/s, b/s) · (diag(s)·W)
 
-`plan` finds out, without touching anything, which constants before the tensor can take the division and which weights
-behind it take the multiplication that makes up for it, or why there are none. `apply` does it. SmoothQuant (Xiao et
-al. 2023, §4) and cross-layer equalization (Nagel et al. 2019, §4.1) are both this, with different factors.
+`find_moves` finds out, without touching anything, which constants before the tensor can take the division and which
+weights behind it take the multiplication that makes up for it, or why there are none. `apply` does it. SmoothQuant
+(Xiao et al. 2023, §4) and cross-layer equalization (Nagel et al. 2019, §4.1) are both this, with different factors.
 
 A constant that other nodes read too is never edited: the node that is concerned gets one of its own.
 """
@@ -98,7 +98,7 @@ def channel_axis(tensor: gs.Tensor) -> int | None:
     return next((one for node, i in consumers(tensor) if (one := _input_axis(node, i, tensor)) is not None), None)
 
 
-def plan(graph: gs.Graph, tensor: gs.Tensor, axis: int, *, split: bool = False) -> Absorption:
+def find_moves(graph: gs.Graph, tensor: gs.Tensor, axis: int, *, split: bool = False) -> Absorption:
     """Finds out what dividing `tensor` along `axis` would take. The graph is not changed.
 
     Args:
@@ -142,11 +142,11 @@ def _found(tensor: gs.Tensor, axis: int, count: int, search: Search) -> Absorpti
 
 
 def can(graph: gs.Graph, tensor: gs.Tensor, axis: int, *, split: bool = False) -> str:
-    """Why `tensor` cannot be divided along `axis`; empty where it can (perhaps with classes: see `plan`)."""
-    return plan(graph, tensor, axis, split=split).why
+    """Why `tensor` cannot be divided along `axis`; empty where it can (perhaps with classes: see `find_moves`)."""
+    return find_moves(graph, tensor, axis, split=split).why
 
 
-def plan_insertion(graph: gs.Graph, tensor: gs.Tensor, axis: int) -> Absorption:
+def find_insertion(graph: gs.Graph, tensor: gs.Tensor, axis: int) -> Absorption:
     """The plan that puts a Mul by 1/s in front of the linear readers and leaves all other nodes alone."""
     count = _count(tensor, axis)
     rank = len(tensor.shape) if tensor.shape is not None else 0

@@ -38,7 +38,7 @@ State = tuple[dict[int, tuple[gs.Tensor, Index]], set[tuple[int, int]], list[Edi
 
 
 class NoWayError(Exception):
-    """Why a tensor cannot be divided; never leaves `absorb.plan`."""
+    """Why a tensor cannot be divided; never leaves `absorb.find_moves`."""
 
 
 class Search:

@@ -4,7 +4,8 @@
 
 Unlike a division (`qcompiler.passes.absorb.absorb`), a reordering reaches everything that meets the tensor channel by
 channel: through a norm it goes on to what the norm reads, and so along a whole residual stream, from the embedding to
-the last layer. `plan` floods from one tensor and says what would have to be reordered, or which node stands against it.
+the last layer. `find_permutation` floods from one tensor and says what would have to be reordered, or which node stands
+against it.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class _NoWayError(Exception):
     """Its text says which node stands in the way."""
 
 
-def plan(graph: gs.Graph, tensor: gs.Tensor, count: int) -> Permutation:
+def find_permutation(graph: gs.Graph, tensor: gs.Tensor, count: int) -> Permutation:
     """Finds out what reordering the `count` channels on the last axis of `tensor` would take; changes nothing.
 
     Shapes must have been inferred.

@@ -50,7 +50,7 @@ class EqualizeChannels(Pass):
             axis = absorb.channel_axis(tensor)
             if axis is None or producer(tensor) is None:
                 continue
-            plan = absorb.plan(graph, tensor, axis)
+            plan = absorb.find_moves(graph, tensor, axis)
             why = plan.why or _not_a_pair(plan)
             if not why:
                 pairs.append(plan)
@@ -59,7 +59,7 @@ class EqualizeChannels(Pass):
         names = Names(graph)
         for tensor, axis, scale in _factors(pairs):
             # Planned anew: the pairs before it have replaced constants.
-            why = absorb.apply(graph, absorb.plan(graph, tensor, axis), scale, names)
+            why = absorb.apply(graph, absorb.find_moves(graph, tensor, axis), scale, names)
             yield Skipped(tensor.name, why) if why else Changed(tensor.name, _spell(scale))
 
 

@@ -115,7 +115,7 @@ def _reorder(
         count = len(_matrix(node))
         if node.name in moved or tensor.name in done:
             continue
-        plan = permutation.plan(graph, tensor, count)
+        plan = permutation.find_permutation(graph, tensor, count)
         if plan.why:
             done.add(tensor.name)
             yield Skipped(tensor.name, f"its channels cannot be reordered: {plan.why}")

@@ -59,11 +59,11 @@ class SmoothQuant(Pass):
         axis = absorb.channel_axis(tensor)
         if axis is None:
             return Skipped(tensor.name, "no linear node with a constant weight reads it")
-        plan = absorb.plan(graph, tensor, axis)
+        plan = absorb.find_moves(graph, tensor, axis)
         if plan.why and self.split:
-            plan = absorb.plan(graph, tensor, axis, split=True)
+            plan = absorb.find_moves(graph, tensor, axis, split=True)
         if plan.why and self.insert:
-            plan = absorb.plan_insertion(graph, tensor, axis)
+            plan = absorb.find_insertion(graph, tensor, axis)
         why = absorb.apply(graph, plan, scale, names)
         return Skipped(tensor.name, why) if why else Changed(tensor.name, _spell(plan))
 

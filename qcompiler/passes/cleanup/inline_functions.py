@@ -13,7 +13,7 @@ import onnx_graphsurgeon as gs
 from onnx import inliner
 
 from qcompiler.ir.edit import remove_nodes, set_opset
-from qcompiler.ir.from_proto import import_model
+from qcompiler.ir.from_proto import graph_from_proto
 from qcompiler.ir.graph import walk
 from qcompiler.ir.model import to_proto
 from qcompiler.ir.weights import Weights
@@ -47,7 +47,7 @@ class InlineFunctions(Pass):
             value.type.tensor_type.shape.dim.extend(
                 onnx.TensorShapeProto.Dimension(dim_value=dim) for dim in tensor.dims
             )
-        inlined = import_model(inliner.inline_local_functions(proto), Weights(Path("model"), np.empty(0, np.uint8)))
+        inlined = graph_from_proto(inliner.inline_local_functions(proto), Weights(Path("model"), np.empty(0, np.uint8)))
         for tensor in inlined.inputs:
             if tensor.name in arrays:
                 tensor.to_constant(arrays[tensor.name])

@@ -20,7 +20,7 @@ import onnx_graphsurgeon as gs
 
 from qcompiler.errors import ModelError
 from qcompiler.ir.edit import add_constant, detach, set_opset
-from qcompiler.ir.from_proto import import_model
+from qcompiler.ir.from_proto import graph_from_proto
 from qcompiler.ir.graph import attribute_value, graphs, is_constant, is_op, is_standard, subgraphs
 from qcompiler.ir.names import Names
 from qcompiler.ir.weights import Weights
@@ -151,7 +151,7 @@ def _spelled(proto: onnx.NodeProto) -> tuple[object, ...]:
 
 def _graft(proto: onnx.ModelProto, node: gs.Node, names: Names) -> list[gs.Node]:
     """Wires the converted nodes in the place of `node`; their Constant nodes become initializers."""
-    made = import_model(proto, Weights(Path(node.name), np.empty(0, np.uint8)))
+    made = graph_from_proto(proto, Weights(Path(node.name), np.empty(0, np.uint8)))
     known: dict[int, gs.Tensor] = {}
     ours = {t.name: t for t in (*node.inputs, *node.outputs) if t.name}
     for tensor in (*made.inputs, *made.outputs):

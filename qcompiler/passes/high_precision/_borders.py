@@ -17,13 +17,13 @@ from qcompiler.ir import nested
 from qcompiler.ir.element_types import FP32, Slots
 from qcompiler.ir.operators import MOVES, RECURRENT
 from qcompiler.ir.scopes import within
-from qcompiler.passes.high_precision._view import MARGIN, View
+from qcompiler.passes.high_precision._view import MARGIN, TypingView
 from qcompiler.target import DType
 
 _ROUNDS = 64  # nodes between an input and a recurrent layer, at most
 
 
-def of_model(view: View) -> dict[str, str]:
+def of_model(view: TypingView) -> dict[str, str]:
     """Adds the graph's float inputs and outputs that fit to `view.borders`; returns why the others stay, by name."""
     refused: dict[str, str] = {}
     for tensor in {id(t): t for t in (*view.graph.inputs, *view.graph.outputs)}.values():
@@ -37,7 +37,7 @@ def of_model(view: View) -> dict[str, str]:
     return refused
 
 
-def _unfit(tensor: gs.Tensor, view: View) -> str:
+def _unfit(tensor: gs.Tensor, view: TypingView) -> str:
     """Why an input or output of the model cannot have the lower type; empty where it can."""
     if graphs.is_input(view.graph, tensor) and (layer := _recurrent_reader(tensor)):
         return f"'{layer}' reads it, a recurrent layer, which TensorRT-RTX cannot build behind a Cast"
@@ -73,7 +73,7 @@ def _recurrent_reader(tensor: gs.Tensor) -> str:
     return ""
 
 
-def between_graphs(view: View, slots: Mapping[int, Slots]) -> tuple[dict[int, Slots], set[int]]:
+def between_graphs(view: TypingView, slots: Mapping[int, Slots]) -> tuple[dict[int, Slots], set[int]]:
     """What of If, Loop and Scan moves in the lower type, by id(node), and the ids of the inner ends of these values.
 
     Inner nodes are looked at first, so that an If may hand on what an If inside it gives.
@@ -101,7 +101,7 @@ def between_graphs(view: View, slots: Mapping[int, Slots]) -> tuple[dict[int, Sl
     return found, ends
 
 
-def _read_low(tensor: gs.Tensor, view: View, slots: Mapping[int, Slots]) -> bool:
+def _read_low(tensor: gs.Tensor, view: TypingView, slots: Mapping[int, Slots]) -> bool:
     """Whether all that reads an element of a sequence is half."""
     if view.types.get(id(tensor)) != FP32 or view.is_output(tensor):
         return False
@@ -109,7 +109,7 @@ def _read_low(tensor: gs.Tensor, view: View, slots: Mapping[int, Slots]) -> bool
     return bool(uses) and all(id(node) in slots and index in slots[id(node)].inputs for node, index in uses)
 
 
-def _given_low(owner: gs.Node, tensor: gs.Tensor, view: View, slots: Mapping[int, Slots]) -> bool:
+def _given_low(owner: gs.Node, tensor: gs.Tensor, view: TypingView, slots: Mapping[int, Slots]) -> bool:
     """Whether a node of the nested graph itself writes an output of it in half."""
     node = graphs.producer(tensor)
     if node is None or id(node) not in slots or view.types.get(id(tensor)) != FP32:

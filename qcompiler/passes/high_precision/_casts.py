@@ -22,7 +22,7 @@ from qcompiler.ir.element_types import FP32, Slots
 from qcompiler.ir.names import Names
 from qcompiler.passes.base import Changed, Note
 from qcompiler.passes.high_precision import _borders as borders
-from qcompiler.passes.high_precision._view import NUMPY, View
+from qcompiler.passes.high_precision._view import NUMPY, TypingView
 from qcompiler.target import DType
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Casting:
         typed_dequantize: DequantizeLinear may have `output_dtype`.
     """
 
-    view: View
+    view: TypingView
     slots: Mapping[int, Slots]
     typed_dequantize: bool
     dtype: DType = field(init=False)

@@ -20,7 +20,7 @@ import onnx_graphsurgeon as gs
 
 from qcompiler.ir import graph as graphs
 from qcompiler.ir.operators import REARRANGES
-from qcompiler.passes.high_precision._view import MARGIN, View
+from qcompiler.passes.high_precision._view import MARGIN, TypingView
 from qcompiler.statistics.ranges import Range
 
 LOWEST = -30000.0
@@ -46,7 +46,7 @@ class _Trail:
     passed: list[str] = field(default_factory=list)
 
 
-def find(view: View) -> list[Mask]:
+def find_masks(view: TypingView) -> list[Mask]:
     """The masks in graph order; the ranges of the logits behind them are noted in `view.known`."""
     found: list[Mask] = []
     for node in view.nodes:
@@ -64,7 +64,7 @@ def find(view: View) -> list[Mask]:
     return found
 
 
-def _scores(tensor: gs.Tensor, view: View, trail: _Trail) -> Range | None:
+def _scores(tensor: gs.Tensor, view: TypingView, trail: _Trail) -> Range | None:
     """The range of the logits without their masks; None where it is not known."""
     node = graphs.producer(tensor)
     alone = node is not None and view.only_consumer(tensor) is not None
@@ -84,7 +84,7 @@ def _scores(tensor: gs.Tensor, view: View, trail: _Trail) -> Range | None:
     return view.range(tensor)
 
 
-def _mask_bottom(tensor: gs.Tensor, view: View) -> float:
+def _mask_bottom(tensor: gs.Tensor, view: TypingView) -> float:
     """The lowest value that a mask has, or is computed from; +inf where the tensor is no mask."""
     seen = _seen(tensor, view)
     if seen is not None and seen.high > -_NEGATIVE:
@@ -107,7 +107,7 @@ def _mask_bottom(tensor: gs.Tensor, view: View) -> float:
     return lowest
 
 
-def _seen(tensor: gs.Tensor, view: View) -> Range | None:
+def _seen(tensor: gs.Tensor, view: TypingView) -> Range | None:
     if not isinstance(tensor, gs.Constant):
         return view.range(tensor)
     values = graphs.values_of(tensor)

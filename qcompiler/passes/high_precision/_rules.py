@@ -29,7 +29,7 @@ import onnx_graphsurgeon as gs
 from qcompiler.ir import graph as graphs
 from qcompiler.ir.element_types import FP32
 from qcompiler.ir.operators import ACCUMULATES, AMPLIFIES, COORDINATES, PICKS, RECURRENT, SATURATES
-from qcompiler.passes.high_precision._view import CHUNK, LOST, MARGIN, Loss, Verdict, View
+from qcompiler.passes.high_precision._view import CHUNK, LOST, MARGIN, Loss, TypingView, Verdict
 from qcompiler.target import DType
 
 _WHOLE = frozenset({"Range", "Floor", "Ceil", "Round"})  # results are integers
@@ -40,13 +40,13 @@ _DIVISOR = {"Div": 1, "Mod": 1, "Sqrt": 0, "Log": 0, "Reciprocal": 0}
 _BIAS = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2, "LayerNormalization": 2}
 
 
-Rule = Callable[[gs.Node, View], Verdict | None]
+Rule = Callable[[gs.Node, TypingView], Verdict | None]
 
 
 # --- Rules ------------------------------------------------------------------------------------------------------------
 
 
-def subgraph(node: gs.Node, view: View) -> Verdict | None:
+def subgraph(node: gs.Node, view: TypingView) -> Verdict | None:
     """If, Loop and Scan, recurrent layers, operators that ONNX does not define."""
     if graphs.subgraphs(node):
         return Verdict("control-flow", f"{node.op} hands values on to and from its nested graphs in FP32")
@@ -60,7 +60,7 @@ def subgraph(node: gs.Node, view: View) -> Verdict | None:
     return None
 
 
-def schema(node: gs.Node, view: View) -> Verdict | None:
+def schema(node: gs.Node, view: TypingView) -> Verdict | None:
     """The operator has no form in this type, or its neighbours' types are not known."""
     unknown = next((t for t in (*node.inputs, *node.outputs) if t.name and id(t) not in view.types), None)
     if unknown is not None:
@@ -69,7 +69,7 @@ def schema(node: gs.Node, view: View) -> Verdict | None:
     return Verdict("no-kernel", obstacle) if obstacle else None
 
 
-def accumulate(node: gs.Node, view: View) -> Verdict | None:
+def accumulate(node: gs.Node, view: TypingView) -> Verdict | None:
     """Arithmetic that is harmful in half when written out by hand."""
     if graphs.is_op(node, *ACCUMULATES):
         return Verdict("accumulate", f"{node.op} adds up many terms; in {view.dtype} the sum loses digits or overflows")
@@ -84,7 +84,7 @@ def accumulate(node: gs.Node, view: View) -> Verdict | None:
     return None
 
 
-def _pooled(node: gs.Node, view: View) -> Verdict | None:
+def _pooled(node: gs.Node, view: TypingView) -> Verdict | None:
     """An average whose sum does not fit, or has so many terms that the last ones are lost."""
     seen = view.range(node.inputs[0])
     if seen is None:
@@ -107,7 +107,7 @@ def _is_product(node: gs.Node) -> bool:
     return exponent is not None and exponent.size == 1 and float(exponent.reshape(-1)[0]) in (1.0, 2.0, 3.0)
 
 
-def constant_range(node: gs.Node, view: View) -> Verdict | None:
+def constant_range(node: gs.Node, view: TypingView) -> Verdict | None:
     """A constant is larger than the type holds. Bounds of Clip, Min and Max saturate instead: no value is beyond."""
     for i, constant in _constants(node, view):
         largest = view.loss(constant).largest
@@ -122,7 +122,7 @@ def constant_range(node: gs.Node, view: View) -> Verdict | None:
     return None
 
 
-def constant_small(node: gs.Node, view: View) -> Verdict | None:
+def constant_small(node: gs.Node, view: TypingView) -> Verdict | None:
     """A constant loses its useful values below 2^-14: an epsilon becomes 0, a tiny factor a step function."""
     if view.dtype is not DType.FP16:
         return None
@@ -138,14 +138,14 @@ def constant_small(node: gs.Node, view: View) -> Verdict | None:
     return None
 
 
-def _drowned(node: gs.Node, index: int, constant: gs.Constant, loss: Loss, view: View) -> bool:
+def _drowned(node: gs.Node, index: int, constant: gs.Constant, loss: Loss, view: TypingView) -> bool:
     """Whether what a bias loses is far below what it is added to; never of a scalar, which may guard a division."""
     added = _BIAS.get(node.op) == index or (node.op in ("Add", "Sub") and math.prod(constant.shape) > 1)
     total = view.range(node.outputs[0])
     return added and total is not None and loss.absolute <= LOST * total.absmax
 
 
-def observed(node: gs.Node, view: View) -> Verdict | None:
+def observed(node: gs.Node, view: TypingView) -> Verdict | None:
     """A value seen at run time is too large with a margin, too small, or was never seen."""
     slots = view.slots(node)
     read = [node.inputs[i] for i in slots.inputs if (id(node), i) not in view.clamps]
@@ -178,7 +178,7 @@ def _is_power(node: gs.Node) -> bool:
     return node.op == "Pow" or (node.op == "Mul" and node.inputs[0] is node.inputs[1])
 
 
-def divisor(node: gs.Node, view: View) -> Verdict | None:
+def divisor(node: gs.Node, view: TypingView) -> Verdict | None:
     """What is divided by, or rooted, comes close to 0: half has few digits there. Speaks of its producer as well."""
     near = [node] + [reader for tensor in node.outputs for reader, _ in graphs.consumers(tensor)]
     for reader in near:
@@ -199,7 +199,7 @@ def divisor(node: gs.Node, view: View) -> Verdict | None:
     return None
 
 
-def integers(node: gs.Node, view: View) -> Verdict | None:
+def integers(node: gs.Node, view: TypingView) -> Verdict | None:
     """Reads integers that are too large to be exact, or computes what is going to be an integer."""
     floats = [tensor for tensor in (*node.inputs, *node.outputs) if view.types.get(id(tensor)) == FP32]
     for tensor in floats:
@@ -244,7 +244,7 @@ def _becomes_integer(tensor: gs.Tensor) -> bool:
     return False
 
 
-def compared(node: gs.Node, view: View) -> Verdict | None:
+def compared(node: gs.Node, view: TypingView) -> Verdict | None:
     """Equality with a number that the type does not have: what was different may become equal."""
     if not graphs.is_op(node, "Equal"):
         return None
@@ -267,10 +267,10 @@ RULES: tuple[Rule, ...] = (
 )
 
 
-def judge(node: gs.Node, view: View) -> Verdict | None:
+def judge(node: gs.Node, view: TypingView) -> Verdict | None:
     """The verdict of the first rule that speaks; None where the node can compute in the lower type."""
     return next((verdict for rule in RULES if (verdict := rule(node, view)) is not None), None)
 
 
-def _constants(node: gs.Node, view: View) -> Iterator[tuple[int, gs.Constant]]:
+def _constants(node: gs.Node, view: TypingView) -> Iterator[tuple[int, gs.Constant]]:
     return ((i, node.inputs[i]) for i in view.slots(node).inputs if isinstance(node.inputs[i], gs.Constant))

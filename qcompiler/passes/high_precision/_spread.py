@@ -15,7 +15,7 @@ from qcompiler.ir.element_types import FP32
 from qcompiler.ir.nested import entries, exits
 from qcompiler.ir.operators import COMPARES, MOVES, MULTIPLYING, POINTWISE, RECURRENT
 from qcompiler.passes.high_precision import _borders as borders
-from qcompiler.passes.high_precision._view import NUMPY, Verdict, View
+from qcompiler.passes.high_precision._view import NUMPY, TypingView, Verdict
 
 Verdicts = dict[str, Verdict]
 
@@ -25,7 +25,7 @@ _LARGE = 4096  # elements of a constant from which on it is a weight or a table,
 _ANGLE = 4.0  # |x| from which on FP16's rounding of an angle exceeds 0.2 %
 
 
-def spread(view: View, nodes: Sequence[gs.Node], verdicts: Verdicts) -> None:
+def spread(view: TypingView, nodes: Sequence[gs.Node], verdicts: Verdicts) -> None:
     """Adds a verdict for every further node that has to stay FP32 because of its neighbours."""
     placed = {id(node) for node in nodes}
     positional = _positional(view)
@@ -43,7 +43,7 @@ def spread(view: View, nodes: Sequence[gs.Node], verdicts: Verdicts) -> None:
 # --- What is computed from positions and shapes alone -----------------------------------------------------------------
 
 
-def _positional(view: View) -> set[int]:
+def _positional(view: TypingView) -> set[int]:
     """Ids of the tensors computed from integers and small constants alone."""
     found: set[int] = set()
 
@@ -60,7 +60,7 @@ def _positional(view: View) -> set[int]:
     return found
 
 
-def _angle(node: gs.Node, view: View, placed: set[int], positional: set[int], verdicts: Verdicts) -> None:
+def _angle(node: gs.Node, view: TypingView, placed: set[int], positional: set[int], verdicts: Verdicts) -> None:
     """Sin and Cos need their argument to a fraction of a turn, whatever its size: keep all of its computation FP32."""
     seen = view.range(node.inputs[0])
     counted = id(node.inputs[0]) in positional
@@ -82,7 +82,7 @@ def _angle(node: gs.Node, view: View, placed: set[int], positional: set[int], ve
                 waiting.append(before)
 
 
-def _recurrent(node: gs.Node, view: View, placed: set[int], verdicts: Verdicts) -> None:
+def _recurrent(node: gs.Node, view: TypingView, placed: set[int], verdicts: Verdicts) -> None:
     """TensorRT-RTX 1.7 cannot build a recurrent layer that reads a Cast: what computes its inputs stays FP32 too."""
     waiting, seen = [node], {id(node)}
     while waiting:
@@ -130,7 +130,7 @@ def _reach(
     return list(found.values())
 
 
-def _indices(view: View, nodes: Sequence[gs.Node], positional: set[int], verdicts: Verdicts) -> None:
+def _indices(view: TypingView, nodes: Sequence[gs.Node], positional: set[int], verdicts: Verdicts) -> None:
     """Positions and sizes computed in floats that end as integers, or where only FP32 is read."""
     ends: set[int] = set()
 
@@ -157,7 +157,7 @@ def _indices(view: View, nodes: Sequence[gs.Node], positional: set[int], verdict
 class _Borders:
     """Which sides of a node are FP32. What can be either (constants, results of Cast and DQ) counts as neither."""
 
-    def __init__(self, view: View, placed: set[int], verdicts: Verdicts) -> None:
+    def __init__(self, view: TypingView, placed: set[int], verdicts: Verdicts) -> None:
         self.view, self.placed, self.verdicts = view, placed, verdicts
         self.update()
 

@@ -50,7 +50,7 @@ class Verdict:
 
 
 @dataclass
-class View:
+class TypingView:
     """What the rules look at.
 
     Attributes:

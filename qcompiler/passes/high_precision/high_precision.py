@@ -39,7 +39,7 @@ from qcompiler.passes.high_precision import _masks as masks
 from qcompiler.passes.high_precision import _rules as rules
 from qcompiler.passes.high_precision._casts import Casting
 from qcompiler.passes.high_precision._spread import spread
-from qcompiler.passes.high_precision._view import Verdict, View
+from qcompiler.passes.high_precision._view import TypingView, Verdict
 from qcompiler.plan import Decision
 from qcompiler.statistics.ranges import Ranges
 from qcompiler.target import DType
@@ -89,8 +89,8 @@ class HighPrecision(Pass):
         """
         if self.dtype is DType.FP32:
             return
-        view = View(graph, self.dtype, self.ranges, element_types.infer_all(graph))
-        found = masks.find(view)
+        view = TypingView(graph, self.dtype, self.ranges, element_types.infer_all(graph))
+        found = masks.find_masks(view)
         for mask in found:
             view.clamps[id(mask.node), mask.index] = (masks.LOWEST, view.format.largest)
         stays = borders.of_model(view) if self.io_types == HIGH_PRECISION else {}
@@ -106,7 +106,7 @@ class HighPrecision(Pass):
         yield from Casting(view, {**slots, **nested}, self.typed_dequantize).apply()
 
 
-def judge(view: View, keep: tuple[str, ...] = ()) -> tuple[dict[str, Verdict], list[gs.Node]]:
+def judge(view: TypingView, keep: tuple[str, ...] = ()) -> tuple[dict[str, Verdict], list[gs.Node]]:
     """Why nodes stay FP32, by name, and all nodes that hold FP32 data in graph order, nested graphs included."""
     verdicts: dict[str, Verdict] = {}
     judged: list[gs.Node] = []
@@ -123,7 +123,7 @@ def judge(view: View, keep: tuple[str, ...] = ()) -> tuple[dict[str, Verdict], l
 
 
 def _decision(
-    node: gs.Node, view: View, verdict: Verdict | None, nested: Mapping[int, element_types.Slots]
+    node: gs.Node, view: TypingView, verdict: Verdict | None, nested: Mapping[int, element_types.Slots]
 ) -> Decision:
     if id(node) in nested:
         why = f"what crosses between its graphs is {view.dtype} where nothing else is said of a node inside"
@@ -133,7 +133,7 @@ def _decision(
     return Decision(node.name, node.op, DType.FP32, verdict.rule, verdict.why, figures=verdict.figures)
 
 
-def _clamp(view: View, found: list[masks.Mask]) -> Iterator[Note]:
+def _clamp(view: TypingView, found: list[masks.Mask]) -> Iterator[Note]:
     """Max(mask, -30000) in FP32 in front of each use of a computed mask; constant masks are clamped as they convert."""
     names = Names(view.graph)
     made: dict[tuple[int, int], gs.Variable] = {}

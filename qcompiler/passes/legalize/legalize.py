@@ -1,6 +1,6 @@
 """What the target refuses, takes and runs in float, or takes and computes wrongly, never leaves the compiler.
 
-First what can be mended exactly is mended (`REPAIRS`), then what is left is refused (`refuse_quantized`),
+First what can be mended exactly is mended (`REPAIRS`), then what is left is refused (`_refuse_quantized`),
 each by small rules over (graph, target). Graphs of our own making pass untouched: this is for models that come with
 Q/DQ pairs or quantized operators in them, and the last guard before an engine is built.
 

@@ -22,9 +22,8 @@ from qcompiler.ir import edit
 from qcompiler.ir import graph as graphs
 from qcompiler.ir.names import Names
 from qcompiler.passes.base import Changed, Fact, Note, Pass, Skipped
-from qcompiler.passes.qfep import layout as probe
 from qcompiler.passes.qfep import sites
-from qcompiler.passes.qfep.layout import Anchor, Layout
+from qcompiler.passes.qfep.layout import Anchor, Layout, layout
 from qcompiler.passes.qfep.prefix import Prefix
 from qcompiler.passes.qfep.sites import MARK, POSITIONS, Interface, UnfitError
 from qcompiler.runtime import shapes
@@ -63,7 +62,7 @@ class BakePrefix(Pass):
             return
         try:
             face = sites.interface(graph)
-            found = None if face.past else probe.layout(graph, face)
+            found = None if face.past else layout(graph, face)
             _check_fit(self.prefix, face, found)
         except UnfitError as error:
             yield Skipped(graph.name or "graph", str(error))

@@ -15,7 +15,7 @@ import onnx_graphsurgeon as gs
 
 from qcompiler.ir import graph as graphs
 from qcompiler.passes.qfep import sites
-from qcompiler.passes.qfep.sites import Entry, Interface, Site, UnfitError
+from qcompiler.passes.qfep.sites import Interface, KeyValueWay, Site, UnfitError
 from qcompiler.runtime.stream import OpenModel, run_once
 
 if TYPE_CHECKING:
@@ -143,7 +143,9 @@ def _cut(node: int, grown: tuple[int, ...], passed: set[int], between: set[int])
     return tuple(axis for axis in axes if node not in between or axis != len(grown) - 1)
 
 
-def _anchor(site: Site, entry: Entry, values: dict[str, NDArray[Any]], grown: dict[str, tuple[int, ...]]) -> Anchor:
+def _anchor(
+    site: Site, entry: KeyValueWay, values: dict[str, NDArray[Any]], grown: dict[str, tuple[int, ...]]
+) -> Anchor:
     """The place with the fewest heads: in front of the repetition that grouped queries need."""
     best: tuple[tuple[int, int, int], Anchor] | None = None
     nodes = [node for node, _, _ in entry.steps]

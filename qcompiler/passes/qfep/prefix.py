@@ -17,8 +17,7 @@ import onnx_graphsurgeon as gs
 from qcompiler.errors import DataError, ModelError
 from qcompiler.ir.model import Model
 from qcompiler.ir.signature import Feeds
-from qcompiler.passes.qfep import layout as probe
-from qcompiler.passes.qfep import sites
+from qcompiler.passes.qfep import layout, sites
 from qcompiler.passes.qfep.sites import POSITIONS, Interface, UnfitError
 from qcompiler.runtime.token_feeds import MASKS
 from qcompiler.support import npz
@@ -92,8 +91,8 @@ def run(model: Model | gs.Graph, ids: Sequence[int]) -> Prefix:
     graph = model.graph if isinstance(model, Model) else model
     try:
         face = sites.interface(graph)
-        found = None if face.past else probe.layout(graph, face)
-        taken = probe.keys_and_values(graph, face, ids, found)
+        found = None if face.past else layout.layout(graph, face)
+        taken = layout.keys_and_values(graph, face, ids, found)
     except UnfitError as error:
         raise ModelError(unfit(error)) from error
     return Prefix(tuple(ids), tuple(key for key, _ in taken), tuple(value for _, value in taken))

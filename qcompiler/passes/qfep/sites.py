@@ -52,7 +52,7 @@ class UnfitError(Exception):
 
 
 @dataclass(frozen=True, eq=False)
-class Entry:
+class KeyValueWay:
     """One way of keys or values into a product.
 
     Attributes:
@@ -68,8 +68,8 @@ class Site:
     """One attention: its softmax, how keys and values get there, and the nodes that scale and mask the scores."""
 
     softmax: gs.Node
-    key: Entry
-    value: Entry
+    key: KeyValueWay
+    value: KeyValueWay
     between: tuple[gs.Node, ...]
 
 
@@ -161,7 +161,7 @@ def _site(softmax: gs.Node, known: set[int]) -> Iterator[Site]:
     context = _context(softmax, known)
     if context is None:
         raise UnfitError(f"what softmax '{softmax.name}' gives is not multiplied with values right away")
-    yield Site(softmax, Entry(_steps(scores)), Entry(_steps(context)), tuple(between))
+    yield Site(softmax, KeyValueWay(_steps(scores)), KeyValueWay(_steps(context)), tuple(between))
 
 
 def _scores(softmax: gs.Node, known: set[int], between: list[gs.Node]) -> gs.Node | None:

@@ -50,7 +50,7 @@ class Attention:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class AttentionAsked:
     """What is asked of the attentions of a model.
 
     Attributes:
@@ -71,7 +71,7 @@ class Asked:
         return self.dtype is DType.INT8 or self.high is DType.FP32
 
 
-def find(graph: gs.Graph) -> list[Attention]:
+def find_attentions(graph: gs.Graph) -> list[Attention]:
     """The attentions of a normalised graph whose softmax stands between two products of activations, and nothing else.
 
     Between the first product and the softmax there may be scaling and masking. Every tensor on the way has one reader.
@@ -115,12 +115,12 @@ def _is_product(node: gs.Node | None) -> bool:
     return graphs.is_op(node, "MatMul") and node is not None and not any(map(graphs.is_constant, node.inputs))
 
 
-def tensors(graph: gs.Graph) -> list[str]:
+def tensors_for_attention(graph: gs.Graph) -> list[str]:
     """Names of the tensors whose ranges and shapes a quantized attention needs."""
-    return list(dict.fromkeys(name for one in find(graph) for name in (*one.reads, one.result)))
+    return list(dict.fromkeys(name for one in find_attentions(graph) for name in (*one.reads, one.result)))
 
 
-def why_not(one: Attention, asked: Asked) -> str | None:
+def why_not(one: Attention, asked: AttentionAsked) -> str | None:
     """Which part of the rule an attention misses; None where it can be quantized as a whole."""
     q, _, p, v = (asked.largest.get(name) for name in one.reads)
     least = asked.smallest.get(one.reads[2])

@@ -68,7 +68,7 @@ class Candidates(NamedTuple):
         return Candidates(tuple(one for one in self.found if one.node not in left), refused)
 
 
-def candidates(graph: gs.Graph, target: Target, keep: Sequence[str] = ()) -> Candidates:
+def find_candidates(graph: gs.Graph, target: Target, keep: Sequence[str] = ()) -> Candidates:
     """Linear nodes that the target can run quantized, and every other linear or recurrent node with its refusal.
 
     Args:

@@ -29,7 +29,7 @@ class Scope:
 
         Where nothing is to be quantized, only what came quantized is refused.
         """
-        layers = candidates.candidates(model.graph, self.target, self.keep)
+        layers = candidates.find_candidates(model.graph, self.target, self.keep)
         if self.quantizes:
             return layers
         # the other refusals say what quantizing stopped

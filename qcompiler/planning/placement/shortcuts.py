@@ -1,8 +1,7 @@
-"""Where more than the inputs of weighted layers belongs between Q/DQ pairs: residual shortcuts, and one scale a group.
+"""Which shortcuts of residual connections belong between Q/DQ pairs, beside the inputs of weighted layers.
 
-`decide` looks at one layer. Here are the two rules of TensorRT's developer guide that look at what joins layers, as
-pure functions of a graph and a target: "quantize the residual input in skip connections", and one scale for all that a
-Concat (or another operator that does not mind the order of pair and operator) joins, so that pairs can move and merge.
+`placement.candidates` looks at one layer. Here is the rule of TensorRT's developer guide that looks at what joins two,
+as pure functions of a graph and a target: "quantize the residual input in skip connections".
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ class Shortcut:
     index: int
 
 
-def find(graph: gs.Graph) -> tuple[list[Shortcut], list[Refusal]]:
+def find_shortcuts(graph: gs.Graph) -> tuple[list[Shortcut], list[Refusal]]:
     """The residual Adds of a normalised graph, and those in which no convolution can fuse with the Add.
 
     The convolution that fuses is the one which alone the Add reads. Where that holds for both inputs (a downsampling
@@ -64,12 +63,12 @@ def find(graph: gs.Graph) -> tuple[list[Shortcut], list[Refusal]]:
     return found, refused
 
 
-def tensors(graph: gs.Graph, target: Target, found: Sequence[Candidate]) -> list[str]:
+def tensors_for_shortcuts(graph: gs.Graph, target: Target, found: Sequence[Candidate]) -> list[str]:
     """Names of the tensors whose ranges `shortcuts` needs if all candidates are quantized; none where nothing gains."""
     if not target.quantize_residual:
         return []
     nodes = {candidate.node for candidate in found}
-    return list(dict.fromkeys(one.tensor for one in find(graph)[0] if one.conv in nodes))
+    return list(dict.fromkeys(one.tensor for one in find_shortcuts(graph)[0] if one.conv in nodes))
 
 
 def shortcuts(graph: gs.Graph, target: Target, quantized: Collection[str]) -> tuple[list[Shortcut], list[Refusal]]:
@@ -80,7 +79,7 @@ def shortcuts(graph: gs.Graph, target: Target, quantized: Collection[str]) -> tu
         target: only TensorRT fuses the Add with quantized operands.
         quantized: names of the nodes that compute in INT8.
     """
-    found, refused = find(graph)
+    found, refused = find_shortcuts(graph)
     chosen: list[Shortcut] = []
     for one in found:
         why = None

@@ -23,7 +23,7 @@ from qcompiler.passes.quantize.insert_qdq import InsertQDQ
 from qcompiler.passes.quantize.insert_qdq_pairs import InsertQDQPairs
 from qcompiler.plan import Candidate, Decision, Plan, Quantizer
 from qcompiler.planning.placement import attention, candidates, shared_scales, shortcuts
-from qcompiler.planning.placement.attention import Asked, Attention
+from qcompiler.planning.placement.attention import Attention, AttentionAsked
 from qcompiler.planning.placement.shortcuts import Shortcut
 from qcompiler.planning.simulation.bias import Shifts
 from qcompiler.runtime.stream import OpenModel
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 LOSS_DB = 1.0
-ATTENTION = "attention"  # the rule of `decide` for products of two activations
+ATTENTION = "attention"  # the rule of `placement.candidates` for products of two activations
 ATTENTION_LOSS_DB = 3.0  # only done on request, which is worth a price
 GIVEN = frozenset({Fact.NAMED, Fact.CONSTANTS, Fact.FOLDED, Fact.UNSHARED})
 
@@ -50,7 +50,7 @@ class Setting:
         model: the normalised float model.
         target: what its engine gains from.
         groups: candidates by the activation they share.
-        histograms: of the plan's tensors and of `placement.tensors`.
+        histograms: of the plan's tensors and of `tensors_for_shortcuts`.
         feeds: samples for the means of bias correction; the first `few` of them measure losses.
         few: how many.
         calibrator: text form of the one that chooses ranges of shortcuts.
@@ -69,7 +69,7 @@ class Setting:
     calibrator: str
     target_db: float
     per_channel: bool
-    attention: Asked | None = None
+    attention: AttentionAsked | None = None
     scales: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
@@ -153,7 +153,7 @@ def _attentions(plan: Plan, setting: Setting) -> tuple[list[Attention], list[Dec
         return [], []
     whole: list[Attention] = []
     reasons = {one.node: "it is not one of the two products around a softmax" for one in plan if one.rule == ATTENTION}
-    for one in attention.find(graph):
+    for one in attention.find_attentions(graph):
         why = attention.why_not(one, asked) or _clash(plan, setting, one, asked)
         if why is None:
             whole.append(one)
@@ -166,7 +166,7 @@ def _attentions(plan: Plan, setting: Setting) -> tuple[list[Attention], list[Dec
     return whole, [replace(one, why=f"{stays}: {why}") for one, why in found]
 
 
-def _clash(plan: Plan, setting: Setting, one: Attention, asked: Asked) -> str | None:
+def _clash(plan: Plan, setting: Setting, one: Attention, asked: AttentionAsked) -> str | None:
     """What else in the plan keeps an attention from being quantized as a whole."""
     if not attention.reads(setting.model.graph, one, (), result=asked.result):
         return "its result is an output of the model"

@@ -2,7 +2,7 @@
 
     time = Σ over kernels  max(2 · MACs / (share · tops), bytes / (share · bandwidth)) + time between two kernels
 
-Bytes are those that TensorRT-RTX's own listings show (`engines.traffic` reads them), h = 2 for FP16:
+Bytes are those that TensorRT-RTX's own listings show (`tests/kit/traffic.py` reads them), h = 2 for FP16:
 
     float product          reads x and W and writes y, all at h; a convolution takes bias, Relu and a residual sum with
                            it, a matrix product what follows of it alone up to the next product (GELU); anything else
@@ -294,7 +294,7 @@ def leads_to_product(node: gs.Node) -> bool:
     return ends and all(graphs.is_constant(tensor) or not tensor.name or tensor.name in known for tensor in read)
 
 
-def tensors(graph: gs.Graph, found: Sequence[Candidate]) -> list[str]:
+def tensors_for_costs(graph: gs.Graph, found: Sequence[Candidate]) -> list[str]:
     """Names of the tensors whose shapes `Costs` needs."""
     wanted = {one.node for one in found}
     names = [

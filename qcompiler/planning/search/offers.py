@@ -1,6 +1,6 @@
 """What came quantized, while formats are chosen: scales and ranges that stay, and what the plan and the user are told.
 
-Weights are opened to floats meanwhile (`passes.open_stored`). A layer that ends with a float activation keeps its
+Weights are opened to floats meanwhile (`legalize.open_stored`). A layer that ends with a float activation keeps its
 weight stored as INT8.
 """
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def given(found: Sequence[Candidate], *, per_channel: bool) -> dict[str, NDArray[np.float32]]:
+def given_scales(found: Sequence[Candidate], *, per_channel: bool) -> dict[str, NDArray[np.float32]]:
     """Scales of weights that came stored, by node name; without those per channel where a single one is asked for."""
     return {one.node: one.scales for one in found if one.scales is not None and (per_channel or one.scales.ndim == 0)}
 

@@ -41,7 +41,7 @@ LOSS_DB = 3.0  # outputs may be as noisy as inputs
 GIVEN = frozenset({Fact.NAMED, Fact.CONSTANTS, Fact.FOLDED, Fact.UNSHARED})
 
 
-def tensors(graph: gs.Graph, found: Sequence[Candidate]) -> list[str]:
+def tensors_for_outputs(graph: gs.Graph, found: Sequence[Candidate]) -> list[str]:
     """Names of the tensors that candidates write and that would be quantized as a whole."""
     wanted = {candidate.node for candidate in found if candidate.op == "Conv"}
     return list(dict.fromkeys(_behind(graph, node).name for node in graph.nodes if node.name in wanted))
@@ -84,7 +84,7 @@ def add(
     Args:
         plan: with symmetric quantizers of inputs.
         model: the normalised float model, in topological order.
-        histograms: of all tensors of the plan and of `tensors`.
+        histograms: of all tensors of the plan and of `tensors_for_outputs`.
         corrections: of biases, by node name.
         feeds: samples to measure the loss on.
         calibrator: text form of the one that chooses ranges of outputs.

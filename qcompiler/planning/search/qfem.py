@@ -113,7 +113,7 @@ def fixed(ratios: Mapping[str, float], macs: Mapping[str, int], total: int, alph
     return Spared(alpha, "given by the user", dict(ratios), tuple(chosen), (point,))
 
 
-def search(
+def find_threshold(
     ratios: Mapping[str, float],
     macs: Mapping[str, int],
     total: int,
@@ -274,7 +274,9 @@ def spare(
         return decibel(measure.noise(but(spared)))
 
     scoring = None if judge is None else _scoring(simulator, judge, but, scores)
-    spared = search(seen, prices.macs, linear, quantized, budget=wanted.budget, target_db=target_db, metric=scoring)
+    spared = find_threshold(
+        seen, prices.macs, linear, quantized, budget=wanted.budget, target_db=target_db, metric=scoring
+    )
     return spared, scores
 
 

@@ -29,7 +29,7 @@ from qcompiler.target import DType
 
 __all__ = [
     "ENOUGH", "FEW", "HIGH", "Limits", "Noises", "Offers", "Prices", "SafetyNet", "Step",
-    "cast", "enough", "runs_for", "search",
+    "cast", "enough", "find_net", "runs_for",
 ]  # fmt: skip
 
 Offers = Mapping[str, Sequence[Use]]
@@ -137,7 +137,7 @@ class Prices:
         return sum(self.macs[group] for group, use in chosen.items() if use) / self.total if self.total else 0.0
 
 
-def search(
+def find_net(
     simulator: Simulator,
     feeds: Sequence[Feeds],
     offers: Offers,
@@ -212,7 +212,7 @@ def cast(
     limits: Limits,
     advance: Advance | None = None,
 ) -> SafetyNet:
-    """`search`, on shorter samples for single groups where there is no time to run them all on whole ones.
+    """`find_net`, on shorter samples for single groups where there is no time to run them all on whole ones.
 
     Args:
         simulation: the layers.
@@ -226,7 +226,7 @@ def cast(
     share = runs_for(limits, prices, limits.few) / max(wanted, 1)
     # None where the length is wired into the model: whole samples, in blocks of groups
     brief = None if share >= 1 else simulation.shortened(feeds[: limits.few], share)
-    return search(simulation.simulator, feeds, offers, prices, limits, advance, brief=brief)
+    return find_net(simulation.simulator, feeds, offers, prices, limits, advance, brief=brief)
 
 
 def enough(shapes: Shapes, groups: Iterable[str], times: int, most: int) -> int:

@@ -44,8 +44,8 @@ class Watch:
         """
         names = [candidate.activation for candidate in found]
         if self.target.quantize_outputs:
-            names += outputs.tensors(model.graph, found)
-        names += shortcuts.tensors(model.graph, self.target, found)
+            names += outputs.tensors_for_outputs(model.graph, found)
+        names += shortcuts.tensors_for_shortcuts(model.graph, self.target, found)
         if self.attention != "float":
-            names += attention.tensors(model.graph)
+            names += attention.tensors_for_attention(model.graph)
         return names

@@ -40,7 +40,7 @@ FACTORS = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5)
 WORTH = 0.99  # of the error at full range; less is not worth a scale that differs from everybody's
 
 
-def search(
+def find_scales(
     model: models.Model,
     groups: Mapping[str, Sequence[Candidate]],
     rows: Mapping[str, Rows],
@@ -74,8 +74,8 @@ def narrowed(simulation: Simulation, few: Sequence[Feeds]) -> Simulation:
     """
     groups = simulation.groups
     axes = {name: -1 for name, members in groups.items() if members[0].op in PRODUCTS}
-    rows = recorded.rows(simulation.model, axes, simulation.feeds)
-    found = search(simulation.model, groups, rows, simulation.feeds)
+    rows = recorded.record_rows(simulation.model, axes, simulation.feeds)
+    found = find_scales(simulation.model, groups, rows, simulation.feeds)
     narrower = simulation.scaled({**found, **simulation.scales})
     noises = [
         best_start(Measure(one.simulator, few, len(few), None), one.offers, DType.INT8)[1]

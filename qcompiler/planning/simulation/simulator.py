@@ -83,7 +83,7 @@ class Simulator:
         per_channel: INT8 weight scales per output channel, else per tensor.
         dtypes: the formats that may be asked for; each one costs a byte per weight.
         fp8_per_channel: the same as `per_channel`, for FP8; if not, the readers of one activation share a scale, as in
-            `passes.insert_qdq`.
+            `quantize.insert_qdq`.
         scales: by node name, scales of its INT8 weight where they are not amax / 127: [channels] or [].
     """
 

@@ -2,11 +2,11 @@
 
 Every model lives in a process of its own, and the processes take turns: in each round every model is measured once for
 every case, and a round begins with another model than the one before it. So what disturbs the machine for a while
-disturbs all models alike, and ratios are made within rounds (`bench_figures`).
+disturbs all models alike, and ratios are made within rounds (`timings`).
 
-Ordinary models are run on one feed again and again. Decoders (`decoders`) read a prompt and then write token by token:
-the prefill is the time to the first token, the decode the time between tokens. A decoder without a cache reads the
-whole text anew for every token; that is what is timed, and it is marked as such.
+Ordinary models are run on one feed again and again. Decoders (`ir.decoder_io`) read a prompt and then write token by
+token: the prefill is the time to the first token, the decode the time between tokens. A decoder without a cache reads
+the whole text anew for every token; that is what is timed, and it is marked as such.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from qcompiler.support.as_json import plain
 from qcompiler.support.machine import available_processors
 from qcompiler.support.progress import Progress, silent
 from qcompiler.target import parse_target
-from qcompiler.tools.bench import timings as figures
+from qcompiler.tools.bench import timings
 from qcompiler.tools.bench.worker import Worker
 
 if TYPE_CHECKING:
@@ -416,7 +416,7 @@ def _case(
         before = first if i else None
         row: dict[str, Any] = {"model": worker.name}
         row |= _written(mine, before, case, generate) if known else _ran(mine, before, case)
-        plain_ = {name: one.to_json() if isinstance(one, figures.Figure) else one for name, one in row.items()}
+        plain_ = {name: one.to_json() if isinstance(one, timings.Figure) else one for name, one in row.items()}
         if plain_.get("decode"):
             plain_["decode"]["rerun"] = not known[i].pairs
         results.append(plain_)
@@ -428,8 +428,8 @@ def _ran(mine: _Measured, first: _Measured | None, case: Case) -> dict[str, Any]
         return [case.batch / float(np.median(burst)) for burst in one.latency]
 
     return {
-        "latency": figures.seconds(mine.latency, None if first is None else first.latency),
-        "throughput": figures.rates(rate(mine), None if first is None else rate(first), "samples/s"),
+        "latency": timings.seconds(mine.latency, None if first is None else first.latency),
+        "throughput": timings.rates(rate(mine), None if first is None else rate(first), "samples/s"),
     }
 
 
@@ -441,12 +441,12 @@ def _written(mine: _Measured, first: _Measured | None, case: Case, generate: int
         return [case.batch * generate / (np.median(p) + (np.median(d) * rest if d else 0.0)) for p, d in pairs]
 
     decodes = any(mine.decode)
-    found: dict[str, Any] = {"prefill": figures.seconds(mine.prefill, None if first is None else first.prefill)}
+    found: dict[str, Any] = {"prefill": timings.seconds(mine.prefill, None if first is None else first.prefill)}
     found["decode"] = (
-        figures.seconds(mine.decode, None if first is None else first.decode, "s/token") if decodes else None
+        timings.seconds(mine.decode, None if first is None else first.decode, "s/token") if decodes else None
     )
-    found["throughput"] = figures.rates(rate(mine), None if first is None else rate(first), "tokens/s")
-    found["same_tokens"] = None if first is None else figures.agreement(mine.chosen, first.chosen)
+    found["throughput"] = timings.rates(rate(mine), None if first is None else rate(first), "tokens/s")
+    found["same_tokens"] = None if first is None else timings.agreement(mine.chosen, first.chosen)
     return found
 
 

@@ -15,14 +15,14 @@ from typing import IO, Any
 
 from qcompiler.support.machine import peak_memory_mb
 from qcompiler.support.npz import members
-from qcompiler.tools.bench.loaded import Loaded, ended, load, write
+from qcompiler.tools.bench.loaded import LoadedModel, ended, load, write
 
 
 def main() -> None:
     """Answers tasks until there are no more."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print is no answer
-    model: Loaded | None = None
+    model: LoadedModel | None = None
     for line in sys.stdin:
         task: dict[str, Any] = json.loads(line)
         try:
@@ -42,7 +42,7 @@ def _say(stream: IO[str], answer: dict[str, Any]) -> None:
     stream.flush()
 
 
-def _open(task: dict[str, Any]) -> tuple[Loaded, dict[str, Any]]:
+def _open(task: dict[str, Any]) -> tuple[LoadedModel, dict[str, Any]]:
     started = time.perf_counter()
     model = load(task["model"], task["engine"], task["provider"], task["threads"])
     seconds = time.perf_counter() - started
@@ -53,11 +53,11 @@ def _open(task: dict[str, Any]) -> tuple[Loaded, dict[str, Any]]:
     return model, {**named, "where": model.where, "version": model.version, "seconds": seconds}
 
 
-def _infer(model: Loaded, task: dict[str, Any]) -> dict[str, Any]:
+def _infer(model: LoadedModel, task: dict[str, Any]) -> dict[str, Any]:
     return {"seconds": model.times(_arrays(task["feeds"]), task["count"])}
 
 
-def _write(model: Loaded, task: dict[str, Any]) -> dict[str, Any]:
+def _write(model: LoadedModel, task: dict[str, Any]) -> dict[str, Any]:
     done = write(model, _arrays(task["feeds"])["tokens"], task["prompt"], task["count"])
     chosen = done.chosen.tolist()
     return {"prefill": done.prefill_s, "decode": done.decode_s, "positions": done.positions, "chosen": chosen}

@@ -50,7 +50,7 @@ class Written:
     chosen: NDArray[np.int64]
 
 
-class Text(ABC):
+class GrowingText(ABC):
     """Texts [batch] that grow; whoever steps says with which tokens."""
 
     @abstractmethod
@@ -61,7 +61,7 @@ class Text(ABC):
         """
 
 
-class Loaded(ABC):
+class LoadedModel(ABC):
     """A model that is ready to run.
 
     Attributes:
@@ -86,11 +86,11 @@ class Loaded(ABC):
         """Seconds of each of `count` runs, inputs bound in each; of several, one more is run before and not counted."""
 
     @abstractmethod
-    def begin(self, batch: int) -> Text:
+    def begin(self, batch: int) -> GrowingText:
         """New texts, empty."""
 
 
-def load(path: str | Path, engine: str, provider: str = "cpu", threads: int = 0) -> Loaded:
+def load(path: str | Path, engine: str, provider: str = "cpu", threads: int = 0) -> LoadedModel:
     """Loads a model file for ONNX Runtime, or an engine file for the engine that is named.
 
     Raises:
@@ -102,7 +102,7 @@ def load(path: str | Path, engine: str, provider: str = "cpu", threads: int = 0)
     return _Engine(for_target(parse_target(engine)).open(path), engine)
 
 
-def write(model: Loaded, tokens: NDArray[np.int64], prompt: int, repeat: int = 1) -> Written:
+def write(model: LoadedModel, tokens: NDArray[np.int64], prompt: int, repeat: int = 1) -> Written:
     """Reads the first `prompt` tokens of each row as a whole, then the others one by one, as if it had written them.
 
     The most likely next token is found in each step, as greedy decoding would, but the text goes on with the given
@@ -148,7 +148,7 @@ def _best(logits: NDArray[Any]) -> NDArray[np.int64]:
     return found
 
 
-class _OnnxRuntime(Loaded):
+class _OnnxRuntime(LoadedModel):
     def __init__(self, path: str | Path, provider: str, threads: int) -> None:
         import onnxruntime
 
@@ -170,7 +170,7 @@ class _OnnxRuntime(Loaded):
             found.append(time.perf_counter() - started)
         return found[-count:]
 
-    def begin(self, batch: int) -> Text:
+    def begin(self, batch: int) -> GrowingText:
         decoder = self.decoder
         assert decoder is not None
         return _Bound(self, decoder, batch) if decoder.pairs else _Anew(self._logits, decoder)
@@ -197,7 +197,7 @@ class _OnnxRuntime(Loaded):
         return view(self.run(feeds, {})[LOGITS])
 
 
-class _Bound(Text):
+class _Bound(GrowingText):
     """A cache of ONNX Runtime's own values, which go from output to input."""
 
     def __init__(self, model: _OnnxRuntime, decoder: Decoder, batch: int) -> None:
@@ -214,7 +214,7 @@ class _Bound(Text):
         return view(found[LOGITS])
 
 
-class _Anew(Text):
+class _Anew(GrowingText):
     """No cache: the whole text is read in each step."""
 
     def __init__(self, run: Any, decoder: Decoder) -> None:
@@ -227,7 +227,7 @@ class _Anew(Text):
         return found
 
 
-class _Engine(Loaded):
+class _Engine(LoadedModel):
     """An engine file; its runner copies inputs and outputs, the cache among them, in each step."""
 
     def __init__(self, runner: Runner, engine: str) -> None:
@@ -246,7 +246,7 @@ class _Engine(Loaded):
             found.append(time.perf_counter() - started)
         return found[-count:]
 
-    def begin(self, batch: int) -> Text:
+    def begin(self, batch: int) -> GrowingText:
         decoder = self.decoder
         assert decoder is not None
         if decoder.pairs:
@@ -254,7 +254,7 @@ class _Engine(Loaded):
         return _Anew(lambda feeds: self._runner.infer(feeds)[LOGITS], decoder)
 
 
-class _Copied(Text):
+class _Copied(GrowingText):
     def __init__(self, runner: Runner, decoder: Decoder, batch: int) -> None:
         self._runner, self._decoder, self._count = runner, decoder, 0
         self._cache = decoder.empty(batch)

@@ -1,4 +1,4 @@
-"""The other end of `bench_child`: starts the process of a model, hands it tasks, raises what it fails with."""
+"""The other end of `child`: starts the process of a model, hands it tasks, raises what it fails with."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Worker:
         return list(self._ask({"task": "infer", "feeds": os.fspath(feeds), "count": count})["seconds"])
 
     def write(self, tokens: Path, prompt: int, count: int) -> dict[str, Any]:
-        """See `bench_models.write`; `tokens` is the archive that holds them, `count` how often the prompt is read."""
+        """See `loaded.write`; `tokens` is the archive that holds them, `count` how often the prompt is read."""
         return self._ask({"task": "write", "feeds": os.fspath(tokens), "prompt": prompt, "count": count})
 
     def _ask(self, task: dict[str, Any]) -> dict[str, Any]:

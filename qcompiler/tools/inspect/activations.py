@@ -123,11 +123,11 @@ def watch(
         advance(1)
     if not found.feeds:
         return found
-    rows = [
+    spikes = [
         _spike(name, [node.name for node in activations[name]], depth, seen.histograms.found[name], one)
         for depth, (name, one) in enumerate(seen.outliers.found.items())
     ]
-    found.spikes = sorted(rows, key=lambda row: row.int8_db)
+    found.spikes = sorted(spikes, key=lambda one: one.int8_db)
     found.residuals = residual.residuals(joins, seen.histograms.found)
     return found
 

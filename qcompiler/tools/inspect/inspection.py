@@ -26,7 +26,7 @@ from qcompiler.support.progress import Progress, silent
 from qcompiler.target import Target
 from qcompiler.tools.inspect import inventory
 from qcompiler.tools.inspect.activations import Spike, Watched, watch
-from qcompiler.tools.inspect.layers import Layer, by_rule, judged, known_shapes, row
+from qcompiler.tools.inspect.layers import InspectedLayer, by_rule, judged, known_shapes, record
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Inspection:
     control_flow: tuple[str, ...]
     quantized: Mapping[str, int]
     target: str
-    layers: tuple[Layer, ...]
+    layers: tuple[InspectedLayer, ...]
     macs: int | None
     data: str = ""
     spikes: tuple[Spike, ...] = ()
@@ -112,7 +112,7 @@ class Inspection:
             "inputs": inventory.table("input", self.inputs),
             "outputs": inventory.table("output", self.outputs),
             "stays_float": list(by_rule(self.layers)),
-            "layers": [row(one) for one in sorted(self.layers, key=lambda one: -(one.macs or 0))],
+            "layers": [record(one) for one in sorted(self.layers, key=lambda one: -(one.macs or 0))],
             "spikes": self.spikes,
             "residuals": self.residuals,
         }
@@ -152,7 +152,7 @@ def inspect(
     problems: list[str] = []
     with progress.stage("clean up"):
         clean = _clean(loaded, target, problems)
-        found, refused = candidates.candidates(clean.graph, target, recipe.keep)
+        found, refused = candidates.find_candidates(clean.graph, target, recipe.keep)
     watched = Watched()
     with progress.stage("measure", recipe.samples if source is not None else None) as stage:
         known = known_shapes(clean.graph, source, inputs, recipe, problems)

@@ -24,7 +24,7 @@ _YES = "linear"  # the rule of what can be quantized
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
+class InspectedLayer:
     """A linear or recurrent node, as the compiler sees it after clean-up.
 
     Attributes:
@@ -77,14 +77,14 @@ def judged(
     known: Mapping[str, tuple[int, ...]],
     macs: Mapping[str, int],
     total: int,
-) -> tuple[Layer, ...]:
+) -> tuple[InspectedLayer, ...]:
     """Every linear and recurrent node in graph order, nested ones behind."""
     nodes = {node.name: node for node in graph.nodes}
-    verdicts = {one.node: Layer(one.node, one.op, False, one.rule, one.why) for one in refused}
+    verdicts = {one.node: InspectedLayer(one.node, one.op, False, one.rule, one.why) for one in refused}
     for one in found:
         small = candidates.too_small(one, nodes[one.node], known)
         rule, why = (_YES, "") if small is None else (small.rule, small.why)
-        verdicts[one.node] = Layer(one.node, one.op, small is None, rule, why)
+        verdicts[one.node] = InspectedLayer(one.node, one.op, small is None, rule, why)
     places = {name: i for i, name in enumerate(nodes)}
     return tuple(
         replace(one, macs=macs.get(one.node), share=macs.get(one.node, 0) / total if total else None)
@@ -92,9 +92,9 @@ def judged(
     )
 
 
-def by_rule(layers: Iterable[Layer]) -> Iterator[dict[str, Any]]:
-    """What stays float, one row per rule, the most multiply-accumulates first."""
-    groups: dict[str, list[Layer]] = {}
+def by_rule(layers: Iterable[InspectedLayer]) -> Iterator[dict[str, Any]]:
+    """What stays float, one record per rule, the most multiply-accumulates first."""
+    groups: dict[str, list[InspectedLayer]] = {}
     for layer in layers:
         if not layer.quantizable:
             groups.setdefault(layer.rule, []).append(layer)
@@ -104,8 +104,8 @@ def by_rule(layers: Iterable[Layer]) -> Iterator[dict[str, Any]]:
         yield _present({"rule": rule, "nodes": first, "share": sum(shares) if shares else None, "why": group[0].why})
 
 
-def row(layer: Layer) -> dict[str, Any]:
-    """A layer as a row of a table; what is not known is left out."""
+def record(layer: InspectedLayer) -> dict[str, Any]:
+    """A layer as a record; what is not known is left out."""
     verdict = "yes" if layer.quantizable else layer.rule
     figures = {"macs": layer.macs, "share": layer.share}
     return {
@@ -117,5 +117,5 @@ def row(layer: Layer) -> dict[str, Any]:
     }
 
 
-def _present(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if value is not None}
+def _present(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if value is not None}

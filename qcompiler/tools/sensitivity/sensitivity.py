@@ -68,7 +68,7 @@ class Effect:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class LayerGroup:
     """Layers that read one activation, and therefore share its scale.
 
     Attributes:
@@ -121,12 +121,12 @@ class Sensitivity:
     buildable: Mapping[str, str]
     predicted_db: Mapping[str, float]
     budget_db: float
-    groups: tuple[Group, ...]
+    groups: tuple[LayerGroup, ...]
     refused: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data: single figures, `formats` as a list of records, then `groups` with a record per format."""
-        rows = [
+        formats = [
             {
                 "format": name,
                 "predicted_db": self.predicted_db[name],
@@ -142,19 +142,19 @@ class Sensitivity:
                 "data": self.data,
                 "budget_db": self.budget_db,
                 "stays_float": self.refused,
-                "formats": rows,
+                "formats": formats,
                 "groups": [_record(group) for group in self.groups],
             }
         )
         return found
 
 
-def _record(group: Group) -> dict[str, Any]:
+def _record(group: LayerGroup) -> dict[str, Any]:
     effects = {
         name: {**{key: getattr(effect, key) for key in Effect.__dataclass_fields__}, "limit": effect.limit}
         for name, effect in group.effects.items()
     }
-    return {**{key: getattr(group, key) for key in Group.__dataclass_fields__}, "effects": effects}
+    return {**{key: getattr(group, key) for key in LayerGroup.__dataclass_fields__}, "effects": effects}
 
 
 def sensitivity(
@@ -195,7 +195,7 @@ def sensitivity(
         normal = models.copy(loaded)
         clean_up(target)(normal.graph)
         shapes.infer(normal)
-        found, refused = candidates.candidates(normal.graph, target, recipe.keep)
+        found, refused = candidates.find_candidates(normal.graph, target, recipe.keep)
         groups = candidates.by_activation(found)
     name = loaded.source.name if loaded.source else "the model"
     if not groups:
@@ -227,7 +227,7 @@ def sensitivity(
         data=f"{source.name}: ranges from {_some(observed.feeds, 'feed')}, errors on {_some(len(few), 'sample')}{note}",
         formats=tuple(one.name for one in chosen),
         buildable={one.name: one.why_not(target) for one in chosen},
-        predicted_db={one.name: decibel(sum(rows[one.name].outputs for rows in noise.values())) for one in chosen},
+        predicted_db={one.name: decibel(sum(each[one.name].outputs for each in noise.values())) for one in chosen},
         budget_db=budget,
         groups=tuple(
             _ranked(groups, noise, observed, macs, [one.name for one in chosen if not one.why_not(target)], budget)
@@ -252,11 +252,11 @@ def _ranked(
     macs: Mapping[str, int],
     buildable: Sequence[str],
     budget: float,
-) -> Iterator[Group]:
+) -> Iterator[LayerGroup]:
     """The most harmful in the first format first."""
     first = next(iter(next(iter(noise.values()))))
     order = sorted(groups, key=lambda one: -noise[one][first].outputs)
-    left = {name: sum(rows[name].outputs for rows in noise.values()) for name in noise[order[0]]}
+    left = {name: sum(each[name].outputs for each in noise.values()) for name in noise[order[0]]}
     total = max(sum(macs.values()), 1)
     for activation in order:
         effects = {}
@@ -268,7 +268,7 @@ def _ranked(
         members = groups[activation]
         own = sum(macs[c.node] for c in members)
         tokens, token, channels, channel = _outliers(observed.outliers[activation])
-        yield Group(
+        yield LayerGroup(
             activation,
             tuple(c.node for c in members),
             members[0].op,

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 
 from qcompiler.compiler.artefacts import Paths
-from qcompiler.compiler.stages.write import Names, write
+from qcompiler.compiler.stages.write import ArtefactNames, write
 from tests.kit.cases import prepared
 from tests.kit.subjects import before
 
@@ -19,7 +19,7 @@ def test_the_file_is_a_model_and_its_hash_is_recorded(tmp_path: Path) -> None:
     assert standing.lowered is not None
     folder = tmp_path / "shop"
     folder.mkdir()
-    names = Names.of(Paths.of(case.out / "m.qdq.onnx", build=False), folder)
+    names = ArtefactNames.of(Paths.of(case.out / "m.qdq.onnx", build=False), folder)
     path = standing.run(write, standing.lowered.model, None, names)
     onnx.checker.check_model(path)
     assert path == folder / "m.qdq.onnx"

@@ -107,7 +107,7 @@ def test_people_are_told(auto: compile.CompileResult) -> None:
     assert ran["changed"]
     assert ran["relative_error"] <= 1e-4
     rows = dict(terminal._summary_rows(manifest))
-    assert rows["prefix"].startswith(f"token {glu.TOKEN}: ")
+    assert rows["QFeP"].startswith(f"token {glu.TOKEN}: ")
     page = html.render(manifest)
     assert "<h2>QFeP</h2>" in page
     assert "behind the prefix" in page
@@ -121,7 +121,7 @@ def test_no_prefix_is_also_told(cached: Path, tmp_path: Path) -> None:
     assert not found["baked"]
     assert found["why"].startswith("no token spikes")
     assert not (tmp_path / "out.prefix.npz").exists()
-    assert dict(terminal._summary_rows(result.manifest))["prefix"].startswith("none: no token spikes")
+    assert dict(terminal._summary_rows(result.manifest))["QFeP"].startswith("none: no token spikes")
     assert "No prefix: no token spikes" in html.render(result.manifest)
 
 
@@ -146,7 +146,7 @@ def test_a_prefix_can_be_left_to_the_caller(cached: Path, tmp_path: Path) -> Non
     with_prefix = Prefix.load(tmp_path / "out.prefix.npz").in_cache(data[0], face)
     expected = Session(cached).run(with_prefix)["logits"]
     assert _sqnr_db(expected, Session(result.qdq_path).run(with_prefix)["logits"]) > 15
-    assert "to be given by the caller" in dict(terminal._summary_rows(result.manifest))["prefix"]
+    assert "to be given by the caller" in dict(terminal._summary_rows(result.manifest))["QFeP"]
 
 
 def test_a_prefix_without_a_cache_cannot_be_left_to_the_caller(planted: Path, tmp_path: Path) -> None:

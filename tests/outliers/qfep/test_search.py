@@ -62,7 +62,7 @@ def _texts(count: int = 5, *, bos: int | None = None) -> list[Row]:
 
 
 def test_the_prefix_has_every_token_that_spikes_first(fake: list[str]) -> None:
-    found = search.search(None, fake, _texts())  # type: ignore[arg-type]
+    found = search.find_prefix(None, fake, _texts())  # type: ignore[arg-type]
     assert set(found.ids) == {7, 9}
     assert found.before["early"] == 900.0
     assert found.before["calm"] == 1.0
@@ -73,13 +73,13 @@ def test_the_prefix_has_every_token_that_spikes_first(fake: list[str]) -> None:
 
 
 def test_no_prefix_is_longer_than_allowed(fake: list[str]) -> None:
-    found = search.search(None, fake, _texts(), most=1)  # type: ignore[arg-type]
+    found = search.find_prefix(None, fake, _texts(), most=1)  # type: ignore[arg-type]
     assert len(found.ids) <= 1
     assert all(len(one.ids) <= 1 for one in found.trials)
 
 
 def test_a_token_that_begins_all_texts_is_known(fake: list[str]) -> None:
-    found = search.search(None, fake, _texts(bos=2))  # type: ignore[arg-type]
+    found = search.find_prefix(None, fake, _texts(bos=2))  # type: ignore[arg-type]
     assert found.bos == 2
     assert found.ids[0] == 2
     assert found.drops_first
@@ -87,7 +87,7 @@ def test_a_token_that_begins_all_texts_is_known(fake: list[str]) -> None:
 
 
 def test_texts_without_spikes_need_no_prefix(fake: list[str]) -> None:
-    found = search.search(None, ["calm"], _texts())  # type: ignore[arg-type]
+    found = search.find_prefix(None, ["calm"], _texts())  # type: ignore[arg-type]
     assert found.ids == ()
     assert found.why.startswith("no token spikes")
 
@@ -96,7 +96,7 @@ def test_a_prefix_that_does_not_help_is_not_taken(fake: list[str], monkeypatch: 
     again = {"early": dict.fromkeys((7, 9), 900.0)}
     monkeypatch.setattr(Fake, "spikes", again)
     monkeypatch.setattr(Fake, "peaks", _spiking_everywhere)
-    found = search.search(None, ["early"], _texts())  # type: ignore[arg-type]
+    found = search.find_prefix(None, ["early"], _texts())  # type: ignore[arg-type]
     assert found.ids == ()
     assert "no prefix makes the spikes vanish: the best leaves 900" in found.why
 
@@ -128,8 +128,8 @@ def test_prefixquant_counts_outliers_and_puts_bos_last() -> None:
 def test_candidates_are_the_largest_tokens_of_the_texts() -> None:
     rows = [np.asarray([1, 5, 6, 7], np.int64), np.asarray([1, 8, 6, 5], np.int64)]
     peaks = [np.asarray([50, 9, 2, 3], np.float32), np.asarray([50, 1, 30, 4], np.float32)]
-    assert search.candidates(peaks, rows, 1) == [6, 5, 7]
-    assert search.candidates(peaks, rows, None) == [1, 6, 5]
+    assert search.spiking_tokens(peaks, rows, 1) == [6, 5, 7]
+    assert search.spiking_tokens(peaks, rows, None) == [1, 6, 5]
 
 
 @given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=9), min_size=1, max_size=5))
@@ -144,13 +144,13 @@ def test_frequent_tokens_come_in_order_of_their_number(texts: list[list[int]]) -
 def test_ratios_of_a_real_model_are_those_of_the_observation() -> None:
     graph = to_graph(glu.stack(spiking=(1,), layers=2))
     model = Model(graph, {}, None, 8)
-    found, _ = candidates.candidates(graph, parse_target("tensorrt-rtx", None), ())
+    found, _ = candidates.find_candidates(graph, parse_target("tensorrt-rtx", None), ())
     names = list(dict.fromkeys(one.activation for one in found))
     rows = [feed["ids"][0] for feed in glu.feeds(3)]
     ratios = search.Meter(model, names).ratios(rows)
     spiking = [name for name, value in ratios.items() if value > 100]
     assert spiking == ["l1.glu"]
-    result = search.search(model, names, rows)
+    result = search.find_prefix(model, names, rows)
     assert result.ids == (glu.TOKEN,)
     assert result.drops_first
     behind = search.Meter(model, names).ratios([row[1:] for row in rows], result.ids)

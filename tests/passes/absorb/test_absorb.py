@@ -391,7 +391,7 @@ def test_norms_whose_shape_onnx_does_not_infer(norm: Any, reader: Any) -> None:
     shapes.run_once(graph, feeds)
     axis = absorb.channel_axis(find(graph, "t"))
     assert axis is not None
-    plan = absorb.plan(graph, find(graph, "t"), axis)
+    plan = absorb.find_moves(graph, find(graph, "t"), axis)
     before = run(graph, feeds)
     assert absorb.apply(graph, plan, factors(plan), Names(graph)) == ""
     assert takers(plan) == [norm[0]]
@@ -436,5 +436,5 @@ def test_weights_of_read_only_memory() -> None:
     graph = to_graph(build([("MatMul", "x v", "t"), DENSE], {"v": (8, 6), "w": (6, 5)}, TOKENS))
     for node in graph.nodes:
         values_of(node.inputs[1]).flags.writeable = False
-    plan = absorb.plan(graph, find(graph, "t"), -1)
+    plan = absorb.find_moves(graph, find(graph, "t"), -1)
     assert absorb.apply(graph, plan, factors(plan), Names(graph)) == ""

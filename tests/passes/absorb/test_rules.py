@@ -196,7 +196,7 @@ def test_refused(case: str) -> None:
     outputs = ["y", "z"] if any("z" in spec[2].split() for spec in nodes) else ["y"]
     graph = to_graph(build(nodes, weights, inputs, outputs))
     tensor = find(graph, "t")
-    plan = absorb.plan(graph, tensor, absorb.channel_axis(tensor) or -1)
+    plan = absorb.find_moves(graph, tensor, absorb.channel_axis(tensor) or -1)
     assert why in plan.why
     assert absorb.apply(graph, plan, np.ones(plan.classes.size, np.float32), Names(graph)) == plan.why
 
@@ -244,7 +244,7 @@ def test_an_unknown_shape_of_a_constant_behind_a_view_is_refused() -> None:
 def test_no_layer_reads_along_that_axis() -> None:
     graph = to_graph(build([("MatMul", "x v", "t"), DENSE], {"v": (8, 6), "w": (6, 5)}, TOKENS))
     assert "no linear node" in absorb.can(graph, find(graph, "t"), -2)
-    assert "no linear node" in absorb.plan_insertion(graph, find(graph, "t"), -2).why
+    assert "no linear node" in absorb.find_insertion(graph, find(graph, "t"), -2).why
     assert absorb.channel_axis(find(graph, "y")) is None
 
 
@@ -299,6 +299,6 @@ def test_factors_that_cannot_be_applied(scale: Any, why: str) -> None:
     before = whole(graph).SerializeToString(deterministic=True)
     graph.nodes[0].inputs[1].values = graph.nodes[0].inputs[1].values * np.float32(1e5)
     before = whole(graph).SerializeToString(deterministic=True)
-    plan = absorb.plan(graph, find(graph, "t"), -1)
+    plan = absorb.find_moves(graph, find(graph, "t"), -1)
     assert why in absorb.apply(graph, plan, scale.astype(np.float32), Names(graph))
     assert whole(graph).SerializeToString(deterministic=True) == before

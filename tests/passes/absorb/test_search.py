@@ -97,7 +97,7 @@ def test_tokens_that_one_layer_writes_share_a_factor() -> None:
 
 def test_factors_that_differ_within_a_class_are_refused() -> None:
     graph = to_graph(heads(1, 2, [("Identity", "v2", "v")], {}))
-    plan = absorb.plan(graph, find(graph, "t"), -1)
+    plan = absorb.find_moves(graph, find(graph, "t"), -1)
     assert "one common factor" in absorb.apply(graph, plan, normal(8) ** 2 + 1, Names(graph))
     scale = np.arange(1, 9, dtype=np.float32)
     assert plan.tied(scale).tolist() == [5, 6, 7, 8] * 2

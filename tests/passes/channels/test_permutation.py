@@ -49,7 +49,7 @@ def test_any_order_computes_the_same(nodes: list[Spec], weights: dict[str, Any])
     )
     feeds = {"x": np.random.default_rng(1).standard_normal((2, 3, 8)).astype(np.float32)}
     before = Session(graph).run(feeds)["y"]
-    found = permutation.plan(graph, find(graph, "t"), 8)
+    found = permutation.find_permutation(graph, find(graph, "t"), 8)
     assert found.why == ""
     permutation.apply(found, np.array([3, 1, 0, 2, 7, 6, 5, 4]), Names(graph))
     assert not np.array_equal(graph.nodes[0].inputs[1].values, W)
@@ -74,13 +74,13 @@ def test_what_stands_in_the_way_is_named(
 ) -> None:
     ordered = sorted(nodes, key=lambda node: node[1] in ("x t2", "t k"))
     graph = graph_of(*ordered, outputs=outputs, **weights)
-    assert why in permutation.plan(graph, find(graph, "t"), 8).why
+    assert why in permutation.find_permutation(graph, find(graph, "t"), 8).why
 
 
 def test_a_constant_that_others_read_stays_as_it_is() -> None:
     nodes: list[Spec] = [("MatMul", "t w", "a"), ("MatMul", "x w", "b"), ("Add", "a b", "y")]
     graph = graph_of(*nodes)
-    permutation.apply(permutation.plan(graph, find(graph, "t"), 8), np.arange(8)[::-1], Names(graph))
+    permutation.apply(permutation.find_permutation(graph, find(graph, "t"), 8), np.arange(8)[::-1], Names(graph))
     named = {node.name: node for node in graph.nodes}
     np.testing.assert_array_equal(named["B"].inputs[1].values, W.T)
     np.testing.assert_array_equal(named["A"].inputs[1].values, W.T[::-1])

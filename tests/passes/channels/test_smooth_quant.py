@@ -157,8 +157,8 @@ def test_real_models_stay_exact(name: str, taken: int, doubled: int, inserted: i
     for tensor in loaded.graph.tensors().values():
         axis = absorb.channel_axis(tensor)
         if axis is not None and tensor.inputs:
-            plan = absorb.plan(loaded.graph, tensor, axis, split=True)
-            plans.append(absorb.plan_insertion(loaded.graph, tensor, axis) if plan.why else plan)
+            plan = absorb.find_moves(loaded.graph, tensor, axis, split=True)
+            plans.append(absorb.find_insertion(loaded.graph, tensor, axis) if plan.why else plan)
     one = SmoothQuant({plan.tensor.name: factors(plan) for plan in plans}, insert=True, split=True)
     report = one(loaded.graph)
     equal.check(one, report, loaded)

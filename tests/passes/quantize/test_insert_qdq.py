@@ -32,7 +32,7 @@ def weights(**shapes: tuple[int, ...]) -> dict[str, Any]:
 
 def plan_of(graph: gs.Graph, *, per_channel: bool = True, dtype: DType = DType.INT8) -> Plan:
     """Every candidate in INT8 (or FP8) with the same range."""
-    found = candidates.candidates(graph, parse_target("tensorrt-rtx"))[0]
+    found = candidates.find_candidates(graph, parse_target("tensorrt-rtx"))[0]
     return Plan.of(Decision(one.node, one.op, dtype, "linear", "") for one in found).with_(
         quantizers={one.activation: Quantizer(one.activation, dtype, AMAX, "test", AMAX) for one in found},
         axes={one.node: one.axis if per_channel else None for one in found},

@@ -14,7 +14,7 @@ from qcompiler.compiler.compile import CompileResult, compile, quantize
 from qcompiler.engines.listing import read
 from qcompiler.errors import UsageError
 from qcompiler.planning.placement import attention
-from qcompiler.planning.placement.attention import Asked, Attention
+from qcompiler.planning.placement.attention import Attention, AttentionAsked
 from qcompiler.planning.search import between_layers
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.recipe.tables import SafetyTable
@@ -93,8 +93,8 @@ WHOLE = Attention("S", "O", ("qt", "kt", "p", "vt"), "r")
 
 
 def test_the_two_products_around_a_softmax_are_found_through_scale_and_mask() -> None:
-    assert attention.find(to_graph(transformer())) == [WHOLE]
-    assert attention.tensors(to_graph(transformer())) == ["qt", "kt", "p", "vt", "r"]
+    assert attention.find_attentions(to_graph(transformer())) == [WHOLE]
+    assert attention.tensors_for_attention(to_graph(transformer())) == ["qt", "kt", "p", "vt", "r"]
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_the_two_products_around_a_softmax_are_found_through_scale_and_mask() ->
 )
 def test_anything_else_is_no_attention(nodes: list[Spec]) -> None:
     made = model(*nodes, inputs={"x": (2, 4, 8, 8)}, weights={"w": np.ones((8, 8), np.float32)})
-    assert attention.find(to_graph(made)) == []
+    assert attention.find_attentions(to_graph(made)) == []
 
 
 def shapes(width: int = 32, length: int = 64) -> dict[str, tuple[int, ...]]:
@@ -118,8 +118,8 @@ def shapes(width: int = 32, length: int = 64) -> dict[str, tuple[int, ...]]:
     return {"qt": q, "kt": (*q[:2], width, length), "p": p, "vt": q}
 
 
-def asked(dtype: DType, known: Any, smallest: Any = None, high: DType = DType.FP16) -> Asked:
-    return Asked(dtype, known if smallest is None else smallest, known, high)
+def asked(dtype: DType, known: Any, smallest: Any = None, high: DType = DType.FP16) -> AttentionAsked:
+    return AttentionAsked(dtype, known if smallest is None else smallest, known, high)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 from qcompiler.ir.macs import node_macs, tensors_for_shapes
 from qcompiler.plan import Candidate, Refusal
-from qcompiler.planning.placement.candidates import by_activation, candidates, decision, existing, too_small
+from qcompiler.planning.placement.candidates import by_activation, decision, existing, find_candidates, too_small
 from qcompiler.runtime.shapes import concrete_shapes
 from qcompiler.target import DType, parse_target
 from tests.kit.rewrite import Spec, graph_proto, model, to_graph
@@ -30,7 +30,7 @@ def graph(*nodes: Spec, inputs: dict[str, Any], outputs: tuple[str, ...] = ("y",
 
 def verdict(*nodes: Spec, target: Any = RTX, keep: tuple[str, ...] = (), **how: Any) -> Candidate | Refusal:
     """That of the only linear or recurrent node."""
-    found, refused = candidates(graph(*nodes, **how), target, keep)
+    found, refused = find_candidates(graph(*nodes, **how), target, keep)
     everything: list[Candidate | Refusal] = [*found, *refused]
     (one,) = everything
     return one
@@ -105,7 +105,7 @@ def test_conv_transpose_is_a_candidate_where_the_target_has_it() -> None:
 def test_keep_matches_anywhere_in_the_name_and_comes_first() -> None:
     nodes = (("MatMul", "x w1", "head_a"), ("MatMul", "head_a w2", "y"))
     g = graph(*nodes, inputs=X3, w1=weight(32, 32), w2=weight(32, 32))
-    found, refused = candidates(g, RTX, ("^HEAD", "nothing"))
+    found, refused = find_candidates(g, RTX, ("^HEAD", "nothing"))
     assert [one.node for one in found] == ["Y"]
     assert [(one.node, one.rule) for one in refused] == [("HEAD_A", "kept")]
     assert "'^HEAD'" in refused[0].why
@@ -170,7 +170,7 @@ def test_a_pair_gives_its_range_to_everything_that_reads_the_tensor() -> None:
         ("Add", "a b", "y"),
     )
     constants: dict[str, Any] = {"s": np.float32(0.5), "z": np.int8(0), "w1": weight(32, 32), "w2": weight(32, 32)}
-    found, refused = candidates(graph(*nodes, inputs=X3, **constants), RTX)
+    found, refused = find_candidates(graph(*nodes, inputs=X3, **constants), RTX)
     assert refused == ()
     assert [(one.node, one.activation, one.amax) for one in found] == [("A", "x", 63.5), ("B", "x", 63.5)]
 
@@ -203,7 +203,7 @@ def test_operators_of_other_domains_are_not_ours() -> None:
     proto = model(
         ("Conv", "x w", "y", {}, "com.acme"), inputs=X4, weights={"w": weight(8, 32, 1, 1)}, domains=("com.acme",)
     )
-    found, (refusal,) = candidates(to_graph(proto), RTX)
+    found, (refusal,) = find_candidates(to_graph(proto), RTX)
     assert found == ()
     assert (refusal.node, refusal.rule) == ("Y", "custom")
     assert "Conv of domain 'com.acme'" in refusal.why
@@ -223,9 +223,9 @@ def joint(op: str) -> gs.Graph:
 
 @pytest.mark.parametrize(("op", "axis"), [("Gather", None), ("Split", None), ("Relu", 1)])
 def test_a_joint_projection_gets_one_weight_scale_where_the_compiler_needs_it(op: str, axis: int | None) -> None:
-    (found,), _ = candidates(joint(op), RTX)
+    (found,), _ = find_candidates(joint(op), RTX)
     assert found.axis == axis
-    (found,), _ = candidates(joint(op), FULL)
+    (found,), _ = find_candidates(joint(op), FULL)
     assert found.axis == 1
 
 
@@ -250,7 +250,7 @@ def test_small_products_are_refused_when_shapes_are_known(
     node: Spec, dims: tuple[int, ...], shape: tuple[int, ...], rule: str | None
 ) -> None:
     g = graph(node, inputs={"x": dims}, w=weight(*shape))
-    (found,), _ = candidates(g, RTX)
+    (found,), _ = find_candidates(g, RTX)
     shapes = concrete_shapes(g, {"x": np.ones(dims, np.float32)}, tensors_for_shapes(g))
     small = too_small(found, g.nodes[0], shapes)
     assert (small and small.rule) == rule
@@ -258,14 +258,14 @@ def test_small_products_are_refused_when_shapes_are_known(
 
 def test_without_shapes_nothing_but_the_weight_can_be_too_small() -> None:
     g = graph(("MatMul", "x w", "y"), inputs={"x": ("n", "t", 32)}, w=weight(32, 48))
-    (found,), _ = candidates(g, RTX)
+    (found,), _ = find_candidates(g, RTX)
     assert too_small(found, g.nodes[0], {}) is None
 
 
 def test_candidates_that_share_an_activation_are_one_group() -> None:
     nodes = (("MatMul", "x w1", "a"), ("MatMul", "x w2", "b"), ("Add", "a b", "c"), ("MatMul", "c w1_", "y"))
     g = graph(*nodes, inputs=X3, w1=weight(32, 32), w2=weight(32, 32), w1_=weight(32, 32))
-    found, _ = candidates(g, RTX)
+    found, _ = find_candidates(g, RTX)
     groups = by_activation(found)
     assert {name: [one.node for one in group] for name, group in groups.items()} == {"x": ["A", "B"], "c": ["Y"]}
     macs = node_macs(g, concrete_shapes(g, {"x": np.ones((2, 6, 32), np.float32)}, tensors_for_shapes(g)))
@@ -280,7 +280,7 @@ def test_a_refusal_becomes_a_line_of_the_plan() -> None:
 
 
 def test_what_is_refused_later_is_no_candidate_any_more() -> None:
-    layers = candidates(
+    layers = find_candidates(
         graph(
             ("MatMul", "x w", "a"),
             ("MatMul", "x v", "b"),

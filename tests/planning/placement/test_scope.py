@@ -42,7 +42,7 @@ def loaded(tmp_path: Path) -> models.Model:
 def test_layers_are_those_of_the_rules(loaded: models.Model) -> None:
     scope = Scope(RTX, ("^B$",))
     found, refused = scope.layers(loaded)
-    assert (found, refused) == candidates.candidates(loaded.graph, RTX, ("^B$",))
+    assert (found, refused) == candidates.find_candidates(loaded.graph, RTX, ("^B$",))
     assert [one.node for one in found] == ["A"]
     assert {one.node: one.rule for one in refused} == {"B": "kept", "Y": "weight-only"}
 

@@ -27,20 +27,20 @@ def graph(*nodes: Spec, outputs: tuple[str, ...] = ("y",), inputs: Any = None, *
 
 @pytest.mark.parametrize(("reads", "index"), [("d x", 1), ("x d", 0)])
 def test_the_shortcut_is_the_input_that_does_not_come_out_of_the_convolution(reads: str, index: int) -> None:
-    found, refused = shortcuts.find(graph(*BLOCK, ("Add", reads, "y")))
+    found, refused = shortcuts.find_shortcuts(graph(*BLOCK, ("Add", reads, "y")))
     assert found == [Shortcut("Y", "D", "x", index)]
     assert refused == []
 
 
 @pytest.mark.parametrize(("reads", "index"), [("d s", 1), ("s d", 0)])
 def test_of_two_convolutions_the_one_on_the_longer_way_fuses(reads: str, index: int) -> None:
-    found, _ = shortcuts.find(graph(*BLOCK, ("Conv", "x p", "s"), ("Add", reads, "y")))
+    found, _ = shortcuts.find_shortcuts(graph(*BLOCK, ("Conv", "x p", "s"), ("Add", reads, "y")))
     assert found == [Shortcut("Y", "D", "s", index)]
 
 
 def test_a_shortcut_that_is_an_add_itself_is_found() -> None:
     nodes = (*BLOCK, ("Add", "d x", "e"), ("Relu", "e", "f"), ("Conv", "f w", "g", SAME), ("Add", "g e", "y"))
-    found, _ = shortcuts.find(graph(*nodes))
+    found, _ = shortcuts.find_shortcuts(graph(*nodes))
     assert found == [Shortcut("E", "D", "x", 1), Shortcut("Y", "G", "e", 1)]
 
 
@@ -54,14 +54,14 @@ def test_a_shortcut_that_is_an_add_itself_is_found() -> None:
     ],
 )
 def test_where_no_convolution_can_fuse_the_reason_says_why(nodes: tuple[Spec, ...], why: str) -> None:
-    found, (refused,) = shortcuts.find(graph(*nodes))
+    found, (refused,) = shortcuts.find_shortcuts(graph(*nodes))
     assert found == []
     assert (refused.node, refused.op, refused.rule) == ("Y", "Add", "residual-float")
     assert why in refused.why
 
 
 def test_a_convolution_that_is_a_graph_output_does_not_fuse() -> None:
-    found, (refused,) = shortcuts.find(graph(*BLOCK, ("Add", "d x", "y"), outputs=("y", "d")))
+    found, (refused,) = shortcuts.find_shortcuts(graph(*BLOCK, ("Add", "d x", "y"), outputs=("y", "d")))
     assert found == []
     assert "read elsewhere" in refused.why
 
@@ -77,13 +77,13 @@ def test_a_convolution_that_is_a_graph_output_does_not_fuse() -> None:
     ids=["bias", "broadcast", "no convolution", "doubled"],
 )
 def test_other_adds_are_no_residuals(nodes: list[Spec]) -> None:
-    assert shortcuts.find(graph(*nodes, b=np.ones((8, 1, 1), np.float32))) == ([], [])
+    assert shortcuts.find_shortcuts(graph(*nodes, b=np.ones((8, 1, 1), np.float32))) == ([], [])
 
 
 def test_a_shortcut_that_came_quantized_is_left_alone() -> None:
     scale, zero = np.array(0.1, np.float32), np.array(0, np.int8)
     pair = (("QuantizeLinear", "x s z", "q"), ("DequantizeLinear", "q s z", "xd"))
-    found, (refused,) = shortcuts.find(graph(*BLOCK, *pair, ("Add", "d xd", "y"), s=scale, z=zero))
+    found, (refused,) = shortcuts.find_shortcuts(graph(*BLOCK, *pair, ("Add", "d xd", "y"), s=scale, z=zero))
     assert found == []
     assert refused.rule == "quantized-already"
 
@@ -104,10 +104,10 @@ def test_a_shortcut_stays_float_where_its_convolution_does() -> None:
 
 def test_only_ranges_that_can_be_used_are_asked_for() -> None:
     made = graph(*BLOCK, ("Conv", "x p", "s"), ("Add", "d s", "y"))
-    found, _ = candidates.candidates(made, FULL)
-    assert shortcuts.tensors(made, FULL, found) == ["s"]
-    assert shortcuts.tensors(made, RTX, found) == []
-    assert shortcuts.tensors(made, FULL, [one for one in found if one.node != "D"]) == []
+    found, _ = candidates.find_candidates(made, FULL)
+    assert shortcuts.tensors_for_shortcuts(made, FULL, found) == ["s"]
+    assert shortcuts.tensors_for_shortcuts(made, RTX, found) == []
+    assert shortcuts.tensors_for_shortcuts(made, FULL, [one for one in found if one.node != "D"]) == []
 
 
 DENSE: tuple[Spec, ...] = (("Relu", "x", "a"), ("Conv", "a w", "b", SAME), ("Concat", "a b", "y", {"axis": 1}))

@@ -73,11 +73,11 @@ class Bench:
         self.folder, self.model = folder, models.load(folder / "m.onnx")
         clean_up(TARGET)(self.model.graph)
         shapes.infer(self.model)
-        self.found, _ = candidates.candidates(self.model.graph, TARGET)
+        self.found, _ = candidates.find_candidates(self.model.graph, TARGET)
         self.groups = candidates.by_activation(self.found)
         size = tuple(int(dim) for dim in self.model.graph.inputs[0].shape)
         self.feed = {"x": RNG.standard_normal(size).astype(np.float32)}
-        self.shapes = concrete_shapes(self.model.graph, self.feed, cost.tensors(self.model.graph, self.found))
+        self.shapes = concrete_shapes(self.model.graph, self.feed, cost.tensors_for_costs(self.model.graph, self.found))
 
     def costs(self, target: Target = TARGET, *, per_channel: bool = True) -> Costs:
         return Costs(self.model.graph, self.shapes, target, per_channel=per_channel, fp8_per_channel=per_channel)

@@ -40,8 +40,8 @@ def test_none_stays_where_none_is_good() -> None:
 
 def test_a_clip_belongs_to_the_convolution_before_it_and_a_graph_output_to_the_user() -> None:
     graph = to_graph(_two())
-    found = candidates.candidates(graph, parse_target("onnxruntime"))[0]
-    assert outputs.tensors(graph, found) == ["r", "y"]
+    found = candidates.find_candidates(graph, parse_target("onnxruntime"))[0]
+    assert outputs.tensors_for_outputs(graph, found) == ["r", "y"]
 
 
 def test_a_convolution_without_a_quantized_output_goes_back_to_float() -> None:

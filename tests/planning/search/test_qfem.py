@@ -22,7 +22,9 @@ def _gains(table: dict[str, float]) -> qfem.Figure:
 
 
 def test_layers_that_spike_are_spared_as_long_as_it_pays() -> None:
-    found = qfem.search(RATIOS, MACS, 1000, _gains({"worse": 8, "spike": 6, "mild": 0.1}), budget=1, target_db=99)
+    found = qfem.find_threshold(
+        RATIOS, MACS, 1000, _gains({"worse": 8, "spike": 6, "mild": 0.1}), budget=1, target_db=99
+    )
     assert found.tensors == ("worse", "spike")
     assert [point.layers for point in found.curve] == [0, 1, 2, 3]
     assert found.alpha is not None
@@ -32,32 +34,34 @@ def test_layers_that_spike_are_spared_as_long_as_it_pays() -> None:
 
 
 def test_the_target_ends_the_walk() -> None:
-    found = qfem.search(RATIOS, MACS, 1000, _gains({"worse": 8, "spike": 6, "mild": 5}), budget=1, target_db=17)
+    found = qfem.find_threshold(RATIOS, MACS, 1000, _gains({"worse": 8, "spike": 6, "mild": 5}), budget=1, target_db=17)
     assert found.tensors == ("worse",)
     assert found.why == "the target is reached"
 
 
 def test_the_budget_ends_the_walk() -> None:
-    found = qfem.search(RATIOS, MACS, 1000, _gains({"worse": 8, "spike": 6, "mild": 5}), budget=0.021, target_db=99)
+    found = qfem.find_threshold(
+        RATIOS, MACS, 1000, _gains({"worse": 8, "spike": 6, "mild": 5}), budget=0.021, target_db=99
+    )
     assert found.tensors == ("worse", "spike")
     assert found.why == "the budget ends here"
     assert max(point.share for point in found.curve) <= 0.021
 
 
 def test_nothing_is_spared_where_no_token_spikes() -> None:
-    found = qfem.search({"plain": 2.0}, MACS, 1000, _gains({"plain": 50}), budget=1, target_db=99)
+    found = qfem.find_threshold({"plain": 2.0}, MACS, 1000, _gains({"plain": 50}), budget=1, target_db=99)
     assert (found.tensors, found.alpha) == ((), None)
     assert found.why == "no layer's tokens spike"
 
 
 def test_nothing_is_spared_where_it_gains_too_little() -> None:
-    found = qfem.search(RATIOS, MACS, 100, _gains(dict.fromkeys(RATIOS, 0.2)), budget=1, target_db=99)
+    found = qfem.find_threshold(RATIOS, MACS, 100, _gains(dict.fromkeys(RATIOS, 0.2)), budget=1, target_db=99)
     assert found.tensors == ()
     assert "gains less than" in found.why
 
 
 def test_a_later_layer_can_pay_for_one_that_gains_nothing() -> None:
-    found = qfem.search(RATIOS, MACS, 1000, _gains({"worse": 0, "spike": 9, "mild": 0}), budget=1, target_db=99)
+    found = qfem.find_threshold(RATIOS, MACS, 1000, _gains({"worse": 0, "spike": 9, "mild": 0}), budget=1, target_db=99)
     assert found.tensors == ("worse", "spike")
 
 
@@ -75,7 +79,9 @@ def test_a_given_alpha_spares_every_layer_above_it_without_measuring() -> None:
 def test_the_budget_is_kept_and_every_spared_layer_is_above_alpha(ratios: dict[str, float], budget: float) -> None:
     macs = dict.fromkeys(ratios, 3)
     total = 3 * len(ratios)
-    found = qfem.search(ratios, macs, total, lambda spared: float(10 * len(spared)), budget=budget, target_db=1e9)
+    found = qfem.find_threshold(
+        ratios, macs, total, lambda spared: float(10 * len(spared)), budget=budget, target_db=1e9
+    )
     assert 3 * len(found.tensors) <= budget * total + 1e-6
     assert len(found.curve) <= qfem.MOST_STEPS + 1
     if found.alpha is not None:
@@ -84,7 +90,7 @@ def test_the_budget_is_kept_and_every_spared_layer_is_above_alpha(ratios: dict[s
 
 
 def test_nothing_is_spared_where_the_outputs_are_good_enough() -> None:
-    found = qfem.search(RATIOS, MACS, 1000, _gains(dict.fromkeys(RATIOS, 9)), budget=1, target_db=10)
+    found = qfem.find_threshold(RATIOS, MACS, 1000, _gains(dict.fromkeys(RATIOS, 9)), budget=1, target_db=10)
     assert (found.tensors, len(found.curve)) == ((), 1)
     assert found.why == "the outputs meet the target without it"
 
@@ -101,18 +107,18 @@ def _scored(table: dict[str, float], *, higher: bool = False) -> qfem.Scoring:
 def test_a_metric_decides_over_the_noise(higher: bool) -> None:
     noise = _gains({"worse": 8, "spike": 6, "mild": 6})
     scoring = _scored({"worse": 0.4, "spike": 0.0, "mild": 0.0}, higher=higher)
-    found = qfem.search(RATIOS, MACS, 1000, noise, budget=1, target_db=99, metric=lambda: scoring)
+    found = qfem.find_threshold(RATIOS, MACS, 1000, noise, budget=1, target_db=99, metric=lambda: scoring)
     assert found.tensors == ("worse",)
     assert found.metric == "perplexity"
     assert found.why == "more layers gain too little, by perplexity"
     assert [point.loss for point in found.curve] == pytest.approx([0.5, 0.1, 0.1, 0.1])
-    without = qfem.search(RATIOS, MACS, 1000, noise, budget=1, target_db=99)
+    without = qfem.find_threshold(RATIOS, MACS, 1000, noise, budget=1, target_db=99)
     assert without.tensors == ("worse", "spike", "mild")
 
 
 def test_a_metric_that_loses_nothing_leaves_it_to_the_noise() -> None:
     scoring = qfem.Scoring("accuracy", 0.9, True, lambda spared: 0.9)
-    found = qfem.search(
+    found = qfem.find_threshold(
         RATIOS,
         MACS,
         1000,
@@ -129,7 +135,7 @@ def test_a_metric_that_is_no_number_is_a_total_loss() -> None:
     assert _scored({}).loss(float("nan")) == float("inf")
     table = {"worse": 0.4, "spike": 0.0, "mild": 0.0}
     broken = qfem.Scoring("score", 10.0, True, lambda spared: 10.0 if "worse" in spared else float("nan"))
-    found = qfem.search(RATIOS, MACS, 1000, _gains(table), budget=1, target_db=99, metric=lambda: broken)
+    found = qfem.find_threshold(RATIOS, MACS, 1000, _gains(table), budget=1, target_db=99, metric=lambda: broken)
     assert found.tensors == ("worse",)
 
 
@@ -138,5 +144,5 @@ def test_a_metric_is_not_run_where_nothing_is_walked(ratios: dict[str, float], t
     def never() -> qfem.Scoring:
         raise AssertionError
 
-    found = qfem.search(ratios, MACS, 1000, lambda spared: 10.0, budget=1, target_db=target_db, metric=never)
+    found = qfem.find_threshold(ratios, MACS, 1000, lambda spared: 10.0, budget=1, target_db=target_db, metric=never)
     assert found.curve[0].score is None

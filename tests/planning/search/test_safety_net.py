@@ -13,7 +13,7 @@ from qcompiler.ir import model as models
 from qcompiler.ir.macs import node_macs, tensors_for_shapes
 from qcompiler.numerics.sqnr import decibel
 from qcompiler.planning.placement import candidates
-from qcompiler.planning.search.safety_net import Limits, Prices, SafetyNet, search
+from qcompiler.planning.search.safety_net import Limits, Prices, SafetyNet, find_net
 from qcompiler.planning.simulation.bias import Shifts
 from qcompiler.planning.simulation.simulator import Simulator, Use
 from qcompiler.runtime.shapes import concrete_shapes
@@ -45,7 +45,7 @@ def net(tmp_path: Path) -> Any:
     loaded = chain(tmp_path)
     rng = np.random.default_rng(9)
     feeds = [{"x": rng.standard_normal((32, 64)).astype(np.float32)} for _ in range(3)]
-    found, _ = candidates.candidates(loaded.graph, parse_target("tensorrt-rtx"))
+    found, _ = candidates.find_candidates(loaded.graph, parse_target("tensorrt-rtx"))
     groups = candidates.by_activation(found)
     shapes = concrete_shapes(loaded.graph, feeds[0], tensors_for_shapes(loaded.graph))
     macs = {name: node_macs(loaded.graph, shapes)[one[0].node] for name, one in groups.items()}
@@ -54,7 +54,7 @@ def net(tmp_path: Path) -> Any:
         ranges = {name: wrong.get(name, [5.0]) for name in groups}
         simulator = Simulator(loaded, groups, Shifts(loaded, groups, ranges, feeds))
         offers = {name: [Use(DType.INT8, value) for value in values] for name, values in ranges.items()}
-        return search(simulator, feeds, offers, Prices(macs, total or sum(macs.values())), limits, advance)
+        return find_net(simulator, feeds, offers, Prices(macs, total or sum(macs.values())), limits, advance)
 
     return run
 
@@ -150,7 +150,7 @@ def searched(
 ) -> SafetyNet:
     offers = {group: [Use(dtype, 1.0) for dtype in row] for group, row in table.items()}
     prices = Prices(dict.fromkeys(table, macs), macs * len(table), seconds)
-    return search(cast(Simulator, Table(table)), [{}], offers, prices, limits)
+    return find_net(cast(Simulator, Table(table)), [{}], offers, prices, limits)
 
 
 INT8, FP8 = DType.INT8, DType.FP8
@@ -210,7 +210,7 @@ def test_changes_that_a_dark_prediction_made_in_vain_are_taken_back() -> None:
     table = {"a": {INT8: 20.0}, "b": {INT8: 20.0}, **{f"g{i}": {INT8: 31.0 + i / 4} for i in range(12)}}
     offers = {group: [Use(INT8, 1.0)] for group in table}
     prices = Prices(dict.fromkeys(table, 10), 10 * len(table), {key: {"int8": 1.0, "high": 2.0} for key in table})
-    found = search(cast(Simulator, Correlated(table)), [{}], offers, prices, Limits(17.5, 0.0, 8))
+    found = find_net(cast(Simulator, Correlated(table)), [{}], offers, prices, Limits(17.5, 0.0, 8))
     assert found.met
     assert found.restored in (("a",), ("b",))
     assert len(found.curve) > 2

@@ -33,6 +33,6 @@ def test_quantized_attention_needs_what_it_multiplies(tmp_path: Path) -> None:
     onnx.save(glu.stack(layers=1), tmp_path / "glu.onnx")
     loaded, target = models.load(tmp_path / "glu.onnx"), parse_target("tensorrt-rtx")
     found, _ = Scope(target).layers(loaded)
-    more = attention.tensors(loaded.graph)
+    more = attention.tensors_for_attention(loaded.graph)
     assert more
     assert Watch(target, "int8").tensors(loaded, found) == [*Watch(target).tensors(loaded, found), *more]

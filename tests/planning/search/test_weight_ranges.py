@@ -76,7 +76,7 @@ def _model(op: str) -> models.Model:
 @pytest.mark.parametrize("op", ["MatMul", "Conv", "GroupedConv"])
 def test_layers_err_less_with_the_scales_that_are_found(op: str) -> None:
     model = _model(op)
-    found, _ = candidates.candidates(model.graph, TARGET)
+    found, _ = candidates.find_candidates(model.graph, TARGET)
     groups = candidates.by_activation(found)
     rng = np.random.default_rng(3)
     x = rng.normal(size=(4, 32, 6, 6) if op != "MatMul" else (4, 10, 64)).astype(np.float32)
@@ -85,8 +85,8 @@ def test_layers_err_less_with_the_scales_that_are_found(op: str) -> None:
     else:
         x[:, 0] *= 1e-3
     feeds = [{"x": x}]
-    rows = recorded.rows(model, {"x": -1}, feeds) if op == "MatMul" else {}
-    scales = weight_ranges.search(model, groups, rows, feeds)["layer"]
+    rows = recorded.record_rows(model, {"x": -1}, feeds) if op == "MatMul" else {}
+    scales = weight_ranges.find_scales(model, groups, rows, feeds)["layer"]
     weight = model.graph.nodes[0].inputs[1].values
     axis = found[0].axis
     assert axis is not None
@@ -103,8 +103,8 @@ def test_layers_err_less_with_the_scales_that_are_found(op: str) -> None:
 
 def test_one_scale_per_tensor_is_left_alone() -> None:
     model = _model("MatMul")
-    found, _ = candidates.candidates(model.graph, TARGET)
+    found, _ = candidates.find_candidates(model.graph, TARGET)
     joint = Candidate("layer", "MatMul", "x", "w", None)
     assert found[0].axis == 1
     feeds = [{"x": np.ones((1, 10, 64), np.float32)}]
-    assert weight_ranges.search(model, {"x": [joint]}, {}, feeds) == {}
+    assert weight_ranges.find_scales(model, {"x": [joint]}, {}, feeds) == {}

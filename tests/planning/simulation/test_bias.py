@@ -35,7 +35,7 @@ def conv(tmp_path: Path) -> models.Model:
 
 
 def _shift(model: models.Model, ranges: list[float], feeds: list[Feeds]) -> np.ndarray:
-    (candidate,), _ = candidates.candidates(model.graph, parse_target("tensorrt-rtx"))
+    (candidate,), _ = candidates.find_candidates(model.graph, parse_target("tensorrt-rtx"))
     return Shifts(model, {"x": [candidate]}, {"x": ranges}, feeds).of(candidate, ranges[0])
 
 

@@ -67,7 +67,7 @@ class Bench:
     def __init__(self, folder: Path, proto: onnx.ModelProto, *, per_channel: bool = True) -> None:
         onnx.save(proto, folder / "m.onnx")
         self.model, self.per_channel = models.load(folder / "m.onnx"), per_channel
-        found, _ = candidates.candidates(self.model.graph, TARGET)
+        found, _ = candidates.find_candidates(self.model.graph, TARGET)
         self.groups = candidates.by_activation(found)
         shape = tuple(int(dim) for dim in self.model.graph.inputs[0].shape)
         self.feeds = [{"x": RNG.standard_normal(shape).astype(np.float32)} for _ in range(2)]

@@ -25,7 +25,7 @@ from qcompiler.report import bench as report
 from qcompiler.tools.bench import bench as benching
 from qcompiler.tools.bench import timings as figures
 from qcompiler.tools.bench.bench import Bench, Case, bench
-from qcompiler.tools.bench.loaded import RERUNS, Text, load, write
+from qcompiler.tools.bench.loaded import RERUNS, GrowingText, load, write
 from tests.conftest import gpus
 from tests.kit import cases, decoder, reading
 from tests.kit.rewrite import model
@@ -56,7 +56,7 @@ def images(files: Path) -> Bench:
     return bench([files / "conv.onnx"] * 2, batches=(1, 3), rounds=2, warmup=0, threads=1)
 
 
-def logits(text: Text, *pieces: Any) -> np.ndarray:
+def logits(text: GrowingText, *pieces: Any) -> np.ndarray:
     """The newest logits behind each piece, [batch, pieces, vocabulary]."""
     return np.stack([text.step(piece)[:, -1].copy() for piece in pieces], axis=1)
 

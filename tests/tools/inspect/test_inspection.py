@@ -17,7 +17,7 @@ from qcompiler.errors import DataError, ModelError
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.statistics.histogram import Histogram
 from qcompiler.tools.inspect.inspection import inspect
-from qcompiler.tools.inspect.layers import Layer
+from qcompiler.tools.inspect.layers import InspectedLayer
 from tests.kit.rewrite import graph_proto, model
 
 RNG = np.random.default_rng(3)
@@ -47,7 +47,7 @@ def convnet(dims: tuple[Any, ...] = (1, 3, 16, 16)) -> onnx.ModelProto:
     )
 
 
-def layers(found: Any) -> dict[str, Layer]:
+def layers(found: Any) -> dict[str, InspectedLayer]:
     return {one.node: one for one in found.layers}
 
 
