@@ -35,5 +35,7 @@ def test_nothing_is_spared_corrected_or_scored_unless_it_is_said() -> None:
     first, second = (Chosen(Plan(), SafetyNet()) for _ in range(2))
     assert first == second
     assert first.spared.alpha is None
-    assert not (first.corrections or first.scales or first.scores)
+    assert first.corrections == {}
+    assert first.scales == {}
+    assert len(first.scores) == 0
     assert first.scores is not second.scores

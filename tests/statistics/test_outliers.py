@@ -16,7 +16,7 @@ from qcompiler.data.samples import fingerprint
 from qcompiler.ir.signature import Feeds
 from qcompiler.statistics.histogram import Histogram
 from qcompiler.statistics.outliers import FOLDS, TOP, Outliers, Tokens, fold_of, kurtosis, records, top_channels
-from tests.kit.probing import feeds
+from tests.kit.planning.probing import feeds
 
 RNG = np.random.default_rng(7)
 # Few different values, so that ties are the rule

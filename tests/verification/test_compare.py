@@ -18,7 +18,7 @@ from onnx import helper, numpy_helper
 from qcompiler.errors import AccuracyError, DataError, ModelError
 from qcompiler.verification.compare import verify
 from qcompiler.verification.gates import Gates
-from tests.kit.chain import WEIGHTS, Feeds, Samples, chain, changed, numpy_chain
+from tests.kit.verification.chain import WEIGHTS, Feeds, Samples, chain, changed, numpy_chain
 
 
 def test_the_figures_are_those_of_the_definition_pooled_over_samples(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 from qcompiler.ir import model as models
 from qcompiler.verification.compare import verify
 from qcompiler.verification.drift import drift, energies
-from tests.kit.chain import WEIGHTS, Samples, chain, changed
+from tests.kit.verification.chain import WEIGHTS, Samples, chain, changed
 
 
 def test_the_first_drifting_layer_is_the_one_that_was_changed(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from qcompiler.errors import DataError, UsageError
 from qcompiler.verification.compare import verify
 from qcompiler.verification.metric import Outputs, Score, score_by
-from tests.kit.chain import WEIGHTS, Samples, chain, changed, numpy_chain
+from tests.kit.verification.chain import WEIGHTS, Samples, chain, changed, numpy_chain
 
 METRIC = """
 import numpy as np

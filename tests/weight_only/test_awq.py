@@ -7,7 +7,7 @@ import pytest
 
 from qcompiler.numerics import blocks
 from qcompiler.weight_only import awq
-from tests.kit.correlated import DEPTH, SIZE, inputs, rows, weight
+from tests.kit.weight_only.correlated import DEPTH, SIZE, inputs, rows, weight
 
 
 def test_awq_scales_lower_the_error_at_the_outputs() -> None:

@@ -16,7 +16,7 @@ from qcompiler.verification.compare import Output, Verification
 from qcompiler.verification.gates import Gates
 from qcompiler.weight_only.give_back import give_back
 from tests.kit import glu
-from tests.kit.stored import stored
+from tests.kit.weight_only.stored import stored
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,7 +8,7 @@ import pytest
 from qcompiler.errors import DataError
 from qcompiler.numerics import blocks
 from qcompiler.weight_only import gptq
-from tests.kit.correlated import DEPTH, SIZE, Array, inputs, weight
+from tests.kit.weight_only.correlated import DEPTH, SIZE, Array, inputs, weight
 
 
 def hessian(x: Array) -> Array:

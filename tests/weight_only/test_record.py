@@ -10,7 +10,7 @@ from qcompiler.support.as_json import plain
 from qcompiler.target import DType, parse_target
 from qcompiler.weight_only.record import into, record_of
 from qcompiler.weight_only.stored import Stored
-from tests.kit.stored import stored
+from tests.kit.weight_only.stored import stored
 
 TARGET = parse_target("tensorrt-rtx:sm89")
 

@@ -11,7 +11,7 @@ from qcompiler.numerics import blocks
 from qcompiler.numerics.blocks import Format
 from qcompiler.weight_only.storable import Layer
 from qcompiler.weight_only.stored import Weight
-from tests.kit.stored import stored
+from tests.kit.weight_only.stored import stored
 
 
 def weight(format: Format, size: int | None, output_db: float | None = 30.0, gain_db: float | None = 2.0) -> Weight:

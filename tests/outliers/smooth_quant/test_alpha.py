@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from qcompiler.numerics.rounding import Format
 from qcompiler.outliers.smooth_quant.alpha import ALPHAS, SMALLEST, Layers, rounded, smooth_scales
 from qcompiler.statistics.rows import Rows
-from tests.kit.probing import FIRST, feeds, layers, probe
+from tests.kit.planning.probing import FIRST, feeds, layers, probe
 
 
 def test_scales_without_a_fold_do_not_see_its_samples() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 
 from qcompiler.outliers.smooth_quant.alpha import ALPHAS, Choice
 from qcompiler.outliers.smooth_quant.refine import refine
-from tests.kit.probing import FIRST, SECOND, feeds, layers, probe
+from tests.kit.planning.probing import FIRST, SECOND, feeds, layers, probe
 
 FIRST[0] *= 0.02  # what reads the outlier channel has small weights, as trained networks do
 

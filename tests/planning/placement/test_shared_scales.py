@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qcompiler.planning.placement import shared_scales
-from tests.kit.convolutions import SAME, graph
+from tests.kit.planning.convolutions import SAME, graph
 from tests.kit.rewrite import Spec
 
 DENSE: tuple[Spec, ...] = (("Relu", "x", "a"), ("Conv", "a w", "b", SAME), ("Concat", "a b", "y", {"axis": 1}))

@@ -8,7 +8,7 @@ import pytest
 from qcompiler.planning.placement import candidates, shortcuts
 from qcompiler.planning.placement.shortcuts import Shortcut
 from qcompiler.target import parse_target
-from tests.kit.convolutions import SAME, graph
+from tests.kit.planning.convolutions import SAME, graph
 from tests.kit.rewrite import Spec
 
 RTX, FULL = parse_target("tensorrt-rtx"), parse_target("tensorrt")

@@ -7,7 +7,7 @@ import pytest
 
 from qcompiler.ir import model as models
 from qcompiler.planning.simulation.probe import Probe
-from tests.kit.probing import FIRST, SECOND, chained, feeds, probe
+from tests.kit.planning.probing import FIRST, SECOND, chained, feeds, probe
 from tests.kit.rewrite import to_graph
 
 
