@@ -265,7 +265,7 @@ def test_an_interrupt_ends_the_processes_of_the_models_too(files: Path, tmp_path
     # A shell starts what it puts in the background with SIGINT ignored, and that is inherited: tests may run there.
     program = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
-        "from qcompiler.cli import main; raise SystemExit(main())"
+        "from qcompiler.cli.main import main; raise SystemExit(main())"
     )
     line = [
         "bench",
@@ -301,7 +301,7 @@ def test_an_interrupt_ends_the_processes_of_the_models_too(files: Path, tmp_path
 
 
 def test_stdout_is_one_json_document(files: Path) -> None:
-    program = "from qcompiler.cli import main; raise SystemExit(main())"
+    program = "from qcompiler.cli.main import main; raise SystemExit(main())"
     line = ["bench", str(files / "conv.onnx"), "--rounds", "1", "--json"]
     done = subprocess.run([sys.executable, "-c", program, *line], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["kind"] == "ordinary"

@@ -19,11 +19,11 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What one process says to five tasks, two of which cannot be done."""
+    """What one process says to four tasks, two of which cannot be done."""
     folder = tmp_path_factory.mktemp("child")
-    onnx.save(decoder.decoder(layers=1), folder / "m.onnx")
+    onnx.save(decoder.decoder(cache=False, layers=1), folder / "m.onnx")
     np.savez(folder / "tokens.npz", tokens=decoder.tokens(2, 6))
-    np.savez(folder / "wrong.npz", none=np.zeros(3))
+    np.savez(folder / "wrong.npz", input_ids=np.zeros((1, 4), np.float32))
     opened = {"task": "open", "engine": "onnxruntime", "provider": "cpu", "threads": 1}
     tasks = [
         {**opened, "model": str(folder / "none.onnx")},

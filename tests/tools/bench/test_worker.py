@@ -45,7 +45,7 @@ def test_errors_of_the_process_are_raised_here_as_what_they_are(path: Path, tmp_
     np.savez(tmp_path / "x.npz", x=np.ones((3, 5), np.float32))
     with worker(path) as one:
         one.open()
-        with pytest.raises(DataError, match="'x'"):
+        with pytest.raises(DataError, match=r"on x float32\[3, 5\]"):
             one.infer(tmp_path / "x.npz", 1)
     with worker(tmp_path / "none.onnx") as one, pytest.raises(ModelError, match=r"none\.onnx"):
         one.open()
