@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import pytest
 
 from qcompiler.tools.sensitivity.sensitivity import Sensitivity
 from tests.kit.rewrite import model
@@ -48,9 +47,3 @@ def data(count: int = 3, *shape: int) -> Feeds:
 
 def by_layer(found: Sensitivity) -> dict[str, Any]:
     return {group.layers[0]: group for group in found.groups}
-
-
-@pytest.fixture
-def line(tmp_path: Path) -> list[str]:
-    np.savez(tmp_path / "data.npz", x=np.concatenate([feed["x"] for feed in data(4)]))
-    return ["sensitivity", str(saved(tmp_path, perceptron())), "--data", str(tmp_path / "data.npz")]

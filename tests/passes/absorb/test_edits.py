@@ -6,8 +6,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
 
-from qcompiler.ir.edit import Names
 from qcompiler.ir.graph import values_of
+from qcompiler.ir.names import Names
 from qcompiler.passes.absorb import absorb
 from qcompiler.passes.absorb.edits import Edit, compensate, edit_of, scaled_constants
 from qcompiler.passes.absorb.index import NONE, along

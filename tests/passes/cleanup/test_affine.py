@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 import pytest
 
 from qcompiler.ir import graph as graphs
-from qcompiler.ir.edit import Names
+from qcompiler.ir.names import Names
 from qcompiler.passes.cleanup._affine import Affine, absorb, channels, stored_weight, why_not_absorb
 from qcompiler.runtime.session import Session
 from tests.kit.rewrite import model, random_feeds, to_graph, whole

@@ -104,6 +104,12 @@ def test_data_and_formats_are_checked(tmp_path: Path) -> None:
         sensitivity(path, data=feeds)
 
 
+@pytest.fixture
+def line(tmp_path: Path) -> list[str]:
+    np.savez(tmp_path / "data.npz", x=np.concatenate([feed["x"] for feed in data(4)]))
+    return ["sensitivity", str(saved(tmp_path, perceptron())), "--data", str(tmp_path / "data.npz")]
+
+
 def test_the_command_shows_a_table_and_what_cannot_be_built(line: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     assert main([*line, "--formats", "int8,e5m2", "--samples", "2"]) == 0
     out, err = capfd.readouterr()
