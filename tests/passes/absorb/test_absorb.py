@@ -395,6 +395,3 @@ def test_norms_whose_shape_onnx_does_not_infer(norm: Any, reader: Any) -> None:
     assert absorb.apply(graph, plan, factors(plan), Names(graph)) == ""
     assert takers(plan) == [norm[0]]
     assert max(differences(before, run(graph, feeds)).values()) <= 1e-5
-
-
-# --- Shared constants ---
