@@ -23,10 +23,8 @@ from qcompiler.errors import DataError, UsageError
 from qcompiler.ir import model as models
 from qcompiler.ir.decoder_io import embedding_rows
 from qcompiler.ir.signature import Inputs, inputs_of
-from qcompiler.recipe.tables import TextTable
 from qcompiler.runtime.session import Session
 from qcompiler.runtime.token_feeds import Filler, present_of
-from qcompiler.verification.held_out import HeldOut, evaluation
 from tests.kit import decoder, glu, reading
 
 I64: np.dtype[Any] = np.dtype(np.int64)
@@ -310,30 +308,6 @@ def test_the_manifest_can_tell_texts_apart(room: Path, tmp_path: Path) -> None:
     assert first == read(0)[0] != second
     assert details["files"] == [{"name": "a.txt", "bytes": (room / "a.txt").stat().st_size}]
     assert (details["length"], details["part"], len(details["tokenizer_sha256"])) == (16, "calibration", 64)
-
-
-def asked(*texts: str) -> HeldOut:
-    return HeldOut(16, None, texts, None, TextTable())
-
-
-def test_other_text_for_the_comparison_is_used_whole_and_shared_files_from_80_percent_on(
-    room: Path, tmp_path: Path
-) -> None:
-    onnx.save(decoder.decoder(), tmp_path / "decoder.onnx")
-    graph = models.load(tmp_path / "decoder.onnx").graph
-    (tmp_path / "b.txt").write_text(reading.text(50, seed=5), encoding="utf8")
-    own = Text(room / "a.txt", room, length=16)
-    alone = evaluation(asked(), own, graph)
-    both = evaluation(asked(str(room / "a.txt"), str(tmp_path / "b.txt")), own, graph)
-    assert alone is not None
-    assert both is not None
-    first, second = both.stretches()
-    assert alone.stretches() == [first]
-    assert (first.begin > 0, second.begin, second.end) == (True, 0, (tmp_path / "b.txt").stat().st_size)
-    assert own.stretches()[0].end == first.begin
-    assert evaluation(asked(), "data.npz", graph) is None
-    with pytest.raises(UsageError, match="verify_text needs a tokenizer"):
-        evaluation(asked("b.txt"), "data.npz", graph)
 
 
 def run(line: list[str], capfd: pytest.CaptureFixture[str]) -> tuple[int, str]:

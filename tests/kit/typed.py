@@ -13,12 +13,13 @@ import onnx_graphsurgeon as gs
 from qcompiler.engines import listing
 from qcompiler.engines.tensorrt_rtx import TensorRTRTX
 from qcompiler.ir import graph as graphs
-from qcompiler.passes.base import Skipped
+from qcompiler.passes.base import Report, Skipped
 from qcompiler.passes.high_precision.high_precision import HighPrecision
 from qcompiler.plan import Decision
+from qcompiler.runtime.session import Session
 from qcompiler.statistics import ranges
 from qcompiler.target import DType
-from tests.kit.rewrite import check, random_feeds, to_graph, whole
+from tests.kit.rewrite import Spec, check, model, random_feeds, to_graph, whole
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -87,3 +88,45 @@ def operand_types(graph: gs.Graph, folder: Path) -> dict[str, tuple[str, ...]]:
             for name in op.nodes:
                 found.setdefault(name, op.input_types)
     return found
+
+
+_SCALES = {
+    "s": np.float32(0.03),
+    "z": np.int8(0),
+    "w8": rng().integers(-127, 128, (16, 32)).astype(np.int8),
+    "ws": np.linspace(0.001, 0.003, 32).astype(np.float32),
+    "wz": np.zeros(32, np.int8),
+}
+
+
+_QDQ: tuple[Spec, ...] = (
+    ("Relu", "x", "r"),
+    ("QuantizeLinear", "r s z", "q"),
+    ("DequantizeLinear", "q s z", "d"),
+    ("DequantizeLinear", "w8 ws wz", "w", {"axis": 1}),
+    ("MatMul", "d w", "m"),
+    ("Relu", "m", "y"),
+)
+
+
+def quantized(opset: int, *more: Spec, outputs: tuple[str, ...] = ("y",)) -> onnx.ModelProto:
+    proto = model(*_QDQ, *more, inputs={"x": ("n", 16)}, outputs=outputs, weights=_SCALES, opset=opset)
+    proto.ir_version = 11
+    return proto
+
+
+def bordered(proto: onnx.ModelProto, feeds: Feeds | None = None, dtype: DType = DType.FP16) -> tuple[gs.Graph, Report]:
+    graph = to_graph(proto)
+    feeds = feeds or random_feeds(graph)
+    report = HighPrecision(dtype, ranges.measure(graph, [feeds]), io_types="high-precision")(graph)
+    onnx.checker.check_model(whole(graph), full_check=True)
+    if dtype is DType.FP16:
+        given = {t.name: feeds[t.name].astype(graphs.dtype_of(t)) for t in graph.inputs}
+        want = Session(to_graph(proto), optimize=False).run(feeds)
+        for name, value in Session(graph, optimize=False).run(given).items():
+            np.testing.assert_allclose(value, want[name], atol=2e-2 * max(1.0, float(np.abs(want[name]).max())))
+    return graph, report
+
+
+def interface(graph: gs.Graph) -> list[tuple[str, Any]]:
+    return [(tensor.name, graphs.dtype_of(tensor)) for tensor in (*graph.inputs, *graph.outputs)]

@@ -17,7 +17,6 @@ from qcompiler.ir import model as models
 from qcompiler.ir.signature import Inputs
 from qcompiler.outliers import llm_int8
 from qcompiler.plan import Candidate
-from qcompiler.planning import dynamic
 from qcompiler.planning.placement.scope import Scope
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.recipe.tables import LlmInt8Table, QfemTable, SafetyTable, SmoothQuantTable
@@ -294,10 +293,3 @@ def test_dynamic_keeps_what_has_no_rows(tmp_path: Path) -> None:
     )
     assert kept.plan.decisions["G"].rule == "kept"
     assert any("nothing in this model was quantized" in text for text in kept.manifest["warnings"])
-
-
-def test_dynamic_splits_only_on_request() -> None:
-    assert not dynamic.splits("int8-dynamic", LlmInt8Table())
-    assert dynamic.splits("int8-dynamic", LlmInt8Table(threshold="auto"))
-    assert not dynamic.splits("int8", LlmInt8Table(threshold="auto"))
-    assert DType.INT8 not in Recipe(precision="int8-dynamic").formats()

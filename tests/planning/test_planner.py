@@ -248,11 +248,3 @@ def test_scores_of_the_metric_are_handed_to_the_next_try(loaded: models.Model) -
     again = make_plan(loaded, layers, seen, options, TARGET, judge=judge, scores=first.scores)
     assert again.scores == first.scores
     assert len(asked) == len(first.scores)
-
-
-def test_planning_sees_of_a_recipe_what_it_needs() -> None:
-    recipe = Recipe(precision="auto:int8,fp8", target="tensorrt", weight_clip="mse", weight_granularity="tensor")
-    found = planning(recipe)
-    assert (found.formats, found.by_cost, found.everything) == ((DType.INT8, DType.FP8), True, True)
-    assert (found.clip_weights, found.per_channel, found.attention) == (True, False, None)
-    assert planning(recipe.replace(attention="int8")).attention is DType.INT8

@@ -8,32 +8,9 @@ from typing import Any
 
 import pytest
 
-from qcompiler.report import html, outliers, plots, svg, terminal
-from qcompiler.report.figures import channels, tokens
+from qcompiler.report import html, outliers
 from qcompiler.support.as_json import plain
-from tests.report.test_html import EVIL, Document, example, words
-
-
-def tensor(k: int, ratio: float, name: str = "act") -> dict[str, Any]:
-    return {
-        "tensor": f"{name}_{k}",
-        "readers": [f"q_{k}", f"k_{k}"],
-        "ratio": ratio,
-        "amax": 4.0 * ratio,
-        "kurtosis": 3.0 + k,
-        "top_channels": [{"channel": 7 + k, "amax": 4.0 * ratio, "over_median": 12.5}],
-        "top_tokens": [{"position": k, "id": 101, "channel": 7 + k, "value": 4.0 * ratio, "sample": "ab"}],
-    }
-
-
-def join(k: int, branch: float, stream: float) -> dict[str, Any]:
-    figures = {f"{of}_{what}": value for of, value in (("branch", branch), ("stream", stream), ("sum", branch + stream))
-               for what in ("amax", "p99_99")}  # fmt: skip
-    return {"add": f"add_{k}", "kind": "feed-forward", "ratio": branch / stream if stream else None, **figures}
-
-
-def spike(k: int, ratio: float, name: str = "act") -> dict[str, Any]:
-    return {**tensor(k, ratio, name), "depth": k, "int8_db": 40 - k, "p99_99": 1.0, "crest": 5.5, "over_channels": None}
+from tests.kit.report.pages import EVIL, Document, example, inspected, join, tensor
 
 
 def full(folder: Path) -> dict[str, Any]:
@@ -134,54 +111,6 @@ def test_a_manifest_from_disk_with_infinities_and_gaps_still_makes_a_page(tmp_pa
     assert Document(html.render(plain(manifest))).open == []
 
 
-@pytest.mark.parametrize(
-    "values",
-    [
-        [1.0],
-        [0.0, 1.0],
-        [5.0, 5.0],
-        [1e-30, 1e30],
-        [float("inf"), 2.0],
-        [None, 1e-3, 7.0],
-        [1.0 + k for k in range(300)],
-    ],
-)
-def test_plots_by_depth_stay_inside_their_frame(values: list[float | None]) -> None:
-    points = [plots.Point(value, "t", False) for value in values]
-    texts = [plots.by_depth([plots.Series("first", points)], "a", "b", limit) for limit in (None, 10.0, 1e5)]
-    texts.append(plots.alphas(points))
-    texts.append(
-        plots.trade([{"alpha": 1, "share": k / len(values), "sqnr_db": value} for k, value in enumerate(values)], 0)
-    )
-    for text in texts:
-        spots = re.findall(r'cx="([-\d.naif]+)" cy="([-\d.naif]+)"', text)
-        assert spots
-        assert all(0 <= float(x) <= svg.WIDTH and 0 <= float(y) <= svg.HEIGHT for x, y in spots)
-        marks = [float(y) for y in re.findall(r'y1="([-\d.]+)"', text)]
-        assert all(0 <= y <= svg.HEIGHT for y in marks)
-
-
-def test_a_plot_of_nothing_is_none() -> None:
-    assert plots.by_depth([plots.Series("first", [plots.Point(0.0, "t", False)])], "a", "b", 10.0) == ""
-    assert plots.alphas([]) == plots.trade([], 0) == ""
-
-
-def inspected() -> dict[str, Any]:
-    return {
-        "file": f"{EVIL}.onnx",
-        "opset": 18,
-        "macs": 2_500_000,
-        "layers_that_can_be_int8": "2 of 3",
-        "operators": {"MatMul": 3},
-        "target": "tensorrt-rtx",
-        "problems": [f"not looked at: {EVIL}"],
-        "stays_float": [{"rule": "attention", "nodes": "qk", "share": 0.06, "why": "both <i>inputs</i>"}],
-        "layers": [{"node": "n0", "op": "MatMul", "int8": "yes", "macs": 1_000_000, "share": 0.4}],
-        "spikes": [spike(2, 1954.0, EVIL), spike(0, 2.0), spike(1, 40.0)],
-        "residuals": [join(0, 2.0, 10.0), join(1, 2250.0, 10.0)],
-    }
-
-
 def test_an_inspection_makes_a_page_of_its_own() -> None:
     text = html.inspection(inspected())
     document = Document(text)
@@ -201,22 +130,3 @@ def test_an_inspection_without_data_is_a_page_too() -> None:
     document = Document(html.inspection(found))
     assert document.open == []
     assert "svg" not in [tag for tag, _ in document.tags]
-
-
-def test_the_terminal_shows_where_activations_spike_the_strongest_first() -> None:
-    text = words(terminal.inspection(inspected()))
-    assert text.index("1954") < text.index("Where they spike") < text.index("9 ×12.5")
-    assert "2 (id 101) 7816" in text
-    assert "depth" not in text
-    assert text.index("add_1") < text.index("add_0")
-
-
-def test_places_are_spelled_for_people() -> None:
-    rows = [{"channel": k, "amax": 1.0, "over_median": value} for k, value in enumerate((1986.13, 14.02, None, 3.0))]
-    assert channels(rows) == "0 ×1986, 1 ×14, 2"
-    found: list[dict[str, Any]] = [
-        {"position": 0, "id": 101, "value": 20.38},
-        {"position": 35, "id": None, "value": 3071.7},
-    ]
-    assert tokens(found) == "0 (id 101) 20.4, 35 3072"
-    assert (channels([]), tokens([])) == ("", "")

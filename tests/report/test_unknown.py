@@ -10,7 +10,7 @@ import pytest
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.report import html, manifest, unknown
 from tests.kit import manifests
-from tests.report.test_html import EVIL, Document
+from tests.kit.report.pages import EVIL, Document
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from qcompiler.data.samples import fingerprint
 from qcompiler.ir.signature import Feeds
 from qcompiler.statistics.histogram import Histogram
-from qcompiler.statistics.outliers import TOP, Outliers, Tokens, kurtosis, records, top_channels
+from qcompiler.statistics.outliers import FOLDS, TOP, Outliers, Tokens, fold_of, kurtosis, records, top_channels
+from tests.kit.planning.probing import feeds
 
 RNG = np.random.default_rng(7)
 # Few different values, so that ties are the rule
@@ -238,3 +239,18 @@ def test_records_are_json_and_follow_the_readers() -> None:
     assert listed[1]["top_tokens"][0]["id"] == found["a"].top[0].id
     assert listed[1]["ratio"] == found["a"].ratio
     assert listed[0]["top_tokens"] == []
+
+
+def test_channels_are_kept_by_fold_whatever_the_batches() -> None:
+    samples = [{"x": one["x"][None]} for one in feeds()]
+    alone, together = Outliers(), Outliers()
+    for one in samples:
+        alone.update(one["x"], Tokens(one, [one]))
+    batch = {"x": np.concatenate([one["x"] for one in samples])}
+    together.update(batch["x"], Tokens(batch, samples))
+    folds = {fold_of(one) for one in samples}
+    assert len(folds) > 1
+    for fold in range(FOLDS):
+        assert (alone.without(fold) == together.without(fold)).all()
+        others = [np.abs(one["x"]).max(axis=(0, 1)) for one in samples if fold_of(one) != fold]
+        assert (alone.without(fold) == np.max(others, axis=0)).all()

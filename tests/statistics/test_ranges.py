@@ -14,6 +14,7 @@ import pytest
 
 from qcompiler.errors import DataError
 from qcompiler.runtime import stream
+from qcompiler.runtime.session import Session
 from qcompiler.statistics import ranges
 from qcompiler.statistics.ranges import Range, Ranges
 from tests.kit.rewrite import graph_proto, model, to_graph, whole
@@ -187,13 +188,12 @@ def test_a_long_graph_is_measured_in_pieces_with_the_same_ranges(monkeypatch: py
     monkeypatch.setattr(ranges, "_BLOCK", 30)
     monkeypatch.setattr(stream, "MOST_NODES", 100)
     opened: list[object] = []
-    real = stream.Session
 
     def counted(*given: Any, **options: Any) -> Any:
         opened.append(given)
-        return real(*given, **options)
+        return Session(*given, **options)
 
-    monkeypatch.setattr(stream, "Session", counted)
+    monkeypatch.setattr("qcompiler.runtime.stream.Session", counted)
     assert dict(ranges.measure(graph, feeds).found) == dict(whole.found)
     assert list(ranges.measure(graph, feeds)) == list(whole)
     assert len(opened) > 8

@@ -1,25 +1,22 @@
-"""Weights in few bits: what is refused before anything is read, and what becomes of a gate that is missed."""
+"""Weights in few bits: what becomes of a gate that is missed."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import onnx
 import pytest
 
 from qcompiler.compiler import compile
-from qcompiler.errors import AccuracyError, EngineError, UsageError
-from qcompiler.numerics.blocks import Blocks
+from qcompiler.errors import AccuracyError
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.recipe.tables import SafetyTable, WeightOnlyTable
-from qcompiler.target import DType, parse_target
+from qcompiler.target import DType
 from qcompiler.verification.compare import Output, Verification
 from qcompiler.verification.gates import Gates
 from qcompiler.weight_only.give_back import give_back
-from qcompiler.weight_only.storable import StorableLayer, WeightOnlyOptions
-from qcompiler.weight_only.stored import Stored, StoredWeight
 from tests.kit import glu
+from tests.kit.weight_only.stored import stored
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,39 +36,6 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def quantize(path: Path, folder: Path, *, data: bool = True, **changes: Any) -> compile.CompileResult:
     recipe = Recipe(target="onnxruntime", precision="int4-weight").replace(**{"weight_only": ROUNDED, **changes})
     return compile.quantize(path, data=FEEDS if data else None, recipe=recipe, output=folder / "out.onnx")
-
-
-@pytest.mark.parametrize("method", ["awq", "gptq", "awq+gptq"])
-def test_methods_that_look_at_activations_need_data(method: str, decoder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"looks at activations: give --data .* mse or rtn"):
-        quantize(decoder, tmp_path, data=False, weight_only=WeightOnlyTable(method=method))
-
-
-def test_activations_in_half_need_data(decoder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"leaves activations in FP16.*--high-precision fp32"):
-        quantize(decoder, tmp_path, data=False, target="tensorrt-rtx:sm89")
-
-
-def test_quantized_attention_does_not_go_with_blocks(decoder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="'attention' = 'int8' quantizes activations"):
-        quantize(decoder, tmp_path, target="tensorrt-rtx:sm89", attention="int8")
-
-
-def test_matmulnbits_is_int4(decoder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="choose precision int4-weight, or storage dequantize"):
-        quantize(decoder, tmp_path, precision="int8-weight", weight_only=WeightOnlyTable(storage="matmulnbits"))
-
-
-def test_a_gpu_without_int4_is_named(decoder: Path, tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match=r"sm75 has no INT4.*int8-weight"):
-        quantize(decoder, tmp_path, target="tensorrt-rtx:sm75,sm89")
-    assert quantize(decoder, tmp_path, precision="int8-weight", target="tensorrt-rtx:sm75").plan.quantized()
-
-
-def test_nothing_is_written_where_something_is_refused(decoder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError):
-        quantize(decoder, tmp_path, data=False, weight_only=WeightOnlyTable(method="gptq"))
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_layers_that_err_most_go_back_to_float_until_a_gate_is_met(decoder: Path, tmp_path: Path) -> None:
@@ -99,30 +63,9 @@ def test_a_gate_out_of_reach_says_what_to_try(decoder: Path, tmp_path: Path) -> 
         quantize(decoder, tmp_path, min_sqnr=90.0, safety=SafetyTable(min_share=0.8))
     text = str(caught.value)
     assert "layers went back to high precision already" in text
-    for tip in (
-        "--weight-only-block-size 32",
-        "--weight-only-method gptq with --data",
-        "--precision int8-weight",
-        "--keep '",
-    ):
+    for tip in ("--block-size 32", "--weight-method gptq with --data", "--precision int8-weight", "--keep '"):
         assert tip in text
     assert list(tmp_path.iterdir()) == []
-
-
-def stored(**known_db: float) -> Stored:
-    """Weights of a hundred numbers each; what their outputs reach, by name of the layer."""
-    options = WeightOnlyOptions("int8-weight", WeightOnlyTable(), parse_target("onnxruntime"))
-    values = Blocks(np.zeros((10, 10), np.int8), np.ones(10, np.float32), None, "int8")
-    return Stored(
-        options,
-        "rtn",
-        {
-            name: StoredWeight(
-                StorableLayer(name, "MatMul", "x", 10, 10, "int8", None), values, "rtn", 40.0, known, 0.0
-            )
-            for name, known in known_db.items()
-        },
-    )
 
 
 def measured(sqnr: float) -> Verification:

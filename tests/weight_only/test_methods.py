@@ -318,7 +318,7 @@ def test_progress_counts_runs_of_the_data_and_layers(tmp_path: Path) -> None:
     compile.quantize(
         tmp_path / "glu.onnx", data=FEEDS, recipe=recipe, output=tmp_path / "out.onnx", progress=cast(Any, Shown())
     )
-    assert seen["weights"] == [len(PRODUCTS) + len(FEEDS)] * 2
+    assert seen["weight_only"] == [len(PRODUCTS) + len(FEEDS)] * 2
 
 
 @pytest.mark.parametrize("precision", ["int4-weight", "int8-weight"])

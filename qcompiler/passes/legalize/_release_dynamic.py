@@ -79,7 +79,7 @@ def float_inputs(graph: gs.Graph) -> Iterator[Note]:
         if extra is not None:
             made.append(gs.Node("Add", names.fresh(f"{name}/Add"), {}, [product, extra]))
             _write(made[1], out)
-        edit.insert_at(graph, at, [made])
+        edit.insert_at(graph, at, made)
         yield Changed(name, f"{op} with scales found at run time became a float MatMul")
         yield Released(source.name, _WHY)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,12 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from qcompiler.errors import DataError
 from qcompiler.ir.model import Model
-from qcompiler.outliers.qfep import proof, search
-from qcompiler.passes.qfep import prefix
-from qcompiler.passes.qfep.prefix import Prefix
-from qcompiler.passes.qfep.sites import interface
+from qcompiler.outliers.qfep import search
 from qcompiler.planning.placement import candidates
 from qcompiler.target import parse_target
 from tests.kit import decoder, glu
@@ -164,46 +159,3 @@ def test_a_meter_gives_the_same_whatever_the_batch() -> None:
     )
     rows = list(decoder.tokens(3, 6))
     assert np.allclose(free.peaks(rows, (4, 5))["l1.glu"], fixed.peaks(rows, (4, 5))["l1.glu"], rtol=1e-4)
-
-
-def test_a_prefix_file_reads_back_equal(tmp_path: Path) -> None:
-    found = prefix.run(to_graph(decoder.decoder()), (3, 7))
-    again = Prefix.load(found.save(tmp_path / "out.prefix.npz"))
-    assert again.ids == (3, 7)
-    for one, other in zip((*found.keys, *found.values), (*again.keys, *again.values), strict=True):
-        assert np.array_equal(one, other)
-    with np.load(tmp_path / "out.prefix.npz") as stored:
-        assert stored["past_key_values.1.value"].shape == (1, decoder.KV_HEADS, 2, decoder.SIZE)
-
-
-def test_another_file_is_no_prefix(tmp_path: Path) -> None:
-    np.savez(tmp_path / "x.npz", ids=np.zeros(2, np.int64), weights=np.zeros(3))
-    with pytest.raises(DataError, match="is no prefix: it needs ids and"):
-        Prefix.load(tmp_path / "x.npz")
-    rows = np.zeros((2, 3, 4), np.float32)  # three tokens, of two ids
-    Prefix((1, 2), (rows,), (rows,)).save(tmp_path / "y.npz")
-    with pytest.raises(DataError, match=r"are not \[1, kv_heads, 2, size\]"):
-        Prefix.load(tmp_path / "y.npz")
-
-
-def test_a_caller_with_the_prefix_in_the_cache_gets_the_same() -> None:
-    graph = to_graph(decoder.decoder())
-    found, face = prefix.run(graph, (3, 7, 5)), interface(graph)
-    feeds = face.filler.feed(decoder.tokens(2, 6).tolist())
-    assert proof.prove(graph, graph, found, [feeds], baked=False) <= 1e-5
-    given_by_cache = found.in_cache(feeds, face)
-    assert given_by_cache["attention_mask"].shape == (2, 9)
-    assert given_by_cache["position_ids"][0].tolist() == [3, 4, 5, 6, 7, 8]
-    assert given_by_cache["past_key_values.0.key"].shape == (2, decoder.KV_HEADS, 3, decoder.SIZE)
-
-
-def test_texts_lose_their_first_token_only_where_it_is_the_one_that_is_meant() -> None:
-    face = interface(to_graph(decoder.decoder()))
-    feeds = face.filler.feed([[1, 5, 6], [1, 7, 8]])
-    shorter = proof.without_first(feeds, face, 1)
-    assert shorter["input_ids"].tolist() == [[5, 6], [7, 8]]
-    assert shorter["attention_mask"].shape == (2, 2)
-    assert shorter["position_ids"].tolist() == [[0, 1]] * 2
-    assert proof.without_first(feeds, face, 2) is feeds
-    alone = face.filler.feed([[1]])
-    assert proof.without_first(alone, face, 1) is alone

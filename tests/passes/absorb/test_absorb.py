@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qcompiler.ir.graph import values_of
 from qcompiler.ir.names import Names
 from qcompiler.passes.absorb import absorb
 from qcompiler.runtime import shapes
@@ -396,45 +395,3 @@ def test_norms_whose_shape_onnx_does_not_infer(norm: Any, reader: Any) -> None:
     assert absorb.apply(graph, plan, factors(plan), Names(graph)) == ""
     assert takers(plan) == [norm[0]]
     assert max(differences(before, run(graph, feeds)).values()) <= 1e-5
-
-
-# --- Shared constants ---
-
-
-def test_a_shared_bias_and_weight_keep_their_values_for_others() -> None:
-    proto = build(
-        [("Gemm", "x v b", "t"), ("Gemm", "x v b", "z"), DENSE],
-        {"v": (4, 4), "b": (4,), "w": (4, 4)},
-        VECTORS,
-        ["y", "z"],
-    )
-    graph, _ = divide(proto, "t")
-    assert values_of(next(node for node in graph.nodes if node.name == "Z").inputs[1]) == pytest.approx(normal(4, 4))
-
-
-def test_a_norm_s_weight_shared_by_two_norms() -> None:
-    proto = build(
-        [("LayerNormalization", "x g", "t"), ("MatMul", "t w", "a"), ("LayerNormalization", "a g", "y")],
-        {"g": (8,), "w": (8, 8)},
-        TOKENS,
-    )
-    divide(proto, "t")
-
-
-def test_a_shared_transpose_of_a_tied_weight_is_doubled() -> None:
-    proto = build(
-        [("Transpose", "e", "et"), ("MatMul", "x v", "t"), ("MatMul", "t et", "y"), ("Add", "et one", "z")],
-        {"v": (8, 6), "e": (9, 6), "one": np.float32(1)},
-        TOKENS,
-        ["y", "z"],
-    )
-    graph, _ = divide(proto, "t")
-    assert [node.op for node in graph.nodes].count("Transpose") == 2
-
-
-def test_weights_of_read_only_memory() -> None:
-    graph = to_graph(build([("MatMul", "x v", "t"), DENSE], {"v": (8, 6), "w": (6, 5)}, TOKENS))
-    for node in graph.nodes:
-        values_of(node.inputs[1]).flags.writeable = False
-    plan = absorb.find_moves(graph, find(graph, "t"), -1)
-    assert absorb.apply(graph, plan, factors(plan), Names(graph)) == ""

@@ -7,13 +7,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx_graphsurgeon as gs
 import pytest
 
 from qcompiler.ir.names import Names
 from qcompiler.passes.absorb import absorb
-from qcompiler.passes.absorb.edits import compensate, edit_of
-from qcompiler.passes.absorb.index import along
 from tests.kit.absorbing import DENSE, IMAGE, KERNEL, TOKENS, VECTORS, build, find, positive
 from tests.kit.rewrite import to_graph, whole
 
@@ -233,14 +230,6 @@ def test_a_gather_of_unknown_rank_is_refused() -> None:
     assert absorb.can(graph, find(graph, "t"), -1) == "the ranks of the inputs of 'T' (Gather) are not known"
 
 
-def test_an_unknown_shape_of_a_constant_behind_a_view_is_refused() -> None:
-    nodes = [("Reshape", "v0 shape", "v"), ("MatMul", "x v", "t"), DENSE]
-    graph = to_graph(build(nodes, {"v0": (48,), "shape": np.array([8, 6]), "w": (6, 5)}, TOKENS))
-    graph.tensors()["v0"].name = "v0"
-    edit = edit_of(gs.Node("Add", "add", inputs=[find(graph, "v")]), 0, along(0, np.arange(5), 2))
-    assert edit == "the Reshape 'V' behind constant 'v0' mixes its axes"
-
-
 def test_no_layer_reads_along_that_axis() -> None:
     graph = to_graph(build([("MatMul", "x v", "t"), DENSE], {"v": (8, 6), "w": (6, 5)}, TOKENS))
     assert "no linear node" in absorb.can(graph, find(graph, "t"), -2)
@@ -270,12 +259,6 @@ def test_a_tensor_that_nothing_computes_is_refused() -> None:
     graph = to_graph(build([DENSE], {"w": (8, 5)}, {"t": (2, 8)}))
     tensor = graph.inputs.pop()
     assert absorb.can(graph, tensor, -1) == "'t' is not computed in this graph"
-
-
-def test_a_weight_of_another_size_makes_up_for_nothing() -> None:
-    graph = to_graph(build([DENSE], {"w": (8, 5)}, {"t": (2, 8)}))
-    edit = compensate(graph.nodes[0], 0, along(-1, np.arange(6), 2))
-    assert edit == "also read by 'Y' (MatMul), whose weight has shape [8, 5]"
 
 
 def test_a_stream_without_end_is_given_up() -> None:

@@ -11,40 +11,20 @@ import pytest
 from qcompiler.errors import UsageError
 from qcompiler.ir import graph as graphs
 from qcompiler.ir.model import Model
-from qcompiler.passes.base import Decided, Kept, Report, Skipped
 from qcompiler.passes.high_precision.high_precision import HighPrecision
-from qcompiler.runtime.session import Session
 from qcompiler.statistics import ranges
 from qcompiler.target import DType
 from qcompiler.verification.compare import verify
 from tests.kit.rewrite import graph_proto, model, random_feeds, to_graph, whole
-from tests.kit.typed import F32, ops, weight
+from tests.kit.typed import bordered, interface, ops, weight
 
 if TYPE_CHECKING:
-    import onnx_graphsurgeon as gs
     from numpy.typing import NDArray
 
     Feeds = dict[str, NDArray[Any]]
 
 
 F16 = np.dtype(np.float16)
-
-
-def bordered(proto: onnx.ModelProto, feeds: Feeds | None = None, dtype: DType = DType.FP16) -> tuple[gs.Graph, Report]:
-    graph = to_graph(proto)
-    feeds = feeds or random_feeds(graph)
-    report = HighPrecision(dtype, ranges.measure(graph, [feeds]), io_types="high-precision")(graph)
-    onnx.checker.check_model(whole(graph), full_check=True)
-    if dtype is DType.FP16:
-        given = {t.name: feeds[t.name].astype(graphs.dtype_of(t)) for t in graph.inputs}
-        want = Session(to_graph(proto), optimize=False).run(feeds)
-        for name, value in Session(graph, optimize=False).run(given).items():
-            np.testing.assert_allclose(value, want[name], atol=2e-2 * max(1.0, float(np.abs(want[name]).max())))
-    return graph, report
-
-
-def interface(graph: gs.Graph) -> list[tuple[str, Any]]:
-    return [(tensor.name, graphs.dtype_of(tensor)) for tensor in (*graph.inputs, *graph.outputs)]
 
 
 def test_inputs_and_outputs_that_fit_are_half_and_no_cast_is_left() -> None:
@@ -82,45 +62,6 @@ def test_an_output_that_fp32_nodes_read_too_is_cast_once() -> None:
     )  # fmt: skip
     assert [dtype for _, dtype in interface(graph)] == [F16] * 4
     assert ops(graph).count("Cast") == 3  # m for Exp, and the outputs of Exp and Log
-
-
-def test_an_input_that_does_not_fit_stays_and_says_why() -> None:
-    proto = model(("Mul", "x small", "m"), ("MatMul", "m w", "y"),
-                  weights={"small": np.float32(1e-3), "w": weight(4, 4)})  # fmt: skip
-    graph, report = bordered(proto, {"x": np.full((2, 4), 2e4, np.float32)})
-    assert interface(graph) == [("x", F32), ("y", F16)]
-    assert "2e+04, times a margin of 8" in report.kept["x"]
-
-
-def test_an_output_that_overflows_stays_fp32() -> None:
-    proto = model(("MatMul", "x w", "m"), ("Exp", "m", "y"), weights={"w": np.eye(4, dtype=np.float32)})
-    graph, report = bordered(proto, {"x": np.full((2, 4), 11, np.float32)})
-    assert interface(graph) == [("x", F16), ("y", F32)]
-    assert set(report.kept) == {"y"}
-
-
-def test_inputs_that_vanish_count_far_or_were_never_seen_stay_fp32() -> None:
-    tiny = model(("Mul", "x k", "y"), weights={"k": np.float32(1e6)})
-    assert "smallest normal" in bordered(tiny, {"x": np.full((2, 4), 1e-6, np.float32)})[1].kept["x"]
-    ids = model(("Cast", "x", "i", {"to": 7}), ("Gather", "w i", "y"), inputs={"x": (3,)}, weights={"w": weight(4000)})
-    assert "counts to" in bordered(ids, {"x": np.array([1, 2, 3001], np.float32)})[1].kept["x"]
-    graph = to_graph(model(("Relu", "x", "y")))
-    blind = HighPrecision(io_types="high-precision")(graph)
-    assert "observed" in blind.kept["x"]
-    assert [type(note) for note in blind.notes] == [Decided, Skipped, Kept, Kept]
-
-
-def test_an_input_of_a_recurrent_layer_stays_fp32() -> None:
-    proto = model(
-        ("Transpose", "x", "t", {"perm": [1, 0, 2]}),
-        ("GRU", "t w r _ _ h", "g", {"hidden_size": 8}),
-        ("Squeeze", "g one", "y"),
-        inputs={"x": (1, 5, 8), "h": (1, 1, 8)},
-        weights={"w": weight(1, 24, 8), "r": weight(1, 24, 8), "one": np.array([1])},
-    )
-    graph, report = bordered(proto)
-    assert interface(graph) == [("x", F32), ("h", F32), ("y", F16)]
-    assert "recurrent layer" in report.kept["h"]
 
 
 def test_a_result_of_an_if_leaves_the_model_as_half() -> None:

@@ -11,9 +11,10 @@ from qcompiler.ir import graph as graphs
 from qcompiler.passes.high_precision.high_precision import HighPrecision
 from qcompiler.runtime.session import Session
 from qcompiler.statistics import ranges
+from qcompiler.statistics.ranges import Range, Ranges
 from qcompiler.target import DType
 from tests.kit.rewrite import Spec, model, random_feeds, to_graph
-from tests.kit.typed import F32, by_name, stays, typed, weight
+from tests.kit.typed import F32, by_name, ops, stays, typed, weight
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -224,3 +225,106 @@ def test_small_counts_run_in_half() -> None:
     report = HighPrecision(ranges=ranges.measure(graph, [random_feeds(graph)]))(graph)
     assert {one.precision for one in report.decisions} == {DType.FP16}
     assert graphs.dtype_of(by_name(graph, "Y").inputs[0]) == np.float16
+
+
+def test_an_activation_near_the_end_of_half_keeps_its_node_in_fp32() -> None:
+    proto = model(
+        ("Mul", "x big", "m"), ("Mul", "m small", "y"), weights={"big": np.float32(9e3), "small": np.float32(1e-3)}
+    )
+    found = stays(proto, "M", "fp16-range", {"x": np.ones((2, 4), np.float32)})
+    assert found.figures["absmax"] == pytest.approx(9e3)
+
+
+def test_a_constant_too_large_for_half_keeps_its_node_in_fp32() -> None:
+    proto = model(
+        ("Div", "x big", "d"), ("Mul", "d many", "y"), weights={"big": np.float32(1e6), "many": np.float32(1e4)}
+    )
+    assert "1e+06" in stays(proto, "D", "fp16-range", {"x": np.full((2, 4), 8e3, np.float32)}).why
+
+
+def test_bounds_of_clip_beyond_half_saturate_instead() -> None:
+    proto = model(("Clip", "x lo hi", "y"), weights={"lo": np.float32(0), "hi": np.float32(3.4e38)})
+    graph, decisions = typed(proto)
+    assert decisions["Y"].precision is DType.FP16
+    assert float(graphs.values_of(by_name(graph, "Y").inputs[2])) == 65504
+
+
+def test_an_epsilon_that_half_turns_into_zero_keeps_its_node_in_fp32() -> None:
+    proto = model(("Add", "x eps", "a"), ("Mul", "a x", "y"), weights={"eps": np.float32(1e-12)})
+    assert stays(proto, "A", "fp16-small").figures["relative"] == 1
+
+
+def test_a_bias_with_tiny_values_far_below_the_sum_does_not_matter() -> None:
+    proto = model(
+        ("Conv", "x w b", "y"),
+        inputs={"x": (1, 4, 5, 5)},
+        weights={"w": weight(4, 4, 3, 3), "b": np.full(4, 1e-9, np.float32)},
+    )
+    _, decisions = typed(proto)
+    assert decisions["Y"].precision is DType.FP16
+
+
+def test_a_tensor_that_vanishes_in_half_keeps_its_node_in_fp32() -> None:
+    proto = model(
+        ("Mul", "x tiny", "m"), ("Mul", "m large", "y"), weights={"tiny": np.float32(1e-5), "large": np.float32(1e4)}
+    )
+    feeds = {"x": np.ones((2, 4), np.float32)}
+    assert stays(proto, "M", "fp16-small", feeds).precision is DType.FP32
+
+
+def test_what_is_divided_by_must_stay_clear_of_zero() -> None:
+    proto = model(("Mul", "x x", "s"), ("Div", "x s", "y"))
+    stays(proto, "S", "fp16-small", {"x": np.geomspace(3e-3, 1, 8, dtype=np.float32).reshape(2, 4)})
+
+
+@pytest.mark.parametrize("op", ["ReduceMean", "ReduceSum", "ReduceL2", "CumSum"])
+def test_written_out_sums_stay_fp32(op: str) -> None:
+    attrs = {} if op == "CumSum" else {"keepdims": 1}
+    spec: Spec = (op, "x axis", "s", attrs) if op in ("CumSum", "ReduceSum") else (op, "x", "s", attrs)
+    proto = model(
+        spec, ("Add", "s x", "y"), weights={"axis": np.array(1)} if op == "CumSum" else {"axis": np.array([1])}
+    )
+    stays(proto, "S", "accumulate")
+
+
+def test_a_square_in_range_is_a_product_and_a_root_is_not() -> None:
+    proto = model(("Pow", "x two", "p"), ("Relu", "p", "y"), weights={"two": np.float32(2)})
+    assert typed(proto)[1]["P"].precision is DType.FP16
+    stays(model(("Abs", "x", "a"), ("Pow", "a half", "y"), weights={"half": np.float32(0.3)}), "Y", "accumulate")
+
+
+def test_operators_without_a_half_form_stay_fp32_by_their_schema() -> None:
+    proto = model(
+        ("Range", "a b d", "r"), ("Add", "r x", "y"), weights={"a": F32.type(0), "b": F32.type(4), "d": F32.type(1)}
+    )
+    assert "no fp16 form" in stays(proto, "R", "no-kernel").why
+
+
+def test_recurrent_layers_and_unknown_operators_stay_fp32() -> None:
+    proto = model(
+        ("GRU", "x w r", "y h", {"hidden_size": 3}),
+        inputs={"x": (5, 2, 4)},
+        outputs=("y",),
+        weights={"w": weight(1, 9, 4), "r": weight(1, 9, 3)},
+    )
+    stays(proto, "Y", "recurrent")
+    graph = to_graph(model(("Relu", "x", "r"), ("Odd", "r", "y", {}, "my.domain"), domains=("my.domain",)))
+    report = HighPrecision(ranges=Ranges({"x": Range(0, 1), "r": Range(0, 1), "y": Range(0, 1)}))(graph)
+    assert {one.node: one.rule for one in report.decisions}["Y"] == "custom"
+
+
+def test_an_unobserved_tensor_keeps_its_nodes_in_fp32() -> None:
+    graph = to_graph(model(("MatMul", "x w", "m"), ("Relu", "m", "y"), weights={"w": weight(4, 4)}))
+    report = HighPrecision(ranges=Ranges({"x": Range(-1, 1), "y": Range(0, 1)}))(graph)
+    assert [(one.node, one.rule) for one in report.decisions] == [("M", "unobserved"), ("Y", "unobserved")]
+    assert ops(graph) == ["MatMul", "Relu"]
+
+
+def test_large_integers_as_floats_stay_fp32() -> None:
+    proto = model(
+        ("Cast", "i", "f", {"to": 1}),
+        ("Mul", "f w", "y"),
+        inputs={"i": (np.int64, (1, 4))},
+        weights={"w": weight(1, 4)},
+    )
+    stays(proto, "Y", "integers", {"i": np.array([[1, 2, 3, 2049]])})

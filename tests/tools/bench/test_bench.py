@@ -23,9 +23,8 @@ from qcompiler.cli.main import main
 from qcompiler.errors import DataError, EngineError, ModelError, QCompilerError, UsageError
 from qcompiler.report import bench as report
 from qcompiler.tools.bench import bench as benching
-from qcompiler.tools.bench import timings as figures
 from qcompiler.tools.bench.bench import Bench, Case, bench
-from qcompiler.tools.bench.loaded import RERUNS, GrowingText, load, write
+from qcompiler.tools.bench.loaded import RERUNS
 from tests.conftest import gpus
 from tests.kit import cases, decoder, reading
 from tests.kit.rewrite import model
@@ -54,54 +53,6 @@ def texts(files: Path) -> Bench:
 def images(files: Path) -> Bench:
     """An ordinary model next to itself."""
     return bench([files / "conv.onnx"] * 2, batches=(1, 3), rounds=2, warmup=0, threads=1)
-
-
-def logits(text: GrowingText, *pieces: Any) -> np.ndarray:
-    """The newest logits behind each piece, [batch, pieces, vocabulary]."""
-    return np.stack([text.step(piece)[:, -1].copy() for piece in pieces], axis=1)
-
-
-@pytest.mark.parametrize("name", ["cache.onnx", "plain.onnx"])
-def test_a_text_written_token_by_token_has_the_logits_of_the_whole_text(files: Path, name: str) -> None:
-    tokens = decoder.tokens(3, 14)
-    whole = load(files / "plain.onnx", "onnxruntime").begin(3).step(tokens)
-    model = load(files / name, "onnxruntime", threads=1)
-    steps = logits(model.begin(3), tokens[:, :5], *(tokens[:, i : i + 1] for i in range(5, 14)))
-    np.testing.assert_allclose(steps, whole[:, 4:], atol=2e-5)
-    pieces = logits(model.begin(3), tokens[:, :2], tokens[:, 2:9], tokens[:, 9:])
-    np.testing.assert_allclose(pieces, whole[:, [1, 8, 13]], atol=2e-5)
-
-
-def test_texts_do_not_see_each_other(files: Path) -> None:
-    model = load(files / "cache.onnx", "onnxruntime")
-    one, other = model.begin(1), model.begin(1)
-    first = one.step(decoder.tokens(1, 6)).copy()
-    other.step(decoder.tokens(1, 9, seed=1))
-    again = model.begin(1).step(decoder.tokens(1, 6))
-    np.testing.assert_array_equal(first, again)
-
-
-def test_every_token_behind_the_prompt_is_a_step_of_its_own(files: Path) -> None:
-    tokens = decoder.tokens(2, 12)
-    done = write(load(files / "cache.onnx", "onnxruntime"), tokens, 5, repeat=3)
-    assert len(done.prefill_s) == 3
-    assert done.positions == (4, 5, 6, 7, 8, 9, 10)  # behind the last token nothing is asked for
-    assert len(done.decode_s) == 6
-    whole = load(files / "plain.onnx", "onnxruntime").begin(2).step(tokens)
-    np.testing.assert_array_equal(done.chosen, whole[:, 4:11].argmax(axis=-1))
-
-
-def test_a_model_without_a_cache_is_timed_at_some_places_of_the_answer(files: Path) -> None:
-    done = write(load(files / "plain.onnx", "onnxruntime"), decoder.tokens(1, 40), 8)
-    assert len(done.decode_s) == RERUNS
-    assert (done.positions[0], done.positions[1], done.positions[-1]) == (7, 8, 38)
-
-
-@pytest.mark.parametrize(("generate", "steps"), [(1, 0), (2, 1), (3, 2)])
-def test_short_answers(files: Path, generate: int, steps: int) -> None:
-    for name in ("plain.onnx", "cache.onnx"):
-        done = write(load(files / name, "onnxruntime"), decoder.tokens(1, 4 + generate), 4)
-        assert len(done.decode_s) == steps
 
 
 def test_decoders_have_figures_for_prefill_decode_and_throughput(texts: Bench) -> None:
@@ -225,27 +176,6 @@ def test_free_sizes_need_shapes(tmp_path: Path) -> None:
     assert bench(tmp_path / "free.onnx", shapes=shapes, rounds=1).cases[0]["batch"] == 1
 
 
-def test_ratios_are_made_within_rounds() -> None:
-    slow, fast = [[2.0, 2.0], [20.0, 20.0], [4.0, 4.0]], [[1.0, 1.0], [10.0, 10.0], [2.0, 2.0]]
-    found = figures.seconds(fast, slow)  # the machine was ten times slower in the second round: for both
-    assert found.better == figures.Ratio(2.0, 2.0, 2.0)
-    assert (found.median, found.p50, found.count) == (2.0, 2.0, 6)
-    assert figures.rates([10.0, 30.0, 20.0], [10.0, 10.0, 10.0], "x/s").better == figures.Ratio(2.0, 1.5, 2.5)
-    assert figures.seconds(slow, None).better is None
-
-
-def test_spread_is_the_distance_of_the_quartiles() -> None:
-    found = figures.seconds([[1.0], [2.0], [3.0], [4.0], [5.0]], None)
-    assert (found.low, found.median, found.high) == (2.0, 3.0, 4.0)
-    assert found.spread == pytest.approx(2 / 3)
-
-
-def test_agreement_counts_common_places_only() -> None:
-    first = [(7, [1, 2]), (8, [3, 4]), (9, [5, 6])]
-    assert figures.agreement([(7, [1, 9]), (9, [5, 6]), (11, [0, 0])], first) == 0.75
-    assert figures.agreement([(11, [0, 0])], first) is None
-
-
 @pytest.mark.parametrize(
     ("change", "kind", "text"),
     [
@@ -335,7 +265,7 @@ def test_an_interrupt_ends_the_processes_of_the_models_too(files: Path, tmp_path
     # A shell starts what it puts in the background with SIGINT ignored, and that is inherited: tests may run there.
     program = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
-        "from qcompiler.cli import main; raise SystemExit(main())"
+        "from qcompiler.cli.main import main; raise SystemExit(main())"
     )
     line = [
         "bench",
@@ -371,7 +301,7 @@ def test_an_interrupt_ends_the_processes_of_the_models_too(files: Path, tmp_path
 
 
 def test_stdout_is_one_json_document(files: Path) -> None:
-    program = "from qcompiler.cli import main; raise SystemExit(main())"
+    program = "from qcompiler.cli.main import main; raise SystemExit(main())"
     line = ["bench", str(files / "conv.onnx"), "--rounds", "1", "--json"]
     done = subprocess.run([sys.executable, "-c", program, *line], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["kind"] == "ordinary"

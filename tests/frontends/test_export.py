@@ -1,0 +1,97 @@
+"""What `export` writes and refuses, and what the command tells."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import qcompiler
+from qcompiler.cli.main import main
+from qcompiler.errors import UsageError
+from qcompiler.frontends.export import export
+from qcompiler.recipe.recipe import Recipe
+from qcompiler.recipe.tables import SmoothQuantTable
+from tests.kit.architectures import VOCABULARY
+from tests.kit.frontends.torch_source import BUILD, written
+
+
+def test_output_must_be_an_onnx_file_and_no_file_of_the_model(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"must end in \.onnx"):
+        export(folder, tmp_path / "m.engine")
+    (folder / "mine.onnx").touch()
+    with pytest.raises(UsageError, match="a file of the model itself"):
+        export(folder, folder / "mine.onnx")
+
+
+def test_onnx_file_is_not_exported_again(tmp_path: Path) -> None:
+    (tmp_path / "a.onnx").touch()
+    with pytest.raises(UsageError, match="an ONNX file already"):
+        export(tmp_path / "a.onnx", tmp_path / "b.onnx")
+
+
+def test_command_tells_the_result_as_json(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    source = written(tmp_path, BUILD.replace("AXES", "None"))
+    assert main(["export", source, "-o", str(tmp_path / "m.onnx"), "--json", "--quiet"]) == 0
+    told = json.loads(capfd.readouterr().out)
+    assert told["kind"] == "module"
+    assert told["files"] == ["m.onnx"]
+    assert 0 <= told["error"] < 1e-5
+
+
+def test_command_ends_with_3_where_the_export_is_wrong(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    text = BUILD.replace("AXES", "None")
+    assert main(["export", written(tmp_path, text), "-o", str(tmp_path / "m.onnx"), "--tolerance", "-1"]) == 3
+    assert "does not compute what torch computes" in capfd.readouterr().err
+    assert not (tmp_path / "m.onnx").exists()
+
+
+def test_quantize_takes_a_folder(llama_folder: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    feeds: list[dict[str, Any]] = [
+        {
+            "input_ids": rng.integers(1, VOCABULARY, (1, 9)),
+            "attention_mask": np.ones((1, 9), np.int64),
+            "position_ids": np.arange(9)[None],
+            **{
+                f"past_key_values.{n}.{part}": np.zeros((1, 2, 0, 8), np.float32)
+                for n in (0, 1)
+                for part in ("key", "value")
+            },
+        }
+        for _ in range(4)
+    ]
+    recipe = Recipe(target="onnxruntime", smooth_quant=SmoothQuantTable(alpha="off"))
+    made = qcompiler.quantize(llama_folder, data=feeds, recipe=recipe, output=tmp_path / "m.qdq.onnx")
+    assert made.plan.share() > 0.5
+    assert made.verification is not None
+    assert (made.verification.worst_sqnr_db or 0) > 10
+    told = made.manifest["export"]
+    assert told["kind"].startswith("decoder")
+    assert told["files"]
+    assert 0 <= told["error"] < 1e-4
+    assert told["steps"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.manifest.json", "m.qdq.onnx", "m.report.html"]
+
+
+def test_compile_refuses_what_cannot_work_before_it_exports(llama_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="needs the ranges of activations"):
+        qcompiler.quantize(llama_folder, output=tmp_path / "m.qdq.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_torch_is_not_loaded_before_a_model_is_exported() -> None:
+    program = (
+        "import sys\n"
+        "from qcompiler.frontends.export import export, exported\n"
+        "from qcompiler.errors import QCompilerError\n"
+        "try:\n    export('m.onnx', 'm.engine')\nexcept QCompilerError: pass\n"
+        "print(*[name for name in ('torch', 'transformers', 'onnxscript') if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

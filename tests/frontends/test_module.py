@@ -1,0 +1,91 @@
+"""Modules without a decoder or encoder around them: how they are called, checked and refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import qcompiler
+from qcompiler.errors import ModelError, QCompilerError, UsageError
+from qcompiler.frontends.export import export
+from qcompiler.runtime.session import Session
+from tests.kit.frontends.torch_source import BUILD, written
+
+
+def test_function_may_return_a_module_with_inputs_and_free_dimensions(tmp_path: Path) -> None:
+    axes = "{'signal': {0: 'batch', 2: 'time'}, 'gain': {0: 'batch'}}"
+    made = export(written(tmp_path, BUILD.replace("AXES", axes)), tmp_path / "m.onnx")
+    assert made.kind == "module"
+    assert made.inputs["m.onnx"] == {"signal": ("batch", 3, "time"), "gain": ("batch",)}
+    got = Session(made.path).run({"signal": np.ones((4, 3, 9), np.float32), "gain": np.ones(4, np.float32)})
+    assert {name: value.shape for name, value in got.items()} == {"energy": (4, 9), "peak": (4,)}
+    assert {one.step for one in made.checked} == {"as traced", "free dimensions 1", "free dimensions + 1"}
+
+
+def test_module_is_left_in_training_and_its_batch_is_free_by_default(tmp_path: Path) -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Dropout(0.5))
+    made = qcompiler.export(module, tmp_path / "m.onnx", inputs={"input": np.ones((1, 4), np.float32)})
+    assert made.inputs["m.onnx"] == {"input": ("batch", 4)}
+    assert module.training
+    assert module[1].training
+
+
+class Counting(torch.nn.Module):  # type: ignore[misc] # torch is not typed here
+    """Returns something else each time, which no graph can."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: Any) -> Any:
+        self.calls += 1
+        return x + self.calls
+
+
+class Deciding(torch.nn.Module):  # type: ignore[misc]
+    """Decides by a value."""
+
+    def forward(self, x: Any) -> Any:
+        return x if x.sum() > 0 else -x
+
+
+class Fixed(torch.nn.Module):  # type: ignore[misc]
+    """Decides by a size."""
+
+    def forward(self, x: Any) -> Any:
+        return x * 2 if x.shape[0] == 2 else x * 3
+
+
+ROW = {"x": torch.ones(2, 4)}
+
+
+MODULES: dict[str, tuple[Any, dict[str, Any], type[QCompilerError], str]] = {
+    "other each time": (Counting(), {"inputs": ROW}, ModelError, "does not compute what torch computes"),
+    "decides by value": (Deciding(), {"inputs": ROW}, ModelError, "torch cannot export Deciding"),
+    "decides by size": (Fixed(), {"inputs": ROW}, ModelError, "does not run on inputs of other sizes"),
+    "no inputs": (Deciding(), {}, UsageError, "example inputs are needed"),
+    "unknown input": (Deciding(), {"inputs": {"y": ROW["x"]}}, UsageError, "no parameter 'y'"),
+    "misfit": (torch.nn.Linear(3, 3), {"inputs": {"input": ROW["x"]}}, ModelError, "fails on its example inputs"),
+    "unknown axes": (
+        Fixed(),
+        {"inputs": ROW, "axes": {"z": {0: "n"}}},
+        UsageError,
+        "free dimensions are given for 'z'",
+    ),
+    "far axis": (Fixed(), {"inputs": ROW, "axes": {"x": {5: "n"}}}, UsageError, "axis 5 is not one of them"),
+    "half": (torch.nn.Linear(3, 3).half(), {"inputs": ROW}, ModelError, "float16.*module.float()"),
+    "cache": (Fixed(), {"inputs": ROW, "past": True}, UsageError, "leave --past out"),
+    "text": (3, {}, UsageError, "a int cannot be exported"),
+}
+
+
+@pytest.mark.parametrize("case", MODULES)
+def test_modules_that_cannot_be_exported_say_what_to_do(case: str, tmp_path: Path) -> None:
+    module, options, kind, words = MODULES[case]
+    with pytest.raises(kind, match=words):
+        export(module, tmp_path / "m.onnx", **options)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,32 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qcompiler.report.figures import channels, count, decibel, percent, seconds, size, tokens
+
+
+def test_figures_are_written_for_people() -> None:
+    assert [decibel(x) for x in (23.44, "inf", "-inf", None)] == ["23.4 dB", "exact", "broken", "–"]
+    assert [size(x) for x in (999, 1_500, 10_814_023, 2_500_000_000, None)] == [
+        "999 B",
+        "1.5 kB",
+        "10.8 MB",
+        "2.5 GB",
+        "–",
+    ]
+    assert [count(x) for x in (7, 1_200, 3_400_000_000)] == ["7", "1.2 k", "3.4 G"]
+    assert [seconds(x) for x in (0.251, 3.14, 125.2, None)] == ["0.25 s", "3.1 s", "2 min 5 s", "–"]
+    assert [percent(x) for x in (0.5, None)] == ["50.0 %", "–"]
+
+
+def test_places_are_spelled_for_people() -> None:
+    rows = [{"channel": k, "amax": 1.0, "over_median": value} for k, value in enumerate((1986.13, 14.02, None, 3.0))]
+    assert channels(rows) == "0 ×1986, 1 ×14, 2"
+    found: list[dict[str, Any]] = [
+        {"position": 0, "id": 101, "value": 20.38},
+        {"position": 35, "id": None, "value": 3071.7},
+    ]
+    assert tokens(found) == "0 (id 101) 20.4, 35 3072"
+    assert (channels([]), tokens([])) == ("", "")
