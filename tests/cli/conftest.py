@@ -32,8 +32,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
 
         return run
 
-    for name in ("compile", "quantize", "build"):
-        monkeypatch.setattr(f"qcompiler.compiler.{name}", command(name))
+    for place in ("compile.compile", "compile.quantize", "build.build"):
+        monkeypatch.setattr(f"qcompiler.compiler.{place}", command(place.rpartition(".")[2]))
     return made
 
 

@@ -103,7 +103,7 @@ def test_data_that_does_not_fit_is_exit_code_4(
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:
-    script = "from qcompiler.cli import main; import sys; sys.exit(main(['passes', '--json']))"
+    script = "from qcompiler.cli.main import main; import sys; sys.exit(main(['passes', '--json']))"
     done = subprocess.run(
         f'{sys.executable} -c "{script}" | head -c 1; echo ${{PIPESTATUS[0]}}',
         shell=True,

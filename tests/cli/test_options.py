@@ -61,7 +61,7 @@ def test_every_command_has_help(command: str, capfd: pytest.CaptureFixture[str])
 
 HELP = """
 import sys
-from qcompiler.cli import main
+from qcompiler.cli.main import main
 try:
     main(["compile", "--help"])
 except SystemExit:

@@ -39,8 +39,6 @@ def test_sequences_and_optionals_pass_through_and_can_be_kept() -> None:
 
 
 ARRAYS = hnp.arrays(st.sampled_from([np.float32, np.int64, np.bool_]), hnp.array_shapes(max_dims=2, max_side=3))
-
-
 SAMPLES = st.lists(st.fixed_dictionaries({"x": ARRAYS, "y": ARRAYS}), max_size=12)
 
 

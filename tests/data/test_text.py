@@ -27,8 +27,6 @@ from tests.kit import decoder, glu, reading
 from tests.kit.reading import BORDER, LATE
 
 I64: np.dtype[Any] = np.dtype(np.int64)
-
-
 IDS: Inputs = {"input_ids": (I64, ("batch", "sequence"))}
 
 

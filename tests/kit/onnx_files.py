@@ -13,11 +13,7 @@ from onnx import AttributeProto, ModelProto, TensorProto, helper, numpy_helper
 from qcompiler.ir import model as models
 
 Array = np.ndarray[Any, Any]
-
-
 RNG = np.random.default_rng(7)
-
-
 WEIGHT = RNG.standard_normal((64, 32)).astype(np.float32)
 
 

@@ -14,20 +14,10 @@ from qcompiler.errors import DataError
 from qcompiler.ir.signature import Feeds, Inputs
 
 Array = np.ndarray[Any, Any]
-
-
 F32: np.dtype[Any] = np.dtype(np.float32)
-
-
 I64: np.dtype[Any] = np.dtype(np.int64)
-
-
 INPUTS: Inputs = {"x": (F32, ("batch", 4)), "n": (I64, ("batch",))}
-
-
 write: Callable[..., None] = np.savez
-
-
 pack: Callable[..., None] = np.savez_compressed
 
 

@@ -13,8 +13,6 @@ from qcompiler.recipe.checks import format_shapes, parse_shapes
 from qcompiler.recipe.recipe import Recipe
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(lambda text: bool(text.strip()))
-
-
 names = texts.filter(lambda text: ";" not in text and text == text.strip())
 
 

@@ -9,8 +9,6 @@ import numpy as np
 from qcompiler.runtime.memory import release_pages
 
 RNG = np.random.default_rng(5)
-
-
 W = RNG.standard_normal((32, 48)).astype(np.float32)
 
 

@@ -17,11 +17,7 @@ from qcompiler.runtime.session import Session, reason
 from tests.kit.rewrite import model, to_graph
 
 RNG = np.random.default_rng(5)
-
-
 W = RNG.standard_normal((32, 48)).astype(np.float32)
-
-
 X = RNG.standard_normal((3, 32)).astype(np.float32)
 
 

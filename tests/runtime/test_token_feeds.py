@@ -11,8 +11,6 @@ from qcompiler.ir.signature import Inputs
 from qcompiler.runtime.token_feeds import Filler, present_of
 
 I64: np.dtype[Any] = np.dtype(np.int64)
-
-
 IDS: Inputs = {"input_ids": (I64, ("batch", "sequence"))}
 
 

@@ -20,14 +20,8 @@ from qcompiler.statistics.points import Points
 from tests.kit.rewrite import model
 
 RNG = np.random.default_rng(1)
-
-
 W = RNG.standard_normal((8, 16)).astype(np.float32)
-
-
 X = RNG.standard_normal((24, 6, 8)).astype(np.float32)
-
-
 INPUTS: Inputs = {"x": (np.dtype(np.float32), ("n", 6, 8))}
 
 
@@ -139,7 +133,8 @@ def test_outliers_are_those_of_the_tensors_asked_for_however_they_are_run(
 
 
 def test_more_statistics_make_another_value(loaded: models.Model) -> None:
-    first = seen(loaded, feeds(), outliers={"x": -1})
+    points = Points.of(histograms=["x", "b"], outliers={"x": -1})
+    first = observe(loaded, points, open_source(feeds(), INPUTS), inputs=INPUTS)
     new, again = Histogram.of(X), Outliers(-1)
     other = first.with_({"z": new}, {"x": again})
     assert list(first.histograms) == ["x", "b"]
