@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 import pytest
 
@@ -78,3 +80,65 @@ def test_sorting_a_cycle_names_a_node_of_it() -> None:
     edit.set_input(graph.nodes[0], 0, graph.nodes[1].outputs[0])
     with pytest.raises(ModelError, match="cycle: node 'A'"):
         edit.sort(graph)
+
+
+def test_both_ends_of_an_output_follow_it() -> None:
+    graph = to_graph(model(("Relu", "x", "a"), ("Neg", "a", "y")))
+    old, new = graph.nodes[0].outputs[0], gs.Variable("new")
+    edit.set_output(graph.nodes[0], 0, new)
+    assert graphs.producer(new) is graph.nodes[0]
+    assert graphs.producer(old) is None
+    edit.detach(graph.nodes[0])
+    assert graphs.producer(new) is None
+    assert graphs.consumers(graph.inputs[0]) == []
+
+
+def test_a_graph_whose_ends_do_not_fit_is_a_defect() -> None:
+    graph = to_graph(model(("Relu", "x", "a"), ("Neg", "a", "y")))
+    list.clear(graph.nodes[0].outputs[0].outputs)
+    with pytest.raises(InternalError, match="'Y' is not listed where it is used"):
+        edit.set_input(graph.nodes[1], 0, graph.inputs[0])
+
+
+def test_a_copied_constant_is_another_tensor_over_the_same_array() -> None:
+    values = np.arange(6, dtype=np.float32)
+    first = edit.add_constant("w", values)
+    twin = edit.copy_constant(first, "w_1")
+    assert twin is not first
+    assert twin.name == "w_1"
+    assert twin.values is values
+
+
+def test_nodes_go_before_and_behind_others_and_a_stranger_has_no_place() -> None:
+    graph = to_graph(model(("Relu", "x", "a"), ("Neg", "a", "y")))
+    first, last = graph.nodes
+    behind, before = gs.Node("Abs", "behind"), gs.Node("Abs", "before")
+    edit.insert_after(graph, last, behind)
+    edit.insert_before(graph, first, before)
+    assert [node.name for node in graph.nodes] == ["before", first.name, last.name, "behind"]
+    assert [edit.index_of(graph, node) for node in (before, first, last, behind)] == [0, 1, 2, 3]
+    with pytest.raises(InternalError, match="node 'stranger' is not in graph"):
+        edit.insert_after(graph, gs.Node("Abs", "stranger"), gs.Node("Abs", "more"))
+
+
+def test_two_outputs_cannot_become_one() -> None:
+    graph = to_graph(model(("Relu", "x", "a"), ("Neg", "a", "y"), outputs=["a", "y"]))
+    a, y = graph.outputs
+    assert edit.why_not_replace(graph, y, a) == "both 'y' and 'a' are graph outputs"
+    assert edit.why_not_replace(graph, graph.inputs[0], y) == ""
+
+
+def test_a_version_holds_inside_nested_graphs_and_keeps_other_domains() -> None:
+    graph = branching()
+    graph.import_domains = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("com.acme", 3)]
+    edit.set_opset(graph, 21, {"ai.onnx.ml": 4})
+    assert {inner.opset for inner in graphs.graphs(graph)} == {21}
+    assert {one.domain: one.version for one in graph.import_domains} == {"": 21, "ai.onnx.ml": 4, "com.acme": 3}
+
+
+@pytest.mark.parametrize(
+    ("op", "opset", "since"),
+    [("Relu", 13, 13), ("Relu", 21, 14), ("Relu", 12, 6), ("Gelu", 19, None), ("No", 21, None)],
+)
+def test_the_opset_that_defined_an_operator(op: str, opset: int, since: int | None) -> None:
+    assert edit.since_version(gs.Node(op), opset) == since

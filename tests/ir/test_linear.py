@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from qcompiler.ir.linear import weight_of
+from qcompiler.ir.linear import matrix, stored_axis, weight_of
 from tests.kit.rewrite import model, to_graph
 
 W = np.arange(24, dtype=np.float32).reshape(4, 6)
@@ -51,3 +53,44 @@ def test_a_weight_on_the_left_has_its_channels_in_the_rows() -> None:
 def test_a_computed_operand_is_no_weight() -> None:
     graph = to_graph(model(("Relu", "x", "a"), ("MatMul", "x a", "y"), inputs={"x": (4, 4)}))
     assert weight_of(graph.nodes[1]) is None
+
+
+@pytest.mark.parametrize(
+    ("nodes", "weights", "expected"),
+    [
+        ([("MatMul", "x w", "y")], {"w": W}, W),
+        ([("Gemm", "x w", "y", {"transB": 1})], {"w": W.T.copy()}, W),
+        ([("Transpose", "w", "m"), ("MatMul", "x m", "y")], {"w": W.T.copy()}, W),
+        ([("Reshape", "w s", "m"), ("MatMul", "x m", "y")], {"w": W.reshape(2, 2, 6), "s": np.array([4, 6])}, W),
+        ([("Cast", "w", "m", {"to": 1}), ("MatMul", "x m", "y")], {"w": W.astype(np.float16)}, None),
+        ([("MatMul", "x w", "y")], {"w": np.stack([W, W])}, None),
+    ],
+    ids=["MatMul", "Gemm", "Transpose", "Reshape", "Cast", "three axes"],
+)
+def test_a_matrix_multiplies_rows_from_the_right(
+    nodes: list[Any], weights: dict[str, np.ndarray], expected: np.ndarray | None
+) -> None:
+    found = matrix(to_graph(model(*nodes, weights=weights)).nodes[-1])
+    if expected is None:
+        assert found is None
+        return
+    np.testing.assert_array_equal(found, expected, strict=True)
+
+
+@pytest.mark.parametrize(("group", "known"), [(1, True), (2, False)])
+def test_the_matrix_of_a_convolution_has_its_taps_side_by_side(group: int, known: bool) -> None:
+    w = np.arange(4 * (4 // group) * 3, dtype=np.float32).reshape(4, 4 // group, 3)
+    graph = to_graph(model(("Conv", "x w", "y", {"group": group}), inputs={"x": (1, 4, 8)}, weights={"w": w}))
+    found = matrix(graph.nodes[0])
+    assert (found is not None) is known
+    if found is not None:
+        x = np.arange(4, dtype=np.float32)
+        np.testing.assert_array_equal((x @ found).reshape(4, 3), np.einsum("i,oit->ot", x, w))
+
+
+def test_what_stands_before_a_chain_has_the_axis_of_the_channels() -> None:
+    nodes: list[Any] = [("Transpose", "w", "m"), ("MatMul", "x m", "y")]
+    graph = to_graph(model(*nodes, weights={"w": W.T.copy()}))
+    chain, product = graph.nodes[:1], graph.nodes[1]
+    assert stored_axis(product, (6, 4), chain) == 0
+    assert stored_axis(product, (4, 6), ()) == 1

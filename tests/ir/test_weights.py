@@ -13,6 +13,7 @@ import onnx
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from qcompiler.errors import ModelError
 from qcompiler.ir import model as models
 from qcompiler.ir import weights
 from tests.kit.onnx_files import WEIGHT, linear, normal, proto, round_trip
@@ -108,3 +109,58 @@ def test_a_model_in_a_linked_folder_finds_its_data(tmp_path: Path) -> None:
     )
     (tmp_path / "link").symlink_to(tmp_path / "real")
     np.testing.assert_array_equal(models.load(tmp_path / "link" / "m.onnx").graph.nodes[0].inputs[1].values, WEIGHT)
+
+
+def test_an_empty_file_is_an_empty_array_and_a_map_cannot_be_written_to(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    assert weights.map_file(tmp_path / "empty").shape == (0,)
+    (tmp_path / "some").write_bytes(b"\x01\x02")
+    mapped = weights.map_file(tmp_path / "some")
+    assert mapped.tolist() == [1, 2]
+    assert not mapped.flags.writeable
+
+
+@pytest.mark.parametrize("values", [np.zeros((0, 3), np.float32), np.array(2.5), np.array(["ü", ""], object)], ids=str)
+def test_an_array_becomes_a_tensor_that_reads_back_equal(values: Any) -> None:
+    back = weights.Weights(Path("m"), np.empty(0, np.uint8)).read(weights.to_tensor("w", values), "w")
+    np.testing.assert_array_equal(back, values, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "says"),
+    [
+        (TensorProto(dims=[2], data_type=1, raw_data=bytes(7)), "has 7 bytes where its shape .* need 8"),
+        (TensorProto(dims=[-1], data_type=1), "has the impossible shape"),
+        (TensorProto(dims=[1], data_type=99), "has element type 99, which ONNX .* does not define"),
+        (TensorProto(dims=[1], data_type=TensorProto.STRING, raw_data=b"a"), "strings"),
+        (TensorProto(dims=[3], data_type=1, float_data=[1]), "does not have as many values"),
+        (weights.to_external_tensor("w", np.ones(2), "../w"), "lies outside the folder of the model"),
+        (weights.to_external_tensor("w", np.ones(2), "/etc/hostname"), "lies outside the folder of the model"),
+        (weights.to_external_tensor("w", np.ones(2), ""), "names no file"),
+        (weights.to_external_tensor("w", np.ones(2), "none"), "cannot be read from"),
+        (weights.to_external_tensor("w", np.ones(2), "folder"), "is not a regular file"),
+        (weights.to_external_tensor("w", np.ones(2), "short"), "which has only 3: the file is cut short"),
+        (weights.to_external_tensor("w", np.ones(2), "short", -1), "gives '-1' as the offset"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_tensor_that_cannot_be_read_is_named(tensor: TensorProto, says: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "short").write_bytes(b"abc")
+    reader = weights.Weights(tmp_path / "m.onnx", np.empty(0, np.uint8))
+    with pytest.raises(ModelError, match=f"^initializer 'w' .*{says}"):
+        reader.read(tensor, "initializer 'w'")
+
+
+@pytest.mark.parametrize("name", ["int4", "uint4", "int2", "float4_e2m1fn", "int8", "float32", "bool", "object"])
+def test_small_types_share_bytes(name: str) -> None:
+    dtype = np.dtype(getattr(ml_dtypes, name, name))
+    assert weights.is_packed(dtype) is (name in ("int4", "uint4", "int2", "float4_e2m1fn"))
+
+
+@pytest.mark.parametrize("size", [0, 1, weights.PIECE - 1, weights.PIECE, weights.PIECE + 1])
+def test_pieces_are_the_bytes_in_their_order(size: int) -> None:
+    values = np.arange(size, dtype=np.uint8)
+    found = list(weights.pieces(values))
+    assert b"".join(found) == values.tobytes()
+    assert all(len(piece) <= weights.PIECE for piece in found)
