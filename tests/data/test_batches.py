@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from qcompiler.data.batches import samples_of
+from qcompiler.data.batches import batched, samples_of
 from qcompiler.data.source import open_source
-from qcompiler.ir.signature import Inputs
-from tests.kit.samples import F32, I64
+from qcompiler.ir.signature import Feeds, Inputs
+from tests.kit.samples import F32, I64, same
 
 
 def test_a_batch_is_taken_apart_only_along_a_free_first_axis() -> None:
@@ -48,3 +50,36 @@ def test_inputs_with_a_fixed_first_axis_are_not_joined_unless_they_are_one_equal
     assert [(one["x"].shape, one["rate"].shape) for one in found] == [((2, 4), ()), ((1, 4), ())]
     found = list(open_source([{"x": x}] * 3, {"x": (F32, (1, 4))}, batch=3))
     assert [one["x"].shape for one in found] == [(1, 4)] * 3
+
+
+@settings(max_examples=40)
+@given(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 2)), max_size=12), st.integers(1, 5))
+def test_batches_taken_apart_are_the_samples_in_their_order(sizes: list[tuple[int, int]], size: int) -> None:
+    inputs: Inputs = {"x": (F32, ("batch", "length")), "n": (I64, ("batch",))}
+    feeds: list[Feeds] = [
+        {"x": np.full((rows, length), i, np.float32), "n": np.arange(rows) + 10 * i}
+        for i, (rows, length) in enumerate(sizes)
+    ]
+    joined = list(batched(iter(feeds), size, inputs))
+    same(
+        [one for feed in joined for one in samples_of(feed, inputs)],
+        [one for feed in feeds for one in samples_of(feed, inputs)],
+    )
+    assert all(len({row[0] for row in feed["x"]}) <= size for feed in joined)
+
+
+def test_a_feed_that_stays_alone_is_not_copied() -> None:
+    feed: Any = {"x": np.ones((1, 4), np.float32)}
+    assert list(batched(iter([feed]), 8, {"x": (F32, ("batch", 4))})) == [feed]
+    (found,) = batched(iter([feed]), 8, {"x": (F32, ("batch", 4))})
+    assert found is feed
+
+
+def test_nothing_gives_no_batch() -> None:
+    assert list(batched(iter([]), 4, {"x": (F32, ("batch",))})) == []
+
+
+def test_samples_are_views_of_their_batch() -> None:
+    batch = {"x": np.zeros((3, 2), np.float32)}
+    for one in samples_of(batch, {"x": (F32, (None, 2))}):
+        assert np.shares_memory(one["x"], batch["x"])

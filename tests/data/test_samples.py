@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from qcompiler.data.samples import Keep, ShapeRange, fingerprint
+from qcompiler.data.samples import Fingerprint, Keep, ShapeRange, fingerprint
 from qcompiler.data.source import open_source
 from qcompiler.ir.signature import Feeds, Inputs, InputShapes
 from tests.kit.samples import F32, refused, same
@@ -105,3 +105,31 @@ def test_shapes_for_a_profile_do_not_depend_on_order_or_workers(
         "x": InputShapes((1, lengths[0], 3), (batches[middle], lengths[middle], 3), (batches[-1], lengths[-1], 3)),
         "seq": InputShapes((2, lengths[0]), (2, lengths[middle]), (2, lengths[-1])),
     }
+
+
+@settings(max_examples=25)
+@given(SAMPLES, st.randoms(use_true_random=False))
+def test_the_fingerprint_of_all_data_does_not_depend_on_its_order(samples: list[Feeds], shuffle: random.Random) -> None:
+    def of(feeds: Iterable[Feeds]) -> Fingerprint:
+        found = Fingerprint()
+        for feed in feeds:
+            found.add(feed)
+        return found
+
+    whole = of(samples)
+    assert str(of(shuffle.sample(samples, len(samples)))) == str(whole)
+    assert whole.feeds == len(samples)
+    assert len(str(whole)) == 64
+    if samples:
+        assert str(of(samples[1:])) != str(whole)
+        assert str(of([*samples, samples[0]])) != str(whole)  # how often a sample comes counts
+
+
+def test_no_samples_are_kept_where_none_are_wanted() -> None:
+    keep = Keep(0)
+    keep.offer({"x": np.ones(2)})
+    assert keep.feeds == []
+
+
+def test_no_data_has_no_shapes() -> None:
+    assert ShapeRange().profiles({"x": (F32, ("batch",))}) == {}
