@@ -76,3 +76,10 @@ def test_far_beyond_the_data_nothing_but_rounding_is_left() -> None:
     x = np.random.default_rng(7).uniform(-1, 1, 100_000).astype(np.float32)
     assert quantization_error(Histogram.of(x), 1.0, "int8") == pytest.approx((1 / 127) ** 2 / 12, rel=0.02)
     assert ErrorCurve(Histogram.of(x), "int8").clipping(1.1) == 0.0
+
+
+@pytest.mark.parametrize("low", [0.0, 1.0, 416.0])
+def test_between_two_values_of_e4m3_the_nearer_one_is_taken(low: float) -> None:
+    step = {0.0: 2.0**-9, 1.0: 2.0**-3, 416.0: 32.0}[low]
+    x = np.random.default_rng(8).uniform(low, low + step, 100_000).astype(np.float32)
+    assert quantization_error(Histogram.of(x), 448.0, "fp8") == pytest.approx(step**2 / 12, rel=0.02)

@@ -83,3 +83,12 @@ def test_samples_are_views_of_their_batch() -> None:
     batch = {"x": np.zeros((3, 2), np.float32)}
     for one in samples_of(batch, {"x": (F32, (None, 2))}):
         assert np.shares_memory(one["x"], batch["x"])
+
+
+def test_inputs_of_one_feed_that_count_differently_are_not_joined() -> None:
+    inputs: Inputs = {"x": (F32, ("batch", 2)), "n": (I64, ("boxes",))}
+    feed = {"x": np.ones((1, 2), np.float32), "n": np.arange(2)}
+    assert list(batched(iter([feed, feed]), 2, inputs)) == [feed, feed]
+    even = {"x": np.ones((2, 2), np.float32), "n": np.arange(2)}
+    (joined,) = batched(iter([even, even]), 2, inputs)
+    assert (joined["x"].shape, joined["n"].tolist()) == ((4, 2), [0, 1, 0, 1])

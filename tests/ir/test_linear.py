@@ -60,12 +60,13 @@ def test_a_computed_operand_is_no_weight() -> None:
     [
         ([("MatMul", "x w", "y")], {"w": W}, W),
         ([("Gemm", "x w", "y", {"transB": 1})], {"w": W.T.copy()}, W),
+        ([("Gemm", "x w", "y")], {"w": W}, W),
         ([("Transpose", "w", "m"), ("MatMul", "x m", "y")], {"w": W.T.copy()}, W),
         ([("Reshape", "w s", "m"), ("MatMul", "x m", "y")], {"w": W.reshape(2, 2, 6), "s": np.array([4, 6])}, W),
         ([("Cast", "w", "m", {"to": 1}), ("MatMul", "x m", "y")], {"w": W.astype(np.float16)}, None),
         ([("MatMul", "x w", "y")], {"w": np.stack([W, W])}, None),
     ],
-    ids=["MatMul", "Gemm", "Transpose", "Reshape", "Cast", "three axes"],
+    ids=["MatMul", "transB", "Gemm", "Transpose", "Reshape", "Cast", "three axes"],
 )
 def test_a_matrix_multiplies_rows_from_the_right(
     nodes: list[Any], weights: dict[str, np.ndarray], expected: np.ndarray | None
