@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qcompiler import errors
+from qcompiler import __version__, errors
 from qcompiler.cli.main import main
 
 
@@ -114,3 +114,8 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     )
     assert done.stdout == "[0\n"
     assert done.stderr == ""
+
+
+def test_the_module_runs_as_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "qcompiler", "--version"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"qcompiler {__version__}\n", "")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from qcompiler.data.batches import batched, samples_of
 from qcompiler.data.source import open_source
 from qcompiler.ir.signature import Feeds, Inputs
-from tests.kit.samples import F32, I64, same
+from tests.data.samples import F32, I64, same
 
 
 def test_a_batch_is_taken_apart_only_along_a_free_first_axis() -> None:
@@ -87,8 +87,8 @@ def test_samples_are_views_of_their_batch() -> None:
 
 def test_inputs_of_one_feed_that_count_differently_are_not_joined() -> None:
     inputs: Inputs = {"x": (F32, ("batch", 2)), "n": (I64, ("boxes",))}
-    feed = {"x": np.ones((1, 2), np.float32), "n": np.arange(2)}
+    feed: Feeds = {"x": np.ones((1, 2), np.float32), "n": np.arange(2)}
     assert list(batched(iter([feed, feed]), 2, inputs)) == [feed, feed]
-    even = {"x": np.ones((2, 2), np.float32), "n": np.arange(2)}
+    even: Feeds = {"x": np.ones((2, 2), np.float32), "n": np.arange(2)}
     (joined,) = batched(iter([even, even]), 2, inputs)
     assert (joined["x"].shape, joined["n"].tolist()) == ((4, 2), [0, 1, 0, 1])

@@ -10,7 +10,7 @@ import pytest
 
 from qcompiler.data.source import open_source
 from qcompiler.ir.signature import Inputs
-from tests.kit.samples import I64, feeds, refused, same
+from tests.data.samples import I64, feeds, refused, same
 
 
 def one(**arrays: Any) -> list[dict[str, Any]]:

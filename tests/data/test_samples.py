@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 from qcompiler.data.samples import Fingerprint, Keep, ShapeRange, fingerprint
 from qcompiler.data.source import open_source
 from qcompiler.ir.signature import Feeds, Inputs, InputShapes
-from tests.kit.samples import F32, refused, same
+from tests.data.samples import F32, refused, same
 
 
 def seen(found: Iterable[Feeds]) -> ShapeRange:

@@ -16,7 +16,7 @@ import pytest
 from qcompiler.data.source import Source, open_source
 from qcompiler.errors import DataError, QCompilerError, UsageError
 from qcompiler.ir.signature import Feeds, Inputs
-from tests.kit.samples import F32, I64, INPUTS, feeds, in_npz, pack, refused, same, stacked, write
+from tests.data.samples import F32, I64, INPUTS, feeds, in_npz, pack, refused, same, stacked, write
 
 
 def in_folder(folder: Path) -> Path:

@@ -10,19 +10,7 @@ import pytest
 from qcompiler.errors import InternalError, ModelError
 from qcompiler.ir import edit
 from qcompiler.ir import graph as graphs
-from qcompiler.ir.names import Names
 from tests.kit.rewrite import branching, model, to_graph
-
-
-def test_fresh_names_avoid_everything_that_is_there() -> None:
-    names = Names(branching())
-    assert [names.fresh("a"), names.fresh("a"), names.fresh("t"), names.fresh("new"), names.fresh("new")] == [
-        "a_1",
-        "a_2",
-        "t_1",
-        "new",
-        "new_1",
-    ]
 
 
 def test_setting_an_input_keeps_both_ends_in_step_for_equal_nodes() -> None:

@@ -29,10 +29,7 @@ LIBRARIES = ("tensorrt", "tensorrt_rtx", "polygraphy", "torch", "transformers") 
 HEAVY = ("numba", "matplotlib")  # are installed and slow to load
 
 # Exceptions. These only shrink: a test fails when one is needed no more.
-LONG: tuple[str, ...] = (
-    "tests/data/test_source.py",
-    "tests/ir/test_model.py",
-)
+LONG: tuple[str, ...] = ()
 TWICE: tuple[str, ...] = (
     "Asked",
     "Cache",
@@ -49,13 +46,8 @@ TWICE: tuple[str, ...] = (
     "Weight",
 )
 NOT_ALONE: Mapping[str, str] = {  # files without a test file of their own
-    "calibrators": "auto error_curve minmax",
-    "cli": "commands options view",
-    "data": "batches check samples tokenizer",
     "engines": "rtx_child",
-    ".": "errors",
     "frontends": "check decoder encoder encoder_decoder export module names torch_onnx tracing",
-    "ir": "edit element_types from_proto gs_classes linear nested operators qdq scopes to_proto weights",
     "outliers/qfep": "proof",
     "outliers/smooth_quant": "alpha groups",
     "passes/absorb": "edits",
@@ -68,11 +60,7 @@ NOT_ALONE: Mapping[str, str] = {  # files without a test file of their own
     "planning/placement": "shared_scales",
     "planning/search": "offers",
     "planning/simulation": "noise probe",
-    "recipe": "checks tables toml",
     "report": "bench figures page plots qfep sensitivity style svg terminal",
-    "runtime": "finite memory one_node switches token_feeds",
-    "statistics": "maxima",
-    "support": "as_json file machine npz progress suggest",
     "tools/bench": "child loaded timings worker",
     "tools/inspect": "activations inventory layers",
     "tools/sensitivity": "sensitivity",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,15 @@ from hypothesis.extra import numpy as hnp
 
 from qcompiler.errors import DataError
 from qcompiler.support import npz
-from tests.kit.samples import Array, in_npz, pack, write
+
+Array = np.ndarray[Any, Any]
+write: Callable[..., None] = np.savez
+pack: Callable[..., None] = np.savez_compressed
+
+
+def in_npz(folder: Path, savez: Callable[..., None] = write) -> Path:
+    savez(folder / "set.npz", x=np.arange(20, dtype=np.float32).reshape(5, 4), n=np.arange(5))
+    return folder / "set.npz"
 
 
 def test_an_uncompressed_npz_is_mapped_and_a_compressed_one_is_streamed(tmp_path: Path) -> None:
