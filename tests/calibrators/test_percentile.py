@@ -11,10 +11,6 @@ from qcompiler.errors import UsageError
 from qcompiler.statistics.histogram import Histogram
 
 
-def test_minmax_is_the_largest_absolute_value() -> None:
-    assert MinMax().range(Histogram.of(np.array([1, -7.25, 3], np.float32))) == 7.25
-
-
 def test_percentile_leaves_its_share_outside() -> None:
     x = np.random.default_rng(0).standard_t(3, 200_000).astype(np.float32)
     for p in (90.0, 99.0, 99.9):

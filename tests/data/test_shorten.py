@@ -102,7 +102,7 @@ def test_a_large_model_is_measured_on_short_samples_where_it_takes_them(
     monkeypatch.setattr(Simulator, "run", watched)
     ample = planner.make_plan(loaded, layers, seen, planning(recipe), TARGET)
     assert set(lengths) == {96}
-    monkeypatch.setattr("qcompiler.planning.search.safety_net.Limits", lambda **given: Limits(**given, work=5000))
+    monkeypatch.setattr("qcompiler.planning.planner.Limits", lambda **given: Limits(**given, work=5000))
     lengths.clear()
     scarce = planner.make_plan(loaded, layers, seen, planning(recipe), TARGET)
     assert (lengths.count(LEAST) > 10) is not wired

@@ -3,72 +3,20 @@
 from __future__ import annotations
 
 import io
-import random
 import sys
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
-from qcompiler.data.samples import Keep, ShapeRange, fingerprint
 from qcompiler.data.source import Source, open_source
 from qcompiler.errors import DataError, QCompilerError, UsageError
-from qcompiler.ir.signature import Feeds, Inputs, InputShapes
-from qcompiler.support import npz
-
-Array = np.ndarray[Any, Any]
-F32: np.dtype[Any] = np.dtype(np.float32)
-I64: np.dtype[Any] = np.dtype(np.int64)
-INPUTS: Inputs = {"x": (F32, ("batch", 4)), "n": (I64, ("batch",))}
-
-
-write: Callable[..., None] = np.savez
-pack: Callable[..., None] = np.savez_compressed
-
-
-def feeds(count: int = 5) -> list[Feeds]:
-    x = np.arange(count * 4, dtype=np.float32).reshape(count, 4)
-    return [{"x": x[i : i + 1], "n": np.array([i])} for i in range(count)]
-
-
-def stacked(count: int = 5) -> Feeds:
-    return {name: np.concatenate([one[name] for one in feeds(count)]) for name in INPUTS}
-
-
-def same(found: list[Feeds], expected: list[Feeds]) -> None:
-    assert len(found) == len(expected)
-    for one, other in zip(found, expected, strict=True):
-        assert one.keys() == other.keys()
-        for name in other:
-            np.testing.assert_array_equal(one[name], other[name], strict=True)
-
-
-def refused(data: Any, inputs: Any = INPUTS, **options: Any) -> str:
-    """The message of the DataError that opening or walking `data` ends with."""
-    with pytest.raises(DataError) as caught:
-        list(open_source(data, inputs, **options))
-    assert caught.value.exit_code == 4
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
-
-
-def one(**arrays: Any) -> list[dict[str, Any]]:
-    """A good sample before one with these arrays instead."""
-    good = feeds(1)[0]
-    return [good, {**good, **arrays}]
-
-
-def in_npz(folder: Path, savez: Callable[..., None] = write) -> Path:
-    savez(folder / "set.npz", **stacked())
-    return folder / "set.npz"
+from qcompiler.ir.signature import Feeds, Inputs
+from tests.data.samples import F32, I64, INPUTS, feeds, in_npz, pack, refused, same, stacked, write
 
 
 def in_folder(folder: Path) -> Path:
@@ -109,13 +57,6 @@ def nothing():
 
 number = 3
 """
-
-
-def seen(found: Iterable[Feeds]) -> ShapeRange:
-    shapes = ShapeRange()
-    for one in found:
-        shapes.watch(one)
-    return shapes
 
 
 def in_code(folder: Path) -> str:
@@ -179,26 +120,6 @@ def test_a_source_can_be_left_early_and_begun_again(data: Any) -> None:
     same(list(source), feeds())
 
 
-def test_feeds_that_differ_in_shape_stay_apart() -> None:
-    inputs: Inputs = {"x": (F32, ("batch", "length"))}
-    lengths = [3, 3, 4, 4, 4, 3]
-    found = list(open_source([{"x": np.ones((1, n), np.float32)} for n in lengths], inputs, batch=2))
-    assert [one["x"].shape for one in found] == [(2, 3), (2, 4), (1, 4), (1, 3)]
-
-
-def test_inputs_with_a_fixed_first_axis_are_not_joined_unless_they_are_one_equal_number() -> None:
-    x = np.ones((1, 4), np.float32)
-    fixed: Inputs = {"x": (F32, ("batch", 4)), "state": (F32, (1, 2))}
-    found = list(open_source([{"x": x, "state": np.ones((1, 2), np.float32)}] * 3, fixed, batch=3))
-    assert [one["x"].shape for one in found] == [(1, 4)] * 3
-    rate: Inputs = {"x": (F32, ("batch", 4)), "rate": (I64, ())}
-    rates = [{"x": x, "rate": np.array(hertz)} for hertz in (8, 8, 16)]
-    found = list(open_source(rates, rate, batch=3))
-    assert [(one["x"].shape, one["rate"].shape) for one in found] == [((2, 4), ()), ((1, 4), ())]
-    found = list(open_source([{"x": x}] * 3, {"x": (F32, (1, 4))}, batch=3))
-    assert [one["x"].shape for one in found] == [(1, 4)] * 3
-
-
 def test_an_npz_follows_what_the_model_takes(tmp_path: Path) -> None:
     path = tmp_path / "set.npz"
     images = np.arange(48, dtype=np.float32).reshape(6, 2, 4)
@@ -211,37 +132,6 @@ def test_an_npz_follows_what_the_model_takes(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.stack([one["image"] for one in single]), images)
     assert all(one["rate"] == 16000 for one in single)
     assert "6 samples, but the model takes exactly 4" in refused(path, {"image": (F32, (4, 2, 4)), **rate})
-
-
-def test_an_uncompressed_npz_is_mapped_and_a_compressed_one_is_streamed(tmp_path: Path) -> None:
-    stored = npz.members(in_npz(tmp_path))["x"]
-    base: Any = stored.whole()
-    while isinstance(base, np.ndarray) and not isinstance(base, np.memmap):
-        base = base.base
-    assert isinstance(base, np.memmap)
-    packed = npz.members(in_npz(tmp_path, pack))["x"]
-    assert packed.mapped is None
-    assert [rows.shape for rows in packed.rows(2)] == [(2, 4), (2, 4), (1, 4)]
-
-
-TYPES: list[Any] = [np.float32, np.int8, np.bool_, "U3"]
-
-
-@given(
-    array=st.sampled_from(TYPES).flatmap(lambda kind: hnp.arrays(kind, hnp.array_shapes(max_dims=4, max_side=5))),
-    fortran=st.booleans(),
-    compressed=st.booleans(),
-    step=st.integers(1, 6),
-)
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_rows_of_an_archive_are_the_array(
-    array: Array, fortran: bool, compressed: bool, step: int, tmp_path: Path
-) -> None:
-    path = tmp_path / f"{random.getrandbits(64):x}.npz"  # a new one each time: the one before may still be mapped
-    (pack if compressed else write)(path, a=np.zeros(3), näme=np.asfortranarray(array) if fortran else array)
-    member = npz.members(path)["näme"]
-    np.testing.assert_array_equal(np.concatenate(list(member.rows(step))), array, strict=True)
-    np.testing.assert_array_equal(member.whole(), array, strict=True)
 
 
 def test_random_data_fits_the_model_repeats_and_says_what_it_is() -> None:
@@ -261,67 +151,6 @@ def test_random_data_fits_the_model_repeats_and_says_what_it_is() -> None:
     assert first[0]["x"].shape == (1, 3, 64, 8)
     assert not np.array_equal(first[0]["x"], first[1]["x"])
     assert len(list(open_source("random", inputs, samples=3))) == 3
-
-
-@pytest.mark.parametrize(
-    ("samples", "words"),
-    [
-        ([], ["has no samples"]),
-        ([[1, 2]], ["sample 0", "a list"]),
-        ([{"x": feeds(1)[0]["x"]}], ["sample 0", "lacks input 'n'"]),
-        ([{}], ["sample 0", "lacks input 'x', 'n'", "nothing"]),
-        (one(extra=1), ["sample 1", "'extra'", "'x', 'n'"]),
-        ([{"X1": 0, "n": np.array([1])}], ["'X1'", "'x', 'n'"]),
-        (one(x=[[1.0, 2.0, 3.0, 4.0]]), ["sample 1", "input 'x'", "a list"]),
-        (one(x=None), ["sample 1", "input 'x'", "None"]),
-        (one(x=np.ones((1, 4))), ["sample 1", "input 'x' is float64", "takes float32", "x.astype(np.float32)"]),
-        (one(n=np.array([1], np.int32)), ["input 'n' is int32", "takes int64", "x.astype(np.int64)"]),
-        (one(n=np.array([1.0])), ["input 'n' is float64", "after scaling"]),
-        (one(x=np.ones((1, 4), ">f4")), ["other byte order", "x.astype(np.float32)"]),
-        (one(x=np.array([[None] * 4])), ["input 'x' is Python objects"]),
-        (one(x=np.ones(4, np.float32)), ["sample 1", "1 axis [4]", "2: [batch, 4]", "x[None]"]),
-        (one(x=np.ones((1, 1, 4), np.float32)), ["3 axes", "reshape"]),
-        (one(x=np.ones((1, 5), np.float32)), ["sample 1", "shape [1, 5]", "[batch, 4]"]),
-        (one(x=np.ones((0, 4), np.float32)), ["sample 1", "is empty", "[0, 4]"]),
-        (one(x=np.array([[0, np.nan, np.inf, 1]], np.float32)), ["sample 1", "input 'x'", "2 of 4 values", "[0, 1]"]),
-    ],
-)
-def test_a_sample_that_does_not_fit_is_refused_by_number_and_input(samples: list[Any], words: list[str]) -> None:
-    message = refused(samples)
-    assert all(word in message for word in words), message
-
-
-def test_a_misspelt_input_is_guessed() -> None:
-    inputs: Inputs = {"input_ids": (I64, ("b",)), "mask": (I64, ("b",))}
-    assert "did you mean 'input_ids'?" in refused([{"inputs_id": np.ones(1, int), "mask": np.ones(1, int)}], inputs)
-
-
-@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
-def test_small_floats_are_checked_too(dtype: Any) -> None:
-    inputs: Inputs = {"x": (np.dtype(dtype), (2,))}
-    assert "1 of 2 values that are NaN or infinite" in refused([{"x": np.array([1, np.inf]).astype(dtype)}], inputs)
-    assert "takes" in refused([{"x": np.ones(2, np.float32)}], inputs)
-
-
-def test_text_inputs_take_text() -> None:
-    inputs: Inputs = {"t": (np.dtype(object), ("n",))}
-    same(list(open_source([{"t": np.array(["a", "b"], object)}], inputs)), [{"t": np.array(["a", "b"], object)}])
-    assert len(list(open_source([{"t": np.array(["a", "b"])}], inputs))) == 1
-    assert "takes text" in refused([{"t": np.array([1, 2])}], inputs)
-
-
-def test_sequences_and_optionals_pass_through_and_can_be_kept() -> None:
-    inputs: Inputs = {"s": (None, None), "o": (None, None), "x": (F32, ("batch", 4))}
-    x = np.ones((1, 4), np.float32)
-    samples: list[Any] = [{"s": [x, x], "o": None, "x": x}, {"s": [x], "o": x, "x": x}, {"s": [x], "o": x, "x": x}]
-    found = list(open_source(samples, inputs, batch=2))
-    assert [len(one["s"]) for one in found] == [2, 1, 1]
-    keep = Keep(5)
-    for feed in found:
-        keep.offer(feed)
-    assert sorted(len(feed["s"]) for feed in keep.feeds) == [1, 2]
-    assert seen(found).profiles(inputs).keys() == {"x"}
-    assert "'random' cannot make" in refused("random", inputs)
 
 
 def test_values_of_free_or_unknown_shape_pass() -> None:
@@ -500,72 +329,3 @@ def test_a_source_names_what_it_is_made_of(tmp_path: Path) -> None:
     assert open_source(feeds, INPUTS).name == "function 'feeds'"
     assert "list" in open_source(feeds(), INPUTS).name
     assert "set.npz" in open_source(in_npz(tmp_path), INPUTS).name
-
-
-ARRAYS = hnp.arrays(st.sampled_from([np.float32, np.int64, np.bool_]), hnp.array_shapes(max_dims=2, max_side=3))
-SAMPLES = st.lists(st.fixed_dictionaries({"x": ARRAYS, "y": ARRAYS}), max_size=12)
-
-
-@given(SAMPLES, st.integers(0, 6), st.randoms(use_true_random=False))
-def test_what_is_kept_does_not_depend_on_order_copies_or_workers(
-    samples: list[Feeds], k: int, shuffle: random.Random
-) -> None:
-    whole = Keep(k)
-    for feed in samples:
-        whole.offer(feed)
-    shuffled = [*samples, *samples[:3]]
-    shuffle.shuffle(shuffled)
-    half, rest = Keep(k), Keep(k)
-    for index, feed in enumerate(shuffled):
-        (half if index % 2 else rest).offer(feed)
-    half.merge(rest)
-    same(half.feeds, whole.feeds)
-    assert len(whole.feeds) == min(k, len({fingerprint(feed) for feed in samples}))
-    assert [fingerprint(feed) for feed in whole.feeds] == sorted(fingerprint(feed) for feed in whole.feeds)
-
-
-def test_kept_feeds_do_not_change_with_the_buffer_they_came_from() -> None:
-    keep, buffer = Keep(1), np.zeros(3)
-    keep.offer({"x": buffer})
-    buffer[:] = 1
-    assert not keep.feeds[0]["x"].any()
-
-
-def test_fingerprints_see_names_types_shapes_and_values_but_not_order_and_layout() -> None:
-    x = np.arange(6, dtype=np.float32).reshape(2, 3)
-    base = fingerprint({"a": x, "b": x})
-    assert fingerprint({"b": x, "a": np.asfortranarray(x)}) == base
-    others: list[Feeds] = [
-        {"a": x, "c": x},
-        {"a": x.view(np.int32), "b": x},
-        {"a": x.reshape(3, 2), "b": x},
-        {"a": -x, "b": x},
-        {"a": x},
-        {"a": np.array(["t"], object)},
-        {"a": np.array(["u"], object)},
-    ]
-    assert len({base, *(fingerprint(other) for other in others)}) == len(others) + 1
-
-
-@given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9)), min_size=1), st.randoms(use_true_random=False))
-def test_shapes_for_a_profile_do_not_depend_on_order_or_workers(
-    shapes: list[tuple[int, int]], shuffle: random.Random
-) -> None:
-    inputs: Inputs = {"x": (F32, ("batch", "length", 3)), "fixed": (F32, (2,)), "seq": (F32, (2, None))}
-
-    def feed(shape: tuple[int, int]) -> Feeds:
-        return {"x": np.zeros((*shape, 3)), "fixed": np.zeros(2), "seq": np.zeros((2, shape[1]))}
-
-    found = seen(map(feed, shapes)).profiles(inputs)
-    shuffled = shuffle.sample(shapes, len(shapes))
-    one, two = ShapeRange(), ShapeRange()
-    for index, shape in enumerate(shuffled):
-        (one if index % 3 else two).watch(feed(shape))
-    one.merge(two)
-    assert one.profiles(inputs) == found
-    batches, lengths = (sorted(sizes) for sizes in zip(*shapes, strict=True))
-    middle = (len(shapes) - 1) // 2
-    assert found == {
-        "x": InputShapes((1, lengths[0], 3), (batches[middle], lengths[middle], 3), (batches[-1], lengths[-1], 3)),
-        "seq": InputShapes((2, lengths[0]), (2, lengths[middle]), (2, lengths[-1])),
-    }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import qcompiler
-from qcompiler.cli import main
 from qcompiler.data.samples import Fingerprint
 from qcompiler.data.source import open_source
 from qcompiler.data.text import Text, feeds, fitted
@@ -24,24 +21,16 @@ from qcompiler.ir import model as models
 from qcompiler.ir.decoder_io import embedding_rows
 from qcompiler.ir.signature import Inputs, inputs_of
 from qcompiler.runtime.session import Session
-from qcompiler.runtime.token_feeds import Filler, present_of
 from tests.kit import decoder, glu, reading
+from tests.kit.reading import BORDER, LATE
 
 I64: np.dtype[Any] = np.dtype(np.int64)
 IDS: Inputs = {"input_ids": (I64, ("batch", "sequence"))}
-# The last 20 % are made of words that are nowhere else, so that a window shows which part it is from.
-LATE, BORDER = "zebra quartz. ", "u " * 40
 
 
 @pytest.fixture(scope="module")
 def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """tokenizer.json and a.txt, whose last fifth is unlike the rest."""
-    folder = tmp_path_factory.mktemp("text")
-    reading.tokenizer(folder)
-    early = reading.text(400)
-    late = LATE * (len(early.encode()) // 4 // len(LATE))
-    (folder / "a.txt").write_text(early + BORDER + late, encoding="utf8")
-    return folder
+    return reading.two_parts(tmp_path_factory.mktemp("text"))
 
 
 def windows(room: Path, name: str = "a.txt", **options: Any) -> list[list[int]]:
@@ -163,63 +152,11 @@ def test_a_model_whose_ids_have_a_name_of_their_own_is_fed_too(room: Path, tmp_p
     assert Session(loaded).run(found)["logits"].shape == (1, 16, glu.VOCABULARY)
 
 
-def test_inputs_of_encoders_and_of_merged_decoders_are_filled() -> None:
-    f16 = np.dtype(np.float16)
-    inputs: Inputs = {
-        "input_ids": (np.dtype(np.int32), (None, None)),
-        "token_type_ids": (I64, (None, None)),
-        "attention_mask": (np.dtype(np.bool_), (None, None)),
-        "cache_position": (I64, (None,)),
-        "use_cache_branch": (np.dtype(np.bool_), (1,)),
-        "num_logits_to_keep": (I64, ()),
-        "past_key_values.0.value": (f16, ("batch", 3, "past", 8)),
-    }
-    found = Filler(inputs).feed([[5, 6, 7]])
-    assert {name: (array.dtype, array.shape) for name, array in found.items()} == {
-        "input_ids": (np.dtype(np.int32), (1, 3)),
-        "token_type_ids": (I64, (1, 3)),
-        "attention_mask": (np.dtype(np.bool_), (1, 3)),
-        "cache_position": (I64, (3,)),
-        "use_cache_branch": (np.dtype(np.bool_), (1,)),
-        "num_logits_to_keep": (I64, ()),
-        "past_key_values.0.value": (f16, (1, 3, 0, 8)),
-    }
-    assert found["attention_mask"].all()
-    assert not found["token_type_ids"].any()
-    assert not found["use_cache_branch"].any()
-
-
-def test_a_cache_of_fixed_size_is_masked() -> None:
-    inputs: Inputs = {
-        **IDS,
-        "attention_mask": (I64, (1, 10)),
-        "past_key_values.0.key": (np.dtype(np.float32), (1, 2, 6, 4)),
-    }
-    found = Filler(inputs).feed([[1, 2, 3, 4]])
-    assert found["past_key_values.0.key"].shape == (1, 2, 6, 4)
-    assert found["attention_mask"].tolist() == [[0] * 6 + [1] * 4]
-
-
 def test_a_fixed_batch_gets_as_many_windows(room: Path) -> None:
     inputs: Inputs = {"input_ids": (I64, (4, 16))}
     found = list(feeds(room / "a.txt", room, inputs, samples=3)())
     assert [one["input_ids"].shape for one in found] == [(4, 16)] * 3
     assert len({tuple(row) for one in found for row in one["input_ids"].tolist()}) == 12
-
-
-@pytest.mark.parametrize(
-    ("past", "outputs", "present"),
-    [
-        ("past_key_values.0.key", ["logits", "present.0.key", "present.1.key"], "present.0.key"),
-        ("past_key_values.3.value", ["present_key_values.3.value"], "present_key_values.3.value"),
-        ("past_key_1", ["present_key_1"], "present_key_1"),
-        ("past_key_values.0.key", ["logits"], None),
-    ],
-)
-def test_the_output_that_continues_the_cache_is_known_by_its_name(
-    past: str, outputs: list[str], present: str | None
-) -> None:
-    assert present_of(past, outputs) == present
 
 
 def test_an_image_model_is_refused(room: Path) -> None:
@@ -273,19 +210,6 @@ def test_missing_files_are_named(room: Path, tmp_path: Path) -> None:
     assert "cannot be read as a tokenizer" in refused(room, tokenizer=tmp_path)
 
 
-@pytest.mark.parametrize(("package", "file"), [("tokenizers", "tokenizer.json"), ("transformers", "tokenizer.model")])
-def test_a_package_that_is_missing_is_named(tmp_path: Path, package: str, file: str) -> None:
-    (tmp_path / file).write_text("{}")
-    program = (
-        f"import sys; sys.modules[{package!r}] = None\n"
-        "from qcompiler.data.tokenizer import load_tokenizer\n"
-        f"load_tokenizer({str(tmp_path)!r})"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert "UsageError" in done.stderr.splitlines()[-1]
-    assert f"the package {package}, which is not installed: pip install" in done.stderr
-
-
 def test_windows_must_fit_the_model_and_the_special_tokens(room: Path) -> None:
     fixed: Inputs = {"input_ids": (I64, (1, 16))}
     assert "the model takes exactly 16 tokens" in refused(room, inputs=fixed, length=32)
@@ -308,41 +232,3 @@ def test_the_manifest_can_tell_texts_apart(room: Path, tmp_path: Path) -> None:
     assert first == read(0)[0] != second
     assert details["files"] == [{"name": "a.txt", "bytes": (room / "a.txt").stat().st_size}]
     assert (details["length"], details["part"], len(details["tokenizer_sha256"])) == (16, "calibration", 64)
-
-
-def run(line: list[str], capfd: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    code = main.main(line)
-    return code, capfd.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("options", "code", "says"),
-    [
-        ("--text a.txt --data random", 2, "argument --data: not allowed with argument --text"),
-        ("--tokenizer dir", 2, "--tokenizer is for text: name the text files with --text"),
-        ("--length 16", 2, "--length is for text"),
-        ("--text a.txt", 2, "--text needs a tokenizer: give --tokenizer DIR"),
-        ("--text a.txt --tokenizer . --length 1", 2, "'length' = 1: allowed is an integer of at least 2"),
-        ("--text a.txt --tokenizer . --stride 3", 2, "unknown option or argument '--stride'"),
-        ("--data random --metric perplexity", 2, "metric 'perplexity' needs text"),
-        ("--text none.txt --tokenizer TOKENIZER", 4, "there is no text file 'none.txt'"),
-        ("--text TEXT --tokenizer none", 4, "there is no tokenizer 'none'"),
-        ("--text TEXT --tokenizer TOKENIZER --verify-data random --verify-text x.txt", 2, "exclude each other"),
-    ],
-)
-def test_wrong_options_are_answered(
-    room: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], options: str, code: int, says: str
-) -> None:
-    onnx.save(decoder.decoder(), tmp_path / "m.onnx")
-    given = options.replace("TEXT", str(room / "a.txt")).replace("TOKENIZER", str(room))
-    line = ["quantize", str(tmp_path / "m.onnx"), "-o", str(tmp_path / "o.qdq.onnx"), "--quiet", *given.split()]
-    found, err = run(line, capfd)
-    assert (found, says in err, err.count("\n")) == (code, True, 1), err
-
-
-def test_the_tokenizer_beside_the_model_is_found(room: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    onnx.save(decoder.decoder(), tmp_path / "m.onnx")
-    reading.tokenizer(tmp_path)
-    line = ["inspect", str(tmp_path / "m.onnx"), "--text", str(room / "a.txt"), "--length", "16", "--samples", "3"]
-    code, err = run([*line, "--quiet"], capfd)
-    assert (code, err) == (0, "")

@@ -6,6 +6,7 @@ import onnx
 from onnx import helper
 
 from qcompiler.ir.names import Names
+from tests.kit import rewrite
 from tests.kit.rewrite import model, to_graph
 
 
@@ -46,3 +47,14 @@ def test_no_name_becomes_a_number() -> None:
 def test_names_are_the_same_in_every_run() -> None:
     first, second = (Names(to_graph(branching())) for _ in range(2))
     assert [first.fresh(base) for base in ("a", "t", "a")] == [second.fresh(base) for base in ("a", "t", "a")]
+
+
+def test_fresh_names_avoid_everything_that_is_there() -> None:
+    names = Names(rewrite.branching())
+    assert [names.fresh("a"), names.fresh("a"), names.fresh("t"), names.fresh("new"), names.fresh("new")] == [
+        "a_1",
+        "a_2",
+        "t_1",
+        "new",
+        "new_1",
+    ]

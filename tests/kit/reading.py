@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 VOCABULARY = 128  # as many as the decoder of tests/kit/decoder.py has
 BEGIN, END = "<s>", "</s>"
+# The last 20 % of `two_parts` are made of words that are nowhere else: a window shows which part it is from.
+LATE, BORDER = "zebra quartz. ", "u " * 40
 WORDS = (
     "the a small large river mountain window kernel graph café naïve walks runs sleeps slowly under over near "
     "because never always green blue paper stone light"
@@ -61,3 +63,12 @@ def ids(file: Path, text: str) -> list[int]:
 def decoded(file: Path, ids: list[int]) -> str:
     """The text of ids, special tokens left out."""
     return str(Tokenizer.from_file(str(file)).decode(ids, skip_special_tokens=True))
+
+
+def two_parts(folder: Path) -> Path:
+    """The folder, which gets tokenizer.json and a.txt, whose last fifth is unlike the rest."""
+    tokenizer(folder)
+    early = text(400)
+    late = LATE * (len(early.encode()) // 4 // len(LATE))
+    (folder / "a.txt").write_text(early + BORDER + late, encoding="utf8")
+    return folder

@@ -186,3 +186,17 @@ def _run(graph: gs.Graph, feeds: Feeds) -> dict[str, list[NDArray[Any]]]:
 def _bytes(graph: gs.Graph) -> bytes:
     written: bytes = whole(graph).SerializeToString(deterministic=True)
     return written
+
+
+def branching() -> gs.Graph:
+    """Abs, an If that reads its result and the input, an Add of both."""
+    inner_then = graph_proto([("Mul", "a x", "p"), ("Relu", "p", "t")], {}, ["t"])
+    inner_other = graph_proto([("Neg", "a", "o")], {}, ["o"])
+    return to_graph(
+        model(
+            ("Abs", "x", "a"),
+            ("If", "flag", "b", {"then_branch": inner_then, "else_branch": inner_other}),
+            ("Add", "b a", "y"),
+            inputs={"x": (2, 4), "flag": (bool, ())},
+        )
+    )

@@ -16,7 +16,6 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from qcompiler.calibrators.error_curve import quantization_error
 from qcompiler.errors import ModelError
 from qcompiler.numerics.rounding import (
     Format,
@@ -26,7 +25,6 @@ from qcompiler.numerics.rounding import (
     quantize_weight,
     weight_scales,
 )
-from qcompiler.statistics.histogram import Histogram, signal_power
 
 
 def onnx_runtime_round_trip(x: NDArray[np.float32], scale: NDArray[np.float32], axis: int, kind: int) -> Any:
@@ -186,36 +184,6 @@ def test_a_memory_mapped_weight_is_quantized_in_little_memory(tmp_path: Path, ax
     part = (slice(0, 50), slice(None)) if axis != 1 else (slice(None), slice(0, 50))
     own = scales if axis is None else scales[:50]
     np.testing.assert_array_equal(q[part], quantize_int8(np.asarray(w[part]), own, axis))
-
-
-FORMATS: list[Format] = ["int8", "fp8"]
-
-
-@pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("clip", [0.05, 0.5, 1.0, 1.7])
-def test_the_expected_error_is_the_measured_one(format: Format, clip: float) -> None:
-    x = np.random.default_rng(4).laplace(size=200_000).astype(np.float32)
-    h = Histogram.of(x)
-    amax = h.amax * clip
-    if format == "int8":
-        back = dequantize(np.maximum(quantize_int8(x, amax / 127), -127), amax / 127)
-    else:
-        back = dequantize(quantize_fp8_e4m3(x, amax / 448), amax / 448)
-    measured = float(np.mean((back.astype(np.float64) - x) ** 2))
-    assert quantization_error(h, amax, format) == pytest.approx(measured, rel=0.02)
-
-
-@pytest.mark.parametrize("format", FORMATS)
-def test_points_that_the_format_represents_have_no_error(format: Format) -> None:
-    h = Histogram.of(np.array([0, 1, -1, 1], np.float32))
-    assert quantization_error(h, 1.0, format) == 0.0
-    assert quantization_error(h, 0.5, format) == pytest.approx(0.25 * 3 / 4)
-
-
-def test_the_expected_signal_power_is_the_measured_one() -> None:
-    x = np.random.default_rng(5).normal(size=100_000).astype(np.float32)
-    assert signal_power(Histogram.of(x)) == pytest.approx(float(np.mean(x.astype(np.float64) ** 2)), rel=1e-4)
-    assert signal_power(Histogram()) == quantization_error(Histogram(), 1.0, "int8") == 0.0
 
 
 def test_fp8_values_are_what_ml_dtypes_says() -> None:

@@ -29,20 +29,8 @@ LIBRARIES = ("tensorrt", "tensorrt_rtx", "polygraphy", "torch", "transformers") 
 HEAVY = ("numba", "matplotlib")  # are installed and slow to load
 
 # Exceptions. These only shrink: a test fails when one is needed no more.
-LONG: tuple[str, ...] = (
-    "tests/data/test_source.py",
-    "tests/ir/test_model.py",
-)
+LONG: tuple[str, ...] = ()
 NOT_ALONE: Mapping[str, str] = {  # files without a test file of their own
-    "calibrators": "auto error_curve minmax",
-    "cli": "commands options view",
-    "data": "batches check samples tokenizer",
-    ".": "errors",
-    "ir": "edit element_types from_proto gs_classes linear nested operators qdq scopes to_proto weights",
-    "recipe": "checks tables toml",
-    "runtime": "finite memory one_node switches token_feeds",
-    "statistics": "maxima",
-    "support": "as_json file machine npz progress suggest",
 }
 
 

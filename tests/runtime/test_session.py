@@ -13,9 +13,7 @@ from onnx import TensorProto, helper
 
 from qcompiler.errors import DataError, ModelError
 from qcompiler.ir import model as models
-from qcompiler.runtime.memory import release_pages
 from qcompiler.runtime.session import Session, reason
-from qcompiler.support.machine import available_processors
 from tests.kit.rewrite import model, to_graph
 
 RNG = np.random.default_rng(5)
@@ -139,18 +137,6 @@ def test_a_reason_has_no_source_paths_and_no_status_codes() -> None:
     assert found.startswith("Node (mm)")
     assert "/build" not in found
     assert "\n" not in found
-
-
-def test_released_pages_come_back_when_read(tmp_path: Path) -> None:
-    np.save(tmp_path / "w.npy", W)
-    mapped = np.load(tmp_path / "w.npy", mmap_mode="r", allow_pickle=False)
-    before = mapped.copy()
-    release_pages([mapped, mapped[3:], W])
-    np.testing.assert_array_equal(mapped, before)
-
-
-def test_processors_are_those_of_this_process() -> None:
-    assert available_processors() >= 1
 
 
 def test_empty_weights_are_not_lent() -> None:

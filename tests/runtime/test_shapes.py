@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 
 from qcompiler.ir.graph import dtype_of, shape_of
 from qcompiler.runtime import shapes
+from qcompiler.runtime.shapes import concrete_shapes
 from tests.kit.rewrite import graph_proto, model, random_feeds, to_graph
 
 W = np.ones((4, 6), np.float32)
@@ -95,3 +99,48 @@ def test_sequences_are_left_out() -> None:
     proto = model(("SequenceConstruct", "x x", "s"), ("ConcatFromSequence", "s", "y", {"axis": 0}))
     graph = to_graph(proto)
     assert shapes.run_once(graph, random_feeds(graph))["y"] == (4, 4)
+
+
+def free() -> onnx.ModelProto:
+    """The number of columns depends on the values of x."""
+    return model(
+        ("NonZero", "x", "i"),
+        ("Cast", "i", "f", {"to": onnx.TensorProto.FLOAT}),
+        ("MatMul", "w f", "y"),
+        inputs={"x": ("n",)},
+        weights={"w": np.ones((4, 1), np.float32)},
+    )
+
+
+def test_shapes_that_depend_on_data_are_read_off_a_run() -> None:
+    feeds = {"x": np.array([0, 1, 0, 2, 3], np.float32)}
+    assert concrete_shapes(to_graph(free()), feeds, ["f", "y", "w", "x"]) == {
+        "f": (1, 3),
+        "y": (4, 3),
+        "w": (4, 1),
+        "x": (5,),
+    }
+
+
+def test_names_that_the_graph_does_not_have_are_left_out() -> None:
+    feeds: dict[str, Any] = {"x": np.ones(5, np.float32)}
+    assert concrete_shapes(to_graph(free()), feeds, ["nothing", "x"]) == {"x": (5,)}
+    assert concrete_shapes(to_graph(free()), feeds, ["nothing"]) == {}
+
+
+def test_a_wrong_declared_output_shape_does_not_matter() -> None:
+    proto = model(("Conv", "x w", "y"), inputs={"x": ("n", 3, "h", "w0")}, weights={"w": np.ones((8, 3, 3, 3), "f")})
+    dims = proto.graph.output[0].type.tensor_type.shape
+    del dims.dim[:]
+    for size in (9, 9, 9, 9):
+        dims.dim.add(dim_value=size)
+    found = concrete_shapes(to_graph(proto), {"x": np.ones((2, 3, 6, 6), np.float32)}, ["y"])
+    assert found == {"y": (2, 8, 4, 4)}
+
+
+def test_the_graph_itself_stays_as_it_is() -> None:
+    graph = to_graph(free())
+    concrete_shapes(graph, {"x": np.ones(5, np.float32)}, ["f", "y"])
+    assert graph.inputs[0].shape == ["n"]
+    assert [tensor.name for tensor in graph.outputs] == ["y"]
+    assert [node.op for node in graph.nodes] == ["NonZero", "Cast", "MatMul"]

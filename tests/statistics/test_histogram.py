@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from qcompiler.statistics.histogram import Histogram
+from qcompiler.calibrators.error_curve import quantization_error
+from qcompiler.statistics.histogram import Histogram, signal_power
 
 ANY_FLOAT = st.floats(width=32, allow_nan=True, allow_infinity=True, allow_subnormal=True)
 ARRAYS = hnp.arrays(np.float32, st.integers(0, 60), elements=ANY_FLOAT)
@@ -197,3 +198,9 @@ def test_bucket_edges_bracket_the_values() -> None:
     assert histogram.amin == 1.0
     assert histogram.centers().tolist() == [1 + 1 / 512, 3.0]
     assert histogram.widths().tolist() == [1 / 256, 0.0]
+
+
+def test_the_expected_signal_power_is_the_measured_one() -> None:
+    x = np.random.default_rng(5).normal(size=100_000).astype(np.float32)
+    assert signal_power(Histogram.of(x)) == pytest.approx(float(np.mean(x.astype(np.float64) ** 2)), rel=1e-4)
+    assert signal_power(Histogram()) == quantization_error(Histogram(), 1.0, "int8") == 0.0

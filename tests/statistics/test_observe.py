@@ -9,7 +9,6 @@ import numpy as np
 import onnx
 import pytest
 
-from qcompiler.data.batches import samples_of
 from qcompiler.data.source import open_source
 from qcompiler.errors import DataError, ModelError
 from qcompiler.ir import model as models
@@ -119,24 +118,6 @@ def test_a_sample_that_does_not_fit_ends_the_run_with_its_index(loaded: models.M
         seen(loaded, data, workers=workers)
 
 
-def test_a_batch_is_taken_apart_only_along_a_free_first_axis() -> None:
-    batch = {"x": np.arange(6).reshape(3, 2)}
-    free: Inputs = {"x": (np.dtype(np.int64), (None, 2))}
-    fixed: Inputs = {"x": (np.dtype(np.int64), (3, 2))}
-    assert [one["x"].tolist() for one in samples_of(batch, free)] == [[[0, 1]], [[2, 3]], [[4, 5]]]
-    assert [one["x"].shape for one in samples_of(batch, fixed)] == [(3, 2)]
-    two: Inputs = {**free, "s": (np.dtype(np.float32), ())}
-    assert len(list(samples_of({**batch, "s": np.float32(1)}, two))) == 1  # type: ignore[dict-item]
-    uneven = {"x": np.ones((3, 2)), "z": np.ones((2, 2))}
-    assert len(list(samples_of(uneven, {"x": free["x"], "z": free["x"]}))) == 1
-
-
-def test_a_sequence_input_is_passed_on_whole() -> None:
-    inputs: Inputs = {"x": (None, None)}
-    feed: Any = {"x": [np.ones(2), np.ones(3)]}
-    assert list(samples_of(feed, inputs)) == [feed]
-
-
 @pytest.mark.parametrize(("workers", "batch"), [(1, None), (2, None), (3, None), (1, 8), (2, 5)])
 def test_outliers_are_those_of_the_tensors_asked_for_however_they_are_run(
     loaded: models.Model, workers: int, batch: int | None
@@ -152,7 +133,8 @@ def test_outliers_are_those_of_the_tensors_asked_for_however_they_are_run(
 
 
 def test_more_statistics_make_another_value(loaded: models.Model) -> None:
-    first = seen(loaded, feeds(), outliers={"x": -1})
+    points = Points.of(histograms=["x", "b"], outliers={"x": -1})
+    first = observe(loaded, points, open_source(feeds(), INPUTS), inputs=INPUTS)
     new, again = Histogram.of(X), Outliers(-1)
     other = first.with_({"z": new}, {"x": again})
     assert list(first.histograms) == ["x", "b"]

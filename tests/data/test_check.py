@@ -1,0 +1,66 @@
+"""A feed that does not fit the inputs of the model is refused by sample and input, with what to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from qcompiler.data.source import open_source
+from qcompiler.ir.signature import Inputs
+from tests.data.samples import I64, feeds, refused, same
+
+
+def one(**arrays: Any) -> list[dict[str, Any]]:
+    """A good sample before one with these arrays instead."""
+    good = feeds(1)[0]
+    return [good, {**good, **arrays}]
+
+
+@pytest.mark.parametrize(
+    ("samples", "words"),
+    [
+        ([], ["has no samples"]),
+        ([[1, 2]], ["sample 0", "a list"]),
+        ([{"x": feeds(1)[0]["x"]}], ["sample 0", "lacks input 'n'"]),
+        ([{}], ["sample 0", "lacks input 'x', 'n'", "nothing"]),
+        (one(extra=1), ["sample 1", "'extra'", "'x', 'n'"]),
+        ([{"X1": 0, "n": np.array([1])}], ["'X1'", "'x', 'n'"]),
+        (one(x=[[1.0, 2.0, 3.0, 4.0]]), ["sample 1", "input 'x'", "a list"]),
+        (one(x=None), ["sample 1", "input 'x'", "None"]),
+        (one(x=np.ones((1, 4))), ["sample 1", "input 'x' is float64", "takes float32", "x.astype(np.float32)"]),
+        (one(n=np.array([1], np.int32)), ["input 'n' is int32", "takes int64", "x.astype(np.int64)"]),
+        (one(n=np.array([1.0])), ["input 'n' is float64", "after scaling"]),
+        (one(x=np.ones((1, 4), ">f4")), ["other byte order", "x.astype(np.float32)"]),
+        (one(x=np.array([[None] * 4])), ["input 'x' is Python objects"]),
+        (one(x=np.ones(4, np.float32)), ["sample 1", "1 axis [4]", "2: [batch, 4]", "x[None]"]),
+        (one(x=np.ones((1, 1, 4), np.float32)), ["3 axes", "reshape"]),
+        (one(x=np.ones((1, 5), np.float32)), ["sample 1", "shape [1, 5]", "[batch, 4]"]),
+        (one(x=np.ones((0, 4), np.float32)), ["sample 1", "is empty", "[0, 4]"]),
+        (one(x=np.array([[0, np.nan, np.inf, 1]], np.float32)), ["sample 1", "input 'x'", "2 of 4 values", "[0, 1]"]),
+    ],
+)
+def test_a_sample_that_does_not_fit_is_refused_by_number_and_input(samples: list[Any], words: list[str]) -> None:
+    message = refused(samples)
+    assert all(word in message for word in words), message
+
+
+def test_a_misspelt_input_is_guessed() -> None:
+    inputs: Inputs = {"input_ids": (I64, ("b",)), "mask": (I64, ("b",))}
+    assert "did you mean 'input_ids'?" in refused([{"inputs_id": np.ones(1, int), "mask": np.ones(1, int)}], inputs)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_small_floats_are_checked_too(dtype: Any) -> None:
+    inputs: Inputs = {"x": (np.dtype(dtype), (2,))}
+    assert "1 of 2 values that are NaN or infinite" in refused([{"x": np.array([1, np.inf]).astype(dtype)}], inputs)
+    assert "takes" in refused([{"x": np.ones(2, np.float32)}], inputs)
+
+
+def test_text_inputs_take_text() -> None:
+    inputs: Inputs = {"t": (np.dtype(object), ("n",))}
+    same(list(open_source([{"t": np.array(["a", "b"], object)}], inputs)), [{"t": np.array(["a", "b"], object)}])
+    assert len(list(open_source([{"t": np.array(["a", "b"])}], inputs))) == 1
+    assert "takes text" in refused([{"t": np.array([1, 2])}], inputs)
