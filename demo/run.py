@@ -73,7 +73,7 @@ def launcher() -> list[str]:
         return [str(script)]
     if importlib.util.find_spec("qcompiler") is None:
         raise SystemExit("qcompiler is not installed here: use 'make demo'")
-    return [sys.executable, "-c", "from qcompiler.cli import main; raise SystemExit(main())"]
+    return [sys.executable, "-m", "qcompiler"]
 
 
 def summary(manifest: dict[str, Any], float_bytes: int, seconds: float) -> str:

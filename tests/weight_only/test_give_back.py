@@ -63,7 +63,12 @@ def test_a_gate_out_of_reach_says_what_to_try(decoder: Path, tmp_path: Path) -> 
         quantize(decoder, tmp_path, min_sqnr=90.0, safety=SafetyTable(min_share=0.8))
     text = str(caught.value)
     assert "layers went back to high precision already" in text
-    for tip in ("--block-size 32", "--weight-method gptq with --data", "--precision int8-weight", "--keep '"):
+    for tip in (
+        "--weight-only-block-size 32",
+        "--weight-only-method gptq with --data",
+        "--precision int8-weight",
+        "--keep '",
+    ):
         assert tip in text
     assert list(tmp_path.iterdir()) == []
 

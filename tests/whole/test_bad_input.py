@@ -271,7 +271,7 @@ def test_a_disk_that_is_full_is_exit_code_2_and_what_lay_there_stays(
 
 
 SMALL = 6000  # bytes that a file may have: the model does not fit, its engine neither
-RUN = "import sys; from qcompiler.cli import main; sys.exit(main(sys.argv[1:]))"
+RUN = "import sys; from qcompiler.cli.main import main; sys.exit(main(sys.argv[1:]))"
 
 
 @pytest.mark.parametrize("command", ["quantize", "compile"])

@@ -21,7 +21,7 @@ from tests.kit.rewrite import check_untouched, random_feeds, to_graph, whole
 
 
 def smooth(proto: onnx.ModelProto, one: SmoothQuant) -> tuple[Any, Report]:
-    """Runs the pass behind the equivalence equal, and again without scales, which must leave everything as it is."""
+    """Runs the pass behind the equivalence check, and again without scales, which must leave everything as it is."""
     graph = to_graph(proto)
     equal = Equivalence(graph, [random_feeds(graph)])
     report = one(graph)
@@ -41,7 +41,7 @@ def block() -> onnx.ModelProto:
             ("MatMul", "n wg", "gate"),
             ("MatMul", "n wu", "up"),
             ("Sigmoid", "gate", "s"),
-            ("Mul", "equal s", "silu"),
+            ("Mul", "gate s", "silu"),
             ("Mul", "silu up", "h"),
             ("MatMul", "h wd", "y"),
             ("MatMul", "silu wd", "z"),
