@@ -86,6 +86,8 @@ def _normal(name: str, data: Any) -> Any:
         data["timings"] = dict.fromkeys(NEW_STAGES.get(stage, stage) for stage in data["timings"])
         if data["engine"]:
             data["engine"]["sha256"] = None  # of two builds of one graph some bytes may differ, not size or listing
+            profiles = data["engine"]["profiles"] or []  # schema 1 had an empty "values" in each
+            data["engine"]["profiles"] = [{k: v for k, v in one.items() if k != "values" or v} for one in profiles]
     return _unmeasured(data)
 
 

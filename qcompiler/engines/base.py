@@ -7,7 +7,7 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
@@ -29,29 +29,22 @@ class Profile:
 
     Attributes:
         shapes: by input name, (min, opt, max), each a tuple of positive ints of the input's rank.
-        values: the same for inputs that are themselves shapes (a 1-D integer input that says how large something is):
-            here the three tuples are the *contents* of the input, not its dimensions.
 
     Raises:
         UsageError: ranks differ, or not min <= opt <= max, in any dimension.
     """
 
     shapes: Mapping[str, Range]
-    values: Mapping[str, Range] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "shapes", {name: _range(name, given, 0) for name, given in self.shapes.items()})
-        object.__setattr__(self, "values", {name: _range(name, given, None) for name, given in self.values.items()})
+        object.__setattr__(self, "shapes", {name: _range(name, given) for name, given in self.shapes.items()})
 
     def to_json(self) -> dict[str, dict[str, list[list[int]]]]:
         """Plain lists, as the manifest and the build process take them; `Profile(**...)` reads them back."""
-        return {
-            "shapes": {name: [list(shape) for shape in given] for name, given in self.shapes.items()},
-            "values": {name: [list(shape) for shape in given] for name, given in self.values.items()},
-        }
+        return {"shapes": {name: [list(shape) for shape in given] for name, given in self.shapes.items()}}
 
 
-def _range(name: str, given: Sequence[Sequence[int]], least: int | None) -> Range:
+def _range(name: str, given: Sequence[Sequence[int]]) -> Range:
     if len(given) != 3:
         raise UsageError(
             f"the profile of input '{name}' has {len(given)} shapes: give three, the smallest, the typical and the "
@@ -68,7 +61,7 @@ def _range(name: str, given: Sequence[Sequence[int]], least: int | None) -> Rang
             f"the profile of input '{name}' must not decrease, but is {_spell(low)}, {_spell(opt)}, {_spell(high)}: "
             "in every dimension min <= opt <= max"
         )
-    if least is not None and any(size < least for size in low):
+    if any(size < 0 for size in low):
         raise UsageError(
             f"the profile of input '{name}' has a negative size: {_spell(low)}; write real sizes, not -1, "
             "for dynamic dimensions"
@@ -101,7 +94,7 @@ def profile_error(inputs: Sequence[Input], profiles: Sequence[Profile]) -> str |
     """
     names = [one.name for one in inputs]
     for profile in profiles:
-        for name in [*profile.shapes, *profile.values]:
+        for name in profile.shapes:
             if name not in names:
                 return f"it speaks of input '{name}', but the model's inputs are {', '.join(names)}"
     for one in inputs:
@@ -116,7 +109,10 @@ def profile_error(inputs: Sequence[Input], profiles: Sequence[Profile]) -> str |
 
 def _misfit(one: Input, profile: Profile) -> str | None:
     if one.is_shape:
-        return None if one.name in profile.values else f"input '{one.name}' is a shape and has no values in it"
+        return (
+            f"input '{one.name}' is a shape: its contents say how large something is, and a profile here has only the "
+            "shapes of inputs; make that size a constant, or compute it from the shape of another input"
+        )
     given = profile.shapes.get(one.name)
     if given is None:
         return f"input '{one.name}' [{_spell(one.shape)}] is dynamic and has no shapes in it" if one.dynamic else None

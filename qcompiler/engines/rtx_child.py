@@ -149,8 +149,6 @@ def _add_profiles(builder: Any, network: Any, config: Any, profiles: list[dict[s
         profile = builder.create_optimization_profile()
         for name, shapes in one.shapes.items():
             profile.set_shape(name, *shapes)
-        for name, values in one.values.items():
-            profile.set_shape_input(name, *values)
         if config.add_optimization_profile(profile) < 0:
             raise RefusedError("profile", text=f"the library does not accept profile {index}")
 

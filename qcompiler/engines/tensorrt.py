@@ -269,7 +269,7 @@ def _require_flag(trt: Any, kind: str, name: str) -> Any:
 
 
 def _shapes(shapes: Any, profile: Profile) -> Any:
-    for name, (low, opt, high) in [*profile.shapes.items(), *profile.values.items()]:
+    for name, (low, opt, high) in profile.shapes.items():
         shapes.add(name, low, opt, high)  # polygraphy asks the network which of them are contents
     return shapes
 

@@ -54,10 +54,11 @@ def test_a_fitting_profile_and_a_static_model_need_nothing() -> None:
     assert profile_error([Input("x", (4, 128), is_shape=False)], []) is None
 
 
-def test_an_input_that_is_a_shape_needs_values() -> None:
+def test_an_input_that_is_a_shape_is_refused_with_what_to_do() -> None:
     size = Input("size", (2,), is_shape=True)
-    assert "has no values" in (profile_error([size], [Profile({"size": ((2,), (2,), (2,))})]) or "")
-    assert profile_error([size], [Profile({}, {"size": ((1, 1), (2, 2), (4, 4))})]) is None
+    said = profile_error([size], [Profile({"size": ((2,), (2,), (2,))})]) or ""
+    assert "input 'size' is a shape" in said
+    assert "make that size a constant" in said
 
 
 def test_progress_of_nested_phases_never_falls_and_ends_at_one() -> None:

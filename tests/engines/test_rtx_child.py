@@ -75,7 +75,7 @@ def test_an_empty_file_is_not_accepted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "reason"),
-    [({"sms": ["sm999"]}, "sm"), ({"profiles": [{"shapes": {"z": [[1], [1], [1]]}, "values": {}}]}, "profile")],
+    [({"sms": ["sm999"]}, "sm"), ({"profiles": [{"shapes": {"z": [[1], [1], [1]]}}]}, "profile")],
     ids=["unknown SM", "unknown input"],
 )
 def test_what_cannot_be_built_is_refused_with_its_reason(change: dict[str, Any], reason: str, tmp_path: Path) -> None:
