@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,7 +108,7 @@ class Front:
         """All feeds of a source, which are checked again."""
         return Source(
             samples.name,
-            lambda: map(self.feed, samples),
+            partial(map, self.feed, samples),
             self.face.inputs,
             random=samples.random,
             details=samples.details,
