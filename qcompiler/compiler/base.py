@@ -22,7 +22,6 @@ from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
 
 from qcompiler.compiler.content import digest
 from qcompiler.passes.base import Report
-from qcompiler.runtime.memory import return_freed_memory
 from qcompiler.support.progress import Progress, silent
 
 P = ParamSpec("P")
@@ -159,7 +158,7 @@ class Compilation:
     def working(self, total: float | None = None) -> Iterator[Callable[[float], None]]:
         """Shows and times the work of the stage that runs; yields the function that advances it.
 
-        A stage that finds nothing to do does not open it. Freed memory is given back at its end.
+        A stage that finds nothing to do does not open it.
 
         Args:
             total: how many steps there are; None where nobody knows.
@@ -168,7 +167,6 @@ class Compilation:
         with self._progress.stage(name, total) as shown:
             yield shown.advance
         self.timings[name] = self.timings.get(name, 0.0) + time.perf_counter() - started
-        return_freed_memory()
 
     def warn(self, text: str) -> None:
         """Shows a sentence to the user and keeps it for the manifest."""

@@ -19,6 +19,7 @@ from qcompiler.planning.placement import candidates
 from qcompiler.planning.planner import make_plan
 from qcompiler.planning.search import qfem
 from qcompiler.planning.search.safety_net import SafetyNet
+from qcompiler.runtime.memory import return_freed_memory
 from qcompiler.target import Target
 from qcompiler.verification.compare import Verification
 from qcompiler.verification.gates import Gates
@@ -79,6 +80,7 @@ def _chosen(
     with run.working() as advance:
         chosen = make_plan(model, subject.layers, subject.seen, planning, target, advance, judge=judge, scores=scores)
     models.forget_pages(model)
+    return_freed_memory()
     return dataclasses.replace(chosen, plan=close(chosen.plan, subject.layers.found, subject.released))
 
 

@@ -13,6 +13,7 @@ from qcompiler.outliers import llm_int8
 from qcompiler.passes.pipelines import lowering
 from qcompiler.plan import Decision, Plan
 from qcompiler.recipe.tables import LlmInt8Table
+from qcompiler.runtime.memory import return_freed_memory
 from qcompiler.statistics import ranges
 from qcompiler.target import DType, Target
 from qcompiler.weight_only import methods
@@ -50,6 +51,7 @@ def lower(run: Compilation, subject: Subject, decided: Planned, target: Target, 
         pipeline = lowering(chosen.plan, target, seen, chosen.corrections, chosen.scales, options.io_types, storing)
         reports = pipeline(model.graph)
     models.forget_pages(decided.model)
+    return_freed_memory()
     plan = chosen.plan
     for report in reports:
         plan = _typed(plan, report.decisions)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from qcompiler.compiler.base import Compilation, Done, stage
 from qcompiler.compiler.subject import Subject
 from qcompiler.planning.search.watch import Watch
+from qcompiler.runtime.memory import return_freed_memory
 from qcompiler.statistics import outliers, residual
 from qcompiler.statistics.observe import observe as measure
 
@@ -53,6 +54,7 @@ def observe(run: Compilation, subject: Subject, watch: Watch, options: ObserveOp
             workers=options.workers,
             advance=advance,
         )
+    return_freed_memory()
     readers = {name: [one.node for one in members] for name, members in subject.layers.by_activation.items()}
     standing_out = outliers.records(seen.outliers, seen.histograms, readers)
     streams = residual.measure(subject.model.graph, seen.kept[:RESIDUAL_FEEDS]) if seen.kept else []

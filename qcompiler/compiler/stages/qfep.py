@@ -9,6 +9,7 @@ from __future__ import annotations
 from qcompiler.compiler.base import Compilation, Done, checked, stage
 from qcompiler.compiler.subject import Subject
 from qcompiler.outliers.qfep import find
+from qcompiler.runtime.memory import return_freed_memory
 
 
 @stage()
@@ -30,6 +31,7 @@ def qfep(run: Compilation, subject: Subject, options: find.QfepOptions | None) -
         behind = find.put_in_front(
             subject.reference, subject.model, subject.samples, subject.layers.found, options, advance
         )
+    return_freed_memory()
     for text in behind.warnings:
         run.warn(text)
     after = subject.with_(reference=behind.reference, samples=behind.samples, prefix=behind.done)

@@ -7,6 +7,7 @@ from qcompiler.compiler.subject import Subject
 from qcompiler.ir import model as models
 from qcompiler.outliers.smooth_quant import groups, trials
 from qcompiler.planning.search.watch import Watch
+from qcompiler.runtime.memory import return_freed_memory
 
 
 @stage()
@@ -29,5 +30,6 @@ def smooth_quant(
     with run.working():
         done = trials.fold_outliers(subject.model, found, subject.seen, options, subject.scope, watch.tensors)
     models.forget_pages(subject.model)
+    return_freed_memory()
     after = subject.editing(done.model, seen=done.observed) if done.groups else subject
     return Done(after, {"smooth_quant": groups.record_of(done.groups, done.tried)}, checked(done.reports, done.errors))

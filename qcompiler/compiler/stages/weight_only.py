@@ -5,6 +5,7 @@ from __future__ import annotations
 from qcompiler.compiler.base import Compilation, Done, checked, stage
 from qcompiler.compiler.subject import Subject
 from qcompiler.ir import model as models
+from qcompiler.runtime.memory import return_freed_memory
 from qcompiler.weight_only import methods
 from qcompiler.weight_only.storable import WeightOnlyOptions
 
@@ -33,6 +34,7 @@ def weight_only(run: Compilation, subject: Subject, options: WeightOnlyOptions |
     with run.working(work.steps or 1) as advance:
         done = methods.round_weights(subject.model, work, subject.samples, subject.seen, advance)
     models.forget_pages(subject.model)
+    return_freed_memory()
     return Done(
         subject.with_(model=done.model, stored=done.stored), {"weight_only": None}, checked(done.reports, done.errors)
     )
