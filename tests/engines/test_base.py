@@ -11,7 +11,7 @@ from qcompiler.target import ENGINES, Target, parse_target
 
 
 def test_a_profile_takes_lists_and_reads_back_from_json() -> None:
-    profile = Profile({"x": ([1, 3], [4, 3], [8, 3])}, {"size": ((1,), (2,), (3,))})  # type: ignore[dict-item]
+    profile = Profile({"x": ([1, 3], [4, 3], [8, 3])})  # type: ignore[dict-item]
     assert profile.shapes["x"] == ((1, 3), (4, 3), (8, 3))
     assert Profile(**profile.to_json()) == profile  # type: ignore[arg-type]
 

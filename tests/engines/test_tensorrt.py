@@ -77,7 +77,7 @@ def test_settings_carry_profiles_limits_and_compatibility(tmp_path: Path) -> Non
     library = _flags(
         BuilderFlag=SimpleNamespace(VERSION_COMPATIBLE=1), HardwareCompatibilityLevel=SimpleNamespace(AMPERE_PLUS="a+")
     )
-    found = engine.settings(library, [Profile({"x": ((1,), (2,), (3,))}, {"n": ((4,), (5,), (6,))})])
+    found = engine.settings(library, [Profile({"x": ((1,), (2,), (3,)), "n": ((4,), (5,), (6,))})])
     (shapes,) = found.pop("profiles")
     assert {name: tuple(given) for name, given in shapes.items()} == {"x": ((1,), (2,), (3,)), "n": ((4,), (5,), (6,))}
     assert found == {

@@ -66,7 +66,7 @@ def test_anything_becomes_strict_json_that_reads_back_equal(value: Any) -> None:
         (DType.INT8, "int8"),
         (Path("ordner/模型.onnx"), "ordner/模型.onnx"),
         ({3, 1, 2}, [1, 2, 3]),
-        (frozenset({"b", "a"}), ["a", "b"]),
+        pytest.param(frozenset({"b", "a"}), ["a", "b"], id="a set of texts"),  # whose own order differs by process
         ((1, (2,)), [1, [2]]),
         ({1: "one", None: "none"}, {"1": "one", "None": "none"}),
         (_Point, str(_Point)),
