@@ -48,8 +48,8 @@ class Done(Generic[T]):
 
     Attributes:
         value: goes on to the next stages.
-        record: its part of the manifest, by key. A mapping under a key that is there already is joined with it: a later
-            stage may fill in what only it can know.
+        record: its part of the manifest, by key. A mapping under a key that another stage has, too, is joined with
+            that: a later stage may fill in what only it can know.
         passes: the passes it ran, in order, each with the relative error that the equivalence check found; None where
             there was nothing to run.
         warnings: what it told the user; filled in by `Compilation`.
@@ -114,20 +114,19 @@ class Compilation:
     """Runs stages; collects what they record, what they warn of, and how long they take.
 
     Attributes:
-        records: the parts of the manifest so far, by key.
         passes: by stage, the passes that its last run ran.
         timings: seconds of work by stage, in the order in which they began.
         warnings: what the user was told, in order.
     """
 
     def __init__(self, progress: Progress = silent, *, cache: Cache | None = None) -> None:
-        self.records: dict[str, Any] = {}
         self.passes: dict[str, tuple[Checked, ...]] = {}
         self.timings: dict[str, float] = {}
         self.warnings: list[str] = []
         self._progress = progress
         self._cache = cache
         self._running = ""
+        self._recorded: dict[str, Section] = {}
 
     def __call__(self, one: Stage[P, T], *inputs: P.args, **options: P.kwargs) -> T:
         """The value of a stage, from the cache where it has been asked before."""
@@ -139,7 +138,7 @@ class Compilation:
                 self.warn(text)
         elif self._cache is not None and key is not None:
             self._cache.put(one.name, key, done)
-        self.record(done.record)
+        self._recorded[one.name] = done.record
         if done.passes:
             self.passes[one.name] = done.passes
         value: T = done.value
@@ -173,10 +172,17 @@ class Compilation:
         self.warnings.append(text)
         self._progress.warn(text)
 
-    def record(self, sections: Section) -> None:
-        """Joins parts of the manifest with what is there."""
-        for key, value in sections.items():
-            known = self.records.get(key)
-            self.records[key] = (
-                {**known, **value} if isinstance(known, Mapping) and isinstance(value, Mapping) else value
-            )
+    @property
+    def records(self) -> dict[str, Any]:
+        """The parts of the manifest so far, by key: what each stage recorded in its last run."""
+        found: dict[str, Any] = {}
+        for sections in self._recorded.values():
+            for key, value in sections.items():
+                found[key] = _joined(found.get(key), value)
+        return found
+
+
+def _joined(known: Any, value: Any) -> Any:
+    if isinstance(known, Mapping) and isinstance(value, Mapping):
+        return {**known, **value}
+    return value

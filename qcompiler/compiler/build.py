@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from qcompiler.compiler.artefacts import Paths, finish, refuse_overwriting, workshop
-from qcompiler.compiler.base import Compilation, Done, stage
+from qcompiler.compiler.base import Compilation, Done, checked, stage
 from qcompiler.compiler.compile import CompileResult
 from qcompiler.compiler.record import manifest
 from qcompiler.compiler.stages.audit import audit
@@ -22,6 +22,7 @@ from qcompiler.passes.base import Pipeline
 from qcompiler.passes.cleanup.name_everything import NameEverything
 from qcompiler.passes.cleanup.normalize_constants import NormalizeConstants
 from qcompiler.passes.legalize.legalize import Legalize
+from qcompiler.plan import Plan
 from qcompiler.planning.placement.candidates import existing
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.statistics.observe import Observations
@@ -48,12 +49,19 @@ def load(
 
 
 @stage()
-def legalize(run: Compilation, loaded: models.Model, target: Target) -> Done[models.Model]:
-    """The model as the target reads it."""
+def legalize(run: Compilation, loaded: models.Model, target: Target) -> Done[tuple[models.Model, Plan]]:
+    """The model as the target reads it, and the plan that it embodies already."""
     model = models.copy(loaded)
     with run.working():
         reports = Pipeline(NameEverything(), NormalizeConstants(), Legalize(target))(model.graph)
-    return Done(model, passes=tuple((report, None) for report in reports))
+    plan, decoder = existing(model.graph), decoder_io.of_model(model)
+    record = {
+        "macs": plan.macs_by_precision(),
+        "plan": list(plan),
+        "quantizers": list(plan.quantizers.values()),
+        "cache": decoder and decoder.to_json(),
+    }
+    return Done((model, plan), record, checked(reports, {}))
 
 
 def build(
@@ -85,8 +93,7 @@ def build(
     for_target(target)
     beside = dataclasses.replace(paths, qdq=paths.manifest)  # the quantized file is an input here
     loaded, seen = run(load, model, data, asked.samples, beside)
-    legal = run(legalize, loaded, target)
-    plan, decoder = existing(legal.graph), decoder_io.of_model(legal)
+    legal, plan = run(legalize, loaded, target)
     options = BuildOptions(target, asked.shapes, asked.generation, methods.needs_rows(asked.precision, target))
     with workshop(paths) as shop:
         file, engine = shop / paths.qdq.name, shop / paths.output.name
@@ -95,8 +102,6 @@ def build(
         run(audit, engine, file, plan, Splits(), target, asked.strict)
         file.unlink()
         file.with_suffix(".data").unlink(missing_ok=True)
-        run.record({"cache": decoder and decoder.to_json()})
-        run.record({"macs": plan.macs_by_precision(), "plan": list(plan), "quantizers": list(plan.quantizers.values())})
         record = manifest(run, asked)
         finish(shop, paths, record)
     return CompileResult(legal, plan, record, None, Path(output), Path(model), paths.manifest, paths.report)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,6 +37,18 @@ def double(run: Compilation, values: tuple[int, ...], options: Options) -> Done[
 def look(run: Compilation, values: tuple[int, ...]) -> Done[int]:
     """Sums, and never from the cache."""
     return Done(sum(values), {"double": {"sum": sum(values)}})
+
+
+@stage()
+def recording(run: Compilation, sections: dict[str, Any]) -> Done[None]:
+    """Records what it is given."""
+    return Done(None, sections)
+
+
+@stage()
+def completing(run: Compilation, sections: dict[str, Any]) -> Done[None]:
+    """Fills in what an earlier stage could not know."""
+    return Done(None, sections)
 
 
 class Heard:
@@ -140,13 +153,21 @@ def test_an_interrupt_leaves_the_run_ready_for_the_next_stage() -> None:
 
 def test_the_manifest_is_what_the_stages_recorded_in_a_fixed_order() -> None:
     run = Compilation()
-    run.record({"verification": {"samples": 1}, "something_new": {"zeros": 3}, "source": None})
+    run(recording, {"verification": {"samples": 1}, "something_new": {"zeros": 3}, "source": None})
     told = manifest(run, Recipe())
     keys = list(told)
     assert keys.index("source") < keys.index("recipe") < keys.index("verification") < keys.index("something_new")
     assert keys.index("something_new") < keys.index("timings")
     assert told["something_new"] == {"zeros": 3}
     assert told["audit"] is None  # what no stage recorded did not take place
+
+
+def test_a_stage_that_runs_again_records_anew_and_another_one_fills_in() -> None:
+    run = Compilation()
+    run(recording, {"split": {"layers": 3, "why": "first"}})
+    run(completing, {"split": {"kernels": 7}})
+    run(recording, {"split": {"layers": 2}})
+    assert run.records == {"split": {"layers": 2, "kernels": 7}}
 
 
 def test_arrays_are_part_of_the_key() -> None:

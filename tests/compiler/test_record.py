@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,11 @@ from qcompiler.report.manifest import SCHEMA, to_text
 def rewriting(run: Compilation, error: float | None) -> Done[None]:
     report = Report("fold-pad", (Changed("n", "gone"),), 0.25)
     return Done(None, passes=((report, error),))
+
+
+@stage()
+def recording(run: Compilation, sections: dict[str, Any]) -> Done[None]:
+    return Done(None, sections)
 
 
 def test_every_key_is_there_and_the_recipe_is_whole() -> None:
@@ -43,7 +49,7 @@ def test_a_stage_that_ran_again_tells_of_its_last_run() -> None:
 
 def test_it_is_json_whatever_was_recorded() -> None:
     run = Compilation()
-    run.record({"audit": {"share": np.float32(0.5), "nodes": (1, 2)}, "verification": {"worst": float("inf")}})
+    run(recording, {"audit": {"share": np.float32(0.5), "nodes": (1, 2)}, "verification": {"worst": float("inf")}})
     read = json.loads(to_text(manifest(run, Recipe())))
     assert read["audit"] == {"share": 0.5, "nodes": [1, 2]}
     assert read["verification"] == {"worst": "inf"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from docs import generate
+from qcompiler.compiler.base import Stage
 from qcompiler.passes import catalogue
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -144,3 +146,10 @@ for module in {modules}:
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (PACKAGE / "compiler/stages").glob("[a-z]*.py")))
+def test_a_file_of_the_stages_has_the_stage_of_its_name(name: str) -> None:
+    found = getattr(importlib.import_module(f"qcompiler.compiler.stages.{name}"), name)
+    assert isinstance(found, Stage)
+    assert found.name == name
