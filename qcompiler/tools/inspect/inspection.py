@@ -150,7 +150,7 @@ def inspect(
             None if data is None else open_source(fitted(data, raw), inputs, samples=recipe.samples, batch=recipe.batch)
         )
     problems: list[str] = []
-    with progress.stage("clean up"):
+    with progress.stage("clean_up"):
         clean = _clean(loaded, target, problems)
         found, refused = candidates.find_candidates(clean.graph, target, recipe.keep)
     watched = Watched()

@@ -191,7 +191,7 @@ def sensitivity(
         loaded = model if isinstance(model, models.Model) else models.load(model)
         inputs = inputs_of(loaded.graph)
         source = open_source(fitted(data, loaded.graph), inputs, samples=recipe.samples, batch=recipe.batch)
-    with progress.stage("clean up"):
+    with progress.stage("clean_up"):
         normal = models.copy(loaded)
         clean_up(target)(normal.graph)
         shapes.infer(normal)
