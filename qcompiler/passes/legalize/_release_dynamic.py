@@ -26,6 +26,8 @@ _PRODUCTS = {"MatMulInteger": "MatMul", "ConvInteger": "Conv"}
 
 def integer_products(graph: gs.Graph) -> Iterator[Note]:
     """MatMulInteger and ConvInteger as `quantize_dynamic` of ONNX Runtime writes them."""
+    if not any(graphs.is_op(node, *_PRODUCTS) for node in graph.nodes):
+        return
     names = Names(graph)
     for node in list(graph.nodes):
         if not graphs.is_op(node, *_PRODUCTS):
@@ -55,6 +57,8 @@ def integer_products(graph: gs.Graph) -> Iterator[Note]:
 
 def float_inputs(graph: gs.Graph) -> Iterator[Note]:
     """DynamicQuantizeMatMul, and MatMulIntegerToFloat behind DynamicQuantizeLinear, of ONNX Runtime's own domain."""
+    if not any(node.domain == MICROSOFT for node in graph.nodes):
+        return
     names = Names(graph)
     for node in list(graph.nodes):
         if node.domain != MICROSOFT or node.op not in ("DynamicQuantizeMatMul", "MatMulIntegerToFloat"):

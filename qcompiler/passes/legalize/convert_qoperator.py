@@ -87,6 +87,8 @@ class ConvertQoperator(Pass):
 
 def quantized_operators(graph: gs.Graph, target: Target) -> Iterator[Note]:
     """The rewrite of one graph; nodes that are added stand at its end."""
+    if not any(node.op in FORMS or node.op == "MatMulNBits" for node in graph.nodes):
+        return
     names = Names(graph)
     for node in list(graph.nodes):
         if node.domain not in (None, "", "ai.onnx", MICROSOFT):

@@ -17,6 +17,7 @@ import onnx_graphsurgeon as gs
 
 from qcompiler.ir import edit
 from qcompiler.ir import graph as graphs
+from qcompiler.ir.qdq import pairs
 from qcompiler.passes.base import Fact, Note, Pass
 from qcompiler.passes.legalize import _refuse_quantized as refuse_quantized
 from qcompiler.passes.legalize import _repair_operators as repair_operators
@@ -46,6 +47,14 @@ REPAIRS: tuple[Repair, ...] = (
 )
 
 
+def repaired(graph: gs.Graph, target: Target) -> Iterator[Note]:
+    """All repairs of one graph. They are about Q and DQ: a graph without any is left at once, however long it is."""
+    if next(pairs(graph), None) is None:
+        return
+    for repair in REPAIRS:
+        yield from repair(graph, target)
+
+
 @dataclass(frozen=True)
 class Legalize(Pass):
     """Mend or refuse quantized parts that the target cannot compute."""
@@ -64,8 +73,7 @@ class Legalize(Pass):
         """
         for one in list(graphs.graphs(graph)):
             if self.target.engine != "onnxruntime":
-                for repair in REPAIRS:
-                    yield from repair(one, self.target)
+                yield from repaired(one, self.target)
                 edit.sort(one)
             rules = refuse_quantized.ANY if self.target.engine == "onnxruntime" else refuse_quantized.RULES
             for rule in rules:

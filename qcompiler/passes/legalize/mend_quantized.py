@@ -15,7 +15,7 @@ import onnx_graphsurgeon as gs
 from qcompiler.ir import edit
 from qcompiler.ir import graph as graphs
 from qcompiler.passes.base import Fact, Note, Pass
-from qcompiler.passes.legalize.legalize import REPAIRS
+from qcompiler.passes.legalize.legalize import repaired
 from qcompiler.target import Target
 
 
@@ -33,6 +33,5 @@ class MendQuantized(Pass):
         if self.target.engine == "onnxruntime":
             return
         for one in list(graphs.graphs(graph)):
-            for repair in REPAIRS:
-                yield from repair(one, self.target)
+            yield from repaired(one, self.target)
             edit.sort(one)

@@ -45,7 +45,7 @@ from qcompiler.passes.base import Changed, Fact, Note, Pass, Released
 from qcompiler.passes.legalize import _release_dynamic as release_dynamic
 from qcompiler.passes.legalize._refuse_quantized import wrong_axis
 from qcompiler.passes.legalize._release_dynamic import become_identity
-from qcompiler.passes.legalize.legalize import REPAIRS
+from qcompiler.passes.legalize.legalize import repaired
 from qcompiler.target import Target
 
 if TYPE_CHECKING:
@@ -90,8 +90,7 @@ class ReleaseQuantizers(Pass):
         """The rules over one graph, in order; `released` grows with the notes that they yield."""
         for rule in (release_dynamic.integer_products, release_dynamic.float_inputs, release_dynamic.dynamic_pairs):
             yield from rule(graph)
-        for repair in REPAIRS:  # of the weights that were behind them
-            yield from repair(graph, self.target)
+        yield from repaired(graph, self.target)  # of the weights that were behind them
         yield from _activations(graph)
         yield from _lonely(graph, released)
         yield from _meeting_blocks(graph)
@@ -102,6 +101,8 @@ class ReleaseQuantizers(Pass):
 
 
 def _activations(graph: gs.Graph) -> Iterator[Note]:
+    if next(pairs(graph), None) is None:
+        return
     names = Names(graph)
     types = element_types.infer(graph)
     seen: set[int] = set()
@@ -238,6 +239,8 @@ def _meeting_blocks(graph: gs.Graph) -> Iterator[Note]:
 
 
 def _weights(graph: gs.Graph) -> Iterator[Note]:
+    if next(pairs(graph), None) is None:
+        return
     names = Names(graph)
     for node in pairs(graph):
         why = _why_not_weight(node) if is_dq(node) and graphs.constant_value(node.inputs[0]) is not None else ""
