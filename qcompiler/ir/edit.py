@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import onnx
@@ -168,15 +168,13 @@ def sort(graph: gs.Graph) -> None:
 
 def _sort_one(graph: gs.Graph) -> None:
     made_by = {t.name: i for i, node in enumerate(graph.nodes) for t in node.outputs if t.name}
-    waits: list[set[int]] = []
+    if all(made_by.get(name, -1) < i for i, node in enumerate(graph.nodes) for name in _read_by(node)):
+        return  # as nearly always: nothing is set up for it
+    waits = [{made_by[name] for name in _read_by(node) if name in made_by} for node in graph.nodes]
     readers: list[list[int]] = [[] for _ in graph.nodes]
-    for i, node in enumerate(graph.nodes):
-        names = {t.name for t in node.inputs}.union(*(free(inner) for inner in subgraphs(node)))
-        waits.append({made_by[name] for name in names if name in made_by})
-        for j in waits[i]:
+    for i, wait in enumerate(waits):
+        for j in wait:
             readers[j].append(i)
-    if all(max(wait, default=-1) < i for i, wait in enumerate(waits)):
-        return
     missing = [len(wait) for wait in waits]
     ready = [i for i, count in enumerate(missing) if count == 0]
     order: list[int] = []
@@ -194,6 +192,13 @@ def _sort_one(graph: gs.Graph) -> None:
             "Export the model again; a loop belongs into a Loop or Scan node."
         )
     graph.nodes[:] = [graph.nodes[i] for i in order]
+
+
+def _read_by(node: gs.Node) -> Iterator[str]:
+    """Names that a node reads, also those that its nested graphs read from around it; some more than once."""
+    yield from (tensor.name for tensor in node.inputs)
+    for inner in subgraphs(node):
+        yield from free(inner)
 
 
 # --- Opsets -----------------------------------------------------------------------------------------------------------
