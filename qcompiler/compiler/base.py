@@ -1,9 +1,9 @@
 """The contract of a step: `Stage`, `Done`, and the `Compilation` that runs them.
 
     @stage(version=1)
-    def observe(run: Compilation, subject: Subject, wanted: Points) -> Done[Subject]: ...
+    def observe(run: Compilation, subject: Subject, watch: Watch, options: ObserveOptions) -> Done[Subject]: ...
 
-    subject = run(observe, subject, wanted)
+    subject = run(observe, subject, asked.watch, asked.observe)
 
 A stage is a function of declared inputs. What it is not given cannot change what it does, so the content of its
 arguments is its key: with a cache, the same question is answered from there. It hands back a value that nobody changes
@@ -139,8 +139,7 @@ class Compilation:
         elif self._cache is not None and key is not None:
             self._cache.put(one.name, key, done)
         self._recorded[one.name] = done.record
-        if done.passes:
-            self.passes[one.name] = done.passes
+        self.passes[one.name] = done.passes
         value: T = done.value
         return value
 
