@@ -18,7 +18,6 @@ class Points:
         rows: recorded rows, with the axis of the channels.
         hessians: sums of x·xᵀ, with the last dimension.
         ranges: smallest and largest value.
-        residuals: what residual Adds read and write, for the ranges there; these tensors get a histogram too.
     """
 
     histograms: tuple[str, ...] = ()
@@ -26,7 +25,6 @@ class Points:
     rows: Pairs = ()
     hessians: Pairs = ()
     ranges: tuple[str, ...] = ()
-    residuals: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -37,7 +35,6 @@ class Points:
         rows: Mapping[str, int] | None = None,
         hessians: Mapping[str, int] | None = None,
         ranges: Iterable[str] = (),
-        residuals: Iterable[str] = (),
     ) -> Points:
         """The same from any names and mappings."""
         return cls(
@@ -46,14 +43,13 @@ class Points:
             tuple((rows or {}).items()),
             tuple((hessians or {}).items()),
             tuple(dict.fromkeys(ranges)),
-            tuple(dict.fromkeys(residuals)),
         )
 
     @property
     def counted(self) -> tuple[str, ...]:
         """Tensors that need a histogram, also for another statistic; those asked for as such come first."""
         spiking = (name for name, _ in self.outliers)
-        return tuple(dict.fromkeys((*self.histograms, *spiking, *self.ranges, *self.residuals)))
+        return tuple(dict.fromkeys((*self.histograms, *spiking, *self.ranges)))
 
     @property
     def tensors(self) -> tuple[str, ...]:
@@ -72,7 +68,6 @@ class Points:
             _joined(self.rows, other.rows),
             _joined(self.hessians, other.hessians),
             tuple(dict.fromkeys((*self.ranges, *other.ranges))),
-            tuple(dict.fromkeys((*self.residuals, *other.residuals))),
         )
 
 

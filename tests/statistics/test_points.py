@@ -8,20 +8,18 @@ from qcompiler.statistics.points import Points
 
 
 def test_other_statistics_need_histograms_and_tensors() -> None:
-    points = Points.of(
-        histograms=["b", "a", "b"], outliers={"c": 1}, rows={"d": -1}, hessians={"e": 8}, ranges=["a"], residuals=["f"]
-    )
+    points = Points.of(histograms=["b", "a", "b"], outliers={"c": 1}, rows={"d": -1}, hessians={"e": 8}, ranges=["a"])
     assert points.histograms == ("b", "a")
-    assert points.counted == ("b", "a", "c", "f")
-    assert points.tensors == ("b", "a", "c", "f", "d", "e")
+    assert points.counted == ("b", "a", "c")
+    assert points.tensors == ("b", "a", "c", "d", "e")
     assert Points().tensors == ()
 
 
 def test_two_are_joined_in_the_order_of_the_first() -> None:
     one = Points.of(histograms=["a", "b"], outliers={"a": 1}, ranges=["r"])
-    other = Points.of(histograms=["c", "a"], outliers={"c": -1, "a": 1}, hessians={"h": 4}, residuals=["s"])
+    other = Points.of(histograms=["c", "a"], outliers={"c": -1, "a": 1}, hessians={"h": 4})
     assert one | other == Points.of(
-        histograms=["a", "b", "c"], outliers={"a": 1, "c": -1}, hessians={"h": 4}, ranges=["r"], residuals=["s"]
+        histograms=["a", "b", "c"], outliers={"a": 1, "c": -1}, hessians={"h": 4}, ranges=["r"]
     )
     assert one | one == one
     assert hash(one | Points()) == hash(one)
