@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from qcompiler.data.deal import Parts
 from qcompiler.data.source import Source
 from qcompiler.ir.model import Model
 from qcompiler.ir.signature import Inputs, inputs_of
@@ -30,7 +31,8 @@ class Subject:
     Attributes:
         reference: what results are compared with: the model as it was loaded, with its prefix where one is baked in.
         model: what the stages have made of it so far.
-        samples: the calibration data as `model` reads it; None without data.
+        samples: the data as `model` reads it; None without data.
+        parts: the same, dealt: to calibrate, to choose, to judge.
         judge: what results are judged by.
         scope: where layers are looked for that may be quantized.
         layers: those that were found in `model`, and why the others may not be.
@@ -47,6 +49,7 @@ class Subject:
     samples: Source | None
     judge: Judge
     scope: Scope
+    parts: Parts | None = None
     layers: Candidates = NOTHING
     released: Mapping[str, str] = field(default_factory=dict)
     seen: Observations = field(default_factory=Observations)

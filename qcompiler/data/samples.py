@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,24 @@ def fingerprint(feeds: Mapping[str, Array]) -> bytes:
     return digest.digest()
 
 
+def loudness(feeds: Mapping[str, Array]) -> float:
+    """How far a sample reaches: the mean over its float inputs of log2 of their largest |x|; 0 where it has none."""
+    peaks = [
+        float(np.max(np.abs(np.asarray(array, np.float32)), initial=0.0))
+        for array in feeds.values()
+        if isinstance(array, np.ndarray) and array.dtype.name.startswith(("float", "bfloat"))
+    ]
+    return sum(math.log2(peak) for peak in peaks if peak > 0) / len(peaks) if peaks else 0.0
+
+
+def mixed(loud: Sequence[Feeds], quiet: Sequence[Feeds], most: int) -> list[Feeds]:
+    """`most` feeds out of two lists, each once: one of `loud`, three of `quiet`, and so on while there are any."""
+    turns: list[Feeds] = []
+    for at in range(max(len(loud), len(quiet))):
+        turns += [*loud[at : at + 1], *quiet[3 * at : 3 * at + 3]]
+    return list({fingerprint(feeds): feeds for feeds in turns}.values())[:most]
+
+
 class Keep:
     """The `k` feeds with the smallest fingerprints: a sample of the data that its order cannot change.
 
@@ -42,22 +61,22 @@ class Keep:
         feeds: what is kept, ordered by fingerprint.
     """
 
-    def __init__(self, k: int) -> None:
-        """`k` is how many to keep, at least 0."""
-        self.k = k
+    def __init__(self, k: int, *, key: Callable[[Mapping[str, Array]], float] | None = None) -> None:
+        """`k` is how many to keep, at least 0; with a key, those with the largest are kept, ordered by it."""
+        self.k, self._key = k, key
         self.feeds: list[Feeds] = []
-        self._prints: list[bytes] = []
+        self._prints: list[tuple[float, bytes]] = []
 
     def offer(self, feeds: Mapping[str, Array]) -> None:
         """Takes `feeds` in if they belong to the sample so far."""
-        self._insert(fingerprint(feeds), feeds)
+        self._insert((0.0 if self._key is None else -self._key(feeds), fingerprint(feeds)), feeds)
 
     def merge(self, other: Keep) -> None:
         """Takes in what another worker has kept."""
         for key, feeds in zip(other._prints, other.feeds, strict=True):
             self._insert(key, feeds)
 
-    def _insert(self, key: bytes, feeds: Mapping[str, Array]) -> None:
+    def _insert(self, key: tuple[float, bytes], feeds: Mapping[str, Array]) -> None:
         at = bisect_left(self._prints, key)
         if at >= self.k or (at < len(self._prints) and self._prints[at] == key):
             return

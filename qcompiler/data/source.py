@@ -54,8 +54,9 @@ class Source:
         batch: int | None = None,
         random: bool = False,
         details: Mapping[str, Any] | None = None,
+        only: frozenset[bytes] | None = None,
     ) -> None:
-        """`start` begins a new pass; `samples` and `batch` as in `open_source`."""
+        """`start` begins a new pass; `samples` and `batch` as in `open_source`; `only` as of `part`."""
         self.name = name
         self.random = random
         self.details = dict(details or {})
@@ -63,6 +64,7 @@ class Source:
         self._inputs = dict(inputs)
         self._samples = samples
         self._batch = batch
+        self._only = only
         self._counted: int | None = None
         self._prints: tuple[bytes, ...] = ()
 
@@ -72,8 +74,29 @@ class Source:
         Raises:
             DataError: as of `__iter__`.
         """
-        self._prints = self._prints or tuple(fingerprint(feed) for feed in self)
-        return self.name, self.random, self.details, self._prints
+        return self.name, self.random, self.details, self._batch, self.prints()
+
+    def prints(self) -> tuple[bytes, ...]:
+        """The fingerprint of each sample, in order; the data is read once for them.
+
+        Raises:
+            DataError: as of `__iter__`.
+        """
+        self._prints = self._prints or tuple(fingerprint(feed) for feed in self._checked())
+        return self._prints
+
+    def part(self, prints: Iterable[bytes]) -> Source:
+        """The samples with these fingerprints, in their order."""
+        return Source(
+            self.name,
+            self._start,
+            self._inputs,
+            samples=self._samples,
+            batch=self._batch,
+            random=self.random,
+            details=self.details,
+            only=frozenset(prints),
+        )
 
     def __iter__(self) -> Iterator[Feeds]:
         """Yields dicts from input name to array.
@@ -87,12 +110,22 @@ class Source:
         return batched(self._checked(), self._batch, self._inputs)
 
     def _checked(self) -> Iterator[Feeds]:
-        count = 0
+        count, missing = 0, set(self._only or ())
         for raw in self._raw():
-            yield check(raw, self._inputs, f"sample {count} of {self.name}")
+            feed = check(raw, self._inputs, f"sample {count} of {self.name}")
             count += 1
+            if self._only is None:
+                yield feed
+            elif (own := fingerprint(feed)) in self._only:
+                missing.discard(own)
+                yield feed
             if count == self._samples:
                 break
+        if missing:
+            raise DataError(
+                f"{self.name} gave other samples than when it was read first: {len(missing)} of them did not come "
+                "again. It is read several times: let it give the same samples each time, with a fixed random seed."
+            )
         if self._counted is not None and count != self._counted:
             raise DataError(
                 f"{self.name} gave {self._counted} samples the first time and {count} the next: it cannot be read "

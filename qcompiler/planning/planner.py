@@ -69,7 +69,7 @@ def make_plan(
         options.formats, options.calibrator, target, large.by_activation, observed.histograms
     )
     grids = _grids(options, target, observed.histograms)
-    few = observed.kept[: safety_net.enough(shapes, offers, 1, FEW)]
+    few = observed.choosing[: safety_net.enough(shapes, offers, 1, FEW)]
     given = given_scales(layers.found, per_channel=options.per_channel)
     simulation = _simulation(model, large, offers, grids, given, observed, few, options)
     costs = _costs(model.graph, layers, large, grids, observed, options, target)
@@ -167,7 +167,7 @@ def _safety_net(
         range_groups=table.range_groups,
         high=not options.everything,
     )
-    feeds = observed.kept[: safety_net.enough(shapes, groups, 2, table.samples)]
+    feeds = observed.choosing[: safety_net.enough(shapes, groups, 2, table.samples)]
     offers = {name: uses for name, uses in simulation.offers.items() if name not in spared.tensors}
     return safety_net.cast(simulation, feeds, offers, prices, limits, advance)
 
@@ -221,7 +221,7 @@ def _completed(
     table = options.safety
     calibrator = outputs.RANGES if options.calibrator == AUTO else options.calibrator
     if target.quantize_outputs:
-        few = observed.kept[: table.samples]
+        few = observed.choosing[: table.samples]
         extended = outputs.add(
             plan,
             model,
@@ -239,7 +239,7 @@ def _completed(
         layers.by_activation,
         observed.histograms,
         observed.kept,
-        table.samples,
+        observed.choosing[: table.samples],
         calibrator=calibrator,
         target_db=table.target_sqnr_db,
         per_channel=options.per_channel,

@@ -3,7 +3,8 @@
 Only the asked tensors become outputs, so that ONNX Runtime fuses everything between them as it does in a plain run.
 Statistics are histograms that add up exactly, so order, batching and the number of workers do not change them; and the
 few samples that are kept for later checks are those with the smallest content hash, which does not depend on order
-either.
+either. They are gathered of the part of the data that calibrates; of the parts that choose and judge, only which
+samples there are.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from qcompiler.data.batches import samples_of
-from qcompiler.data.samples import Fingerprint, Keep, ShapeRange
+from qcompiler.data.samples import Fingerprint, Keep, ShapeRange, loudness, mixed
 from qcompiler.data.source import Source
 from qcompiler.ir import model as models
 from qcompiler.ir.signature import Feeds, Inputs
@@ -44,8 +46,10 @@ class Observations:
     Attributes:
         histograms: of |x|, by tensor name, over all elements of all samples.
         outliers: channels and tokens that stand out, by tensor name.
-        kept: the feeds with the smallest fingerprints, in the order of these; a sample each, also out of
-            batches.
+        kept: of the samples that calibrate, those with the smallest fingerprints, in the order of these; a sample
+            each, also out of batches.
+        held: samples that nothing is fitted to, for choices by a loss: every fourth one of the loudest, the others
+            those with the smallest fingerprints; empty where the data has no such part.
         shapes: smallest, usual and largest shape of each input, for the optimization profile.
         feeds: how many feeds were run.
         fingerprint: hash of all feeds that does not depend on their order.
@@ -56,6 +60,7 @@ class Observations:
 
     histograms: Mapping[str, Histogram] = field(default_factory=dict)
     kept: tuple[Feeds, ...] = ()
+    held: tuple[Feeds, ...] = ()
     shapes: ShapeRange = field(default_factory=ShapeRange)
     feeds: int = 0
     fingerprint: Fingerprint = field(default_factory=Fingerprint)
@@ -63,6 +68,16 @@ class Observations:
     rows: Mapping[str, Rows] = field(default_factory=dict)
     hessians: Mapping[str, Hessian] = field(default_factory=dict)
     ranges: Mapping[str, Range] = field(default_factory=dict)
+
+    @property
+    def choosing(self) -> tuple[Feeds, ...]:
+        """What choices are made by: the samples that are held, or the kept ones where there are none."""
+        return self.held or self.kept
+
+    @property
+    def in_sample(self) -> bool:
+        """Whether what is chosen was fitted to the samples that it is chosen by."""
+        return not self.held
 
     def with_(
         self, histograms: Mapping[str, Histogram] | None = None, outliers: Mapping[str, Outliers] | None = None
@@ -81,6 +96,8 @@ def observe(
     source: Source,
     *,
     inputs: Inputs,
+    choose: Source | None = None,
+    judge: Source | None = None,
     keep: int = 16,
     expected: int = 1,
     workers: int = 1,
@@ -94,6 +111,8 @@ def observe(
         points: which statistic of which tensor; graph inputs are allowed.
         source: the data; it is read once.
         inputs: the model's inputs, to know whether a feed is a batch.
+        choose: samples of the same data to choose by; they are counted and kept, not measured.
+        judge: samples of the same data to judge by; they are counted, not measured.
         keep: how many samples to keep for later checks.
         expected: how many feeds there will be, which says how many rows of each may be recorded.
         workers: sessions that share the data; each gets its part of the processors. More than one pays where single
@@ -128,9 +147,15 @@ def observe(
     for worker in crew[1:]:
         seen.merge(worker.statistics)
     histograms = seen.histograms.found
+    loud, quiet = Keep(keep, key=loudness), Keep(keep)
+    for part, watchers in ((choose, (partial(_offer_all, (loud, quiet), inputs=inputs),)), (judge, ())):
+        for _, feed in () if part is None else _Shared(part, (shapes.watch, fingerprint.add), counter):
+            for watch in watchers:
+                watch(feed)
     return Observations(
         histograms,
         tuple(kept.feeds),
+        tuple(mixed(loud.feeds, quiet.feeds, keep)),
         shapes,
         counter.done,
         fingerprint,
@@ -175,6 +200,11 @@ def _offer(kept: Keep, feed: Feeds, inputs: Inputs) -> None:
     """Offers every sample of a feed by itself, so that batching does not change which samples are kept."""
     for one in samples_of(feed, inputs):
         kept.offer(one)
+
+
+def _offer_all(kept: Sequence[Keep], feed: Feeds, inputs: Inputs) -> None:
+    for one in kept:
+        _offer(one, feed, inputs)
 
 
 class _Counter:

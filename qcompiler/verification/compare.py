@@ -84,6 +84,7 @@ class Verification:
         score: the metric on both; None without one.
         data: what the samples came from.
         random: the data is random noise: the figures say nothing about accuracy.
+        in_sample: the model was fitted to these samples: others may come out worse.
         seconds: wall time.
     """
 
@@ -93,6 +94,7 @@ class Verification:
     score: Score | None = None
     data: str = ""
     random: bool = False
+    in_sample: bool = False
     seconds: float = 0.0
 
     @property
@@ -123,6 +125,7 @@ class Verification:
             "samples": self.samples,
             "data": self.data,
             "random": self.random,
+            "in_sample": self.in_sample,
             "worst_output": worst and worst.name,
             "worst_sqnr_db": self.worst_sqnr_db,
             "first_drift": first and first.node,

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from qcompiler.data.samples import Fingerprint, Keep, ShapeRange, fingerprint
+from qcompiler.data.samples import Fingerprint, Keep, ShapeRange, fingerprint, loudness, mixed
 from qcompiler.data.source import open_source
 from qcompiler.ir.signature import Feeds, Inputs, InputShapes
 from tests.data.samples import F32, refused, same
@@ -133,3 +133,18 @@ def test_no_samples_are_kept_where_none_are_wanted() -> None:
 
 def test_no_data_has_no_shapes() -> None:
     assert ShapeRange().profiles({"x": (F32, ("batch",))}) == {}
+
+
+def test_the_loudest_samples_come_first_and_every_fourth() -> None:
+    samples: list[Feeds] = [{"x": np.full((1, 4), 2.0**i, np.float32), "n": np.array([i])} for i in range(12)]
+    assert [loudness(one) for one in samples] == list(range(12))
+    assert loudness({"n": np.array([3])}) == 0
+    loud, quiet = Keep(8, key=loudness), Keep(8)
+    for one in random.Random(0).sample(samples, 12):
+        loud.offer(one)
+        quiet.offer(one)
+    assert [int(one["n"][0]) for one in loud.feeds] == list(range(11, 3, -1))
+    found = mixed(loud.feeds, quiet.feeds, 8)
+    assert len({fingerprint(one) for one in found}) == 8
+    assert int(found[0]["n"][0]) == 11
+    assert [fingerprint(one) for one in found[1:4]] == [fingerprint(one) for one in quiet.feeds[:3]]

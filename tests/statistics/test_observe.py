@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
+from qcompiler.data.samples import fingerprint
 from qcompiler.data.source import open_source
 from qcompiler.errors import DataError, ModelError
 from qcompiler.ir import model as models
@@ -143,3 +144,22 @@ def test_more_statistics_make_another_value(loaded: models.Model) -> None:
     assert other.histograms["z"] is new
     assert other.outliers == {"x": again}
     assert (other.kept, other.feeds, other.fingerprint) == (first.kept, first.feeds, first.fingerprint)
+
+
+def test_only_the_part_that_calibrates_is_measured(loaded: models.Model) -> None:
+    source = open_source(feeds(), INPUTS)
+    order = source.prints()
+    fit, choose, judge = source.part(order[:4]), source.part(order[4:6]), source.part(order[6:])
+    points = Points.of(histograms=["b"])
+    found = observe(loaded, points, fit, choose=choose, judge=judge, inputs=INPUTS)
+    alone = observe(loaded, points, fit, inputs=INPUTS)
+    assert found.histograms["b"] == alone.histograms["b"]
+    assert (found.feeds, alone.feeds) == (len(order), 4)
+    assert {fingerprint(one) for one in found.held} == {fingerprint(one) for one in choose}
+    assert found.choosing == found.held
+    assert not found.in_sample
+    assert alone.in_sample
+    assert alone.choosing == alone.kept
+    everything = observe(loaded, points, source, inputs=INPUTS)
+    assert str(found.fingerprint) == str(everything.fingerprint)
+    assert found.shapes.profiles(INPUTS) == everything.shapes.profiles(INPUTS)

@@ -10,6 +10,7 @@ from typing import Any
 from qcompiler.compiler.artefacts import Paths, refuse_overwriting
 from qcompiler.compiler.base import Compilation, Done, stage
 from qcompiler.compiler.subject import Subject
+from qcompiler.data.deal import deal
 from qcompiler.data.source import Data, open_source
 from qcompiler.data.text import fitted
 from qcompiler.ir import model as models
@@ -57,6 +58,7 @@ def load(run: Compilation, source: str | Path | models.Model, data: Data | None,
         data = fitted(data, model.graph)
         samples = None if data is None else open_source(data, inputs, samples=options.samples, batch=options.batch)
         judge = judge_of(options.held_out, data, model)
+        parts = None if samples is None else deal(samples, judged_apart=judge.data is not None)
     file = File.of(model.source) if model.source else None
     record = {"source": file, "export": options.export, "random_data": samples is not None and samples.random}
-    return Done(Subject(model, model, samples, judge, options.scope), record)
+    return Done(Subject(model, model, samples, judge, options.scope, parts), record)

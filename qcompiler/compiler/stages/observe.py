@@ -42,14 +42,16 @@ def observe(run: Compilation, subject: Subject, watch: Watch, options: ObserveOp
         DataError: a feed does not fit the model, or is not finite.
         ModelError: a tensor is not finite; the message names the first one in graph order.
     """
-    if subject.samples is None:
+    if subject.samples is None or subject.parts is None:
         return Done(subject, {"data": None, "outliers": [], "residuals": []})
     with run.working(options.samples) as advance:
         seen = measure(
             subject.model,
             watch.points(subject.model, subject.layers.found),
-            subject.samples,
+            subject.parts.calibrate,
             inputs=subject.inputs,
+            choose=subject.parts.choose,
+            judge=subject.parts.judge,
             keep=KEPT_FEEDS,
             workers=options.workers,
             advance=advance,
@@ -63,6 +65,7 @@ def observe(run: Compilation, subject: Subject, watch: Watch, options: ObserveOp
             "name": subject.samples.name,
             "feeds": seen.feeds,
             "fingerprint": str(seen.fingerprint),
+            "parts": subject.parts.to_json(),
             **subject.samples.details,
         },
         "outliers": standing_out,

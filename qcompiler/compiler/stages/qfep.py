@@ -25,16 +25,19 @@ def qfep(run: Compilation, subject: Subject, options: find.QfepOptions | None) -
         UsageError: it is to be left to the caller, and the model has no cache to give it by.
         EquivalenceError: the model with the prefix does not compute what it computes for [prefix + text].
     """
-    if options is None or subject.samples is None:
+    if options is None or subject.samples is None or subject.parts is None:
         return Done(subject, {"qfep": None})
     with run.working(1.0) as advance:
         behind = find.put_in_front(
-            subject.reference, subject.model, subject.samples, subject.layers.found, options, advance
+            subject.reference, subject.model, subject.parts.calibrate, subject.layers.found, options, advance
         )
     return_freed_memory()
     for text in behind.warnings:
         run.warn(text)
-    after = subject.with_(reference=behind.reference, samples=behind.samples, prefix=behind.done)
+    after = subject.with_(reference=behind.reference, prefix=behind.done)
+    if behind.front is not None:
+        through = behind.front.through
+        after = after.with_(samples=through(subject.samples), parts=subject.parts.through(through))
     if behind.model is not subject.model:
         after = after.editing(behind.model)
     return Done(after, {"qfep": find.record_of(behind.done)}, checked(behind.reports, behind.errors))

@@ -46,7 +46,7 @@ class Proof:
 def verify(
     run: Compilation, subject: Subject, lowered: Lowered, options: VerifyOptions, before: Proof | None = None
 ) -> Done[Proof]:
-    """Float against lowered, on the data of the judge, or on samples that calibration has kept.
+    """Float against lowered, on data that nothing was chosen by; with too little of it, in sample.
 
     Args:
         subject: with the reference, the samples and the judge.
@@ -63,6 +63,9 @@ def verify(
     judge, front = subject.judge, subject.prefix and subject.prefix.front
     held = None if judge.data is None else open_source(judge.data, subject.inputs, samples=options.samples)
     held = front.through(held) if front and held is not None else held
+    own = held is None and subject.parts is not None
+    if own and subject.parts is not None:
+        held = subject.parts.judge
     known = before and before.verification and before.verification.score
     with run.working(options.samples + runs_of(judge.metric)) as advance:
         found = compare(
@@ -80,8 +83,9 @@ def verify(
     if any(output.float_not_finite for output in found.outputs):
         refuse_not_finite(subject.reference, held or subject.samples)
     if held is None:
-        name = f"{subject.samples.name} (calibration data)"
-        found = dataclasses.replace(found, data=name, random=subject.samples.random)
+        found = dataclasses.replace(found, data=subject.samples.name, random=subject.samples.random, in_sample=True)
+    elif own:
+        found = dataclasses.replace(found, data=f"{held.name}, samples held out")
     return Done(Proof(found, without), {"verification": found.to_json(), **_of_prefix(subject, found, without)})
 
 

@@ -122,7 +122,7 @@ class Behind:
     Attributes:
         reference: what results are compared with: the model as it was loaded, or the one with the prefix inside.
         model: the normalised one to go on with.
-        samples: the calibration data for it; None where there is none.
+        front: how its samples are read; None as they are.
         done: what was done; None where nothing was asked for.
         reports: of the passes that ran.
         errors: largest relative error that the proof of each saw, by its text form.
@@ -131,7 +131,7 @@ class Behind:
 
     reference: models.Model
     model: models.Model
-    samples: Source | None
+    front: Front | None = None
     done: Prefixed | None = None
     reports: tuple[Report, ...] = ()
     errors: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -168,21 +168,19 @@ def put_in_front(
         if rule == "given":
             raise
         nothing = Prefixed(None, search.Found((), str(error), None, {}), rule)
-        return Behind(model, normal, samples, nothing, warnings=(str(error),))
+        return Behind(model, normal, None, nothing, warnings=(str(error),))
     if done.prefix is None:
-        return Behind(model, normal, samples, done)
+        return Behind(model, normal, None, done)
     face = interface(normal.graph)
     front = Front(face, done.found.bos if done.found.drops_first else None)
     texts = list(itertools.islice(samples, PROOFS))
     if not options.table.bake:
         moved = proof.prove(normal, normal, done.prefix, texts, baked=False)
         caller = dataclasses.replace(front, prefix=done.prefix)
-        return Behind(model, normal, caller.through(samples), dataclasses.replace(done, error=moved))
+        return Behind(model, normal, caller, dataclasses.replace(done, error=moved))
     baked, report, moved = _baked(normal, done.prefix, texts)
     done = dataclasses.replace(done, baked=True, error=moved, plain=model, front=front)
-    return Behind(
-        models.copy(baked), baked, front.through(samples), done, (report,), {report.name: moved}, _warnings(done.found)
-    )
+    return Behind(models.copy(baked), baked, front, done, (report,), {report.name: moved}, _warnings(done.found))
 
 
 def _warnings(found: search.Found) -> tuple[str, ...]:

@@ -51,8 +51,8 @@ class Setting:
         target: what its engine gains from.
         groups: candidates by the activation they share.
         histograms: of the plan's tensors and of `tensors_for_shortcuts`.
-        feeds: samples for the means of bias correction; the first `few` of them measure losses.
-        few: how many.
+        feeds: samples for the means of bias correction.
+        choosing: samples that losses are measured on.
         calibrator: text form of the one that chooses ranges of shortcuts.
         target_db: SQNR of the model's outputs that is good enough.
         per_channel: weight scales per output channel.
@@ -65,7 +65,7 @@ class Setting:
     groups: Mapping[str, Sequence[Candidate]]
     histograms: Mapping[str, Histogram]
     feeds: Sequence[Feeds]
-    few: int
+    choosing: Sequence[Feeds]
     calibrator: str
     target_db: float
     per_channel: bool
@@ -300,7 +300,7 @@ class _PairsTrial:
     """SQNR in dB of the outputs of a plan's graph over a few samples; every output counts the same."""
 
     def __init__(self, setting: Setting) -> None:
-        self._model, self._feeds, self._scales = setting.model, setting.feeds[: setting.few], setting.scales
+        self._model, self._feeds, self._scales = setting.model, setting.choosing, setting.scales
         session = OpenModel(self._model)
         self._expected = [_floats(session.run(feed)) for feed in self._feeds]
 

@@ -1,0 +1,82 @@
+"""The data is dealt by content: exact shares, each sample in one part, whatever the order."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from qcompiler.data.deal import Parts, deal
+from qcompiler.data.samples import fingerprint
+from qcompiler.data.source import Source, open_source
+from qcompiler.errors import DataError
+from qcompiler.ir.signature import Feeds
+from tests.data.samples import INPUTS, feeds
+
+
+def prints(source: Source | None) -> set[bytes]:
+    return set() if source is None else {fingerprint(feed) for feed in source}
+
+
+def parts_of(samples: list[Feeds], *, judged_apart: bool = False) -> Parts:
+    return deal(open_source(samples, INPUTS), judged_apart=judged_apart)
+
+
+@pytest.mark.parametrize(
+    ("count", "apart", "expected"),
+    [
+        (1, False, (1, 0, 0)), (3, False, (3, 0, 0)), (4, False, (3, 0, 1)), (8, False, (6, 0, 2)),
+        (15, False, (12, 0, 3)), (16, False, (10, 3, 3)), (64, False, (38, 13, 13)), (100, False, (60, 20, 20)),
+        (3, True, (3, 0, 0)), (4, True, (3, 1, 0)), (100, True, (75, 25, 0)),
+    ],
+)  # fmt: skip
+def test_shares(count: int, apart: bool, expected: tuple[int, int, int]) -> None:
+    found = parts_of(feeds(count), judged_apart=apart)
+    assert found.samples == expected
+    assert tuple(len(prints(one)) for one in (found.calibrate, found.choose, found.judge)) == expected
+    assert found.to_json() == dict(zip(("calibrate", "choose", "judge"), expected, strict=True))
+
+
+def test_every_sample_is_in_one_part_and_order_changes_none() -> None:
+    samples = feeds(40)
+    found = parts_of(samples)
+    shuffled = parts_of(random.Random(1).sample(samples, len(samples)))
+    each = [prints(one) for one in (found.calibrate, found.choose, found.judge)]
+    assert each == [prints(one) for one in (shuffled.calibrate, shuffled.choose, shuffled.judge)]
+    assert set.union(*each) == {fingerprint(feed) for feed in samples}
+    assert all(not one & other for one, other in itertools.combinations(each, 2))
+
+
+def test_equal_samples_stay_together() -> None:
+    found = parts_of([*feeds(20), *feeds(20)])
+    assert sum(found.samples) == 40
+    assert found.judge is not None
+    assert len(list(found.judge)) == found.samples[2] == 2 * len(prints(found.judge))
+
+
+def test_batches_are_made_within_a_part() -> None:
+    found = deal(open_source(feeds(20), INPUTS, batch=4))
+    assert [len(feed["x"]) for feed in found.calibrate] == [4, 4, 4]
+    assert found.samples == (12, 4, 4)
+
+
+def test_data_that_is_made_anew_each_time_is_refused() -> None:
+    rng = np.random.default_rng(0)
+
+    def made() -> Iterator[Feeds]:
+        for _ in range(20):
+            yield {"x": rng.standard_normal((1, 4), np.float32), "n": np.array([1])}
+
+    found = deal(open_source(made, INPUTS))
+    with pytest.raises(DataError, match="with a fixed random seed"):
+        list(found.calibrate)
+
+
+def test_parts_can_be_read_in_another_way() -> None:
+    found = parts_of(feeds(20)).through(lambda source: Source(f"{source.name} twice", lambda: source, INPUTS))
+    assert found.calibrate.name.endswith("twice")
+    assert [one.name for one in found.rest] == ["a list of samples twice"] * 2
+    assert found.samples == (12, 4, 4)
