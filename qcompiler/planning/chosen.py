@@ -35,6 +35,7 @@ class Planning:
         clip_weights: weight ranges may be narrower than the largest weight.
         attention: INT8 or FP8 for the products of attentions; None where they stay float.
         shapes: smallest, usual and largest shape by input; None for those of the data.
+        ignored: outputs that are not judged.
     """
 
     formats: tuple[DType, ...]
@@ -49,6 +50,7 @@ class Planning:
     clip_weights: bool
     attention: DType | None
     shapes: Mapping[str, Sequence[tuple[int, ...]]] | None
+    ignored: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

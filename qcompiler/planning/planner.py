@@ -13,6 +13,7 @@ from qcompiler.calibrators.auto import AUTO
 from qcompiler.ir import model as models
 from qcompiler.ir.macs import Shapes, node_macs, tensors_for_shapes
 from qcompiler.ir.signature import Feeds, inputs_of
+from qcompiler.judge.views import Views, find_views
 from qcompiler.plan import Candidate, Plan, Quantizer
 from qcompiler.planning.chosen import Chosen, Planning
 from qcompiler.planning.decisions import plan_of
@@ -64,6 +65,7 @@ def make_plan(
         options = replace(options, safety=outputs.relaxed(options.safety))
     shapes = concrete_shapes(model.graph, observed.kept[0], tensors_for_shapes(model.graph))
     macs = node_macs(model.graph, shapes)
+    views = find_views(model.graph, observed.choosing[0], options.ignored)
     large = layers.refusing(candidates.small(model.graph, layers.found, shapes, target))
     offers, spelled = offered_uses(
         options.formats, options.calibrator, target, large.by_activation, observed.histograms
@@ -71,7 +73,7 @@ def make_plan(
     grids = _grids(options, target, observed.histograms)
     few = observed.choosing[: safety_net.enough(shapes, offers, 1, FEW)]
     given = given_scales(layers.found, per_channel=options.per_channel)
-    simulation = _simulation(model, large, offers, grids, given, observed, few, options)
+    simulation = _simulation(model, large, offers, grids, given, observed, views, few, options)
     costs = _costs(model.graph, layers, large, grids, observed, options, target)
     prices = _priced(large.by_activation, offers, macs, costs)
     ratios = {name: one.ratio for name, one in observed.outliers.items()}
@@ -86,7 +88,7 @@ def make_plan(
     )
     corrections = _corrections(simulation, left, net)
     scales = given if simulation is None else simulation.scales
-    plan, corrections = _completed(plan, corrections, model, left, net, scales, observed, options, target)
+    plan, corrections = _completed(plan, corrections, model, left, net, scales, observed, views, options, target)
     return Chosen(plan, net, corrections, scales, spared, scores)
 
 
@@ -103,13 +105,14 @@ def _simulation(
     grids: Grids,
     scales: Mapping[str, NDArray[np.float32]],
     observed: Observations,
+    views: Views,
     few: Sequence[Feeds],
     options: Planning,
 ) -> Simulation | None:
     """What the layers may become, with the weight ranges that serve the outputs best; None where there are none."""
     if not layers.found:
         return None
-    simulation = Simulation.of(model, layers.by_activation, offers, observed.kept, grids, scales)
+    simulation = Simulation.of(model, layers.by_activation, offers, observed.kept, grids, scales, views)
     if options.clip_weights and grids.per_channel and DType.INT8 in formats_of(offers):
         return weight_ranges.narrowed(simulation, few)
     return simulation
@@ -214,6 +217,7 @@ def _completed(
     net: SafetyNet,
     scales: Mapping[str, NDArray[np.float32]],
     observed: Observations,
+    views: Views,
     options: Planning,
     target: Target,
 ) -> tuple[Plan, Corrections]:
@@ -230,6 +234,7 @@ def _completed(
             few,
             calibrator=calibrator,
             target_db=table.target_sqnr_db,
+            views=views,
             spared=net.restored,
         )
         return extended, corrections
@@ -240,6 +245,7 @@ def _completed(
         observed.histograms,
         observed.kept,
         observed.choosing[: table.samples],
+        views,
         calibrator=calibrator,
         target_db=table.target_sqnr_db,
         per_channel=options.per_channel,

@@ -22,6 +22,7 @@ from qcompiler.ir import linear
 from qcompiler.ir import model as models
 from qcompiler.ir.operators import PRODUCTS
 from qcompiler.ir.signature import Feeds
+from qcompiler.judge.views import Views
 from qcompiler.numerics.rounding import Format
 from qcompiler.numerics.sqnr import relative_error
 from qcompiler.outliers.smooth_quant.alpha import ALPHAS, WORTH_DB, Choice, Layers
@@ -84,6 +85,7 @@ def choose_scales(
     calibrator: str = "auto",
     per_channel: bool = True,
     feeds: Sequence[Feeds] = (),
+    views: Views | None = None,
     folds: Sequence[int] = (),
     looks: int = 0,
     hold: int | None = None,
@@ -100,6 +102,7 @@ def choose_scales(
         calibrator: how their range will be chosen; `auto` tries the least squared error and the whole range.
         per_channel: weight scales per output channel, else per tensor.
         feeds: samples on which the layers that matter most are judged by the outputs of the model.
+        views: what is judged; None for what the graph tells.
         folds: the part of the data that each of `feeds` belongs to.
         looks: how many times the outputs may be looked at.
         hold: the fold of the samples that trials must not have seen.
@@ -137,7 +140,7 @@ def choose_scales(
     if feeds and found:
         products = [name for name in found if groups[name][0].op in PRODUCTS]
         free = [name for name in products if len(_alphas(_names(groups[name]), wanted)) > 1]
-        probe = Probe(model, {name: _names(groups[name]) for name in free}, feeds, folds)
+        probe = Probe(model, {name: _names(groups[name]) for name in free}, feeds, folds, views)
         local = {name: (layers, choice) for name, (layers, choice, _) in found.items()}
         for name, choice in refine(probe, local, free, looks).items():
             layers, _, how = found[name]

@@ -15,6 +15,7 @@ from qcompiler.data.shorten import shorten
 from qcompiler.ir import macs
 from qcompiler.ir import model as models
 from qcompiler.ir.signature import Feeds
+from qcompiler.judge.views import find_views
 from qcompiler.numerics.rounding import format_of
 from qcompiler.numerics.sqnr import decibel
 from qcompiler.outliers.smooth_quant.groups import SmoothGroup, channel_axes, choose_scales, observed_again
@@ -59,6 +60,7 @@ class SmoothQuantOptions:
         dtype: what layers will compute in, INT8 or FP8.
         calibrator: how their ranges will be chosen; `auto` tries several.
         per_channel: weight scales per output channel, else per tensor.
+        ignored: outputs that are not judged.
     """
 
     table: SmoothQuantTable
@@ -66,6 +68,7 @@ class SmoothQuantOptions:
     dtype: DType
     calibrator: str
     per_channel: bool
+    ignored: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +149,9 @@ class _Kept:
         whole: all of them.
         short: of a large model, only the beginning of each.
         folds: the part of the data that each belongs to.
-        held: the fold whose samples trials are compared on; None where all are of one fold.
+        held: the fold whose samples trials are compared on; None where other samples are there for it, or all are of
+            one fold.
+        apart: the samples that trials are compared on, where nothing is fitted to them.
         work: multiply-accumulates of a short one.
     """
 
@@ -154,22 +159,31 @@ class _Kept:
     short: Sequence[Feeds]
     folds: Sequence[int]
     held: int | None
+    apart: Sequence[Feeds]
     work: int
 
     @staticmethod
-    def of(model: models.Model, kept: Sequence[Feeds]) -> _Kept:
+    def of(model: models.Model, observed: Observations) -> _Kept:
+        kept, apart = observed.kept, observed.held
         sizes = concrete_shapes(model.graph, kept[0], macs.tensors_for_shapes(model.graph))
         work = sum(macs.node_macs(model.graph, sizes).values())
         share = min(1.0, TRIAL_WORK / max(work, 1))
         short = shorten(model.graph, kept, share) if share < 1 else list(kept)
+        apart = tuple(shorten(model.graph, apart, share)) if share < 1 and apart else apart
         folds = [fold_of(feed) for feed in kept]
         common = Counter(folds).most_common()
-        return _Kept(kept, short, folds, common[0][0] if len(common) > 1 else None, int(work * share))
+        held = common[0][0] if len(common) > 1 and not apart else None
+        return _Kept(kept, short, folds, held, apart, int(work * share))
 
     def compared(self) -> list[Feeds]:
         """The samples that trials are compared on."""
         held = [feed for feed, fold in zip(self.short, self.folds, strict=True) if self.held in (None, fold)]
-        return held[:JUDGED_FEEDS]
+        return list(self.apart or held)[:JUDGED_FEEDS]
+
+    def fitted(self) -> list[Feeds]:
+        """As many samples as are compared on, of those that trials may be fitted to."""
+        fits = [self.held is None or fold != self.held for fold in self.folds]
+        return [feed for feed, fit in zip(self.short, fits, strict=True) if fit][:JUDGED_FEEDS]
 
     def known(self) -> list[Feeds]:
         """The samples that trials take their ranges from."""
@@ -197,7 +211,8 @@ class Trials:
         self._options, self._scope = options, scope
         self._groups = candidates.smoothable(candidates.by_activation(found))
         self._rows = recorded.record_rows(normal, channel_axes(self._groups, options.table), observed.kept)
-        self._kept = _Kept.of(normal, observed.kept)
+        self._kept = _Kept.of(normal, observed)
+        self._views = find_views(normal.graph, observed.kept[0], options.ignored)
         self._spikes = _spikes(found, observed, options.qfem)
 
     def plan(self, alpha: str | float) -> tuple[SmoothGroup, ...]:
@@ -214,6 +229,7 @@ class Trials:
                 calibrator=options.calibrator,
                 per_channel=options.per_channel,
                 feeds=self._kept.short[:JUDGED_FEEDS],
+                views=self._views,
                 folds=self._kept.folds[:JUDGED_FEEDS],
                 looks=self._kept.looks(),
                 hold=self._kept.held,
@@ -234,6 +250,8 @@ class Trials:
             [one for one in found if one.node not in self._spikes],
             self._histograms(model, found, scales),
             self._kept.compared(),
+            fitted=self._kept.fitted(),
+            ignored=options.ignored,
             dtype=options.dtype,
             calibrator=options.calibrator,
             per_channel=options.per_channel,
@@ -318,27 +336,32 @@ def measure(
     histograms: Mapping[str, Histogram],
     feeds: Sequence[Feeds],
     *,
+    fitted: Sequence[Feeds],
     dtype: DType,
     calibrator: str,
     per_channel: bool,
+    ignored: tuple[str, ...] = (),
 ) -> float:
-    """SQNR in dB of the outputs with all candidates quantized, in the best of the ranges that one calibrator gives.
+    """SQNR in dB of the worst view with all candidates quantized, in the best of the ranges that one calibrator gives.
 
     Args:
         model: the float model, normalised and smoothed or not.
         found: its candidates.
         histograms: of their activations.
         feeds: samples to measure on.
+        fitted: samples for the means of bias correction.
         dtype: INT8 or FP8.
         calibrator: the recipe's; `auto` tries several.
         per_channel: weight scales per output channel, else per tensor.
+        ignored: outputs that are not judged.
     """
     groups = candidates.by_activation(found)
     texts = (calibrator,) if calibrator != "auto" else RANGES_FP8 if dtype is DType.FP8 else RANGES
     methods = [calibrators.parse(text) for text in texts]
     ranges = {name: [method.range(histograms[name]) for method in methods] for name in groups}
-    shifts = Shifts(model, groups, ranges, feeds, per_channel=per_channel)
-    simulator = Simulator(model, groups, shifts, per_channel=per_channel, dtypes=(dtype,))
+    shifts = Shifts(model, groups, ranges, fitted, per_channel=per_channel)
+    views = find_views(model.graph, feeds[0], ignored)
+    simulator = Simulator(model, groups, shifts, per_channel=per_channel, dtypes=(dtype,), views=views)
     probe = Measure(simulator, feeds, len(feeds), None)
     return max(
         decibel(probe.noise({name: Use(dtype, offered[i]) for name, offered in ranges.items()}))

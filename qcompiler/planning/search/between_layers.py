@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from qcompiler import calibrators
 from qcompiler.calibrators import error_curve, mse
 from qcompiler.ir import model as models
 from qcompiler.ir.signature import Feeds
+from qcompiler.judge.noise import Expected, Tally, judged
+from qcompiler.judge.views import Views, tensors_of
 from qcompiler.numerics import rounding, sqnr
 from qcompiler.passes.base import Fact, Pipeline
 from qcompiler.passes.quantize.insert_qdq import InsertQDQ
@@ -53,6 +55,7 @@ class Setting:
         histograms: of the plan's tensors and of `tensors_for_shortcuts`.
         feeds: samples for the means of bias correction.
         choosing: samples that losses are measured on.
+        views: what is judged.
         calibrator: text form of the one that chooses ranges of shortcuts.
         target_db: SQNR of the model's outputs that is good enough.
         per_channel: weight scales per output channel.
@@ -66,6 +69,7 @@ class Setting:
     histograms: Mapping[str, Histogram]
     feeds: Sequence[Feeds]
     choosing: Sequence[Feeds]
+    views: Views
     calibrator: str
     target_db: float
     per_channel: bool
@@ -297,27 +301,19 @@ def largest(count: int, good: Callable[[int], bool]) -> int:
 
 
 class _PairsTrial:
-    """SQNR in dB of the outputs of a plan's graph over a few samples; every output counts the same."""
+    """SQNR in dB of the worst view of a plan's graph over a few samples."""
 
     def __init__(self, setting: Setting) -> None:
         self._model, self._feeds, self._scales = setting.model, setting.choosing, setting.scales
-        session = OpenModel(self._model)
-        self._expected = [_floats(session.run(feed)) for feed in self._feeds]
+        self._tensors = tensors_of(judged(setting.views))
+        session = OpenModel(self._model, outputs=self._tensors)
+        self._expected = [Expected.of(judged(setting.views), session.run(feed), feed) for feed in self._feeds]
 
     def __call__(self, plan: Plan, corrections: Corrections) -> float:
         lowered = models.copy(self._model)
         Pipeline(InsertQDQ(plan, corrections, self._scales), InsertQDQPairs(plan), given=GIVEN)(lowered.graph)
-        session = OpenModel(lowered)
-        noise: dict[str, float] = {}
-        signal: dict[str, float] = {}
+        session = OpenModel(lowered, outputs=self._tensors)
+        total = Tally()
         for feed, expected in zip(self._feeds, self._expected, strict=True):
-            found = session.run(feed)
-            for name, value in expected.items():
-                signal[name] = signal.get(name, 0.0) + sqnr.power(value)
-                noise[name] = noise.get(name, 0.0) + sqnr.power(value - found[name])
-        ratios = [noise[name] / signal[name] for name in noise if signal[name] > 0]
-        return sqnr.decibel(sum(ratios) / len(ratios)) if ratios else sqnr.EXACT_DB
-
-
-def _floats(outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    return {name: value for name, value in outputs.items() if np.asarray(value).dtype == np.float32}
+            total.add(expected, session.run(feed))
+        return sqnr.decibel(total.worst())

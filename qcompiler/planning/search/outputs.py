@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -21,6 +21,8 @@ from qcompiler.calibrators.base import Calibrator
 from qcompiler.ir import graph as graphs
 from qcompiler.ir import model as models
 from qcompiler.ir.signature import Feeds
+from qcompiler.judge.noise import Expected, Tally, judged
+from qcompiler.judge.views import Views, tensors_of
 from qcompiler.numerics import rounding, sqnr
 from qcompiler.passes.base import Fact, Pipeline
 from qcompiler.passes.quantize.insert_qdq import InsertQDQ
@@ -77,6 +79,7 @@ def add(
     *,
     calibrator: str,
     target_db: float,
+    views: Views,
     spared: Collection[str] = (),
 ) -> Plan:
     """A plan for inputs made one for inputs and outputs, on unsigned grids.
@@ -89,10 +92,11 @@ def add(
         feeds: samples to measure the loss on.
         calibrator: text form of the one that chooses ranges of outputs.
         target_db: SQNR of the model's outputs that is good enough.
+        views: what is judged.
         spared: tensors that turned out too sensitive to be quantized for their linear readers.
     """
     extended = _extend(plan, model.graph, histograms, calibrator, spared)
-    settled = _settle(extended, set(plan.quantizers), model, histograms, corrections, feeds, target_db)
+    settled = _settle(extended, set(plan.quantizers), model, histograms, corrections, feeds, target_db, views)
     return _without_unfused(settled, model.graph)
 
 
@@ -165,6 +169,7 @@ def _settle(
     corrections: Mapping[str, NDArray[np.float32]],
     feeds: Sequence[Feeds],
     target_db: float,
+    views: Views,
 ) -> Plan:
     """The plan with as many quantized outputs as accuracy allows, quietest first.
 
@@ -176,7 +181,7 @@ def _settle(
     names = [quantizer.tensor for quantizer in order]
     if not names:
         return plan
-    measure = _OutputsTrial(model, corrections, feeds)
+    measure = _OutputsTrial(model, corrections, feeds, views)
     allowed = min(target_db, measure(_limited(plan, inputs, ())) - LOSS_DB)
     kept = _most(names, lambda some: measure(_limited(plan, inputs, some)) >= allowed)
     return _limited(plan, inputs, kept)
@@ -209,29 +214,25 @@ def _limited(plan: Plan, inputs: AbstractSet[str], kept: Sequence[str]) -> Plan:
 
 
 class _OutputsTrial:
-    """SQNR in dB of a plan's lowered graph over a few samples."""
+    """SQNR in dB of the worst view of a plan's lowered graph over a few samples."""
 
     def __init__(
-        self, model: models.Model, corrections: Mapping[str, NDArray[np.float32]], feeds: Sequence[Feeds]
+        self,
+        model: models.Model,
+        corrections: Mapping[str, NDArray[np.float32]],
+        feeds: Sequence[Feeds],
+        views: Views,
     ) -> None:
         self._model, self._corrections, self._feeds = model, corrections, feeds
-        session = OpenModel(model)
-        self._expected = [_floats(session.run(feed)) for feed in feeds]
+        self._tensors = tensors_of(judged(views))
+        session = OpenModel(model, outputs=self._tensors)
+        self._expected = [Expected.of(judged(views), session.run(feed), feed) for feed in feeds]
 
     def __call__(self, plan: Plan) -> float:
         lowered = models.copy(self._model)
         Pipeline(InsertQDQ(plan, self._corrections), QuantizeOutputs(plan), given=GIVEN)(lowered.graph)
-        session = OpenModel(lowered)
-        signal = noise = 0.0
+        session = OpenModel(lowered, outputs=self._tensors)
+        total = Tally()
         for feed, expected in zip(self._feeds, self._expected, strict=True):
-            found = session.run(feed)
-            # every output counts the same, whatever its unit
-            for name, value in expected.items():
-                unit = sqnr.power(value) or 1.0
-                signal += sqnr.power(value) / unit
-                noise += sqnr.power(value - found[name]) / unit
-        return sqnr.gain_db(signal, noise)
-
-
-def _floats(outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    return {name: value for name, value in outputs.items() if np.asarray(value).dtype == np.float32}
+            total.add(expected, session.run(feed))
+        return sqnr.decibel(total.worst())

@@ -1,4 +1,4 @@
-"""How much noise a plan of formats sends to the outputs, measured by the simulator."""
+"""How much noise a plan of formats sends to what is judged, measured by the simulator."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from qcompiler.ir.signature import Feeds
-from qcompiler.numerics.sqnr import energy
+from qcompiler.judge.noise import Expected, Tally
 from qcompiler.planning.simulation.simulator import Simulator, Use, Uses
 
 Advance = Callable[[int], None]
-_Sample = tuple[Feeds, Feeds, dict[str, float]]  # inputs, float outputs, energy of each output
+_Sample = tuple[Feeds, Expected]  # inputs, what the float model gives
 
 
 class Measure:
-    """Noise-to-signal power of a plan at the float outputs: pooled over samples, the mean over outputs.
+    """Tally-to-signal power of a plan at the worst view, pooled over samples.
 
     Args:
         simulator: runs the plans.
@@ -42,28 +42,23 @@ class Measure:
         self._known: dict[tuple[bool, tuple[tuple[str, Use], ...]], float] = {}
 
     def _sample(self, feed: Feeds) -> _Sample:
-        reference = self._simulator.run(feed, {})
-        return feed, reference, {name: energy(reference[name]) for name in self._simulator.outputs}
+        return feed, Expected.of(self._simulator.views, self._simulator.run(feed, {}), feed)
 
     def noise(self, uses: Uses, *, few: bool = False) -> float:
-        """Noise-to-signal power with these groups quantized, all others in float; known results are not run again."""
+        """Tally-to-signal power with these groups quantized, all others in float; known results are not run again."""
         key = (few, tuple(sorted(uses.items(), key=lambda one: one[0])))
         if key not in self._known:
             self._known[key] = self._run(uses, self._few if few else self._all)
         return self._known[key]
 
     def _run(self, uses: Uses, samples: Sequence[_Sample]) -> float:
-        error = dict.fromkeys(self._simulator.outputs, 0.0)
-        for feed, reference, _ in samples:
-            outputs = self._simulator.run(feed, uses)
-            for name in error:
-                error[name] += energy(np.asarray(outputs[name]) - reference[name])
+        total = Tally()
+        for feed, expected in samples:
+            total.add(expected, self._simulator.run(feed, uses))
         self.runs += len(samples)
         if self._advance is not None:
             self._advance(len(samples))
-        signal = {name: sum(row[name] for _, _, row in samples) for name in error}
-        ratios = [error[name] / signal[name] for name in error if signal[name] > 0]
-        return sum(ratios) / len(ratios) if ratios else 0.0
+        return total.worst()
 
 
 def _elements(feeds: Sequence[Feeds]) -> int:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from qcompiler.ir import graph as graphs
 from qcompiler.ir import model as models
 from qcompiler.ir.signature import Feeds
+from qcompiler.judge.noise import Expected, Tally, judged
+from qcompiler.judge.views import Views, tensors_of, views_of
 from qcompiler.runtime import switches
 from qcompiler.runtime.stream import OpenModel
 
@@ -36,6 +37,7 @@ class Probe:
         readers: names of the layers, by the activation that they read.
         feeds: samples to judge by.
         folds: of each feed, the part of the data that its sample belongs to (`outliers.fold_of`).
+        views: what is judged; None for those of the graph, joined ones whole.
 
     Attributes:
         inputs: by activation, its values on each feed.
@@ -48,37 +50,33 @@ class Probe:
         readers: Mapping[str, Sequence[str]],
         feeds: Sequence[Feeds],
         folds: Sequence[int] = (),
+        views: Views | None = None,
     ) -> None:
         self.folds = list(folds) or [-1] * len(feeds)
         self._readers, self._feeds = readers, list(feeds)
-        self._outputs = [output.name for output in model.graph.outputs if graphs.is_float(output)]
+        views = judged(views_of(model.graph) if views is None else views)
+        tensors = tensors_of(views)
         self._nodes = [node for names in readers.values() for node in names]
-        self._session = OpenModel(_open(model, self._nodes), outputs=self._outputs, quick=True)
-        whole = OpenModel(model, outputs=[*dict.fromkeys((*self._outputs, *readers))], quick=True)
+        self._session = OpenModel(_open(model, self._nodes), outputs=tensors, quick=True)
+        whole = OpenModel(model, outputs=[*dict.fromkeys((*tensors, *readers))], quick=True)
         self.inputs: dict[str, list[NDArray[np.float32]]] = {name: [] for name in readers}
-        self._expected: list[dict[str, NDArray[Any]]] = []
+        self._expected: list[Expected] = []
         for feed in self._feeds:
             values = whole.run(feed)
             for name, seen in self.inputs.items():
                 seen.append(np.asarray(values[name], np.float32))
-            self._expected.append({name: values[name] for name in self._outputs})
+            self._expected.append(Expected.of(views, values, feed))
 
     def noise(self, results: Mapping[str, Results]) -> float:
-        """Noise-to-signal power at the float outputs, each output counting the same.
+        """Tally-to-signal power at the worst view.
 
         Args:
             results: by activation; for each feed, what each of its readers is to give, in their order.
         """
-        noise = dict.fromkeys(self._outputs, 0.0)
-        signal = dict.fromkeys(self._outputs, 0.0)
+        total = Tally()
         for index, (feed, expected) in enumerate(zip(self._feeds, self._expected, strict=True)):
-            found = self._session.run({**feed, **self._given(results, index)})
-            for name, value in expected.items():
-                reference = np.asarray(value, np.float64)
-                signal[name] += float(np.sum(reference**2))
-                noise[name] += float(np.sum((found[name] - reference) ** 2))
-        ratios = [noise[name] / signal[name] for name in noise if signal[name] > 0]
-        return sum(ratios) / len(ratios) if ratios else 0.0
+            total.add(expected, self._session.run({**feed, **self._given(results, index)}))
+        return total.worst()
 
     def _given(self, results: Mapping[str, Results], index: int) -> dict[str, NDArray[Any]]:
         """The inputs that say which layers' results are given, and what they are."""

@@ -30,6 +30,8 @@ from qcompiler.errors import DataError, ModelError
 from qcompiler.ir import graph as graphs
 from qcompiler.ir import model as models
 from qcompiler.ir.signature import Feeds
+from qcompiler.judge.noise import judged
+from qcompiler.judge.views import Views, tensors_of, views_of
 from qcompiler.numerics.rounding import E4M3_MAX, LARGEST, Span, format_of, grid, quantize_weight, span
 from qcompiler.plan import Candidate
 from qcompiler.planning.simulation.bias import Shifts, shared_scales
@@ -85,6 +87,10 @@ class Simulator:
         fp8_per_channel: the same as `per_channel`, for FP8; if not, the readers of one activation share a scale, as in
             `quantize.insert_qdq`.
         scales: by node name, scales of its INT8 weight where they are not amax / 127: [channels] or [].
+        views: what `run` returns the tensors of; None for those of the graph, joined ones whole.
+
+    Attributes:
+        views: what is judged.
     """
 
     def __init__(
@@ -97,6 +103,7 @@ class Simulator:
         dtypes: Sequence[DType] = (DType.INT8,),
         fp8_per_channel: bool = False,
         scales: Mapping[str, NDArray[np.float32]] | None = None,
+        views: Views | None = None,
     ) -> None:
         self.groups, self._shifts, self._spans = groups, shifts, shifts.spans
         self.dtypes = tuple(dtype for dtype in FORMATS if dtype in dtypes)
@@ -105,9 +112,8 @@ class Simulator:
         shared = shared_scales(model.graph, groups) if DType.FP8 in dtypes and not fp8_per_channel else {}
         given = {DType.INT8: scales or {}, DType.FP8: shared}
         proto, arrays = models.to_proto(model.graph)
-        self._softmax = _softmax_inputs(model.graph)
-        floats = [value.name for value in proto.graph.output if _is_float(value)]
-        self.outputs = list(dict.fromkeys(self._softmax.get(name, (name, 0))[0] for name in floats))
+        self.views = judged(views_of(model.graph) if views is None else views)
+        self.outputs = tensors_of(self.views)
         self.results = [value.name for value in proto.graph.output]
         self._ranks = {c.node: len(weights[c.weight].shape) for members in groups.values() for c in members}
         by_name = {c.node: c for members in groups.values() for c in members}
@@ -152,19 +158,13 @@ class Simulator:
         self._session = OpenModel((proto, arrays), outputs=seen, quick=True)
 
     def run(self, feeds: Feeds, uses: Uses) -> dict[str, NDArray[Any]]:
-        """The float outputs with the groups in `uses` quantized, each in that format and range, and all others float.
-
-        In place of the result of a Softmax comes what it is computed from, less its mean (which a Softmax ignores):
-        probabilities near 0 and 1 hide errors and exaggerate others.
+        """What is judged, with the groups in `uses` quantized, each in that format and range, and all others float.
 
         Raises:
             ValueError: a format that the simulator was not made for.
         """
         found = self._run(feeds, uses)
-        outputs = {name: found[name] for name in self.outputs}
-        for name, axis in self._softmax.values():
-            outputs[name] = outputs[name] - outputs[name].mean(axis=axis, keepdims=True)
-        return outputs
+        return {name: found[name] for name in self.outputs}
 
     def infer(self, feeds: Feeds, uses: Uses) -> dict[str, NDArray[Any]]:
         """What the model itself returns, all of its outputs, with the groups in `uses` quantized.
@@ -262,8 +262,9 @@ class Simulation:
         feeds: Sequence[Feeds],
         grids: Grids,
         scales: Mapping[str, NDArray[np.float32]],
+        views: Views | None = None,
     ) -> Simulation:
-        """Measures the means and makes the session."""
+        """Measures the means and makes the session; `views` as of `Simulator`."""
         dtypes = formats_of(offers)
         shifts = Shifts(
             model,
@@ -284,12 +285,14 @@ class Simulation:
             dtypes=dtypes,
             fp8_per_channel=grids.fp8_per_channel,
             scales=scales,
+            views=views,
         )
         return cls(model, groups, offers, feeds, grids, scales, shifts, simulator)
 
     def scaled(self, scales: Mapping[str, NDArray[np.float32]]) -> Simulation:
         """The same with other scales of weights."""
-        return Simulation.of(self.model, self.groups, self.offers, self.feeds, self.grids, scales)
+        views = self.simulator.views
+        return Simulation.of(self.model, self.groups, self.offers, self.feeds, self.grids, scales, views)
 
     def shortened(self, feeds: Sequence[Feeds], share: float) -> list[Feeds] | None:
         """Feeds cut to a share of their longest free dimension; None where the model does not run on them."""
@@ -385,17 +388,3 @@ def _external(name: str, array: NDArray[Any]) -> onnx.TensorProto:
     tensor.data_location = onnx.TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value="lent")
     return tensor
-
-
-def _softmax_inputs(graph: gs.Graph) -> dict[str, tuple[str, int]]:
-    """By name of a graph output that a Softmax writes: the name of what it reads, and its axis."""
-    found = {}
-    for tensor in graph.outputs:
-        node = graphs.producer(tensor)
-        if node is not None and node.op in ("Softmax", "LogSoftmax") and not isinstance(node.inputs[0], gs.Constant):
-            found[tensor.name] = (node.inputs[0].name, int(node.attrs.get("axis", -1)))
-    return found
-
-
-def _is_float(value: onnx.ValueInfoProto) -> bool:
-    return value.type.tensor_type.elem_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)

@@ -8,8 +8,8 @@ the round trips of activation and weight through it and y = op(x, W):
     layer        y against op(x̂, Ŵ)
     outputs      the outputs of the model against those with op(x̂, Ŵ) in place of y, everything else float
 
-each as Σ (ref − other)² / Σ ref², pooled over the samples, averaged over the layers of a group or the outputs of the
-model. op runs in ONNX Runtime on the rounded values, and its result is fed into the model behind a switch:
+each as Σ (ref − other)² / Σ ref², pooled over the samples, averaged over the layers of a group; of what is judged the
+worst view. op runs in ONNX Runtime on the rounded values, and its result is fed into the model behind a switch:
 `y = If(switch, fed, op(x, W))`. So any format can be studied that numpy can round to.
 """
 
@@ -27,6 +27,8 @@ import onnx_graphsurgeon as gs
 from qcompiler.ir import graph as graphs
 from qcompiler.ir import model as models
 from qcompiler.ir.signature import Feeds
+from qcompiler.judge.noise import Expected, Tally, judged
+from qcompiler.judge.views import find_views, tensors_of
 from qcompiler.numerics.sqnr import power
 from qcompiler.plan import Candidate
 from qcompiler.runtime.stream import OpenModel
@@ -87,8 +89,10 @@ class Study:
         self._weights = {t.name: t for t in graphs.tensors(model.graph) if isinstance(t, gs.Constant)}
         self._proto, self._arrays = models.to_proto(model.graph)
         self._fed = {value.name for value in self._proto.graph.input}
-        self._model = _Switched(model.graph, [c.node for members in groups.values() for c in members])
-        self._reference = [self._model.run(feed, {}) for feed in feeds]
+        views = judged(find_views(model.graph, feeds[0]))
+        layers = [c.node for members in groups.values() for c in members]
+        self._model = _Switched(model.graph, layers, tensors_of(views))
+        self._reference = [Expected.of(views, self._model.run(feed, {}), feed) for feed in feeds]
 
     def run(
         self, formats: Sequence[NumberFormat], advance: Callable[[float], None]
@@ -115,7 +119,7 @@ class Study:
         axes = {c.weight: c.axis if self._per_channel else None for c in layers.members}
         rounded = {name: one.weights(values, axes[name]) for name, values in plain.items()}
         amax = one.range(self._histograms[activation]) if one.activations else 0.0
-        weights, activations, layer, outputs = _Sum(), _Sum(), _Sum(), _Sum()
+        weights, activations, layer, outputs = _Sum(), _Sum(), _Sum(), Tally()
         for feed, tap, reference in zip(self._feeds, taps, self._reference, strict=True):
             exact = layers.run(tap, plain)
             both = layers.run(tap, rounded)
@@ -126,7 +130,7 @@ class Study:
                 both = layers.run(coarse, rounded)
             layer.add(exact, both)
             outputs.add(reference, self._model.run(feed, both))
-        return Noise(weights.ratio, activations.ratio if one.activations else None, layer.ratio, outputs.ratio)
+        return Noise(weights.ratio, activations.ratio if one.activations else None, layer.ratio, outputs.worst())
 
 
 class _Sum:
@@ -185,12 +189,8 @@ class _Layers:
 class _Switched:
     """The model, with a switch behind each layer that takes what is fed instead of what the layer computes."""
 
-    def __init__(self, graph: gs.Graph, layers: Iterable[str]) -> None:
+    def __init__(self, graph: gs.Graph, layers: Iterable[str], tensors: Sequence[str]) -> None:
         proto, arrays = models.to_proto(graph)
-        self._logits = _logits(graph)
-        floats = [tensor.name for tensor in graph.outputs if graphs.is_float(tensor)]
-        names = list(dict.fromkeys(self._logits.get(name, (name, 0))[0] for name in floats))
-        self._axes = dict(self._logits.values())
         studied = set(layers)
         nodes = []
         self._layers = []
@@ -205,32 +205,15 @@ class _Switched:
             proto.graph.input.append(_value(f"{PREFIX}{name}/on", onnx.TensorProto.BOOL, scalar=True))
         del proto.graph.node[:]
         proto.graph.node.extend(nodes)
-        self._session = OpenModel((proto, arrays), outputs=names, quick=True)
+        self._session = OpenModel((proto, arrays), outputs=tensors, quick=True)
 
     def run(self, feed: Feeds, replaced: Mapping[str, NDArray[Any]]) -> Feeds:
-        """The float outputs with the results of some layers replaced.
-
-        In place of the result of a Softmax comes what it is computed from, less its mean, which it ignores:
-        probabilities near 0 and 1 hide errors and exaggerate others.
-        """
+        """The tensors that are judged, with the results of some layers replaced."""
         switches: Feeds = {}
         for name in self._layers:
             switches[f"{PREFIX}{name}"] = replaced.get(name, np.zeros(0, np.float32))
             switches[f"{PREFIX}{name}/on"] = np.array(name in replaced)
-        outputs = self._session.run({**feed, **switches})
-        for name, axis in self._axes.items():
-            outputs[name] = outputs[name] - outputs[name].mean(axis=axis, keepdims=True)
-        return outputs
-
-
-def _logits(graph: gs.Graph) -> dict[str, tuple[str, int]]:
-    """By name of a graph output that a Softmax writes: the name of what it reads, and its axis."""
-    found = {}
-    for tensor in graph.outputs:
-        node = graphs.producer(tensor)
-        if node is not None and node.op in ("Softmax", "LogSoftmax") and isinstance(node.inputs[0], gs.Variable):
-            found[tensor.name] = (node.inputs[0].name, int(node.attrs.get("axis", -1)))
-    return found
+        return self._session.run({**feed, **switches})
 
 
 def _switch(node: onnx.NodeProto) -> onnx.NodeProto:

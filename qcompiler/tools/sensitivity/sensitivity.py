@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from qcompiler.data.deal import deal
 from qcompiler.data.source import Data, open_source
 from qcompiler.data.text import fitted
 from qcompiler.errors import ModelError
@@ -191,6 +192,7 @@ def sensitivity(
         loaded = model if isinstance(model, models.Model) else models.load(model)
         inputs = inputs_of(loaded.graph)
         source = open_source(fitted(data, loaded.graph), inputs, samples=recipe.samples, batch=recipe.batch)
+        parts = deal(source)
     with progress.stage("clean_up"):
         normal = models.copy(loaded)
         clean_up(target)(normal.graph)
@@ -206,25 +208,28 @@ def sensitivity(
         observed = observe(
             normal,
             Points.of(histograms=groups, outliers=axes),
-            source,
+            parts.calibrate,
             inputs=inputs,
+            choose=parts.choose or parts.judge,
+            judge=parts.judge if parts.choose is not None else None,
             keep=FEW,
             workers=recipe.workers,
             advance=stage.advance,
         )
     return_freed_memory()
     sizes = concrete_shapes(normal.graph, observed.kept[0], tensors_for_shapes(normal.graph))
-    few = observed.kept[: _enough(sizes, groups, len(observed.kept))]
+    few = observed.choosing[: _enough(sizes, groups, len(observed.choosing))]
     with progress.stage("study", len(groups)) as stage:
         study = Study(normal, groups, observed.histograms, few, per_channel=recipe.weight_granularity == "channel")
         noise = dict(study.run(chosen, stage.advance))
     macs = node_macs(normal.graph, sizes)
     budget = recipe.safety.target_sqnr_db + gain_db(len(groups), 1)
-    note = "; made up, so the figures mean nothing" if source.random else ""
+    note = "; made up, so the figures mean nothing" if source.random else "; in sample" if observed.in_sample else ""
     return Sensitivity(
         file=name,
         target=str(target),
-        data=f"{source.name}: ranges from {_some(observed.feeds, 'feed')}, errors on {_some(len(few), 'sample')}{note}",
+        data=f"{source.name}: ranges from {_some(parts.samples[0], 'feed')}, "
+        f"errors on {_some(len(few), 'other sample' if observed.held else 'sample')}{note}",
         formats=tuple(one.name for one in chosen),
         buildable={one.name: one.why_not(target) for one in chosen},
         predicted_db={one.name: decibel(sum(each[one.name].outputs for each in noise.values())) for one in chosen},

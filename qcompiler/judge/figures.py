@@ -1,0 +1,141 @@
+"""The figures of a comparison: each view with its SQNR or its agreement, its worst sample, and what cannot be compared.
+
+    SQNR = 10 log10( sum ref^2 / sum (ref - got)^2 )   in dB, sums over all samples of a view
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from qcompiler.data.padding import Padding
+from qcompiler.judge.agreement import agreement
+from qcompiler.judge.noise import compared, signal_of, squared_error
+from qcompiler.judge.views import WEAK, Role, View
+from qcompiler.numerics.sqnr import sqnr_db
+
+@dataclass(frozen=True, slots=True)
+class ViewFigure:
+    """How one view compares.
+
+    Attributes:
+        name: as of `View`; likewise `output`, `tensor`, `role`, `step`.
+        judged: whether a verdict goes by it.
+        samples: how many were compared.
+        sqnr_db: SQNR in dB, pooled over the samples; infinite if nothing differs; None where there is no such figure:
+            of discrete and of picked results, and where the float model gives zeros.
+        worst_sample: index of the sample with the smallest SQNR or agreement; None where no sample has a figure.
+        worst_sample_db: its SQNR; None where there is none.
+        agreement: of discrete and of picked results, the share that agrees, 0..1; None of others.
+        reshaped: samples whose shape differs between the models.
+        missing: the quantized graph has no such tensor, so that nothing was compared.
+    """
+
+    name: str
+    output: str
+    tensor: str
+    role: str
+    step: str
+    judged: bool
+    samples: int
+    sqnr_db: float | None
+    worst_sample: int | None = None
+    worst_sample_db: float | None = None
+    agreement: float | None = None
+    reshaped: int = 0
+    missing: bool = False
+
+    @property
+    def counts(self) -> bool:
+        """Whether it counts where the worst figure is asked for: not what is weak, picked, or taken out by the user."""
+        return self.sqnr_db is not None and self.role not in {*WEAK, Role.IGNORED}
+
+
+class Figures:
+    """Sums over samples, by view.
+
+    Args:
+        views: what is compared; those that the user ignores are listed without a figure.
+        missing: tensors that the other graph does not have.
+    """
+
+    def __init__(self, views: Sequence[View], missing: Iterable[str] = ()) -> None:
+        self._missing = frozenset(missing)
+        self._of = {view: _Sums() for view in views}
+        self._count = 0
+
+    def add(self, feed: Mapping[str, Any], reference: Mapping[str, Any], got: Mapping[str, Any]) -> None:
+        """One sample."""
+        padding = Padding(feed)
+        for view, sums in self._of.items():
+            if view.role is not Role.IGNORED and view.tensor not in self._missing:
+                self._add(view, sums, reference.get(view.tensor), got.get(view.tensor), padding)
+        self._count += 1
+
+    def _add(self, view: View, sums: _Sums, reference: Any, got: Any, padding: Padding) -> None:
+        if not isinstance(reference, np.ndarray) or not isinstance(got, np.ndarray):
+            return  # a sequence or map: its arrays are compared as outputs are, see `verification.compare`
+        if reference.shape != got.shape:
+            sums.reshaped += 1
+        if view.selected or reference.dtype.kind not in "fV":
+            sums.agree(self._count, *agreement(padding.keep(reference), padding.keep(got), selected=view.selected))
+            return
+        one, other = compared(view, reference, padding), compared(view, got, padding)
+        if one is not None and other is not None and one.shape == other.shape:
+            sums.add(self._count, signal_of(one), squared_error(one, other))
+
+    def result(self) -> tuple[ViewFigure, ...]:
+        """The figures, in the order of the views."""
+        return tuple(
+            ViewFigure(
+                view.name,
+                view.output,
+                view.tensor,
+                str(view.role),
+                view.step,
+                view.judged,
+                sums.samples,
+                sums.sqnr_db,
+                sums.worst[1],
+                sums.worst_db,
+                sums.agreed / sums.elements if sums.elements else None,
+                sums.reshaped,
+                view.tensor in self._missing,
+            )
+            for view, sums in self._of.items()
+        )
+
+
+class _Sums:
+    def __init__(self) -> None:
+        self.signal = self.noise = 0.0
+        self.agreed = self.elements = self.samples = self.reshaped = 0
+        self.worst: tuple[float, int | None] = (math.inf, None)
+        self.worst_db: float | None = None
+
+    @property
+    def sqnr_db(self) -> float | None:
+        return sqnr_db(self.signal, self.noise) if self.signal > 0 or math.isinf(self.noise) else None
+
+    def add(self, index: int, signal: float, noise: float) -> None:
+        self.samples += 1
+        self.signal += signal
+        self.noise += noise
+        if signal > 0 or math.isinf(noise):
+            self._worse(index, sqnr_db(signal, noise))
+            self.worst_db = self.worst[0]
+
+    def agree(self, index: int, same: int, of: int) -> None:
+        self.samples += 1
+        self.agreed += same
+        self.elements += of
+        if of:
+            self._worse(index, same / of)
+
+    def _worse(self, index: int, figure: float) -> None:
+        if self.worst[1] is None or figure < self.worst[0]:
+            self.worst = (figure, index)

@@ -1,0 +1,261 @@
+"""What is compared: the views of a model, found in its graph.
+
+    output0[:, 4:12]           part      of an output that joins boxes and scores
+    logits (before ArgMax)     source    of the output 'classes', whose numbers are positions
+    present.0.key              cache     what the next step reads
+
+A figure over all outputs at once is blind to a small part that is lost. So each output is compared by itself, where it
+was joined of several by each of these, and where a discrete step made it by what that step read. The worst view counts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+import onnx_graphsurgeon as gs
+
+from qcompiler.ir import decoder_io
+from qcompiler.ir import graph as graphs
+from qcompiler.ir.macs import Shapes
+from qcompiler.ir.operators import RECURRENT, VIEWS
+from qcompiler.ir.signature import Feeds
+from qcompiler.judge.cuts import Piece, cuts_of, tensors_for_cuts
+from qcompiler.judge.tail import SOFT, Tail, Tails
+from qcompiler.runtime.shapes import concrete_shapes
+
+NOTHING: Shapes = {}
+
+
+class Role(StrEnum):
+    """What a view stands for."""
+
+    OUTPUT = "output"  # an output as it is
+    PART = "part"  # a piece of an output that was joined
+    SOURCE = "source"  # what a discrete step, a Sigmoid or a Softmax in front of an output reads
+    RESULT = "result"  # what such a step gives: shown; its source is judged
+    CACHE = "cache"  # what the next step reads again
+    STATE = "state"  # likewise, of a recurrent layer
+    PASSED = "passed through"  # an input or a constant
+    IGNORED = "ignored"  # the user said so
+
+
+JUDGED = frozenset({Role.OUTPUT, Role.PART, Role.SOURCE})
+WEAK = frozenset({Role.CACHE, Role.STATE, Role.PASSED})
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One thing that is compared.
+
+    Attributes:
+        name: what people read, such as "output0[:, 4:12]".
+        output: the output of the model that it belongs to.
+        tensor: what is compared: that output, or a tensor of the main graph that it is computed from.
+        role: see `Role`.
+        step: of a source and of a result, the operator between them; "" for none.
+        piece: of a part, where it lies; None for a whole tensor.
+        level: an axis along which a constant may be added without changing the result, as in front of a Softmax.
+        selected: rows are picked or ordered by numbers, so that their number and place may change.
+    """
+
+    name: str
+    output: str
+    tensor: str
+    role: Role
+    step: str = ""
+    piece: Piece | None = None
+    level: int | None = None
+    selected: bool = False
+
+    @property
+    def judged(self) -> bool:
+        """Whether choices go by it, and whether it can call a result doubtful or broken."""
+        return self.role in JUDGED
+
+
+Views = tuple[View, ...]
+
+
+def tensors_of(views: Sequence[View], *, judged: bool = False) -> list[str]:
+    """Names of the tensors that the views compare, each once; only of those that are judged if asked."""
+    return list(dict.fromkeys(view.tensor for view in views if view.judged or not judged))
+
+
+def find_views(graph: gs.Graph, feed: Feeds | None, ignored: Collection[str] = ()) -> Views:
+    """The views of a model.
+
+    Args:
+        graph: the float model.
+        feed: one sample, which tells the sizes of what is joined; None: nothing is cut into parts.
+        ignored: outputs that the user takes out.
+
+    Raises:
+        ModelError: a size can only be told by running the model, and that fails.
+    """
+    names = [name for output in graph.outputs for name in tensors_for_cuts(output)]
+    joins = len(names) > len(graph.outputs)
+    shapes = concrete_shapes(graph, feed, list(dict.fromkeys(names))) if feed is not None and joins else NOTHING
+    return views_of(graph, shapes, ignored)
+
+
+def views_of(graph: gs.Graph, shapes: Shapes = NOTHING, ignored: Collection[str] = ()) -> Views:
+    """The views of a model whose joined tensors have these shapes, in the order of its outputs.
+
+    Where nothing would be judged but caches and states, these are.
+    """
+    tails, weak = Tails(graph), _weak(graph)
+    found: list[View] = []
+    for output in graph.outputs:
+        if output.name in ignored:
+            found.append(View(output.name, output.name, output.name, Role.IGNORED))
+        elif output.name in weak:
+            found.append(View(output.name, output.name, output.name, weak[output.name]))
+        else:
+            found += _views(output, tails, shapes)
+    if not any(view.judged for view in found):
+        found = [replace(view, role=Role.OUTPUT) if _may_count(view, graph, tails) else view for view in found]
+    return tuple({(view.tensor, view.piece, view.role): view for view in found}.values())
+
+
+def _may_count(view: View, graph: gs.Graph, tails: Tails) -> bool:
+    tensor = next(output for output in graph.outputs if output.name == view.output)
+    return view.role in (Role.CACHE, Role.STATE) and tails.is_float(tensor)
+
+
+def _views(output: gs.Tensor, tails: Tails, shapes: Shapes) -> Iterator[View]:
+    tail = tails.of(output)
+    name, is_float = output.name, tails.is_float(output)
+    if not is_float:
+        step = tail.steps[0] if tail.steps else ""
+        yield View(name, name, name, Role.RESULT, step, selected=tail.selected)
+    elif tail.selected:
+        yield View(name, name, name, Role.RESULT, tail.steps[0], selected=True)
+    else:
+        yield from _floats(output, tail, tails, shapes)
+    for source in tail.sources:
+        yield from _sources(output, source, tail.steps[0], shapes)
+
+
+def _floats(output: gs.Tensor, tail: Tail, tails: Tails, shapes: Shapes) -> Iterator[View]:
+    """Of an output that stands where it stood: itself, its pieces, and what soft steps in front of it read."""
+    name, soft = output.name, _soft(output)
+    hidden = soft is not None and soft.op in ("Softmax", "LogSoftmax")
+    whole = Role.RESULT if hidden and soft is not None and tails.computed(soft.inputs[0]) else Role.OUTPUT
+    yield View(name, name, name, whole, soft.op if soft is not None else "")
+    if soft is not None and tails.computed(soft.inputs[0]):
+        yield _before(name, soft)
+    by_name = {tensor.name: tensor for tensor in _inner(output)}
+    for pieces in cuts_of(output, shapes).values():
+        for piece in pieces:
+            tensors = [by_name[one] for one in piece.tensors if one in by_name]
+            discrete = any(tails.of(one).steps for one in tensors) or not all(tails.computed(one) for one in tensors)
+            role = Role.RESULT if discrete else Role.PART
+            yield View(name + _spelled(piece, len(shapes[name])), name, name, role, piece=piece)
+            yield from (_before(name, own) for one in tensors if (own := _soft(one)) and tails.computed(own.inputs[0]))
+
+
+def _sources(output: gs.Tensor, source: gs.Tensor, step: str, shapes: Shapes) -> Iterator[View]:
+    """What a discrete step reads; in front of a Softmax or Sigmoid, where errors can be seen; in its pieces."""
+    soft = _soft(source)
+    if soft is not None:
+        yield _before(output.name, soft)
+        return
+    name = f"{source.name} (before {step})"
+    yield View(name, output.name, source.name, Role.SOURCE, step)
+    for pieces in cuts_of(source, shapes).values():
+        for piece in pieces:
+            spelled = source.name + _spelled(piece, len(shapes[source.name]))
+            yield View(f"{spelled} (before {step})", output.name, source.name, Role.SOURCE, step, piece)
+
+
+def _before(output: str, soft: gs.Node) -> View:
+    tensor = soft.inputs[0].name
+    level = int(soft.attrs.get("axis", -1)) if soft.op in ("Softmax", "LogSoftmax") else None
+    return View(f"{tensor} (before {soft.op})", output, tensor, Role.SOURCE, soft.op, level=level)
+
+
+def _soft(tensor: gs.Tensor) -> gs.Node | None:
+    """The Softmax or Sigmoid whose result a tensor holds, perhaps in another order or type."""
+    node = graphs.producer(tensor)
+    while graphs.is_op(node, *VIEWS):
+        node = graphs.producer(node.inputs[0]) if node is not None else None
+    return node if graphs.is_op(node, *SOFT) and node is not None and not graphs.is_constant(node.inputs[0]) else None
+
+
+def _inner(output: gs.Tensor) -> Iterator[gs.Tensor]:
+    """What a join in front of an output reads, whatever stands between."""
+    waiting, seen = [output], set[int]()
+    while waiting:
+        tensor = waiting.pop()
+        node = graphs.producer(tensor)
+        if node is None or id(node) in seen or not set(tensors_for_cuts(tensor)) - {tensor.name}:
+            continue
+        seen.add(id(node))
+        waiting += [value for value in node.inputs if not graphs.is_constant(value)]
+        if graphs.is_op(node, "Concat"):
+            yield from node.inputs
+
+
+def _spelled(piece: Piece, rank: int) -> str:
+    """As numpy indexes: [:, 4:12]; the last axes are left out."""
+    before = ":, " * piece.axis if piece.axis < rank - 1 or rank < 4 else "..., "
+    return f"[{before}{piece.start}:{piece.stop}]"
+
+
+def _weak(graph: gs.Graph) -> dict[str, Role]:
+    """Caches, states, and what is handed through, by the name of the output."""
+    inputs = {id(tensor) for tensor in graph.inputs}
+    decoder = decoder_io.of_graph(graph)
+    caches = {pair.present for pair in decoder.pairs} if decoder is not None else set()
+    names = [tensor.name for tensor in graph.inputs]
+    found = {}
+    for output in graph.outputs:
+        origin = _origin(output)
+        if graphs.is_constant(origin) or id(origin) in inputs:
+            found[output.name] = Role.PASSED
+        elif output.name in caches or _grows(origin, inputs):
+            found[output.name] = Role.CACHE
+        elif _is_state(origin) or _is_next(output.name, names):
+            found[output.name] = Role.STATE
+    return found
+
+
+def _origin(tensor: gs.Tensor) -> gs.Tensor:
+    """What a tensor holds in perhaps another shape or type."""
+    node = graphs.producer(tensor)
+    while graphs.is_op(node, *VIEWS) and node is not None:
+        tensor = node.inputs[0]
+        node = graphs.producer(tensor)
+    return tensor
+
+
+def _grows(tensor: gs.Tensor, inputs: Collection[int]) -> bool:
+    """Whether an input is joined with something new, as a cache is."""
+    node = graphs.producer(tensor)
+    if node is None or not graphs.is_op(node, "Concat", "ScatterElements", "ScatterND"):
+        return False
+    return id(_origin(node.inputs[0])) in inputs
+
+
+def _is_state(tensor: gs.Tensor) -> bool:
+    """Whether a recurrent layer gives its last state in it; the first result of a layer is its output."""
+    node = graphs.producer(tensor)
+    return graphs.is_op(node, *RECURRENT) and node is not None and tensor is not node.outputs[0]
+
+
+_OF_A_STEP = re.compile(r"(new|next|out|output|updated|prev|previous|past|present|in|input|cur|current|old)")
+
+
+def _is_next(output: str, inputs: Sequence[str]) -> bool:
+    """Whether the name says that the next step reads it: `state_out` and `state_in`, `new_cache` and `cache`."""
+
+    def kernel(name: str) -> str:
+        words = re.split(r"[^a-z0-9]+", name.lower())
+        return "_".join(word for word in words if word and not _OF_A_STEP.fullmatch(word))
+
+    own = kernel(output)
+    words = ("state", "cache", "hidden", "mem", "memory", "hx", "cx", "hn", "cn", "h", "c", "h0", "c0", "buf", "buffer")
+    return bool(own) and any(own == kernel(name) for name in inputs) and any(word in own.split("_") for word in words)
