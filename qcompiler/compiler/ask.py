@@ -110,7 +110,7 @@ def ask(recipe: Recipe, data: Data | None, output: Path, *, build: bool) -> Aske
         weight_only=_weight_only(recipe, target),
         planning=planning(recipe),
         lower=LowerOptions(recipe.io_types, recipe.llm_int8),
-        verify=VerifyOptions(recipe.verify_samples, drift=build),
+        verify=VerifyOptions(recipe.verify_samples, True, recipe.ignore_output),
         gates=Gates(recipe.min_sqnr, recipe.max_drop),
         build=BuildOptions(target, recipe.shapes, recipe.generation, methods.needs_rows(recipe.precision, target)),
         warnings=warnings,
@@ -123,7 +123,9 @@ def _smooth_quant(recipe: Recipe, target: Target) -> SmoothQuantOptions | None:
         return None
     dtype = DType.INT8 if DType.INT8 in formats else DType.FP8
     per_channel = recipe.weight_granularity == "channel" if dtype is DType.INT8 else target.fp8_per_channel
-    return SmoothQuantOptions(recipe.smooth_quant, recipe.qfem, dtype, recipe.calibrator, per_channel)
+    return SmoothQuantOptions(
+        recipe.smooth_quant, recipe.qfem, dtype, recipe.calibrator, per_channel, recipe.ignore_output
+    )
 
 
 def _llm_int8(recipe: Recipe, rows_apart: bool) -> LlmInt8Options | None:
@@ -155,6 +157,7 @@ def planning(recipe: Recipe) -> Planning:
         clip_weights=recipe.weight_clip == "mse",
         attention=None if recipe.attention == "float" else DType(recipe.attention),
         shapes=recipe.shapes,
+        ignored=recipe.ignore_output,
     )
 
 

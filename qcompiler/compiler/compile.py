@@ -15,6 +15,7 @@ from qcompiler.compiler.stages.accept import accept
 from qcompiler.compiler.stages.audit import audit
 from qcompiler.compiler.stages.build_engine import build_engine
 from qcompiler.compiler.stages.clean_up import clean_up
+from qcompiler.compiler.stages.conclude import conclude
 from qcompiler.compiler.stages.decide import decide, stricter
 from qcompiler.compiler.stages.llm_int8 import llm_int8
 from qcompiler.compiler.stages.load import load
@@ -132,13 +133,16 @@ def life(run: Compilation, source: str | Path | Model, data: Data | None, asked:
         if again is None:
             break
         subject, planning = again
-    run(accept, subject, lowered.plan, proof.verification, asked.gates, asked.quantizes)  # else nothing is written
+    verdict = run(
+        accept, subject, lowered.plan, proof.verification, asked.gates, asked.quantizes
+    )  # else nothing is written
     with workshop(asked.paths) as shop:
         written = run(write, lowered.model, subject.prefix, ArtefactNames.of(asked.paths, shop))
         if build:
             engine = shop / asked.paths.output.name
             run(build_engine, written, engine, lowered.model, subject.seen, subject.inputs, asked.build)
             run(audit, engine, written, lowered.plan, lowered.splits, target, asked.recipe.strict)
+        run(conclude, verdict, ())
         record = manifest(run, asked.recipe)
         finish(shop, asked.paths, record)
     return _result(lowered.model, lowered.plan, record, proof.verification, asked)

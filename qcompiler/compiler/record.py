@@ -18,6 +18,7 @@ ABSENT: Final[Mapping[str, Any]] = {  # in this order; what no stage recorded di
     "data": None,
     "random_data": False,
     "target": None,
+    "verdict": None,
     "recipe": None,
     "passes": [],
     "macs": None,

@@ -67,6 +67,7 @@ class Source:
         self._only = only
         self._counted: int | None = None
         self._prints: tuple[bytes, ...] = ()
+        self._positions: list[int] = []
 
     def content(self) -> object:
         """What it is called, and the fingerprints of its feeds in their order; the data is read once for them.
@@ -84,6 +85,11 @@ class Source:
         """
         self._prints = self._prints or tuple(fingerprint(feed) for feed in self._checked())
         return self._prints
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Where the samples of a part stand in the whole, from 0; known once they have been read."""
+        return tuple(self._positions)
 
     def part(self, prints: Iterable[bytes]) -> Source:
         """The samples with these fingerprints, in their order."""
@@ -110,7 +116,7 @@ class Source:
         return batched(self._checked(), self._batch, self._inputs)
 
     def _checked(self) -> Iterator[Feeds]:
-        count, missing = 0, set(self._only or ())
+        count, missing, positions = 0, set(self._only or ()), list[int]()
         for raw in self._raw():
             feed = check(raw, self._inputs, f"sample {count} of {self.name}")
             count += 1
@@ -118,6 +124,7 @@ class Source:
                 yield feed
             elif (own := fingerprint(feed)) in self._only:
                 missing.discard(own)
+                positions.append(count - 1)
                 yield feed
             if count == self._samples:
                 break
@@ -131,6 +138,7 @@ class Source:
                 f"{self.name} gave {self._counted} samples the first time and {count} the next: it cannot be read "
                 "twice. Give a function that starts anew at each call."
             )
+        self._positions = positions
         if not count:
             raise DataError(f"{self.name} has no samples; give at least one.")
         self._counted = count

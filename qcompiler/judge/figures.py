@@ -1,6 +1,6 @@
 """The figures of a comparison: each view with its SQNR or its agreement, its worst sample, and what cannot be compared.
 
-    SQNR = 10 log10( sum ref^2 / sum (ref - got)^2 )   in dB, sums over all samples of a view
+SQNR = 10 log10( sum ref^2 / sum (ref - got)^2 )   in dB, sums over all samples of a view
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from qcompiler.judge.agreement import agreement
 from qcompiler.judge.noise import compared, signal_of, squared_error
 from qcompiler.judge.views import WEAK, Role, View
 from qcompiler.numerics.sqnr import sqnr_db
+
 
 @dataclass(frozen=True, slots=True)
 class ViewFigure:

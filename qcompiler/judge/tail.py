@@ -21,9 +21,12 @@ from qcompiler.ir import element_types
 from qcompiler.ir import graph as graphs
 from qcompiler.ir.operators import CARRIES, COMPARES, MOVES, POINTWISE
 
-# Whose results are positions, or rows in an order that numbers decide
-SELECTS = frozenset({"ArgMax", "ArgMin", "TopK", "NonMaxSuppression", "NonZero", "Unique", "Compress", "Multinomial"})
-ROUNDS = frozenset({"Round", "Floor", "Ceil", "Sign", "QuantizeLinear", "DynamicQuantizeLinear", "Hardmax"})
+# Whose results are rows in a number or an order that numbers decide
+SELECTS = frozenset({"TopK", "NonMaxSuppression", "NonZero", "Unique", "Compress"})
+ROUNDS = frozenset(
+    {"ArgMax", "ArgMin", "Multinomial", "Round", "Floor", "Ceil", "Sign", "QuantizeLinear", "DynamicQuantizeLinear",
+     "Hardmax"}
+)  # fmt: skip
 COMPARING = frozenset({*COMPARES, "And", "Or", "Not", "Xor"}) - SELECTS
 # What an output may pass behind the last layer and still be made of the same numbers
 PASSED = frozenset({*MOVES, *CARRIES, *POINTWISE, "Cast", "OneHot", "Dropout", "CastLike", "EyeLike", "Shape", "Size"})
@@ -65,7 +68,8 @@ class Tails:
         if dtype is not None:
             return np.dtype(dtype).kind == "f" or "float" in np.dtype(dtype).name
         node = graphs.producer(tensor)
-        return node is not None and not graphs.is_op(node, *SELECTS, *COMPARING, "Shape", "Size")
+        whole = (*SELECTS, *COMPARING, "ArgMax", "ArgMin", "Multinomial", "QuantizeLinear", "Shape", "Size")
+        return node is not None and not graphs.is_op(node, *whole)
 
     def computed(self, tensor: gs.Tensor) -> bool:
         """Whether floats that the data brings have a part in a tensor: it is no constant, no size, no token id."""
@@ -91,7 +95,10 @@ class Tails:
             return False
         if graphs.is_op(node, "Gather", "Embedding") and graphs.is_constant(node.inputs[0]):
             return self.is_float(tensor)  # a table of embeddings: from here on numbers move
-        return any(not self._fixed.get(id(value), True) for value in _behind(tensor))
+        behind = list(_behind(tensor))
+        if behind and not self._passes(node) and self.is_float(tensor):
+            return True  # a layer: of a picture in bytes, too
+        return any(not self._fixed.get(id(value), True) for value in behind)
 
     def of(self, output: gs.Tensor) -> Tail:
         """The tail of a tensor of the main graph."""

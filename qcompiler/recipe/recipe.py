@@ -96,7 +96,7 @@ class Recipe(check.Keys):
         'x = ["1x3x224x224", "8x3x224x224", "32x3x224x224"]',
     )
     min_sqnr: float | None = check.option(
-        None, check.number(-100, 200), "gate: every float output must reach so many dB of SQNR; unset: no gate", "20.0"
+        None, check.number(-100, 200), "gate: the worst view must reach so many dB of SQNR; unset: no gate", "20.0"
     )
     max_drop: float | None = check.option(
         None,
@@ -110,16 +110,19 @@ class Recipe(check.Keys):
         "perplexity (of text), or your own: file.py:function; function(run) -> score, with run(feeds) -> outputs",
         '"evaluate.py:accuracy"',
     )
+    ignore_output: tuple[str, ...] = check.option(
+        (), check.texts, "names of outputs that nothing is judged by, such as those for debugging"
+    )
     strict: bool = check.option(
         False, check.flag, "a node that the engine's own listing does not confirm is an error (exit 6)"
     )
     verify_samples: int = check.option(
-        16, check.integer(0), "feeds that float and quantized are compared on; 0: no verification"
+        64, check.integer(0), "feeds that float and quantized are compared on at most; 0: no verification"
     )
     verify_data: str | None = check.option(
         None,
         check.text,
-        "other data for the comparison, written like --data; unset: the calibration data",
+        "other data for the comparison, written like --data; unset: a part of the data that is kept apart",
         '"heldout/"',
     )
     verify_text: tuple[str, ...] = check.option(

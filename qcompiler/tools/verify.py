@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from qcompiler.data.source import Data, open_source
@@ -46,7 +47,16 @@ def verify(
     source = open_source(data, inputs, samples=most)
     with (progress or silent).stage("verify", asked.verify_samples + runs_of(metric)) as stage:
         done: Callable[[], None] = lambda: stage.advance(1)  # noqa: E731
+        on = partial(
+            compare,
+            reference,
+            source=source,
+            samples=asked.verify_samples,
+            metric=metric,
+            ignored=asked.ignore_output,
+            advance=done,
+        )
         if isinstance(quantized, models.Model) or Path(quantized).suffix == ".onnx":
-            return compare(reference, quantized, source, samples=asked.verify_samples, metric=metric, advance=done)
+            return on(quantized=quantized)
         with for_target(asked.resolve()).open(quantized) as runner:
-            return compare(reference, runner.infer, source, samples=asked.verify_samples, metric=metric, advance=done)
+            return on(quantized=runner.infer)

@@ -1,9 +1,8 @@
 """Float and quantized side by side in ONNX Runtime: what changed, where it began, and whether that is acceptable.
 
-    SQNR = 10 log10( sum ref^2 / sum (ref - quantized)^2 )   in dB, sums over all samples of an output
-
-One sample at a time is in memory. A value that the float model has finite and the quantized model has not is a failure
-whatever the thresholds say.
+What is compared is found by the judge (`qcompiler.judge.views`); this runs both models and adds up. One sample at a
+time is in memory. A value that the float model has finite and the quantized model has not is a failure whatever the
+thresholds say, and so is an infinity that only the float model has.
 """
 
 from __future__ import annotations
@@ -12,16 +11,20 @@ import dataclasses
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qcompiler.data.padding import Padding
 from qcompiler.errors import DataError, ModelError
 from qcompiler.ir import model as models
+from qcompiler.judge.figures import Figures, ViewFigure
+from qcompiler.judge.views import Views, find_views, tensors_of
 from qcompiler.numerics.sqnr import cosine, sqnr_db
+from qcompiler.runtime.finite import flat
 from qcompiler.support.as_json import plain
 from qcompiler.support.suggest import did_you_mean
 from qcompiler.verification import emulation
@@ -56,8 +59,10 @@ class Output:
         top1: share of rows of the last axis with the same largest index, 0..1; None where the last axis is below 2.
         equal: share of equal values, 0..1, of integer, boolean and text outputs; None for float outputs.
         not_finite: values that are finite in the float model and NaN or infinite in the quantized one.
-        float_not_finite: values that are NaN or infinite in the float model already; they are not compared.
+        float_not_finite: values that are NaN or infinite in the float model already.
         reshaped: samples whose shape differs between the models; they are not compared.
+        unlike: of `float_not_finite`, those that the quantized model does not share.
+        nan: of `float_not_finite`, those that are NaN.
     """
 
     name: str
@@ -71,6 +76,8 @@ class Output:
     not_finite: int
     float_not_finite: int
     reshaped: int
+    unlike: int = 0
+    nan: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +87,9 @@ class Verification:
     Attributes:
         samples: feeds that were compared.
         outputs: one entry for each output, in the model's order.
+        views: what the judge compares, each with its figure.
+        positions: of the samples, where each stands in the data, from 0; empty where nobody knows.
+        parts: worst SQNR in dB on a few samples of the other parts of the data, by part; empty where none was asked.
         layers: inner tensors in graph order; empty if drift was not asked for or the models share no names.
         score: the metric on both; None without one.
         data: what the samples came from.
@@ -96,17 +106,28 @@ class Verification:
     random: bool = False
     in_sample: bool = False
     seconds: float = 0.0
+    views: tuple[ViewFigure, ...] = ()
+    parts: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    positions: tuple[int, ...] = ()
 
     @property
-    def worst(self) -> Output | None:
-        """The float output with the smallest SQNR; None if there is no float output."""
-        compared = [output for output in self.outputs if output.sqnr_db is not None]
-        return min(compared, key=lambda output: _or(output.sqnr_db, math.inf), default=None)
+    def worst(self) -> ViewFigure | None:
+        """The view with the smallest SQNR; None if there is none with a figure."""
+        return min((view for view in self.views if view.counts), key=lambda view: _or(view.sqnr_db, 0.0), default=None)
 
     @property
     def worst_sqnr_db(self) -> float | None:
-        """SQNR in dB of the worst float output."""
+        """SQNR in dB of the worst view."""
         return None if self.worst is None else self.worst.sqnr_db
+
+    def sample(self, index: int) -> int:
+        """Where one of the samples stands in the data, from 0."""
+        return self.positions[index] if index < len(self.positions) else index
+
+    @property
+    def mismatched(self) -> tuple[ViewFigure, ...]:
+        """Outputs that have another shape in some sample."""
+        return tuple(view for view in self.views if view.reshaped and view.tensor == view.output)
 
     @property
     def first_drift(self) -> TappedLayer | None:
@@ -131,6 +152,9 @@ class Verification:
             "first_drift": first and first.node,
             "failures": self.failures,
             "score": self.score and {**dataclasses.asdict(self.score), "drop": self.score.drop},
+            "views": self.views,
+            "positions": self.positions,
+            "parts": self.parts,
             "outputs": self.outputs,
             "layers": self.layers,
             "seconds": round(self.seconds, 3),
@@ -147,8 +171,10 @@ def verify(
     metric: str | Metric | None = None,
     float_score: float | None = None,
     drift: bool = True,
-    inner: models.Model | None = None,
+    normal: models.Model | None = None,
     optimize: bool = True,
+    ignored: Collection[str] = (),
+    others: Mapping[str, Sequence[Feeds]] | None = None,
     advance: Callable[[], None] | None = None,
 ) -> Verification:
     """Runs both models on the same feeds and compares.
@@ -161,9 +187,11 @@ def verify(
         metric: `file.py:function`, `package.module:function` or a function: function(run) -> score.
         float_score: what the metric gives for the float model, where it has been measured before.
         drift: also compare inner tensors, on the first 4 feeds.
-        inner: the float model whose inner tensors are compared: `float_model` after the float passes, which fold nodes
+        normal: the float model whose inner tensors are compared: `float_model` after the float passes, which fold nodes
             and keep the names; None for `float_model` itself.
         optimize: let ONNX Runtime optimise the quantized graph, unless it has FP8, which that breaks.
+        ignored: outputs that nothing is judged by.
+        others: a few samples of other parts of the data, by part: do they come out alike?
         advance: called after each feed, and after each run of a metric that knows how many `runs` it needs.
 
     Raises:
@@ -176,37 +204,98 @@ def verify(
     reference = loaded(float_model)
     candidate = quantized if callable(quantized) else emulation.runnable(loaded(quantized), half=True)
     quick = metric is None and samples is not None and samples <= QUICK_SAMPLES
-    run_float, float_outputs = runner_of(reference, True, quick=quick)
-    run_quantized, quantized_outputs = runner_of(candidate, optimize, quick=quick)
-    _same_outputs(float_outputs, quantized_outputs)
-
-    tallies: dict[str, _Tally] = {}
-    count = 0
-    for feed in itertools.islice(source, samples):
-        expected, got = run_float(feed), run_quantized(feed)
-        _same_outputs(expected, list(got))
-        for name, array in expected.items():
-            tallies.setdefault(name, _Tally(name)).add(array, got[name])
-        count += 1
-        if advance is not None:
-            advance()
-    if not count:
+    first = next(iter(itertools.islice(source, 1)), None)
+    if first is None:
         raise DataError("there is no sample to compare the models on: the data is empty. Check what --data yields.")
-    score = scoring and scoring(run_float, run_quantized, advance, float_score)
-    del run_float, run_quantized  # their sessions hold memory that the search for the drift needs
+    pair = _Pair(reference, candidate, find_views(reference.graph, dict(first), ignored), optimize, quick, advance)
+    figures, tallies = Figures(pair.views, pair.missing), {name: _Tally(name) for name in pair.outputs}
+    count = pair.compare(itertools.islice(source, samples), figures, tallies)
+    parts = {part: worst for part, feeds in (others or {}).items() if (worst := pair.worst(feeds)) is not None}
+    score = scoring and scoring(*pair.plain(), advance, float_score)
+    pair.close()  # its sessions hold memory that the search for the drift needs
     layers: tuple[TappedLayer, ...] = ()
     if drift and isinstance(candidate, models.Model):
         few = list(itertools.islice(source, min(DRIFT_SAMPLES, count)))
-        layers = compare_layers(inner or reference, candidate, few)
+        layers = compare_layers(normal or reference, candidate, few)
     return Verification(
         samples=count,
         outputs=tuple(tally.result() for tally in tallies.values()),
         layers=layers,
         score=score,
+        views=figures.result(),
+        parts=parts,
         data=str(getattr(source, "name", "")),
         random=bool(getattr(source, "random", False)),
         seconds=time.perf_counter() - started,
     )
+
+
+class _Pair:
+    """Two models that are run side by side.
+
+    Attributes:
+        outputs: names of what the models return.
+        views: what is compared.
+        missing: tensors of views that the quantized one does not have.
+    """
+
+    def __init__(
+        self,
+        reference: models.Model,
+        candidate: models.Model | Run,
+        views: Views,
+        optimize: bool,
+        quick: bool,
+        advance: Callable[[], None] | None,
+    ) -> None:
+        self.views, self._advance = views, advance
+        self.outputs = [output.name for output in reference.graph.outputs]
+        inner = [name for name in tensors_of(views) if name not in self.outputs]
+        written = _written(candidate) if isinstance(candidate, models.Model) else frozenset[str]()
+        if isinstance(candidate, models.Model):
+            _same_outputs(self.outputs, [output.name for output in candidate.graph.outputs])
+        self.missing = [name for name in inner if name not in written]
+        fetched = [*self.outputs, *(name for name in inner if name in written)]
+        self._float, _ = runner_of(reference, True, quick=quick, outputs=fetched)
+        self._quantized, _ = runner_of(candidate, optimize, quick=quick, outputs=fetched)
+
+    def compare(self, feeds: Iterable[Feeds], figures: Figures, tallies: Mapping[str, _Tally]) -> int:
+        """Adds up over samples; returns how many there were."""
+        count = 0
+        for feed in feeds:
+            expected, got = self._float(feed), self._quantized(feed)
+            _same_outputs(self.outputs, list(got))
+            figures.add(feed, expected, got)
+            padding = Padding(feed)
+            for name, tally in tallies.items():
+                tally.add(expected[name], got[name], padding)
+            count += 1
+            if self._advance is not None:
+                self._advance()
+        return count
+
+    def worst(self, feeds: Iterable[Feeds]) -> float | None:
+        """SQNR in dB of the worst view on some samples; None where none has a figure."""
+        figures = Figures(self.views, self.missing)
+        self.compare(feeds, figures, {})
+        return min((_or(view.sqnr_db, 0.0) for view in figures.result() if view.counts), default=None)
+
+    def plain(self) -> tuple[Run, Run]:
+        """Functions that return the outputs alone, as the models do."""
+
+        def only(run: Run) -> Run:
+            return lambda feed: (lambda found: {name: found[name] for name in self.outputs})(run(feed))
+
+        return only(self._float), only(self._quantized)
+
+    def close(self) -> None:
+        """Lets the sessions go."""
+        del self._float, self._quantized
+
+
+def _written(model: models.Model) -> frozenset[str]:
+    """Names of the tensors that nodes of the main graph write."""
+    return frozenset(tensor.name for node in model.graph.nodes for tensor in node.outputs)
 
 
 def _same_outputs(expected: Iterable[str] | None, got: Sequence[str] | None) -> None:
@@ -225,14 +314,20 @@ class _Tally:
         self.name = name
         self.dtype = ""
         self.elements = self.same = self.rows = self.same_rows = 0
-        self.not_finite = self.float_not_finite = self.reshaped = 0
+        self.not_finite = self.float_not_finite = self.reshaped = self.unlike = self.nan = 0
         self.reference = self.quantized = self.product = self.noise = self.max_abs = 0.0
 
-    def add(self, reference: Any, got: Any) -> None:
-        """Counts one sample; sequences and maps, which are no arrays, are left out."""
+    def add(self, reference: Any, got: Any, padding: Padding) -> None:
+        """Counts one sample; of a sequence or optional the arrays, as far as both have them."""
         if not isinstance(reference, np.ndarray) or not isinstance(got, np.ndarray):
-            self.dtype = type(reference).__name__
+            first, second = list(flat(reference)), list(flat(got))
+            self.dtype = self.dtype or type(reference).__name__
+            self.reshaped += len(first) != len(second)
+            for one, other in zip(first, second, strict=False):
+                self.add(one, other, padding)
             return
+        if padding and reference.shape == got.shape:
+            reference, got = padding.keep(reference), padding.keep(got)
         self.dtype = str(reference.dtype)
         if reference.shape != got.shape:
             self.reshaped += 1
@@ -258,6 +353,9 @@ class _Tally:
         known, both = np.isfinite(a), np.isfinite(a) & np.isfinite(b)
         self.float_not_finite += int(np.count_nonzero(~known))
         self.not_finite += int(np.count_nonzero(known & ~both))
+        if not known.all():
+            self.nan += int(np.count_nonzero(np.isnan(a)))
+            self.unlike += int(np.count_nonzero(~known & (a != b) & ~(np.isnan(a) & np.isnan(b))))
         if not both.all():
             a, b = a[both], b[both]
         error = a - b
@@ -283,6 +381,8 @@ class _Tally:
             not_finite=self.not_finite,
             float_not_finite=self.float_not_finite,
             reshaped=self.reshaped,
+            unlike=self.unlike,
+            nan=self.nan,
         )
 
     def _cosine(self) -> float:
@@ -294,6 +394,11 @@ def _failures(output: Output) -> Iterable[str]:
         yield (
             f"output '{output.name}' has {output.not_finite} of {output.elements} values that are NaN or infinite and "
             "are finite in the float model"
+        )
+    if output.unlike:
+        yield (
+            f"output '{output.name}' has {output.unlike} values that are NaN or infinite in the float model, as it was "
+            "made to be, and not the same in the quantized one"
         )
     if output.reshaped and output.equal is None and output.sqnr_db is None:
         yield f"output '{output.name}' has another shape than in the float model in all {output.reshaped} samples"

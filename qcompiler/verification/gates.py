@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qcompiler.errors import AccuracyError, UsageError
+from qcompiler.judge.figures import ViewFigure
 from qcompiler.verification.compare import Verification
 
 
@@ -15,10 +16,12 @@ class Gates:
     Attributes:
         min_sqnr: every float output must reach so many dB of SQNR; None: no gate.
         max_drop: the metric may lose so much of the float score, relative (0.01 is 1 %); None: no gate.
+        allow_broken: what nobody would ship is accepted all the same.
     """
 
     min_sqnr: float | None = None
     max_drop: float | None = None
+    allow_broken: bool = False
 
     def hold(self, verification: Verification | None) -> bool:
         """Whether nothing is missed; where nothing was compared, nothing is.
@@ -42,7 +45,7 @@ class Gates:
             UsageError: a threshold was given for something that was not measured.
         """
         where = f" It begins at node '{first.node}' ({first.op})." if (first := verification.first_drift) else ""
-        if verification.failures:
+        if verification.failures and not self.allow_broken:
             raise AccuracyError(
                 f"the quantized model is broken: {'; '.join(verification.failures)}.{where} Keep the nodes before it "
                 "in high precision with --keep, or use --high-precision fp32 if FP16 overflows."
@@ -54,6 +57,13 @@ class Gates:
 
 
 def _gate_sqnr(verification: Verification, least: float, where: str) -> None:
+    for view in verification.mismatched:
+        if view.role != "ignored":
+            raise AccuracyError(
+                f"output '{view.output}' has another shape than in the float model in {view.reshaped} of "
+                f"{verification.samples} samples, so that --min-sqnr cannot hold it.{where} Judge by a metric "
+                f"(--metric, --max-drop), or leave it out with --ignore-output {view.output}."
+            )
     worst = verification.worst
     if worst is None or worst.sqnr_db is None:
         raise UsageError(
@@ -61,7 +71,7 @@ def _gate_sqnr(verification: Verification, least: float, where: str) -> None:
         )
     if worst.sqnr_db < least:
         raise AccuracyError(
-            f"output '{worst.name}' reaches {worst.sqnr_db:.2f} dB of SQNR and at least {least:g} dB was asked for."
+            f"{_named(worst)} reaches {worst.sqnr_db:.2f} dB of SQNR and at least {least:g} dB was asked for."
             f"{where} Raise safety.target_sqnr_db in the recipe, keep layers in high precision with --keep, or accept "
             "less with --min-sqnr."
         )
@@ -79,3 +89,8 @@ def _gate_drop(verification: Verification, most: float, where: str) -> None:
             "Raise safety.target_sqnr_db in the recipe, keep layers in high precision with --keep, or accept more with "
             "--max-drop."
         )
+
+
+def _named(view: ViewFigure) -> str:
+    """An output, or what it is made of."""
+    return f"output '{view.name}'" if view.tensor == view.output else f"'{view.name}' of output '{view.output}'"

@@ -69,11 +69,13 @@ def loaded(model: str | Path | models.Model) -> models.Model:
     return model if isinstance(model, models.Model) else models.load(model)
 
 
-def runner_of(model: models.Model | Run, optimize: bool, *, quick: bool) -> tuple[Run, Sequence[str] | None]:
-    """How a model is run, and the names of its outputs where they are known."""
+def runner_of(
+    model: models.Model | Run, optimize: bool, *, quick: bool, outputs: Sequence[str] | None = None
+) -> tuple[Run, Sequence[str] | None]:
+    """How a model is run, and the names of what it returns where they are known: `outputs`, or its own."""
     if not isinstance(model, models.Model):
         return model, None
-    session = OpenModel(model, optimize=optimize, quick=quick)
+    session = OpenModel(model, optimize=optimize, quick=quick, outputs=outputs)
     return (lambda feed: session.run(fitting(feed, session))), session.outputs
 
 

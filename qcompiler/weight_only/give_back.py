@@ -18,20 +18,16 @@ RAISED = 0.05  # share of the stored weights that goes back to high precision wh
 SMALLEST_BLOCK = min(SIZES)
 
 
-def give_back(
-    stored: Stored | None, verification: Verification | None, gates: Gates, min_share: float
-) -> Stored | None:
-    """The layers that err most in high precision where a gate was missed; None where there is nothing more to try.
+def give_back(stored: Stored | None, min_share: float) -> Stored | None:
+    """The layers that err most in high precision, for a gate that was missed; None where there is nothing more to try.
 
     A twentieth of the weights at a time.
 
     Args:
         stored: what is stored by now.
-        verification: the comparison of the model with it; None where there was none.
-        gates: what it must hold.
         min_share: share of the weights that stays stored whatever is missed, 0..1.
     """
-    if stored is None or not stored.weights or gates.hold(verification):
+    if stored is None or not stored.weights:
         return None
     sizes = {name: one.blocks.values.size for name, one in (*stored.weights.items(), *stored.restored.items())}
     total = sum(sizes.values())

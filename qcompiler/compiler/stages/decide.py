@@ -24,6 +24,7 @@ from qcompiler.target import Target
 from qcompiler.verification.compare import Verification
 from qcompiler.verification.gates import Gates
 from qcompiler.verification.metric import score_by
+from qcompiler.verification.verdict import acceptable
 from qcompiler.weight_only import give_back, record
 
 STEP_DB = 3.0  # how much closer to float the next try aims where a gate was missed
@@ -87,11 +88,11 @@ def _chosen(
 def stricter(
     subject: Subject, planning: Planning, decided: Planned, verification: Verification | None, gates: Gates
 ) -> tuple[Subject, Planning] | None:
-    """What to try next where a gate was missed and there is more to give back; None to go on.
+    """What to try next where a gate was missed or the result is broken, and there is more to give back; None to go on.
 
     First the plan aims closer to float, whatever share stays quantized; then the stored weights that err most go back.
     """
-    if verification is None or gates.hold(verification):
+    if verification is None or acceptable(verification, gates):
         return None
     plan, safety = decided.chosen.plan, planning.safety
     if plan.quantized() and plan.quantizers:
@@ -99,5 +100,5 @@ def stricter(
         if goal <= MOST_DB:
             safety = dataclasses.replace(safety, target_sqnr_db=goal, min_share=0.0)
             return subject, dataclasses.replace(planning, safety=safety)
-    stored = give_back.give_back(subject.stored, verification, gates, safety.min_share)
+    stored = give_back.give_back(subject.stored, safety.min_share)
     return None if stored is None else (subject.with_(stored=stored), planning)

@@ -8,7 +8,8 @@ from typing import Any
 
 from qcompiler.compiler.base import Compilation, Done, stage
 from qcompiler.compiler.subject import Lowered, Subject
-from qcompiler.data.source import open_source
+from qcompiler.data.source import Source, open_source
+from qcompiler.ir.signature import Feeds
 from qcompiler.runtime.finite import refuse_not_finite
 from qcompiler.verification.compare import Verification
 from qcompiler.verification.compare import verify as compare
@@ -23,10 +24,12 @@ class VerifyOptions:
     Attributes:
         samples: so many feeds; 0 for no comparison.
         drift: look for the first inner tensor that drifts, too.
+        ignored: outputs that nothing is judged by.
     """
 
     samples: int
     drift: bool
+    ignored: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,14 +63,11 @@ def verify(
     """
     if subject.samples is None or not options.samples:
         return Done(Proof(None), {"verification": None})
-    judge, front = subject.judge, subject.prefix and subject.prefix.front
-    held = None if judge.data is None else open_source(judge.data, subject.inputs, samples=options.samples)
-    held = front.through(held) if front and held is not None else held
-    own = held is None and subject.parts is not None
-    if own and subject.parts is not None:
-        held = subject.parts.judge
+    judge, held = subject.judge, _judging(subject, options.samples)
     known = before and before.verification and before.verification.score
-    with run.working(options.samples + runs_of(judge.metric)) as advance:
+    others = _others(subject, min(options.samples, subject.parts.samples[2]) if subject.parts is not None else 0)
+    runs = options.samples + sum(map(len, others.values()))
+    with run.working(runs + runs_of(judge.metric)) as advance:
         found = compare(
             subject.reference,
             lowered.model,
@@ -76,17 +76,37 @@ def verify(
             metric=judge.metric,
             float_score=known.float_score if known else None,
             drift=options.drift,
-            inner=lowered.inner,
+            normal=lowered.inner,
+            ignored=options.ignored,
+            others=others,
             advance=lambda: advance(1),
         )
         without = before.score_without if before is not None else _without_prefix(subject, found)
-    if any(output.float_not_finite for output in found.outputs):
+    if any(output.nan for output in found.outputs):
         refuse_not_finite(subject.reference, held or subject.samples)
     if held is None:
         found = dataclasses.replace(found, data=subject.samples.name, random=subject.samples.random, in_sample=True)
-    elif own:
-        found = dataclasses.replace(found, data=f"{held.name}, samples held out")
+    elif judge.data is None:
+        found = dataclasses.replace(found, data=f"{held.name}, held out", positions=held.positions)
     return Done(Proof(found, without), {"verification": found.to_json(), **_of_prefix(subject, found, without)})
+
+
+def _judging(subject: Subject, samples: int) -> Source | None:
+    """What is compared on: other data, or the part of the data that nothing was chosen by; None where there is none."""
+    if subject.judge.data is None:
+        return None if subject.parts is None else subject.parts.judge
+    source = open_source(subject.judge.data, subject.inputs, samples=samples)
+    front = subject.prefix and subject.prefix.front
+    return front.through(source) if front else source
+
+
+def _others(subject: Subject, judging: int) -> dict[str, list[Feeds]]:
+    """A few samples of the other parts: a quarter as many as judge, which tells whether the parts come out alike."""
+    few = max(1, judging // 4)
+    if subject.parts is None or not judging:
+        return {}
+    parts = {"calibrate": subject.seen.kept, "choose": subject.seen.held}
+    return {name: list(feeds[:few]) for name, feeds in parts.items() if feeds}
 
 
 def _without_prefix(subject: Subject, found: Verification) -> float | None:

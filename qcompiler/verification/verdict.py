@@ -1,0 +1,130 @@
+"""The verdict: what all figures together say of a result.
+
+    holds      the gates hold, or there is none and nothing is suspicious
+    doubtful   somebody should look before it is shipped
+    broken     nobody would ship it
+
+The user's metric has the word on good enough: where it was measured, dB and agreement alone call nothing doubtful or
+broken. So has a gate of dB: who asks for 10 dB and gets 12 has what was asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+from qcompiler.judge.figures import ViewFigure
+from qcompiler.verification.compare import Verification
+from qcompiler.verification.gates import Gates
+
+DOUBTFUL_DB: Final = 15.0  # noise of more than 3 % of the power, a sixth of the amplitude
+BROKEN_DB: Final = 3.0  # noise of half the power
+DOUBTFUL_AGREEMENT: Final = 0.95
+BROKEN_AGREEMENT: Final = 0.5
+SPREAD_DB: Final = 3.0  # twice the noise
+
+
+class Word(StrEnum):
+    """The verdict in a word."""
+
+    HOLDS = "holds"
+    DOUBTFUL = "doubtful"
+    BROKEN = "broken"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A word with its reasons, the worst first; none where it holds."""
+
+    word: Word = Word.HOLDS
+    reasons: tuple[str, ...] = ()
+
+    def doubted(self, reasons: Iterable[str]) -> Verdict:
+        """The same with more reasons of doubt."""
+        more = tuple(one for one in reasons if one not in self.reasons)
+        word = Word.DOUBTFUL if more and self.word is Word.HOLDS else self.word
+        return Verdict(word, (*self.reasons, *more))
+
+    def broken(self, reasons: Iterable[str]) -> Verdict:
+        """The same with more reasons to call it broken, in front of the others."""
+        more = tuple(one for one in reasons if one not in self.reasons)
+        return Verdict(Word.BROKEN if more else self.word, (*more, *self.reasons))
+
+    def to_json(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {"verdict": str(self.word), "reasons": list(self.reasons)}
+
+
+def verdict_of(verification: Verification | None, gates: Gates) -> Verdict:
+    """What a comparison says.
+
+    Args:
+        verification: the comparison; None where there was none, which is a doubt.
+        gates: what the user asks for.
+    """
+    if verification is None:
+        return Verdict().doubted(["nothing was compared with the float model"])
+    broken = [*verification.failures, *(text for text, is_broken in _views(verification, gates) if is_broken)]
+    doubts = [text for text, is_broken in _views(verification, gates) if not is_broken]
+    return Verdict().broken(broken).doubted([*doubts, *_data(verification)])
+
+
+def acceptable(verification: Verification, gates: Gates) -> bool:
+    """Whether no gate is missed and the result is not broken, or may be.
+
+    Raises:
+        UsageError: a threshold was given for something that was not measured.
+    """
+    broken = verdict_of(verification, gates).word is Word.BROKEN and not gates.allow_broken
+    return not broken and gates.hold(verification)
+
+
+def _views(verification: Verification, gates: Gates) -> Iterator[tuple[str, bool]]:
+    """Reasons that single views give, each with whether it makes the result broken."""
+    if verification.score is not None:
+        return
+    if not any(view.judged and view.sqnr_db is not None for view in verification.views):
+        named = ", ".join(f"'{view.name}'" for view in verification.views if view.missing)
+        if named:
+            yield f"what decides could not be compared: {named} is not among what the result gives", False
+    asked = math.inf if gates.min_sqnr is None else gates.min_sqnr
+    for view in verification.views:
+        if view.judged and view.sqnr_db is not None and view.sqnr_db < min(DOUBTFUL_DB, asked):
+            yield f"{_named(view)} has {_db(view.sqnr_db)} dB", view.sqnr_db < min(BROKEN_DB, asked)
+        elif view.agreement is not None and view.agreement < DOUBTFUL_AGREEMENT and view.role == "result":
+            how = f"of output '{view.output}' {view.agreement:.1%} agree with the float model"
+            yield (f"{how}, behind {view.step}" if view.step else how), view.agreement < BROKEN_AGREEMENT
+
+
+def _data(verification: Verification) -> Iterator[str]:
+    """Reasons that the data gives."""
+    if verification.random:
+        yield "the data is random noise: the figures say nothing about accuracy"
+    elif verification.in_sample:
+        yield "all figures are in sample: there are too few samples to keep some apart"
+    figures = {"held out": verification.worst_sqnr_db, **verification.parts}
+    known = {name: db for name, db in figures.items() if db is not None and math.isfinite(db)}
+    if len(known) > 1 and max(known.values()) - min(known.values()) > SPREAD_DB:
+        told = ", ".join(f"{name} {db:.1f}" for name, db in known.items())
+        worst = _outstanding(verification)
+        yield f"parts of the data differ (worst view in dB: {told}): give more samples, or others{worst}"
+
+
+def _outstanding(verification: Verification) -> str:
+    view = verification.worst
+    if view is None or view.worst_sample is None or view.worst_sample_db is None:
+        return ""
+    return f"; sample {verification.sample(view.worst_sample)} stands out with {_db(view.worst_sample_db)} dB"
+
+
+def _named(view: ViewFigure) -> str:
+    return (
+        f"'{view.name}'" if view.tensor == view.output else f"'{view.name}', which output '{view.output}' is made of,"
+    )
+
+
+def _db(value: float) -> str:
+    return f"{value:.1f}"
