@@ -48,7 +48,7 @@ def test_a_tensor_that_keeps_its_name_but_not_its_meaning_is_not_compared(tmp_pa
     found = verify(first, second, Samples())
     assert [layer.tensor for layer in found.layers] == ["h1", "h2", "h3", "h4"]
     assert found.first_drift is None
-    inner = verify(first, second, Samples(), inner=models.load(second))
+    inner = verify(first, second, Samples(), normal=models.load(second))
     assert [layer.tensor for layer in inner.layers] == [f"h{k}" for k in range(5)]
 
 

@@ -13,7 +13,6 @@ from qcompiler.recipe.recipe import Recipe
 from qcompiler.recipe.tables import SafetyTable, WeightOnlyTable
 from qcompiler.target import DType
 from qcompiler.verification.compare import Output, Verification
-from qcompiler.verification.gates import Gates
 from qcompiler.weight_only.give_back import give_back
 from tests.kit import glu
 from tests.kit.weight_only.stored import stored
@@ -78,21 +77,19 @@ def measured(sqnr: float) -> Verification:
 
 
 def test_what_errs_most_is_given_back_in_another_value() -> None:
-    first, gates = stored(A=30.0, B=10.0, C=20.0, D=40.0), Gates(min_sqnr=25.0)
-    second = give_back(first, measured(20.0), gates, 0.5)
+    first = stored(A=30.0, B=10.0, C=20.0, D=40.0)
+    second = give_back(first, 0.5)
     assert second is not None
     assert list(first.weights) == ["A", "B", "C", "D"]
     assert not first.restored
     assert (list(second.weights), list(second.restored)) == (["A", "C", "D"], ["B"])
-    third = give_back(second, measured(20.0), gates, 0.5)
+    third = give_back(second, 0.5)
     assert third is not None
     assert list(third.restored) == ["B", "C"]
-    assert give_back(third, measured(20.0), gates, 0.5) is None
+    assert give_back(third, 0.5) is None
 
 
-def test_nothing_is_given_back_where_gates_hold_or_nothing_is_stored() -> None:
-    gates = Gates(min_sqnr=25.0)
-    assert give_back(stored(A=30.0), measured(25.0), gates, 0.0) is None
-    assert give_back(stored(A=30.0), None, gates, 0.0) is None
-    assert give_back(stored(), measured(20.0), gates, 0.0) is None
-    assert give_back(None, measured(20.0), gates, 0.0) is None
+def test_nothing_is_given_back_where_nothing_is_stored_or_too_little_would_be_left() -> None:
+    assert give_back(stored(A=30.0), 1.0) is None
+    assert give_back(stored(), 0.0) is None
+    assert give_back(None, 0.0) is None

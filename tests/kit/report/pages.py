@@ -14,6 +14,7 @@ from rich.console import Console
 
 from qcompiler.engines.audit import Audit, Finding, Kind
 from qcompiler.engines.base import EngineFile
+from qcompiler.judge.figures import ViewFigure
 from qcompiler.passes.base import Changed, Report, Skipped
 from qcompiler.plan import Decision, Plan, Quantizer
 from qcompiler.planning.search.safety_net import SafetyNet, Step
@@ -54,7 +55,18 @@ def example(folder: Path, *, nodes: int = 60, name: str = EVIL, random_data: boo
         Output("index", "int64", 16, None, None, None, None, 0.9375, 0, 0, 0),
     )
     verification = Verification(
-        16, outputs, tuple(layers), Score("character accuracy", 0.97621, 0.97433, True), "lines/", random_data, 3.2
+        16,
+        outputs,
+        tuple(layers),
+        Score("character accuracy", 0.97621, 0.97433, True),
+        "lines/",
+        random_data,
+        seconds=3.2,
+        views=(
+            ViewFigure(f"{name} logits", f"{name} logits", f"{name} logits", "output", "", True, 16, 24.31, 3, 21.8),
+            ViewFigure("boxes", "boxes", "boxes", "output", "", True, 16, math.inf, 0, math.inf),
+            ViewFigure("index", "index", "index", "result", "ArgMax", False, 16, None, 5, None, 0.9375),
+        ),
     )
     curve = tuple(Step(share, sqnr) for share, sqnr in ((1.0, 6.2), (0.93, 17.8), (0.88, 22.6), (0.84, 25.4)))
     names = tuple(row.node for row in plan.quantized())

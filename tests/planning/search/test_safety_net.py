@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -11,6 +11,7 @@ import pytest
 
 from qcompiler.ir import model as models
 from qcompiler.ir.macs import node_macs, tensors_for_shapes
+from qcompiler.judge.views import Role, View
 from qcompiler.numerics.sqnr import decibel
 from qcompiler.planning.placement import candidates
 from qcompiler.planning.search.safety_net import Limits, Prices, SafetyNet, find_net
@@ -130,7 +131,7 @@ def test_the_same_search_twice_is_the_same(net: Any) -> None:
 class Table:
     """A simulator whose outputs are the reference and, of each quantized group, its own noise of a given SQNR."""
 
-    outputs: ClassVar[list[str]] = ["y"]
+    views = (View("y", "y", "y", Role.OUTPUT),)
 
     def __init__(self, table: dict[str, dict[DType, float]]) -> None:
         self._noise = {

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from qcompiler.ir.signature import Feeds
+from qcompiler.judge.views import Role, View
 from qcompiler.planning.simulation.noise import Measure
 from qcompiler.planning.simulation.simulator import Simulator, Use
 from qcompiler.target import DType
@@ -19,7 +20,7 @@ WHOLE, NARROW = Use(DType.INT8, 4.0), Use(DType.INT8, 1.0)
 class Doubling:
     """Two outputs, of which a quantized group changes the first by a tenth and the second not at all."""
 
-    outputs = ("y", "z")
+    views = (View("y", "y", "y", Role.OUTPUT), View("z", "z", "z", Role.OUTPUT))
 
     def __init__(self) -> None:
         self.asked: list[Mapping[str, Use]] = []
@@ -39,14 +40,14 @@ def measured(samples: list[Feeds], few: int = 1, **options: Any) -> tuple[Measur
     return Measure(cast(Simulator, simulator), samples, few, options.pop("advance", None), **options), simulator
 
 
-def test_noise_is_error_power_over_signal_power_and_the_mean_of_the_outputs() -> None:
+def test_noise_is_error_power_over_signal_power_at_the_worst_view() -> None:
     measure, _ = measured(feeds(4, 2, 3))
     assert measure.noise({}) == 0.0
-    assert measure.noise({"x": WHOLE}) == pytest.approx((0.1**2 + 0) / 2, rel=1e-5)
-    assert measure.noise({"x": WHOLE, "r": WHOLE}) == pytest.approx((0.2**2 + 0) / 2, rel=1e-5)
+    assert measure.noise({"x": WHOLE}) == pytest.approx(0.1**2, rel=1e-5)
+    assert measure.noise({"x": WHOLE, "r": WHOLE}) == pytest.approx(0.2**2, rel=1e-5)
 
 
-def test_an_output_of_zeros_counts_in_no_mean() -> None:
+def test_a_view_of_zeros_does_not_count() -> None:
     measure, _ = measured([{"x": np.zeros(3, np.float32)}])
     assert measure.noise({"x": WHOLE}) == 0.0
 

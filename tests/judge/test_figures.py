@@ -1,0 +1,67 @@
+"""Figures of views: pooled SQNR, the worst sample, agreement, and what could not be compared."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from qcompiler.judge.figures import Figures
+from qcompiler.judge.views import Role, View
+
+Y = View("y", "y", "y", Role.OUTPUT)
+CLASSES = View("c", "c", "c", Role.RESULT, "ArgMax")
+PICKED = View("b", "b", "b", Role.RESULT, "TopK", selected=True)
+
+
+def test_the_worst_sample_is_named() -> None:
+    figures = Figures([Y])
+    for error in (0.1, 1.0, 0.01):
+        figures.add({}, {"y": np.full(4, 10, np.float32)}, {"y": np.full(4, 10 + error, np.float32)})
+    (found,) = figures.result()
+    assert found.sqnr_db == pytest.approx(10 * math.log10(1200 / (4 * (0.01 + 1 + 0.0001))), abs=1e-3)
+    assert (found.worst_sample, found.samples) == (1, 3)
+    assert found.worst_sample_db == pytest.approx(20, abs=1e-3)
+    assert found.counts
+
+
+def test_classes_have_an_agreement_and_no_sqnr() -> None:
+    figures = Figures([CLASSES])
+    figures.add({}, {"c": np.array([1, 2])}, {"c": np.array([1, 2])})
+    figures.add({}, {"c": np.array([1, 2])}, {"c": np.array([1, 3])})
+    (found,) = figures.result()
+    assert (found.agreement, found.sqnr_db, found.worst_sample, found.counts) == (0.75, None, 1, False)
+
+
+def test_another_number_of_rows_is_counted_and_compared_as_a_set() -> None:
+    figures = Figures([PICKED])
+    boxes = np.arange(12, dtype=np.float32).reshape(3, 4)
+    figures.add({}, {"b": boxes}, {"b": boxes[:2]})
+    (found,) = figures.result()
+    assert found.agreement == pytest.approx(2 / 3)
+    assert (found.reshaped, found.sqnr_db) == (1, None)
+
+
+def test_what_is_ignored_or_missing_has_no_figure() -> None:
+    ignored, hidden = View("d", "d", "d", Role.IGNORED), View("h (before ArgMax)", "c", "h", Role.SOURCE)
+    figures = Figures([ignored, hidden], missing=["h"])
+    figures.add({}, {"d": np.ones(2, np.float32)}, {"d": np.zeros(2, np.float32)})
+    one, other = figures.result()
+    assert (one.sqnr_db, one.samples, one.missing) == (None, 0, False)
+    assert (other.sqnr_db, other.missing) == (None, True)
+
+
+def test_a_value_that_is_not_finite_any_more_is_as_bad_as_it_gets() -> None:
+    figures = Figures([Y])
+    figures.add({}, {"y": np.ones(2, np.float32)}, {"y": np.array([1, np.inf], np.float32)})
+    assert figures.result()[0].sqnr_db == -math.inf
+
+
+def test_weak_views_do_not_count() -> None:
+    figures = Figures([View("p", "p", "p", Role.CACHE)])
+    figures.add({}, {"p": np.ones(2, np.float32)}, {"p": np.zeros(2, np.float32)})
+    (found,) = figures.result()
+    assert found.sqnr_db == 0
+    assert not found.counts
+    assert not found.judged

@@ -1,0 +1,102 @@
+"""Noise by view: the worst counts; padding, shared infinities and constants in front of a Softmax do not."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qcompiler.data.padding import Padding
+from qcompiler.judge.cuts import Piece
+from qcompiler.judge.noise import Expected, Tally, compared, cut, judged, squared_error
+from qcompiler.judge.views import Role, View
+
+RNG = np.random.default_rng(0)
+
+
+def view(name: str = "y", role: Role = Role.OUTPUT, piece: Piece | None = None, level: int | None = None) -> View:
+    return View(name, name, name, role, piece=piece, level=level)
+
+
+def test_the_worst_view_counts_and_not_the_mean() -> None:
+    loud, quiet = np.full((4, 8), 1000.0, np.float32), RNG.standard_normal((4, 8)).astype(np.float32)
+    views = (view("a"), view("b"))
+    tally = Tally()
+    expected = Expected.of(views, {"a": loud, "b": quiet}, {})
+    tally.add(expected, {"a": loud + 1, "b": quiet + 1})
+    ratios = tally.ratios()
+    assert ratios[views[0]] == pytest.approx(1e-6)
+    assert tally.worst() == ratios[views[1]] == pytest.approx(32 / float((quiet**2).sum()), rel=1e-5)
+
+
+def test_a_part_is_cut_out_of_its_output() -> None:
+    boxes = view("y[:, 0:2]", piece=Piece(1, 0, 2))
+    array = np.arange(12).reshape(2, 6)
+    found = cut(boxes, array)
+    assert found is not None
+    np.testing.assert_array_equal(found, array[:, :2])
+    assert cut(view(piece=Piece(1, 4, 9)), array) is None
+
+
+def test_samples_add_up() -> None:
+    one = view()
+    tally = Tally()
+    for scale in (1.0, 3.0):
+        reference = np.full(4, scale, np.float32)
+        tally.add(Expected.of((one,), {"y": reference}, {}), {"y": reference * np.float32(1.1)})
+    assert tally.worst() == pytest.approx(0.01, rel=1e-4)
+
+
+def test_a_constant_in_front_of_a_softmax_is_no_error() -> None:
+    logits = RNG.standard_normal((3, 5)).astype(np.float32)
+    before = view(level=-1)
+    tally = Tally()
+    tally.add(Expected.of((before,), {"y": logits}, {}), {"y": logits + np.arange(3, dtype=np.float32)[:, None]})
+    assert tally.worst() < 1e-10
+
+
+def test_infinities_that_both_have_are_no_error() -> None:
+    reference = np.array([1.0, -np.inf, np.nan, 2.0], np.float32)
+    assert squared_error(reference, reference + np.float32(1)) == pytest.approx(2)
+    assert squared_error(reference, np.array([1, 0, np.nan, 2], np.float32)) == math.inf
+    assert squared_error(reference, np.array([1, np.inf, np.nan, 2], np.float32)) == math.inf
+    assert squared_error(reference, np.array([np.nan, -np.inf, np.nan, 2], np.float32)) == math.inf
+    assert squared_error(reference, reference[:3]) == math.inf
+
+
+def test_masked_logits_are_judged_less_the_mean_of_what_is_finite() -> None:
+    logits = np.array([[1.0, 2.0, -np.inf], [4.0, 0.0, 1.0]], np.float32)
+    one = view(level=-1)
+    tally = Tally()
+    tally.add(Expected.of((one,), {"y": logits}, {}), {"y": logits + np.float32(3)})
+    assert tally.worst() < 1e-10
+
+
+def test_padding_counts_nowhere() -> None:
+    reference = RNG.standard_normal((2, 3, 4)).astype(np.float32)
+    mask = np.array([[1, 1, 0], [1, 0, 0]])
+    got = reference.copy()
+    got[mask == 0] += 100
+    feed = {"attention_mask": mask}
+    tally = Tally()
+    tally.add(Expected.of((view(),), {"y": reference}, feed), {"y": got})
+    assert tally.worst() == 0
+    found = compared(view(), reference, Padding(feed))
+    assert found is not None
+    assert found.shape == (3, 4)
+
+
+def test_what_is_zero_or_no_float_has_no_figure() -> None:
+    tally = Tally()
+    views = (view("zeros"), view("ids"))
+    arrays: dict[str, np.ndarray[Any, Any]] = {"zeros": np.zeros(4, np.float32), "ids": np.arange(4)}
+    tally.add(Expected.of(views, arrays, {}), {"zeros": np.ones(4, np.float32), "ids": np.zeros(4)})
+    assert tally.ratios() == {}
+    assert tally.worst() == 0
+
+
+def test_choices_go_by_what_is_judged() -> None:
+    views = tuple(view(role.name, role) for role in Role)
+    assert {one.role for one in judged(views)} == {Role.OUTPUT, Role.PART, Role.SOURCE}

@@ -1,0 +1,89 @@
+"""The verdict: what calls a result doubtful or broken, and what the user's own limits overrule."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from qcompiler.judge.figures import ViewFigure
+from qcompiler.judge.views import Role
+from qcompiler.verification.compare import Verification
+from qcompiler.verification.gates import Gates
+from qcompiler.verification.metric import Score
+from qcompiler.verification.verdict import Verdict, Word, acceptable, verdict_of
+
+
+def view(db: float | None = 30.0, role: Role = Role.OUTPUT, *, agreed: float | None = None) -> ViewFigure:
+    judged = role in (Role.OUTPUT, Role.PART, Role.SOURCE)
+    return ViewFigure("y", "y", "y", str(role), "", judged, 8, db, 2, db, agreed)
+
+
+def verified(*views: ViewFigure, **changes: object) -> Verification:
+    return dataclasses.replace(Verification(8, (), views=views or (view(),)), **changes)  # type: ignore[arg-type]
+
+
+def test_a_good_result_holds() -> None:
+    found = verdict_of(verified(), Gates())
+    assert (found.word, found.reasons) == (Word.HOLDS, ())
+    assert found.to_json() == {"verdict": "holds", "reasons": []}
+
+
+@pytest.mark.parametrize(
+    ("figure", "word"),
+    [
+        (view(15.1), Word.HOLDS), (view(14.9), Word.DOUBTFUL), (view(3.1), Word.DOUBTFUL), (view(2.9), Word.BROKEN),
+        (view(2.0, Role.CACHE), Word.HOLDS), (view(2.0, Role.RESULT), Word.HOLDS), (view(2.0, Role.PART), Word.BROKEN),
+        (view(None, Role.RESULT, agreed=0.94), Word.DOUBTFUL), (view(None, Role.RESULT, agreed=0.49), Word.BROKEN),
+        (view(None, Role.RESULT, agreed=0.96), Word.HOLDS), (view(None, Role.PASSED, agreed=0.2), Word.HOLDS),
+    ],
+)  # fmt: skip
+def test_single_views(figure: ViewFigure, word: Word) -> None:
+    found = verdict_of(verified(view(), figure), Gates())
+    assert found.word is word
+    assert len(found.reasons) == (word is not Word.HOLDS)
+
+
+def test_the_metric_has_the_word() -> None:
+    score = Score("accuracy", 0.9, 0.9, higher_is_better=True)
+    assert verdict_of(verified(view(1.0), score=score), Gates()).word is Word.HOLDS
+
+
+def test_who_asks_for_less_has_what_was_asked_for() -> None:
+    assert verdict_of(verified(view(12.0)), Gates(min_sqnr=10)).word is Word.HOLDS
+    assert verdict_of(verified(view(2.0)), Gates(min_sqnr=1)).word is Word.HOLDS
+    assert verdict_of(verified(view(9.0)), Gates(min_sqnr=10)).word is Word.DOUBTFUL
+
+
+def test_in_sample_random_and_nothing_at_all_are_doubts() -> None:
+    assert verdict_of(verified(in_sample=True), Gates()).word is Word.DOUBTFUL
+    assert "random" in verdict_of(verified(random=True), Gates()).reasons[0]
+    assert verdict_of(None, Gates()).word is Word.DOUBTFUL
+
+
+def test_parts_of_the_data_that_differ_are_a_doubt_and_the_sample_is_named() -> None:
+    found = verdict_of(verified(parts={"calibrate": 34.0}, positions=(5, 6, 17)), Gates())
+    assert found.word is Word.DOUBTFUL
+    assert "held out 30.0, calibrate 34.0" in found.reasons[0]
+    assert "sample 17 stands out" in found.reasons[0]
+    assert verdict_of(verified(parts={"calibrate": 32.0}), Gates()).word is Word.HOLDS
+
+
+def test_reasons_add_up_and_the_worst_comes_first() -> None:
+    found = Verdict().doubted(["a"]).broken(["b"]).doubted(["a", "c"])
+    assert (found.word, found.reasons) == (Word.BROKEN, ("b", "a", "c"))
+    assert Verdict().doubted([]) == Verdict()
+
+
+def test_what_is_broken_is_not_acceptable_unless_the_user_says_so() -> None:
+    assert not acceptable(verified(view(1.0)), Gates())
+    assert acceptable(verified(view(1.0)), Gates(allow_broken=True))
+    assert acceptable(verified(view(10.0)), Gates())
+    assert not acceptable(verified(view(10.0)), Gates(min_sqnr=20))
+
+
+def test_what_decides_and_cannot_be_compared_is_a_doubt() -> None:
+    hidden = dataclasses.replace(view(None, Role.SOURCE), missing=True, name="h (before ArgMax)")
+    found = verdict_of(verified(view(None, Role.RESULT, agreed=1.0), hidden), Gates())
+    assert found.word is Word.DOUBTFUL
+    assert "h (before ArgMax)" in found.reasons[0]
