@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
 
 from qcompiler.errors import AccuracyError, UsageError
+from qcompiler.judge.figures import ViewFigure
 from qcompiler.verification.compare import Output, Verification
 from qcompiler.verification.drift import TappedLayer
 from qcompiler.verification.gates import Gates
@@ -16,7 +18,8 @@ from qcompiler.verification.metric import Score
 def measured(sqnr: float | None, score: Score | None = None) -> Verification:
     cosine = None if sqnr is None else 0.9
     output = Output("y", "float32", 10, sqnr, cosine, 0.1, None, None if cosine else 1.0, 0, 0, 0)
-    return Verification(1, (output,), score=score)
+    view = ViewFigure("y", "y", "y", "output" if sqnr is not None else "result", "", sqnr is not None, 1, sqnr)
+    return Verification(1, (output,), score=score, views=(view,))
 
 
 def test_gates_pass_at_their_threshold_and_fail_below_with_both_figures() -> None:
@@ -58,6 +61,24 @@ def test_a_model_that_is_broken_passes_no_gate_and_none_is_needed_for_that() -> 
 
 def test_a_miss_names_the_node_where_it_begins() -> None:
     layer = TappedLayer("h2", "mm2", "MatMul", 3.0, 40.0, True)
-    found = Verification(1, measured(5.0).outputs, layers=(layer,))
+    found = dataclasses.replace(measured(5.0), layers=(layer,))
     with pytest.raises(AccuracyError, match=r"It begins at node 'mm2' \(MatMul\)"):
+        Gates(min_sqnr=20).require(found)
+
+
+def test_an_output_of_another_shape_fails_a_gate_unless_it_is_ignored() -> None:
+    boxes = ViewFigure("boxes", "boxes", "boxes", "result", "TopK", False, 8, None, 0, None, 0.97, reshaped=3)
+    good = measured(30.0)
+    picked = dataclasses.replace(good, views=(*good.views, boxes))
+    with pytest.raises(AccuracyError, match=r"'boxes' has another shape .* in 3 of 1 samples.*--ignore-output boxes"):
+        Gates(min_sqnr=20).require(picked)
+    Gates().require(picked)
+    ignored = dataclasses.replace(boxes, role="ignored")
+    Gates(min_sqnr=20).require(dataclasses.replace(good, views=(*good.views, ignored)))
+
+
+def test_the_worst_view_is_named_with_the_output_that_it_belongs_to() -> None:
+    source = ViewFigure("h (before ArgMax)", "classes", "h", "source", "ArgMax", True, 8, 12.0, 0, 11.0)
+    found = dataclasses.replace(measured(30.0), views=(*measured(30.0).views, source))
+    with pytest.raises(AccuracyError, match=r"'h \(before ArgMax\)' of output 'classes' reaches 12\.00 dB"):
         Gates(min_sqnr=20).require(found)

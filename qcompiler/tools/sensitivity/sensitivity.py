@@ -192,7 +192,6 @@ def sensitivity(
         loaded = model if isinstance(model, models.Model) else models.load(model)
         inputs = inputs_of(loaded.graph)
         source = open_source(fitted(data, loaded.graph), inputs, samples=recipe.samples, batch=recipe.batch)
-        parts = deal(source)
     with progress.stage("clean_up"):
         normal = models.copy(loaded)
         clean_up(target)(normal.graph)
@@ -204,6 +203,7 @@ def sensitivity(
         why = f": {refused[0].why}" if refused else ": it has no Conv, Gemm or MatMul"
         raise ModelError(f"nothing in {name} can be quantized for {target}{why}; `qcompiler inspect` lists every layer")
     with progress.stage("observe", recipe.samples) as stage:
+        parts = deal(source)
         axes = {tensor: 1 if members[0].op.startswith("Conv") else -1 for tensor, members in groups.items()}
         observed = observe(
             normal,
