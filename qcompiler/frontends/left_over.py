@@ -152,20 +152,24 @@ def _refuse_integers(module: Any, stored: Checkpoint, read: Dequantized | None) 
 
 def _is_float(name: str, own: Mapping[str, Any], prefix: str) -> bool:
     """Whether a tensor of the file became a float one of the model, with or without the prefix of the base model."""
-    names = (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}."))
-    found = next((own[one] for one in names if one in own), None)
+    found = next((own[one] for one in _spelled(name, prefix) if one in own), None)
     if found is not None:
         return bool(found.is_floating_point())
     return name.endswith((".weight", ".bias")) and not re.search(_HARMLESS, name)
 
 
 def _passed_over(module: Any, stored: Checkpoint) -> Iterator[str]:
-    """Tensors that the class itself says it does not need."""
-    patterns = getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ()
-    own = set(module.state_dict())
+    """Tensors of which the class itself says that it does not need them, and those that it makes by itself."""
+    patterns = (*(getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ()), _MADE)
+    own, prefix = set(module.state_dict()), str(module.base_model_prefix)
     for name in stored.tensors:
-        if name not in own and any(re.search(pattern, name) for pattern in patterns):
+        if own.isdisjoint(_spelled(name, prefix)) and any(re.search(pattern, name) for pattern in patterns):
             yield name
+
+
+def _spelled(name: str, prefix: str) -> tuple[str, str, str]:
+    """What a tensor may be called in the model: with or without the prefix of the base model."""
+    return name, f"{prefix}.{name}", name.removeprefix(f"{prefix}.")
 
 
 def _is_mask(name: str, stored: Checkpoint) -> bool:
@@ -186,8 +190,7 @@ def _is_zero_bias(name: str, stored: Checkpoint) -> bool:
 
 def _within(name: str, owners: set[str], module: Any) -> bool:
     """Whether a tensor belongs to a layer that is in the graph, not to a part beside it."""
-    prefix = str(module.base_model_prefix)
-    for spelled in (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}.")):
+    for spelled in _spelled(name, str(module.base_model_prefix)):
         owner = spelled.rpartition(".")[0]
         while owner and owner not in owners:
             owner = owner.rpartition(".")[0]
