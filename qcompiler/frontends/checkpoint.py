@@ -22,7 +22,7 @@ _BESIDE = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq"}
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """One tensor as it is stored.
 
     Attributes:
@@ -64,7 +64,7 @@ class Checkpoint:
 
     folder: Path
     files: tuple[Path, ...]
-    tensors: Mapping[str, Stored]
+    tensors: Mapping[str, StoredTensor]
     declared: tuple[Declared, ...]
 
     def load(self) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def read(folder: Path, config: Mapping[str, Any]) -> Checkpoint:
         ModelError: a file is damaged or missing, or lacks a tensor that the index names.
     """
     files, named = _files(folder, config)
-    tensors: dict[str, Stored] = {}
+    tensors: dict[str, StoredTensor] = {}
     for file in files:
         tensors |= _headers(file)
     lost = sorted(set(named) - set(tensors))
@@ -121,14 +121,14 @@ def _files(folder: Path, config: Mapping[str, Any]) -> tuple[tuple[Path, ...], d
     return tuple(folder / shard for shard in shards), named
 
 
-def _headers(file: Path) -> dict[str, Stored]:
+def _headers(file: Path) -> dict[str, StoredTensor]:
     from safetensors import safe_open
 
     try:
         with safe_open(file, framework="numpy") as opened:
             names = list(opened.keys())
             slices = [opened.get_slice(name) for name in names]
-            found = [Stored(file, str(one.get_dtype()), tuple(one.get_shape())) for one in slices]
+            found = [StoredTensor(file, str(one.get_dtype()), tuple(one.get_shape())) for one in slices]
             return dict(zip(names, found, strict=True))
     except Exception as error:  # safetensors' own errors have no common base
         text = " ".join(str(error).split())[:300].rstrip(".")
