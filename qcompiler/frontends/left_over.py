@@ -86,9 +86,10 @@ def judge(module: Any, told: Mapping[str, Any], stored: Checkpoint, read: Dequan
     harmless, parts, lost = list(_passed_over(module, stored)), [], []
     for name in unused:
         ignored = _HARMLESS if read is None else f"{_HARMLESS}|{_ACTIVATIONS}"
-        if re.search(ignored, name) or _is_mask(name, stored) or _is_zero_bias(name, stored):
+        within = _within(name, owners, module)
+        if re.search(ignored, name) or _is_mask(name, stored) or (within and _is_zero_bias(name, stored)):
             harmless.append(name)
-        elif _within(name, owners, module) or _means(name) == "an adapter":
+        elif within or _means(name) == "an adapter":
             lost.append(name)
         else:
             parts.append(name)
