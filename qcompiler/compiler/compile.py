@@ -107,7 +107,7 @@ def _from(source: Any, data: Data | None, asked: Asked, progress: Progress) -> C
     """What is no ONNX file yet becomes one, in a folder that is gone at the end."""
     with exported(source, asked.paths.output, progress) as (model, made):
         run = Compilation(progress)
-        for text in asked.warnings:
+        for text in (*asked.warnings, *(() if made is None else made.notes)):
             run.warn(text)
         return life(run, model, data, asked.after_export(None if made is None else made.to_json()))
 

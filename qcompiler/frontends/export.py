@@ -21,6 +21,12 @@ from qcompiler.ir import model as models
 from qcompiler.support.atomic import check_writable, make_folder, remove_empty, unwritable
 from qcompiler.support.progress import Progress, silent
 
+SHOWS = (
+    "the graph computes what the torch module computes, as it was loaded. That the module was loaded as it was meant "
+    "cannot be seen by it: the tensors that were dequantized or not used stand under checkpoint"
+)
+"""What the check against torch can show, and what it cannot."""
+
 
 @dataclass(frozen=True)
 class ExportResult:
@@ -34,6 +40,7 @@ class ExportResult:
         outputs: the same of the outputs.
         checked: what was compared with torch.
         notes: what the user should know.
+        checkpoint: what became of the tensors of a folder: "dequantized", how each was stored by name, and "unused".
     """
 
     paths: tuple[Path, ...]
@@ -43,6 +50,7 @@ class ExportResult:
     outputs: Mapping[str, Mapping[str, tuple[int | str | None, ...]]]
     checked: tuple[Compared, ...]
     notes: tuple[str, ...]
+    checkpoint: Mapping[str, Any]
 
     @property
     def path(self) -> Path:
@@ -66,6 +74,8 @@ class ExportResult:
             "outputs": {file: {k: list(v) for k, v in shapes.items()} for file, shapes in self.outputs.items()},
             "error": self.error,
             "steps": worst,
+            "shows": SHOWS,
+            "checkpoint": dict(self.checkpoint),
             "notes": list(self.notes),
         }
 
@@ -110,7 +120,23 @@ def export(
         UsageError: torch or transformers is missing, the output cannot be written, or options do not fit the source.
         ModelError: the source cannot be loaded, torch cannot export it, or the export is not what torch computes.
     """
-    output, shown = Path(output), progress or silent
+    shown = progress or silent
+    made = _made(source, Path(output), past, inputs, axes, tolerance, trust_remote_code, shown)
+    for note in made.notes:
+        shown.warn(note)
+    return made
+
+
+def _made(
+    source: Any,
+    output: Path,
+    past: bool | None,
+    inputs: Mapping[str, Any] | None,
+    axes: Axes | None,
+    tolerance: float,
+    trust_remote_code: bool,
+    shown: Progress,
+) -> ExportResult:
     if output.suffix != ".onnx":
         raise UsageError(f"output '{output}' must end in .onnx: an export writes an ONNX file.")
     check_writable(output)
@@ -136,8 +162,6 @@ def _export(loaded: LoadedModule, past: bool | None, output: Path, tolerance: fl
         described = [models.load(path).graph for path in written]
         _keep_tokenizer(loaded, shop, output.parent)
         files = _finish(shop, output.parent)
-    for note in loaded.notes:
-        shown.warn(note)
     return ExportResult(
         tuple(output.with_name(part.file) for part in parts),
         files,
@@ -146,6 +170,7 @@ def _export(loaded: LoadedModule, past: bool | None, output: Path, tolerance: fl
         {part.file: names.shapes(graph.outputs) for part, graph in zip(parts, described, strict=True)},
         tuple(checked),
         tuple(loaded.notes),
+        loaded.checkpoint,
     )
 
 
@@ -154,14 +179,16 @@ def exported(source: Any, output: Path, progress: Progress) -> Iterator[tuple[An
     """A source that `qcompiler.ir.model` reads: others are exported into a folder that lives as long as the block.
 
     Yields:
-        The file or the model, and what the export and its check came to; None where nothing was exported.
+        The file or the model, and what the export and its check came to; None where nothing was exported. Its notes
+        are for the caller to show.
     """
     if not is_exportable(source):
         yield source, None
         return
     with _workshop(output) as shop:
         name = Path(str(source).rpartition(":")[0] or str(source)).stem if isinstance(source, str | Path) else ""
-        made = export(source, shop / f"{name or type(source).__name__}.onnx", progress=progress)
+        file = shop / f"{name or type(source).__name__}.onnx"
+        made = _made(source, file, None, None, None, TOLERANCE, False, progress)
         if len(made.paths) > 1:
             raise UsageError(
                 f"{source} is an encoder-decoder and becomes two ONNX files: run 'qcompiler export' first, and compile "

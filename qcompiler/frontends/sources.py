@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from qcompiler.errors import ModelError, UsageError
+from qcompiler.frontends import checkpoint, dequantize, left_over
+from qcompiler.frontends.checkpoint import Checkpoint
+from qcompiler.frontends.dequantize import Dequantized
 from qcompiler.frontends.torch_onnx import need, quiet
 from qcompiler.support.user_code import UserCode
 
@@ -30,6 +33,7 @@ class LoadedModule:
         axes: free dimensions of those inputs; None for: the first axis of each is the batch.
         files: the files that it was read from.
         notes: what the user should know.
+        checkpoint: what became of the tensors of the folder, for the manifest: "dequantized" and "unused".
     """
 
     module: Any
@@ -39,6 +43,7 @@ class LoadedModule:
     axes: Axes | None = None
     files: tuple[Path, ...] = ()
     notes: list[str] = field(default_factory=list)
+    checkpoint: Mapping[str, Any] = field(default_factory=dict)
 
 
 def is_module(source: object) -> bool:
@@ -103,6 +108,11 @@ def _checked(loaded: LoadedModule) -> LoadedModule:
     import torch
 
     for name, weight in loaded.module.named_parameters():
+        if not weight.is_floating_point() and not weight.is_complex() and weight.dim() > 1:
+            raise ModelError(
+                f"parameter '{name}' of {loaded.name} is {str(weight.dtype).removeprefix('torch.')}: it is quantized "
+                "already, and what its numbers mean is not certain. Export the float model that it was made from."
+            )
         if weight.is_floating_point() and weight.dtype != torch.float32:
             raise ModelError(
                 f"parameter '{name}' of {loaded.name} is {str(weight.dtype).removeprefix('torch.')}, and only float32 "
@@ -135,9 +145,10 @@ def _from_function(text: str, inputs: Mapping[str, Any] | None, axes: Axes | Non
 def _from_folder(path: Path, trust_remote_code: bool) -> LoadedModule:
     need("transformers")
     folder, gguf = _gguf(path)
+    left_over.refuse_adapter(folder)
     config = {} if gguf else _config(folder)
     if not gguf:
-        _check_weights(folder, config)
+        _check_weights(folder)
     if config.get("auto_map") and not trust_remote_code and not _known(config):
         raise ModelError(
             f"the model in '{folder}' brings its own Python code ({', '.join(_code(config))}), which is never run "
@@ -147,17 +158,24 @@ def _from_folder(path: Path, trust_remote_code: bool) -> LoadedModule:
     if gguf:
         need("gguf")
         options["gguf_file"] = gguf
+    stored = Checkpoint(folder, (), {}, ()) if gguf else checkpoint.read(folder, config)
+    read = None if gguf else dequantize.weights(stored)
     with quiet():
-        module = _model(folder, config, gguf, options)
+        module, told = _model(folder, config, gguf, options, read)
         tokenizer, lack = _tokenizer(folder, options)
-    loaded = LoadedModule(
-        module, str(path), tokenizer, files=tuple(sorted(one for one in folder.iterdir() if one.is_file()))
-    )
+    rest = left_over.judge(module, told, stored, read)
+    notes = [] if read is None else [read.note()]
+    notes += [*rest.notes(type(module).__name__), *([] if gguf else left_over.beside(stored))]
     if gguf:
-        loaded.notes.append(f"the weights of '{gguf}' are rounded to its format once and float32 from here on")
+        notes.append(f"the weights of '{gguf}' are rounded to its format once and float32 from here on")
     if lack and getattr(module, "main_input_name", "") == "input_ids":
-        loaded.notes.append(lack)
-    return loaded
+        notes.append(lack)
+    files = tuple(sorted(one for one in folder.iterdir() if one.is_file()))
+    became = {
+        "dequantized": {} if read is None else dict(read.layers),
+        "unused": [*rest.harmless, *rest.parts],
+    }
+    return LoadedModule(module, str(path), tokenizer, files=files, notes=notes, checkpoint=became)
 
 
 def _gguf(path: Path) -> tuple[Path, str]:
@@ -195,14 +213,7 @@ def _config(folder: Path) -> dict[str, Any]:
     return content
 
 
-def _check_weights(folder: Path, config: Mapping[str, Any]) -> None:
-    quantized = config.get("quantization_config")
-    if quantized:
-        method = quantized.get("quant_method", "an unknown method") if isinstance(quantized, dict) else quantized
-        raise ModelError(
-            f"the weights in '{folder}' are quantized already ({method}): export the float model that they were made "
-            "from."
-        )
+def _check_weights(folder: Path) -> None:
     if list(folder.glob("*.safetensors")):
         return
     pickled = sorted(one.name for one in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")))
@@ -230,13 +241,27 @@ def _code(config: Mapping[str, Any]) -> list[str]:
     return sorted({f"{str(one).split('--')[-1].split('.')[0]}.py" for one in named if one})
 
 
-def _model(folder: Path, config: Mapping[str, Any], gguf: str, options: Mapping[str, Any]) -> Any:
+def _model(
+    folder: Path, config: Mapping[str, Any], gguf: str, options: Mapping[str, Any], read: Dequantized | None
+) -> tuple[Any, Mapping[str, Any]]:
+    """The model in evaluation mode, and what transformers tells of its weights."""
     import torch
 
     cls = _class(folder, config, gguf, bool(options["trust_remote_code"]))
+    given: dict[str, Any] = dict(options)
     try:
+        if read is not None:
+            plain = _float_config(cls, folder, options)
+            cls = _concrete(cls, plain, options)
+            given |= {"config": plain, "state_dict": read.tensors}
+        elif not gguf:
+            given["use_safetensors"] = True
         model, told = cls.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=None if gguf else True, output_loading_info=True, **options
+            None if read is not None else folder,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # what misfits is named, and refused, by left_over
+            **given,
         )
     except Exception as error:  # whatever transformers and its readers raise
         text = " ".join(str(error).split())
@@ -244,14 +269,30 @@ def _model(folder: Path, config: Mapping[str, Any], gguf: str, options: Mapping[
             f"transformers cannot load '{folder / gguf if gguf else folder}' as {cls.__name__}: "
             f"{type(error).__name__}: {text[:300].rstrip('.')}. Try a newer transformers, or fetch the folder again."
         ) from error
-    missing, odd = sorted(told.get("missing_keys", ())), told.get("mismatched_keys", ())
-    if missing or odd:
-        what = f"{len(missing)} weights are missing ('{missing[0]}')" if missing else f"{len(odd)} weights misfit"
-        raise ModelError(
-            f"'{folder}' is no complete {cls.__name__}: {what} and would be random numbers. Name the class that the "
-            'weights belong to as "architectures" in config.json, or fetch the folder again.'
-        )
-    return model.eval()
+    return model.eval(), told
+
+
+def _float_config(cls: Any, folder: Path, options: Mapping[str, Any]) -> Any:
+    """The configuration without its quantization: what it describes has been undone."""
+    from transformers import AutoConfig
+
+    config = (getattr(cls, "config_class", None) or AutoConfig).from_pretrained(folder, **options)
+    parts = [config, *(one for one in vars(config).values() if hasattr(one, "to_dict"))]
+    for part in parts:
+        for key in ("quantization_config", "compression_config"):
+            if key in vars(part):
+                delattr(part, key)
+    return config
+
+
+def _concrete(cls: Any, config: Any, options: Mapping[str, Any]) -> Any:
+    """The class behind one of transformers' automatic ones, which take no weights from memory."""
+    import torch
+
+    if not hasattr(cls, "from_config"):
+        return cls
+    with torch.device("meta"):
+        return type(cls.from_config(config, trust_remote_code=options["trust_remote_code"]))
 
 
 def _class(folder: Path, config: Mapping[str, Any], gguf: str, trust: bool) -> Any:

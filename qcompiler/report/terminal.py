@@ -77,12 +77,23 @@ def export(found: Record, folder: Path) -> Iterator[RenderableType]:
         [
             ("exported", f"{found['kind']} → {', '.join(str(folder / name) for name in found['files'])}"),
             ("checked", f"largest error against torch {found['error']:.1e} of an output's largest value"),
+            *_of_checkpoint(found.get("checkpoint") or {}),
             *((step, f"{error:.1e}") for step, error in found["steps"].items()),
         ]
     )
     for way in ("inputs", "outputs"):
         for file, tensors in found[way].items():
             yield _table(f"{way.capitalize()} of {file}", ("name", "shape"), _in_brief(tensors))
+
+
+def _of_checkpoint(found: Record) -> Iterator[tuple[str, str]]:
+    """Tensors of a folder that were dequantized or not used."""
+    if found.get("dequantized"):
+        yield "dequantized", f"{len(found['dequantized'])} weights, exactly, to float32"
+    if found.get("unused"):
+        names = found["unused"]
+        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+        yield "not used", f"{len(names)} tensors of the checkpoint: {', '.join(names[:4])}{more}"
 
 
 def _in_brief(tensors: Record) -> Iterator[tuple[str, str]]:
