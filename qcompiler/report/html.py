@@ -12,7 +12,7 @@ from html import escape
 from typing import Any
 
 from qcompiler.recipe.recipe import Recipe
-from qcompiler.report import outliers, qfep, svg, unknown, weight_only
+from qcompiler.report import outliers, qfep, svg, unknown, views, weight_only
 from qcompiler.report.figures import (
     audited,
     count,
@@ -134,7 +134,7 @@ def _figures(manifest: Record) -> Iterable[tuple[str, str, str, str]]:
     if found:
         value = number(found["worst_sqnr_db"])
         good = "" if value is None else "good" if value >= 18 else "poor"
-        yield "SQNR", decibel(value), f"worst output, {found['samples']} feeds", good
+        yield "SQNR", decibel(value), f"worst view, {views.judged_on(found)}", good
     if manifest.get("macs"):
         share = manifest["macs"]["quantized_share"]
         yield "quantized", percent(share), f"of {count(manifest['macs']['total'])} multiply-accumulates", ""
@@ -162,23 +162,12 @@ def _tile(heading: str, figure: str, small: str, kind: str) -> str:
 def _accuracy(found: Record | None) -> str:
     if not found:
         return ""
-    rows = (
-        (
-            code(output["name"]),
-            escape(str(output["dtype"])),
-            decibel(output["sqnr_db"]),
-            short(output["cosine"]) if number(output["cosine"]) is None else f"{output['cosine']:.6f}",
-            short(output["max_abs"]),
-            percent(output["top1"]),
-            percent(output["equal"]),
-        )
-        for output in found["outputs"]
-    )
+    rows = ((code(name), *map(escape, rest)) for name, *rest in views.rows(found))
     failures = "".join(f'<p class="alarm">{escape(str(text))}</p>' for text in found["failures"])
-    feeds = f"{found['samples']} feeds of {found['data'] or 'the data'}"
-    note = f"{feeds}, float and quantized side by side in ONNX Runtime."
-    columns = ("output", "type", "SQNR", "cosine", "max error", "top-1", "equal")
-    return section("Accuracy", note, failures + table(columns, rows, figures=range(2, 7)))
+    others = views.parts(found)
+    note = f"{views.judged_on(found)}, float and quantized side by side in ONNX Runtime; the worst view counts."
+    note += f" A few samples of other parts of the data: {others}." if others else ""
+    return section("Accuracy", note, failures + table(views.COLUMNS, rows, figures=range(2, 8)))
 
 
 def _macs(macs: Record | None) -> str:

@@ -11,7 +11,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from qcompiler.report import qfep, weight_only
+from qcompiler.report import qfep, views, weight_only
 from qcompiler.report.figures import (
     audited,
     decibel,
@@ -119,22 +119,10 @@ def plan_table(manifest: Record) -> RenderableType:
 
 def verification(found: Record) -> Iterator[RenderableType]:
     """Each output, the metric, and the layer where the models part."""
-    columns = ("output", "SQNR", "cosine", "max error", "top-1", "equal")
-    rows = (
-        (
-            output["name"],
-            decibel(output["sqnr_db"]),
-            _digits(output["cosine"]),
-            short(output["max_abs"]),
-            percent(output["top1"]),
-            percent(output["equal"]),
-        )
-        for output in found["outputs"]
-    )
-    samples = found["samples"]
-    yield _table(
-        f"Float and quantized on {samples} feed{'s' * (samples != 1)} of {found['data'] or 'the data'}", columns, rows
-    )
+    yield _table(f"Float and quantized on {views.judged_on(found)}", views.COLUMNS, views.rows(found))
+    others = views.parts(found)
+    if others:
+        yield Text(f"A few samples of other parts of the data: {others}.")
     if found.get("score"):
         yield _facts([("metric", _score(found["score"]))])
     first = next((layer for layer in found["layers"] if layer["drifts"]), None)
@@ -205,8 +193,10 @@ def _summary_rows(manifest: Record) -> Iterator[tuple[str, str]]:
     if found.get("score"):
         yield "metric", _score(found["score"])
     if found:
-        where = f"on {found['samples']} feeds (worst output {found['worst_output']})"
-        yield "SQNR", f"{decibel(found['worst_sqnr_db'])} {where}"
+        yield (
+            "SQNR",
+            f"{decibel(found['worst_sqnr_db'])} on {views.judged_on(found)} (worst view {found['worst_output']})",
+        )
     if manifest.get("macs"):
         total = max(manifest["macs"]["total"], 1)
         shares = [(what, macs / total) for what, macs in _largest(manifest["macs"]["by_precision"])]
@@ -282,7 +272,7 @@ def _facts(rows: Iterable[tuple[str, str]]) -> Table:
 def _table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        figures = column in ("MACs", "macs", "share", "SQNR", "cosine", "max error", "top-1", "equal")
+        figures = column in ("MACs", "macs", "share", "SQNR", "agree", "cosine", "max error", "top-1")
         table.add_column(column, overflow="fold", justify="right" if figures else "left")
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))

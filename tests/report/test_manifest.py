@@ -13,6 +13,7 @@ import pytest
 from qcompiler.data.samples import Fingerprint
 from qcompiler.engines.base import EngineFile
 from qcompiler.errors import UsageError
+from qcompiler.judge.figures import ViewFigure
 from qcompiler.passes.base import Changed, Report, Skipped
 from qcompiler.plan import Decision, Plan, Quantizer
 from qcompiler.recipe.recipe import Recipe
@@ -35,6 +36,7 @@ def example(folder: Path, recipe: Recipe | None = None) -> dict[str, object]:
     ]
     plan = Plan.of(decisions).with_(quantizers={"x": Quantizer("x", DType.INT8, 2.5, "entropy", 6.0)})
     output = Output("y", "float32", 4, math.inf, 1.0, 0.0, None, None, 0, 0, 0)
+    view = ViewFigure("y", "y", "y", "output", "", True, 1, math.inf)
     return manifests.build(
         source=File.of(folder / "m.onnx"),
         recipe=recipe or Recipe(),
@@ -42,7 +44,7 @@ def example(folder: Path, recipe: Recipe | None = None) -> dict[str, object]:
         passes=[Report("fold", (Changed("a", "b"), Skipped("c", "d"), Skipped("e", "f")), 0.5)],
         equivalence={"fold": 1e-7},
         plan=plan,
-        verification=Verification(3, (output,)),
+        verification=Verification(3, (output,), views=(view,)),
         engine=EngineFile(folder / "m.engine", "tensorrt-rtx", 6, 1.0, ("sm89",), "1.7.1"),
         timings={"load": 0.12345},
         warnings=["look out"],

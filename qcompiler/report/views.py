@@ -1,0 +1,66 @@
+"""What was compared, view by view: for the HTML report and for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from qcompiler.report.figures import decibel, number, percent, short
+
+Record = Mapping[str, Any]
+COLUMNS = ("view", "role", "SQNR", "agree", "worst sample", "cosine", "max error", "top-1")
+
+
+def rows(found: Record) -> Iterator[tuple[str, ...]]:
+    """A row for each view of a comparison, by `COLUMNS`; a manifest without views has one for each output."""
+    outputs = {output["name"]: output for output in found["outputs"]}
+    views = found.get("views") or ()
+    for view in views:
+        whole = outputs.get(view["name"])
+        yield (
+            view["name"],
+            _role(view),
+            "not compared" if view["missing"] else decibel(view["sqnr_db"]),
+            percent(view["agreement"] if view["agreement"] is not None else (whole or {}).get("equal")),
+            _worst(view, found.get("positions") or ()),
+            *_of_output(whole),
+        )
+    if not views:
+        yield from (
+            (name, "output", decibel(one["sqnr_db"]), percent(one["equal"]), "–", *_of_output(one))
+            for name, one in outputs.items()
+        )
+
+
+def judged_on(found: Record) -> str:
+    """Which data the figures are of: how many feeds, and whether anything was chosen by them."""
+    text = f"{found['samples']} feed{'s' * (found['samples'] != 1)} of {found['data'] or 'the data'}"
+    return f"{text}, in sample" if found.get("in_sample") else text
+
+
+def parts(found: Record) -> str:
+    """How other parts of the data come out; "" where that was not measured."""
+    told = found.get("parts") or {}
+    return ", ".join(f"{name} {decibel(value)}" for name, value in told.items())
+
+
+def _role(view: Record) -> str:
+    if view["role"] == "source":
+        return f"judged for '{view['output']}'"
+    return f"{view['role']} of {view['step']}" if view["role"] == "result" and view["step"] else str(view["role"])
+
+
+def _worst(view: Record, positions: Any) -> str:
+    index = view["worst_sample"]
+    if index is None:
+        return "–"
+    at = positions[index] if index < len(positions) else index
+    value = number(view["worst_sample_db"])
+    return f"{at}" if value is None else f"{at}: {decibel(value)}"
+
+
+def _of_output(output: Record | None) -> tuple[str, str, str]:
+    if output is None:
+        return "", "", ""
+    known = number(output["cosine"])
+    return "–" if known is None else f"{known:.6f}", short(output["max_abs"]), percent(output["top1"])

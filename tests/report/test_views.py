@@ -1,0 +1,59 @@
+"""The table of views: roles in words, the worst sample where it stands in the data, old manifests as well."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qcompiler.report import views
+
+
+def output(name: str = "y", **changes: Any) -> dict[str, Any]:
+    return {"name": name, "sqnr_db": 30.0, "cosine": 0.999, "max_abs": 0.5, "top1": 0.9, "equal": None} | changes
+
+
+def view(name: str = "y", **changes: Any) -> dict[str, Any]:
+    plain = {
+        "name": name, "output": "y", "tensor": name, "role": "output", "step": "", "judged": True, "samples": 8,
+        "sqnr_db": 30.0, "worst_sample": 1, "worst_sample_db": 21.5, "agreement": None, "reshaped": 0,
+        "missing": False,
+    }  # fmt: skip
+    return plain | changes
+
+
+def found(*shown: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    plain = {"outputs": [output()], "views": list(shown), "positions": [4, 9], "samples": 8, "data": "a.npz"}
+    return plain | changes
+
+
+def test_an_output_has_its_figures_and_the_sample_is_named_as_it_stands_in_the_data() -> None:
+    (row,) = views.rows(found(view()))
+    assert row == ("y", "output", "30.0 dB", "–", "9: 21.5 dB", "0.999000", "0.5", "90.0 %")
+    (row,) = views.rows(found(view(), positions=[]))
+    assert row[4] == "1: 21.5 dB"
+
+
+def test_a_source_says_what_it_is_judged_for() -> None:
+    shown = view("h (before ArgMax)", role="source", tensor="h")
+    (row,) = views.rows(found(shown))
+    assert row[1] == "judged for 'y'"
+    assert row[5:] == ("", "", "")
+    (row,) = views.rows(found(shown | {"missing": True, "sqnr_db": None, "worst_sample": None}))
+    assert row[2:5] == ("not compared", "–", "–")
+
+
+def test_a_discrete_result_has_its_agreement() -> None:
+    shown = view(role="result", step="ArgMax", sqnr_db=None, agreement=0.75, worst_sample_db=None)
+    (row,) = views.rows(found(shown))
+    assert row[1:5] == ("result of ArgMax", "–", "75.0 %", "9")
+
+
+def test_a_manifest_without_views_has_a_row_for_each_output() -> None:
+    (row,) = views.rows(found(output=1) | {"views": None})
+    assert row == ("y", "output", "30.0 dB", "–", "–", "0.999000", "0.5", "90.0 %")
+
+
+def test_in_sample_is_said() -> None:
+    assert views.judged_on(found()) == "8 feeds of a.npz"
+    assert views.judged_on(found(in_sample=True, samples=1)) == "1 feed of a.npz, in sample"
+    assert views.parts(found(parts={"calibrate": 33.25})) == "calibrate 33.2 dB"
+    assert views.parts(found()) == ""
