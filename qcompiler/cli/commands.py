@@ -6,14 +6,15 @@ Nothing heavy is imported before a command runs, so that --help is there at once
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from qcompiler.cli.view import View
-from qcompiler.errors import UsageError
+from qcompiler.errors import AccuracyError, UsageError
 from qcompiler.recipe.checks import parse_shapes
 from qcompiler.recipe.recipe import PRESETS, Recipe, preset
 from qcompiler.support.suggest import did_you_mean
@@ -40,7 +41,10 @@ def compile(options: argparse.Namespace, view: View) -> None:
 
     output = options.output or f"{_stem(options.source)}.engine"
     recipe = _recipe(options)
-    result = compile(options.source, data=_data(options, recipe), recipe=recipe, output=output, progress=view.progress)
+    with _refused(view):
+        result = compile(
+            options.source, data=_data(options, recipe), recipe=recipe, output=output, progress=view.progress
+        )
     view.people(*terminal.summary(result.manifest), *terminal.artefacts(result))
     view.result(result.manifest)
 
@@ -52,9 +56,23 @@ def quantize(options: argparse.Namespace, view: View) -> None:
 
     output = options.output or f"{_stem(options.source)}.qdq.onnx"
     recipe = _recipe(options)
-    result = quantize(options.source, data=_data(options, recipe), recipe=recipe, output=output, progress=view.progress)
+    with _refused(view):
+        result = quantize(
+            options.source, data=_data(options, recipe), recipe=recipe, output=output, progress=view.progress
+        )
     view.people(*terminal.summary(result.manifest), *terminal.artefacts(result))
     view.result(result.manifest)
+
+
+@contextlib.contextmanager
+def _refused(view: View) -> Iterator[None]:
+    """A missed gate is a document too: what went wrong, the exit code, and all that was recorded."""
+    try:
+        yield
+    except AccuracyError as error:
+        if error.manifest is not None:
+            view.result({"error": str(error), "code": error.exit_code, "manifest": error.manifest})
+        raise
 
 
 def export(options: argparse.Namespace, view: View) -> None:
