@@ -179,7 +179,8 @@ def test_an_engine_is_built_with_both_phases_and_its_cache_is_named(saved: Path,
     prefill, decode = (one["shapes"] for one in record["engine"]["profiles"])
     assert prefill["input_ids"] == [[1, 1], [1, 24], [2, 96]]
     assert decode["past_key_values.1.key"] == [[1, 2, 0, 16], [1, 2, 60, 16], [2, 2, 95, 16]]
-    assert [text.partition(":")[0] for text in record["warnings"]] == ["only 4 different samples of data"]
+    assert record["warnings"][0].startswith("only 4 different samples of data")
+    assert not any("--max-length" in text or "axis" in text for text in record["warnings"])
     assert record["cache"]["bytes_per_token"] == 4 * 2 * 16 * 2  # FP16, as the recipe asks
     assert {pair["dtype"] for pair in record["cache"]["pairs"]} == {"float16"}
     assert record["audit"]["ok"]
