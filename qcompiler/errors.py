@@ -16,7 +16,8 @@ A message is one paragraph: what happened, where (file, node, tensor), and what 
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 
 class QCompilerError(Exception):
@@ -60,9 +61,14 @@ class DataError(QCompilerError):
 
 
 class AccuracyError(QCompilerError):
-    """A threshold asked for by the user was missed; the message has both figures."""
+    """A threshold asked for by the user was missed; the message has both figures.
+
+    Attributes:
+        manifest: what a compilation recorded until then, as plain data; None where it was none.
+    """
 
     exit_code = 5
+    manifest: Mapping[str, Any] | None = None
 
 
 class EngineError(QCompilerError):

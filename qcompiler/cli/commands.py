@@ -6,14 +6,15 @@ Nothing heavy is imported before a command runs, so that --help is there at once
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from qcompiler.cli.view import View
-from qcompiler.errors import UsageError
+from qcompiler.cli.view import Screen
+from qcompiler.errors import AccuracyError, UsageError
 from qcompiler.recipe.checks import parse_shapes
 from qcompiler.recipe.recipe import PRESETS, Recipe, preset
 from qcompiler.support.suggest import did_you_mean
@@ -33,31 +34,48 @@ TABLES: Final[Mapping[str, tuple[str, str]]] = {  # which key of which table of 
 }
 
 
-def compile(options: argparse.Namespace, view: View) -> None:
+def compile(options: argparse.Namespace, view: Screen) -> None:
     """A float model into an engine."""
     from qcompiler.compiler.compile import compile
     from qcompiler.report import terminal
 
     output = options.output or f"{_stem(options.source)}.engine"
     recipe = _recipe(options)
-    result = compile(options.source, data=_data(options, recipe), recipe=recipe, output=output, progress=view.progress)
+    with _refused(view):
+        result = compile(
+            options.source, data=_data(options, recipe), recipe=recipe, output=output, progress=view.progress
+        )
     view.people(*terminal.summary(result.manifest), *terminal.artefacts(result))
     view.result(result.manifest)
 
 
-def quantize(options: argparse.Namespace, view: View) -> None:
+def quantize(options: argparse.Namespace, view: Screen) -> None:
     """A float model into a quantized model."""
     from qcompiler.compiler.compile import quantize
     from qcompiler.report import terminal
 
     output = options.output or f"{_stem(options.source)}.qdq.onnx"
     recipe = _recipe(options)
-    result = quantize(options.source, data=_data(options, recipe), recipe=recipe, output=output, progress=view.progress)
+    with _refused(view):
+        result = quantize(
+            options.source, data=_data(options, recipe), recipe=recipe, output=output, progress=view.progress
+        )
     view.people(*terminal.summary(result.manifest), *terminal.artefacts(result))
     view.result(result.manifest)
 
 
-def export(options: argparse.Namespace, view: View) -> None:
+@contextlib.contextmanager
+def _refused(view: Screen) -> Iterator[None]:
+    """A missed gate is a document too: what went wrong, the exit code, and all that was recorded."""
+    try:
+        yield
+    except AccuracyError as error:
+        if error.manifest is not None:
+            view.result({"error": str(error), "code": error.exit_code, "manifest": error.manifest})
+        raise
+
+
+def export(options: argparse.Namespace, view: Screen) -> None:
     """A torch or Hugging Face model into ONNX."""
     from qcompiler.frontends.export import export
     from qcompiler.report import terminal
@@ -74,7 +92,7 @@ def export(options: argparse.Namespace, view: View) -> None:
     view.result(result.to_json())
 
 
-def build(options: argparse.Namespace, view: View) -> None:
+def build(options: argparse.Namespace, view: Screen) -> None:
     """A quantized model into an engine."""
     from qcompiler.compiler.build import build
     from qcompiler.report import terminal
@@ -85,7 +103,7 @@ def build(options: argparse.Namespace, view: View) -> None:
     view.result(result.manifest)
 
 
-def verify(options: argparse.Namespace, view: View) -> None:
+def verify(options: argparse.Namespace, view: Screen) -> None:
     """Float against quantized, and the gates."""
     from qcompiler.report import terminal
     from qcompiler.tools.verify import verify
@@ -100,7 +118,7 @@ def verify(options: argparse.Namespace, view: View) -> None:
     Gates(recipe.min_sqnr, recipe.max_drop).require(verification)
 
 
-def inspect(options: argparse.Namespace, view: View) -> None:
+def inspect(options: argparse.Namespace, view: Screen) -> None:
     """What is in a model."""
     from qcompiler.report import html, terminal
     from qcompiler.support.atomic import check_writable, write_text
@@ -116,7 +134,7 @@ def inspect(options: argparse.Namespace, view: View) -> None:
     view.result(found)
 
 
-def sensitivity(options: argparse.Namespace, view: View) -> None:
+def sensitivity(options: argparse.Namespace, view: Screen) -> None:
     """Which layers low precision hurts."""
     from qcompiler.report import sensitivity as report
     from qcompiler.support.atomic import check_writable, write_text
@@ -134,7 +152,7 @@ def sensitivity(options: argparse.Namespace, view: View) -> None:
     view.result(found)
 
 
-def bench(options: argparse.Namespace, view: View) -> None:
+def bench(options: argparse.Namespace, view: Screen) -> None:
     """Latency and throughput side by side."""
     from qcompiler.report import bench as report
     from qcompiler.support.atomic import check_writable, write_bytes, write_text
@@ -187,7 +205,7 @@ def _numbers(name: str, text: str) -> list[int]:
         raise UsageError(f"{name} takes whole numbers with commas between them, such as 1,4,8, not '{text}'") from None
 
 
-def passes(options: argparse.Namespace, view: View) -> None:
+def passes(options: argparse.Namespace, view: Screen) -> None:
     """The graph rewrites."""
     from qcompiler.passes import text_form
     from qcompiler.report import terminal
@@ -202,7 +220,7 @@ def passes(options: argparse.Namespace, view: View) -> None:
     view.result(rows)
 
 
-def recipe_show(options: argparse.Namespace, view: View) -> None:
+def recipe_show(options: argparse.Namespace, view: Screen) -> None:
     """A recipe as TOML."""
     recipe = _recipe_source(options.recipe)
     if not view.json:
@@ -210,14 +228,14 @@ def recipe_show(options: argparse.Namespace, view: View) -> None:
     view.result(recipe.to_dict())
 
 
-def recipe_list(options: argparse.Namespace, view: View) -> None:
+def recipe_list(options: argparse.Namespace, view: Screen) -> None:
     """The names of the presets."""
     if not view.json:
         sys.stdout.write("\n".join(PRESETS) + "\n")
     view.result({name: preset(name).to_dict() for name in PRESETS})
 
 
-def recipe_check(options: argparse.Namespace, view: View) -> None:
+def recipe_check(options: argparse.Namespace, view: Screen) -> None:
     """Whether a recipe is valid."""
     recipe = _recipe_source(options.recipe)
     view.people(f"{options.recipe} is a valid recipe: {recipe.precision} for {recipe.target}")

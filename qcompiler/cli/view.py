@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from qcompiler.support.progress import Progress
 
 
-class View:
+class Screen:
     """Where a command puts what it has to say."""
 
     def __init__(self, options: argparse.Namespace, result: int) -> None:
@@ -60,7 +60,7 @@ class View:
 
 
 @contextlib.contextmanager
-def opened(options: argparse.Namespace) -> Iterator[View]:
+def opened(options: argparse.Namespace) -> Iterator[Screen]:
     """Keeps libraries quiet, and with --json keeps file descriptor 1 for the document alone."""
     if not options.debug:
         logging.disable(logging.CRITICAL)
@@ -72,7 +72,7 @@ def opened(options: argparse.Namespace) -> Iterator[View]:
             if options.json:
                 sys.stdout.flush()
                 os.dup2(2, 1)  # also for libraries that write there from C++
-            yield View(options, kept)
+            yield Screen(options, kept)
     finally:
         sys.stdout.flush()
         if options.json:

@@ -14,7 +14,7 @@ from qcompiler.data.text import Text
 from qcompiler.errors import QCompilerError, UsageError
 from qcompiler.ir import model as models
 from qcompiler.report import manifest
-from qcompiler.support.atomic import make_folder, remove_empty, unwritable
+from qcompiler.support.atomic import Artefacts, make_folder, remove_empty, unwritable
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,21 @@ class Paths:
     def output(self) -> Path:
         """What `-o` named."""
         return self.engine or self.qdq
+
+    @property
+    def stem(self) -> str:
+        """What all names begin with."""
+        return self.manifest.name.removesuffix(".manifest.json")
+
+    @property
+    def failed_manifest(self) -> Path:
+        """What a compilation that missed a gate leaves for programs."""
+        return self.manifest.with_name(f"{self.stem}.failed.manifest.json")
+
+    @property
+    def failed_report(self) -> Path:
+        """What it leaves for people."""
+        return self.manifest.with_name(f"{self.stem}.failed.report.html")
 
     @staticmethod
     def of(output: Path, *, build: bool) -> Paths:
@@ -83,7 +98,7 @@ def workshop(paths: Paths) -> Iterator[Path]:
 
 
 def finish(shop: Path, paths: Paths, record: Mapping[str, Any]) -> None:
-    """Writes manifest and report, then gives every artefact its place."""
+    """Writes manifest and report, then gives every artefact its place; what an earlier miss left there is removed."""
     from qcompiler.report import html
 
     try:
@@ -91,5 +106,20 @@ def finish(shop: Path, paths: Paths, record: Mapping[str, Any]) -> None:
         (shop / paths.report.name).write_text(html.render(record), encoding="utf8")
         for made in sorted(shop.iterdir()):
             os.replace(made, paths.qdq.parent / made.name)
+        for stale in (paths.failed_manifest, paths.failed_report):
+            stale.unlink(missing_ok=True)
     except OSError as error:
         raise unwritable(paths.qdq, error) from error
+
+
+def leave(paths: Paths, record: Mapping[str, Any]) -> None:
+    """Writes the manifest and the report of a compilation that missed a gate, both or none; other files stay.
+
+    Raises:
+        UsageError: they cannot be written.
+    """
+    from qcompiler.report import html
+
+    with Artefacts() as files:
+        files.write_bytes(paths.failed_manifest, manifest.to_text(record).encode("utf8"))
+        files.write_bytes(paths.failed_report, html.render(record).encode("utf8"))

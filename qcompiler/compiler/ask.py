@@ -12,6 +12,7 @@ from qcompiler import calibrators
 from qcompiler.calibrators.auto import AUTO
 from qcompiler.compiler.artefacts import Paths
 from qcompiler.compiler.stages.build_engine import BuildOptions
+from qcompiler.compiler.stages.check_data import CheckDataOptions
 from qcompiler.compiler.stages.load import LoadOptions
 from qcompiler.compiler.stages.lower import LowerOptions
 from qcompiler.compiler.stages.observe import ObserveOptions
@@ -33,6 +34,7 @@ from qcompiler.target import DType, Target, require_fp8
 from qcompiler.verification.gates import Gates
 from qcompiler.verification.held_out import HeldOut
 from qcompiler.verification.metric import check_metric
+from qcompiler.verification.share import Promise
 from qcompiler.weight_only import methods
 from qcompiler.weight_only.storable import WeightOnlyOptions
 
@@ -50,18 +52,19 @@ class Asked:
         recipe: as it was effectively used, for the manifest.
         target: what passes and planning must know of the machine.
         paths: the artefacts.
-        quantizes: activations are to be quantized.
+        promise: what was asked for of the share that is quantized.
         warnings: what the user should know before anything begins.
     """
 
     recipe: Recipe
     target: Target
     paths: Paths
-    quantizes: bool
+    promise: Promise
     load: LoadOptions
     qfep: QfepOptions | None
     watch: Watch
     observe: ObserveOptions
+    check_data: CheckDataOptions
     smooth_quant: SmoothQuantOptions | None
     llm_int8: LlmInt8Options | None
     weight_only: WeightOnlyOptions | None
@@ -100,18 +103,21 @@ def ask(recipe: Recipe, data: Data | None, output: Path, *, build: bool) -> Aske
         recipe=recipe,
         target=target,
         paths=paths,
-        quantizes=bool(formats) or recipe.precision == dynamic.PRECISION,
+        promise=_promise(recipe),
         load=LoadOptions(paths, recipe.samples, recipe.batch, held_out, scope),
         qfep=None if recipe.qfep.prefix == "off" else QfepOptions(recipe.qfep, recipe.text.tokenizer, bool(formats)),
         watch=Watch(target, recipe.attention),
         observe=ObserveOptions(recipe.samples, recipe.workers),
+        check_data=CheckDataOptions(
+            recipe.verify_samples, profile=build and recipe.shapes is None and target.engine != "onnxruntime"
+        ),
         smooth_quant=_smooth_quant(recipe, target),
         llm_int8=_llm_int8(recipe, rows_apart),
         weight_only=_weight_only(recipe, target),
         planning=planning(recipe),
         lower=LowerOptions(recipe.io_types, recipe.llm_int8),
         verify=VerifyOptions(recipe.verify_samples, True, recipe.ignore_output),
-        gates=Gates(recipe.min_sqnr, recipe.max_drop),
+        gates=Gates(recipe.min_sqnr, recipe.max_drop, recipe.allow_broken),
         build=BuildOptions(target, recipe.shapes, recipe.generation, methods.needs_rows(recipe.precision, target)),
         warnings=warnings,
     )
@@ -142,6 +148,13 @@ def _weight_only(recipe: Recipe, target: Target) -> WeightOnlyOptions | None:
     return WeightOnlyOptions(recipe.precision, recipe.weight_only, target, recipe.keep)
 
 
+def _promise(recipe: Recipe) -> Promise:
+    """What the user asks of the share: where `auto` may choose float, that nothing is quantized is its good right."""
+    quantizes = bool(recipe.formats()) or recipe.precision in (dynamic.PRECISION, *methods.PRECISIONS)
+    chooses = recipe.precision.startswith(AUTO) and not recipe.everything
+    return Promise(recipe.precision, quantizes, quantizes and not chooses, recipe.min_share)
+
+
 def planning(recipe: Recipe) -> Planning:
     """What planning may see of a recipe."""
     return Planning(
@@ -153,6 +166,7 @@ def planning(recipe: Recipe) -> Planning:
         safety=recipe.safety,
         qfem=recipe.qfem,
         min_sqnr=recipe.min_sqnr,
+        min_share=recipe.min_share or 0.0,
         per_channel=recipe.weight_granularity == "channel",
         clip_weights=recipe.weight_clip == "mse",
         attention=None if recipe.attention == "float" else DType(recipe.attention),
@@ -179,6 +193,11 @@ def _refused(recipe: Recipe, data: Data | None, paths: Paths) -> tuple[Target, t
         raise UsageError(
             f"precision '{recipe.precision}' and --high-precision {recipe.high_precision} contradict each other: "
             "leave --high-precision out"
+        )
+    if recipe.min_share and recipe.precision in ("fp16", "bf16"):
+        raise UsageError(
+            f"--min-share {recipe.min_share:g} asks for a quantized type, and precision '{recipe.precision}' has none: "
+            "leave it out, or choose --precision int8"
         )
     if recipe.precision in ("fp16", "bf16"):
         target = dataclasses.replace(target, high_precision=DType(recipe.precision))

@@ -11,6 +11,7 @@ from qcompiler.compiler.compile import CompileResult
 from qcompiler.compiler.record import manifest
 from qcompiler.compiler.stages.audit import audit
 from qcompiler.compiler.stages.build_engine import BuildOptions, build_engine
+from qcompiler.data import lacks
 from qcompiler.data.samples import ShapeRange
 from qcompiler.data.source import Data, open_source
 from qcompiler.engines import for_target
@@ -35,9 +36,9 @@ from qcompiler.weight_only import methods
 
 @stage(kept=False)
 def load(
-    run: Compilation, source: str | Path, data: Data | None, samples: int | None, paths: Paths
+    run: Compilation, source: str | Path, data: Data | None, samples: int | None, paths: Paths, *, profile: bool
 ) -> Done[tuple[models.Model, Observations]]:
-    """The file, and the shapes of the data."""
+    """The file, and the shapes of the data; `profile`: these alone say which shapes the engine takes."""
     with run.working():
         loaded = models.load(source)
         refuse_overwriting(loaded, data, paths)
@@ -45,6 +46,10 @@ def load(
         for feed in () if data is None else open_source(data, inputs_of(loaded.graph), samples=samples):
             shapes.watch(feed)
             feeds += 1
+    inputs, decoder = inputs_of(loaded.graph), decoder_io.of_model(loaded)
+    if feeds and profile and (decoder is None or not decoder.pairs):
+        for text in lacks.sizes(shapes.profiles(inputs), inputs):
+            run.warn(text)
     return Done((loaded, Observations(shapes=shapes, feeds=feeds)), {"source": File.of(source)})
 
 
@@ -92,7 +97,8 @@ def build(
         check_writable(path)
     for_target(target)
     beside = dataclasses.replace(paths, qdq=paths.manifest)  # the quantized file is an input here
-    loaded, seen = run(load, model, data, asked.samples, beside)
+    profile = asked.shapes is None and target.engine != "onnxruntime"
+    loaded, seen = run(load, model, data, asked.samples, beside, profile=profile)
     legal, plan = run(legalize, loaded, target)
     options = BuildOptions(target, asked.shapes, asked.generation, methods.needs_rows(asked.precision, target))
     with workshop(paths) as shop:

@@ -11,15 +11,19 @@ from qcompiler.compiler.artefacts import finish, workshop
 from qcompiler.compiler.ask import Asked, ask
 from qcompiler.compiler.base import Compilation
 from qcompiler.compiler.record import manifest
+from qcompiler.compiler.refused import told
 from qcompiler.compiler.stages.accept import accept
 from qcompiler.compiler.stages.audit import audit
 from qcompiler.compiler.stages.build_engine import build_engine
+from qcompiler.compiler.stages.check_data import check_data
+from qcompiler.compiler.stages.check_metric_data import check_metric_data
 from qcompiler.compiler.stages.clean_up import clean_up
 from qcompiler.compiler.stages.conclude import conclude
 from qcompiler.compiler.stages.decide import decide, stricter
 from qcompiler.compiler.stages.llm_int8 import llm_int8
 from qcompiler.compiler.stages.load import load
 from qcompiler.compiler.stages.lower import lower
+from qcompiler.compiler.stages.note import Try, note
 from qcompiler.compiler.stages.observe import observe
 from qcompiler.compiler.stages.preflight import preflight
 from qcompiler.compiler.stages.qfep import qfep
@@ -34,6 +38,7 @@ from qcompiler.plan import Plan
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.support.progress import Progress, silent
 from qcompiler.verification.compare import Verification
+from qcompiler.verification.share import require as require_share
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,9 @@ def compile(
         UsageError: options that do not go together, an output that cannot be written.
         ModelError: the model cannot be read or used.
         DataError: the data does not fit.
-        AccuracyError: a gate of the recipe was missed; nothing is written.
+        AccuracyError: a gate of the recipe was missed, or the result is broken. Nothing is written but a manifest and a
+            report of what was tried, `NAME.failed.manifest.json` and `NAME.failed.report.html`; the error has the
+            manifest, too.
         EngineError: the target refuses the model, or (strict) does not keep the plan's promises.
     """
     asked = ask(recipe or Recipe(), data, Path(output), build=True)
@@ -109,7 +116,8 @@ def _from(source: Any, data: Data | None, asked: Asked, progress: Progress) -> C
         run = Compilation(progress)
         for text in (*asked.warnings, *(() if made is None else made.notes)):
             run.warn(text)
-        return life(run, model, data, asked.after_export(None if made is None else made.to_json()))
+        with told(run, asked.paths, asked.recipe):
+            return life(run, model, data, asked.after_export(None if made is None else made.to_json()))
 
 
 def life(run: Compilation, source: str | Path | Model, data: Data | None, asked: Asked) -> CompileResult:
@@ -121,28 +129,33 @@ def life(run: Compilation, source: str | Path | Model, data: Data | None, asked:
         run(preflight, subject.model, target, asked.paths)
     subject = run(qfep, subject, asked.qfep)
     subject = run(observe, subject, asked.watch, asked.observe)
+    doubts = run(check_data, subject, asked.check_data)
     subject = run(smooth_quant, subject, asked.watch, asked.smooth_quant)
     subject = run(llm_int8, subject, asked.watch, asked.llm_int8)
     subject = run(weight_only, subject, asked.weight_only)
     decided, proof = None, None
+    tries: tuple[Try, ...] = ()
     while True:  # until the gates hold or nothing is left to give back
         decided = run(decide, subject, target, planning, decided)
         lowered = run(lower, subject, decided, target, asked.lower)
         proof = run(verify, subject, lowered, asked.verify, proof)
+        tries = run(note, decided, lowered, proof.verification, asked.gates, asked.promise, tries)
         again = stricter(subject, planning, decided, proof.verification, asked.gates)
         if again is None:
             break
         subject, planning = again
-    verdict = run(
-        accept, subject, lowered.plan, proof.verification, asked.gates, asked.quantizes
-    )  # else nothing is written
+    run(check_metric_data, subject, proof.verification)
+    judged = (lowered.plan, proof.verification, asked.gates, asked.promise)
+    verdict = run(conclude, *judged, doubts, last=not build)
+    run(accept, subject, *judged, verdict)
     with workshop(asked.paths) as shop:
         written = run(write, lowered.model, subject.prefix, ArtefactNames.of(asked.paths, shop))
         if build:
             engine = shop / asked.paths.output.name
             run(build_engine, written, engine, lowered.model, subject.seen, subject.inputs, asked.build)
-            run(audit, engine, written, lowered.plan, lowered.splits, target, asked.recipe.strict)
-        run(conclude, verdict, ())
+            found = run(audit, engine, written, lowered.plan, lowered.splits, target, asked.recipe.strict)
+            require_share(lowered.plan, asked.promise, None if found is None else found.listed)
+            run(conclude, *judged, doubts, last=True)
         record = manifest(run, asked.recipe)
         finish(shop, asked.paths, record)
     return _result(lowered.model, lowered.plan, record, proof.verification, asked)

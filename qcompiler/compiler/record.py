@@ -12,13 +12,14 @@ from qcompiler.report.manifest import SCHEMA
 from qcompiler.support.as_json import plain
 from qcompiler.support.machine import environment, own_version, peak_memory_mb, version_of
 
+FIRST: Final = ("missed", "verdict")  # with the warnings, what must be read before any figure
 ABSENT: Final[Mapping[str, Any]] = {  # in this order; what no stage recorded did not take place
     "source": None,
     "export": None,
     "data": None,
+    "inputs": None,
     "random_data": False,
     "target": None,
-    "verdict": None,
     "recipe": None,
     "passes": [],
     "macs": None,
@@ -33,6 +34,7 @@ ABSENT: Final[Mapping[str, Any]] = {  # in this order; what no stage recorded di
     "weight_only": None,
     "llm_int8": None,
     "verification": None,
+    "tries": [],
     "engine": None,
     "cache": None,
     "audit": None,
@@ -55,12 +57,13 @@ def manifest(run: Compilation, recipe: Recipe) -> dict[str, Any]:
             {
                 "schema": SCHEMA,
                 "qcompiler": version_of("onnx-qcompiler") or own_version(),
+                **{key: given.pop(key, None) for key in FIRST},
+                "warnings": run.warnings,
                 "environment": environment(),
                 **{key: given.pop(key, absent) for key, absent in ABSENT.items()},
                 **given,
                 "timings": {stage: round(seconds, 3) for stage, seconds in run.timings.items()},
                 "peak_memory_mb": peak_memory_mb(),
-                "warnings": run.warnings,
             }
         )
     )

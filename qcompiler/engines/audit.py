@@ -85,6 +85,11 @@ class Audit:
         """Every promise is confirmed and nothing else was found."""
         return not self.mismatches
 
+    @property
+    def listed(self) -> tuple[str, ...] | None:
+        """The nodes that are confirmed; None where there was no listing to look into."""
+        return None if any(one.kind is Kind.NO_LISTING for one in self.mismatches) else self.confirmed
+
     def counts(self) -> dict[str, int]:
         """How many nodes compiled to what."""
         return dict(sorted(Counter(self.compiled.values()).items()))

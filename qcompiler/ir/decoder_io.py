@@ -285,6 +285,12 @@ def embedding_rows(graph: gs.Graph) -> int | None:
     return None
 
 
+def looked_up(graph: gs.Graph) -> dict[str, int]:
+    """Rows of the table that each input of the graph picks from, by name; without the inputs that pick from none."""
+    rows = {tensor.name: _gathered(tensor) for tensor in graph.inputs}
+    return {name: count for name, count in rows.items() if count is not None}
+
+
 def _gathered(tensor: gs.Tensor) -> int | None:
     waiting = [tensor]
     while waiting:

@@ -31,6 +31,8 @@ class Planning:
         safety: the table of the safety net.
         qfem: the table of QFeM.
         min_sqnr: SQNR in dB that every output must reach; None for no gate.
+        min_share: share of all multiply-accumulates that must be quantized whatever the outputs say, 0..1; 0 for no
+            gate.
         per_channel: INT8 weights have a scale per output channel.
         clip_weights: weight ranges may be narrower than the largest weight.
         attention: INT8 or FP8 for the products of attentions; None where they stay float.
@@ -51,6 +53,7 @@ class Planning:
     attention: DType | None
     shapes: Mapping[str, Sequence[tuple[int, ...]]] | None
     ignored: tuple[str, ...] = ()
+    min_share: float = 0.0
 
 
 @dataclass(frozen=True)

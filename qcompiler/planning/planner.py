@@ -25,6 +25,7 @@ from qcompiler.planning.search.qfem import Spared
 from qcompiler.planning.search.safety_net import FEW, Limits, Prices, SafetyNet
 from qcompiler.planning.simulation.noise import Advance
 from qcompiler.planning.simulation.simulator import Grids, Simulation, Use, formats_of
+from qcompiler.recipe.tables import QfemTable
 from qcompiler.runtime.shapes import concrete_shapes
 from qcompiler.statistics.histogram import Histogram
 from qcompiler.statistics.observe import Observations
@@ -78,7 +79,8 @@ def make_plan(
     prices = _priced(large.by_activation, offers, macs, costs)
     ratios = {name: one.ratio for name, one in observed.outliers.items()}
     goal = options.safety.target_sqnr_db
-    spared, scores = qfem.spare(simulation, few, offers, prices, ratios, options.qfem, goal, judge, scores)
+    table = _affordable(options, prices)
+    spared, scores = qfem.spare(simulation, few, offers, prices, ratios, table, goal, judge, scores)
     left = large.refusing(qfem.refusals(spared, large.found))
     net = _safety_net(simulation, spared, shapes, prices, observed, options, advance)
     plan = plan_of(model.graph, left, net, macs, target, observed.histograms, "" if costs is None else costs.where)
@@ -145,6 +147,13 @@ def _priced(
     return Prices(own, sum(macs.values()), {} if costs is None else costs.table(groups, offers))
 
 
+def _affordable(options: Planning, prices: Prices) -> QfemTable:
+    """QFeM's table with no larger budget than a gate on the share leaves it."""
+    linear = sum(prices.macs.values())
+    left = 1.0 - options.min_share * prices.total / linear if linear else 0.0
+    return replace(options.qfem, budget=min(options.qfem.budget, max(left, 0.0)))
+
+
 def _safety_net(
     simulation: Simulation | None,
     spared: Spared,
@@ -162,9 +171,12 @@ def _safety_net(
     limits = Limits(
         target_db=max(table.target_sqnr_db, options.min_sqnr or -1000.0),
         # A gate that the user set outranks speed, and among formats high precision is a choice like the others
-        min_share=0.0
-        if options.min_sqnr is not None or by_cost
-        else table.min_share * sum(prices.macs.values()) / max(prices.total, 1),
+        min_share=max(
+            options.min_share,
+            0.0
+            if options.min_sqnr is not None or by_cost
+            else table.min_share * sum(prices.macs.values()) / max(prices.total, 1),
+        ),
         useless_db=USELESS_DB,
         few=safety_net.enough(shapes, groups, 1, FEW) if options.calibrator == AUTO else 1,
         range_groups=table.range_groups,

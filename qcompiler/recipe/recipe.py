@@ -104,6 +104,16 @@ class Recipe(check.Keys):
         "gate: the metric may lose so much of the float score, relative (0.01 is 1 %); needs metric",
         "0.01",
     )
+    min_share: float | None = check.option(
+        None,
+        check.number(0, 1),
+        "gate: so much of all multiply-accumulates must be quantized, 0 to 1; safety.min_share is no gate, but where "
+        "the safety net stops; unset: no gate",
+        "0.8",
+    )
+    allow_broken: bool = check.option(
+        False, check.flag, "write a result whose verdict is broken, with a warning; false: exit 5"
+    )
     metric: str | None = check.option(
         None,
         check.metric(check.METRICS),

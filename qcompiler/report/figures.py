@@ -107,6 +107,21 @@ def split_off(found: Mapping[str, Any]) -> str:
     return text
 
 
+def verdict(found: Mapping[str, Any] | None) -> str:
+    """`Doubtful: 3 different samples; 12.1 dB in a view`, or an empty text where none was given."""
+    if not found:
+        return ""
+    reasons = "; ".join(str(one) for one in found.get("reasons") or ())
+    head = str(found.get("verdict") or "unknown").capitalize()
+    return f"{head}: {reasons}" if reasons else head
+
+
+def warnings(manifest: Mapping[str, Any]) -> list[str]:
+    """The warnings, but for the one that says the verdict again."""
+    said = verdict(manifest.get("verdict")).lower()
+    return [text for text in map(str, manifest.get("warnings") or ()) if text.lower() != f"the result is {said}"]
+
+
 def spelled(column: str, value: Any) -> str:
     """A value of an inspection as people read it; `column` says what it is."""
     spell = _SPELLED.get(column, cell)

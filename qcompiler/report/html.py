@@ -12,7 +12,7 @@ from html import escape
 from typing import Any
 
 from qcompiler.recipe.recipe import Recipe
-from qcompiler.report import outliers, qfep, svg, unknown, views, weight_only
+from qcompiler.report import inputs, outliers, qfep, svg, tries, unknown, views, weight_only
 from qcompiler.report.figures import (
     audited,
     count,
@@ -26,12 +26,15 @@ from qcompiler.report.figures import (
     short,
     size,
     spelled,
+    verdict,
+    warnings,
     words,
 )
 from qcompiler.report.page import OPEN_ROWS, code, fold, page, section, table
 
 Record = Mapping[str, Any]
 LIMIT_DB = 12.0
+VERDICTS = {"holds": "holds", "doubtful": "warning", "broken": "alarm"}
 QUANTIZED = ("int8", "fp8", "int4")
 
 
@@ -46,6 +49,8 @@ def render(manifest: Record) -> str:
         outliers.formats(manifest.get("plan") or ()),
         _drift(manifest.get("verification")),
         _safety(manifest.get("safety")),
+        tries.tries(manifest.get("tries") or ()),
+        inputs.inputs(manifest.get("inputs")),
         outliers.activations(manifest.get("outliers") or (), manifest.get("qfem")),
         outliers.smooth_quant(manifest.get("smooth_quant")),
         qfep.qfep(manifest.get("qfep")),
@@ -111,13 +116,23 @@ def _header(manifest: Record, name: str) -> str:
     chips = (recipe["precision"], engine, rest, f"calibrated by {recipe['calibrator']}")
     data = manifest.get("data") or {}
     line = f"{data['feeds']} feeds of {data['name']}" if data.get("feeds") else "no calibration data"
-    bars = ""
+    bars = _verdict(manifest)
     if manifest.get("random_data"):
         bars += '<p class="alarm">Random data: the ranges and every accuracy figure here are meaningless.</p>'
-    bars += "".join(f'<p class="warning">{escape(str(text))}</p>' for text in manifest.get("warnings") or ())
+    bars += "".join(f'<p class="warning">{escape(text)}</p>' for text in warnings(manifest))
     listed = "".join(f"<span>{escape(str(chip))}</span>" for chip in chips)
     head = f'<h1>{escape(name)}</h1><p class="chips">{listed}</p><p class="dim">{escape(line)}</p>'
     return f"<header>{head}</header>{bars}"
+
+
+def _verdict(manifest: Record) -> str:
+    """The first line of the page, where a verdict was given; that nothing was written, where a gate was missed."""
+    found = manifest.get("verdict")
+    kind = VERDICTS.get(str((found or {}).get("verdict")), "warning")
+    bars = f'<p class="verdict {kind}">{escape(verdict(found))}</p>' if found else ""
+    if manifest.get("missed"):
+        bars += '<p class="alarm">Not accepted: no engine and no model was written, earlier ones stay as they were.</p>'
+    return bars
 
 
 def _tiles(manifest: Record) -> str:

@@ -34,9 +34,11 @@ border-radius:8px}
 details{margin-top:10px}summary{cursor:pointer;color:var(--blue);font-size:14px;padding:2px 0}
 input[type=search]{margin:8px 0;padding:6px 10px;border:1px solid var(--rule);border-radius:8px;background:var(--paper);
 color:var(--ink);font:inherit;font-size:13px;width:260px}
-.alarm,.warning{border-radius:8px;padding:10px 14px;margin:12px 0 0}
+.alarm,.warning,.holds{border-radius:8px;padding:10px 14px;margin:12px 0 0}
 .alarm{background:color-mix(in srgb,var(--poor) 16%,transparent);color:var(--poor);font-weight:600}
-.warning{background:color-mix(in srgb,#d9a400 16%,transparent)}.fine{color:var(--good);font-weight:600;margin:0}
+.warning{background:color-mix(in srgb,#d9a400 16%,transparent)}
+.holds{background:color-mix(in srgb,var(--good) 14%,transparent);color:var(--good)}
+.verdict{font-weight:600}.fine{color:var(--good);font-weight:600;margin:0}
 .bar{display:flex;height:34px;border-radius:8px;overflow:hidden;background:var(--rule)}
 .bar i{font-style:normal;font-size:13px;font-weight:600;color:#fff;padding:6px 0;text-indent:10px;
 white-space:nowrap;overflow:hidden}

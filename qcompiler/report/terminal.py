@@ -25,6 +25,8 @@ from qcompiler.report.figures import (
     size,
     spelled,
     split_off,
+    verdict,
+    warnings,
     words,
 )
 
@@ -45,21 +47,30 @@ TITLES = {
     "residuals": "Residual Adds: the range of what a branch adds over the range of what it is added to",
 }
 HIDDEN = {"spikes": ("depth", "p99_99", "top_channels", "top_tokens")}  # columns that have no place on a terminal
+VERDICTS = {"holds": "bold green", "doubtful": "bold yellow", "broken": "bold red"}
 QUANTIZED = ("int8", "fp8", "int4")
 
 
 def summary(manifest: Record) -> Iterator[RenderableType]:
-    """What was made, how good it is, what is in INT8 and what the engine confirms; then what stayed float and why."""
+    """The verdict and the warnings; what was made, how good it is, what is in INT8; then what stayed float and why."""
+    yield from _first_lines(manifest)
     yield _facts(_summary_rows(manifest))
-    if manifest.get("random_data"):
-        yield Text("Random data: the ranges and every accuracy figure above are meaningless.", style="bold red")
     yield from _kept_float(manifest)
     mismatches = (manifest.get("audit") or {}).get("mismatches") or ()
     if mismatches:
         yield _table(
             "The engine's listing does not confirm", ("node", "what"), ((m["node"], m["text"]) for m in mismatches)
         )
-    for warning in manifest.get("warnings") or ():
+
+
+def _first_lines(manifest: Record) -> Iterator[RenderableType]:
+    """The verdict, then what the user should know before any figure."""
+    found = manifest.get("verdict")
+    if found:
+        yield Text(verdict(found), style=VERDICTS.get(str(found.get("verdict")), "bold"))
+    if manifest.get("random_data"):
+        yield Text("Random data: the ranges and every accuracy figure below are meaningless.", style="bold red")
+    for warning in warnings(manifest):
         yield Text(f"! {warning}", style="yellow")
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from qcompiler.data.batches import samples_of
 from qcompiler.data.samples import Fingerprint, Keep, ShapeRange, loudness, mixed
 from qcompiler.data.source import Source
+from qcompiler.data.spread import Spreads
 from qcompiler.ir import model as models
 from qcompiler.ir.signature import Feeds, Inputs
 from qcompiler.runtime.finite import not_finite
@@ -56,6 +57,7 @@ class Observations:
         rows: recorded rows, by tensor name.
         hessians: float64 [K, K], by tensor name.
         ranges: smallest and largest value, by tensor name.
+        spreads: what values each input gets, and how many different samples there are.
     """
 
     histograms: Mapping[str, Histogram] = field(default_factory=dict)
@@ -68,6 +70,7 @@ class Observations:
     rows: Mapping[str, Rows] = field(default_factory=dict)
     hessians: Mapping[str, Hessian] = field(default_factory=dict)
     ranges: Mapping[str, Range] = field(default_factory=dict)
+    spreads: Spreads = field(default_factory=Spreads)
 
     @property
     def choosing(self) -> tuple[Feeds, ...]:
@@ -124,10 +127,11 @@ def observe(
         DataError: a feed does not fit the model, or is not finite.
         ModelError: a tensor is not finite; the message names the first such tensor in graph order.
     """
-    kept, shapes, counter = Keep(keep), ShapeRange(), _Counter(advance)
+    kept, shapes, counter, spreads = Keep(keep), ShapeRange(), _Counter(advance), Spreads(inputs)
     share = max(1, available_processors() // workers)
     fingerprint = Fingerprint()
-    feeds = _Shared(source, (lambda feed: _offer(kept, feed, inputs), shapes.watch, fingerprint.add), counter)
+    everywhere = (shapes.watch, fingerprint.add, spreads.watch)
+    feeds = _Shared(source, (lambda feed: _offer(kept, feed, inputs), *everywhere), counter)
     crew = [
         _Worker(
             model,
@@ -149,7 +153,7 @@ def observe(
     histograms = seen.histograms.found
     loud, quiet = Keep(keep, key=loudness), Keep(keep)
     for part, watchers in ((choose, (partial(_offer_all, (loud, quiet), inputs=inputs),)), (judge, ())):
-        for _, feed in () if part is None else _Shared(part, (shapes.watch, fingerprint.add), counter):
+        for _, feed in () if part is None else _Shared(part, everywhere, counter):
             for watch in watchers:
                 watch(feed)
     return Observations(
@@ -163,6 +167,7 @@ def observe(
         {} if seen.rows is None else seen.rows.rows(),
         seen.hessians.found,
         {name: Range(one.minimum, one.maximum) for name in points.ranges if (one := histograms[name]).finite},
+        spreads,
     )
 
 

@@ -151,7 +151,7 @@ class Verification:
             "worst_sqnr_db": self.worst_sqnr_db,
             "first_drift": first and first.node,
             "failures": self.failures,
-            "score": self.score and {**dataclasses.asdict(self.score), "drop": self.score.drop},
+            "score": self.score and self.score.to_json(),
             "views": self.views,
             "positions": self.positions,
             "parts": self.parts,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qcompiler.data.spread import Spread, Spreads
 from qcompiler.errors import QCompilerError, UsageError
 from qcompiler.ir import model as models
 from qcompiler.runtime.stream import OpenModel
@@ -42,6 +43,7 @@ class Score:
         quantized_score: score of the quantized model.
         higher_is_better: as the metric itself says, else `HIGHER_IS_BETTER` of its module, else True.
         details: what a built-in metric says of itself: protocol, tokens and windows; None for others.
+        fed: the values of each input that the metric gave to the quantized model, by input.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Score:
     quantized_score: float
     higher_is_better: bool
     details: Mapping[str, Any] | None = None
+    fed: Mapping[str, Spread] = field(default_factory=dict)
 
     @property
     def drop(self) -> float:
@@ -62,6 +65,11 @@ class Score:
             else self.quantized_score - self.float_score
         )
         return lost / abs(self.float_score) if self.float_score else lost
+
+    def to_json(self) -> dict[str, Any]:
+        """For the manifest, which has `fed` under `inputs`."""
+        told = {key.name: getattr(self, key.name) for key in fields(self) if key.name != "fed"}
+        return {**told, "drop": self.drop}
 
 
 def loaded(model: str | Path | models.Model) -> models.Model:
@@ -96,8 +104,11 @@ def scoring_of(metric: str | Metric) -> Callable[[Run, Run | None, Callable[[], 
     ) -> Score:
         step = advance if hasattr(function, "runs") else None
         first = _score(function, run_float, label, step) if known is None else known
-        second = first if run_quantized is None else _score(function, run_quantized, label, step)
-        return Score(name, first, second, higher, details)
+        if run_quantized is None:
+            return Score(name, first, first, higher, details)
+        spreads = Spreads()
+        second = _score(function, run_quantized, label, step, spreads)
+        return Score(name, first, second, higher, details, spreads.found())
 
     return both
 
@@ -128,9 +139,17 @@ class Outputs(list[Any]):
         return self._named.keys()
 
 
-def _score(function: Metric, run: Run, label: str, step: Callable[[], None] | None = None) -> float:
+def _score(
+    function: Metric,
+    run: Run,
+    label: str,
+    step: Callable[[], None] | None = None,
+    spreads: Spreads | None = None,
+) -> float:
     def once(feeds: Feeds) -> Outputs:
         outputs = Outputs(run(feeds))
+        if spreads is not None:
+            spreads.watch(feeds)
         if step is not None:
             step()
         return outputs

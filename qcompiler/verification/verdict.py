@@ -36,29 +36,29 @@ class Word(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Judgement:
     """A word with its reasons, the worst first; none where it holds."""
 
     word: Word = Word.HOLDS
     reasons: tuple[str, ...] = ()
 
-    def doubted(self, reasons: Iterable[str]) -> Verdict:
+    def doubted(self, reasons: Iterable[str]) -> Judgement:
         """The same with more reasons of doubt."""
         more = tuple(one for one in reasons if one not in self.reasons)
         word = Word.DOUBTFUL if more and self.word is Word.HOLDS else self.word
-        return Verdict(word, (*self.reasons, *more))
+        return Judgement(word, (*self.reasons, *more))
 
-    def broken(self, reasons: Iterable[str]) -> Verdict:
+    def broken(self, reasons: Iterable[str]) -> Judgement:
         """The same with more reasons to call it broken, in front of the others."""
         more = tuple(one for one in reasons if one not in self.reasons)
-        return Verdict(Word.BROKEN if more else self.word, (*more, *self.reasons))
+        return Judgement(Word.BROKEN if more else self.word, (*more, *self.reasons))
 
     def to_json(self) -> dict[str, Any]:
         """For the manifest."""
         return {"verdict": str(self.word), "reasons": list(self.reasons)}
 
 
-def verdict_of(verification: Verification | None, gates: Gates) -> Verdict:
+def verdict_of(verification: Verification | None, gates: Gates) -> Judgement:
     """What a comparison says.
 
     Args:
@@ -66,10 +66,10 @@ def verdict_of(verification: Verification | None, gates: Gates) -> Verdict:
         gates: what the user asks for.
     """
     if verification is None:
-        return Verdict().doubted(["nothing was compared with the float model"])
+        return Judgement().doubted(["nothing was compared with the float model"])
     broken = [*verification.failures, *(text for text, is_broken in _views(verification, gates) if is_broken)]
     doubts = [text for text, is_broken in _views(verification, gates) if not is_broken]
-    return Verdict().broken(broken).doubted([*doubts, *_data(verification)])
+    return Judgement().broken(broken).doubted([*doubts, *_data(verification)])
 
 
 def acceptable(verification: Verification, gates: Gates) -> bool:

@@ -33,14 +33,29 @@ def test_methods_that_are_off_have_no_options(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("precision", "quantizes", "layers"),
-    [("int8", True, True), ("int8-dynamic", True, False), ("int4-weight", False, False), ("fp16", False, False)],
+    [("int8", True, True), ("int8-dynamic", True, False), ("int4-weight", True, False), ("fp16", False, False)],
 )
 def test_only_precisions_with_activations_look_for_layers(
     tmp_path: Path, precision: str, quantizes: bool, layers: bool
 ) -> None:
     found = asked(tmp_path, precision=precision)
-    assert found.quantizes is quantizes
+    assert found.promise.asks is quantizes
     assert found.load.scope.quantizes is layers
+
+
+@pytest.mark.parametrize(
+    ("precision", "something"),
+    [("int8", True), ("int4-weight", True), ("auto", False), ("auto:int8,fp8", True), ("auto:int8,fp16", False)],
+)
+def test_where_float_may_be_chosen_nothing_has_to_be_quantized(tmp_path: Path, precision: str, something: bool) -> None:
+    assert asked(tmp_path, precision=precision).promise.something is something
+
+
+def test_a_gate_on_the_share_reaches_planning_and_needs_a_quantized_type(tmp_path: Path) -> None:
+    found = asked(tmp_path, min_share=0.75)
+    assert (found.promise.min_share, found.planning.min_share) == (0.75, 0.75)
+    with pytest.raises(UsageError, match=r"--min-share 0\.75 asks for a quantized type"):
+        asked(tmp_path, precision="fp16", min_share=0.75)
 
 
 def test_building_means_drift_and_an_engine(tmp_path: Path) -> None:

@@ -27,6 +27,14 @@ def test_a_float_file_builds_and_nothing_is_promised(case: Case) -> None:
     assert case.left() == ["m.engine", "m.manifest.json", "m.report.html"]
 
 
+def test_an_axis_that_the_data_pins_is_told(case: Case) -> None:
+    (text,) = build(case.source, output=case.out / "m.engine", data=str(case.data)).manifest["warnings"]
+    assert "axis 'n' (size 1) is free" in text
+    recipe = Recipe(shapes={"x": ((1, 3, 16, 16), (2, 3, 16, 16), (4, 3, 16, 16))})
+    told = build(case.source, output=case.out / "m.engine", data=str(case.data), recipe=recipe).manifest["warnings"]
+    assert told == []
+
+
 def test_a_quantized_file_keeps_its_plan_and_its_bytes(case: Case) -> None:
     made = quantize(case.source, data=str(case.data), output=case.out / "m.qdq.onnx")
     before = state(made.qdq_path)

@@ -33,7 +33,12 @@ def conv(tmp_path: Path) -> Case:
 # --- Refusals leave nothing behind ------------------------------------------------------------------------------------
 
 
-def refused(case: Case, error: type[Exception], match: str, *, data: Any = None, **recipe: Any) -> None:
+FAILED = ["m.failed.manifest.json", "m.failed.report.html"]
+
+
+def refused(
+    case: Case, error: type[Exception], match: str, *, data: Any = None, left: tuple[str, ...] = (), **recipe: Any
+) -> None:
     """A compile that must end with this error and leave the output folder as it was: with an older engine in it."""
     case.out.mkdir(exist_ok=True)
     (case.out / "m.engine").write_bytes(b"older")
@@ -46,7 +51,7 @@ def refused(case: Case, error: type[Exception], match: str, *, data: Any = None,
             output=case.out / "m.engine",
         )
     assert "\n" not in str(caught.value)
-    assert case.left() == ["m.engine"]
+    assert case.left() == sorted(["m.engine", *left])
     assert (case.out / "m.engine").read_bytes() == b"older"
     assert state(case.source) == before
 
@@ -101,7 +106,7 @@ def test_an_operator_that_the_engine_lacks_is_refused_before_anything_long(conv:
 
 
 @pytest.mark.parametrize("gate", [{"min_sqnr": 150.0}, {"max_drop": 0.0, "metric": "METRIC"}])
-def test_a_gate_that_cannot_be_met_is_an_error_and_nothing_is_written(conv: Case, gate: dict[str, Any]) -> None:
+def test_a_gate_that_cannot_be_met_is_an_error_and_leaves_what_was_tried(conv: Case, gate: dict[str, Any]) -> None:
     file = conv.folder / "metric.py"
     x = np.linspace(-1, 1, 768, dtype=np.float32).reshape(1, 3, 16, 16)
     file.write_text(
@@ -111,7 +116,7 @@ def test_a_gate_that_cannot_be_met_is_an_error_and_nothing_is_written(conv: Case
     )
     if "metric" in gate:
         gate = {**gate, "metric": f"{file}:exact"}
-    refused(conv, AccuracyError, "asked for|allowed", **gate)
+    refused(conv, AccuracyError, "asked for|allowed", left=tuple(FAILED), **gate)
 
 
 def test_wrong_requests_are_refused_before_the_model_is_read(conv: Case) -> None:
@@ -169,7 +174,7 @@ def test_the_command_ends_with_the_exit_code_of_the_failure(
     assert out == ""
     assert err.startswith("error: ")
     assert err.count("\n") == 1
-    assert conv.left() == []
+    assert conv.left() == (FAILED if code == 5 else [])
 
 
 # --- Interruptions ----------------------------------------------------------------------------------------------------

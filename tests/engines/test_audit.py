@@ -184,6 +184,7 @@ def test_a_plan_without_a_listing_is_never_a_success(tmp_path: Path) -> None:
     found = audit(plan, graphs.matmul().model(), {"mm": DType.INT8})
     assert _kinds(found) == [(Kind.NO_LISTING, "")]
     assert found.share() == 0.0
+    assert found.listed is None
     assert not found.ok
 
 

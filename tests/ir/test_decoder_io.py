@@ -179,7 +179,8 @@ def test_an_engine_is_built_with_both_phases_and_its_cache_is_named(saved: Path,
     prefill, decode = (one["shapes"] for one in record["engine"]["profiles"])
     assert prefill["input_ids"] == [[1, 1], [1, 24], [2, 96]]
     assert decode["past_key_values.1.key"] == [[1, 2, 0, 16], [1, 2, 60, 16], [2, 2, 95, 16]]
-    assert record["warnings"] == []
+    assert record["warnings"][0].startswith("only 4 different samples of data")
+    assert not any("--max-length" in text or "axis" in text for text in record["warnings"])
     assert record["cache"]["bytes_per_token"] == 4 * 2 * 16 * 2  # FP16, as the recipe asks
     assert {pair["dtype"] for pair in record["cache"]["pairs"]} == {"float16"}
     assert record["audit"]["ok"]
@@ -207,3 +208,9 @@ def test_shapes_of_the_user_stand_over_the_phases(saved: Path, tmp_path: Path) -
     shapes = known.profiles((1, 1, 1), 4, 16)[0]
     result = build(saved, output=tmp_path / "d.engine", recipe=Recipe(shapes=shapes))
     assert len(result.manifest["engine"]["profiles"]) == 1
+
+
+def test_the_rows_of_the_table_that_an_input_picks_from(saved: Path) -> None:
+    graph = models.load(saved).graph
+    assert decoder_io.looked_up(graph)["input_ids"] == decoder_io.embedding_rows(graph)
+    assert "attention_mask" not in decoder_io.looked_up(graph)

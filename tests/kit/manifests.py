@@ -48,6 +48,10 @@ def build(
     files: Mapping[str, File] | None = None,
     timings: Mapping[str, float] | None = None,
     warnings: Sequence[str] = (),
+    verdict: Mapping[str, Any] | None = None,
+    missed: Mapping[str, Any] | None = None,
+    inputs: Mapping[str, Any] | None = None,
+    tries: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Puts a manifest together; what did not take place is None.
 
@@ -76,6 +80,10 @@ def build(
         files: the other artefacts, by what they are, such as "qdq".
         timings: seconds by stage, in order.
         warnings: sentences for people.
+        verdict: what is to be thought of the result, and why.
+        missed: the gate that was missed, and its exit code.
+        inputs: the values of each input, by what the data is for.
+        tries: goal, outcome and missed gate of each plan.
     """
     errors = equivalence or {}
     return dict(
@@ -83,10 +91,14 @@ def build(
             {
                 "schema": SCHEMA,
                 "qcompiler": version_of("onnx-qcompiler") or own_version(),
+                "missed": missed,
+                "verdict": verdict,
+                "warnings": warnings,
                 "environment": environment(),
                 "source": source,
                 "export": export,
                 "data": data,
+                "inputs": inputs,
                 "random_data": random_data,
                 "target": recipe.resolve(),
                 "recipe": recipe.to_dict(),
@@ -103,13 +115,13 @@ def build(
                 "weight_only": weight_only,
                 "llm_int8": llm_int8,
                 "verification": None if verification is None else verification.to_json(),
+                "tries": tries,
                 "engine": None if engine is None else _engine(engine, profiles),
                 "cache": cache,
                 "audit": None if audit is None else audit.to_json(),
                 "files": files or {},
                 "timings": {stage: round(seconds, 3) for stage, seconds in (timings or {}).items()},
                 "peak_memory_mb": peak_memory_mb(),
-                "warnings": warnings,
             }
         )
     )

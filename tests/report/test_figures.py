@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qcompiler.report.figures import channels, count, decibel, percent, seconds, size, tokens
+from qcompiler.report.figures import channels, count, decibel, percent, seconds, size, tokens, verdict, warnings
 
 
 def test_figures_are_written_for_people() -> None:
@@ -30,3 +30,16 @@ def test_places_are_spelled_for_people() -> None:
     ]
     assert tokens(found) == "0 (id 101) 20.4, 35 3072"
     assert (channels([]), tokens([])) == ("", "")
+
+
+def test_a_verdict_is_one_line() -> None:
+    assert verdict(None) == ""
+    assert verdict({"verdict": "holds", "reasons": []}) == "Holds"
+    assert verdict({"verdict": "broken", "reasons": ["a", "b"]}) == "Broken: a; b"
+
+
+def test_a_warning_that_says_the_verdict_again_is_left_out() -> None:
+    told = ["few samples", "the result is doubtful: few; 12.0 dB"]
+    assert warnings({"verdict": {"verdict": "doubtful", "reasons": ["few", "12.0 dB"]}, "warnings": told}) == told[:1]
+    assert warnings({"verdict": None, "warnings": told}) == told
+    assert warnings({}) == []

@@ -26,6 +26,18 @@ def test_names_in_the_html_are_text_whatever_they_contain(tmp_path: Path) -> Non
     assert any(text.startswith(EVIL) for text in document.texts)
 
 
+def test_verdict_and_warnings_come_before_all_figures(tmp_path: Path) -> None:
+    reasons = ["<b>3 samples</b>"]
+    for verdict, kind in (("holds", "holds"), ("doubtful", "warning"), ("broken", "alarm")):
+        page = html.render({**example(tmp_path), "verdict": {"verdict": verdict, "reasons": reasons}})
+        line = f'<p class="verdict {kind}">{verdict.capitalize()}: &lt;b&gt;3 samples&lt;/b&gt;</p>'
+        assert page.index(line) < page.index("was promised in INT8") < page.index('class="tiles"')
+        assert Document(page).open == []
+        assert "Not accepted" not in page
+    missed = html.render({**example(tmp_path), "missed": {"code": 5, "error": "too bad"}})
+    assert "Not accepted: no engine and no model was written" in missed
+
+
 def test_the_html_has_every_figure(tmp_path: Path) -> None:
     text = " ".join(Document(html.render(example(tmp_path))).texts)
     for figure in (

@@ -23,6 +23,14 @@ def test_the_terminal_summary_has_what_matters(tmp_path: Path) -> None:
     assert "alone it costs" in text
 
 
+def test_verdict_and_warnings_come_before_all_figures(tmp_path: Path) -> None:
+    record = {**example(tmp_path), "verdict": {"verdict": "doubtful", "reasons": ["3 samples", "12.1 dB in 'boxes'"]}}
+    text = words(terminal.summary(record)).strip()
+    assert text.startswith("Doubtful: 3 samples; 12.1 dB in 'boxes' ! node '<x>' was promised in INT8")
+    assert text.index("! node") < text.index("compiled to")
+    assert words(terminal.summary(example(tmp_path))).strip().startswith("! node")
+
+
 def test_the_verification_table_names_the_first_drifting_layer(tmp_path: Path) -> None:
     text = words(terminal.verification(example(tmp_path, nodes=24)["verification"]))
     assert "First drifting layer: /backbone/stage1/block0/Conv (Conv)" in text

@@ -10,7 +10,7 @@ import pytest
 
 from qcompiler.errors import DataError, UsageError
 from qcompiler.verification.compare import verify
-from qcompiler.verification.metric import Outputs, Score, score_by
+from qcompiler.verification.metric import Outputs, Score, score_by, scoring_of
 from tests.kit.verification.chain import WEIGHTS, Samples, chain, changed, numpy_chain
 
 METRIC = """
@@ -111,6 +111,21 @@ def test_an_object_says_itself_what_it_is_called_and_which_way_is_better() -> No
     found = score_by(Loss(), lambda _: {"y": np.full(2, 1.5)})
     assert (found.name, found.float_score, found.quantized_score) == ("loss", 3.0, 3.0)
     assert (found.higher_is_better, found.details) == (False, {"windows": 3})
+
+
+def test_what_the_metric_feeds_is_watched_and_stays_out_of_the_record() -> None:
+    def mean(run: Any) -> float:
+        return float(sum(run({"x": np.full((1, 4), k, np.float32)})["y"].sum() for k in (1, 9)))
+
+    def double(feeds: Any) -> dict[str, Any]:
+        return {"y": feeds["x"] * 2}
+
+    found = scoring_of(mean)(double, double, None, None)
+    assert (found.fed["x"].minimum, found.fed["x"].maximum, found.fed["x"].count) == (1, 9, 8)
+    assert set(found.to_json()) == {
+        "name", "float_score", "quantized_score", "higher_is_better", "details", "drop",
+    }  # fmt: skip
+    assert score_by(mean, double).fed == {}
 
 
 def test_an_error_of_ours_is_not_told_as_one_of_the_metric() -> None:

@@ -11,7 +11,7 @@ from qcompiler.judge.views import Role
 from qcompiler.verification.compare import Verification
 from qcompiler.verification.gates import Gates
 from qcompiler.verification.metric import Score
-from qcompiler.verification.verdict import Verdict, Word, acceptable, verdict_of
+from qcompiler.verification.verdict import Judgement, Word, acceptable, verdict_of
 
 
 def view(db: float | None = 30.0, role: Role = Role.OUTPUT, *, agreed: float | None = None) -> ViewFigure:
@@ -70,9 +70,9 @@ def test_parts_of_the_data_that_differ_are_a_doubt_and_the_sample_is_named() -> 
 
 
 def test_reasons_add_up_and_the_worst_comes_first() -> None:
-    found = Verdict().doubted(["a"]).broken(["b"]).doubted(["a", "c"])
+    found = Judgement().doubted(["a"]).broken(["b"]).doubted(["a", "c"])
     assert (found.word, found.reasons) == (Word.BROKEN, ("b", "a", "c"))
-    assert Verdict().doubted([]) == Verdict()
+    assert Judgement().doubted([]) == Judgement()
 
 
 def test_what_is_broken_is_not_acceptable_unless_the_user_says_so() -> None:

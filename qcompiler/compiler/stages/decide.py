@@ -90,15 +90,19 @@ def stricter(
 ) -> tuple[Subject, Planning] | None:
     """What to try next where a gate was missed or the result is broken, and there is more to give back; None to go on.
 
-    First the plan aims closer to float, whatever share stays quantized; then the stored weights that err most go back.
+    First the plan aims closer to float, whatever share stays quantized but for a gate on it; then the stored weights
+    that err most go back.
     """
     if verification is None or acceptable(verification, gates):
         return None
     plan, safety = decided.chosen.plan, planning.safety
-    if plan.quantized() and plan.quantizers:
+    # at the floor that a gate on the share sets, a higher goal gives the same plan again
+    stuck = planning.min_share > 0 and safety.min_share == 0 and not decided.chosen.net.met
+    if plan.quantized() and plan.quantizers and not stuck:
         goal = max(safety.target_sqnr_db, decided.chosen.net.curve[-1].sqnr_db) + STEP_DB
         if goal <= MOST_DB:
             safety = dataclasses.replace(safety, target_sqnr_db=goal, min_share=0.0)
             return subject, dataclasses.replace(planning, safety=safety)
-    stored = give_back.give_back(subject.stored, safety.min_share)
+    floor = max(safety.min_share, planning.min_share)
+    stored = give_back.give_back(subject.stored, floor)
     return None if stored is None else (subject.with_(stored=stored), planning)

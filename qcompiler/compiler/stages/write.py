@@ -30,7 +30,7 @@ class ArtefactNames:
     @staticmethod
     def of(paths: Paths, folder: Path) -> ArtefactNames:
         """Names of the artefacts of a compilation, inside its workshop."""
-        return ArtefactNames(folder, paths.qdq.name, paths.manifest.name.removesuffix(".manifest.json"))
+        return ArtefactNames(folder, paths.qdq.name, paths.stem)
 
 
 @stage(kept=False)

@@ -1,0 +1,85 @@
+"""The stage that says what the data lacks, and whether what it is judged on was prepared in the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+
+from qcompiler.compiler.base import Compilation, Done, stage
+from qcompiler.compiler.subject import Subject
+from qcompiler.data import lacks
+from qcompiler.data.alike import differences
+from qcompiler.data.source import open_source
+from qcompiler.data.spread import Spread, Spreads
+from qcompiler.ir import decoder_io
+
+CALIBRATION = "calibration data"
+JUDGING = "data that the result is judged on"
+
+
+@dataclass(frozen=True)
+class CheckDataOptions:
+    """What the data is for.
+
+    Attributes:
+        samples: so many feeds of other data are what float and quantized are compared on; 0 for no comparison.
+        profile: the data alone says which shapes an engine takes.
+    """
+
+    samples: int
+    profile: bool
+
+
+@stage()
+def check_data(run: Compilation, subject: Subject, options: CheckDataOptions) -> Done[tuple[str, ...]]:
+    """Warnings about the data, and those of them that are a doubt; the manifest gets the values of each input.
+
+    Args:
+        subject: observed; its judge may have other data.
+        options: what the data is for.
+
+    Raises:
+        DataError: the other data does not fit the model.
+    """
+    source, seen = subject.samples, subject.seen
+    if source is None or source.random:
+        return Done((), {"inputs": None})
+    found = {"calibration": seen.spreads.found()}
+    held = _judging(subject, options.samples)
+    if held:
+        found["judging"] = held
+    doubts = tuple(_unlike(subject, found))
+    for text in (*_lacking(subject, options), *doubts):
+        run.warn(text)
+    told = {what: {name: one.to_json() for name, one in spreads.items()} for what, spreads in found.items()}
+    return Done(doubts, {"inputs": told})
+
+
+def _judging(subject: Subject, samples: int) -> dict[str, Spread]:
+    """The values of the data that nothing is fitted to, as `verify` reads it; empty where there is none."""
+    data, front = subject.judge.data, subject.prefix and subject.prefix.front
+    if data is None or not samples:
+        return {}
+    source = open_source(data, subject.inputs, samples=samples)
+    spreads = Spreads()
+    for feed in islice(front.through(source) if front else source, samples):
+        spreads.watch(feed)
+    return {} if source.random else spreads.found()
+
+
+def _lacking(subject: Subject, options: CheckDataOptions) -> Iterator[str]:
+    """What there is too little of."""
+    seen, decoder = subject.seen, decoder_io.of_model(subject.reference)
+    yield from lacks.samples(seen.spreads.different)
+    if options.profile and (decoder is None or not decoder.pairs or decoder.unknown):
+        yield from lacks.sizes(seen.shapes.profiles(subject.inputs), subject.inputs)
+
+
+def _unlike(subject: Subject, found: Mapping[str, Mapping[str, Spread]]) -> Iterator[str]:
+    """What cannot be real, or is prepared in two ways."""
+    rows = decoder_io.looked_up(subject.reference.graph)
+    yield from lacks.ids(found["calibration"], rows, CALIBRATION)
+    if "judging" in found:
+        yield from lacks.ids(found["judging"], rows, JUDGING)
+        yield from differences(found["calibration"], found["judging"], CALIBRATION, JUDGING)

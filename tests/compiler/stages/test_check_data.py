@@ -1,0 +1,75 @@
+"""The stage that says what the data lacks, and whether judging data was prepared alike."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qcompiler.compiler.ask import ask
+from qcompiler.compiler.compile import quantize
+from qcompiler.compiler.stages.check_data import CheckDataOptions, check_data
+from qcompiler.recipe.recipe import Recipe
+from tests.kit.cases import Case, prepared
+from tests.kit.subjects import before
+
+
+@pytest.fixture
+def conv(tmp_path: Path) -> Case:
+    return prepared(tmp_path, "conv")
+
+
+def scaled(case: Case, factor: float) -> str:
+    file = case.folder / "other.npz"
+    np.savez(file, x=(case.rows * factor).astype(np.float32))
+    return str(file)
+
+
+def test_data_that_judges_must_be_prepared_like_that_which_calibrates(conv: Case) -> None:
+    standing = before("smooth_quant", conv, verify_data=scaled(conv, 1 / 255))
+    standing.run(check_data, standing.subject, CheckDataOptions(16, profile=False))
+    (text,) = standing.run.warnings
+    assert "input 'x' has other values in the data that the result is judged on than in the calibration data" in text
+    assert re.search(r"25\d times smaller", text)
+    inputs = standing.run.records["inputs"]
+    assert inputs["judging"]["x"]["maximum"] < inputs["calibration"]["x"]["maximum"] / 100
+
+
+def test_good_data_is_silent_and_its_values_are_recorded(conv: Case) -> None:
+    standing = before("smooth_quant", conv, verify_data=scaled(conv, 1.1))
+    standing.run(check_data, standing.subject, CheckDataOptions(16, profile=False))
+    assert standing.run.warnings == []
+    assert standing.run.records["inputs"]["calibration"]["x"]["elements"] == conv.rows.size
+
+
+def test_an_axis_that_the_data_pins_is_told_where_the_data_makes_the_profile(conv: Case, tmp_path: Path) -> None:
+    standing = before("smooth_quant", conv)
+    standing.run(check_data, standing.subject, CheckDataOptions(16, profile=True))
+    assert "axis 'n' (size 1) is free" in standing.run.warnings[0]
+    for recipe, build, told in (
+        (Recipe(), True, True),
+        (Recipe(), False, False),
+        (Recipe(target="onnxruntime"), True, False),
+        (Recipe(shapes={"x": ((1, 3, 16, 16), (2, 3, 16, 16), (4, 3, 16, 16))}), True, False),
+    ):
+        asked = ask(recipe, str(conv.data), tmp_path / "m", build=build)
+        assert asked.check_data.profile is told
+
+
+def test_one_sample_is_said_before_anything_else(conv: Case) -> None:
+    feeds = [{"x": conv.rows[:1]}] * 20
+    result = quantize(conv.source, data=feeds, output=conv.out / "m.qdq.onnx")
+    assert result.manifest["warnings"][0].startswith("only 1 sample of data")
+    assert list(result.manifest)[:5] == ["schema", "qcompiler", "missed", "verdict", "warnings"]
+    page = result.report_path.read_text(encoding="utf8")
+    assert page.index("only 1 sample of data") < page.index('class="tiles"')
+
+
+def test_without_data_or_with_random_data_there_is_nothing_to_compare(conv: Case) -> None:
+    standing = before("smooth_quant", conv, data=False, precision="bf16")
+    standing.run(check_data, standing.subject, CheckDataOptions(16, profile=True))
+    assert standing.run.records["inputs"] is None
+    result = quantize(conv.source, data="random", output=conv.out / "m.qdq.onnx")
+    assert result.manifest["inputs"] is None
