@@ -36,7 +36,8 @@ class Padding:
         """The positions of an activation that are none, [kept, ...]; the array itself where no mask fits.
 
         Args:
-            array: [samples, positions, ...], [samples · positions, ...] or, of heads, [samples, heads, positions, ...].
+            array: [samples, positions, ...], [samples · positions, ...] or, of heads and channels,
+                [samples, heads, positions, ...].
                 Where a mask has more positions, as with a cache in front, its last ones are meant.
         """
         for mask in self._masks:
@@ -45,7 +46,7 @@ class Padding:
                     continue
                 if array.ndim >= 2 and array.shape[:2] == known.shape:
                     return np.asarray(array[known])
-                if array.ndim >= 4 and (array.shape[0], array.shape[2]) == known.shape:
+                if array.ndim >= 3 and (array.shape[0], array.shape[2]) == known.shape:
                     return np.asarray(np.moveaxis(array, 2, 1)[known])
                 if array.ndim == 2 and array.shape[0] == known.size and known.size > known.shape[0]:
                     return np.asarray(array[known.reshape(-1)])

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qcompiler.data.padding import Padding
 from qcompiler.support.compiled import Loop
 
 if TYPE_CHECKING:
@@ -310,10 +311,12 @@ class Histograms:
         return list(self.found)
 
     def update(self, part: Part) -> None:
-        """Counts those that are in the part."""
+        """Counts those that are in the part; padding does not count."""
+        padding = Padding(part.feed)
         for name, histogram in self.found.items():
             if name in part.values:
-                histogram.update(np.asarray(part.values[name]))
+                value = np.asarray(part.values[name])
+                histogram.update(padding.keep(value) if padding else value)
 
     def merge(self, other: Histograms) -> None:
         """Adds what another one has counted of the same tensors, in any order."""

@@ -52,3 +52,9 @@ def test_other_shapes_stay_whole() -> None:
     padding = Padding({"attention_mask": MASK})
     pooled = np.ones((2, 8), np.float32)
     assert padding.keep(pooled) is pooled
+
+
+def test_channels_may_stand_in_front_of_positions() -> None:
+    padding = Padding({"attention_mask": MASK})
+    channels_first = np.moveaxis(X, 2, 1)
+    np.testing.assert_array_equal(padding.keep(channels_first), X[[0, 0, 1], [0, 1, 0]])

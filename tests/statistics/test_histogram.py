@@ -15,7 +15,8 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from qcompiler.calibrators.error_curve import quantization_error
-from qcompiler.statistics.histogram import Histogram, signal_power
+from qcompiler.runtime.stream import Part
+from qcompiler.statistics.histogram import Histogram, Histograms, signal_power
 
 ANY_FLOAT = st.floats(width=32, allow_nan=True, allow_infinity=True, allow_subnormal=True)
 ARRAYS = hnp.arrays(np.float32, st.integers(0, 60), elements=ANY_FLOAT)
@@ -204,3 +205,14 @@ def test_the_expected_signal_power_is_the_measured_one() -> None:
     x = np.random.default_rng(5).normal(size=100_000).astype(np.float32)
     assert signal_power(Histogram.of(x)) == pytest.approx(float(np.mean(x.astype(np.float64) ** 2)), rel=1e-4)
     assert signal_power(Histogram()) == quantization_error(Histogram(), 1.0, "int8") == 0.0
+
+
+def test_padding_does_not_count() -> None:
+    x = np.ones((2, 3, 4), np.float32)
+    mask = np.array([[1, 1, 0], [1, 0, 0]])
+    x[mask == 0] = 93
+    seen = Histograms(["x"])
+    seen.update(Part(0, {"attention_mask": mask}, {"x": x}, last=True))
+    assert (seen.found["x"].amax, seen.found["x"].count) == (1.0, 12)
+    seen.update(Part(1, {"attention_mask": np.ones_like(mask)}, {"x": x}, last=True))
+    assert seen.found["x"].amax == 93

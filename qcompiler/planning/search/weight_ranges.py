@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from qcompiler.data.padding import Padding
 from qcompiler.ir import linear
 from qcompiler.ir import model as models
 from qcompiler.ir.operators import PRODUCTS
@@ -107,8 +108,9 @@ class _Squares:
         return list(self._axes)
 
     def update(self, part: Part) -> None:
+        padding = Padding(part.feed)
         for name in (name for name in self._axes if name in part.values):
-            x = np.moveaxis(np.asarray(part.values[name], np.float32), self._axes[name], -1)
+            x = padding.keep(np.moveaxis(np.asarray(part.values[name], np.float32), self._axes[name], -1))
             flat = x.reshape(-1, x.shape[-1])
             squares = np.einsum("rc,rc->c", flat, flat).astype(np.float64)
             known = self.sums.get(name)

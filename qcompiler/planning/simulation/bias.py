@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from qcompiler.data.padding import Padding
 from qcompiler.ir import graph as graphs
 from qcompiler.ir import model as models
 from qcompiler.ir.signature import Feeds
@@ -167,8 +168,9 @@ class _Sums:
         return list(self._asked)
 
     def update(self, part: Part) -> None:
+        padding = Padding(part.feed)
         for name in (name for name in self._asked if name in part.values):
-            x = np.moveaxis(np.asarray(part.values[name], np.float32), 1, -1)
+            x = padding.keep(np.moveaxis(np.asarray(part.values[name], np.float32), 1, -1))
             x = x.reshape(-1, x.shape[-1])
             self.counts[name] += len(x)
             total = x.sum(0, dtype=np.float64)
