@@ -41,15 +41,15 @@ class Padding:
                 Where a mask has more positions, as with a cache in front, its last ones are meant.
         """
         for mask in self._masks:
-            for known in (mask, _last(mask, array)):
-                if known is None or known.all():
-                    continue
-                if array.ndim >= 2 and array.shape[:2] == known.shape:
-                    return np.asarray(array[known])
-                if array.ndim >= 3 and (array.shape[0], array.shape[2]) == known.shape:
-                    return np.asarray(np.moveaxis(array, 2, 1)[known])
-                if array.ndim == 2 and array.shape[0] == known.size and known.size > known.shape[0]:
-                    return np.asarray(array[known.reshape(-1)])
+            known = next((one for one in (mask, _last(mask, array)) if one is not None and _fits(one, array)), mask)
+            if known.all():
+                continue
+            if _fits(known, array):
+                return np.asarray(array[known])
+            if array.ndim >= 3 and (array.shape[0], array.shape[2]) == known.shape:
+                return np.asarray(np.moveaxis(array, 2, 1)[known])
+            if array.ndim == 2 and array.shape[0] == known.size and known.size > known.shape[0]:
+                return np.asarray(array[known.reshape(-1)])
         return array
 
 
@@ -59,6 +59,10 @@ def _kept(name: str, array: Any) -> NDArray[np.bool_] | None:
     if any(word in name for word in PADDINGS):
         return np.asarray(array == 0) if array.dtype.kind == "b" else None
     return np.asarray(array != 0) if any(word in name for word in MASKS) else None
+
+
+def _fits(mask: NDArray[np.bool_], array: NDArray[Any]) -> bool:
+    return array.ndim >= 2 and array.shape[:2] == mask.shape
 
 
 def _last(mask: NDArray[np.bool_], array: NDArray[Any]) -> NDArray[np.bool_] | None:
