@@ -41,15 +41,15 @@ class Padding:
                 Where a mask has more positions, as with a cache in front, its last ones are meant.
         """
         for mask in self._masks:
-            known = next((one for one in (mask, _last(mask, array)) if one is not None and _fits(one, array)), mask)
-            if known.all():
-                continue
-            if _fits(known, array):
-                return np.asarray(array[known])
-            if array.ndim >= 3 and (array.shape[0], array.shape[2]) == known.shape:
-                return np.asarray(np.moveaxis(array, 2, 1)[known])
-            if array.ndim == 2 and array.shape[0] == known.size and known.size > known.shape[0]:
-                return np.asarray(array[known.reshape(-1)])
+            if _fits(mask, array):
+                return np.asarray(array[mask])
+            if array.ndim >= 3 and (array.shape[0], array.shape[2]) == mask.shape:
+                return np.asarray(np.moveaxis(array, 2, 1)[mask])
+            if array.ndim == 2 and array.shape[0] == mask.size and mask.size > mask.shape[0]:
+                return np.asarray(array[mask.reshape(-1)])
+            last = _last(mask, array)
+            if last is not None and _fits(last, array):
+                return np.asarray(array[last])
         return array
 
 
