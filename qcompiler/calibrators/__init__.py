@@ -7,15 +7,16 @@ import re
 
 from qcompiler.calibrators.base import Calibrator
 from qcompiler.calibrators.entropy import Entropy
+from qcompiler.calibrators.headroom import Headroom
 from qcompiler.calibrators.minmax import MinMax
 from qcompiler.calibrators.mse import MSE
 from qcompiler.calibrators.percentile import Percentile
 from qcompiler.errors import UsageError
 from qcompiler.support.suggest import did_you_mean
 
-ALL: tuple[type[Calibrator], ...] = (Entropy, Percentile, MinMax, MSE)
+ALL: tuple[type[Calibrator], ...] = (Entropy, Percentile, MinMax, MSE, Headroom)
 
-__all__ = ["ALL", "MSE", "Calibrator", "Entropy", "MinMax", "Percentile", "parse"]
+__all__ = ["ALL", "MSE", "Calibrator", "Entropy", "Headroom", "MinMax", "Percentile", "parse"]
 
 _FORM = re.compile(r"\s*([\w-]+)\s*(?:\{(.*)\})?\s*", re.DOTALL)
 _READ = {"int": int, "float": float, "Format": str}

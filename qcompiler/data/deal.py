@@ -14,8 +14,9 @@ Where other data judges, it takes no part of this: 75 % calibrate and 25 % choos
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 from qcompiler.data.source import Source
 
@@ -64,11 +65,9 @@ def deal(source: Source, *, judged_apart: bool = False) -> Parts:
     Raises:
         DataError: as of reading the source.
     """
-    prints = source.prints()
+    prints, loud = source.prints(), source.loudness()
     judge, choose = _sizes(len(set(prints)), judged_apart=judged_apart)
-    order = _order(prints)
-    judging, choosing = order[:judge], order[judge : judge + choose]
-    fitting = order[judge + choose :]
+    judging, choosing, fitting = _hands(dict(zip(prints, loud, strict=True)), judge, choose)
     return Parts(
         source.part(fitting),
         source.part(choosing) if choosing else None,
@@ -86,9 +85,26 @@ def _sizes(count: int, *, judged_apart: bool) -> tuple[int, int]:
     return (max(1, round(count / 5)), 0) if count >= TWO else (0, 0)
 
 
-def _order(prints: Iterable[bytes]) -> Sequence[bytes]:
-    """Distinct fingerprints in an order that has nothing to do with which samples are kept: from their last byte on."""
-    return sorted(set(prints), key=lambda one: one[::-1])
+def _hands(loudness: Mapping[bytes, float], judge: int, choose: int) -> tuple[list[bytes], list[bytes], list[bytes]]:
+    """What judges, what chooses, and the others.
+
+    Args:
+        loudness: of each sample, by its fingerprint.
+        judge: how many judge.
+        choose: how many choose.
+    """
+    # from the last byte on: the first ones say which samples are kept
+    order = sorted(loudness, key=lambda one: (-loudness[one], one[::-1]))
+    rounds = max(judge, choose, 1)
+    edges = [len(order) * i // rounds for i in range(rounds + 1)]
+    judging, choosing, fitting = list[bytes](), list[bytes](), list[bytes]()
+    for low, high in pairwise(edges):
+        hand = order[low:high] if low == 0 else sorted(order[low:high], key=lambda one: one[::-1])
+        for part, most in ((judging, judge), (choosing, choose)):
+            if len(part) < most:
+                part.append(hand.pop(0))
+        fitting += hand
+    return judging, choosing, fitting
 
 
 def _count(prints: Iterable[bytes], part: Iterable[bytes]) -> int:

@@ -17,7 +17,7 @@ import numpy as np
 
 from qcompiler.data.batches import batched
 from qcompiler.data.check import check, kind_of
-from qcompiler.data.samples import fingerprint
+from qcompiler.data.samples import fingerprint, loudness
 from qcompiler.data.text import Text
 from qcompiler.errors import DataError, QCompilerError, UsageError
 from qcompiler.ir.signature import Array, Feeds, Inputs
@@ -67,6 +67,7 @@ class Source:
         self._only = only
         self._counted: int | None = None
         self._prints: tuple[bytes, ...] = ()
+        self._loud: tuple[float, ...] = ()
         self._positions: list[int] = []
 
     def content(self) -> object:
@@ -83,8 +84,23 @@ class Source:
         Raises:
             DataError: as of `__iter__`.
         """
-        self._prints = self._prints or tuple(fingerprint(feed) for feed in self._checked())
+        self._look()
         return self._prints
+
+    def loudness(self) -> tuple[float, ...]:
+        """How far each sample reaches (`samples.loudness`), in order; read with `prints`.
+
+        Raises:
+            DataError: as of `__iter__`.
+        """
+        self._look()
+        return self._loud
+
+    def _look(self) -> None:
+        if self._prints:
+            return
+        found = [(fingerprint(feed), loudness(feed)) for feed in self._checked()]
+        self._prints, self._loud = tuple(one for one, _ in found), tuple(loud for _, loud in found)
 
     @property
     def positions(self) -> tuple[int, ...]:

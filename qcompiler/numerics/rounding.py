@@ -174,8 +174,11 @@ Span = tuple[float, float]
 
 
 def span(amax: float, observed: Span) -> Span:
-    """The part of [-amax, amax] that was observed, widened to contain 0."""
+    """The part of [-amax, amax] that was observed, widened to contain 0; where amax is larger, in proportion to it."""
     low, high = observed
+    largest = max(-low, high, 0.0)
+    if 0 < largest < amax:  # headroom
+        low, high = low * amax / largest, high * amax / largest
     return max(min(low, 0.0), -amax), min(max(high, 0.0), amax)
 
 

@@ -28,7 +28,7 @@ from qcompiler.planning.simulation.simulator import Grids, Simulation, Use, form
 from qcompiler.recipe.tables import QfemTable
 from qcompiler.runtime.shapes import concrete_shapes
 from qcompiler.statistics.histogram import Histogram
-from qcompiler.statistics.observe import Observations
+from qcompiler.statistics.observe import Observations, histograms
 from qcompiler.target import DType, Target
 
 if TYPE_CHECKING:
@@ -69,7 +69,12 @@ def make_plan(
     views = find_views(model.graph, observed.choosing[0], options.ignored)
     large = layers.refusing(candidates.small(model.graph, layers.found, shapes, target))
     offers, spelled = offered_uses(
-        options.formats, options.calibrator, target, large.by_activation, observed.histograms
+        options.formats,
+        options.calibrator,
+        target,
+        large.by_activation,
+        observed.histograms,
+        _louder(model, list(large.by_activation), observed, options),
     )
     grids = _grids(options, target, observed.histograms)
     few = observed.choosing[: safety_net.enough(shapes, offers, 1, FEW)]
@@ -92,6 +97,17 @@ def make_plan(
     scales = given if simulation is None else simulation.scales
     plan, corrections = _completed(plan, corrections, model, left, net, scales, observed, views, options, target)
     return Chosen(plan, net, corrections, scales, spared, scores)
+
+
+def _louder(
+    model: models.Model, names: Sequence[str], observed: Observations, options: Planning
+) -> dict[str, float] | None:
+    """By tensor, how many times larger its largest |x| was in samples that choose than in those that calibrate."""
+    if options.calibrator != AUTO or not observed.held or not names:
+        return None
+    other = histograms(model, names, observed.held)
+    known = observed.histograms
+    return {name: one.amax / known[name].amax for name, one in other.items() if known[name].amax > 0}
 
 
 def _grids(options: Planning, target: Target, histograms: Mapping[str, Histogram]) -> Grids:

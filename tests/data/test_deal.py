@@ -80,3 +80,15 @@ def test_parts_can_be_read_in_another_way() -> None:
     assert found.calibrate.name.endswith("twice")
     assert [one.name for one in found.rest] == ["a list of samples twice"] * 2
     assert found.samples == (12, 4, 4)
+
+
+def test_each_part_has_its_share_of_the_loud_samples_and_the_loudest_judges() -> None:
+    scales = np.geomspace(1, 1024, 50)
+    samples = [{"x": np.full((1, 4), scale, np.float32), "n": np.array([i])} for i, scale in enumerate(scales)]
+    found = parts_of(random.Random(2).sample(samples, len(samples)))
+    assert found.choose is not None
+    assert found.judge is not None
+    parts = [sorted(int(feed["n"][0]) for feed in one) for one in (found.calibrate, found.choose, found.judge)]
+    assert (parts[2][-1], parts[1][-1], parts[0][-1]) == (49, 48, 47)
+    for part, share in zip(parts, (3, 1, 1), strict=True):
+        assert [sum(low <= one < low + 5 for one in part) for low in range(0, 50, 5)] == [share] * 10

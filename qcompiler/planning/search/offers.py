@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from qcompiler.calibrators.auto import offered
+from qcompiler.calibrators.auto import AUTO, offered
+from qcompiler.calibrators.headroom import Headroom
 from qcompiler.plan import Candidate
 from qcompiler.planning.simulation.simulator import Use
 from qcompiler.statistics.histogram import Histogram
@@ -18,6 +19,8 @@ from qcompiler.target import DType, Target, lacking_fp8
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+WORTH = 1.05  # less clips next to nothing: half a decibel of resolution
 
 
 def given_scales(found: Sequence[Candidate], *, per_channel: bool) -> dict[str, NDArray[np.float32]]:
@@ -35,14 +38,40 @@ def pin(
             ranges[name], spelled[name] = [amax], ["given"]
 
 
+def _add_headroom(
+    ranges: dict[str, list[float]],
+    spelled: dict[str, list[str]],
+    histograms: Mapping[str, Histogram],
+    louder: Mapping[str, float],
+) -> None:
+    """Room for what other samples showed, and as much again; nothing where no tensor has shown more than `WORTH`."""
+    if max(louder.values(), default=1.0) < WORTH:
+        return
+    for name, histogram in histograms.items():
+        times = max(louder.get(name, 1.0), 1.0)
+        for one in (Headroom(round(times, 3)), Headroom(round(times**2, 3))):
+            ranges[name].append(one.range(histogram))
+            spelled[name].append(str(one))
+
+
 def offered_uses(
     formats: tuple[DType, ...],
     calibrator: str,
     target: Target,
     groups: Mapping[str, Sequence[Candidate]],
     histograms: Mapping[str, Histogram],
+    louder: Mapping[str, float] | None = None,
 ) -> tuple[dict[str, list[Use]], dict[str, dict[Use, str]]]:
-    """Formats and ranges to choose from by activation, and the calibrator behind each; INT8 only for what came so."""
+    """Formats and ranges to choose from by activation, and the calibrator behind each; INT8 only for what came so.
+
+    Args:
+        formats: that layers may get.
+        calibrator: text form, or `auto` for several.
+        target: what it lacks is not offered.
+        groups: candidates by the activation that they share.
+        histograms: of the activations.
+        louder: how many times louder than in these other samples were; `auto` then offers room for them.
+    """
     if lacking_fp8(target) and len(formats) > 1:
         formats = tuple(dtype for dtype in formats if dtype is not DType.FP8)
     fixed = {
@@ -54,6 +83,8 @@ def offered_uses(
         own = {name: members for name, members in groups.items() if name in fixed or dtype in formats}
         own = {name: members for name, members in own.items() if name not in fixed or dtype is DType.INT8}
         ranges, texts = offered(calibrator, {name: histograms[name] for name in own}, dtype)
+        if calibrator == AUTO and louder and dtype is DType.INT8:
+            _add_headroom(ranges, texts, {name: histograms[name] for name in own}, louder)
         pin(ranges, texts, own)
         for name in own:
             for amax, text in zip(ranges[name], texts[name], strict=True):

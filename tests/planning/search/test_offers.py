@@ -76,3 +76,20 @@ def test_scales_that_came_are_kept_where_their_number_is_what_is_asked_for(per_c
         Candidate("C", "MatMul", "x", "u", 1),
     ]
     assert list(given_scales(found, per_channel=per_channel)) == names
+
+
+def test_where_other_samples_were_louder_there_is_room_for_them_and_as_much_again() -> None:
+    found, spelled = offered_uses((DType.INT8,), "auto", ADA, FREE, HISTOGRAMS, {"x": 1.5, "r": 0.8})
+    largest = {name: float(histogram.amax) for name, histogram in HISTOGRAMS.items()}
+    assert [one.amax for one in found["x"][len(AUTO_RANGES) :]] == pytest.approx(
+        [largest["x"] * 1.5, largest["x"] * 2.25]
+    )
+    assert [one.amax for one in found["r"][len(AUTO_RANGES) :]] == [largest["r"]] * 2  # ranges of a plan stand in a row
+    assert spelled["x"][found["x"][-1]] == "headroom{times=2.25}"
+
+
+@pytest.mark.parametrize(("calibrator", "louder"), [("auto", {"x": 1.04, "r": 0.9}), ("minmax", {"x": 3.0})])
+def test_no_room_is_offered_where_none_is_needed_or_the_user_chose(calibrator: str, louder: dict[str, float]) -> None:
+    assert offered_uses((DType.INT8,), calibrator, ADA, FREE, HISTOGRAMS, louder) == offered_uses(
+        (DType.INT8,), calibrator, ADA, FREE, HISTOGRAMS
+    )
