@@ -34,14 +34,19 @@ def not_finite(graph: gs.Graph, feeds: Feeds, what: str, where: str) -> ModelErr
     )
 
 
-def refuse_not_finite(model: Model, source: Iterable[Feeds]) -> None:
+def refuse_not_finite(model: Model, source: Iterable[Feeds], start: int = 0) -> None:
     """Looks for the first sample on which an output is NaN and not meant to be, or no float output has a number.
+
+    Args:
+        model: the float model.
+        source: feeds.
+        start: index of the first one, for the message.
 
     Raises:
         ModelError: there is one; names the sample, the output and the node where that arises.
     """
     session = OpenModel(model)
-    for index, feeds in enumerate(source):
+    for index, feeds in enumerate(source, start):
         refuse_outputs(model.graph, feeds, session.run(feeds), index)
 
 

@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, inliner, numpy_helper
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, inliner, numpy_helper
 
 from qcompiler.ir.from_proto import name_nodes
 from qcompiler.ir.graph import constant_value, is_standard, walk
+from qcompiler.runtime import switches
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,6 +39,7 @@ RANDOM = frozenset(
 OLDEST = 9  # ConstantOfShape and NonZero
 _CAST_LIKE, _ALLOW_ZERO = 15, 14  # the opsets that brought them
 _PRIME = 2**31 - 1
+_NUMPY: Mapping[int, type[np.floating[Any]]] = {TensorProto.FLOAT: np.float32, TensorProto.DOUBLE: np.float64}
 _BELOW_ONE = 1 - 2.0**-23  # the largest number is less than 1 in FP32, too
 
 
@@ -54,8 +56,7 @@ def draws(node: gs.Node) -> bool:
 
 
 def random_nodes(graph: gs.Graph) -> list[gs.Node]:
-    """The nodes of a graph, nested graphs included, that draw random numbers; calls of functions that do are among
-    them."""
+    """The nodes of a graph, nested graphs included, that draw random numbers, and calls of functions that do."""
     functions = {
         (one.domain or "", one.name)
         for one in graph.functions
@@ -150,7 +151,15 @@ def _types(graph: GraphProto) -> Iterator[tuple[str, int]]:
 
 
 class _StandIn:
-    """The nodes that stand for one."""
+    """The nodes that stand for one.
+
+    Args:
+        node: draws.
+        opset: of the model.
+        draw: as of `held`.
+        counters: numbers of iterations, outer before inner.
+        type_of: element type of a tensor by name.
+    """
 
     def __init__(
         self,
@@ -163,7 +172,7 @@ class _StandIn:
         self.nodes: list[NodeProto] = []
         self._opset, self._draw, self._counters, self._type_of = opset, draw, counters, type_of
         self._name = node.name or next(name for name in node.output if name)
-        self._attrs = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+        self._attrs = {one.name: _read(one) for one in node.attribute}
         self._made = 0
         writer = {
             "RandomNormal": self._normal,
@@ -307,8 +316,20 @@ class _StandIn:
     def _write(self, op: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
         name = f"{self._name}/held/{self._made}/{op}"
         self._made += 1
-        self.nodes.append(helper.make_node(op, inputs, [output], name=name, **attributes))
+        made = switches.node(op, inputs, [output], name)
+        made.attribute.extend(_written(key, value) for key, value in attributes.items())
+        self.nodes.append(made)
         return output
 
 
-_NUMPY: Mapping[int, type[np.floating[Any]]] = {TensorProto.FLOAT: np.float32, TensorProto.DOUBLE: np.float64}
+def _read(attribute: AttributeProto) -> Any:
+    """The value of an attribute of an operator that draws: a number or a list of integers."""
+    if attribute.type == AttributeProto.INTS:
+        return list(attribute.ints)
+    return attribute.f if attribute.type == AttributeProto.FLOAT else attribute.i
+
+
+def _written(name: str, value: int | TensorProto) -> AttributeProto:
+    if isinstance(value, TensorProto):
+        return AttributeProto(name=name, t=value, type=AttributeProto.TENSOR)
+    return AttributeProto(name=name, i=value, type=AttributeProto.INT)

@@ -69,13 +69,12 @@ def in_other_sizes(feed: Feeds, inputs: Inputs) -> Iterator[Feeds]:
                 known.setdefault(_key(size, found), found)
                 if axis == 0:
                     first.add(_key(size, found))
+    changes = ((_halved, known.keys()), (_doubled, known.keys()), (_doubled, first), (_doubled, known.keys() - first))
     tried = [known]
-    for change in (_halved, _doubled):
-        tried.append({key: change(size) for key, size in known.items()})
-    for among in (first, known.keys() - first):
-        tried.append({key: _doubled(size) if key in among else size for key, size in known.items()})
-    for index, sizes in enumerate(tried):
-        if sizes not in tried[:index] and index:
+    for change, among in changes:
+        sizes = {key: change(size) if key in among else size for key, size in known.items()}
+        if sizes not in tried:
+            tried.append(sizes)
             yield {name: _resized(np.asarray(array), inputs[name][1], sizes) for name, array in feed.items()}
 
 

@@ -16,13 +16,15 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from qcompiler.data.batches import samples_of
 from qcompiler.data.samples import Fingerprint, Keep, ShapeRange, loudness, mixed
 from qcompiler.data.source import Source
 from qcompiler.data.spread import Spreads
 from qcompiler.ir import model as models
 from qcompiler.ir.signature import Feeds, Inputs
-from qcompiler.runtime.finite import not_finite
+from qcompiler.runtime.finite import refuse_not_finite
 from qcompiler.runtime.stream import BUDGET, Part, Stream, fill
 from qcompiler.statistics.hessian import Hessians
 from qcompiler.statistics.histogram import Histogram, Histograms
@@ -125,7 +127,7 @@ def observe(
 
     Raises:
         DataError: a feed does not fit the model, or is not finite.
-        ModelError: a tensor is not finite; the message names the first such tensor in graph order.
+        ModelError: an output is NaN and not meant to be; the message names the node where that arises.
     """
     kept, shapes, counter, spreads = Keep(keep), ShapeRange(), _Counter(advance), Spreads(inputs)
     share = max(1, available_processors() // workers)
@@ -256,6 +258,7 @@ class _Worker:
 
     def __init__(self, model: models.Model, stream: Stream, statistics: _Statistics) -> None:
         self._model, self._stream, self.statistics = model, stream, statistics
+        self._guarded: set[str] = set()  # tensors whose NaN reaches no output
 
     def work(self, feeds: _Shared) -> None:
         with ThreadPoolExecutor(1, "count") as counting:
@@ -281,8 +284,15 @@ class _Worker:
         histograms = self.statistics.histograms
         histograms.update(part)
         for name, histogram in histograms.found.items():
-            if histogram.nonfinite:
-                raise not_finite(self._model.graph, part.feed, f"tensor '{name}'", f"sample {part.index}")
+            value = part.values.get(name) if histogram.nonfinite and name not in self._guarded else None
+            if value is not None and np.isnan(value.astype(np.float32)).any():
+                # What an output shows of it is an error; what it guards against, such as a row masked as a whole, not.
+                refuse_not_finite(self._model, [part.feed], part.index)
+                self._guarded.add(name)
+        odd = {name for name, one in histograms.found.items() if one.nonfinite and name in part.values}
+        if odd:  # histograms count what is no number; for all other statistics it is 0
+            numbers = {name: np.nan_to_num(part.values[name], posinf=0.0, neginf=0.0) for name in odd}
+            part = replace(part, values={**part.values, **numbers})
         self.statistics.update(part)
 
 

@@ -38,6 +38,7 @@ Outputs = dict[str, list["NDArray[Any]"]]
 _HALF_TOLERANCE = 5e-3
 _NOISE_FACTOR = 4.0
 _LEAST = 1e-6  # what every pass may move, also one that is exact: ONNX Runtime adds up in another order
+UNDONE = "undone, because the model did not compute the same behind it"  # of what a pass was to do
 FEEDS = 2  # samples that a pass is checked on that stands alone
 
 
@@ -172,12 +173,12 @@ class Equivalence:
         graph = _graph(after)
         try:
             outputs = self._run(graph)
-        except (ModelError, DataError) as error:
+        except (ModelError, DataError) as refused:
             raise EquivalenceError(
                 f"what pass '{one}' made of the model does not run, and the model did ({report.changed} edits, the "
-                f"first at '{_first_change(report)}'): {error} This is a defect of qcompiler; please report it with "
+                f"first at '{_first_change(report)}'): {refused} This is a defect of qcompiler; please report it with "
                 "the model."
-            ) from error
+            ) from refused
         errors = {} if one.exact_to is None else differences(self._reference, outputs)
         allowed = max(one.exact_to or 0.0, self._floor)
         for name, error in errors.items():
@@ -227,12 +228,12 @@ def run_checked(
         lacking = sorted(one.requires - have)
         if lacking:
             names = ", ".join(f"'{fact}' of pass '{promised[fact]}'" for fact in lacking)
-            report, error = Report(str(one), (), 0.0, f"pass '{one}' did not run: it needs {names}."), None
+            done.append((Report(str(one), (), 0.0, f"pass '{one}' did not run: it needs {names}."), None))
         else:
-            model, report, error = _attempt(one, model, equal, [report for report, _ in done])
-        done.append((report, error))
+            model, report, moved = _attempt(one, model, equal, [report for report, _ in done])
+            done.append((report, moved))
         promised |= dict.fromkeys(one.provides, one)
-        if not report.undone:
+        if not done[-1][0].undone:
             have = (have - one.breaks) | one.provides
         after()
     return model, done

@@ -13,9 +13,7 @@ from qcompiler.runtime.memory import return_freed_memory
 
 
 @stage()
-def qfep(
-    run: Compilation, subject: Subject, options: find.QfepOptions | None, strict: bool = False
-) -> Done[Subject]:
+def qfep(run: Compilation, subject: Subject, options: find.QfepOptions | None, strict: bool = False) -> Done[Subject]:
     """The subject behind a prefix; as given where nobody asked or there is no data.
 
     Args:

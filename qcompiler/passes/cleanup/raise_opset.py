@@ -68,8 +68,7 @@ class RaiseOpset(Pass):
 
 
 def _highest(graph: gs.Graph, old: int, wanted: int) -> tuple[int, str]:
-    """The highest opset in which ONNX Runtime has a kernel for every node that it has one for now, and what is lacking
-    in the next one; nothing where that is the opset wanted."""
+    """The highest opset in which ONNX Runtime has kernels for all that it has them for now, and why not the next."""
     opset, why, known = wanted, "", set[object]()
     for node in walk(graph):
         if not is_standard(node) or subgraphs(node):

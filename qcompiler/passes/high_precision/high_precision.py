@@ -105,7 +105,9 @@ class HighPrecision(Pass):
         yield from (Skipped(one.node, f"{one.rule}: {one.why}") for one in decisions if one.precision is DType.FP32)
         yield from (Kept(name, why) for name, why in stays.items())
         yield from _clamp(view, [mask for mask in found if mask.deep and id(mask.node) in slots])
-        yield from Casting(view, {**slots, **nested}, self.typed_dequantize and int(graph.opset) >= _TYPED_DEQUANTIZE).apply()
+        yield from Casting(
+            view, {**slots, **nested}, self.typed_dequantize and int(graph.opset) >= _TYPED_DEQUANTIZE
+        ).apply()
 
 
 def judge(view: TypingView, keep: tuple[str, ...] = ()) -> tuple[dict[str, Verdict], list[gs.Node]]:
