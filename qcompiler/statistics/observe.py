@@ -10,7 +10,7 @@ samples there are.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -258,7 +258,7 @@ class _Worker:
 
     def __init__(self, model: models.Model, stream: Stream, statistics: _Statistics) -> None:
         self._model, self._stream, self.statistics = model, stream, statistics
-        self._guarded: set[str] = set()  # tensors whose NaN reaches no output
+        self._guarded: set[tuple[str, str]] = set()  # tensors whose NaN or infinities are no error
 
     def work(self, feeds: _Shared) -> None:
         with ThreadPoolExecutor(1, "count") as counting:
@@ -283,17 +283,25 @@ class _Worker:
     def _count(self, part: Part) -> None:
         histograms = self.statistics.histograms
         histograms.update(part)
-        for name, histogram in histograms.found.items():
-            value = part.values.get(name) if histogram.nonfinite and name not in self._guarded else None
-            if value is not None and np.isnan(value.astype(np.float32)).any():
-                # What an output shows of it is an error; what it guards against, such as a row masked as a whole, not.
-                refuse_not_finite(self._model, [part.feed], part.index)
-                self._guarded.add(name)
         odd = {name for name, one in histograms.found.items() if one.nonfinite and name in part.values}
-        if odd:  # histograms count what is no number; for all other statistics it is 0
-            numbers = {name: np.nan_to_num(part.values[name], posinf=0.0, neginf=0.0) for name in odd}
-            part = replace(part, values={**part.values, **numbers})
+        if odd:
+            part = self._numbers(part, odd)
         self.statistics.update(part)
+
+    def _numbers(self, part: Part, odd: Iterable[str]) -> Part:
+        """The part with 0 for what is no number: histograms count it, all other statistics leave it out.
+
+        What an output shows of it is an error. What the model means so or guards against, such as scores that are
+        masked, is not.
+        """
+        arrays = {name: part.values[name].astype(np.float32) for name in odd}
+        kinds = {(name, "nan") for name, array in arrays.items() if np.isnan(array).any()}
+        kinds |= {(name, "infinity") for name, array in arrays.items() if np.isinf(array).any()}
+        if kinds - self._guarded:
+            refuse_not_finite(self._model, [part.feed], part.index)
+            self._guarded |= kinds
+        numbers = {name: np.nan_to_num(array, posinf=0.0, neginf=0.0) for name, array in arrays.items()}
+        return replace(part, values={**part.values, **numbers})
 
 
 def histograms(model: models.Model, names: Sequence[str], feeds: Sequence[Feeds]) -> dict[str, Histogram]:
