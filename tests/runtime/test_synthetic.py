@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qcompiler.errors import DataError
-from qcompiler.ir.signature import Inputs
+from qcompiler.ir.signature import Feeds, Inputs
 from qcompiler.runtime.stream import OpenModel
 from qcompiler.runtime.synthetic import first_that_runs, in_other_sizes, made_up
 from tests.kit.rewrite import model, to_graph
@@ -57,7 +57,7 @@ def test_what_is_no_tensor_cannot_be_made() -> None:
 
 def test_other_sizes_keep_what_belongs_together_and_the_elements() -> None:
     inputs: Inputs = {"x": (FLOAT, ("n", None, 4)), "ids": (INT, ("n", None)), "mask": (INT, ("n", "past + seq"))}
-    feed = {
+    feed: Feeds = {
         "x": np.arange(24, dtype=np.float32).reshape(1, 6, 4),
         "ids": np.arange(6)[None],
         "mask": np.ones((1, 6), np.int64),

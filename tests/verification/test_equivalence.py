@@ -322,8 +322,14 @@ def test_where_nothing_runs_the_reason_is_told() -> None:
     found = probes(loaded, inputs_of(loaded.graph), [])
     assert found.feeds == ()
     assert "no feed that was made up runs" in found.why
-    only = probes(loaded, inputs_of(loaded.graph), [{"x": np.ones((1, 7919), np.float32)}])
-    assert len(only.feeds) in (1, 2)
+
+
+def test_a_model_that_runs_in_one_size_only_is_checked_in_that() -> None:
+    proto = model(("Reshape", "x s", "y"), inputs={"x": ("n", "m")}, weights={"s": np.array([1, 5])})
+    loaded = _loaded(proto)
+    found = probes(loaded, inputs_of(loaded.graph), [{"x": np.ones((1, 5), np.float32)}])
+    assert (len(found.samples), found.made) == (1, ())
+    assert found.why.startswith("one size of each free axis only: ")
 
 
 def test_an_unknown_operator_is_no_error_without_data() -> None:
