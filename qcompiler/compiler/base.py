@@ -21,6 +21,7 @@ from types import MappingProxyType
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
 
 from qcompiler.compiler.content import digest
+from qcompiler.errors import EquivalenceError
 from qcompiler.passes.base import Report
 from qcompiler.support.progress import Progress, silent
 
@@ -40,6 +41,19 @@ def checked(reports: Iterable[Report], errors: Mapping[str, float]) -> tuple[Che
         errors: relative, by the text form of the pass.
     """
     return tuple((report, errors.get(report.name)) for report in reports)
+
+
+def tell_undone(run: Compilation, reports: Iterable[Report], *, strict: bool) -> None:
+    """Warns of every pass whose edits were taken back, or that did not run for it.
+
+    Raises:
+        EquivalenceError: strict, and there is one.
+    """
+    for report in reports:
+        if report.undone and strict:
+            raise EquivalenceError(f"{report.undone} Without --strict the model is compiled without that pass.")
+        if report.undone:
+            run.warn(f"{report.undone} The model goes on without that pass.")
 
 
 @dataclass(frozen=True, eq=False)

@@ -123,16 +123,17 @@ def _from(source: Any, data: Data | None, asked: Asked, progress: Progress) -> C
 def life(run: Compilation, source: str | Path | Model, data: Data | None, asked: Asked) -> CompileResult:
     """The life of a model: every stage in its order. A stage sees its arguments and nothing else."""
     build, target, planning = asked.paths.engine is not None, asked.target, asked.planning
+    strict = asked.recipe.strict
     subject = run(load, source, data, asked.load)
-    subject = run(clean_up, subject, target, asked.recipe.equalize)
+    subject = run(clean_up, subject, target, asked.recipe.equalize, strict)
     if build:
         run(preflight, subject.model, target, asked.paths)
-    subject = run(qfep, subject, asked.qfep)
+    subject = run(qfep, subject, asked.qfep, strict)
     subject = run(observe, subject, asked.watch, asked.observe)
     doubts = run(check_data, subject, asked.check_data)
-    subject = run(smooth_quant, subject, asked.watch, asked.smooth_quant)
-    subject = run(llm_int8, subject, asked.watch, asked.llm_int8)
-    subject = run(weight_only, subject, asked.weight_only)
+    subject = run(smooth_quant, subject, asked.watch, asked.smooth_quant, strict)
+    subject = run(llm_int8, subject, asked.watch, asked.llm_int8, strict)
+    subject = run(weight_only, subject, asked.weight_only, strict)
     decided, proof = None, None
     tries: tuple[Try, ...] = ()
     while True:  # until the gates hold or nothing is left to give back
@@ -153,7 +154,7 @@ def life(run: Compilation, source: str | Path | Model, data: Data | None, asked:
         if build:
             engine = shop / asked.paths.output.name
             run(build_engine, written, engine, lowered.model, subject.seen, subject.inputs, asked.build)
-            found = run(audit, engine, written, lowered.plan, lowered.splits, target, asked.recipe.strict)
+            found = run(audit, engine, written, lowered.plan, lowered.splits, target, strict)
             require_share(lowered.plan, asked.promise, None if found is None else found.listed)
             run(conclude, *judged, doubts, last=True)
         record = manifest(run, asked.recipe)

@@ -22,6 +22,8 @@ ABSENT: Final[Mapping[str, Any]] = {  # in this order; what no stage recorded di
     "target": None,
     "recipe": None,
     "passes": [],
+    "equivalence": None,
+    "random": [],
     "macs": None,
     "plan": None,
     "quantizers": None,
@@ -82,4 +84,5 @@ def _pass(report: Report, error: float | None) -> dict[str, Any]:
         "changed": report.changed,
         "skipped": report.skipped,
         "relative_error": error,
+        "undone": report.undone or None,
     }

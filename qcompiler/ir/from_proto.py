@@ -82,6 +82,19 @@ def _function(proto: onnx.FunctionProto) -> gs.Function:
     return function
 
 
+def name_nodes(proto: ModelProto) -> None:
+    """Gives every node the name that `graph_from_proto` would, in place."""
+    _name(proto.graph, _NodeNames(proto.graph))
+
+
+def _name(graph: GraphProto, names: _NodeNames) -> None:
+    for node in graph.node:
+        node.name = names.unique(node)
+    for node in graph.node:
+        for inner in _subgraphs(node):
+            _name(inner, names)
+
+
 class _NodeNames:
     """Hands out unique node names for the whole model, subgraphs included."""
 

@@ -59,6 +59,19 @@ class Model:
         return proto.SerializeToString(deterministic=True), weights, self.metadata, self.ir_version
 
 
+def skeleton(path: str | Path) -> ModelProto | None:
+    """An ONNX file without its weights, which are not read; None for what is not an ONNX file."""
+    path = Path(path)
+    if not path.is_file() or not path.stat().st_size:
+        return None
+    proto = ModelProto()
+    try:
+        proto.ParseFromString(strip(map_file(path).data))
+    except (WireError, DecodeError):
+        return None
+    return proto
+
+
 def load(path: str | Path) -> Model:
     """Reads an ONNX file of opset 7 or newer without copying its weights and without touching it.
 

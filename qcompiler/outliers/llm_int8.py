@@ -30,7 +30,7 @@ from qcompiler.statistics.histogram import Histograms
 from qcompiler.statistics.observe import Observations
 from qcompiler.statistics.outliers import AllOutliers, Outliers
 from qcompiler.target import DType
-from qcompiler.verification.equivalence import applied
+from qcompiler.verification.equivalence import UNDONE, applied
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -146,8 +146,8 @@ def split_outliers(
         scope: finds the layers again in the edited model.
         watched: names of the tensors of the edited model whose ranges somebody will ask for.
 
-    Raises:
-        EquivalenceError: the edited model does not compute what the model computes.
+    Returns:
+        The edited model; as given where the edits missed the check and were undone, which the report says.
     """
     table = options.table
     fresh = [one for one in layers.found if one.op in PRODUCTS and one.scales is None and one.amax is None]
@@ -159,6 +159,9 @@ def split_outliers(
     if not channels:
         return Apart(normal, layers, observed, Splits(decided))
     model, report, error = applied(LlmInt8(channels, table.layout), normal, observed.kept)
+    if report.undone:
+        whole = tuple(dataclasses.replace(one, channels=(), why=UNDONE) for one in decided)
+        return Apart(normal, layers, observed, Splits(whole), (report,))
     left = apart(scope.layers(model), decided)
     seen = observe_new(model, watched(model, left.found), left.found, observed, decided)
     nodes = {node.name: node for node in model.graph.nodes}

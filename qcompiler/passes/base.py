@@ -14,7 +14,7 @@ import json
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from typing import ClassVar
@@ -74,11 +74,19 @@ class Decided(Note):
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """One run of one pass: its text form, its notes in graph order, and wall seconds."""
+    """One run of one pass.
+
+    Attributes:
+        name: its text form.
+        notes: in graph order; none where it was undone.
+        seconds: wall time.
+        undone: why its edits were taken back, or why it did not run; empty where they stand.
+    """
 
     name: str
     notes: tuple[Note, ...]
     seconds: float
+    undone: str = ""
 
     @property
     def changed(self) -> int:
@@ -214,12 +222,21 @@ class Pipeline:
         """Runs all passes on `graph`; `after` is called behind each one (the equivalence check, progress)."""
         reports: list[Report] = []
         for one in self.passes:
-            try:
-                report = one(graph)
-            except PassError as error:
-                done = ", ".join(r.name for r in reports) or "none"
-                raise PassError(f"{error} Passes already run: {done}.") from error.__cause__
+            report = run_behind(reports, one, graph)
             reports.append(report)
             if after is not None:
                 after(one, report)
         return tuple(reports)
+
+
+def run_behind(done: Sequence[Report], one: Pass, graph: gs.Graph) -> Report:
+    """Runs a pass of a pipeline on `graph`; where it fails, the error names those of the pipeline that ran before.
+
+    Raises:
+        PassError: as of `Pass.__call__`.
+    """
+    try:
+        return one(graph)
+    except PassError as error:
+        before = ", ".join(report.name for report in done) or "none"
+        raise PassError(f"{error} Passes already run: {before}.") from error.__cause__

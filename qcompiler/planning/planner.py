@@ -68,6 +68,7 @@ def make_plan(
     macs = node_macs(model.graph, shapes)
     views = find_views(model.graph, observed.choosing[0], options.ignored)
     large = layers.refusing(candidates.small(model.graph, layers.found, shapes, target))
+    large = large.refusing(candidates.not_numbers(large.found, observed.histograms))
     offers, spelled = offered_uses(
         options.formats,
         options.calibrator,

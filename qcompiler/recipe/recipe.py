@@ -124,7 +124,10 @@ class Recipe(check.Keys):
         (), check.texts, "names of outputs that nothing is judged by, such as those for debugging"
     )
     strict: bool = check.option(
-        False, check.flag, "a node that the engine's own listing does not confirm is an error (exit 6)"
+        False,
+        check.flag,
+        "a node that the engine's own listing does not confirm is an error (exit 6), and so is a float pass that must "
+        "be undone (exit 1)",
     )
     verify_samples: int = check.option(
         64, check.integer(0), "feeds that float and quantized are compared on at most; 0: no verification"

@@ -62,7 +62,7 @@ def render(manifest: Record) -> str:
         _layers(manifest),
         _audit(manifest.get("audit")),
         _ranges(manifest.get("quantizers")),
-        _passes(manifest.get("passes")),
+        _passes(manifest.get("passes"), manifest.get("equivalence")),
         _environment(manifest),
     )
     return page(name, parts)
@@ -307,7 +307,7 @@ def _clip(one: Record) -> str:
     return f'<div class="meter" title="{percent(share)}"><i style="width:{min(100.0, 100 * share):.1f}%"></i></div>'
 
 
-def _passes(records: Sequence[Record] | None) -> str:
+def _passes(records: Sequence[Record] | None, checked: Record | None) -> str:
     if not records:
         return ""
     cells = (
@@ -315,7 +315,7 @@ def _passes(records: Sequence[Record] | None) -> str:
             code(record["pass"]),
             str(record["changed"]),
             str(record["skipped"]),
-            _error(record["relative_error"]),
+            "undone" if record.get("undone") else _error(record["relative_error"]),
             seconds(record["seconds"]),
         )
         for record in records
@@ -324,6 +324,9 @@ def _passes(records: Sequence[Record] | None) -> str:
     note = (
         "In order. The relative error is the largest move of any output that a float pass caused, against its maximum."
     )
+    if checked is not None:
+        why = f"; {checked['why']}" if checked["why"] else ""
+        note += f" Checked on {checked['samples']} samples and {checked['made_up']} feeds that were made up{why}."
     return section(
         "Passes", note, fold(f"{len(records)} passes", len(records), table(columns, cells, figures=range(1, 5)))
     )

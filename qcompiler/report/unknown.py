@@ -15,7 +15,7 @@ KNOWN: Final = frozenset(  # keys that another section shows, or that are about 
         *("schema", "qcompiler", "environment", "source", "export", "data", "random_data", "target", "recipe"),
         *("passes", "macs", "plan", "quantizers", "safety", "outliers", "residuals", "smooth_quant", "qfem", "qfep"),
         *("weight_only", "llm_int8", "verification", "engine", "cache", "audit", "files", "timings", "peak_memory_mb"),
-        *("warnings", "verdict", "missed", "tries", "inputs"),
+        *("warnings", "verdict", "missed", "tries", "inputs", "equivalence"),
     }
 )
 

@@ -1,8 +1,13 @@
-"""The first tensor that is NaN or infinite, for error messages."""
+"""Values that are no numbers: which are meant so, and which node makes the others.
+
+Graphs write infinities on purpose: masked scores, the logarithm of 0, sentinels, unused slots. So an infinity is no
+error of the model; whoever compares takes it as equal or not. NaN is one, unless it comes of a NaN that stands in the
+graph.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +15,7 @@ import onnx_graphsurgeon as gs
 
 from qcompiler.errors import ModelError
 from qcompiler.ir import element_types
-from qcompiler.ir.graph import constant_value, is_constant, producer, tensors
+from qcompiler.ir.graph import constant_value, is_constant, is_op, producer, tensors, values_of
 from qcompiler.ir.model import Model
 from qcompiler.ir.signature import Feeds
 from qcompiler.runtime.stream import OpenModel, stream
@@ -29,17 +34,74 @@ def not_finite(graph: gs.Graph, feeds: Feeds, what: str, where: str) -> ModelErr
     )
 
 
-def refuse_not_finite(model: Model, source: Iterable[Feeds]) -> None:
-    """Looks for the first sample on which an output is not finite.
+def refuse_not_finite(model: Model, source: Iterable[Feeds], start: int = 0) -> None:
+    """Looks for the first sample on which an output is NaN and not meant to be, or no float output has a number.
+
+    Args:
+        model: the float model.
+        source: feeds.
+        start: index of the first one, for the message.
 
     Raises:
         ModelError: there is one; names the sample, the output and the node where that arises.
     """
     session = OpenModel(model)
-    for index, feeds in enumerate(source):
-        for name, value in session.run(feeds).items():
-            if not all(finite(part) for part in flat(value)):
-                raise not_finite(model.graph, feeds, f"output '{name}'", f"sample {index}")
+    for index, feeds in enumerate(source, start):
+        refuse_outputs(model.graph, feeds, session.run(feeds), index)
+
+
+def refuse_outputs(graph: gs.Graph, feeds: Feeds, outputs: Mapping[str, Any], sample: int) -> None:
+    """Refuses outputs of a model that are NaN and not meant to be, or among which no float is a number.
+
+    Args:
+        graph: the float model.
+        feeds: what it was run on.
+        outputs: what it gave, by name.
+        sample: index of the feed, for the message.
+
+    Raises:
+        ModelError: names the sample, the output and the node where that arises.
+    """
+    floats = {name: [one for one in flat(value) if one.dtype.kind == "f"] for name, value in outputs.items()}
+    nan = next((name for name, parts in floats.items() if any(np.isnan(one).any() for one in parts)), None)
+    if nan is not None and not nan_on_purpose(graph, feeds):
+        raise not_finite(graph, feeds, f"output '{nan}'", f"sample {sample}")
+    bare = [name for name, parts in floats.items() if any(one.size for one in parts)]
+    if bare and nan is None and not any(np.isfinite(one).any() for name in bare for one in floats[name]):
+        raise not_finite(graph, feeds, f"output '{bare[0]}'", f"sample {sample}")
+
+
+def nan_on_purpose(graph: gs.Graph, feeds: Feeds) -> bool:
+    """Whether all NaN in the main graph, and there is some, begins at nodes that read or hold a constant NaN."""
+    nan, _ = _not_numbers(graph, feeds)
+    began = [
+        node
+        for node in graph.nodes
+        if any(t.name in nan for t in node.outputs) and not any(t.name in nan for t in node.inputs)
+    ]
+    return bool(began) and all(_holds_nan(node) for node in began)
+
+
+def _holds_nan(node: gs.Node) -> bool:
+    held = [constant_value(t) for t in node.inputs]
+    held += [constant_value(t) for t in node.outputs if is_op(node, "Constant")]
+    held += [values_of(value) for value in node.attrs.values() if isinstance(value, gs.Constant)]
+    return any(one is not None and one.dtype.kind == "f" and bool(np.isnan(one).any()) for one in held)
+
+
+def overflowing(graph: gs.Graph, feeds: Feeds) -> gs.Node | None:
+    """The first node that makes an infinity out of numbers and reads none; None where all are given or constant."""
+    _, infinite = _not_numbers(graph, feeds)
+    return next(
+        (
+            node
+            for node in graph.nodes
+            if any(t.name in infinite for t in node.outputs)
+            and not any(_is_infinite(t, infinite) for t in node.inputs)
+            and not any(_is_infinite(t, ()) for t in node.outputs if is_op(node, "Constant"))
+        ),
+        None,
+    )
 
 
 def first_not_finite(graph: gs.Graph, feeds: Feeds) -> gs.Node | None:
@@ -48,6 +110,16 @@ def first_not_finite(graph: gs.Graph, feeds: Feeds) -> gs.Node | None:
     Attention masks of minus infinity are ordinary, so infinities count only when no NaN explains what happened. Where
     the NaN comes of an infinity that an earlier node made out of numbers, that one is to blame.
     """
+    bad_nan, bad_inf = _not_numbers(graph, feeds)
+    for bad in (bad_nan, bad_inf):
+        for node in graph.nodes:
+            if any(t.name in bad for t in node.outputs):
+                return _overflowing(node, bad_inf)
+    return None
+
+
+def _not_numbers(graph: gs.Graph, feeds: Feeds) -> tuple[set[str], set[str]]:
+    """Names of the tensors of the main graph that hold NaN, and of those that hold an infinity and no NaN."""
     types = element_types.infer(graph)  # most files don't say them, and this graph may be as it was read
     taps = [t.name for t in tensors(graph) if not is_constant(t) and (dtype := types.get(id(t))) and dtype.kind == "f"]
     bad_nan: set[str] = set()
@@ -58,11 +130,7 @@ def first_not_finite(graph: gs.Graph, feeds: Feeds) -> gs.Node | None:
             bad_nan.add(name)
         elif np.isinf(numbers).any():
             bad_inf.add(name)
-    for bad in (bad_nan, bad_inf):
-        for node in graph.nodes:
-            if any(t.name in bad for t in node.outputs):
-                return _overflowing(node, bad_inf)
-    return None
+    return bad_nan, bad_inf
 
 
 def _overflowing(node: gs.Node, infinite: Collection[str]) -> gs.Node:
@@ -85,7 +153,7 @@ def _is_infinite(tensor: gs.Tensor, infinite: Collection[str]) -> bool:
     return tensor.name in infinite or (value is not None and value.dtype.kind == "f" and bool(np.isinf(value).any()))
 
 
-def flat(value: Any) -> Iterator[NDArray[Any]] | list[NDArray[Any]]:
+def flat(value: Any) -> list[NDArray[Any]]:
     """An output that is a sequence or a map counts as its elements."""
     if isinstance(value, list):
         return [part for one in value for part in flat(one)]

@@ -6,16 +6,13 @@ refuses what it has made. Without optimisations it computes them right.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto
 
-from qcompiler.ir.weights import map_file
-from qcompiler.ir.wire import WireError, strip
+from qcompiler.ir import model as models
 
 TYPES = frozenset(
     {TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E4M3FNUZ, TensorProto.FLOAT8E5M2, TensorProto.FLOAT8E5M2FNUZ}
@@ -25,14 +22,8 @@ _STATES_TYPE = ("to", "output_dtype")
 
 def in_file(path: str | Path) -> bool:
     """Whether an ONNX file holds FP8 anywhere; no for what is not an ONNX file. Weights are not read."""
-    if not Path(path).is_file() or not os.path.getsize(path):
-        return False
-    proto = onnx.ModelProto()
-    try:
-        proto.ParseFromString(strip(map_file(Path(path)).data))
-    except (WireError, DecodeError):
-        return False
-    return in_proto(proto)
+    proto = models.skeleton(path)
+    return proto is not None and in_proto(proto)
 
 
 def in_proto(proto: onnx.ModelProto) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from qcompiler.errors import ModelError
 from qcompiler.ir.graph import dtype_of, is_constant, np_dtype, shape_of, values_of
 from qcompiler.ir.model import to_proto
 from qcompiler.runtime.session import Session
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+_NO_KERNEL = "Could not find an implementation"  # ONNX Runtime's words
 SMALL = 1024  # elements; larger constants are inputs of the model, so that nothing big is copied
 
 
@@ -65,6 +67,18 @@ def inferred_bytes(node: gs.Node, opset: int) -> int | None:
             return None
         total += math.prod(dim or 0 for dim in dims) * dtype.itemsize
     return total
+
+
+def lacks_kernel(proto: onnx.ModelProto) -> bool:
+    """Whether ONNX Runtime knows the operator of a model of one node and has no kernel for it in this opset and type.
+
+    It is asked by making a session. What it refuses for another reason it may well run inside of a model.
+    """
+    try:
+        Session((proto, {}), quick=True, threads=1, draw=None)
+    except ModelError as error:
+        return _NO_KERNEL in str(error)
+    return False
 
 
 def run_node(node: gs.Node, opset: int) -> list[NDArray[Any]]:

@@ -14,7 +14,7 @@ import onnx_graphsurgeon as gs
 from qcompiler.errors import DataError, ModelError
 from qcompiler.ir import graph as graphs
 from qcompiler.ir import model as models
-from qcompiler.runtime import fp8
+from qcompiler.runtime import fp8, randomness
 from qcompiler.runtime.memory import pool, release_pages, take_from_pool
 from qcompiler.support.machine import available_processors
 
@@ -51,6 +51,7 @@ class Session:
         threads: threads inside an operator; 0 for one per processor that this process may use.
         pooled: activations come from memory that all pooled sessions share, for sessions that are run in turns; each
             keeps its own otherwise, as long as it lives. `return_freed_memory` gives it back.
+        draw: which numbers random operators give, the same in every run (see `randomness`); None leaves them random.
 
     Raises:
         ModelError: ONNX Runtime refuses the model; the message has its reason.
@@ -65,6 +66,7 @@ class Session:
         quick: bool = False,
         threads: int = 0,
         pooled: bool = False,
+        draw: int | None = 0,
     ) -> None:
         import onnxruntime as ort
 
@@ -81,7 +83,7 @@ class Session:
             take_from_pool(options)
         self._label = str(source) if isinstance(source, str | Path) else "the model"
         self._lent: list[NDArray[Any]] = []
-        content, has_fp8 = self._content(source, outputs, options)
+        content, has_fp8 = self._content(source, outputs, draw, options)
         if quick or not optimize or has_fp8:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
@@ -98,18 +100,24 @@ class Session:
         found = [value.name for value in self._session.get_outputs()]
         self.outputs: list[str] = list(outputs) if outputs is not None else found
 
-    def _content(self, source: Source, outputs: Sequence[str] | None, options: Any) -> tuple[str | bytes, bool]:
+    def _content(
+        self, source: Source, outputs: Sequence[str] | None, draw: int | None, options: Any
+    ) -> tuple[str | bytes, bool]:
         """What ONNX Runtime reads, and whether there is FP8 in it."""
         import onnxruntime as ort
 
         if isinstance(source, str | Path) and outputs is None:
-            return str(source), fp8.in_file(source)
+            skeleton = models.skeleton(source)
+            if skeleton is None or draw is None or not randomness.in_proto(skeleton):
+                return str(source), skeleton is not None and fp8.in_proto(skeleton)
         if isinstance(source, str | Path):
             source = models.load(source)
         if isinstance(source, tuple):
             proto, weights = source
         else:
             proto, weights = models.to_proto(source.graph if isinstance(source, models.Model) else source)
+        if draw is not None:
+            proto = randomness.held(proto, draw)
         if outputs is not None:
             proto = _with_outputs(proto, outputs)
         names = [name for name, array in weights.items() if array.size]

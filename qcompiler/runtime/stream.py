@@ -42,6 +42,7 @@ class OpenModel:
         optimize: ONNX Runtime's graph optimisations.
         quick: made for a handful of runs, as of `Session`.
         threads: inside an operator; 0 for one per processor.
+        draw: which numbers random operators give, as of `Session`.
 
     Attributes:
         outputs: names of what a run returns.
@@ -58,12 +59,13 @@ class OpenModel:
         optimize: bool = True,
         quick: bool = False,
         threads: int = 0,
+        draw: int | None = 0,
     ) -> None:
         fed = _fed(source) if outputs is not None else frozenset[str]()
         inner = None if outputs is None else [name for name in outputs if name not in fed]
         self._session: Session | None = None
         if inner is None or inner:
-            self._session = Session(source, outputs=inner, optimize=optimize, quick=quick, threads=threads)
+            self._session = Session(source, outputs=inner, optimize=optimize, quick=quick, threads=threads, draw=draw)
         self._fed = [name for name in outputs or () if name in fed]
         self.outputs: list[str] = [] if self._session is None else self._session.outputs
         if outputs is not None:

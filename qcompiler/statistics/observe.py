@@ -10,11 +10,13 @@ samples there are.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from qcompiler.data.batches import samples_of
 from qcompiler.data.samples import Fingerprint, Keep, ShapeRange, loudness, mixed
@@ -22,7 +24,7 @@ from qcompiler.data.source import Source
 from qcompiler.data.spread import Spreads
 from qcompiler.ir import model as models
 from qcompiler.ir.signature import Feeds, Inputs
-from qcompiler.runtime.finite import not_finite
+from qcompiler.runtime.finite import refuse_not_finite
 from qcompiler.runtime.stream import BUDGET, Part, Stream, fill
 from qcompiler.statistics.hessian import Hessians
 from qcompiler.statistics.histogram import Histogram, Histograms
@@ -125,7 +127,7 @@ def observe(
 
     Raises:
         DataError: a feed does not fit the model, or is not finite.
-        ModelError: a tensor is not finite; the message names the first such tensor in graph order.
+        ModelError: an output is NaN and not meant to be; the message names the node where that arises.
     """
     kept, shapes, counter, spreads = Keep(keep), ShapeRange(), _Counter(advance), Spreads(inputs)
     share = max(1, available_processors() // workers)
@@ -256,6 +258,7 @@ class _Worker:
 
     def __init__(self, model: models.Model, stream: Stream, statistics: _Statistics) -> None:
         self._model, self._stream, self.statistics = model, stream, statistics
+        self._guarded: set[tuple[str, str]] = set()  # tensors whose NaN or infinities are no error
 
     def work(self, feeds: _Shared) -> None:
         with ThreadPoolExecutor(1, "count") as counting:
@@ -280,10 +283,25 @@ class _Worker:
     def _count(self, part: Part) -> None:
         histograms = self.statistics.histograms
         histograms.update(part)
-        for name, histogram in histograms.found.items():
-            if histogram.nonfinite:
-                raise not_finite(self._model.graph, part.feed, f"tensor '{name}'", f"sample {part.index}")
+        odd = {name for name, one in histograms.found.items() if one.nonfinite and name in part.values}
+        if odd:
+            part = self._numbers(part, odd)
         self.statistics.update(part)
+
+    def _numbers(self, part: Part, odd: Iterable[str]) -> Part:
+        """The part with 0 for what is no number: histograms count it, all other statistics leave it out.
+
+        What an output shows of it is an error. What the model means so or guards against, such as scores that are
+        masked, is not.
+        """
+        arrays = {name: part.values[name].astype(np.float32) for name in odd}
+        kinds = {(name, "nan") for name, array in arrays.items() if np.isnan(array).any()}
+        kinds |= {(name, "infinity") for name, array in arrays.items() if np.isinf(array).any()}
+        if kinds - self._guarded:
+            refuse_not_finite(self._model, [part.feed], part.index)
+            self._guarded |= kinds
+        numbers = {name: np.nan_to_num(array, posinf=0.0, neginf=0.0) for name, array in arrays.items()}
+        return replace(part, values={**part.values, **numbers})
 
 
 def histograms(model: models.Model, names: Sequence[str], feeds: Sequence[Feeds]) -> dict[str, Histogram]:

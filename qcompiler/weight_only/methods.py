@@ -153,9 +153,6 @@ def round_weights(
         samples: what GPTQ sums Hessians over; None without data.
         observed: its kept samples are what rows are recorded of.
         advance: called with the number of steps done since the last call.
-
-    Raises:
-        EquivalenceError: the model with AWQ's scaling does not compute what the model computes.
     """
     options = work.options
     rows = recorded.record_rows(normal, {one.activation: -1 for one in work.layers}, observed.kept)

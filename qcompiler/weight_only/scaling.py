@@ -18,7 +18,7 @@ from qcompiler.passes.absorb import absorb
 from qcompiler.passes.base import Report
 from qcompiler.passes.channels.smooth_quant import SmoothQuant
 from qcompiler.statistics.rows import Rows
-from qcompiler.verification.equivalence import applied
+from qcompiler.verification.equivalence import UNDONE, applied
 from qcompiler.weight_only import awq, storable
 from qcompiler.weight_only.storable import StorableLayer
 
@@ -70,8 +70,8 @@ def scale(
         method: `awq` or `awq+gptq`: from which gain on scaling is worth it.
         half: scales are numbers that FP16 holds exactly.
 
-    Raises:
-        EquivalenceError: the scaled model does not compute what the model computes.
+    Returns:
+        The scaled model; as given where the scaling missed the check and was undone, which the report says.
     """
     scales: dict[str, NDArray[np.float32]] = {}
     gains: dict[str, float] = {}
@@ -99,4 +99,6 @@ def scale(
     if not scales:
         return Scaling(normal, left=left)
     model, report, error = applied(SmoothQuant(scales, split=True), normal, feeds)
+    if report.undone:
+        return Scaling(normal, left={**left, **dict.fromkeys(scales, UNDONE)}, reports=(report,))
     return Scaling(model, scales, gains, left, (report,), {} if error is None else {report.name: error})

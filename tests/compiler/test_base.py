@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qcompiler.compiler.base import Compilation, Done, stage
+from qcompiler.compiler.base import Compilation, Done, stage, tell_undone
 from qcompiler.compiler.record import manifest
+from qcompiler.errors import EquivalenceError
+from qcompiler.passes.base import Report
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.support.progress import ShownStage as Shown
 from tests.kit.memory import Memory
@@ -178,3 +180,13 @@ def test_arrays_are_part_of_the_key() -> None:
     one = np.asarray([1, 2], np.float32)
     assert first.key(one) == first.key(one.copy())
     assert first.key(one) != first.key(one + 1)
+
+
+def test_undone_passes_are_warned_of_and_end_a_strict_run() -> None:
+    reports = [Report("fold-pad", (), 0.1), Report("fold-ifs", (), 0.1, "pass 'fold-ifs' is wrong.")]
+    run = Compilation()
+    tell_undone(run, reports, strict=False)
+    assert run.warnings == ["pass 'fold-ifs' is wrong. The model goes on without that pass."]
+    with pytest.raises(EquivalenceError, match="'fold-ifs' is wrong"):
+        tell_undone(run, reports, strict=True)
+    tell_undone(run, reports[:1], strict=True)

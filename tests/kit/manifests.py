@@ -103,6 +103,7 @@ def build(
                 "target": recipe.resolve(),
                 "recipe": recipe.to_dict(),
                 "passes": [_pass(report, errors) for report in passes],
+                "equivalence": None,
                 "macs": None if plan is None else _macs(plan),
                 "plan": None if plan is None else list(plan),
                 "quantizers": None if plan is None else list(plan.quantizers.values()),
@@ -134,6 +135,7 @@ def _pass(report: Report, errors: Mapping[str, float]) -> dict[str, Any]:
         "changed": report.changed,
         "skipped": report.skipped,
         "relative_error": errors.get(report.name),
+        "undone": report.undone or None,
     }
 
 

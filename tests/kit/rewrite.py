@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+import pytest
 from onnx import helper, numpy_helper
 
 from qcompiler.ir.from_proto import graph_from_proto
 from qcompiler.ir.graph import np_dtype
 from qcompiler.ir.model import to_proto
 from qcompiler.ir.weights import Weights
-from qcompiler.passes.base import Changed, Pass, Report, Skipped
+from qcompiler.passes.base import Changed, Note, Pass, Report, Skipped
 from qcompiler.runtime import shapes
 from qcompiler.runtime.session import Session
 from qcompiler.verification.equivalence import differences
@@ -111,6 +112,21 @@ def random_feeds(graph: gs.Graph, seed: int = 0, open_dim: int = 3) -> Feeds:
         drawn = rng.standard_normal(dims) if dtype.kind == "f" else rng.integers(0, 2, dims)
         feeds[tensor.name] = np.asarray(drawn, dtype)
     return feeds
+
+
+def doubling(monkeypatch: pytest.MonkeyPatch, kind: type[Pass]) -> None:
+    """Makes a pass wrong: behind its own edits, the first output of the model is twice as large."""
+    right = kind.rewrite
+
+    def wrong(self: Pass, graph: gs.Graph) -> Iterator[Note]:
+        yield from right(self, graph)
+        output = graph.outputs[0]
+        single = gs.Variable(f"{output.name}/single", output.dtype, output.shape)
+        output.inputs[0].outputs[0] = single
+        graph.nodes.append(gs.Node("Add", "double", {}, [single, single], [output]))
+        yield Changed("double", "wrong")
+
+    monkeypatch.setattr(kind, "rewrite", wrong)
 
 
 def check(

@@ -16,6 +16,7 @@ from qcompiler.errors import UsageError
 from qcompiler.ir import model as models
 from qcompiler.ir.signature import Inputs
 from qcompiler.outliers import llm_int8
+from qcompiler.passes.channels.llm_int8 import LlmInt8
 from qcompiler.plan import Candidate
 from qcompiler.planning.placement.scope import Scope
 from qcompiler.recipe.recipe import Recipe
@@ -26,8 +27,9 @@ from qcompiler.statistics.observe import observe
 from qcompiler.statistics.outliers import Outliers
 from qcompiler.statistics.points import Points
 from qcompiler.target import DType, parse_target
+from qcompiler.verification.equivalence import UNDONE
 from tests.kit import glu
-from tests.kit.rewrite import content, model
+from tests.kit.rewrite import content, doubling, model
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -187,6 +189,21 @@ def test_the_fewest_channels_are_taken_that_reach_what_is_wanted(tmp_path: Path)
         chosen(tmp_path, values, weights, LlmInt8Table(threshold="auto"), seen=False).why
         == "nothing was observed of its activation"
     )
+
+
+def test_a_split_that_misses_the_check_is_undone(planted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, scope = models.load(planted), Scope(parse_target("onnxruntime"))
+    layers = scope.layers(loaded)
+    inputs: Inputs = {"ids": (np.dtype(np.int64), ("batch", "length"))}
+    points = Points.of(outliers={one.activation: -1 for one in layers.found})
+    observed = observe(loaded, points, open_source(FEEDS, inputs), inputs=inputs)
+    options = llm_int8.LlmInt8Options(LlmInt8Table(threshold=6.0), DType.INT8, by_row=False)
+    doubling(monkeypatch, LlmInt8)
+    apart = llm_int8.split_outliers(loaded, layers, observed, options, scope, lambda *_: [])
+    assert (apart.model, apart.layers, apart.observed) == (loaded, layers, observed)
+    assert apart.reports[0].undone
+    assert not any(one.channels for one in apart.splits.decided)
+    assert UNDONE in {one.why for one in apart.splits.decided}
 
 
 def test_the_room_gives_another_model_and_leaves_what_it_was_given(planted: Path) -> None:

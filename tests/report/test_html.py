@@ -60,6 +60,18 @@ def test_the_html_has_every_figure(tmp_path: Path) -> None:
         assert figure in text, figure
 
 
+def test_undone_passes_and_what_they_were_checked_on_are_shown(tmp_path: Path) -> None:
+    told = example(tmp_path)
+    first, *rest = told["passes"]
+    checked = {"samples": 1, "made_up": 1, "shapes": [], "why": "one size <b>only"}
+    told = {**told, "passes": [{**first, "undone": "wrong"}, *rest], "equivalence": checked}
+    told["random"] = [{"node": EVIL, "op": "Bernoulli"}]
+    texts = Document(html.render(told)).texts
+    assert "undone" in texts
+    assert "Checked on 1 samples and 1 feeds that were made up; one size <b>only." in " ".join(texts)
+    assert {EVIL, "Bernoulli"} <= set(texts)
+
+
 def test_random_data_is_stamped_on_both_reports(tmp_path: Path) -> None:
     noisy, real = example(tmp_path, random_data=True), example(tmp_path)
     assert "Random data" in html.render(noisy)

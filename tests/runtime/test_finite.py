@@ -10,7 +10,16 @@ import pytest
 
 from qcompiler.errors import ModelError
 from qcompiler.ir.model import Model
-from qcompiler.runtime.finite import finite, first_not_finite, flat, not_finite, refuse_not_finite
+from qcompiler.runtime.finite import (
+    finite,
+    first_not_finite,
+    flat,
+    not_finite,
+    overflowing,
+    refuse_not_finite,
+    refuse_outputs,
+)
+from qcompiler.runtime.session import Session
 from tests.kit.rewrite import Spec, model, to_graph
 
 ONES = np.ones((2, 4), np.float32)
@@ -105,3 +114,44 @@ def test_sequences_and_maps_count_as_their_elements() -> None:
 )
 def test_an_array_is_finite_without_nan_and_infinity(value: Any, expected: bool) -> None:
     assert finite(value) is expected
+
+
+def outputs(*nodes: Spec, x: Any = ONES, **weights: Any) -> None:
+    graph = to_graph(model(*nodes, weights=weights))
+    feeds = {"x": np.asarray(x, np.float32)}
+    refuse_outputs(graph, feeds, Session(graph).run(feeds), 3)
+
+
+MASK = np.array([True, False, True, True])
+
+
+@pytest.mark.parametrize("odd", [-np.inf, np.inf, np.nan])
+def test_what_is_put_into_an_output_on_purpose_is_taken(odd: float) -> None:
+    outputs(("Relu", "x", "a"), ("Where", "m a odd", "y"), m=MASK, odd=np.float32(odd))
+
+
+def test_the_logarithm_of_zero_is_taken_and_that_of_less_is_not() -> None:
+    x = np.array([[0, 1, 2, 3]] * 2)
+    outputs(("Log", "x", "y"), x=x)
+    with pytest.raises(ModelError, match=r"output 'y' .* on sample 3; node 'Y' \(Log\) is the first"):
+        outputs(("Log", "x", "y"), x=x - 1)
+
+
+def test_nan_on_purpose_does_not_excuse_another() -> None:
+    nodes: list[Spec] = [("Log", "x", "a"), ("Where", "m a odd", "y")]
+    with pytest.raises(ModelError, match="'A' .Log."):
+        outputs(*nodes, x=-ONES, m=MASK, odd=np.float32(np.nan))
+
+
+def test_outputs_without_any_number_are_refused() -> None:
+    with pytest.raises(ModelError, match=r"'A' \(Mul\)"):
+        outputs(("Mul", "x big", "a"), ("Relu", "a", "y"), x=ONES * 10, big=LARGE)
+
+
+def test_infinities_that_are_constant_have_no_maker() -> None:
+    feeds = {"x": ONES * 10}
+    masked = model(("Where", "m x odd", "y"), weights={"m": MASK, "odd": np.float32(-np.inf)})
+    assert overflowing(to_graph(masked), feeds) is None
+    made = overflowing(to_graph(model(("Mul", "x big", "a"), ("Relu", "a", "y"), weights={"big": LARGE})), feeds)
+    assert made is not None
+    assert made.name == "A"

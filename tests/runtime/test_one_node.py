@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 import pytest
 
 from qcompiler.errors import ModelError
-from qcompiler.runtime.one_node import SMALL, alone, inferred_bytes, run_node, small_constants
+from qcompiler.runtime.one_node import SMALL, alone, inferred_bytes, lacks_kernel, run_node, small_constants
 from tests.kit.rewrite import Spec, model, to_graph
 
 W = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -100,3 +100,11 @@ def test_what_the_runtime_refuses_is_an_error_of_the_model() -> None:
     node = first(("Strange", "w", "y"), w=W)
     with pytest.raises(ModelError, match="Strange"):
         run_node(node, 17)
+
+
+def test_a_kernel_is_lacking_only_where_onnx_runtime_says_so() -> None:
+    node = first(("RandomNormalLike", "x", "y"))
+    assert not lacks_kernel(alone(node, 21, ()))
+    assert lacks_kernel(alone(node, 22, ()))
+    node.op = "NobodyKnowsThis"
+    assert not lacks_kernel(alone(node, 21, ()))

@@ -192,7 +192,7 @@ def test_what_is_not_finite_is_found_in_parts_too() -> None:
     assert node.name == "C0"
     source = [{"x": np.full((1, 16, 20, 20), 3e38, np.float32)}]
     for budget in (1, 1 << 30):
-        with pytest.raises(ModelError, match=r"tensor 'a0' .* on sample 0; node 'C0' \(Conv\) is the first"):
+        with pytest.raises(ModelError, match=r"output '.*' .* on sample 0; node 'C0' \(Conv\) is the first"):
             observe(network(), Points.of(histograms=TENSORS), open_source(source, INPUTS), inputs=INPUTS, budget=budget)
 
 

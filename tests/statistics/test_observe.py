@@ -106,10 +106,45 @@ def test_nothing_asked_for_still_reads_the_data(loaded: models.Model) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_tensor_that_is_not_finite_is_named(loaded: models.Model, workers: int) -> None:
-    source = open_source([{"x": np.zeros((1, 6, 8), np.float32)}] * 3, INPUTS)
-    with pytest.raises(ModelError, match=r"tensor 'c' .* on sample 0; node 'C' \(Log\) is the first"):
-        observe(loaded, Points.of(histograms=["b", "c"]), source, inputs=INPUTS, workers=workers)
+def test_nan_that_an_output_shows_is_refused_with_its_node(tmp_path: Path, workers: int) -> None:
+    proto = model(("Neg", "x", "a"), ("Log", "a", "b"), ("Exp", "b", "y"), inputs={"x": ("n", 6, 8)})
+    onnx.save(proto, tmp_path / "nan.onnx")
+    data = [{"x": np.full((1, 6, 8), sign, np.float32)} for sign in (-1.0, 1.0)]
+    with pytest.raises(ModelError, match=r"output 'y' .* on sample 1; node 'B' \(Log\) is the first"):
+        observe(
+            models.load(tmp_path / "nan.onnx"),
+            Points.of(histograms=["a", "b"]),
+            open_source(data, INPUTS),
+            inputs=INPUTS,
+            workers=workers,
+        )
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_infinities_that_are_meant_are_counted_and_left_out(loaded: models.Model, workers: int) -> None:
+    source = open_source([{"x": np.zeros((1, 6, 8), np.float32)}, *feeds()], INPUTS)
+    points = Points.of(histograms=["b", "c"], outliers={"c": -1})
+    found = observe(loaded, points, source, inputs=INPUTS, workers=workers)
+    relu = np.maximum(X @ W, 0)
+    assert found.histograms["c"].nonfinite == (relu == 0).sum() + relu[0].size
+    assert found.histograms["c"].amax == pytest.approx(np.abs(np.log(relu[relu > 0])).max(), rel=1e-4)
+    assert np.isfinite(found.outliers["c"].ratio)
+
+
+def test_nan_that_the_model_guards_against_is_counted_and_left_out(tmp_path: Path) -> None:
+    proto = model(
+        ("Log", "x", "a"),
+        ("IsNaN", "a", "n"),
+        ("Where", "n zero a", "y"),
+        inputs={"x": ("n", 6, 8)},
+        weights={"zero": np.float32(0)},
+    )
+    onnx.save(proto, tmp_path / "guard.onnx")
+    data = [{"x": np.full((1, 6, 8), value, np.float32)} for value in (-1.0, 2.0)]
+    found = observe(
+        models.load(tmp_path / "guard.onnx"), Points.of(histograms=["a"]), open_source(data, INPUTS), inputs=INPUTS
+    )
+    assert (found.histograms["a"].nonfinite, found.histograms["a"].finite) == (48, 48)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from qcompiler.ir import model as models
+from qcompiler.passes.channels.smooth_quant import SmoothQuant
 from qcompiler.runtime.session import Session
 from qcompiler.statistics.rows import Rows
-from qcompiler.verification.equivalence import differences
+from qcompiler.verification.equivalence import UNDONE, differences
 from qcompiler.weight_only.scaling import scale
 from qcompiler.weight_only.storable import StorableLayer
-from tests.kit.rewrite import content, model, to_graph
+from tests.kit.rewrite import content, doubling, model, to_graph
 
 RNG = np.random.default_rng(1)
 WEIGHTS: dict[str, Any] = {
@@ -57,6 +58,15 @@ def test_what_gains_is_divided_and_the_model_computes_the_same() -> None:
     (report,) = found.reports
     assert found.errors[report.name] <= 1e-5
     assert content(loaded.graph) == written, "the model that was given stays as it is"
+
+
+def test_scaling_that_misses_the_check_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = normed()
+    doubling(monkeypatch, SmoothQuant)
+    found = scale(loaded, layers(), recorded(loaded), FEEDS, method="awq", half=True)
+    assert found.model is loaded
+    assert (found.scales, found.gains, found.errors, found.left) == ({}, {}, {}, {"t": UNDONE})
+    assert found.reports[0].undone
 
 
 @pytest.mark.parametrize(("method", "format"), [("awq+gptq", "int4"), ("awq", "int8")])

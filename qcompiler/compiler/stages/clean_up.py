@@ -2,47 +2,93 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import islice
 
-from qcompiler.compiler.base import Compilation, Done, stage
+import onnx_graphsurgeon as gs
+
+from qcompiler.compiler.base import Compilation, Done, stage, tell_undone
 from qcompiler.compiler.subject import Subject
-from qcompiler.ir import model as models
 from qcompiler.passes import pipelines
-from qcompiler.passes.base import Pass, Report
 from qcompiler.passes.legalize.release_quantizers import warning
 from qcompiler.runtime import shapes
+from qcompiler.runtime.finite import overflowing
+from qcompiler.runtime.randomness import OLDEST, random_nodes
 from qcompiler.target import Target
-from qcompiler.verification.equivalence import Equivalence
+from qcompiler.verification.equivalence import Equivalence, Probes, probes, run_checked
+
+_LOOKED_AT = 8  # samples among which another size of the inputs is looked for
+_NAMED = 5  # nodes
 
 
-@stage()
-def clean_up(run: Compilation, subject: Subject, target: Target, equalize: bool) -> Done[Subject]:
-    """The model after the float passes; compared with itself on one sample behind each, where there is data.
+@stage(version=2)
+def clean_up(run: Compilation, subject: Subject, target: Target, equalize: bool, strict: bool = False) -> Done[Subject]:
+    """The model after the float passes; compared with itself behind each, on samples and on made-up feeds.
 
     Args:
         subject: as it was loaded.
         target: what the passes must know of the machine.
         equalize: balance the weight ranges of neighbouring convolutions too.
+        strict: a pass that changes what the model computes is an error; else it is undone.
 
     Raises:
-        EquivalenceError: a pass changed what the model computes.
-        ModelError: the model gives a value that is not finite.
+        EquivalenceError: strict, and a pass changed what the model computes.
+        ModelError: the model gives NaN that is not meant so.
     """
-    model = models.copy(subject.model)
     pipeline = pipelines.clean_up(target, equalize=equalize)
-    errors: list[float | None] = []
+    drawn = random_nodes(subject.model.graph)
     with run.working(len(pipeline.passes)) as advance:
-        feeds = None if subject.samples is None else list(islice(subject.samples, 1))
-        equal = None if feeds is None else Equivalence(subject.model, feeds)
-
-        def after(one: Pass, report: Report) -> None:
-            errors.append(None if equal is None else equal.check(one, report, model))
-            advance(1)
-
-        reports = pipeline(model.graph, after)
+        samples = [] if subject.samples is None else list(islice(subject.samples, _LOOKED_AT))
+        probed = probes(subject.model, subject.inputs, samples)
+        equal = Equivalence(subject.model, probed.samples, probed.made) if probed.feeds else None
+        _tell(run, subject, drawn, probed, equal)
+        model, checked = run_checked(pipeline, subject.model, equal, lambda: advance(1))
         shapes.infer(model)
+    reports = [report for report, _ in checked]
+    tell_undone(run, reports, strict=strict)
     for report in reports:
         if report.released:
             run.warn(warning(report.released))
     released = {name: why for report in reports for name, why in report.released.items()}
-    return Done(subject.editing(model, released=released), passes=tuple(zip(reports, errors, strict=True)))
+    record = {
+        "equivalence": probed.to_json(),
+        "random": [{"node": node.name, "op": node.op} for node in _moving(drawn, equal)],
+    }
+    return Done(subject.editing(model, released=released), record, tuple(checked))
+
+
+def _moving(drawn: Sequence[gs.Node], equal: Equivalence | None) -> list[gs.Node]:
+    """The nodes whose numbers differ from run to run."""
+    return [*drawn, *([] if equal is None or equal.restless is None else [equal.restless])]
+
+
+def _tell(
+    run: Compilation, subject: Subject, drawn: Sequence[gs.Node], probed: Probes, equal: Equivalence | None
+) -> None:
+    """Warns of what the comparisons of this model cannot be taken for granted by."""
+    graph = subject.model.graph
+    if drawn:
+        listed = ", ".join(f"'{node.name}' ({node.op})" for node in drawn[:_NAMED])
+        more = f" and {len(drawn) - _NAMED} more" if len(drawn) > _NAMED else ""
+        held = (
+            "for every measurement they are held fixed, the same in the float model and in the result; what is written "
+            "draws anew in each run"
+            if graph.opset >= OLDEST
+            else f"below opset {OLDEST} they cannot be held fixed, and every figure has their spread in it"
+        )
+        run.warn(f"the model draws random numbers, at {listed}{more}: {held}")
+    if equal is not None and equal.restless is not None:
+        node = equal.restless
+        run.warn(
+            f"the model is not deterministic: run twice on the same sample it gives other numbers, first at "
+            f"'{node.name}' ({node.op}); every figure has their spread in it"
+        )
+    if equal is None:
+        run.warn(f"nothing checks that the float passes keep what the model computes: {probed.why}")
+    if probed.samples and equal is not None and equal.infinite:
+        node = overflowing(graph, probed.samples[0])
+        if node is not None:
+            run.warn(
+                f"output '{equal.infinite[0]}' of the model has infinite values, which node '{node.name}' ({node.op}) "
+                "makes out of numbers: they are compared as equal or not, and left out of every other figure"
+            )

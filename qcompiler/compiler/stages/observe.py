@@ -40,7 +40,7 @@ def observe(run: Compilation, subject: Subject, watch: Watch, options: ObserveOp
 
     Raises:
         DataError: a feed does not fit the model, or is not finite.
-        ModelError: a tensor is not finite; the message names the first one in graph order.
+        ModelError: an output is NaN and not meant to be; the message names the node where that arises.
     """
     if subject.samples is None or subject.parts is None:
         return Done(subject, {"data": None, "outliers": [], "residuals": []})

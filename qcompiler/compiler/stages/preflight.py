@@ -23,8 +23,9 @@ def preflight(run: Compilation, model: models.Model, target: Target, paths: Path
         paths: the artefacts; the file that is read stands beside them for as long as it takes.
 
     Raises:
-        EngineError: it refuses the model; the message names the nodes.
+        EngineError: it refuses the model; the message names the nodes. Or an output is an input.
     """
+    _refuse_handed_through(model, target)
     with run.working(), workshop(paths) as shop:
         path = shop / "preflight.onnx"
         legal = models.copy(model)
@@ -38,3 +39,17 @@ def preflight(run: Compilation, model: models.Model, target: Target, paths: Path
             "compiling, or choose '--target onnxruntime'."
         )
     return Done(None)
+
+
+def _refuse_handed_through(model: models.Model, target: Target) -> None:
+    """TensorRT gives the input another name where an output is an input, so that no caller finds it."""
+    inputs = {id(tensor) for tensor in model.graph.inputs}
+    same = [tensor.name for tensor in model.graph.outputs if id(tensor) in inputs]
+    if target.engine == "onnxruntime" or not same:
+        return
+    listed = ", ".join(f"'{name}'" for name in same)
+    raise EngineError(
+        f"output {listed} of the model is an input that is handed through, which {target.engine} cannot give under one "
+        "name. Remove that output, as its reader has the input already, or export it behind an Identity with a name of "
+        "its own; '--target onnxruntime' takes it as it is."
+    )

@@ -6,24 +6,25 @@ itself are a few samples: how single tokens stand out in front of it and behind 
 
 from __future__ import annotations
 
-from qcompiler.compiler.base import Compilation, Done, checked, stage
+from qcompiler.compiler.base import Compilation, Done, checked, stage, tell_undone
 from qcompiler.compiler.subject import Subject
 from qcompiler.outliers.qfep import find
 from qcompiler.runtime.memory import return_freed_memory
 
 
 @stage()
-def qfep(run: Compilation, subject: Subject, options: find.QfepOptions | None) -> Done[Subject]:
+def qfep(run: Compilation, subject: Subject, options: find.QfepOptions | None, strict: bool = False) -> Done[Subject]:
     """The subject behind a prefix; as given where nobody asked or there is no data.
 
     Args:
         subject: normal.
         options: what is asked for; None where it is off.
+        strict: a prefix that is undone is an error.
 
     Raises:
         ModelError: a prefix was given that cannot be put in front of this model.
         UsageError: it is to be left to the caller, and the model has no cache to give it by.
-        EquivalenceError: the model with the prefix does not compute what it computes for [prefix + text].
+        EquivalenceError: strict, and the model with the prefix does not compute what it computes for [prefix + text].
     """
     if options is None or subject.samples is None or subject.parts is None:
         return Done(subject, {"qfep": None})
@@ -32,6 +33,7 @@ def qfep(run: Compilation, subject: Subject, options: find.QfepOptions | None) -
             subject.reference, subject.model, subject.parts.calibrate, subject.layers.found, options, advance
         )
     return_freed_memory()
+    tell_undone(run, behind.reports, strict=strict)
     for text in behind.warnings:
         run.warn(text)
     after = subject.with_(reference=behind.reference, prefix=behind.done)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qcompiler.compiler.base import Compilation, Done, checked, stage
+from qcompiler.compiler.base import Compilation, Done, checked, stage, tell_undone
 from qcompiler.compiler.subject import Subject
 from qcompiler.ir import model as models
 from qcompiler.runtime.memory import return_freed_memory
@@ -11,7 +11,9 @@ from qcompiler.weight_only.storable import WeightOnlyOptions
 
 
 @stage()
-def weight_only(run: Compilation, subject: Subject, options: WeightOnlyOptions | None) -> Done[Subject]:
+def weight_only(
+    run: Compilation, subject: Subject, options: WeightOnlyOptions | None, strict: bool = False
+) -> Done[Subject]:
     """The subject with rounded weights, and AWQ's scaling folded in; as given where nobody asked.
 
     What the manifest says of it is known when the plan is: see *lower*.
@@ -19,9 +21,10 @@ def weight_only(run: Compilation, subject: Subject, options: WeightOnlyOptions |
     Args:
         subject: normal; observed where there is data.
         options: what is asked for; None for precisions that quantize activations.
+        strict: scaling that is undone is an error.
 
     Raises:
-        EquivalenceError: the scaled model does not compute what the model computes.
+        EquivalenceError: strict, and the scaled model does not compute what the model computes.
     """
     if options is None:
         return Done(subject, {"weight_only": None})
@@ -33,6 +36,7 @@ def weight_only(run: Compilation, subject: Subject, options: WeightOnlyOptions |
     work = methods.work_of(subject.model, options, feeds=None if subject.samples is None else subject.seen.feeds)
     with run.working(work.steps or 1) as advance:
         done = methods.round_weights(subject.model, work, subject.samples, subject.seen, advance)
+    tell_undone(run, done.reports, strict=strict)
     models.forget_pages(subject.model)
     return_freed_memory()
     return Done(

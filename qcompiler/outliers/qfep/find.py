@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qcompiler.data.source import Source
-from qcompiler.errors import DataError, ModelError, UsageError
+from qcompiler.errors import DataError, EquivalenceError, ModelError, UsageError
 from qcompiler.ir import model as models
 from qcompiler.ir.signature import Feeds
 from qcompiler.outliers.qfep import proof, search
@@ -25,6 +25,7 @@ from qcompiler.passes.qfep.prefix import Prefix
 from qcompiler.passes.qfep.sites import Interface, UnfitError, interface
 from qcompiler.recipe.tables import QfepTable
 from qcompiler.runtime.token_feeds import MASKS
+from qcompiler.verification.equivalence import UNDONE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -148,6 +149,9 @@ def put_in_front(
 ) -> Behind:
     """Finds the prefix, proves it, and puts it into the float model or in front of the samples.
 
+    A prefix behind which the model does not compute what it computes for [prefix + text] is undone, which the report
+    says: no prefix stands in front then.
+
     Args:
         model: as it was loaded.
         normal: normalised.
@@ -159,7 +163,6 @@ def put_in_front(
     Raises:
         ModelError: a prefix was given that cannot be put in front of this model.
         UsageError: it is to be left to the caller, and the model has no cache to give it by.
-        EquivalenceError: the model with the prefix does not compute what it computes for [prefix + text].
     """
     rule = options.rule
     try:
@@ -174,11 +177,16 @@ def put_in_front(
     face = interface(normal.graph)
     front = Front(face, done.found.bos if done.found.drops_first else None)
     texts = list(itertools.islice(samples, PROOFS))
-    if not options.table.bake:
-        moved = proof.prove(normal, normal, done.prefix, texts, baked=False)
-        caller = dataclasses.replace(front, prefix=done.prefix)
-        return Behind(model, normal, caller, dataclasses.replace(done, error=moved))
-    baked, report, moved = _baked(normal, done.prefix, texts)
+    try:
+        if not options.table.bake:
+            moved = proof.prove(normal, normal, done.prefix, texts, baked=False)
+            caller = dataclasses.replace(front, prefix=done.prefix)
+            return Behind(model, normal, caller, dataclasses.replace(done, error=moved))
+        baked, report, moved = _baked(normal, done.prefix, texts)
+    except EquivalenceError as error:
+        nothing = dataclasses.replace(done, prefix=None, found=dataclasses.replace(done.found, ids=(), why=UNDONE))
+        undone = Report(str(BakePrefix(done.prefix)), (), 0.0, str(error))
+        return Behind(model, normal, None, nothing, (undone,))
     done = dataclasses.replace(done, baked=True, error=moved, plain=model, front=front)
     return Behind(models.copy(baked), baked, front, done, (report,), {report.name: moved}, _warnings(done.found))
 

@@ -103,7 +103,7 @@ def prove(
         raise EquivalenceError(
             f"with the prefix {list(prefix.ids)} in front of its attentions, the model does not compute what it "
             f"computes for [prefix + text]: output '{worst[1]}' differs by {worst[0]:.3g} of its largest value, and "
-            f'{allowed:g} is allowed. Compile with `[qfep] prefix = "off"`, and please report this with the model.'
+            f"{allowed:g} is allowed. This is a defect of qcompiler; please report it with the model."
         )
     return worst[0]
 

@@ -35,7 +35,7 @@ from qcompiler.statistics.histogram import Histogram
 from qcompiler.statistics.observe import Observations
 from qcompiler.statistics.outliers import Outliers, fold_of
 from qcompiler.target import DType
-from qcompiler.verification.equivalence import applied
+from qcompiler.verification.equivalence import UNDONE, applied
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -117,8 +117,8 @@ def fold_outliers(
         scope: finds the layers again in an edited model.
         watched: names of the tensors of an edited model whose ranges somebody will ask for.
 
-    Raises:
-        EquivalenceError: the smoothed model does not compute what the model computes.
+    Returns:
+        The smoothed model; as given where the fold missed the check and was undone, which the report says.
     """
     trials = Trials(normal, found, observed, options, scope)
     groups = candidates.smoothable(candidates.by_activation(found))
@@ -135,6 +135,9 @@ def fold_outliers(
         return Smoothed(normal, observed, decided, tried)
     fold = SmoothQuant(scales, insert=options.table.insert, split=True)
     model, report, error = applied(fold, normal, observed.kept)
+    if report.undone:
+        left = tuple(SmoothGroup(one.tensor, one.readers, None, "", UNDONE) for one in decided)
+        return Smoothed(normal, observed, left, tried, (report,))
     after, _ = scope.layers(model)
     changed = observed_again(normal, model, observed, watched(model, after), decided)
     seen = observed.with_(changed, _renamed(observed.outliers, found, after))

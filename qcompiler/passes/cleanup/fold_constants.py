@@ -35,14 +35,12 @@ from qcompiler.ir.graph import (
 )
 from qcompiler.passes.base import Changed, Fact, Note, Pass, Skipped
 from qcompiler.runtime.one_node import inferred_bytes, run_node
+from qcompiler.runtime.randomness import draws
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-_RANDOM = frozenset(
-    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
-)
 _QUANTIZED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 
 
@@ -151,7 +149,7 @@ def _refusal(graph: gs.Graph, node: gs.Node) -> str:
         return f"operator of domain '{node.domain}'"
     if subgraphs(node):
         return "it carries nested graphs"
-    if node.op in _RANDOM:
+    if draws(node):
         return "its result is random"
     if node.op in _QUANTIZED:
         return "quantized weights stay quantized"

@@ -21,16 +21,19 @@ import onnx_graphsurgeon as gs
 from qcompiler.errors import ModelError
 from qcompiler.ir.edit import add_constant, detach, set_opset
 from qcompiler.ir.from_proto import graph_from_proto
-from qcompiler.ir.graph import attribute_value, graphs, is_constant, is_op, is_standard, subgraphs
+from qcompiler.ir.graph import attribute_value, dtype_of, graphs, is_constant, is_op, is_standard, subgraphs, walk
 from qcompiler.ir.names import Names
 from qcompiler.ir.weights import Weights
 from qcompiler.passes.base import Changed, Fact, Note, Pass, Skipped
-from qcompiler.runtime.one_node import alone, small_constants
+from qcompiler.runtime.one_node import alone, lacks_kernel, small_constants
 
 
 @dataclass(frozen=True)
 class RaiseOpset(Pass):
-    """Raise the model to an ONNX opset; one that is newer already stays as it is.
+    """Raise the model to an ONNX opset, as far as ONNX Runtime has kernels; a newer one stays as it is.
+
+    ONNX Runtime runs the model for every measurement, and it lacks the newest version of some operators. So the opset
+    is the highest one, up to that which is asked for, in which it has a kernel for all that it runs now.
 
     Raises:
         ModelError: an operator means something else in the new opset and cannot be converted; the message names the
@@ -47,17 +50,53 @@ class RaiseOpset(Pass):
         old = int(graph.opset)
         if old >= self.opset:
             return
+        new, why = _highest(graph, old, self.opset)
+        if new == old:
+            yield Skipped(graph.name, f"opset {old} stays: {why}")
+            return
         names = Names(graph)
         for inner in list(graphs(graph)):
             nodes: list[gs.Node] = []
             for node in inner.nodes:
-                replacement, note = _converted(node, old, self.opset, names)
+                replacement, note = _converted(node, old, new, names)
                 nodes += replacement
                 if note is not None:
                     yield note
             inner.nodes[:] = nodes
-        set_opset(graph, self.opset)
-        yield Changed(graph.name, f"opset {old} raised to {self.opset}")
+        set_opset(graph, new)
+        yield Changed(graph.name, f"opset {old} raised to {new}" + (f": {why}" if why else ""))
+
+
+def _highest(graph: gs.Graph, old: int, wanted: int) -> tuple[int, str]:
+    """The highest opset in which ONNX Runtime has kernels for all that it has them for now, and why not the next."""
+    opset, why, known = wanted, "", set[object]()
+    for node in walk(graph):
+        if not is_standard(node) or subgraphs(node):
+            continue
+        kind = (node.op, tuple(str(dtype_of(t)) for t in node.inputs), len(node.outputs), tuple(sorted(node.attrs)))
+        if kind in known:
+            continue
+        known.add(kind)
+        while opset > old and _lacking(node, old, opset):
+            why = f"ONNX Runtime has no kernel for {node.op} ('{node.name}') of opset {opset}"
+            opset = max(old, min(opset, int(_schema(node, opset).since_version)) - 1)
+    return opset, why
+
+
+def _lacking(node: gs.Node, old: int, new: int) -> bool:
+    """Whether ONNX Runtime runs a node in the old opset and has no kernel for what becomes of it in the new one."""
+    before, after = _schema(node, old), _schema(node, new)
+    if before is None or after is None or before.since_version == after.since_version:
+        return False
+    proto = _typed(alone(node, old, small_constants(node)))
+    if same_signature(node, old, new):
+        raised = _typed(alone(node, new, small_constants(node)))
+    else:
+        try:
+            raised = onnx.version_converter.convert_version(proto, new)
+        except Exception:  # what cannot be converted is told of where it is
+            return False
+    return lacks_kernel(raised) and not lacks_kernel(proto)
 
 
 def _converted(node: gs.Node, old: int, new: int, names: Names) -> tuple[list[gs.Node], Note | None]:

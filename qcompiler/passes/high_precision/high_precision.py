@@ -45,6 +45,7 @@ from qcompiler.statistics.ranges import Ranges
 from qcompiler.target import DType
 
 HIGH_PRECISION = "high-precision"
+_TYPED_DEQUANTIZE = 23  # the opset in which DequantizeLinear has `output_dtype`
 _TYPELESS = ("QuantizeLinear", "DequantizeLinear", "Cast", "ConstantOfShape", "Shape", "Size")
 
 
@@ -55,7 +56,8 @@ class HighPrecision(Pass):
     Attributes:
         dtype: FP16, BF16, or FP32 for nothing to do.
         ranges: what was observed, by tensor name; a node around an unobserved tensor stays FP32 in FP16 graphs.
-        typed_dequantize: the target takes `output_dtype` on DequantizeLinear (opset 23), which saves a Cast.
+        typed_dequantize: the target takes `output_dtype` on DequantizeLinear, which saves a Cast; graphs of opset
+            23 get it.
         io_types: `keep` for inputs and outputs of the graph as they are, `high-precision` to make float ones `dtype`
             too where their range fits; a Kept note has the reason for each that stays.
         keep: names of nodes that stay FP32 whatever the rules say.
@@ -103,7 +105,9 @@ class HighPrecision(Pass):
         yield from (Skipped(one.node, f"{one.rule}: {one.why}") for one in decisions if one.precision is DType.FP32)
         yield from (Kept(name, why) for name, why in stays.items())
         yield from _clamp(view, [mask for mask in found if mask.deep and id(mask.node) in slots])
-        yield from Casting(view, {**slots, **nested}, self.typed_dequantize).apply()
+        yield from Casting(
+            view, {**slots, **nested}, self.typed_dequantize and int(graph.opset) >= _TYPED_DEQUANTIZE
+        ).apply()
 
 
 def judge(view: TypingView, keep: tuple[str, ...] = ()) -> tuple[dict[str, Verdict], list[gs.Node]]:

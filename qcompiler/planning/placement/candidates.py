@@ -35,6 +35,7 @@ from qcompiler.ir.qdq import (
     zero_point_of,
 )
 from qcompiler.plan import Candidate, Decision, Plan, Refusal
+from qcompiler.statistics.histogram import Histogram
 from qcompiler.target import DType, Target
 
 SMALLEST_GEMM = 16  # fewer input or output channels than one INT8 tensor-core tile: padding costs more than it saves
@@ -285,6 +286,13 @@ def small(graph: gs.Graph, found: Iterable[Candidate], shapes: Shapes, target: T
         return refusals
     # on a CPU, what is bound by memory gains most from small weights
     return [one for one in refusals if one.rule != "gemv" or one.op not in PRODUCTS]
+
+
+def not_numbers(found: Iterable[Candidate], histograms: Mapping[str, Histogram]) -> list[Refusal]:
+    """The candidates whose activation held infinities or NaN, which a quantized layer would take for numbers."""
+    odd = {name: one.nonfinite for name, one in histograms.items() if one.nonfinite}
+    why = "{} values of its activation are infinite or no numbers; quantized, they would become numbers"
+    return [Refusal(c.node, c.op, "not-finite", why.format(odd[c.activation])) for c in found if c.activation in odd]
 
 
 def _rows(candidate: Candidate, node: gs.Node, x: tuple[int, ...]) -> int:

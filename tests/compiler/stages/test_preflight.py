@@ -33,3 +33,14 @@ def test_an_operator_that_the_engine_lacks_is_refused_by_name(tmp_path: Path) ->
     with pytest.raises(EngineError, match="NobodyKnowsThis"):
         standing.run(preflight, model, parse_target("tensorrt-rtx"), paths)
     assert case.left() == []
+
+
+@pytest.mark.parametrize("engine", ["tensorrt", "tensorrt-rtx"])
+def test_an_output_that_is_an_input_is_refused_by_name(tmp_path: Path, engine: str) -> None:
+    case = prepared(tmp_path, "conv")
+    standing = before("qfep", case)
+    model = models.copy(standing.subject.model)
+    model.graph.outputs.append(model.graph.inputs[0])
+    paths = Paths.of(case.out / "m.engine", build=True)
+    with pytest.raises(EngineError, match="output 'x' of the model is an input"):
+        standing.run(preflight, model, parse_target(engine), paths)

@@ -16,7 +16,7 @@ from qcompiler.compiler import compile
 from qcompiler.data.source import Source
 from qcompiler.errors import ModelError, UsageError
 from qcompiler.ir import model as models
-from qcompiler.outliers.qfep import find
+from qcompiler.outliers.qfep import find, proof
 from qcompiler.passes.qfep.prefix import Prefix
 from qcompiler.passes.qfep.prefix import run as prefix_of
 from qcompiler.passes.qfep.sites import interface, is_baked
@@ -26,6 +26,7 @@ from qcompiler.recipe.tables import QfemTable, QfepTable, SafetyTable, SmoothQua
 from qcompiler.report import html, terminal
 from qcompiler.runtime.session import Session
 from qcompiler.target import parse_target
+from qcompiler.verification.equivalence import UNDONE
 from tests.kit import decoder, glu
 from tests.kit.rewrite import content, model, to_graph
 
@@ -248,3 +249,18 @@ def test_the_room_gives_another_model_and_leaves_the_one_it_was_given(planted: P
     (report,) = behind.reports
     assert behind.errors == {report.name: behind.done.error}
     assert behind.warnings[0].startswith("the prefix has token 0, which all texts begin with")
+
+
+@pytest.mark.parametrize("bake", [True, False])
+def test_a_prefix_that_is_not_proven_is_undone(cached: Path, monkeypatch: pytest.MonkeyPatch, bake: bool) -> None:
+    loaded = models.load(cached)
+    inputs = interface(loaded.graph).inputs
+    feed = interface(loaded.graph).filler.feed([[3, 4, 5, 6]])
+    found, _ = Scope(parse_target("onnxruntime")).layers(loaded)
+    options = find.QfepOptions(QfepTable(prefix=(1,), bake=bake), None, quantizes=True)
+    monkeypatch.setattr(proof, "TOLERANCE", -1.0)
+    behind = find.put_in_front(loaded, loaded, Source("texts", lambda: [feed], inputs), found, options)
+    assert (behind.model, behind.reference, behind.front) == (loaded, loaded, None)
+    assert behind.done is not None
+    assert (behind.done.prefix, behind.done.found.ids, behind.done.found.why) == (None, (), UNDONE)
+    assert "does not compute what it computes" in behind.reports[0].undone

@@ -9,6 +9,7 @@ from qcompiler.data.source import open_source
 from qcompiler.ir import model as models
 from qcompiler.ir.signature import Inputs
 from qcompiler.outliers.smooth_quant.trials import Smoothed, SmoothQuantOptions, fold_outliers, smoothable
+from qcompiler.passes.channels.smooth_quant import SmoothQuant
 from qcompiler.plan import Candidate
 from qcompiler.planning.placement.scope import Scope
 from qcompiler.recipe.tables import QfemTable, SmoothQuantTable
@@ -16,8 +17,9 @@ from qcompiler.runtime.session import Session
 from qcompiler.statistics.observe import Observations, observe
 from qcompiler.statistics.points import Points
 from qcompiler.target import DType, parse_target
+from qcompiler.verification.equivalence import UNDONE
 from tests.kit import glu
-from tests.kit.rewrite import content, to_graph
+from tests.kit.rewrite import content, doubling, to_graph
 
 FEEDS = glu.feeds(4)
 SCOPE = Scope(parse_target("tensorrt-rtx"))
@@ -73,6 +75,17 @@ def test_reports_and_the_error_of_the_check_come_back(
     assert done.tried.keys() >= {"auto", "off"}
     reach = {one.node for one in SCOPE.layers(done.model)[0]}
     assert {reader for group in done.groups for reader in group.readers} == reach
+
+
+def test_a_fold_that_misses_the_check_is_undone(
+    loaded: models.Model, found: list[Candidate], observed: Observations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    doubling(monkeypatch, SmoothQuant)
+    done = smoothed(loaded, found, observed, 0.6)
+    assert done.model is loaded
+    assert done.observed is observed
+    assert done.reports[0].undone
+    assert {(group.alpha, group.why) for group in done.groups} == {(None, UNDONE)}
 
 
 def test_where_no_alpha_is_wanted_the_model_is_the_one_given(

@@ -141,6 +141,9 @@ def test_a_large_input_that_others_read_does_not_count_as_going_away() -> None:
 def test_random_numbers_stay_random() -> None:
     proto = model(("RandomNormalLike", "c", "r"), ("Add", "x r", "y"), weights={"c": np.float32(1)})
     check_skipped(FoldConstants(), proto, "random")
+    held = {"c": np.ones(4, np.float32), "ratio": np.float32(0.5), "training": np.array(True)}
+    proto = model(("Dropout", "c ratio training", "r"), ("Add", "x r", "y"), weights=held)
+    check_skipped(FoldConstants(), proto, "random")
 
 
 def test_quantized_weights_stay_quantized() -> None:

@@ -9,7 +9,8 @@ from qcompiler.errors import ModelError
 from qcompiler.ir.graph import graphs
 from qcompiler.passes.base import Changed
 from qcompiler.passes.cleanup.raise_opset import RaiseOpset
-from tests.kit.rewrite import check, check_untouched, graph_proto, model, to_graph
+from qcompiler.runtime.stream import OpenModel
+from tests.kit.rewrite import check, check_skipped, check_untouched, graph_proto, model, to_graph
 
 CUBE = {"x": (2, 4, 6)}
 
@@ -100,3 +101,39 @@ def test_an_operator_that_is_gone_is_refused_by_name() -> None:
     graph.nodes[0].op = "ExpandDims"
     with pytest.raises(ModelError, match=r"node 'Y' \(ExpandDims\) cannot be taken from opset 10 to 21"):
         RaiseOpset(21)(graph)
+
+
+@pytest.mark.parametrize(
+    ("spec", "inputs"),
+    [
+        (("RandomNormalLike", "x", "e"), {"x": ("n", 4)}),
+        (("RoiAlign", "x r b", "e"), {"x": (1, 2, 8, 8), "r": ("k", 4), "b": (np.int64, ("k",))}),
+        (("GlobalLpPool", "x", "e"), {"x": (1, 2, 8, 8)}),
+        (("MaxRoiPool", "x r", "e", {"pooled_shape": [2, 2]}), {"x": (1, 2, 8, 8), "r": ("k", 5)}),
+    ],
+)
+def test_the_opset_is_one_that_onnx_runtime_runs(spec: Any, inputs: Any) -> None:
+    proto = model(spec, ("Relu", "e", "y"), inputs=inputs, opset=16)
+    graph = to_graph(proto)
+    report = RaiseOpset(23)(graph)
+    assert graph.opset == 21
+    assert report.notes[-1].text == (
+        f"opset 16 raised to 21: ONNX Runtime has no kernel for {spec[0]} ('E') of opset 23"
+    )
+    OpenModel(graph, draw=None)
+
+
+def test_nodes_in_branches_hold_the_opset_too() -> None:
+    then = graph_proto([("RandomNormalLike", "x", "t")], {}, ["t"])
+    other = graph_proto([("Relu", "x", "o")], {}, ["o"])
+    proto = model(
+        ("If", "flag", "y", {"then_branch": then, "else_branch": other}), inputs={**CUBE, "flag": (bool, ())}, opset=21
+    )
+    check_skipped(RaiseOpset(23), proto, "opset 21 stays: ONNX Runtime has no kernel for RandomNormalLike")
+
+
+def test_what_onnx_runtime_does_not_run_now_holds_nothing_back() -> None:
+    proto = model(("Secret", "x", "a", {}, "com.acme"), ("Cast", "a", "y", {"to": 1}), domains=["com.acme"])
+    graph = to_graph(proto)
+    RaiseOpset(23)(graph)
+    assert graph.opset == 23

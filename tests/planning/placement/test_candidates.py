@@ -10,8 +10,16 @@ import pytest
 
 from qcompiler.ir.macs import node_macs, tensors_for_shapes
 from qcompiler.plan import Candidate, Refusal
-from qcompiler.planning.placement.candidates import by_activation, decision, existing, find_candidates, too_small
+from qcompiler.planning.placement.candidates import (
+    by_activation,
+    decision,
+    existing,
+    find_candidates,
+    not_numbers,
+    too_small,
+)
 from qcompiler.runtime.shapes import concrete_shapes
+from qcompiler.statistics.histogram import Histogram
 from qcompiler.target import DType, parse_target
 from tests.kit.rewrite import Spec, graph_proto, model, to_graph
 
@@ -260,6 +268,15 @@ def test_without_shapes_nothing_but_the_weight_can_be_too_small() -> None:
     g = graph(("MatMul", "x w", "y"), inputs={"x": ("n", "t", 32)}, w=weight(32, 48))
     (found,), _ = find_candidates(g, RTX)
     assert too_small(found, g.nodes[0], {}) is None
+
+
+def test_what_reads_infinities_stays_float() -> None:
+    g = graph(("MatMul", "x a", "m"), ("MatMul", "m b", "y"), inputs=X3, a=weight(32, 32), b=weight(32, 48))
+    found, _ = find_candidates(g, RTX)
+    seen = {"x": Histogram.of(np.ones(4, np.float32)), "m": Histogram.of(np.array([1, -np.inf, np.nan], np.float32))}
+    (refusal,) = not_numbers(found, seen)
+    assert (refusal.node, refusal.rule) == ("Y", "not-finite")
+    assert refusal.why.startswith("2 values of its activation")
 
 
 def test_candidates_that_share_an_activation_are_one_group() -> None:
