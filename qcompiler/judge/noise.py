@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     Arrays = Mapping[str, NDArray[Any]]
 
 
+UNDERFLOW = 104  # exp(-104) is 0 in FP32
+
+
 def cut(view: View, array: NDArray[Any]) -> NDArray[Any] | None:
     """What a view compares of a tensor; None where the tensor has not the shape that it was cut for."""
     piece = view.piece
@@ -122,19 +125,23 @@ def compared(view: View, value: Any, padding: Padding) -> NDArray[Any] | None:
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "fV":
         return None
     if view.level is not None and value.ndim:
-        with np.errstate(invalid="ignore"):
-            value = value - _mean(value, view.level)
+        value = _levelled(value, view.level)
     part = cut(view, value)
     return padding.keep(part) if part is not None and padding else part
 
 
-def _mean(value: NDArray[Any], axis: int) -> NDArray[Any]:
-    """The mean along an axis of what is finite."""
-    finite = np.isfinite(value)
-    if finite.all():
-        return np.asarray(value.mean(axis=axis, keepdims=True))
-    count = np.maximum(finite.sum(axis=axis, keepdims=True), 1)
-    return np.asarray(np.where(finite, value, 0).sum(axis=axis, keepdims=True) / count)
+def _levelled(value: NDArray[Any], axis: int) -> NDArray[Any]:
+    """What a Softmax sees: a constant along its axis does not count, nor by how far a position is masked.
+
+    Probabilities of positions that far below the largest one are exactly 0. They become 0 here, and the others are
+    less their mean; minus infinity and a mask of -30000 are the same.
+    """
+    with np.errstate(invalid="ignore"):
+        lowest = value.max(axis=axis, keepdims=True) - value.dtype.type(UNDERFLOW)
+        kept = np.isfinite(value) & (value >= lowest)
+        count = np.maximum(kept.sum(axis=axis, keepdims=True), 1)
+        mean = np.where(kept, value, 0).sum(axis=axis, keepdims=True) / count
+        return np.asarray(np.where(kept | ~(value < np.inf), value - mean, value.dtype.type(0)))
 
 
 def signal_of(value: NDArray[Any]) -> float:

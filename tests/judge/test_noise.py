@@ -74,6 +74,15 @@ def test_masked_logits_are_judged_less_the_mean_of_what_is_finite() -> None:
     assert tally.worst() < 1e-10
 
 
+def test_any_mask_in_front_of_a_softmax_is_the_same_and_one_that_is_lost_is_not() -> None:
+    logits = np.array([[1.0, 2.0, -np.inf], [-np.inf, -np.inf, -np.inf]], np.float32)
+    one = view(level=-1)
+    expected = Expected.of((one,), {"y": logits}, {})
+    assert expected.error(one, {"y": np.maximum(logits, -30000)}) == 0
+    assert expected.error(one, {"y": np.maximum(logits, 0)}) > 0.5
+    assert expected.error(one, {"y": np.full((2, 3), np.nan, np.float32)}) == math.inf
+
+
 def test_padding_counts_nowhere() -> None:
     reference = RNG.standard_normal((2, 3, 4)).astype(np.float32)
     mask = np.array([[1, 1, 0], [1, 0, 0]])
