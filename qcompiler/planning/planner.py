@@ -14,10 +14,10 @@ from qcompiler.ir import model as models
 from qcompiler.ir.macs import Shapes, node_macs, tensors_for_shapes
 from qcompiler.ir.signature import Feeds, inputs_of
 from qcompiler.judge.views import Views, find_views
-from qcompiler.plan import Candidate, Plan, Quantizer
+from qcompiler.plan import Candidate, Plan, Quantizer, Refusal
 from qcompiler.planning.chosen import Chosen, Planning
 from qcompiler.planning.decisions import plan_of
-from qcompiler.planning.placement import attention, candidates
+from qcompiler.planning.placement import attention, candidates, evidence
 from qcompiler.planning.placement.candidates import Candidates
 from qcompiler.planning.search import between_layers, cost, outputs, qfem, safety_net, weight_ranges
 from qcompiler.planning.search.offers import given_scales, offered_uses
@@ -27,6 +27,7 @@ from qcompiler.planning.simulation.noise import Advance
 from qcompiler.planning.simulation.simulator import Grids, Simulation, Use, formats_of
 from qcompiler.recipe.tables import QfemTable
 from qcompiler.runtime.shapes import concrete_shapes
+from qcompiler.statistics.evidence import UNSEEN, ZERO, Lack, lack_of
 from qcompiler.statistics.histogram import Histogram
 from qcompiler.statistics.observe import Observations
 from qcompiler.target import DType, Target
@@ -68,6 +69,8 @@ def make_plan(
     macs = node_macs(model.graph, shapes)
     views = find_views(model.graph, observed.choosing[0], options.ignored)
     large = layers.refusing(candidates.small(model.graph, layers.found, shapes, target))
+    lacks = _lacks(observed)
+    large = large.refusing(_unknown(model.graph, large, lacks, target))
     offers, spelled = offered_uses(
         options.formats, options.calibrator, target, large.by_activation, observed.histograms
     )
@@ -92,6 +95,36 @@ def make_plan(
     scales = given if simulation is None else simulation.scales
     plan, corrections = _completed(plan, corrections, model, left, net, scales, observed, views, options, target)
     return Chosen(plan, net, corrections, scales, spared, scores)
+
+
+def _lacks(observed: Observations) -> dict[str, Lack]:
+    """What the data has not shown, also of tensors that stages behind the observation have made."""
+    new = {name: one for name, one in observed.histograms.items() if name not in observed.lacks}
+    samples = max((one.samples for one in observed.sights.values()), default=observed.feeds)
+    bare = {name: lack for name, one in new.items() if (lack := lack_of(one, samples)) and lack.rule in (UNSEEN, ZERO)}
+    return {**observed.lacks, **bare}
+
+
+def _unknown(graph: gs.Graph, layers: Candidates, lacks: Mapping[str, Lack], target: Target) -> list[Refusal]:
+    """The layers that need a range of what the data has not shown."""
+    reads = evidence.refusals(layers.found, lacks)
+    done = {one.node for one in reads}
+    if not target.quantize_outputs:
+        return list(reads)
+    writes = outputs.written(graph, [one for one in layers.found if one.node not in done])
+    more = [(one, name) for one, name in writes if name in lacks]
+    return [
+        *reads,
+        *(
+            Refusal(
+                one.node,
+                one.op,
+                lacks[name].rule,
+                f"what it writes needs a range, and {evidence.why(name, lacks[name])}",
+            )
+            for one, name in more
+        ),
+    ]
 
 
 def _grids(options: Planning, target: Target, histograms: Mapping[str, Histogram]) -> Grids:
@@ -263,6 +296,7 @@ def _completed(
         per_channel=options.per_channel,
         attention=_asked(model.graph, observed, options, target),
         scales=scales,
+        lacks=_lacks(observed),
     )
     return between_layers.extend(plan, corrections, setting)
 

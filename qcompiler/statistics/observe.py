@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING
 
 from qcompiler.data.batches import samples_of
 from qcompiler.data.samples import Fingerprint, Keep, ShapeRange, loudness, mixed
+from qcompiler.data.sights import Sight, Sights
 from qcompiler.data.source import Source
 from qcompiler.data.spread import Spreads
 from qcompiler.ir import model as models
 from qcompiler.ir.signature import Feeds, Inputs
 from qcompiler.runtime.finite import not_finite
 from qcompiler.runtime.stream import BUDGET, Part, Stream, fill
+from qcompiler.statistics.evidence import Lack
 from qcompiler.statistics.hessian import Hessians
 from qcompiler.statistics.histogram import Histogram, Histograms
 from qcompiler.statistics.outliers import AllOutliers, Outliers
@@ -58,6 +60,8 @@ class Observations:
         hessians: float64 [K, K], by tensor name.
         ranges: smallest and largest value, by tensor name.
         spreads: what values each input gets, and how many different samples there are.
+        sights: what all samples have shown of each input, by its name.
+        lacks: what the data has not shown, by tensor name; whoever chooses ranges leaves these tensors alone.
     """
 
     histograms: Mapping[str, Histogram] = field(default_factory=dict)
@@ -71,6 +75,8 @@ class Observations:
     hessians: Mapping[str, Hessian] = field(default_factory=dict)
     ranges: Mapping[str, Range] = field(default_factory=dict)
     spreads: Spreads = field(default_factory=Spreads)
+    sights: Mapping[str, Sight] = field(default_factory=dict)
+    lacks: Mapping[str, Lack] = field(default_factory=dict)
 
     @property
     def choosing(self) -> tuple[Feeds, ...]:
@@ -128,10 +134,11 @@ def observe(
         ModelError: a tensor is not finite; the message names the first such tensor in graph order.
     """
     kept, shapes, counter, spreads = Keep(keep), ShapeRange(), _Counter(advance), Spreads(inputs)
+    sights = Sights()
     share = max(1, available_processors() // workers)
     fingerprint = Fingerprint()
     everywhere = (shapes.watch, fingerprint.add, spreads.watch)
-    feeds = _Shared(source, (lambda feed: _offer(kept, feed, inputs), *everywhere), counter)
+    feeds = _Shared(source, (lambda feed: _offer(kept, feed, inputs), partial(_show, sights, inputs), *everywhere), counter)
     crew = [
         _Worker(
             model,
@@ -168,6 +175,7 @@ def observe(
         seen.hessians.found,
         {name: Range(one.minimum, one.maximum) for name in points.ranges if (one := histograms[name]).finite},
         spreads,
+        sights.found,
     )
 
 
@@ -205,6 +213,11 @@ def _offer(kept: Keep, feed: Feeds, inputs: Inputs) -> None:
     """Offers every sample of a feed by itself, so that batching does not change which samples are kept."""
     for one in samples_of(feed, inputs):
         kept.offer(one)
+
+
+def _show(sights: Sights, inputs: Inputs, feed: Feeds) -> None:
+    for one in samples_of(feed, inputs):
+        sights.watch(one)
 
 
 def _offer_all(kept: Sequence[Keep], feed: Feeds, inputs: Inputs) -> None:
