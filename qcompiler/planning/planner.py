@@ -17,9 +17,9 @@ from qcompiler.judge.views import Views, find_views
 from qcompiler.plan import Candidate, Plan, Quantizer, Refusal
 from qcompiler.planning.chosen import Chosen, Planning
 from qcompiler.planning.decisions import plan_of
-from qcompiler.planning.placement import attention, candidates, evidence
+from qcompiler.planning.placement import attention, candidates
 from qcompiler.planning.placement.candidates import Candidates
-from qcompiler.planning.search import between_layers, cost, outputs, qfem, safety_net, weight_ranges
+from qcompiler.planning.search import between_layers, cost, evidence, outputs, qfem, safety_net, weight_ranges
 from qcompiler.planning.search.offers import given_scales, offered_uses
 from qcompiler.planning.search.qfem import Spared
 from qcompiler.planning.search.safety_net import FEW, Limits, Prices, SafetyNet
@@ -27,7 +27,7 @@ from qcompiler.planning.simulation.noise import Advance
 from qcompiler.planning.simulation.simulator import Grids, Simulation, Use, formats_of
 from qcompiler.recipe.tables import QfemTable
 from qcompiler.runtime.shapes import concrete_shapes
-from qcompiler.statistics.evidence import UNSEEN, ZERO, Lack, lack_of
+from qcompiler.statistics.evidence import Lack
 from qcompiler.statistics.histogram import Histogram
 from qcompiler.statistics.observe import Observations
 from qcompiler.target import DType, Target
@@ -69,7 +69,7 @@ def make_plan(
     macs = node_macs(model.graph, shapes)
     views = find_views(model.graph, observed.choosing[0], options.ignored)
     large = layers.refusing(candidates.small(model.graph, layers.found, shapes, target))
-    lacks = _lacks(observed)
+    lacks = evidence.lacks_of(observed)
     large = large.refusing(_unknown(model.graph, large, lacks, target))
     offers, spelled = offered_uses(
         options.formats, options.calibrator, target, large.by_activation, observed.histograms
@@ -95,14 +95,6 @@ def make_plan(
     scales = given if simulation is None else simulation.scales
     plan, corrections = _completed(plan, corrections, model, left, net, scales, observed, views, options, target)
     return Chosen(plan, net, corrections, scales, spared, scores)
-
-
-def _lacks(observed: Observations) -> dict[str, Lack]:
-    """What the data has not shown, also of tensors that stages behind the observation have made."""
-    new = {name: one for name, one in observed.histograms.items() if name not in observed.lacks}
-    samples = max((one.samples for one in observed.sights.values()), default=observed.feeds)
-    bare = {name: lack for name, one in new.items() if (lack := lack_of(one, samples)) and lack.rule in (UNSEEN, ZERO)}
-    return {**observed.lacks, **bare}
 
 
 def _unknown(graph: gs.Graph, layers: Candidates, lacks: Mapping[str, Lack], target: Target) -> list[Refusal]:
@@ -296,7 +288,7 @@ def _completed(
         per_channel=options.per_channel,
         attention=_asked(model.graph, observed, options, target),
         scales=scales,
-        lacks=_lacks(observed),
+        lacks=evidence.lacks_of(observed),
     )
     return between_layers.extend(plan, corrections, setting)
 

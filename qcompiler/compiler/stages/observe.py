@@ -7,17 +7,15 @@ from dataclasses import dataclass
 
 from qcompiler.compiler.base import Compilation, Done, stage
 from qcompiler.compiler.subject import Subject
-from qcompiler.planning.placement import evidence
+from qcompiler.planning.search import evidence
 from qcompiler.planning.search.watch import Watch
 from qcompiler.runtime.memory import return_freed_memory
 from qcompiler.statistics import outliers, residual
-from qcompiler.statistics.evidence import alike
 from qcompiler.statistics.observe import Observations
 from qcompiler.statistics.observe import observe as measure
 
 KEPT_FEEDS = 16  # samples that outlive the data run, for the safety net, the ranges and the comparison
 RESIDUAL_FEEDS = 4
-ALIKE_FEEDS = 4  # enough to see that a channel changes
 
 
 @dataclass(frozen=True)
@@ -82,14 +80,9 @@ def observe(run: Compilation, subject: Subject, watch: Watch, options: ObserveOp
 
 def _weighed(run: Compilation, subject: Subject, seen: Observations, options: ObserveOptions) -> Subject:
     """The subject without the layers that the data has shown too little of, where a range would be made of that."""
-    if not options.ranges or not seen.kept:
+    if not options.ranges:
         return subject.with_(seen=seen)
-    axes = {name: outliers.axis for name, outliers in seen.outliers.items()}
-    same = alike(subject.model, axes, seen.kept[:ALIKE_FEEDS], seen.histograms)
-    samples = max((one.samples for one in seen.sights.values()), default=seen.feeds)
-    found = evidence.weigh(
-        subject.model.graph, subject.layers.found, seen.histograms, seen.sights, same, samples=samples
-    )
+    found = evidence.look(subject.model, subject.layers.found, seen)
     for text in found.warnings:
         run.warn(text)
     scope = dataclasses.replace(subject.scope, unseen=found.refused)

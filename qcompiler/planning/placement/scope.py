@@ -19,7 +19,7 @@ class Scope:
         target: what is quantized differs between engines.
         keep: regular expressions; a node whose name one of them matches anywhere stays in high precision.
         quantizes: whether activations are quantized at all.
-        unseen: layers that the data has shown too little of (see `placement.evidence`).
+        unseen: layers that the data has shown too little of (see `planning.search.evidence`).
     """
 
     target: Target

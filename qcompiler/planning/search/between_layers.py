@@ -24,9 +24,10 @@ from qcompiler.passes.base import Fact, Pipeline
 from qcompiler.passes.quantize.insert_qdq import InsertQDQ
 from qcompiler.passes.quantize.insert_qdq_pairs import InsertQDQPairs
 from qcompiler.plan import Candidate, Decision, Plan, Quantizer, Refusal
-from qcompiler.planning.placement import attention, candidates, evidence, shared_scales, shortcuts
+from qcompiler.planning.placement import attention, candidates, shared_scales, shortcuts
 from qcompiler.planning.placement.attention import Attention, AttentionAsked
 from qcompiler.planning.placement.shortcuts import Shortcut
+from qcompiler.planning.search import evidence
 from qcompiler.planning.simulation.bias import Shifts
 from qcompiler.runtime.stream import OpenModel
 from qcompiler.statistics.evidence import Lack

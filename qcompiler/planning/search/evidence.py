@@ -15,12 +15,15 @@ import onnx_graphsurgeon as gs
 
 from qcompiler.data.sights import Sight
 from qcompiler.ir import graph as graphs
+from qcompiler.ir import model as models
 from qcompiler.plan import Candidate, Refusal
 from qcompiler.planning.placement.dependence import unvarying
-from qcompiler.statistics.evidence import CONSTANT, FEW, UNSEEN, ZERO, Lack, lack_of
+from qcompiler.statistics.evidence import CONSTANT, FEW, UNSEEN, ZERO, Lack, alike, lack_of
 from qcompiler.statistics.histogram import Histogram
+from qcompiler.statistics.observe import Observations
 
 SHOWN: Final = 4  # names in a warning
+LOOKED_AT: Final = 4  # kept samples, enough to see that a channel changes
 _EXPERT = re.compile(r"(.*?)\W*experts?(?:\W*)(\d+)", re.IGNORECASE)
 
 
@@ -37,6 +40,33 @@ class Evidence:
     lacks: Mapping[str, Lack] = field(default_factory=dict)
     refused: tuple[Refusal, ...] = ()
     warnings: tuple[str, ...] = ()
+
+
+def look(model: models.Model, found: Sequence[Candidate], seen: Observations) -> Evidence:
+    """What one run over the data lacks of a model; a few of the kept samples are run again.
+
+    Args:
+        model: that was observed.
+        found: its layers that may be quantized.
+        seen: with histograms and outliers of their activations.
+    """
+    if not seen.kept:
+        return Evidence()
+    axes = {name: one.axis for name, one in seen.outliers.items()}
+    same = alike(model, axes, seen.kept[:LOOKED_AT], seen.histograms)
+    return weigh(model.graph, found, seen.histograms, seen.sights, same, samples=samples_of(seen))
+
+
+def lacks_of(seen: Observations) -> dict[str, Lack]:
+    """What the data has not shown, also of tensors that were made and measured since `look`."""
+    new = {name: one for name, one in seen.histograms.items() if name not in seen.lacks}
+    bare = {name: lack for name, one in new.items() if (lack := lack_of(one, samples_of(seen))) is not None}
+    return {**seen.lacks, **{name: lack for name, lack in bare.items() if lack.rule in (UNSEEN, ZERO)}}
+
+
+def samples_of(seen: Observations) -> int:
+    """How many samples there were."""
+    return max((one.samples for one in seen.sights.values()), default=seen.feeds)
 
 
 def weigh(
