@@ -24,7 +24,7 @@ from qcompiler.statistics.observe import Observations
 
 SHOWN: Final = 4  # names in a warning
 LOOKED_AT: Final = 4  # kept samples, enough to see that a channel changes
-_EXPERT = re.compile(r"(.*?)\W*experts?(?:\W*)(\d+)", re.IGNORECASE)
+_EXPERT = re.compile(r"(.*?)[\W_]*experts?[\W_]*(\d+)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
