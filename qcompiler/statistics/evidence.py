@@ -8,7 +8,7 @@ than levels, clipping at the largest one seen happens more often than a value fa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -95,6 +95,33 @@ def alike(
         if whole and seen.rows[name] > 1 and np.all(high - low <= allowed):
             found.add(name)
     return found
+
+
+class Flags:
+    """Which truth values the conditions of Ifs had, filled like a histogram; a branch is run only under its own.
+
+    Attributes:
+        found: by name of the condition.
+    """
+
+    def __init__(self, tensors: Iterable[str]) -> None:
+        """`tensors` are names."""
+        self.found: dict[str, frozenset[bool]] = dict.fromkeys(tensors, frozenset())
+
+    @property
+    def tensors(self) -> Sequence[str]:
+        """Their names."""
+        return list(self.found)
+
+    def update(self, part: Part) -> None:
+        """Looks at those that are in the part."""
+        for name in (name for name in self.found if name in part.values):
+            self.found[name] |= {bool(one) for one in np.asarray(part.values[name]).reshape(-1)}
+
+    def merge(self, other: Flags) -> None:
+        """Adds what another one has seen."""
+        for name, seen in other.found.items():
+            self.found[name] |= seen
 
 
 class _Ends:

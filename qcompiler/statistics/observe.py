@@ -25,7 +25,7 @@ from qcompiler.ir import model as models
 from qcompiler.ir.signature import Feeds, Inputs
 from qcompiler.runtime.finite import not_finite
 from qcompiler.runtime.stream import BUDGET, Part, Stream, fill
-from qcompiler.statistics.evidence import Lack
+from qcompiler.statistics.evidence import Flags, Lack
 from qcompiler.statistics.hessian import Hessians
 from qcompiler.statistics.histogram import Histogram, Histograms
 from qcompiler.statistics.outliers import AllOutliers, Outliers
@@ -62,6 +62,7 @@ class Observations:
         spreads: what values each input gets, and how many different samples there are.
         sights: what all samples have shown of each input, by its name.
         lacks: what the data has not shown, by tensor name; whoever chooses ranges leaves these tensors alone.
+        flags: which truth values the conditions of Ifs had, by name.
     """
 
     histograms: Mapping[str, Histogram] = field(default_factory=dict)
@@ -77,6 +78,7 @@ class Observations:
     spreads: Spreads = field(default_factory=Spreads)
     sights: Mapping[str, Sight] = field(default_factory=dict)
     lacks: Mapping[str, Lack] = field(default_factory=dict)
+    flags: Mapping[str, frozenset[bool]] = field(default_factory=dict)
 
     @property
     def choosing(self) -> tuple[Feeds, ...]:
@@ -176,6 +178,7 @@ def observe(
         {name: Range(one.minimum, one.maximum) for name in points.ranges if (one := histograms[name]).finite},
         spreads,
         sights.found,
+        flags=seen.flags.found,
     )
 
 
@@ -186,6 +189,7 @@ class _Statistics:
         self.histograms = Histograms(points.counted)
         self.outliers = AllOutliers(dict(points.outliers), lambda feed: samples_of(feed, inputs))
         self.hessians = Hessians(dict(points.hessians))
+        self.flags = Flags(points.flags)
         self.rows: Recorder | None = None
         self._recorded, self._expected = dict(points.rows), expected
 
@@ -195,7 +199,7 @@ class _Statistics:
             self.rows = Recorder(self._recorded, channels(model, self._recorded, feed), self._expected)
 
     def update(self, part: Part) -> None:
-        for one in (self.outliers, self.hessians, self.rows):
+        for one in (self.outliers, self.hessians, self.flags, self.rows):
             if one is not None:
                 one.update(part)
 
@@ -203,6 +207,7 @@ class _Statistics:
         self.histograms.merge(other.histograms)
         self.outliers.merge(other.outliers)
         self.hessians.merge(other.hessians)
+        self.flags.merge(other.flags)
         if self.rows is None:
             self.rows = other.rows
         elif other.rows is not None:

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from qcompiler.ir import model as models
 from qcompiler.ir.model import Model
 from qcompiler.ir.signature import Feeds
+from qcompiler.runtime.stream import Part
 from qcompiler.statistics import evidence
-from qcompiler.statistics.evidence import FEWEST, alike, lack_of
+from qcompiler.statistics.evidence import FEWEST, Flags, alike, lack_of
 from qcompiler.statistics.histogram import Histogram
 from qcompiler.statistics.observe import histograms
 from tests.kit.rewrite import model
@@ -92,3 +93,11 @@ def test_one_position_that_differs_is_enough(tmp_path: Path) -> None:
 
 def test_a_single_position_tells_nothing(tmp_path: Path) -> None:
     assert found_alike(biased(tmp_path), [zeros(1)]) == set()
+
+
+def test_truth_values_add_up_over_parts_and_workers() -> None:
+    one, other = Flags(["a", "b"]), Flags(["a", "b"])
+    one.update(Part(0, {}, {"a": np.array(True), "b": np.array([False])}, last=True))
+    other.update(Part(1, {}, {"a": np.array(False)}, last=True))
+    one.merge(other)
+    assert one.found == {"a": {True, False}, "b": {False}}

@@ -7,8 +7,8 @@ neither the zeros themselves nor what biases make of them behind the first layer
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import onnx_graphsurgeon as gs
@@ -16,6 +16,7 @@ import onnx_graphsurgeon as gs
 from qcompiler.data.sights import Sight
 from qcompiler.ir import graph as graphs
 from qcompiler.ir import model as models
+from qcompiler.ir.operators import LINEAR
 from qcompiler.plan import Candidate, Refusal
 from qcompiler.planning.placement.dependence import unvarying
 from qcompiler.statistics.evidence import CONSTANT, FEW, UNSEEN, ZERO, Lack, alike, lack_of
@@ -23,6 +24,7 @@ from qcompiler.statistics.histogram import Histogram
 from qcompiler.statistics.observe import Observations
 
 SHOWN: Final = 4  # names in a warning
+UNTAKEN: Final = "nothing is known of the ranges there, and nothing that is said of accuracy holds for it"
 LOOKED_AT: Final = 4  # kept samples, enough to see that a channel changes
 _EXPERT = re.compile(r"(.*?)[\W_]*experts?[\W_]*(\d+)", re.IGNORECASE)
 
@@ -54,7 +56,35 @@ def look(model: models.Model, found: Sequence[Candidate], seen: Observations) ->
         return Evidence()
     axes = {name: one.axis for name, one in seen.outliers.items()}
     same = alike(model, axes, seen.kept[:LOOKED_AT], seen.histograms)
-    return weigh(model.graph, found, seen.histograms, seen.sights, same, samples=samples_of(seen))
+    shown = weigh(model.graph, found, seen.histograms, seen.sights, same, samples=samples_of(seen))
+    untaken = tuple(_untaken(model.graph, seen.flags, samples_of(seen)))
+    return replace(shown, warnings=(*shown.warnings, *untaken))
+
+
+def conditions(graph: gs.Graph) -> list[str]:
+    """Names of the tensors that decide which branch of an If is taken, where layers are in a branch."""
+    return [node.inputs[0].name for node in _branching(graph) if not graphs.is_constant(node.inputs[0])]
+
+
+def _branching(graph: gs.Graph) -> Iterator[gs.Node]:
+    for node in graph.nodes:
+        if graphs.is_op(node, "If") and any(one.op in LINEAR for g in graphs.subgraphs(node) for one in graphs.walk(g)):
+            yield node
+
+
+def _untaken(graph: gs.Graph, flags: Mapping[str, frozenset[bool]], samples: int) -> Iterator[str]:
+    """One warning for all branches with layers in them that no sample took."""
+    parts: dict[str, None] = {}
+    for node in _branching(graph):
+        taken = flags.get(node.inputs[0].name, frozenset({True, False}))
+        for name, held in (("then_branch", True), ("else_branch", False)):
+            layers = [one.name for one in graphs.walk(node.attrs[name]) if one.op in LINEAR]
+            if layers and held not in taken:
+                numbered = dict.fromkeys(part for layer in layers if (part := _expert(layer)))
+                parts |= numbered or {f"the {name.removesuffix('_branch')} branch of '{node.name}'": None}
+    if parts:
+        was = "was" if len(parts) == 1 else "were"
+        yield f"{_listed(list(parts))} {was} not reached by any of {samples} sample{'s' * (samples != 1)}: {UNTAKEN}"
 
 
 def lacks_of(seen: Observations) -> dict[str, Lack]:
@@ -238,9 +268,14 @@ def _listed(texts: Sequence[str]) -> str:
 
 def _part(layer: Candidate) -> str:
     """The part of the model that a layer belongs to, in the model's own words: an expert, else the layer."""
-    for text in (layer.node, layer.weight, layer.activation):
-        match = _EXPERT.match(text)
-        if match is not None:
-            home = match[1].strip("/._ ")
-            return f"expert {match[2]}" + (f" of '{home}'" if home else "")
-    return f"'{layer.node}'"
+    named = (_expert(text) for text in (layer.node, layer.weight, layer.activation))
+    return next((part for part in named if part), f"'{layer.node}'")
+
+
+def _expert(name: str) -> str:
+    """The expert that a name speaks of, with where it stands; empty where it speaks of none."""
+    match = _EXPERT.match(name)
+    if match is None:
+        return ""
+    home = match[1].strip("/._ ")
+    return f"expert {match[2]}" + (f" of '{home}'" if home else "")

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
 from qcompiler.data.sights import Sight
+from qcompiler.data.source import open_source
+from qcompiler.ir import model as models
+from qcompiler.ir.signature import inputs_of
 from qcompiler.plan import Candidate
-from qcompiler.planning.search.evidence import Evidence, weigh
+from qcompiler.planning.search.evidence import Evidence, conditions, look, weigh
 from qcompiler.statistics.histogram import Histogram
-from tests.kit.rewrite import model, to_graph
+from qcompiler.statistics.observe import observe
+from qcompiler.statistics.points import Points
+from tests.kit.rewrite import graph_proto, model, to_graph
 
 RNG = np.random.default_rng(5)
 LIVE = Histogram.of(RNG.standard_normal(1000).astype(np.float32))
@@ -140,3 +147,46 @@ def test_what_nothing_that_is_fed_can_change_is_no_lack_of_the_data() -> None:
     found = weigh(graph, layers, {"state": ZERO, "steady": one}, {"x": MOVES}, samples=4)
     assert rules(found) == {"M": "zero"}  # any scale would do: none is needed
     assert found.warnings == ()
+
+
+def routed(folder: Path, names: Sequence[str]) -> models.Model:
+    """Experts in the branches of Ifs, each with a flag of its own."""
+    shapes: dict[str, Any] = {"x": (2, 4)}
+    nodes = []
+    for i, name in enumerate(names):
+        shapes[f"flag{i}"] = (np.bool_, ())
+        then = graph_proto([("MatMul", "x w", f"t{i}")], {}, [f"t{i}"])
+        then.node[0].name = name
+        other = graph_proto([("Mul", "x zero", f"e{i}")], {}, [f"e{i}"])
+        attrs = {"then_branch": then, "else_branch": other}
+        nodes.append(onnx.helper.make_node("If", [f"flag{i}"], [f"o{i}"], name=f"ROUTE{i}", **attrs))
+    proto = model(
+        ("Relu", "x", "y"),
+        inputs=shapes,
+        weights={"w": np.ones((4, 4), np.float32), "zero": np.float32(0)},
+    )
+    proto.graph.node.extend(nodes)
+    proto.graph.node.append(onnx.helper.make_node("Sum", ["y0", *(f"o{i}" for i in range(len(names)))], ["y"]))
+    proto.graph.node[0].output[0] = "y0"
+    onnx.save(proto, folder / "m.onnx")
+    return models.load(folder / "m.onnx")
+
+
+def test_branches_that_no_sample_took_are_named(tmp_path: Path) -> None:
+    source = routed(tmp_path, ["experts.0.up", "experts.1.up", "gate"])
+    flags = [f"flag{i}" for i in range(3)]
+    assert conditions(source.graph) == flags
+    inputs = inputs_of(source.graph)
+    feeds = [
+        {
+            "x": np.ones((2, 4), np.float32),
+            "flag0": np.array(i == 3),
+            "flag1": np.array(False),
+            "flag2": np.array(False),
+        }
+        for i in range(6)
+    ]
+    seen = observe(source, Points.of(flags=flags), open_source(feeds, inputs), inputs=inputs, workers=2)
+    assert seen.flags == {"flag0": {True, False}, "flag1": {False}, "flag2": {False}}
+    (text,) = look(source, (), seen).warnings
+    assert text.startswith("expert 1, the then branch of 'ROUTE2' were not reached by any of 6 samples")

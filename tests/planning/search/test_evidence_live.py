@@ -192,7 +192,7 @@ def test_a_part_that_calibration_never_used_still_works_when_it_is(tmp_path: Pat
     assert f"{SAMPLES} samples" in told[0]
 
 
-@pytest.mark.parametrize(("kind", "target"), zip(SIDES, 4 * ["tensorrt-rtx:sm89", "onnxruntime"], strict=False))
+@pytest.mark.parametrize(("kind", "target"), list(zip(SIDES, 4 * ["tensorrt-rtx:sm89", "onnxruntime"], strict=False)))
 def test_data_that_uses_the_part_quantizes_it_and_nothing_is_said(tmp_path: Path, kind: str, target: str) -> None:
     side = SIDES[kind]
     onnx.save(net(side, len(kind)), tmp_path / "m.onnx")
