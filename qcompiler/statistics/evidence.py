@@ -58,9 +58,9 @@ def lack_of(histogram: Histogram, samples: int) -> Lack | None:
         histogram: of all samples.
         samples: how many they were.
     """
-    among = "the one sample" if samples == 1 else f"all {samples} samples"
+    among = "the one calibration sample" if samples == 1 else f"all {samples} calibration samples"
     if not histogram.finite:
-        return Lack(UNSEEN, "held nothing in the one sample" if samples == 1 else f"held nothing in {among}")
+        return Lack(UNSEEN, f"held nothing in {among}")
     if histogram.amax < SMALLEST:
         return Lack(ZERO, f"was 0 in {among}")
     if histogram.finite < FEWEST:

@@ -140,7 +140,9 @@ def observe(
     share = max(1, available_processors() // workers)
     fingerprint = Fingerprint()
     everywhere = (shapes.watch, fingerprint.add, spreads.watch)
-    feeds = _Shared(source, (lambda feed: _offer(kept, feed, inputs), partial(_show, sights, inputs), *everywhere), counter)
+    feeds = _Shared(
+        source, (lambda feed: _offer(kept, feed, inputs), partial(_show, sights, inputs), *everywhere), counter
+    )
     crew = [
         _Worker(
             model,

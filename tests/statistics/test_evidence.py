@@ -26,11 +26,15 @@ RNG = np.random.default_rng(3)
 @pytest.mark.parametrize(
     ("values", "rule", "what"),
     [
-        (np.zeros(0), evidence.UNSEEN, "held nothing in all 7 samples"),
-        (np.zeros(1000), evidence.ZERO, "was 0 in all 7 samples"),
-        (np.full(1000, 1e-40), evidence.ZERO, "was 0 in all 7 samples"),
-        (np.full(1000, 0.5), evidence.CONSTANT, "was 0.5 throughout in all 7 samples"),
-        (np.arange(FEWEST - 1.0), evidence.FEW, "held 254 elements in all 7 samples, fewer than the 255 levels"),
+        (np.zeros(0), evidence.UNSEEN, "held nothing in all 7 calibration samples"),
+        (np.zeros(1000), evidence.ZERO, "was 0 in all 7 calibration samples"),
+        (np.full(1000, 1e-40), evidence.ZERO, "was 0 in all 7 calibration samples"),
+        (np.full(1000, 0.5), evidence.CONSTANT, "was 0.5 throughout in all 7 calibration samples"),
+        (
+            np.arange(FEWEST - 1.0),
+            evidence.FEW,
+            "held 254 elements in all 7 calibration samples, fewer than the 255 levels",
+        ),
     ],
 )
 def test_what_is_missing_has_a_rule_and_a_clause(values: NDArray[Any], rule: str, what: str) -> None:
@@ -47,7 +51,7 @@ def test_as_many_elements_as_levels_are_enough() -> None:
 def test_one_sample_is_called_so() -> None:
     found = lack_of(Histogram.of(np.zeros(300, np.float32)), 1)
     assert found is not None
-    assert found.what == "was 0 in the one sample"
+    assert found.what == "was 0 in the one calibration sample"
 
 
 CHANNELS = 6

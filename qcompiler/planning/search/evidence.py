@@ -83,8 +83,7 @@ def _untaken(graph: gs.Graph, flags: Mapping[str, frozenset[bool]], samples: int
                 numbered = dict.fromkeys(part for layer in layers if (part := _expert(layer)))
                 parts |= numbered or {f"the {name.removesuffix('_branch')} branch of '{node.name}'": None}
     if parts:
-        was = "was" if len(parts) == 1 else "were"
-        yield f"{_listed(list(parts))} {was} not reached by any of {samples} sample{'s' * (samples != 1)}: {UNTAKEN}"
+        yield f"{_unreached(list(parts), samples)}: {UNTAKEN}"
 
 
 def lacks_of(seen: Observations) -> dict[str, Lack]:
@@ -166,7 +165,7 @@ def _computed(sources: Iterable[str]) -> str:
 
 
 def _all(samples: int) -> str:
-    return "the one sample" if samples == 1 else f"all {samples} samples"
+    return "the one calibration sample" if samples == 1 else f"all {samples} calibration samples"
 
 
 def refusals(found: Iterable[Candidate], lacks: Mapping[str, Lack]) -> tuple[Refusal, ...]:
@@ -197,10 +196,10 @@ def _warnings(
     missed = [one for one in told if by_rule[one.node] == UNSEEN]
     if missed:
         parts = list(dict.fromkeys(_part(one) for one in missed))
-        was, it = ("was", "it") if len(parts) == 1 else ("were", "them")
+        it = "it" if len(parts) == 1 else "them"
         yield (
-            f"{_listed(parts)} {was} not reached by any of {samples} sample{'s' * (samples != 1)}: nothing is known of "
-            f"the ranges there, so {_stay(missed)}; give calibration data that reaches {it}"
+            f"{_unreached(parts, samples)}: nothing is known of the ranges there, so {_stay(missed)}; give calibration "
+            f"data that reaches {it}"
         )
     rare = [one for one in told if by_rule[one.node] == FEW]
     if rare:
@@ -208,6 +207,11 @@ def _warnings(
         what = why(reads[0], lacks[reads[0]])
         more = f", and {len(reads) - 1} other tensor{'s' * (len(reads) > 2)} no more" if len(reads) > 1 else ""
         yield f"{what}{more}: too little to know a range, so {_stay(rare)}; give more calibration data"
+
+
+def _unreached(parts: Sequence[str], samples: int) -> str:
+    was = "was" if len(parts) == 1 else "were"
+    return f"{_listed(parts)} {was} not reached by any of {samples} calibration sample{'s' * (samples != 1)}"
 
 
 def _unchanged(

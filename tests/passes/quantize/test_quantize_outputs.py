@@ -64,7 +64,7 @@ def _residual() -> onnx.ModelProto:
     )
 
 
-def _feeds(count: int = 16) -> list[Feeds]:
+def _feeds(count: int = 32) -> list[Feeds]:
     rng = np.random.default_rng(2)
     return [{"x": rng.standard_normal((1, 16, 12, 12)).astype(np.float32)} for _ in range(count)]
 

@@ -167,7 +167,7 @@ def test_a_shortcut_that_was_zero_in_all_samples_gets_no_range(tmp_path: Path) -
     assert "s" not in found.plan.quantizers
     decision = found.plan.decisions["C"]
     assert (decision.rule, decision.precision) == ("residual-float", DType.FP16)
-    assert "its shortcut 's' was 0 in all 6 samples" in decision.why
+    assert "its shortcut 's' was 0 in all 5 calibration samples" in decision.why
 
 
 def test_onnx_runtime_leaves_a_convolution_float_that_wrote_nothing_but_zeros(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_onnx_runtime_leaves_a_convolution_float_that_wrote_nothing_but_zeros(tm
     assert "s" not in found.plan.quantizers
     decision = found.plan.decisions["S0"]
     assert (decision.rule, decision.precision) == ("zero", DType.FP32)
-    assert "what it writes needs a range, and 's' was 0 in all 6 samples" in decision.why
+    assert "what it writes needs a range, and 's' was 0 in all 5 calibration samples" in decision.why
 
 
 def test_an_attention_whose_values_were_zero_stays_float_with_that_reason(tmp_path: Path) -> None:
@@ -205,5 +205,5 @@ def test_an_attention_whose_values_were_zero_stays_float_with_that_reason(tmp_pa
         recipe=Recipe(target="tensorrt-rtx:sm89", attention="int8"),
         output=tmp_path / "m.qdq.onnx",
     )
-    assert "no range is known, for 'side' was 0 in all 4 samples" in found.plan.decisions["O"].why
+    assert "no range is known, for 'side' was 0 in all 3 calibration samples" in found.plan.decisions["O"].why
     assert {one.rule for one in found.plan if one.node in ("M", "Y")} == {"zero", "constant"}

@@ -65,10 +65,10 @@ def test_nothing_is_said_of_data_that_shows_everything() -> None:
 def test_what_biases_make_of_a_zero_input_is_not_evidence_either() -> None:
     found = weighed(every(side=ZERO), {"x": MOVES, "side": STILL})
     assert rules(found) == {"D": "zero", "F": "constant"}
-    assert found.refused[0].why == "'side' was 0 in all 16 samples: no range can be known for it"
+    assert found.refused[0].why == "'side' was 0 in all 16 calibration samples: no range can be known for it"
     assert found.refused[1].why.startswith("'e' is computed from 'side' alone, which never changed")
     assert len(found.warnings) == 1
-    assert "in all 16 samples input 'side' was 0" in found.warnings[0]
+    assert "in all 16 calibration samples input 'side' was 0" in found.warnings[0]
     assert "2 layers stay in high precision ('D', 'F')" in found.warnings[0]
 
 
@@ -85,27 +85,27 @@ def test_an_input_of_one_content_is_named_where_another_one_changes() -> None:
 def test_a_zero_input_is_named_also_where_no_layer_is_at_stake() -> None:
     found = weighed({"x": LIVE, "b": LIVE}, {"x": MOVES, "side": STILL})
     assert not found.refused
-    assert found.warnings[0].startswith("in all 16 samples input 'side' was 0. All other ranges")
+    assert found.warnings[0].startswith("in all 16 calibration samples input 'side' was 0. All other ranges")
 
 
 def test_a_dead_branch_is_named_by_the_tensor_that_was_zero() -> None:
     found = weighed(every(e=ZERO), {"x": MOVES, "side": MOVES})
     assert rules(found) == {"F": "zero"}
-    assert "in all 16 samples 'e' was 0" in found.warnings[0]
+    assert "in all 16 calibration samples 'e' was 0" in found.warnings[0]
 
 
 def test_positions_that_are_all_alike_are_no_evidence() -> None:
     found = weighed(every(), {"x": MOVES, "side": MOVES}, same=["e"])
     assert rules(found) == {"F": "constant"}
-    assert "'e' had the same values at every position in all 16 samples" in found.refused[0].why
+    assert "'e' had the same values at every position in all 16 calibration samples" in found.refused[0].why
 
 
 def test_too_few_elements_are_told_apart_from_none() -> None:
     few, none = Histogram.of(np.arange(99, dtype=np.float32)), Histogram()
     found = weighed(every(e=few, b=none), {"x": MOVES, "side": MOVES})
     assert rules(found) == {"C": "unseen", "F": "few-elements"}
-    assert "'C' was not reached by any of 16 samples" in found.warnings[0]
-    assert "'e' held 99 elements in all 16 samples" in found.warnings[1]
+    assert "'C' was not reached by any of 16 calibration samples" in found.warnings[0]
+    assert "'e' held 99 elements in all 16 calibration samples" in found.warnings[1]
 
 
 def experts(names: Sequence[str], **others: Any) -> tuple[str, ...]:
@@ -118,9 +118,9 @@ def experts(names: Sequence[str], **others: Any) -> tuple[str, ...]:
 
 def test_experts_that_no_sample_reached_are_counted_by_their_number() -> None:
     (text,) = experts(["/moe/experts.7/up/MatMul", "/moe/experts.7/down/MatMul"])
-    assert text.startswith("expert 7 of 'moe' was not reached by any of 64 samples")
+    assert text.startswith("expert 7 of 'moe' was not reached by any of 64 calibration samples")
     (text,) = experts(["expert_3/up", "expert_3/down", "expert_5/up"])
-    assert text.startswith("expert 3, expert 5 were not reached by any of 64 samples")
+    assert text.startswith("expert 3, expert 5 were not reached by any of 64 calibration samples")
     (text,) = experts([f"experts.{i}.up" for i in range(9)])
     assert "expert 3 and 5 more were not reached" in text
 
@@ -189,4 +189,4 @@ def test_branches_that_no_sample_took_are_named(tmp_path: Path) -> None:
     seen = observe(source, Points.of(flags=flags), open_source(feeds, inputs), inputs=inputs, workers=2)
     assert seen.flags == {"flag0": {True, False}, "flag1": {False}, "flag2": {False}}
     (text,) = look(source, (), seen).warnings
-    assert text.startswith("expert 1, the then branch of 'ROUTE2' were not reached by any of 6 samples")
+    assert text.startswith("expert 1, the then branch of 'ROUTE2' were not reached by any of 6 calibration samples")
