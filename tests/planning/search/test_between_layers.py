@@ -202,7 +202,7 @@ def test_an_attention_whose_values_were_zero_stays_float_with_that_reason(tmp_pa
     found = quantize(
         tmp_path / "m.onnx",
         data=feeds,
-        recipe=Recipe(target="tensorrt-rtx:sm89", attention="int8"),
+        recipe=Recipe(target="tensorrt-rtx:sm89", attention="int8", allow_broken=True),
         output=tmp_path / "m.qdq.onnx",
     )
     assert "no range is known, for 'side' was 0 in all 3 calibration samples" in found.plan.decisions["O"].why
