@@ -15,11 +15,9 @@ class Calibrator(ABC):
     """Chooses the range of a tensor. Its fields are its options, its name is its class name in lower case.
 
     Attributes:
-        ALL_ZERO: the range of a tensor in which nothing but zeros was seen: any range represents zero exactly.
         SMALLEST: no range is below it, so that amax / 127 and amax / 448 stay normal FP32 numbers.
     """
 
-    ALL_ZERO: ClassVar[float] = 1.0
     SMALLEST: ClassVar[float] = 2.0**-117
 
     @classmethod
@@ -39,10 +37,13 @@ class Calibrator(ABC):
             h: what was seen of the tensor.
 
         Returns:
-            amax in the tensor's unit, positive; `ALL_ZERO` where only zeros (or nothing finite) were seen.
+            amax in the tensor's unit, positive.
+
+        Raises:
+            ValueError: only zeros, or nothing finite, were seen: no range follows from that, and none is made up.
         """
         if h.amax <= 0:
-            return self.ALL_ZERO
+            raise ValueError("a range was asked of a tensor in which nothing but zeros was seen")
         return max(self.choose(h), self.SMALLEST)
 
     @abstractmethod

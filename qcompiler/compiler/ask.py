@@ -107,7 +107,7 @@ def ask(recipe: Recipe, data: Data | None, output: Path, *, build: bool) -> Aske
         load=LoadOptions(paths, recipe.samples, recipe.batch, held_out, scope),
         qfep=None if recipe.qfep.prefix == "off" else QfepOptions(recipe.qfep, recipe.text.tokenizer, bool(formats)),
         watch=Watch(target, recipe.attention),
-        observe=ObserveOptions(recipe.samples, recipe.workers),
+        observe=ObserveOptions(recipe.samples, recipe.workers, ranges=bool(formats)),
         check_data=CheckDataOptions(
             recipe.verify_samples, profile=build and recipe.shapes is None and target.engine != "onnxruntime"
         ),

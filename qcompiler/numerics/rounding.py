@@ -24,7 +24,7 @@ E4M3_MAX = 448.0
 LARGEST: dict[Format, float] = {"int8": INT8_MAX, "fp8": E4M3_MAX}
 STORED: dict[Format, np.dtype[Any]] = {"int8": np.dtype(np.int8), "fp8": np.dtype(ml_dtypes.float8_e4m3fn)}
 _SCALE_FLOOR = 2.0**-24  # of the largest scale of the tensor
-_SMALLEST_SCALE = 2.0**-126
+_SMALLEST_NORMAL = 2.0**-126  # of float32; also the smallest scale
 
 
 def format_of(dtype: DType) -> Format:
@@ -76,12 +76,12 @@ def quantize(
 def weight_scales(w: NDArray[Any], axis: int | None, format: Format = "int8") -> NDArray[np.float32]:
     """Scales of a weight, amax / 127 for INT8 or amax / 448 for FP8, per index of `axis` or one for all.
 
-    Zeros need no scale, yet TensorRT refuses a scale of 0, and a scale near it makes ONNX Runtime's int32 bias
-    (bias / (input scale · weight scale)) overflow. So a channel of nothing but zeros takes the largest scale of the
-    tensor, which keeps its bias as exact as that of the largest channel (an all-zero tensor takes 1/127 or 1/448), and
-    no scale is below 2**-24 of the largest one: that rounds a vanishing channel by less than what float32 resolves
-    beside the largest. Scales are stored as FP32; where the weights themselves are ordinary they are normal numbers in
-    FP16 too.
+    Zeros need no scale, nor does what is below the normal numbers, which every target flushes to zero. Yet TensorRT
+    refuses a scale of 0, and a scale near it makes ONNX Runtime's int32 bias (bias / (input scale · weight scale))
+    overflow. So a channel of nothing else takes the largest scale of the tensor, which keeps its bias as exact as that
+    of the largest channel (a tensor of nothing else takes 1/127 or 1/448), and no scale is below 2**-24 of the largest
+    one: that rounds a vanishing channel by less than what float32 resolves beside the largest. Scales are stored as
+    FP32; where the weights themselves are ordinary they are normal numbers in FP16 too.
 
     Args:
         w: floating point weight of any size, also a read-only memory map; it is read a block at a time.
@@ -100,9 +100,10 @@ def weight_scales(w: NDArray[Any], axis: int | None, format: Format = "int8") ->
         raise ModelError(
             f"a weight of shape {list(w.shape)} holds NaN or infinity{where}: it cannot be quantized; repair the model"
         )
+    largest = np.where(largest < _SMALLEST_NORMAL, np.float32(0), largest)
     scales = largest / np.float32(LARGEST[format])
     top = float(scales.max(initial=0.0)) or 1 / LARGEST[format]
-    floor = np.float32(max(top * _SCALE_FLOOR, _SMALLEST_SCALE))
+    floor = np.float32(max(top * _SCALE_FLOOR, _SMALLEST_NORMAL))
     return np.where(largest > 0, np.maximum(scales, floor), np.float32(top)).astype(np.float32)
 
 
@@ -186,9 +187,11 @@ def grid(low: float, high: float) -> tuple[np.float32, int]:
     """Scale and zero point (0..255) of uint8 over [low, high], which contains 0.
 
     255 steps never reach beyond `high` where `low` is 0: ONNX Runtime drops a Relu or Clip in front of
-    QuantizeLinear only if the grid lies within its bounds.
+    QuantizeLinear only if the grid lies within its bounds. Only where the scale would then be no normal number, which
+    no engine takes, they do: what is so small may have any scale.
     """
-    scale = np.float32(max(high - low, float(np.finfo(np.float32).tiny)) / LEVELS)
-    if float(scale) * LEVELS > high - low and high > low:
+    scale = np.float32((high - low) / LEVELS)
+    if float(scale) * LEVELS > high - low:
         scale = np.nextafter(scale, np.float32(0))
+    scale = np.maximum(scale, np.float32(_SMALLEST_NORMAL))
     return scale, int(np.clip(np.rint(-low / float(scale)), 0, LEVELS))

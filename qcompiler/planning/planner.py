@@ -14,12 +14,12 @@ from qcompiler.ir import model as models
 from qcompiler.ir.macs import Shapes, node_macs, tensors_for_shapes
 from qcompiler.ir.signature import Feeds, inputs_of
 from qcompiler.judge.views import Views, find_views
-from qcompiler.plan import Candidate, Plan, Quantizer
+from qcompiler.plan import Candidate, Plan, Quantizer, Refusal
 from qcompiler.planning.chosen import Chosen, Planning
 from qcompiler.planning.decisions import plan_of
 from qcompiler.planning.placement import attention, candidates
 from qcompiler.planning.placement.candidates import Candidates
-from qcompiler.planning.search import between_layers, cost, outputs, qfem, safety_net, weight_ranges
+from qcompiler.planning.search import between_layers, cost, evidence, outputs, qfem, safety_net, weight_ranges
 from qcompiler.planning.search.offers import given_scales, offered_uses
 from qcompiler.planning.search.qfem import Spared
 from qcompiler.planning.search.safety_net import FEW, Limits, Prices, SafetyNet
@@ -27,6 +27,7 @@ from qcompiler.planning.simulation.noise import Advance
 from qcompiler.planning.simulation.simulator import Grids, Simulation, Use, formats_of
 from qcompiler.recipe.tables import QfemTable
 from qcompiler.runtime.shapes import concrete_shapes
+from qcompiler.statistics.evidence import Lack
 from qcompiler.statistics.histogram import Histogram
 from qcompiler.statistics.observe import Observations, histograms
 from qcompiler.target import DType, Target
@@ -69,6 +70,8 @@ def make_plan(
     views = find_views(model.graph, observed.choosing[0], options.ignored)
     large = layers.refusing(candidates.small(model.graph, layers.found, shapes, target))
     large = large.refusing(candidates.not_numbers(large.found, observed.histograms))
+    lacks = evidence.lacks_of(observed)
+    large = large.refusing(_unknown(model.graph, large, lacks, target))
     offers, spelled = offered_uses(
         options.formats,
         options.calibrator,
@@ -109,6 +112,28 @@ def _louder(
     other = histograms(model, names, observed.held)
     known = observed.histograms
     return {name: one.amax / known[name].amax for name, one in other.items() if known[name].amax > 0}
+
+
+def _unknown(graph: gs.Graph, layers: Candidates, lacks: Mapping[str, Lack], target: Target) -> list[Refusal]:
+    """The layers that need a range of what the data has not shown."""
+    reads = evidence.refusals(layers.found, lacks)
+    done = {one.node for one in reads}
+    if not target.quantize_outputs:
+        return list(reads)
+    writes = outputs.written(graph, [one for one in layers.found if one.node not in done])
+    more = [(one, name) for one, name in writes if name in lacks]
+    return [
+        *reads,
+        *(
+            Refusal(
+                one.node,
+                one.op,
+                lacks[name].rule,
+                f"what it writes needs a range, and {evidence.why(name, lacks[name])}",
+            )
+            for one, name in more
+        ),
+    ]
 
 
 def _grids(options: Planning, target: Target, histograms: Mapping[str, Histogram]) -> Grids:
@@ -280,6 +305,7 @@ def _completed(
         per_channel=options.per_channel,
         attention=_asked(model.graph, observed, options, target),
         scales=scales,
+        lacks=evidence.lacks_of(observed),
     )
     return between_layers.extend(plan, corrections, setting)
 

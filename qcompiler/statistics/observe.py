@@ -20,12 +20,14 @@ import numpy as np
 
 from qcompiler.data.batches import samples_of
 from qcompiler.data.samples import Fingerprint, Keep, ShapeRange, loudness, mixed
+from qcompiler.data.sights import Sight, Sights
 from qcompiler.data.source import Source
 from qcompiler.data.spread import Spreads
 from qcompiler.ir import model as models
 from qcompiler.ir.signature import Feeds, Inputs
 from qcompiler.runtime.finite import refuse_not_finite
 from qcompiler.runtime.stream import BUDGET, Part, Stream, fill
+from qcompiler.statistics.evidence import Flags, Lack
 from qcompiler.statistics.hessian import Hessians
 from qcompiler.statistics.histogram import Histogram, Histograms
 from qcompiler.statistics.outliers import AllOutliers, Outliers
@@ -60,6 +62,9 @@ class Observations:
         hessians: float64 [K, K], by tensor name.
         ranges: smallest and largest value, by tensor name.
         spreads: what values each input gets, and how many different samples there are.
+        sights: what all samples have shown of each input, by its name.
+        lacks: what the data has not shown, by tensor name; whoever chooses ranges leaves these tensors alone.
+        flags: which truth values the conditions of Ifs had, by name.
     """
 
     histograms: Mapping[str, Histogram] = field(default_factory=dict)
@@ -73,6 +78,9 @@ class Observations:
     hessians: Mapping[str, Hessian] = field(default_factory=dict)
     ranges: Mapping[str, Range] = field(default_factory=dict)
     spreads: Spreads = field(default_factory=Spreads)
+    sights: Mapping[str, Sight] = field(default_factory=dict)
+    lacks: Mapping[str, Lack] = field(default_factory=dict)
+    flags: Mapping[str, frozenset[bool]] = field(default_factory=dict)
 
     @property
     def choosing(self) -> tuple[Feeds, ...]:
@@ -130,10 +138,13 @@ def observe(
         ModelError: an output is NaN and not meant to be; the message names the node where that arises.
     """
     kept, shapes, counter, spreads = Keep(keep), ShapeRange(), _Counter(advance), Spreads(inputs)
+    sights = Sights()
     share = max(1, available_processors() // workers)
     fingerprint = Fingerprint()
     everywhere = (shapes.watch, fingerprint.add, spreads.watch)
-    feeds = _Shared(source, (lambda feed: _offer(kept, feed, inputs), *everywhere), counter)
+    feeds = _Shared(
+        source, (lambda feed: _offer(kept, feed, inputs), partial(_show, sights, inputs), *everywhere), counter
+    )
     crew = [
         _Worker(
             model,
@@ -170,6 +181,8 @@ def observe(
         seen.hessians.found,
         {name: Range(one.minimum, one.maximum) for name in points.ranges if (one := histograms[name]).finite},
         spreads,
+        sights.found,
+        flags=seen.flags.found,
     )
 
 
@@ -180,6 +193,7 @@ class _Statistics:
         self.histograms = Histograms(points.counted)
         self.outliers = AllOutliers(dict(points.outliers), lambda feed: samples_of(feed, inputs))
         self.hessians = Hessians(dict(points.hessians))
+        self.flags = Flags(points.flags)
         self.rows: Recorder | None = None
         self._recorded, self._expected = dict(points.rows), expected
 
@@ -189,7 +203,7 @@ class _Statistics:
             self.rows = Recorder(self._recorded, channels(model, self._recorded, feed), self._expected)
 
     def update(self, part: Part) -> None:
-        for one in (self.outliers, self.hessians, self.rows):
+        for one in (self.outliers, self.hessians, self.flags, self.rows):
             if one is not None:
                 one.update(part)
 
@@ -197,6 +211,7 @@ class _Statistics:
         self.histograms.merge(other.histograms)
         self.outliers.merge(other.outliers)
         self.hessians.merge(other.hessians)
+        self.flags.merge(other.flags)
         if self.rows is None:
             self.rows = other.rows
         elif other.rows is not None:
@@ -207,6 +222,11 @@ def _offer(kept: Keep, feed: Feeds, inputs: Inputs) -> None:
     """Offers every sample of a feed by itself, so that batching does not change which samples are kept."""
     for one in samples_of(feed, inputs):
         kept.offer(one)
+
+
+def _show(sights: Sights, inputs: Inputs, feed: Feeds) -> None:
+    for one in samples_of(feed, inputs):
+        sights.watch(one)
 
 
 def _offer_all(kept: Sequence[Keep], feed: Feeds, inputs: Inputs) -> None:

@@ -18,6 +18,7 @@ class Points:
         rows: recorded rows, with the axis of the channels.
         hessians: sums of x·xᵀ, with the last dimension.
         ranges: smallest and largest value.
+        flags: which truth values were seen, of the conditions of Ifs.
     """
 
     histograms: tuple[str, ...] = ()
@@ -25,6 +26,7 @@ class Points:
     rows: Pairs = ()
     hessians: Pairs = ()
     ranges: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -35,6 +37,7 @@ class Points:
         rows: Mapping[str, int] | None = None,
         hessians: Mapping[str, int] | None = None,
         ranges: Iterable[str] = (),
+        flags: Iterable[str] = (),
     ) -> Points:
         """The same from any names and mappings."""
         return cls(
@@ -43,6 +46,7 @@ class Points:
             tuple((rows or {}).items()),
             tuple((hessians or {}).items()),
             tuple(dict.fromkeys(ranges)),
+            tuple(dict.fromkeys(flags)),
         )
 
     @property
@@ -54,7 +58,8 @@ class Points:
     @property
     def tensors(self) -> tuple[str, ...]:
         """All tensors, each once."""
-        return tuple(dict.fromkeys((*self.counted, *(name for name, _ in (*self.rows, *self.hessians)))))
+        others = (name for name, _ in (*self.rows, *self.hessians))
+        return tuple(dict.fromkeys((*self.counted, *others, *self.flags)))
 
     def __or__(self, other: Points) -> Points:
         """What either of the two wants, in the order of the first.
@@ -68,6 +73,7 @@ class Points:
             _joined(self.rows, other.rows),
             _joined(self.hessians, other.hessians),
             tuple(dict.fromkeys((*self.ranges, *other.ranges))),
+            tuple(dict.fromkeys((*self.flags, *other.flags))),
         )
 
 

@@ -7,7 +7,7 @@ from typing import cast
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
@@ -27,8 +27,9 @@ ids = [str(one) for one in EVERY]
 
 @pytest.mark.parametrize("calibrator", EVERY, ids=ids)
 @pytest.mark.parametrize("x", [np.zeros(10), np.zeros(0), np.full(3, np.nan)], ids=["zeros", "empty", "nan"])
-def test_a_tensor_without_a_value_gets_the_documented_range(calibrator: Calibrator, x: NDArray[np.float64]) -> None:
-    assert calibrator.range(Histogram.of(x.astype(np.float32))) == Calibrator.ALL_ZERO
+def test_no_range_is_made_up_for_a_tensor_without_a_value(calibrator: Calibrator, x: NDArray[np.float64]) -> None:
+    with pytest.raises(ValueError, match="nothing but zeros"):
+        calibrator.range(Histogram.of(x.astype(np.float32)))
 
 
 @settings(deadline=None, max_examples=30)
@@ -37,6 +38,7 @@ def test_a_tensor_without_a_value_gets_the_documented_range(calibrator: Calibrat
     st.sampled_from(EVERY),
 )
 def test_the_scale_is_a_normal_number(x: NDArray[np.float32], calibrator: Calibrator) -> None:
+    assume(x.any())
     found = calibrator.range(Histogram.of(x))
     assert np.isfinite(found)
     assert np.float32(found / 448) >= np.finfo(np.float32).smallest_normal

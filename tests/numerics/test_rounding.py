@@ -20,6 +20,7 @@ from qcompiler.errors import ModelError
 from qcompiler.numerics.rounding import (
     Format,
     dequantize,
+    grid,
     quantize_fp8_e4m3,
     quantize_int8,
     quantize_weight,
@@ -143,8 +144,21 @@ def test_a_channel_of_zeros_takes_the_largest_scale_of_the_tensor() -> None:
 
 
 def test_a_vanishing_channel_keeps_a_scale_that_can_be_divided_by() -> None:
-    scales = weight_scales(np.array([[1e-44], [127]], np.float32), 0)
+    scales = weight_scales(np.array([[1e-37], [127]], np.float32), 0)
     assert scales.tolist() == [2.0**-24, 1.0]
+
+
+def test_a_channel_below_the_normal_numbers_is_a_dead_one() -> None:
+    assert weight_scales(np.array([[1e-39], [127]], np.float32), 0).tolist() == [1.0, 1.0]
+    assert weight_scales(np.full((2, 3), 1e-39, np.float32), 0).tolist() == [np.float32(1 / 127)] * 2
+
+
+@given(st.floats(-(2.0**99), 0, width=32), st.floats(0, 2.0**99, width=32))
+def test_the_scale_of_an_unsigned_grid_is_a_normal_number(low: float, high: float) -> None:
+    scale, zero = grid(low, high)
+    assert scale >= np.finfo(np.float32).smallest_normal
+    assert 0 <= zero <= 255
+    assert float(scale) * 255 <= high - low or scale == np.finfo(np.float32).smallest_normal
 
 
 def test_a_weight_of_nothing_but_zeros_has_a_positive_scale() -> None:

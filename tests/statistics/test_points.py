@@ -8,10 +8,12 @@ from qcompiler.statistics.points import Points
 
 
 def test_other_statistics_need_histograms_and_tensors() -> None:
-    points = Points.of(histograms=["b", "a", "b"], outliers={"c": 1}, rows={"d": -1}, hessians={"e": 8}, ranges=["a"])
+    points = Points.of(
+        histograms=["b", "a", "b"], outliers={"c": 1}, rows={"d": -1}, hessians={"e": 8}, ranges=["a"], flags=["f"]
+    )
     assert points.histograms == ("b", "a")
     assert points.counted == ("b", "a", "c")
-    assert points.tensors == ("b", "a", "c", "d", "e")
+    assert points.tensors == ("b", "a", "c", "d", "e", "f")
     assert Points().tensors == ()
 
 

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 from qcompiler.compiler.base import Compilation, Done, stage
 from qcompiler.compiler.subject import Subject
+from qcompiler.planning.search import evidence
 from qcompiler.planning.search.watch import Watch
 from qcompiler.runtime.memory import return_freed_memory
 from qcompiler.statistics import outliers, residual
+from qcompiler.statistics.observe import Observations
 from qcompiler.statistics.observe import observe as measure
 
 KEPT_FEEDS = 16  # samples that outlive the data run, for the safety net, the ranges and the comparison
@@ -23,10 +25,12 @@ class ObserveOptions:
     Attributes:
         samples: how many feeds are expected, for the progress; None where nobody knows.
         workers: sessions that share the data; the result does not depend on it.
+        ranges: ranges of activations are chosen from it.
     """
 
     samples: int | None
     workers: int
+    ranges: bool = True
 
 
 @stage()
@@ -71,4 +75,16 @@ def observe(run: Compilation, subject: Subject, watch: Watch, options: ObserveOp
         "outliers": standing_out,
         "residuals": [dataclasses.asdict(one) for one in streams],
     }
-    return Done(subject.with_(seen=seen, standing_out=standing_out), record)
+    return Done(_weighed(run, subject, seen, options).with_(standing_out=standing_out), record)
+
+
+def _weighed(run: Compilation, subject: Subject, seen: Observations, options: ObserveOptions) -> Subject:
+    """The subject without the layers that the data has shown too little of, where a range would be made of that."""
+    if not options.ranges:
+        return subject.with_(seen=seen)
+    found = evidence.look(subject.model, subject.layers.found, seen)
+    for text in found.warnings:
+        run.warn(text)
+    scope = dataclasses.replace(subject.scope, unseen=found.refused)
+    seen = dataclasses.replace(seen, lacks=found.lacks)
+    return subject.with_(seen=seen, scope=scope, layers=subject.layers.refusing(found.refused))

@@ -126,6 +126,8 @@ class Layers:
         """The error of the rows of one fold, with the best range that is offered."""
         chosen = slice(None) if fold is None else self.rows.folds == fold
         scales, seen = self.known(alpha, fold)
+        if seen.amax <= 0:
+            return 0.0  # these rows are zeros, which round to themselves
         x, stored, counts = self.rows.values[chosen] / scales, self.stored(scales), self.rows.counts
         errors = []
         for amax in dict.fromkeys(method.range(seen) for method in _methods(self.calibrator, self.format)):

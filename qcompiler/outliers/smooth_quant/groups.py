@@ -224,7 +224,7 @@ def _refusal(members: Sequence[Candidate], rows: Rows | None, seen: Outliers | N
         return "nothing was observed of its activation"
     if len(seen.channels) != rows.values.shape[1]:
         return "the number of its channels varies"
-    return ""
+    return "" if seen.channels.any() else "nothing but zeros was observed of its activation"
 
 
 def _alphas(readers: Iterable[str], wanted: SmoothQuantTable) -> Sequence[float]:

@@ -119,5 +119,5 @@ def _results(probe: Probe, name: str, layers: Layers, alpha: float | None, calib
     for x, fold in zip(probe.inputs[name], probe.folds, strict=True):
         scales, amax, stored = known[fold]
         flat = rounded(x.reshape(-1, x.shape[-1]) / scales, amax, layers.format)
-        results.append([(flat @ weight).reshape(*x.shape[:-1], -1) for weight in stored])
+        results.append([(flat @ weight).reshape(*x.shape[:-1], weight.shape[1]) for weight in stored])
     return results

@@ -358,7 +358,7 @@ def measure(
         per_channel: weight scales per output channel, else per tensor.
         ignored: outputs that are not judged.
     """
-    groups = candidates.by_activation(found)
+    groups = candidates.by_activation(one for one in found if histograms[one.activation].amax > 0)
     texts = (calibrator,) if calibrator != "auto" else RANGES_FP8 if dtype is DType.FP8 else RANGES
     methods = [calibrators.parse(text) for text in texts]
     ranges = {name: [method.range(histograms[name]) for method in methods] for name in groups}

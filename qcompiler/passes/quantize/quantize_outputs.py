@@ -83,7 +83,8 @@ def _quantize_bias(graph: gs.Graph, names: Names, node: gs.Node) -> Iterator[Not
     scale = (x.inputs[1].values.astype(np.float32) * w.inputs[1].values.astype(np.float32)).astype(np.float32)
     if scale.size not in (1, bias.size):
         return
-    steps = np.rint(bias.astype(np.float64) / np.maximum(scale.astype(np.float64), np.finfo(np.float32).tiny))
+    scale = np.maximum(scale, np.finfo(np.float32).tiny)  # of a vanishing weight and a vanishing activation
+    steps = np.rint(bias.astype(np.float64) / scale.astype(np.float64))
     if np.abs(steps).max(initial=0.0) > LARGEST_BIAS:
         yield Skipped(node.name, "its bias is too large for the unit of its accumulator")
         return

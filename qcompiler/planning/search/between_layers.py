@@ -23,12 +23,14 @@ from qcompiler.numerics import rounding, sqnr
 from qcompiler.passes.base import Fact, Pipeline
 from qcompiler.passes.quantize.insert_qdq import InsertQDQ
 from qcompiler.passes.quantize.insert_qdq_pairs import InsertQDQPairs
-from qcompiler.plan import Candidate, Decision, Plan, Quantizer
+from qcompiler.plan import Candidate, Decision, Plan, Quantizer, Refusal
 from qcompiler.planning.placement import attention, candidates, shared_scales, shortcuts
 from qcompiler.planning.placement.attention import Attention, AttentionAsked
 from qcompiler.planning.placement.shortcuts import Shortcut
+from qcompiler.planning.search import evidence
 from qcompiler.planning.simulation.bias import Shifts
 from qcompiler.runtime.stream import OpenModel
+from qcompiler.statistics.evidence import Lack
 from qcompiler.statistics.histogram import Histogram, signal_power
 from qcompiler.target import DType, Target
 
@@ -61,6 +63,7 @@ class Setting:
         per_channel: weight scales per output channel.
         attention: what is asked of attentions; None where they stay float.
         scales: of weights that are not amax / 127, by node name.
+        lacks: what the data has not shown of tensors, by name: these get no range.
     """
 
     model: models.Model
@@ -75,6 +78,7 @@ class Setting:
     per_channel: bool
     attention: AttentionAsked | None = None
     scales: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    lacks: Mapping[str, Lack] = field(default_factory=dict)
 
 
 def extend(plan: Plan, corrections: Corrections, setting: Setting) -> tuple[Plan, Corrections]:
@@ -87,7 +91,7 @@ def extend(plan: Plan, corrections: Corrections, setting: Setting) -> tuple[Plan
     """
     graph, target = setting.model.graph, setting.target
     quantized = {decision.node for decision in plan.quantized() if decision.precision is DType.INT8}
-    chosen, refused = shortcuts.shortcuts(graph, target, quantized)
+    chosen, refused = _seen(*shortcuts.shortcuts(graph, target, quantized), setting.lacks)
     try_groups = target.share_scales and bool(shared_scales.scale_groups(graph, _int8(plan)))
     whole, told = _attentions(plan, setting)
     measure = _PairsTrial(setting) if chosen or try_groups or whole else None
@@ -102,6 +106,16 @@ def extend(plan: Plan, corrections: Corrections, setting: Setting) -> tuple[Plan
         if target.share_scales:
             plan, corrections = _with_shared(plan, corrections, setting, measure, allowed)
     return _explained(plan, decisions, [node.name for node in graph.nodes]), corrections
+
+
+def _seen(
+    chosen: Sequence[Shortcut], refused: Sequence[Refusal], lacks: Mapping[str, Lack]
+) -> tuple[list[Shortcut], list[Refusal]]:
+    """The shortcuts that the data has shown enough of for a range, and the others refused."""
+    unknown = [one for one in chosen if one.tensor in lacks]
+    whys = [f"its shortcut {evidence.why(one.tensor, lacks[one.tensor])}: no range is known for it" for one in unknown]
+    more = [Refusal(one.add, "Add", "residual-float", why) for one, why in zip(unknown, whys, strict=True)]
+    return [one for one in chosen if one.tensor not in lacks], [*refused, *more]
 
 
 def _with_shortcuts(
@@ -175,6 +189,9 @@ def _clash(plan: Plan, setting: Setting, one: Attention, asked: AttentionAsked) 
     if not attention.reads(setting.model.graph, one, (), result=asked.result):
         return "its result is an output of the model"
     touched = (*one.reads, one.result) if asked.result else one.reads
+    unknown = next((name for name in touched if name in setting.lacks), None)
+    if unknown is not None:
+        return f"no range is known, for {evidence.why(unknown, setting.lacks[unknown])}"
     other = next((q for name in touched if (q := plan.quantizers.get(name)) and q.dtype is not asked.dtype), None)
     return None if other is None else f"a layer reads its tensor '{other.tensor}' in {other.dtype.upper()}"
 

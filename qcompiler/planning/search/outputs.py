@@ -45,8 +45,13 @@ GIVEN = frozenset({Fact.NAMED, Fact.CONSTANTS, Fact.FOLDED, Fact.UNSHARED})
 
 def tensors_for_outputs(graph: gs.Graph, found: Sequence[Candidate]) -> list[str]:
     """Names of the tensors that candidates write and that would be quantized as a whole."""
-    wanted = {candidate.node for candidate in found if candidate.op == "Conv"}
-    return list(dict.fromkeys(_behind(graph, node).name for node in graph.nodes if node.name in wanted))
+    return list(dict.fromkeys(name for _, name in written(graph, found)))
+
+
+def written(graph: gs.Graph, found: Sequence[Candidate]) -> list[tuple[Candidate, str]]:
+    """The convolutions among candidates, in graph order, each with the name of the tensor quantized behind it."""
+    wanted = {candidate.node: candidate for candidate in found if candidate.op == "Conv"}
+    return [(wanted[node.name], _behind(graph, node).name) for node in graph.nodes if node.name in wanted]
 
 
 def _behind(graph: gs.Graph, node: gs.Node) -> gs.Tensor:

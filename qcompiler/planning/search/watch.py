@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from qcompiler.ir import model as models
 from qcompiler.plan import Candidate
 from qcompiler.planning.placement import attention, shortcuts
-from qcompiler.planning.search import outputs
+from qcompiler.planning.search import evidence, outputs
 from qcompiler.statistics.points import Points
 from qcompiler.target import Target
 
@@ -26,14 +26,15 @@ class Watch:
     attention: str = "float"
 
     def points(self, model: models.Model, found: Sequence[Candidate]) -> Points:
-        """What is measured in the one run over the data: all of `tensors`, and what stands out in inputs of layers.
+        """What is measured in the one run: all of `tensors`, what stands out in inputs of layers, which way Ifs go.
 
         Args:
             model: the float model, normalised.
             found: its layers that may be quantized.
         """
         axes = {one.activation: 1 if one.op.startswith("Conv") else -1 for one in found}
-        return Points.of(histograms=self.tensors(model, found), outliers=axes)
+        flags = evidence.conditions(model.graph)
+        return Points.of(histograms=self.tensors(model, found), outliers=axes, flags=flags)
 
     def tensors(self, model: models.Model, found: Sequence[Candidate]) -> list[str]:
         """Names of the tensors whose ranges somebody may ask for; some stand there twice.

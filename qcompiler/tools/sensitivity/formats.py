@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import ml_dtypes
 import numpy as np
 
+from qcompiler.calibrators.minmax import MinMax
 from qcompiler.calibrators.mse import MSE
 from qcompiler.errors import UsageError
 from qcompiler.numerics import blocks
@@ -96,7 +97,7 @@ class NumberFormat:
         E5M2 has 31 octaves: where its range ends hardly matters to what lies far below.
         """
         if self.name == "e5m2":
-            return max(h.amax, MSE.SMALLEST) if h.amax > 0 else MSE.ALL_ZERO
+            return MinMax().range(h)
         return MSE("fp8" if self.name == "fp8" else "int8").range(h)
 
     def values(self, x: NDArray[Any], amax: float) -> NDArray[np.float32]:

@@ -22,6 +22,8 @@ from qcompiler.numerics.sqnr import decibel, gain_db
 from qcompiler.passes.pipelines import clean_up
 from qcompiler.plan import Candidate
 from qcompiler.planning.placement import candidates
+from qcompiler.planning.placement.candidates import Candidates
+from qcompiler.planning.search import evidence
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.runtime import shapes
 from qcompiler.runtime.memory import return_freed_memory
@@ -31,7 +33,7 @@ from qcompiler.statistics.outliers import Outliers
 from qcompiler.statistics.points import Points
 from qcompiler.support.as_json import plain
 from qcompiler.support.progress import Progress, silent
-from qcompiler.target import DType
+from qcompiler.target import DType, Target
 from qcompiler.tools.sensitivity.formats import DEFAULT, parse
 from qcompiler.tools.sensitivity.layer_study import Noise, Study
 
@@ -196,12 +198,10 @@ def sensitivity(
         normal = models.copy(loaded)
         clean_up(target)(normal.graph)
         shapes.infer(normal)
-        found, refused = candidates.find_candidates(normal.graph, target, recipe.keep)
-        groups = candidates.by_activation(found)
+        layers = candidates.find_candidates(normal.graph, target, recipe.keep)
     name = loaded.source.name if loaded.source else "the model"
-    if not groups:
-        why = f": {refused[0].why}" if refused else ": it has no Conv, Gemm or MatMul"
-        raise ModelError(f"nothing in {name} can be quantized for {target}{why}; `qcompiler inspect` lists every layer")
+    _require(layers, name, target)
+    groups = layers.by_activation
     with progress.stage("observe", recipe.samples) as stage:
         parts = deal(source)
         axes = {tensor: 1 if members[0].op.startswith("Conv") else -1 for tensor, members in groups.items()}
@@ -216,7 +216,13 @@ def sensitivity(
             workers=recipe.workers,
             advance=stage.advance,
         )
+        lacking = evidence.look(normal, layers.found, observed)
     return_freed_memory()
+    for text in lacking.warnings:
+        progress.warn(text)
+    layers = layers.refusing(lacking.refused)
+    _require(layers, name, target)
+    groups = layers.by_activation
     sizes = concrete_shapes(normal.graph, observed.kept[0], tensors_for_shapes(normal.graph))
     few = observed.choosing[: _enough(sizes, groups, len(observed.choosing))]
     with progress.stage("study", len(groups)) as stage:
@@ -237,8 +243,16 @@ def sensitivity(
         groups=tuple(
             _ranked(groups, noise, observed, macs, [one.name for one in chosen if not one.why_not(target)], budget)
         ),
-        refused=dict(Counter(one.rule for one in refused).most_common()),
+        refused=dict(Counter(one.rule for one in layers.refused).most_common()),
     )
+
+
+def _require(layers: Candidates, name: str, target: Target) -> None:
+    """Raises ModelError where nothing can be studied."""
+    if layers.found:
+        return
+    why = f": {layers.refused[-1].why}" if layers.refused else ": it has no Conv, Gemm or MatMul"
+    raise ModelError(f"nothing in {name} can be quantized for {target}{why}; `qcompiler inspect` lists every layer")
 
 
 def _some(count: int, what: str) -> str:

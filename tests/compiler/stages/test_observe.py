@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from qcompiler.compiler.stages.observe import ObserveOptions, observe
-from tests.kit.cases import SAMPLES, prepared
+from tests.kit.cases import SAMPLES, Case, prepared
 from tests.kit.subjects import before
 
 
@@ -35,3 +36,29 @@ def test_without_data_nothing_is_run(tmp_path: Path) -> None:
     after = standing.run(observe, standing.subject, standing.asked.watch, ObserveOptions(None, 1))
     assert after is standing.subject
     assert standing.run.records["data"] is None
+
+
+def silent(folder: Path) -> Case:
+    """The small convolutional net with pictures that are black in all samples."""
+    case = prepared(folder, "conv")
+    np.savez(case.data, x=np.zeros_like(case.rows))
+    return case
+
+
+def test_layers_that_the_data_shows_nothing_of_are_refused_with_a_warning(tmp_path: Path) -> None:
+    standing = before("observe", silent(tmp_path))
+    after = standing.run(observe, standing.subject, standing.asked.watch, standing.asked.observe)
+    assert "C1" not in {one.node for one in after.layers.found}
+    assert {one.rule for one in after.layers.refused if one.node in ("C1", "C2", "C3")} == {"zero", "constant"}
+    assert after.scope.layers(after.model) == after.layers
+    assert after.seen.lacks["x"].rule == "zero"
+    assert [text for text in standing.run.warnings if "calibration samples input 'x' was 0" in text]
+
+
+@pytest.mark.parametrize("precision", ["int8-dynamic", "int8-weight"])
+def test_where_no_range_is_chosen_nothing_is_lacking(tmp_path: Path, precision: str) -> None:
+    standing = before("observe", silent(tmp_path), precision=precision)
+    told = list(standing.run.warnings)
+    after = standing.run(observe, standing.subject, standing.asked.watch, standing.asked.observe)
+    assert after.layers == standing.subject.layers
+    assert standing.run.warnings == told

@@ -13,13 +13,16 @@ from numpy.typing import NDArray
 
 import qcompiler
 from qcompiler.ir import graph as graphs
+from qcompiler.ir.qdq import pairs, scale_of
 from qcompiler.ir.signature import Feeds
 from qcompiler.numerics.sqnr import sqnr_of
-from qcompiler.passes.base import Changed
+from qcompiler.passes.base import Changed, Fact, Pipeline
+from qcompiler.passes.quantize.insert_qdq import InsertQDQ
 from qcompiler.passes.quantize.quantize_outputs import QuantizeOutputs
-from qcompiler.plan import Plan
+from qcompiler.plan import Decision, Plan, Quantizer
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.runtime.session import Session
+from qcompiler.target import DType
 from tests.kit.rewrite import model, to_graph, whole
 
 RNG = np.random.default_rng(11)
@@ -61,7 +64,7 @@ def _residual() -> onnx.ModelProto:
     )
 
 
-def _feeds(count: int = 6) -> list[Feeds]:
+def _feeds(count: int = 32) -> list[Feeds]:
     rng = np.random.default_rng(2)
     return [{"x": rng.standard_normal((1, 16, 12, 12)).astype(np.float32)} for _ in range(count)]
 
@@ -161,3 +164,17 @@ def test_tensorrt_never_sees_unsigned_integers(tmp_path: Path, target: str) -> N
     assert not [
         node for node in convs if any(graphs.is_op(r, "QuantizeLinear") for r, _ in graphs.consumers(node.outputs[0]))
     ]
+
+
+@pytest.mark.parametrize("size", [1e-39, 1e-25, 0.0], ids=["denormal", "tiny", "zero"])
+def test_vanishing_weights_and_activations_have_scales_that_the_target_takes(size: float) -> None:
+    weights = {"w": (size * _weight(16, 16, 3, 3)).astype(np.float32), "b": np.zeros(16, np.float32)}
+    graph = to_graph(model(("Conv", "x w b", "y"), inputs={"x": ("n", 16, 12, 12)}, weights=weights))
+    quantizer = Quantizer("x", DType.INT8, 1e-25, "test", 1e-25, span=(0.0, 1e-25))
+    decision = Decision("Y", "Conv", DType.INT8, "linear", "")
+    plan = Plan.of([decision]).with_(axes={"Y": 0}, quantizers={"x": quantizer})
+    given = frozenset({Fact.NAMED, Fact.CONSTANTS, Fact.UNSHARED})
+    Pipeline(InsertQDQ(plan), QuantizeOutputs(plan), given=given)(graph)
+    found = [scale for node in pairs(graph) if (scale := scale_of(node)) is not None]
+    assert len(found) == 4
+    assert all((one >= np.finfo(np.float32).smallest_normal).all() for one in found)

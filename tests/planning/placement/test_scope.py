@@ -9,6 +9,7 @@ import onnx
 import pytest
 
 from qcompiler.ir import model as models
+from qcompiler.plan import Refusal
 from qcompiler.planning.placement import candidates
 from qcompiler.planning.placement.scope import Scope
 from qcompiler.target import parse_target
@@ -58,3 +59,12 @@ def test_a_scope_is_a_value() -> None:
     assert scope == Scope(RTX, ("head",))
     assert hash(scope) == hash(Scope(RTX, ("head",)))
     assert scope != Scope(RTX, ())
+
+
+def test_layers_that_the_data_has_shown_too_little_of_are_refused_as_long_as_they_are_there(
+    loaded: models.Model,
+) -> None:
+    unseen = tuple(Refusal(name, "MatMul", "zero", "'x' was 0") for name in ("A", "GONE"))
+    found, refused = Scope(RTX, unseen=unseen).layers(loaded)
+    assert [one.node for one in found] == ["B"]
+    assert [one.node for one in refused if one.rule == "zero"] == ["A"]

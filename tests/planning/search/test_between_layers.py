@@ -140,3 +140,70 @@ def test_the_largest_good_number_is_found(best: int) -> None:
     assert between_layers.largest(7, good) == best
     assert len(tried) <= 4
     assert between_layers.largest(0, good) == 0
+
+
+def with_a_dead_shortcut(folder: Path) -> Path:
+    """A residual Add whose shortcut is a Relu of what is always negative."""
+    proto = model(
+        ("Conv", "x w0", "a", SAME),
+        ("Conv", "x w1 low", "s0", SAME),
+        ("Relu", "s0", "s"),
+        ("Conv", "a w2", "b", SAME),
+        ("Add", "b s", "c"),
+        ("Relu", "c", "d"),
+        ("Conv", "d w3", "y", SAME),
+        inputs={"x": ("n", 16, 12, 12)},
+        weights={
+            "w0": weight(32, 16, 3, 3), "w1": weight(32, 16, 3, 3), "low": np.full(32, -50, np.float32),
+            "w2": weight(32, 32, 3, 3), "w3": weight(32, 32, 3, 3),
+        },
+    )  # fmt: skip
+    onnx.save(proto, folder / "dead.onnx")
+    return folder / "dead.onnx"
+
+
+def test_a_shortcut_that_was_zero_in_all_samples_gets_no_range(tmp_path: Path) -> None:
+    found = quantized(with_a_dead_shortcut(tmp_path), tmp_path, "tensorrt")
+    assert "s" not in found.plan.quantizers
+    decision = found.plan.decisions["C"]
+    assert (decision.rule, decision.precision) == ("residual-float", DType.FP16)
+    assert "its shortcut 's' was 0 in all 5 calibration samples" in decision.why
+
+
+def test_onnx_runtime_leaves_a_convolution_float_that_wrote_nothing_but_zeros(tmp_path: Path) -> None:
+    found = quantized(with_a_dead_shortcut(tmp_path), tmp_path, "onnxruntime")
+    assert "s" not in found.plan.quantizers
+    decision = found.plan.decisions["S0"]
+    assert (decision.rule, decision.precision) == ("zero", DType.FP32)
+    assert "what it writes needs a range, and 's' was 0 in all 5 calibration samples" in decision.why
+
+
+def test_an_attention_whose_values_were_zero_stays_float_with_that_reason(tmp_path: Path) -> None:
+    shapes = {"x": ("n", 2, 64, 32), "side": ("n", 2, 64, 32)}
+    proto = model(
+        ("Transpose", "x", "kt", {"perm": [0, 1, 3, 2]}),
+        ("MatMul", "x kt", "s"),
+        ("Softmax", "s", "p", {"axis": -1}),
+        ("MatMul", "p side", "o"),
+        ("Transpose", "o", "t", {"perm": [0, 2, 1, 3]}),
+        ("Reshape", "t flat", "r"),
+        ("MatMul", "r w", "m"),
+        ("Add", "m bias", "h"),
+        ("MatMul", "h w", "y"),
+        inputs=shapes,
+        weights={"flat": np.array([0, 64, 64]), "w": weight(64, 64), "bias": weight(64, 1)[:, 0]},
+    )
+    onnx.save(proto, tmp_path / "m.onnx")
+    rng = np.random.default_rng(2)
+    feeds = [
+        {"x": rng.standard_normal((1, 2, 64, 32)).astype(np.float32), "side": np.zeros((1, 2, 64, 32), np.float32)}
+        for _ in range(4)
+    ]
+    found = quantize(
+        tmp_path / "m.onnx",
+        data=feeds,
+        recipe=Recipe(target="tensorrt-rtx:sm89", attention="int8", allow_broken=True),
+        output=tmp_path / "m.qdq.onnx",
+    )
+    assert "no range is known, for 'side' was 0 in all 3 calibration samples" in found.plan.decisions["O"].why
+    assert {one.rule for one in found.plan if one.node in ("M", "Y")} == {"zero", "constant"}

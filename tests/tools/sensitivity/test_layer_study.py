@@ -94,7 +94,7 @@ def test_convolutions_and_gemms_with_bias_and_turned_weights_are_studied(tmp_pat
             "w1": normal(32, 16, 3, 3), "b1": normal(32), "w2": normal(24, 32), "w3": normal(20, 24), "b3": normal(20),
         },
     )  # fmt: skip
-    found = sensitivity(saved(tmp_path, proto), data=data(2, 16, 8, 8), formats="int8,fp8,e5m2,int4,nf4,fp4")
+    found = sensitivity(saved(tmp_path, proto), data=data(20, 16, 8, 8), formats="int8,fp8,e5m2,int4,nf4,fp4")
     assert set(by_layer(found)) == {"C", "M", "G"}
     for group in found.groups:
         figures = {name: effect.layer_db for name, effect in group.effects.items()}
