@@ -71,4 +71,4 @@ def observe(run: Compilation, subject: Subject, watch: Watch, options: ObserveOp
         "outliers": standing_out,
         "residuals": [dataclasses.asdict(one) for one in streams],
     }
-    return Done(subject.with_(seen=seen, standing_out=standing_out), record)
+    return Done(subject.with_(seen=seen, measured=subject.model, standing_out=standing_out), record)

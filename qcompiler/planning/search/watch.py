@@ -9,8 +9,9 @@ from qcompiler.ir import model as models
 from qcompiler.plan import Candidate
 from qcompiler.planning.placement import attention, shortcuts
 from qcompiler.planning.search import outputs
+from qcompiler.statistics import ranges
 from qcompiler.statistics.points import Points
-from qcompiler.target import Target
+from qcompiler.target import DType, Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +29,15 @@ class Watch:
     def points(self, model: models.Model, found: Sequence[Candidate]) -> Points:
         """What is measured in the one run over the data: all of `tensors`, and what stands out in inputs of layers.
 
+        Where the rest computes in half, the extremes of every float tensor decide whether it can.
+
         Args:
             model: the float model, normalised.
             found: its layers that may be quantized.
         """
         axes = {one.activation: 1 if one.op.startswith("Conv") else -1 for one in found}
-        return Points.of(histograms=self.tensors(model, found), outliers=axes)
+        typed = () if self.target.high_precision is DType.FP32 else ranges.wanted(model)
+        return Points.of(histograms=self.tensors(model, found), outliers=axes, ranges=typed)
 
     def tensors(self, model: models.Model, found: Sequence[Candidate]) -> list[str]:
         """Names of the tensors whose ranges somebody may ask for; some stand there twice.
