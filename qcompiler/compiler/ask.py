@@ -115,7 +115,7 @@ def ask(recipe: Recipe, data: Data | None, output: Path, *, build: bool) -> Aske
         llm_int8=_llm_int8(recipe, rows_apart),
         weight_only=_weight_only(recipe, target),
         planning=planning(recipe),
-        lower=LowerOptions(recipe.io_types, recipe.llm_int8),
+        lower=LowerOptions(recipe.io_types, recipe.llm_int8, recipe.min_sqnr, recipe.ignore_output),
         verify=VerifyOptions(recipe.verify_samples, True, recipe.ignore_output),
         gates=Gates(recipe.min_sqnr, recipe.max_drop, recipe.allow_broken),
         build=BuildOptions(target, recipe.shapes, recipe.generation, methods.needs_rows(recipe.precision, target)),

@@ -134,11 +134,11 @@ def life(run: Compilation, source: str | Path | Model, data: Data | None, asked:
     subject = run(smooth_quant, subject, asked.watch, asked.smooth_quant, strict)
     subject = run(llm_int8, subject, asked.watch, asked.llm_int8, strict)
     subject = run(weight_only, subject, asked.weight_only, strict)
-    decided, proof = None, None
+    decided, lowered, proof = None, None, None
     tries: tuple[Try, ...] = ()
     while True:  # until the gates hold or nothing is left to give back
         decided = run(decide, subject, target, planning, decided)
-        lowered = run(lower, subject, decided, target, asked.lower)
+        lowered = run(lower, subject, decided, target, asked.lower, lowered)
         proof = run(verify, subject, lowered, asked.verify, proof)
         tries = run(note, decided, lowered, proof.verification, asked.gates, asked.promise, tries)
         again = stricter(subject, planning, decided, proof.verification, asked.gates)

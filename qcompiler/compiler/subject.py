@@ -17,7 +17,9 @@ from qcompiler.plan import Plan
 from qcompiler.planning.chosen import Chosen
 from qcompiler.planning.placement.candidates import Candidates
 from qcompiler.planning.placement.scope import Scope
+from qcompiler.planning.search.half_noise import HalfNoise
 from qcompiler.statistics.observe import Observations
+from qcompiler.statistics.ranges import Ranges
 from qcompiler.verification.held_out import Judge
 from qcompiler.weight_only.stored import Stored
 
@@ -38,6 +40,7 @@ class Subject:
         layers: those that were found in `model`, and why the others may not be.
         released: why quantizers that the model came with were dropped, by the name of the float tensor.
         seen: what one run over the data has told.
+        measured: the model that was run for it, whose tensors its ranges speak of; None where nothing was run.
         standing_out: channels and tokens that stand out, an entry for each activation, as they were observed.
         prefix: what stands in front of all texts, and how it was found; None where nobody asked.
         splits: which channels are multiplied apart.
@@ -53,6 +56,7 @@ class Subject:
     layers: Candidates = NOTHING
     released: Mapping[str, str] = field(default_factory=dict)
     seen: Observations = field(default_factory=Observations)
+    measured: Model | None = None
     standing_out: Sequence[Mapping[str, Any]] = ()
     prefix: Prefixed | None = None
     splits: Splits = field(default_factory=Splits)
@@ -97,9 +101,13 @@ class Lowered:
         inner: the float model that it was made of, whose inner tensors have the same names.
         plan: with what typing decided about the rest.
         splits: which channels are multiplied apart.
+        ranges: of the tensors of `inner`, over all samples; empty where nothing is typed by them.
+        half: what rounding to half does to the outputs; None where nothing is rounded to it.
     """
 
     model: Model
     inner: Model
     plan: Plan
     splits: Splits
+    ranges: Ranges = field(default_factory=Ranges)
+    half: HalfNoise | None = None

@@ -90,10 +90,11 @@ def lowering(
     scales: Mapping[str, NDArray[np.float32]] | None = None,
     io_types: str = "keep",
     storing: Sequence[Pass] = (),
+    noisy: Mapping[str, float] | None = None,
 ) -> Pipeline:
     """From the normalised float graph and its plan to a strongly typed graph that the target takes.
 
-    `storing` are the passes that store weights alone in few bits.
+    `storing` are the passes that store weights alone in few bits; `noisy` is as of `HighPrecision`.
     """
     dynamic = any(decision.rule == RULE for decision in plan)
     static = (InsertQDQ(plan, corrections, scales or {}), InsertQDQPairs(plan))
@@ -103,7 +104,11 @@ def lowering(
         *storing,
         # After Q/DQ, which are FP32 inside: a DequantizeLinear is then told what its consumer computes in.
         HighPrecision(
-            target.high_precision, ranges=ranges, typed_dequantize=target.typed_dequantize, io_types=io_types
+            target.high_precision,
+            ranges=ranges,
+            typed_dequantize=target.typed_dequantize,
+            io_types=io_types,
+            noisy=noisy or {},
         ),
         *((FlattenRows(),) if target.engine == "tensorrt-rtx" else ()),  # typed: its tensors have no ranges
         # The last word belongs to the target.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import onnx
 
@@ -22,6 +22,30 @@ def choice(
     made = node("If", [switch], [output], name=own + "If")
     made.attribute.append(_body("then_branch", _branch(own + "then", then)))
     made.attribute.append(_body("else_branch", _branch(own + "else", other)))
+    return made
+
+
+def alternatives(
+    switch: str,
+    own: str,
+    outputs: Mapping[str, int],
+    then: tuple[Sequence[onnx.NodeProto], Sequence[str]],
+    other: tuple[Sequence[onnx.NodeProto], Sequence[str]],
+) -> onnx.NodeProto:
+    """`choice` for several outputs.
+
+    Args:
+        switch: a bool scalar.
+        own: a prefix for names that nobody else uses.
+        outputs: what it writes, each with its element type.
+        then: the nodes of one branch, and which of their tensors become the outputs.
+        other: the same of the other branch.
+    """
+    made = node("If", [switch], list(outputs), name=own + "If")
+    for name, (nodes, ends) in (("then_branch", then), ("else_branch", other)):
+        branch = onnx.GraphProto(name=own + name, node=nodes)
+        branch.output.extend(value_info(end, element) for end, element in zip(ends, outputs.values(), strict=True))
+        made.attribute.append(_body(name, branch))
     return made
 
 

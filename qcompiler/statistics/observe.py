@@ -32,7 +32,7 @@ from qcompiler.statistics.hessian import Hessians
 from qcompiler.statistics.histogram import Histogram, Histograms
 from qcompiler.statistics.outliers import AllOutliers, Outliers
 from qcompiler.statistics.points import Points
-from qcompiler.statistics.ranges import Range
+from qcompiler.statistics.ranges import Range, Tapped
 from qcompiler.statistics.rows import Recorder, Rows, channels
 from qcompiler.support.machine import available_processors
 
@@ -60,7 +60,8 @@ class Observations:
         fingerprint: hash of all feeds that does not depend on their order.
         rows: recorded rows, by tensor name.
         hessians: float64 [K, K], by tensor name.
-        ranges: smallest and largest value, by tensor name.
+        ranges: smallest and largest value, by tensor name, of tensors that were not always empty; over all samples,
+            also those to choose and to judge by, for what overflows on any of them must be known.
         spreads: what values each input gets, and how many different samples there are.
         sights: what all samples have shown of each input, by its name.
         lacks: what the data has not shown, by tensor name; whoever chooses ranges leaves these tensors alone.
@@ -124,8 +125,8 @@ def observe(
         points: which statistic of which tensor; graph inputs are allowed.
         source: the data; it is read once.
         inputs: the model's inputs, to know whether a feed is a batch.
-        choose: samples of the same data to choose by; they are counted and kept, not measured.
-        judge: samples of the same data to judge by; they are counted, not measured.
+        choose: samples of the same data to choose by; they are counted and kept, and only ranges are measured of them.
+        judge: samples of the same data to judge by; they are counted, and only ranges are measured of them.
         keep: how many samples to keep for later checks.
         expected: how many feeds there will be, which says how many rows of each may be recorded.
         workers: sessions that share the data; each gets its part of the processors. More than one pays where single
@@ -145,13 +146,16 @@ def observe(
     feeds = _Shared(
         source, (lambda feed: _offer(kept, feed, inputs), partial(_show, sights, inputs), *everywhere), counter
     )
+    tapped = Tapped(model, points.ranges) if points.ranges else None
+    source_graph = model if tapped is None else tapped.graph
+    ends = () if tapped is None else tapped.accumulator().tensors
     crew = [
         _Worker(
             model,
-            Stream(model, points.tensors, threads=share, budget=budget),
-            _Statistics(points, inputs, expected),
+            Stream(source_graph, [*points.tensors, *ends], threads=share, budget=budget),
+            _Statistics(points, inputs, expected, tapped),
         )
-        for _ in range(workers if points.tensors else 1)
+        for _ in range(workers if points.tensors or ends else 1)
     ]
     if len(crew) == 1:
         crew[0].work(feeds)
@@ -163,14 +167,16 @@ def observe(
     seen = crew[0].statistics
     for worker in crew[1:]:
         seen.merge(worker.statistics)
-    histograms = seen.histograms.found
     loud, quiet = Keep(keep, key=loudness), Keep(keep)
+    extremes = crew[0].extremes if tapped is not None else None
     for part, watchers in ((choose, (partial(_offer_all, (loud, quiet), inputs=inputs),)), (judge, ())):
-        for _, feed in () if part is None else _Shared(part, everywhere, counter):
+        for index, feed in () if part is None else _Shared(part, everywhere, counter):
             for watch in watchers:
                 watch(feed)
+            if extremes is not None:
+                extremes(index, feed)
     return Observations(
-        histograms,
+        seen.histograms.found,
         tuple(kept.feeds),
         tuple(mixed(loud.feeds, quiet.feeds, keep)),
         shapes,
@@ -179,7 +185,7 @@ def observe(
         seen.outliers.found,
         {} if seen.rows is None else seen.rows.rows(),
         seen.hessians.found,
-        {name: Range(one.minimum, one.maximum) for name in points.ranges if (one := histograms[name]).finite},
+        {} if tapped is None or seen.ends is None else tapped.ranges(seen.ends).found,
         spreads,
         sights.found,
         flags=seen.flags.found,
@@ -189,7 +195,8 @@ def observe(
 class _Statistics:
     """Everything that is wanted of the data, by one worker."""
 
-    def __init__(self, points: Points, inputs: Inputs, expected: int) -> None:
+    def __init__(self, points: Points, inputs: Inputs, expected: int, tapped: Tapped | None) -> None:
+        self.ends = None if tapped is None else tapped.accumulator()
         self.histograms = Histograms(points.counted)
         self.outliers = AllOutliers(dict(points.outliers), lambda feed: samples_of(feed, inputs))
         self.hessians = Hessians(dict(points.hessians))
@@ -203,7 +210,7 @@ class _Statistics:
             self.rows = Recorder(self._recorded, channels(model, self._recorded, feed), self._expected)
 
     def update(self, part: Part) -> None:
-        for one in (self.outliers, self.hessians, self.flags, self.rows):
+        for one in (self.outliers, self.hessians, self.flags, self.rows, self.ends):
             if one is not None:
                 one.update(part)
 
@@ -212,6 +219,8 @@ class _Statistics:
         self.outliers.merge(other.outliers)
         self.hessians.merge(other.hessians)
         self.flags.merge(other.flags)
+        if self.ends is not None and other.ends is not None:
+            self.ends.merge(other.ends)
         if self.rows is None:
             self.rows = other.rows
         elif other.rows is not None:
@@ -299,6 +308,12 @@ class _Worker:
             except BaseException:
                 feeds.stop()
                 raise
+
+    def extremes(self, index: int, feed: Feeds) -> None:
+        """Runs a feed for the ranges alone."""
+        if self.statistics.ends is not None:
+            for part in self._stream.parts(index, feed):
+                self.statistics.ends.update(part)
 
     def _count(self, part: Part) -> None:
         histograms = self.statistics.histograms

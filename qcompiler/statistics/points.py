@@ -17,7 +17,8 @@ class Points:
         outliers: channels and tokens that stand out, with the axis of the channels; these tensors get a histogram too.
         rows: recorded rows, with the axis of the channels.
         hessians: sums of x·xᵀ, with the last dimension.
-        ranges: smallest and largest value.
+        ranges: smallest and largest value, also of tensors of nested graphs. They are computed inside the graph, and
+            no tensor is fetched for them.
         flags: which truth values were seen, of the conditions of Ifs.
     """
 
@@ -53,11 +54,11 @@ class Points:
     def counted(self) -> tuple[str, ...]:
         """Tensors that need a histogram, also for another statistic; those asked for as such come first."""
         spiking = (name for name, _ in self.outliers)
-        return tuple(dict.fromkeys((*self.histograms, *spiking, *self.ranges)))
+        return tuple(dict.fromkeys((*self.histograms, *spiking)))
 
     @property
     def tensors(self) -> tuple[str, ...]:
-        """All tensors, each once."""
+        """All tensors that are fetched, each once."""
         others = (name for name, _ in (*self.rows, *self.hessians))
         return tuple(dict.fromkeys((*self.counted, *others, *self.flags)))
 

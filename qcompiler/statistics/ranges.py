@@ -1,15 +1,16 @@
 """Smallest and largest value of every float tensor, observed by running; what the typing pass decides with.
 
-The reductions run inside the graph, so that only two scalars per tensor leave ONNX Runtime and no activation is kept
-for them. Their order matters: ONNX Runtime orders nodes backwards from the last ones, so with the reduction of the
-deepest tensor listed first each tensor is reduced where it arises and freed (measured: 8 MB against 248 MB for 60
-tensors of 4 MB).
+What only rearranges a tensor has its range and is not measured. The reductions run inside the graph, so that only two
+scalars per tensor leave ONNX Runtime and no activation is kept for them. Their order matters: ONNX Runtime orders nodes
+backwards from the last ones, so with the reduction of the deepest tensor listed first each tensor is reduced where it
+arises and freed (measured: 8 MB against 248 MB for 60 tensors of 4 MB).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from qcompiler.ir import decoder_io, element_types, nested
 from qcompiler.ir import graph as graphs
 from qcompiler.ir import model as models
 from qcompiler.ir.names import Names
+from qcompiler.ir.operators import REARRANGES
 from qcompiler.runtime.stream import fill
 
 if TYPE_CHECKING:
@@ -72,8 +74,15 @@ class Ranges(Mapping[str, Range]):
         return len(self.found)
 
 
-def measure(model: models.Model | gs.Graph, feeds: Iterable[Feeds]) -> Ranges:
-    """Runs the model over `feeds` and returns the range of every FP32 and FP16 tensor, by name.
+def measure(
+    model: models.Model | gs.Graph,
+    feeds: Iterable[Feeds],
+    names: Iterable[str] | None = None,
+    *,
+    quick: bool = True,
+    advance: Callable[[int], None] | None = None,
+) -> Ranges:
+    """Runs the model over `feeds` and returns the range of FP32 and FP16 tensors, by name.
 
     Tensors in branches of If and in bodies of Loop and Scan are among them, with the values of every run of their
     graph; those of a branch that was never taken, or of a body that never ran, are not.
@@ -81,26 +90,78 @@ def measure(model: models.Model | gs.Graph, feeds: Iterable[Feeds]) -> Ranges:
     A tensor that is NaN somewhere has the range of its other values, as far as ONNX Runtime's reduction sees them;
     the observation of the calibration data is what reports NaN.
 
+    Args:
+        model: a model or graph; it stays as it is.
+        feeds: what to run.
+        names: of the tensors that are measured; None for all that `wanted` lists.
+        quick: as of `qcompiler.runtime.stream.Stream`: for a handful of feeds.
+        advance: called with 1 behind each feed.
+
     Raises:
         DataError: a feed does not fit the model.
         ModelError: ONNX Runtime refuses the model, or a node fails.
     """
-    graph = (model.graph if isinstance(model, models.Model) else model).copy()
-    taps = _Taps(graph).of(graph)
-    if not taps:
+    tapped = Tapped(model, names)
+    seen = tapped.accumulator()
+    if not seen.tensors:
         return Ranges()
-    graph.outputs = [end for tap in taps for end in tap.ends]
-    seen = _Ends(taps)
-    fill(graph, [seen], feeds, quick=True)
-    known = {tap.name: seen.found[tap.name] for tap in taps if tap.name in seen.found and _real(seen.found[tap.name])}
-    return Ranges(_past(model, known) | known)
+    graph = tapped.graph
+    graph.outputs = [end for tap in tapped.taps for end in tap.ends]
+    fill(graph, [seen], feeds, quick=quick, advance=advance)
+    return tapped.ranges(seen)
 
 
-def _past(model: models.Model | gs.Graph, known: Mapping[str, Range]) -> dict[str, Range]:
-    """Ranges of a decoder's cache that was empty: what comes out as `present` goes in as `past` in the next step."""
-    decoder = decoder_io.of_graph(model.graph if isinstance(model, models.Model) else model)
-    pairs = () if decoder is None else decoder.pairs
-    return {pair.past: known[pair.present] for pair in pairs if pair.present in known}
+def wanted(model: models.Model | gs.Graph) -> tuple[str, ...]:
+    """Names of the FP32 and FP16 tensors, of nested graphs too, that are measured where all of them are asked for."""
+    graph = model.graph if isinstance(model, models.Model) else model
+    types = element_types.infer_all(graph)
+    found = (one for inner in graphs.graphs(graph) for one in graphs.tensors(inner) if not _moved(one, inner is graph))
+    return tuple(
+        dict.fromkeys(one.name for one in found if not graphs.is_constant(one) and types.get(id(one)) in _REDUCIBLE)
+    )
+
+
+def _moved(tensor: gs.Tensor, outermost: bool) -> bool:
+    """Whether a tensor has the values of another one; those of a branch may be others than the same outside."""
+    node = graphs.producer(tensor)
+    if not outermost or node is None or not graphs.is_op(node, *REARRANGES):
+        return False
+    return not graphs.is_constant(node.inputs[0])
+
+
+class Tapped:
+    """A graph that also computes the smallest and largest value of its tensors.
+
+    Args:
+        model: a model or graph; it stays as it is.
+        names: of the tensors that are measured; None for all that `wanted` lists.
+
+    Attributes:
+        graph: a copy with the reductions, whose outputs are those of the model.
+        taps: what is measured, in graph order.
+    """
+
+    def __init__(self, model: models.Model | gs.Graph, names: Iterable[str] | None = None) -> None:
+        original = model.graph if isinstance(model, models.Model) else model
+        self.graph = original.copy()
+        chosen = frozenset(wanted(original) if names is None else names)
+        self.taps = _Taps(self.graph, chosen).of(self.graph) if chosen else []
+        decoder = decoder_io.of_graph(original)
+        self._pairs = () if decoder is None else decoder.pairs
+
+    def accumulator(self) -> Ends:
+        """What gathers the values while feeds go by, or a part of them."""
+        return Ends(self.taps)
+
+    def ranges(self, seen: Ends) -> Ranges:
+        """What was gathered; the cache of a decoder that was empty has the range that its `present` has."""
+        known = {
+            tap.name: seen.found[tap.name]
+            for tap in self.taps
+            if tap.name in seen.found and _real(seen.found[tap.name])
+        }
+        past = {pair.past: known[pair.present] for pair in self._pairs if pair.present in known}
+        return Ranges(past | known)
 
 
 def _real(value: Range) -> bool:
@@ -117,22 +178,41 @@ class _Tap:
     ends: tuple[gs.Variable, gs.Variable]
 
 
-class _Ends:
-    """Smallest and largest values by tensor name, from the two scalars of each tap."""
+class Ends:
+    """Smallest and largest values by tensor name, from the two scalars of each tap, which may come one by one."""
 
     def __init__(self, taps: Sequence[_Tap]) -> None:
+        """`taps` as of `Tapped`."""
         self._taps = taps
-        self.found: dict[str, Range] = {}
+        self._low: dict[str, float] = {}
+        self._high: dict[str, float] = {}
 
     @property
     def tensors(self) -> Sequence[str]:
+        """Names of the scalars."""
         return [end.name for tap in self._taps for end in tap.ends]
 
+    @property
+    def found(self) -> dict[str, Range]:
+        """By tensor name, in graph order, as far as they came by; where one was always empty, inf and -inf."""
+        names = (tap.name for tap in self._taps)
+        return {name: Range(self._low[name], self._high[name]) for name in names if name in self._low}
+
+    def merge(self, other: Ends) -> None:
+        """Adds what another one has seen of the same tensors, in any order."""
+        for name, value in other._low.items():
+            self._low[name] = min(self._low.get(name, math.inf), value)
+        for name, value in other._high.items():
+            self._high[name] = max(self._high.get(name, -math.inf), value)
+
     def update(self, part: Part) -> None:
+        """Takes in the scalars that are in the part."""
         for tap in self._taps:
-            if all(end.name in part.values for end in tap.ends):
-                now = Range(*(float(part.values[end.name]) for end in tap.ends))
-                self.found[tap.name] = self.found[tap.name] | now if tap.name in self.found else now
+            low, high = (end.name for end in tap.ends)
+            if low in part.values:
+                self._low[tap.name] = min(self._low.get(tap.name, math.inf), float(part.values[low]))
+            if high in part.values:
+                self._high[tap.name] = max(self._high.get(tap.name, -math.inf), float(part.values[high]))
 
 
 _ENDS = (("ReduceMin", math.inf), ("ReduceMax", -math.inf))  # and what stands for nothing seen
@@ -146,7 +226,8 @@ class _Taps:
     gives plus and minus infinity for them.
     """
 
-    def __init__(self, graph: gs.Graph) -> None:
+    def __init__(self, graph: gs.Graph, chosen: AbstractSet[str]) -> None:
+        self.chosen = chosen
         self.types = element_types.infer_all(graph)
         self.names = Names(graph)
 
@@ -158,7 +239,7 @@ class _Taps:
         made: dict[int, list[gs.Node]] = {}  # by the tensor that they reduce
         for tensor in list(graphs.tensors(graph)):
             dtype = self.types.get(id(tensor))
-            if graphs.is_constant(tensor) or dtype not in _REDUCIBLE or id(tensor) in borrowed:
+            if tensor.name not in self.chosen or dtype not in _REDUCIBLE or id(tensor) in borrowed:
                 continue
             taps.append(self._reduce(tensor.name, dtype, (tensor, tensor), made.setdefault(id(tensor), [])))
         nodes: list[gs.Node] = []

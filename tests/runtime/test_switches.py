@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from qcompiler.runtime.session import Session
-from qcompiler.runtime.switches import choice, node, value_info
+from qcompiler.runtime.switches import alternatives, choice, node, value_info
 
 X = np.array([[-1, 2], [3, -4]], np.float32)
 
@@ -61,3 +61,18 @@ def test_a_value_has_the_shape_of_a_scalar_or_none(scalar: bool) -> None:
     assert kind.elem_type == TensorProto.INT8
     assert kind.HasField("shape") is scalar
     assert len(kind.shape.dim) == 0
+
+
+def test_several_outputs_come_from_one_choice() -> None:
+    types = {"y": TensorProto.FLOAT, "z": TensorProto.BOOL}
+    then = ([node("Neg", ["x"], ["a"]), node("IsNaN", ["x"], ["b"])], ["a", "b"])
+    other = ([node("Abs", ["x"], ["c"]), node("IsInf", ["x"], ["d"])], ["c", "d"])
+    graph = onnx.GraphProto(name="g", node=[alternatives("on", "own_", types, then, other)])
+    graph.input.extend([value_info("x", TensorProto.FLOAT), value_info("on", TensorProto.BOOL, scalar=True)])
+    graph.output.extend(value_info(name, element) for name, element in types.items())
+    session = Session((helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), {}))
+    values = np.array([[-1, np.inf], [np.nan, 2]], np.float32)
+    for flag, first, second in ((True, -values, np.isnan(values)), (False, np.abs(values), np.isinf(values))):
+        found = session.run({"x": values, "on": np.array(flag)})
+        np.testing.assert_array_equal(found["y"], first)
+        np.testing.assert_array_equal(found["z"], second)

@@ -198,3 +198,28 @@ def test_only_the_part_that_calibrates_is_measured(loaded: models.Model) -> None
     everything = observe(loaded, points, source, inputs=INPUTS)
     assert str(found.fingerprint) == str(everything.fingerprint)
     assert found.shapes.profiles(INPUTS) == everything.shapes.profiles(INPUTS)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ranges_are_those_of_all_samples_also_of_those_that_are_not_measured_otherwise(
+    loaded: models.Model, workers: int
+) -> None:
+    samples = feeds()
+    loudest = int(np.argmax(np.abs(X).max((1, 2))))
+    first, rest = samples[:loudest] + samples[loudest + 1 :], [samples[loudest]]
+    points = Points.of(histograms=["b"], ranges=["x", "a", "b"])
+    sources = [open_source(part, INPUTS) for part in (first[:12], first[12:], rest)]
+    found = observe(loaded, points, sources[0], inputs=INPUTS, choose=sources[1], judge=sources[2], workers=workers)
+    a = X @ W
+    assert list(found.histograms) == ["b"]
+    assert found.histograms["b"].count == 12 * a[0].size
+    assert found.ranges["x"].absmax == np.abs(X).max() == np.abs(X[loudest]).max()
+    assert found.ranges["a"].low == pytest.approx(a.min(), rel=1e-5)
+    assert found.ranges["b"].high == pytest.approx(a.max(), rel=1e-5)
+
+
+def test_ranges_alone_fetch_no_tensor(loaded: models.Model) -> None:
+    found = observe(loaded, Points.of(ranges=["a", "c"]), open_source(feeds(), INPUTS), inputs=INPUTS)
+    assert list(found.ranges) == ["a", "c"]
+    assert found.ranges["c"].low == -np.inf  # the logarithm of 0, which is no error where no histogram is wanted
+    assert not found.histograms

@@ -7,9 +7,9 @@ import pytest
 from qcompiler.statistics.points import Points
 
 
-def test_other_statistics_need_histograms_and_tensors() -> None:
+def test_other_statistics_need_histograms_and_tensors_but_ranges_none() -> None:
     points = Points.of(
-        histograms=["b", "a", "b"], outliers={"c": 1}, rows={"d": -1}, hessians={"e": 8}, ranges=["a"], flags=["f"]
+        histograms=["b", "a", "b"], outliers={"c": 1}, rows={"d": -1}, hessians={"e": 8}, ranges=["g"], flags=["f"]
     )
     assert points.histograms == ("b", "a")
     assert points.counted == ("b", "a", "c")

@@ -197,3 +197,31 @@ def test_a_long_graph_is_measured_in_pieces_with_the_same_ranges(monkeypatch: py
     assert dict(ranges.measure(graph, feeds).found) == dict(whole.found)
     assert list(ranges.measure(graph, feeds)) == list(whole)
     assert len(opened) > 8
+
+
+def test_only_the_named_tensors_are_measured_and_what_is_rearranged_is_none_of_them() -> None:
+    graph = to_graph(
+        model(
+            ("Mul", "x two", "m"),
+            ("Transpose", "m", "t", {"perm": [1, 0]}),
+            ("Relu", "t", "y"),
+            weights={"two": np.float32(2)},
+        )
+    )
+    feed = {"x": np.arange(8, dtype=np.float32).reshape(2, 4)}
+    assert ranges.wanted(graph) == ("x", "m", "y")
+    assert list(ranges.measure(graph, [feed])) == ["x", "m", "y"]
+    steps: list[int] = []
+    assert dict(ranges.measure(graph, [feed, feed], ["m"], quick=False, advance=steps.append)) == {"m": Range(0, 14)}
+    assert steps == [1, 1]
+
+
+def test_what_several_have_seen_is_put_together() -> None:
+    graph = to_graph(model(("Mul", "x two", "y"), weights={"two": np.float32(2)}))
+    tapped = ranges.Tapped(graph)
+    one, other = tapped.accumulator(), tapped.accumulator()
+    for seen, value in ((one, -1.0), (other, 3.0)):
+        stream.fill(tapped.graph, [seen], [{"x": np.full((2, 4), value, np.float32)}])
+    one.merge(other)
+    assert dict(tapped.ranges(one)) == {"x": Range(-1, 3), "y": Range(-2, 6)}
+    assert [output.name for output in tapped.graph.outputs] == ["y"]

@@ -9,17 +9,25 @@ from dataclasses import dataclass
 from qcompiler.compiler.base import Compilation, Done, stage
 from qcompiler.compiler.subject import Lowered, Planned, Subject
 from qcompiler.ir import model as models
+from qcompiler.judge.views import find_views
 from qcompiler.outliers import llm_int8
+from qcompiler.passes.high_precision.high_precision import HighPrecision
 from qcompiler.passes.pipelines import lowering
 from qcompiler.plan import Decision, Plan
+from qcompiler.planning.search import half_noise
+from qcompiler.planning.search.half_noise import HalfNoise
+from qcompiler.planning.simulation.half import HalfSimulator
 from qcompiler.recipe.tables import LlmInt8Table
 from qcompiler.runtime.memory import return_freed_memory
 from qcompiler.statistics import ranges
+from qcompiler.statistics.unchanged import unchanged
 from qcompiler.target import DType, Target
 from qcompiler.weight_only import methods
 from qcompiler.weight_only import record as weights
 
-RANGE_FEEDS = 4
+# How far below its goal what rounding to half leaves is worth a warning: as loud as the quantization noise, or far from
+# what networks have
+DOUBTFUL_DB = {True: half_noise.BELOW_DB, False: 20.0}
 
 
 @dataclass(frozen=True)
@@ -29,26 +37,46 @@ class LowerOptions:
     Attributes:
         io_types: `keep`, or `high-precision`: what float inputs and outputs become.
         llm_int8: the table, for the manifest.
+        min_sqnr: SQNR in dB that the user demands of every output; None for no gate.
+        ignored: outputs that nothing is judged by.
     """
 
     io_types: str
     llm_int8: LlmInt8Table
+    min_sqnr: float | None = None
+    ignored: tuple[str, ...] = ()
 
 
 @stage()
-def lower(run: Compilation, subject: Subject, decided: Planned, target: Target, options: LowerOptions) -> Done[Lowered]:
+def lower(
+    run: Compilation,
+    subject: Subject,
+    decided: Planned,
+    target: Target,
+    options: LowerOptions,
+    before: Lowered | None = None,
+) -> Done[Lowered]:
     """The plan's graph: Q/DQ pairs, stored weights, everything else typed by observed ranges, legal for the target.
+
+    Args:
+        subject: observed.
+        decided: the plan, and the model that it speaks of.
+        target: what it is made for.
+        options: how the graph is typed.
+        before: an earlier try on the same subject, whose ranges are not measured again.
 
     Raises:
         EngineError: the target would not compute it as meant, and it cannot be written in another way.
     """
     model, chosen = models.copy(decided.model), decided.chosen
     with run.working():
-        feeds = subject.seen.kept[:RANGE_FEEDS]
-        wide = target.high_precision is DType.FP32
-        seen = ranges.Ranges() if wide or not feeds else ranges.measure(decided.model, feeds)
+        seen, same = _ranges(subject, decided.model, target, before)
+        half = _half(subject, decided, target, seen, options, before.half if before is not None and same else None)
         storing = methods.passes(subject.stored)
-        pipeline = lowering(chosen.plan, target, seen, chosen.corrections, chosen.scales, options.io_types, storing)
+        noisy = {} if half is None else half.noisy
+        pipeline = lowering(
+            chosen.plan, target, seen, chosen.corrections, chosen.scales, options.io_types, storing, noisy
+        )
         reports = pipeline(model.graph)
     models.forget_pages(decided.model)
     return_freed_memory()
@@ -57,15 +85,75 @@ def lower(run: Compilation, subject: Subject, decided: Planned, target: Target, 
         plan = _typed(plan, report.decisions)
         for name, why in report.kept.items():
             run.warn(f"'{name}' keeps its type: {why}")
+    quantized = bool(plan.quantized())
+    if half is not None and half.sqnr_db < half.goal_db - DOUBTFUL_DB[quantized]:
+        run.warn(_doubt(half, target, quantized=quantized))
     record = {
         "macs": plan.macs_by_precision(),
         "plan": list(plan),
         "quantizers": list(plan.quantizers.values()),
         "llm_int8": llm_int8.record_of(decided.splits, plan, options.llm_int8),
         "weight_only": weights.record_of(subject.stored),
+        "half": None if half is None else half.to_json(),
     }
-    done = Lowered(model, decided.model, plan, decided.splits)
+    done = Lowered(model, decided.model, plan, decided.splits, seen, half)
     return Done(done, record, tuple((report, None) for report in reports))
+
+
+def _ranges(
+    subject: Subject, model: models.Model, target: Target, before: Lowered | None
+) -> tuple[ranges.Ranges, bool]:
+    """Of all float tensors, over all samples, and whether nothing had to be measured for them.
+
+    What the stages behind the observation, or an earlier try, have changed is measured now.
+    """
+    if target.high_precision is DType.FP32 or subject.samples is None:
+        return ranges.Ranges(), True
+    known, measured = (before.ranges, before.inner) if before else (subject.seen.ranges, subject.measured)
+    same = frozenset[str]() if measured is None else unchanged(measured.graph, model.graph)
+    old = {name: one for name, one in known.items() if name in same}
+    missing = [name for name in ranges.wanted(model) if name not in same]
+    if not missing:
+        return ranges.Ranges(old), True
+    return ranges.Ranges({**old, **ranges.measure(model, subject.samples, missing, quick=False).found}), False
+
+
+def _half(
+    subject: Subject,
+    decided: Planned,
+    target: Target,
+    seen: ranges.Ranges,
+    options: LowerOptions,
+    known: HalfNoise | None,
+) -> HalfNoise | None:
+    """What rounding to half does to the outputs, and what goes back to FP32 for it; `known` is of the same model."""
+    if target.high_precision is DType.FP32 or not subject.seen.kept:
+        return None
+    goal = half_noise.goal_of(target.high_precision, _reached(decided), options.min_sqnr)
+    if known is not None and known.sqnr_db >= goal:
+        return known
+    typing = HighPrecision(target.high_precision, ranges=seen, io_types=options.io_types)
+    feeds = subject.seen.choosing
+    views = find_views(decided.model.graph, feeds[0], options.ignored)
+    return half_noise.find(HalfSimulator(decided.model, typing, views), feeds, goal)
+
+
+def _doubt(half: HalfNoise, target: Target, *, quantized: bool) -> str:
+    remedy = (
+        "--high-precision fp32 computes in FP32 what is not quantized"
+        if quantized
+        else "leave the model in FP32, or prepare its inputs so that its values are of the size of 1"
+    )
+    return (
+        f"rounding to {target.high_precision} alone leaves {half.sqnr_db:.1f} dB at the outputs, and no few nodes are "
+        f"to blame for it: {remedy}"
+    )
+
+
+def _reached(decided: Planned) -> float | None:
+    """The SQNR in dB that quantization leaves; None where nothing was quantized by the safety net."""
+    net = decided.chosen.net
+    return net.curve[-1].sqnr_db if decided.chosen.plan.quantized() and net.curve else None
 
 
 def _typed(plan: Plan, decisions: Sequence[Decision]) -> Plan:

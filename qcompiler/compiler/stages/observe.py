@@ -75,7 +75,8 @@ def observe(run: Compilation, subject: Subject, watch: Watch, options: ObserveOp
         "outliers": standing_out,
         "residuals": [dataclasses.asdict(one) for one in streams],
     }
-    return Done(_weighed(run, subject, seen, options).with_(standing_out=standing_out), record)
+    after = _weighed(run, subject, seen, options)
+    return Done(after.with_(measured=subject.model, standing_out=standing_out), record)
 
 
 def _weighed(run: Compilation, subject: Subject, seen: Observations, options: ObserveOptions) -> Subject:

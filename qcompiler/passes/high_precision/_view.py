@@ -103,6 +103,12 @@ class TypingView:
         """The limits of `dtype`."""
         return FORMATS[self.dtype]
 
+    @property
+    def numpy(self) -> np.dtype[Any]:
+        """`dtype` as numpy knows it."""
+        found: np.dtype[Any] = NUMPY[self.dtype]
+        return found
+
     def slots(self, node: gs.Node) -> Slots:
         """What of the node would change type."""
         return element_types.slots(node, self.graph.opset, self.types, self.dtype)

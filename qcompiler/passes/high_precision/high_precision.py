@@ -22,7 +22,8 @@ checked on the same graph typed FP32.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -61,6 +62,8 @@ class HighPrecision(Pass):
         io_types: `keep` for inputs and outputs of the graph as they are, `high-precision` to make float ones `dtype`
             too where their range fits; a Kept note has the reason for each that stays.
         keep: names of nodes that stay FP32 whatever the rules say.
+        noisy: nodes that stay FP32 because of what their rounding does to the outputs, each with the SQNR in dB that it
+            leaves there alone, or with those that it was measured with.
     """
 
     dtype: DType = DType.FP16
@@ -68,6 +71,7 @@ class HighPrecision(Pass):
     typed_dequantize: bool = True
     io_types: str = "keep"
     keep: tuple[str, ...] = field(default=(), repr=False)
+    noisy: Mapping[str, float] = field(default_factory=dict, repr=False)
 
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.NAMED, Fact.CONSTANTS})
     provides: ClassVar[frozenset[Fact]] = frozenset({Fact.TYPED})
@@ -91,26 +95,56 @@ class HighPrecision(Pass):
         """
         if self.dtype is DType.FP32:
             return
-        view = TypingView(graph, self.dtype, self.ranges, element_types.infer_all(graph))
-        found = masks.find_masks(view)
-        for mask in found:
-            view.clamps[id(mask.node), mask.index] = (masks.LOWEST, view.format.largest)
-        stays = borders.of_model(view) if self.io_types == HIGH_PRECISION else {}
-        verdicts, judged = judge(view, self.keep)
-        slots = {id(node): view.slots(node) for node in judged if node.name not in verdicts}
+        found = self.judged(graph)
+        view, verdicts, judged, slots = found.view, found.verdicts, found.nodes, found.slots
+        stays = found.stays
         nested, ends = borders.between_graphs(view, slots)
         view.borders |= ends
         decisions = [_decision(node, view, verdicts.get(node.name), nested) for node in judged]
         yield from (Decided(one.node, one.why, one) for one in decisions)
         yield from (Skipped(one.node, f"{one.rule}: {one.why}") for one in decisions if one.precision is DType.FP32)
         yield from (Kept(name, why) for name, why in stays.items())
-        yield from _clamp(view, [mask for mask in found if mask.deep and id(mask.node) in slots])
-        yield from Casting(
-            view, {**slots, **nested}, self.typed_dequantize and int(graph.opset) >= _TYPED_DEQUANTIZE
-        ).apply()
+        yield from _clamp(view, [mask for mask in found.masks if mask.deep and id(mask.node) in slots])
+        typed = self.typed_dequantize and int(graph.opset) >= _TYPED_DEQUANTIZE
+        yield from Casting(view, {**slots, **nested}, typed).apply()
+
+    def judged(self, graph: gs.Graph) -> Judged:
+        """What becomes of each node of a graph that is not typed yet; the graph stays as it is."""
+        view = TypingView(graph, self.dtype, self.ranges, element_types.infer_all(graph))
+        found = masks.find_masks(view)
+        for mask in found:
+            lowest = -math.inf if mask.infinite else masks.LOWEST
+            view.clamps[id(mask.node), mask.index] = (lowest, view.format.largest)
+        stays = borders.of_model(view) if self.io_types == HIGH_PRECISION else {}
+        verdicts, nodes = judge(view, self.keep, self.noisy)
+        slots = {id(node): view.slots(node) for node in nodes if node.name not in verdicts}
+        return Judged(view, verdicts, nodes, slots, found, stays)
 
 
-def judge(view: TypingView, keep: tuple[str, ...] = ()) -> tuple[dict[str, Verdict], list[gs.Node]]:
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """What typing does to a graph.
+
+    Attributes:
+        view: the graph, with the bounds that inputs are clamped to on their way into half.
+        verdicts: why nodes stay FP32, by name.
+        nodes: all that hold FP32 data, in graph order, nested graphs behind their owner.
+        slots: what moves, by id(node), of every node that computes in the lower type.
+        masks: of attentions.
+        stays: why inputs and outputs of the model keep their type, by name.
+    """
+
+    view: TypingView
+    verdicts: Mapping[str, Verdict]
+    nodes: Sequence[gs.Node]
+    slots: dict[int, element_types.Slots]
+    masks: Sequence[masks.Mask]
+    stays: Mapping[str, str]
+
+
+def judge(
+    view: TypingView, keep: tuple[str, ...] = (), noisy: Mapping[str, float] | None = None
+) -> tuple[dict[str, Verdict], list[gs.Node]]:
     """Why nodes stay FP32, by name, and all nodes that hold FP32 data in graph order, nested graphs included."""
     verdicts: dict[str, Verdict] = {}
     judged: list[gs.Node] = []
@@ -120,10 +154,17 @@ def judge(view: TypingView, keep: tuple[str, ...] = ()) -> tuple[dict[str, Verdi
             continue
         judged.append(node)
         verdict = Verdict("kept", "kept in FP32 by request") if node.name in keep else rules.judge(node, view)
+        if verdict is None and noisy is not None and node.name in noisy:
+            verdict = _noisy(view, noisy[node.name])
         if verdict is not None:
             verdicts[node.name] = verdict
     spread(view, judged, verdicts)
     return verdicts, judged
+
+
+def _noisy(view: TypingView, sqnr_db: float) -> Verdict:
+    why = f"rounded to {view.dtype} alone, it and its neighbours leave {sqnr_db:.1f} dB at the outputs"
+    return Verdict(f"{view.dtype}-noise", why, {"sqnr_db": sqnr_db})
 
 
 def _decision(

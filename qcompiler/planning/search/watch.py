@@ -9,8 +9,9 @@ from qcompiler.ir import model as models
 from qcompiler.plan import Candidate
 from qcompiler.planning.placement import attention, shortcuts
 from qcompiler.planning.search import evidence, outputs
+from qcompiler.statistics import ranges
 from qcompiler.statistics.points import Points
-from qcompiler.target import Target
+from qcompiler.target import DType, Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +29,16 @@ class Watch:
     def points(self, model: models.Model, found: Sequence[Candidate]) -> Points:
         """What is measured in the one run: all of `tensors`, what stands out in inputs of layers, which way Ifs go.
 
+        Where the rest computes in half, the extremes of every float tensor decide whether it can.
+
         Args:
             model: the float model, normalised.
             found: its layers that may be quantized.
         """
         axes = {one.activation: 1 if one.op.startswith("Conv") else -1 for one in found}
         flags = evidence.conditions(model.graph)
-        return Points.of(histograms=self.tensors(model, found), outliers=axes, flags=flags)
+        typed = () if self.target.high_precision is DType.FP32 else ranges.wanted(model)
+        return Points.of(histograms=self.tensors(model, found), outliers=axes, ranges=typed, flags=flags)
 
     def tensors(self, model: models.Model, found: Sequence[Candidate]) -> list[str]:
         """Names of the tensors whose ranges somebody may ask for; some stand there twice.

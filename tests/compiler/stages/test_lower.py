@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from qcompiler.compiler.stages.lower import lower
+from qcompiler.planning.search import half_noise
+from qcompiler.planning.search.half_noise import HalfNoise
+from qcompiler.recipe.tables import SmoothQuantTable
+from qcompiler.statistics import ranges
 from qcompiler.target import DType
 from tests.kit.cases import QUANTIZED, prepared
 from tests.kit.subjects import before
@@ -35,3 +40,68 @@ def test_what_keeps_its_type_is_told(tmp_path: Path) -> None:
         tensor.name for tensor in (*done.model.graph.inputs, *done.model.graph.outputs) if tensor.dtype != "float16"
     ]
     assert all(any(f"'{name}' keeps its type" in text for text in standing.run.warnings) for name in kept)
+
+
+class _Counted:
+    """Stands in for `ranges.measure` and says what it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, ...]] = []
+        self._measure = ranges.measure
+
+    def __call__(self, model: Any, feeds: Any, names: Any = None, **options: Any) -> ranges.Ranges:
+        self.asked.append(tuple(names or ()))
+        return self._measure(model, feeds, names, **options)
+
+
+def test_what_was_observed_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    standing = before("lower", prepared(tmp_path, "conv"), precision="fp16")
+    assert standing.decided is not None
+    counted = _Counted()
+    monkeypatch.setattr(ranges, "measure", counted)
+    first = standing.run(lower, standing.subject, standing.decided, standing.asked.target, standing.asked.lower)
+    again = standing.run(lower, standing.subject, standing.decided, standing.asked.target, standing.asked.lower, first)
+    assert counted.asked == []
+    assert dict(first.ranges) == dict(standing.subject.seen.ranges) == dict(again.ranges)
+    assert again.half is first.half
+
+
+def test_what_smoothing_changed_is_measured_again_over_all_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    standing = before("lower", prepared(tmp_path, "transformer"), smooth_quant=SmoothQuantTable(alpha=0.5))
+    assert standing.decided is not None
+    assert standing.subject.model is not standing.subject.measured
+    counted = _Counted()
+    monkeypatch.setattr(ranges, "measure", counted)
+    done = standing.run(lower, standing.subject, standing.decided, standing.asked.target, standing.asked.lower)
+    (asked,) = counted.asked
+    assert 0 < len(asked) < len(done.ranges)
+    assert standing.subject.samples is not None
+    whole = ranges.measure(standing.decided.model, standing.subject.samples)
+    assert done.ranges.keys() == whole.keys()
+    for name, one in whole.items():
+        assert done.ranges[name].low == pytest.approx(one.low, rel=1e-4, abs=1e-5)
+        assert done.ranges[name].high == pytest.approx(one.high, rel=1e-4, abs=1e-5)
+
+
+def test_what_half_does_is_recorded_and_nothing_is_measured_for_fp32(tmp_path: Path) -> None:
+    standing = before("lower", prepared(tmp_path, "conv"))
+    assert standing.decided is not None
+    done = standing.run(lower, standing.subject, standing.decided, standing.asked.target, standing.asked.lower)
+    assert done.half is not None
+    assert standing.run.records["half"] == done.half.to_json()
+    assert done.half.met
+    wide = before("lower", prepared(tmp_path, "conv"), high_precision="fp32")
+    assert wide.decided is not None
+    plain = wide.run(lower, wide.subject, wide.decided, wide.asked.target, wide.asked.lower)
+    assert (plain.half, len(plain.ranges), wide.run.records["half"]) == (None, 0, None)
+    assert not wide.subject.seen.ranges
+
+
+def test_noise_that_nobody_is_to_blame_for_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    standing = before("lower", prepared(tmp_path, "conv"), precision="fp16")
+    assert standing.decided is not None
+    monkeypatch.setattr(half_noise, "find", lambda *_, **__: HalfNoise(54.0, 30.0, 31.0))
+    standing.run(lower, standing.subject, standing.decided, standing.asked.target, standing.asked.lower)
+    assert any("rounding to fp16 alone leaves 31.0 dB" in text for text in standing.run.warnings)

@@ -11,6 +11,7 @@ from qcompiler.ir import model as models
 from qcompiler.planning.placement import attention
 from qcompiler.planning.placement.scope import Scope
 from qcompiler.planning.search.watch import Watch
+from qcompiler.statistics import ranges
 from qcompiler.target import parse_target
 from tests.kit import glu
 from tests.kit.rewrite import model
@@ -36,3 +37,11 @@ def test_quantized_attention_needs_what_it_multiplies(tmp_path: Path) -> None:
     more = attention.tensors_for_attention(loaded.graph)
     assert more
     assert Watch(target, "int8").tensors(loaded, found) == [*Watch(target).tensors(loaded, found), *more]
+
+
+def test_where_the_rest_computes_in_half_every_float_tensor_has_its_extremes_measured(tmp_path: Path) -> None:
+    onnx.save(glu.stack(layers=1), tmp_path / "glu.onnx")
+    loaded = models.load(tmp_path / "glu.onnx")
+    half, wide = parse_target("tensorrt-rtx"), parse_target("onnxruntime")
+    assert Watch(half).points(loaded, ()).ranges == ranges.wanted(loaded)
+    assert Watch(wide).points(loaded, ()).ranges == ()

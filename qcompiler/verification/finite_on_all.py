@@ -1,0 +1,116 @@
+"""All samples once through the result: where the float model is finite, it must be finite too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qcompiler.ir import graph as graphs
+from qcompiler.ir import model as models
+from qcompiler.ir.signature import Feeds
+from qcompiler.runtime.finite import finite, first_not_finite, flat
+from qcompiler.runtime.stream import OpenModel
+from qcompiler.verification import emulation
+from qcompiler.verification.metric import loaded
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Finiteness:
+    """What became of all samples.
+
+    Attributes:
+        samples: how many were run.
+        failing: indices of those on which the result is NaN or infinite somewhere where float is a number.
+        output: name of the first output that is so; empty where none is.
+        node: name of the node of the result that computes the first such value; empty where none is found.
+    """
+
+    samples: int
+    failing: tuple[int, ...] = ()
+    output: str = ""
+    node: str = ""
+
+    def __str__(self) -> str:
+        """A sentence, for a verdict or an error."""
+        if not self.failing:
+            return f"the result is finite on all {self.samples} samples on which the float model is"
+        began = f"; '{self.node}' is the first node that computes one" if self.node else ""
+        return (
+            f"the result has NaN or infinite values where the float model has numbers, on {len(self.failing)} of "
+            f"{self.samples} samples (first on sample {self.failing[0]}, in output '{self.output}'){began}"
+        )
+
+
+def finite_on_all(
+    float_model: str | Path | models.Model,
+    lowered: str | Path | models.Model,
+    source: Iterable[Feeds],
+    *,
+    optimize: bool = True,
+    advance: Callable[[float], None] | None = None,
+) -> Finiteness:
+    """Runs the result over all samples, with its half precision emulated, and the float model where that is in doubt.
+
+    Infinities and NaN that float has in the same place are meant, and no failure.
+
+    Args:
+        float_model: the reference.
+        lowered: the result, typed.
+        source: all samples; read once.
+        optimize: let ONNX Runtime optimise the result.
+        advance: called with 1 behind each sample.
+
+    Raises:
+        DataError: a feed does not fit.
+        ModelError: ONNX Runtime refuses one of the models, or a node fails.
+    """
+    result = loaded(lowered)
+    candidate = emulation.runnable(result, half=True)
+    session = OpenModel(candidate, optimize=optimize)
+    reference: OpenModel | None = None
+    count, failing, output, node = 0, list[int](), "", ""
+    for index, feed in enumerate(source):
+        count += 1
+        found = session.run(feed)
+        if not all(finite(part) for value in found.values() for part in flat(value)):
+            reference = reference or OpenModel(loaded(float_model))
+            bad = _first_bad(reference.run(feed), found)
+            if bad and not failing:
+                output, node = bad, _blamed(result, candidate, feed)
+            failing += [index] if bad else []
+        if advance is not None:
+            advance(1)
+    return Finiteness(count, tuple(failing), output, node)
+
+
+def _first_bad(expected: Feeds, found: Feeds) -> str:
+    """The first output that is not finite where it is expected to be; empty where there is none."""
+    for name, value in expected.items():
+        for one, other in zip(flat(value), flat(found[name]), strict=False):
+            if _worse(one, other):
+                return name
+    return ""
+
+
+def _worse(expected: NDArray[Any], found: NDArray[Any]) -> bool:
+    if expected.dtype.kind != "f" or found.dtype.kind != "f":
+        return False
+    if expected.shape != found.shape:
+        return not finite(found) and finite(expected)
+    return bool(np.any(np.isfinite(expected) & ~np.isfinite(found)))
+
+
+def _blamed(result: models.Model, candidate: models.Model, feed: Feeds) -> str:
+    """The node of the result; what the emulation put behind it stands for it."""
+    own = {node.name for node in graphs.walk(result.graph)}
+    node = first_not_finite(candidate.graph, feed)
+    while node is not None and node.name not in own:
+        node = graphs.producer(node.inputs[0]) if node.inputs else None
+    return "" if node is None else str(node.name)
