@@ -16,6 +16,7 @@ from qcompiler.compiler.stages.accept import accept
 from qcompiler.compiler.stages.audit import audit
 from qcompiler.compiler.stages.build_engine import build_engine
 from qcompiler.compiler.stages.check_data import check_data
+from qcompiler.compiler.stages.check_finite import check_finite
 from qcompiler.compiler.stages.check_metric_data import check_metric_data
 from qcompiler.compiler.stages.clean_up import clean_up
 from qcompiler.compiler.stages.conclude import conclude
@@ -146,8 +147,9 @@ def life(run: Compilation, source: str | Path | Model, data: Data | None, asked:
             break
         subject, planning = again
     run(check_metric_data, subject, proof.verification)
+    finite = run(check_finite, subject, lowered, asked.verify.samples > 0)
     judged = (lowered.plan, proof.verification, asked.gates, asked.promise)
-    verdict = run(conclude, *judged, doubts, last=not build)
+    verdict = run(conclude, *judged, finite, decided.chosen.net, doubts, last=not build)
     run(accept, subject, *judged, verdict)
     with workshop(asked.paths) as shop:
         written = run(write, lowered.model, subject.prefix, ArtefactNames.of(asked.paths, shop))
@@ -156,7 +158,7 @@ def life(run: Compilation, source: str | Path | Model, data: Data | None, asked:
             run(build_engine, written, engine, lowered.model, subject.seen, subject.inputs, asked.build)
             found = run(audit, engine, written, lowered.plan, lowered.splits, target, strict)
             require_share(lowered.plan, asked.promise, None if found is None else found.listed)
-            run(conclude, *judged, doubts, last=True)
+            run(conclude, *judged, finite, decided.chosen.net, doubts, last=True)
         record = manifest(run, asked.recipe)
         finish(shop, asked.paths, record)
     return _result(lowered.model, lowered.plan, record, proof.verification, asked)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from qcompiler.compiler.base import Compilation, Done, stage
 from qcompiler.plan import Plan
+from qcompiler.planning.search.safety_net import SafetyNet
 from qcompiler.verification import share
 from qcompiler.verification.compare import Verification
+from qcompiler.verification.finite_on_all import Finiteness
 from qcompiler.verification.gates import Gates
 from qcompiler.verification.share import Promise
 from qcompiler.verification.verdict import Judgement, Word, verdict_of
@@ -20,6 +22,8 @@ def conclude(
     verification: Verification | None,
     gates: Gates,
     promise: Promise,
+    finite: Finiteness | None,
+    net: SafetyNet,
     doubts: Sequence[str],
     *,
     last: bool,
@@ -32,13 +36,30 @@ def conclude(
         gates: the user's limits.
         promise: what was asked for of the share that is quantized: a model that stays float must not look like a
             success.
+        finite: what became of all samples; None where nobody looked.
+        net: the search for what may be quantized: a goal that it missed is told.
         doubts: reasons that the data and the engine give.
         last: nothing more is to come.
     """
     verdict, nothing = verdict_of(verification, gates), share.nothing_quantized(plan, promise)
     if nothing:
         verdict = verdict.broken([nothing]) if promise.something else verdict.doubted([nothing])
+    if finite is not None and finite.failing:
+        verdict = verdict.broken([str(finite)])
     verdict = verdict.doubted(doubts)
-    if last and verdict.word is not Word.HOLDS:
-        run.warn(f"the result is {verdict.word}: {'; '.join(verdict.reasons)}")
+    if last:
+        for text in _told(verdict, net, gates):
+            run.warn(text)
     return Done(verdict, {"verdict": verdict.to_json()})
+
+
+def _told(verdict: Judgement, net: SafetyNet, gates: Gates) -> Iterator[str]:
+    """What the user should know of it."""
+    if verdict.word is not Word.HOLDS:
+        yield f"the result is {verdict.word}: {'; '.join(verdict.reasons)}"
+    if not net.met and net.curve and gates.min_sqnr is None and gates.max_drop is None:
+        yield (
+            f"the search for layers to quantize stopped at {net.curve[-1].sqnr_db:.1f} dB, short of its goal of "
+            f"{net.target_db:g} dB, because only a part of the work may go back to high precision by itself: "
+            "a gate (--min-sqnr, --metric with --max-drop) or a lower safety.min_share lets it go on"
+        )

@@ -8,6 +8,8 @@ from pathlib import Path
 from qcompiler.compiler.base import Compilation
 from qcompiler.compiler.stages.conclude import conclude
 from qcompiler.plan import Plan
+from qcompiler.planning.search.safety_net import SafetyNet, Step
+from qcompiler.verification.finite_on_all import Finiteness
 from qcompiler.verification.gates import Gates
 from qcompiler.verification.share import Promise
 from qcompiler.verification.verdict import Word
@@ -21,10 +23,20 @@ def test_what_the_data_and_the_engine_say_is_added_and_told_at_the_end(tmp_path:
     standing = before("accept", prepared(tmp_path, "conv"))
     assert standing.lowered is not None
     plan, run = standing.lowered.plan, Compilation()
-    first = run(conclude, plan, None, Gates(), INT8, ("bytes against floats",), last=False)
+    first = run(conclude, plan, None, Gates(), INT8, None, SafetyNet(), ("bytes against floats",), last=False)
     assert first.word is Word.DOUBTFUL
     assert not run.warnings
-    last = run(conclude, plan, None, Gates(), INT8, ("bytes against floats", "two layers run in half"), last=True)
+    last = run(
+        conclude,
+        plan,
+        None,
+        Gates(),
+        INT8,
+        None,
+        SafetyNet(),
+        ("bytes against floats", "two layers run in half"),
+        last=True,
+    )
     assert last.reasons[-2:] == ("bytes against floats", "two layers run in half")
     assert run.records["verdict"] == {"verdict": "doubtful", "reasons": list(last.reasons)}
     assert run.warnings == [f"the result is doubtful: {'; '.join(last.reasons)}"]
@@ -32,10 +44,28 @@ def test_what_the_data_and_the_engine_say_is_added_and_told_at_the_end(tmp_path:
 
 def test_a_model_in_which_nothing_was_quantized_is_broken_for_its_purpose() -> None:
     run = Compilation()
-    assert run(conclude, Plan(), None, Gates(), INT8, (), last=True).word is Word.BROKEN
+    assert run(conclude, Plan(), None, Gates(), INT8, None, SafetyNet(), (), last=True).word is Word.BROKEN
     assert "the model has no convolution" in run.warnings[0]
 
 
 def test_where_float_may_be_chosen_that_is_a_doubt() -> None:
     promise = replace(INT8, precision="auto", something=False)
-    assert Compilation()(conclude, Plan(), None, Gates(), promise, (), last=True).word is Word.DOUBTFUL
+    assert (
+        Compilation()(conclude, Plan(), None, Gates(), promise, None, SafetyNet(), (), last=True).word is Word.DOUBTFUL
+    )
+
+
+def test_a_sample_on_which_the_result_is_not_finite_breaks_it() -> None:
+    failing, promise = Finiteness(64, (3,), "y", "Exp_1"), replace(INT8, something=False)
+    found = Compilation()(conclude, Plan(), None, Gates(), promise, failing, SafetyNet(), (), last=True)
+    assert found.word is Word.BROKEN
+    assert "first on sample 3, in output 'y'" in found.reasons[0]
+
+
+def test_a_goal_that_was_missed_is_told_unless_the_user_set_a_gate() -> None:
+    net, run = SafetyNet(curve=(Step(0.9, 17.5),), target_db=25.0, met=False), Compilation()
+    run(conclude, Plan(), None, Gates(), INT8, None, net, (), last=True)
+    assert "stopped at 17.5 dB, short of its goal of 25 dB" in run.warnings[-1]
+    gated = Compilation()
+    gated(conclude, Plan(), None, Gates(min_sqnr=10), INT8, None, net, (), last=True)
+    assert not any("short of its goal" in text for text in gated.warnings)
