@@ -108,14 +108,17 @@ def verify(options: argparse.Namespace, view: Screen) -> None:
     from qcompiler.report import terminal
     from qcompiler.tools.verify import verify
     from qcompiler.verification.gates import Gates
+    from qcompiler.verification.verdict import require, verdict_of
 
     recipe = _recipe(options)
     verification = verify(
         options.float, options.quantized, data=_data(options, recipe), recipe=recipe, progress=view.progress
     )
-    view.people(*terminal.verification(verification.to_json()))
-    view.result(verification.to_json())
-    Gates(recipe.min_sqnr, recipe.max_drop).require(verification)
+    gates = Gates(recipe.min_sqnr, recipe.max_drop, recipe.allow_broken)
+    found = {"verdict": verdict_of(verification, gates).to_json()}
+    view.people(*terminal.first_lines(found), *terminal.verification(verification.to_json()))
+    view.result({**found, **verification.to_json()})
+    require(verification, gates)
 
 
 def inspect(options: argparse.Namespace, view: Screen) -> None:

@@ -367,10 +367,10 @@ def _gates(parser: argparse.ArgumentParser, *, samples: bool = True) -> None:
     group.add_argument("--min-sqnr", type=float, metavar="DB", help=_help("min_sqnr"))
     group.add_argument("--max-drop", type=float, metavar="X", help=_help("max_drop"))
     group.add_argument("--metric", metavar="M", help=_help("metric"))
+    group.add_argument("--allow-broken", action="store_true", default=None, help=_help("allow_broken"))
     group.add_argument("--ignore-output", action="append", metavar="NAME", help=f"{_help('ignore_output')}; repeatable")
     if samples:
         group.add_argument("--min-share", type=float, metavar="X", help=_help("min_share"))
-        group.add_argument("--allow-broken", action="store_true", default=None, help=_help("allow_broken"))
         group.add_argument("--verify-data", metavar="D", help=_help("verify_data"))
         group.add_argument("--verify-text", action="append", metavar="FILE", help=f"{_help('verify_text')}; repeatable")
         group.add_argument("--verify-samples", type=int, metavar="N", help=_help("verify_samples"))

@@ -53,7 +53,7 @@ QUANTIZED = ("int8", "fp8", "int4")
 
 def summary(manifest: Record) -> Iterator[RenderableType]:
     """The verdict and the warnings; what was made, how good it is, what is in INT8; then what stayed float and why."""
-    yield from _first_lines(manifest)
+    yield from first_lines(manifest)
     yield _facts(_summary_rows(manifest))
     yield from _kept_float(manifest)
     mismatches = (manifest.get("audit") or {}).get("mismatches") or ()
@@ -63,7 +63,7 @@ def summary(manifest: Record) -> Iterator[RenderableType]:
         )
 
 
-def _first_lines(manifest: Record) -> Iterator[RenderableType]:
+def first_lines(manifest: Record) -> Iterator[RenderableType]:
     """The verdict, then what the user should know before any figure."""
     found = manifest.get("verdict")
     if found:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
+from qcompiler.errors import AccuracyError
 from qcompiler.judge.figures import ViewFigure
 from qcompiler.verification.compare import Verification
 from qcompiler.verification.gates import Gates
@@ -24,6 +25,10 @@ DOUBTFUL_DB: Final = 15.0  # noise of more than 3 % of the power, a sixth of the
 BROKEN_DB: Final = 3.0  # noise of half the power
 DOUBTFUL_AGREEMENT: Final = 0.95
 BROKEN_AGREEMENT: Final = 0.5
+REMEDIES: Final = (
+    "Keep layers in high precision with --keep (see `qcompiler sensitivity`), choose another precision, judge by a "
+    "metric of your own (--metric), or accept it all the same with --allow-broken."
+)
 SPREAD_DB: Final = 3.0  # twice the noise
 
 
@@ -80,6 +85,19 @@ def acceptable(verification: Verification, gates: Gates) -> bool:
     """
     broken = verdict_of(verification, gates).word is Word.BROKEN and not gates.allow_broken
     return not broken and gates.hold(verification)
+
+
+def require(verification: Verification, gates: Gates) -> None:
+    """Refuses what misses a gate or is broken.
+
+    Raises:
+        AccuracyError: a gate is missed, or the result is broken and may not be.
+        UsageError: a threshold was given for something that was not measured.
+    """
+    gates.require(verification)
+    verdict = verdict_of(verification, gates)
+    if verdict.word is Word.BROKEN and not gates.allow_broken:
+        raise AccuracyError(f"the result is broken: {'; '.join(verdict.reasons)}. {REMEDIES}")
 
 
 def _views(verification: Verification, gates: Gates) -> Iterator[tuple[str, bool]]:

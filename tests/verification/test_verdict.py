@@ -6,12 +6,13 @@ import dataclasses
 
 import pytest
 
+from qcompiler.errors import AccuracyError
 from qcompiler.judge.figures import ViewFigure
 from qcompiler.judge.views import Role
 from qcompiler.verification.compare import Verification
 from qcompiler.verification.gates import Gates
 from qcompiler.verification.metric import Score
-from qcompiler.verification.verdict import Judgement, Word, acceptable, verdict_of
+from qcompiler.verification.verdict import Judgement, Word, acceptable, require, verdict_of
 
 
 def view(db: float | None = 30.0, role: Role = Role.OUTPUT, *, agreed: float | None = None) -> ViewFigure:
@@ -80,6 +81,13 @@ def test_what_is_broken_is_not_acceptable_unless_the_user_says_so() -> None:
     assert acceptable(verified(view(1.0)), Gates(allow_broken=True))
     assert acceptable(verified(view(10.0)), Gates())
     assert not acceptable(verified(view(10.0)), Gates(min_sqnr=20))
+
+
+def test_what_is_broken_is_refused_with_its_reasons() -> None:
+    with pytest.raises(AccuracyError, match=r"broken: 'y' has 1\.0 dB\. Keep layers.*--allow-broken"):
+        require(verified(view(1.0)), Gates())
+    require(verified(view(1.0)), Gates(allow_broken=True))
+    require(verified(view(10.0)), Gates())
 
 
 def test_what_decides_and_cannot_be_compared_is_a_doubt() -> None:

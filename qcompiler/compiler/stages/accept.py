@@ -10,7 +10,7 @@ from qcompiler.verification import share
 from qcompiler.verification.compare import Verification
 from qcompiler.verification.gates import Gates
 from qcompiler.verification.share import Promise
-from qcompiler.verification.verdict import Judgement, Word
+from qcompiler.verification.verdict import REMEDIES, Judgement, Word
 from qcompiler.weight_only import give_back
 
 FLOAT = "--allow-broken writes it nevertheless; --precision fp16 says that float is what you want"
@@ -48,11 +48,7 @@ def accept(
         taken = " A gate took all of it back: ask for less." if gated and _gave_back(plan) else ""
         raise AccuracyError(f"{nothing}.{taken} The manifest has a reason for every node. {FLOAT}.")
     if verdict.word is Word.BROKEN and not gates.allow_broken:
-        raise AccuracyError(
-            f"the result is broken: {'; '.join(verdict.reasons)}. Keep layers in high precision with --keep (see "
-            "`qcompiler sensitivity`), choose another precision, judge by a metric of your own (--metric), or write it "
-            "all the same with --allow-broken."
-        )
+        raise AccuracyError(f"the result is broken: {'; '.join(verdict.reasons)}. {REMEDIES}")
     share.require(plan, promise)
     return Done(None)
 
