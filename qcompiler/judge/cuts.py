@@ -30,12 +30,20 @@ class Piece:
         start: first index.
         stop: behind the last one.
         tensors: what was put there, as far as one tensor alone fills it.
+        indices: the ones that it consists of, where they do not lie side by side; `start` and `stop` then hold them.
     """
 
     axis: int
     start: int
     stop: int
     tensors: tuple[str, ...] = ()
+    indices: tuple[int, ...] = ()
+
+    @staticmethod
+    def of(axis: int, indices: tuple[int, ...]) -> Piece:
+        """The part with these indices, in order."""
+        beside = indices == tuple(range(indices[0], indices[-1] + 1))
+        return Piece(axis, indices[0], indices[-1] + 1, indices=() if beside else indices)
 
 
 Cuts = dict[int, tuple[Piece, ...]]  # by axis, pieces that fill it in order
@@ -45,7 +53,7 @@ def tensors_for_cuts(output: gs.Tensor) -> Iterator[str]:
     """Names of the tensors whose shapes `cuts_of` must know."""
     yield output.name
     node = graphs.producer(output)
-    for value in _followed(node):
+    for value in followed(node):
         yield from tensors_for_cuts(value)
 
 
@@ -66,10 +74,10 @@ def _cuts(tensor: gs.Tensor, shapes: Shapes) -> Cuts:
         return {}
     if graphs.is_op(node, "Concat"):
         return _joined(node, shapes)
-    inner = next(_followed(node), None)
+    inner = next(followed(node), None)
     if inner is None or shapes.get(inner.name) is None:
         return {}
-    moved = _axes(node, shapes[inner.name], shape)
+    moved = moved_axes(node, shapes[inner.name], shape)
     found = _cuts(inner, shapes)
     return {moved[axis]: _on(pieces, moved[axis]) for axis, pieces in found.items() if axis in moved}
 
@@ -105,7 +113,7 @@ def _joined(node: gs.Node, shapes: Shapes) -> Cuts:
     return found
 
 
-def _followed(node: gs.Node | None) -> Iterator[gs.Tensor]:
+def followed(node: gs.Node | None) -> Iterator[gs.Tensor]:
     """The inputs through which cuts reach what a node writes."""
     if node is None or not graphs.is_standard(node):
         return
@@ -119,7 +127,7 @@ def _followed(node: gs.Node | None) -> Iterator[gs.Tensor]:
             yield moving[0]
 
 
-def _axes(node: gs.Node, before: Sequence[int], after: Sequence[int]) -> Mapping[int, int]:
+def moved_axes(node: gs.Node, before: Sequence[int], after: Sequence[int]) -> Mapping[int, int]:
     """Which axis of the result each axis of the input becomes, where it stays one axis."""
     if graphs.is_op(node, "Transpose"):
         order = [int(axis) for axis in node.attrs.get("perm", reversed(range(len(before))))]

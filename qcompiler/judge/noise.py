@@ -37,6 +37,8 @@ def cut(view: View, array: NDArray[Any]) -> NDArray[Any] | None:
         return array
     if array.ndim <= piece.axis or array.shape[piece.axis] < piece.stop:
         return None
+    if piece.indices:
+        return np.take(array, piece.indices, axis=piece.axis)
     return array[(slice(None),) * piece.axis + (slice(piece.start, piece.stop),)]
 
 

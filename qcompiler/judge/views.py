@@ -23,8 +23,10 @@ from qcompiler.ir.macs import Shapes
 from qcompiler.ir.operators import RECURRENT, VIEWS
 from qcompiler.ir.signature import Feeds
 from qcompiler.judge.cuts import Piece, cuts_of, tensors_for_cuts
+from qcompiler.judge.levels import MOST_CHANNELS, channel_axis, levels_of
 from qcompiler.judge.tail import SOFT, Tail, Tails
 from qcompiler.runtime.shapes import concrete_shapes
+from qcompiler.runtime.stream import run_once
 
 NOTHING: Shapes = {}
 
@@ -97,8 +99,25 @@ def find_views(graph: gs.Graph, feed: Feeds | None, ignored: Collection[str] = (
     """
     names = [name for output in graph.outputs for name in tensors_for_cuts(output)]
     joins = len(names) > len(graph.outputs)
-    shapes = concrete_shapes(graph, feed, list(dict.fromkeys(names))) if feed is not None and joins else NOTHING
-    return views_of(graph, shapes, ignored)
+    if feed is None or (not joins and not any(graphs.is_linear(graphs.producer(output)) for output in graph.outputs)):
+        return views_of(graph, NOTHING, ignored)
+    shapes = concrete_shapes(graph, feed, list(dict.fromkeys(names)))
+    views = views_of(graph, shapes, ignored)
+    return (*views, *_levels(graph, feed, views, shapes))
+
+
+def _levels(graph: gs.Graph, feed: Feeds, views: Views, shapes: Shapes) -> Iterator[View]:
+    """Channels of outputs that were not joined, where their sizes differ by far; the model is run once for them."""
+    cut = {view.output for view in views if view.role is Role.PART}
+    whole = {view.output for view in views if view.role is Role.OUTPUT} - cut
+    axes = {output.name: channel_axis(output, shapes) for output in graph.outputs if output.name in whole}
+    small = {name: axis for name, axis in axes.items() if axis is not None and 1 < shapes[name][axis] <= MOST_CHANNELS}
+    found = run_once(graph, feed, outputs=list(small)) if small else {}
+    for name, axis in small.items():
+        groups = levels_of(found[name], axis)
+        for group in groups if len(groups) > 1 else ():
+            piece = Piece.of(axis, group)
+            yield View(name + _spelled(piece, len(shapes[name])), name, name, Role.PART, piece=piece)
 
 
 def views_of(graph: gs.Graph, shapes: Shapes = NOTHING, ignored: Collection[str] = ()) -> Views:
@@ -202,7 +221,8 @@ def _inner(output: gs.Tensor) -> Iterator[gs.Tensor]:
 def _spelled(piece: Piece, rank: int) -> str:
     """As numpy indexes: [:, 4:12]; the last axes are left out."""
     before = ":, " * piece.axis if piece.axis < rank - 1 or rank < 4 else "..., "
-    return f"[{before}{piece.start}:{piece.stop}]"
+    inside = f"[{', '.join(map(str, piece.indices))}]" if piece.indices else f"{piece.start}:{piece.stop}"
+    return f"[{before}{inside}]"
 
 
 def _weak(graph: gs.Graph) -> dict[str, Role]:
