@@ -219,7 +219,7 @@ def _commands(markdown: str) -> Iterator[str]:
 
 def _rules() -> Iterator[str]:
     """Rule ids in the sources: the literal that stands where a decision, refusal or verdict takes its id."""
-    places = {"Refusal": 2, "refuse": 0, "Judgement": 0, "Decision": 3}
+    places = {"Refusal": 2, "refuse": 0, "Verdict": 0, "Decision": 3}
     for path in PACKAGE.glob("**/*.py"):
         for call in ast.walk(ast.parse(_text(path))):
             if not isinstance(call, ast.Call):
