@@ -15,9 +15,8 @@ from qcompiler.compiler.refused import told
 from qcompiler.compiler.stages.accept import accept
 from qcompiler.compiler.stages.audit import audit
 from qcompiler.compiler.stages.build_engine import build_engine
-from qcompiler.compiler.stages.check_data import check_data
+from qcompiler.compiler.stages.check_data import check_data, check_metric_data
 from qcompiler.compiler.stages.check_finite import check_finite
-from qcompiler.compiler.stages.check_metric_data import check_metric_data
 from qcompiler.compiler.stages.clean_up import clean_up
 from qcompiler.compiler.stages.conclude import conclude
 from qcompiler.compiler.stages.decide import decide, stricter

@@ -1,4 +1,4 @@
-"""The stage that says what the data lacks, and whether what it is judged on was prepared in the same way."""
+"""The stages that say what the data lacks, and whether what results are judged by was prepared in the same way."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from qcompiler.data.alike import differences
 from qcompiler.data.source import open_source
 from qcompiler.data.spread import Spread, Spreads
 from qcompiler.ir import decoder_io
+from qcompiler.verification.compare import Verification
 
 CALIBRATION = "calibration data"
 JUDGING = "data that the result is judged on"
+METRIC = "data of the metric"
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,24 @@ def check_data(run: Compilation, subject: Subject, options: CheckDataOptions) ->
         run.warn(text)
     told = {what: {name: one.to_json() for name, one in spreads.items()} for what, spreads in found.items()}
     return Done(doubts, {"inputs": told})
+
+
+@stage(kept=False)
+def check_metric_data(run: Compilation, subject: Subject, verification: Verification | None) -> Done[None]:
+    """Warnings where they were not prepared alike.
+
+    Args:
+        subject: observed.
+        verification: with the score, whose feeds were watched; None where nothing was compared.
+    """
+    score = None if verification is None else verification.score
+    if score is None or not score.fed or subject.samples is None or subject.samples.random:
+        return Done(None)
+    for text in lacks.ids(score.fed, decoder_io.looked_up(subject.reference.graph), METRIC):
+        run.warn(text)
+    for text in differences(subject.seen.spreads.found(), score.fed, CALIBRATION, METRIC):
+        run.warn(text)
+    return Done(None, {"inputs": {"metric": {name: one.to_json() for name, one in score.fed.items()}}})
 
 
 def _judging(subject: Subject, samples: int) -> dict[str, Spread]:
