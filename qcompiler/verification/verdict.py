@@ -123,12 +123,26 @@ def _data(verification: Verification) -> Iterator[str]:
         yield "the data is random noise: the figures say nothing about accuracy"
     elif verification.in_sample:
         yield "all figures are in sample: there are too few samples to keep some apart"
+
+
+def advice(verification: Verification | None, goal_db: float) -> str:
+    """What to do where parts of the data come out differently, and not all of them well; "" where they are alike.
+
+    Args:
+        verification: with the figures of other parts; None where nothing was compared.
+        goal_db: SQNR that is good enough.
+    """
+    if verification is None or verification.score is not None:
+        return ""
     figures = {"held out": verification.worst_sqnr_db, **verification.parts}
     known = {name: db for name, db in figures.items() if db is not None and math.isfinite(db)}
-    if len(known) > 1 and max(known.values()) - min(known.values()) > SPREAD_DB:
-        told = ", ".join(f"{name} {db:.1f}" for name, db in known.items())
-        worst = _outstanding(verification)
-        yield f"parts of the data differ (worst view in dB: {told}): give more samples, or others{worst}"
+    if len(known) < 2 or min(known.values()) >= goal_db or max(known.values()) - min(known.values()) <= SPREAD_DB:
+        return ""
+    told = ", ".join(f"{name} {db:.1f}" for name, db in known.items())
+    return (
+        f"parts of the data differ (worst view in dB: {told}): give more samples, or others like those that production "
+        f"sends{_outstanding(verification)}"
+    )
 
 
 def _outstanding(verification: Verification) -> str:

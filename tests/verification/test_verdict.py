@@ -12,7 +12,7 @@ from qcompiler.judge.views import Role
 from qcompiler.verification.compare import Verification
 from qcompiler.verification.gates import Gates
 from qcompiler.verification.metric import Score
-from qcompiler.verification.verdict import Judgement, Word, acceptable, require, verdict_of
+from qcompiler.verification.verdict import Judgement, Word, acceptable, advice, require, verdict_of
 
 
 def view(db: float | None = 30.0, role: Role = Role.OUTPUT, *, agreed: float | None = None) -> ViewFigure:
@@ -62,12 +62,16 @@ def test_in_sample_random_and_nothing_at_all_are_doubts() -> None:
     assert verdict_of(None, Gates()).word is Word.DOUBTFUL
 
 
-def test_parts_of_the_data_that_differ_are_a_doubt_and_the_sample_is_named() -> None:
-    found = verdict_of(verified(parts={"calibrate": 34.0}, positions=(5, 6, 17)), Gates())
-    assert found.word is Word.DOUBTFUL
-    assert "held out 30.0, calibrate 34.0" in found.reasons[0]
-    assert "sample 17 stands out" in found.reasons[0]
-    assert verdict_of(verified(parts={"calibrate": 32.0}), Gates()).word is Word.HOLDS
+def test_parts_of_the_data_that_differ_are_told_where_one_misses_the_goal_and_the_sample_is_named() -> None:
+    apart = verified(view(20.0), parts={"calibrate": 24.0}, positions=(5, 6, 17))
+    found = advice(apart, 25.0)
+    assert "held out 20.0, calibrate 24.0" in found
+    assert "sample 17 stands out with 20.0 dB" in found
+    assert advice(apart, 19.0) == ""
+    assert advice(verified(view(20.0), parts={"calibrate": 22.0}), 25.0) == ""
+    assert advice(verified(view(20.0)), 25.0) == ""
+    assert advice(None, 25.0) == ""
+    assert verdict_of(apart, Gates()).word is Word.HOLDS
 
 
 def test_reasons_add_up_and_the_worst_comes_first() -> None:

@@ -12,7 +12,7 @@ from qcompiler.verification.compare import Verification
 from qcompiler.verification.finite_on_all import Finiteness
 from qcompiler.verification.gates import Gates
 from qcompiler.verification.share import Promise
-from qcompiler.verification.verdict import Judgement, Word, verdict_of
+from qcompiler.verification.verdict import Judgement, Word, advice, verdict_of
 
 
 @stage(kept=False)
@@ -48,15 +48,18 @@ def conclude(
         verdict = verdict.broken([str(finite)])
     verdict = verdict.doubted(doubts)
     if last:
-        for text in _told(verdict, net, gates):
+        for text in _told(verdict, verification, net, gates):
             run.warn(text)
     return Done(verdict, {"verdict": verdict.to_json()})
 
 
-def _told(verdict: Judgement, net: SafetyNet, gates: Gates) -> Iterator[str]:
+def _told(verdict: Judgement, verification: Verification | None, net: SafetyNet, gates: Gates) -> Iterator[str]:
     """What the user should know of it."""
     if verdict.word is not Word.HOLDS:
         yield f"the result is {verdict.word}: {'; '.join(verdict.reasons)}"
+    told = advice(verification, net.target_db)
+    if told:
+        yield told
     if not net.met and net.curve and gates.min_sqnr is None and gates.max_drop is None:
         yield (
             f"the search for layers to quantize stopped at {net.curve[-1].sqnr_db:.1f} dB, short of its goal of "
