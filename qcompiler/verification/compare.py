@@ -25,6 +25,7 @@ from qcompiler.judge.figures import Figures, ViewFigure
 from qcompiler.judge.views import Views, find_views, tensors_of
 from qcompiler.numerics.sqnr import cosine, sqnr_db
 from qcompiler.runtime.finite import flat
+from qcompiler.runtime.randomness import random_nodes
 from qcompiler.support.as_json import plain
 from qcompiler.support.suggest import did_you_mean
 from qcompiler.verification import emulation
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 _CHUNK = 1 << 18  # elements that are held as float64 at a time
 DRIFT_SAMPLES = 4
+DRAWS = 3  # of a model that draws random numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,14 +258,17 @@ class _Pair:
             _same_outputs(self.outputs, [output.name for output in candidate.graph.outputs])
         self.missing = [name for name in inner if name not in written]
         fetched = [*self.outputs, *(name for name in inner if name in written)]
-        self._float, _ = runner_of(reference, True, quick=quick, outputs=fetched)
-        self._quantized, _ = runner_of(candidate, optimize, quick=quick, outputs=fetched)
+        # A model that draws is judged as what it is, a distribution: samples take turns at several draws
+        draws = range(DRAWS if random_nodes(reference.graph) else 1)
+        self._float = [runner_of(reference, True, quick=quick, outputs=fetched, draw=draw)[0] for draw in draws]
+        self._quantized = [runner_of(candidate, optimize, quick=quick, outputs=fetched, draw=draw)[0] for draw in draws]
 
     def compare(self, feeds: Iterable[Feeds], figures: Figures, tallies: Mapping[str, _Tally]) -> int:
         """Adds up over samples; returns how many there were."""
         count = 0
         for feed in feeds:
-            expected, got = self._float(feed), self._quantized(feed)
+            draw = count % len(self._float)
+            expected, got = self._float[draw](feed), self._quantized[draw](feed)
             _same_outputs(self.outputs, list(got))
             figures.add(feed, expected, got)
             padding = Padding(feed)
@@ -286,7 +291,7 @@ class _Pair:
         def only(run: Run) -> Run:
             return lambda feed: (lambda found: {name: found[name] for name in self.outputs})(run(feed))
 
-        return only(self._float), only(self._quantized)
+        return only(self._float[0]), only(self._quantized[0])
 
     def close(self) -> None:
         """Lets the sessions go."""

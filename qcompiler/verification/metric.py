@@ -78,12 +78,20 @@ def loaded(model: str | Path | models.Model) -> models.Model:
 
 
 def runner_of(
-    model: models.Model | Run, optimize: bool, *, quick: bool, outputs: Sequence[str] | None = None
+    model: models.Model | Run, optimize: bool, *, quick: bool, outputs: Sequence[str] | None = None, draw: int = 0
 ) -> tuple[Run, Sequence[str] | None]:
-    """How a model is run, and the names of what it returns where they are known: `outputs`, or its own."""
+    """How a model is run, and the names of what it returns where they are known: `outputs`, or its own.
+
+    Args:
+        model: or a function that runs it, which is taken as it is.
+        optimize: let ONNX Runtime optimise the graph.
+        quick: made for a handful of runs.
+        outputs: tensors to return; None for the model's own.
+        draw: which numbers its random operators give.
+    """
     if not isinstance(model, models.Model):
         return model, None
-    session = OpenModel(model, optimize=optimize, quick=quick, outputs=outputs)
+    session = OpenModel(model, optimize=optimize, quick=quick, outputs=outputs, draw=draw)
     return (lambda feed: session.run(fitting(feed, session))), session.outputs
 
 

@@ -18,6 +18,7 @@ from onnx import helper, numpy_helper
 from qcompiler.errors import AccuracyError, DataError, ModelError
 from qcompiler.verification.compare import verify
 from qcompiler.verification.gates import Gates
+from tests.kit import rewrite
 from tests.kit.verification.chain import WEIGHTS, Feeds, Samples, chain, changed, numpy_chain
 
 
@@ -125,3 +126,23 @@ def test_fp8_graphs_are_run_with_optimisations_off(tmp_path: Path) -> None:
     found = verify(path, tmp_path / "q.onnx", Samples())
     assert found.worst_sqnr_db is not None
     assert 15 < found.worst_sqnr_db < 60
+
+
+def test_a_model_that_draws_is_compared_on_several_draws(tmp_path: Path) -> None:
+    proto = rewrite.model(
+        ("RandomNormalLike", "x", "r"), ("Mul", "x r", "m"), ("Add", "m x", "y"), inputs={"x": (2, 4)}, opset=15
+    )  # fmt: skip
+    onnx.save(proto, tmp_path / "m.onnx")
+    feeds = [{"x": np.full((2, 4), value, np.float32)} for value in (1.0, 1.0, 1.0, 1.0)]
+    seen: list[NDArray[Any]] = []
+
+    def other(feed: Mapping[str, NDArray[Any]]) -> Feeds:
+        seen.append(feed["x"])
+        return {"y": np.ones((2, 4), np.float32)}
+
+    same = verify(tmp_path / "m.onnx", tmp_path / "m.onnx", feeds, drift=False)
+    assert same.worst_sqnr_db == math.inf
+    different = verify(tmp_path / "m.onnx", other, feeds[:1], drift=False)
+    several = verify(tmp_path / "m.onnx", other, feeds[:3], drift=False)
+    assert different.worst_sqnr_db != several.worst_sqnr_db  # the float model has drawn others
+    assert several.worst_sqnr_db == verify(tmp_path / "m.onnx", other, feeds[:3], drift=False).worst_sqnr_db
