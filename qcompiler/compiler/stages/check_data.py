@@ -54,6 +54,8 @@ def check_data(run: Compilation, subject: Subject, options: CheckDataOptions) ->
     doubts = tuple(_unlike(subject, found))
     for text in (*_lacking(subject, options), *doubts):
         run.warn(text)
+    if subject.scope.unseen:
+        doubts = (*doubts, f"the data has not shown what {len(subject.scope.unseen)} layer(s) need a range for")
     told = {what: {name: one.to_json() for name, one in spreads.items()} for what, spreads in found.items()}
     return Done(doubts, {"inputs": told})
 
