@@ -26,8 +26,9 @@ class Decision:
         precision: what it computes in.
         rule: stable id of the rule that decided, such as `linear`, `sensitive`, `gemv`, `subgraph`.
         why: one sentence with the figures.
-        macs: multiply-accumulates per sample (0 where the operator has none or shapes are unknown).
+        macs: multiply-accumulates per sample; 0 where the operator has none or nobody knows them.
         figures: numbers behind `why` (SQNR in dB, ranges, shares).
+        counted: False where it multiplies and `macs` is not known: shares leave it out.
     """
 
     node: str
@@ -37,6 +38,7 @@ class Decision:
     why: str
     macs: int = 0
     figures: Mapping[str, float] = field(default_factory=dict)
+    counted: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +147,10 @@ class Plan:
         return sum(decision.macs for decision in self.quantized()) / total if total else 0.0
 
     def macs_by_precision(self) -> dict[str, Any]:
-        """Multiply-accumulates in all, the share of them that runs quantized (0..1), and how many in each type."""
+        """Multiply-accumulates in all, the share of them that runs quantized (0..1), and how many in each type.
+
+        `uncounted` names the nodes whose work nobody knows, which these figures leave out.
+        """
         sums = Counter[str]()
         for decision in self:
             sums[decision.precision.value] += decision.macs
@@ -153,6 +158,7 @@ class Plan:
             "total": sums.total(),
             "quantized_share": self.share(),
             "by_precision": {name: sums[name] for name in sorted(sums) if sums[name]},
+            "uncounted": [decision.node for decision in self if not decision.counted],
         }
 
     def to_json(self) -> str:
