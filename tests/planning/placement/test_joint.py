@@ -16,11 +16,12 @@ from tests.kit.rewrite import Spec, model, to_graph
 RNG = np.random.default_rng(4)
 D = 32
 SHAPES: dict[str, Any] = {
-    "heads": np.array([2, 6, 4, 8]), "three": np.array([2, 6, 3, D]), "unflat": np.array([2, 6, 3 * D]),
-    "one": np.array([1]), "i0": np.array(0), "i1": np.array(1), "last": np.array([-1]), "rows": np.array([1]),
-    **{f"at{i}": np.array([i * D]) for i in range(4)}, "end": np.array([np.iinfo(np.int64).max]), "m": np.array([3]),
-    "even": np.array([D] * 3), "uneven": np.array([2 * D, D // 2, D // 2]), "bias": np.ones(3 * D, np.float32), "one_each": np.array([1, 1, 1]),
-    "m3": np.array([3, 3]), "heads2": np.array([2, 6, 8, 8]),
+    "heads": np.array([2, 6, 4, 8]), "heads2": np.array([2, 6, 8, 8]), "three": np.array([2, 6, 3, D]),
+    "unflat": np.array([2, 6, 3 * D]), "one": np.array([1]), "i0": np.array(0), "last": np.array([-1]),
+    "rows": np.array([1]), "at0": np.array([0]), "at1": np.array([D]), "at2": np.array([2 * D]),
+    "end": np.array([np.iinfo(np.int64).max]), "m": np.array([3]), "m3": np.array([3, 3]),
+    "even": np.array([D] * 3), "uneven": np.array([2 * D, D // 2, D // 2]), "one_each": np.array([1, 1, 1]),
+    "bias": np.ones(3 * D, np.float32),
 }  # fmt: skip
 HEADS: tuple[Spec, ...] = tuple(("Reshape", f"{part} heads", f"{part}h") for part in "qkv")
 SPLIT: Spec = ("Split", "a even", "q k v", {"axis": -1})
