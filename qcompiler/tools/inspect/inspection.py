@@ -197,7 +197,7 @@ def _total(graph: gs.Graph, macs: Mapping[str, int], source: Source | None, prob
         return 0
     if missing and macs:
         named = ", ".join(f"'{name}' ({nodes[name].op})" for name in missing[:3]) + ", ..." * (len(missing) > 3)
-        problems.append(f"nobody knows how much {named} multiply: shares leave them out")
+        problems.append(f"shares leave out what nobody can count: {named}")
     return sum(macs.values())
 
 
