@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -14,6 +14,8 @@ from qcompiler.target import DType
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+UNCONFIRMED: Final = "unconfirmed"  # work that was promised in a quantized type, and that the engine does not show
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +28,9 @@ class Decision:
         precision: what it computes in.
         rule: stable id of the rule that decided, such as `linear`, `sensitive`, `gemv`, `subgraph`.
         why: one sentence with the figures.
-        macs: multiply-accumulates per sample (0 where the operator has none or shapes are unknown).
+        macs: multiply-accumulates per sample; 0 where the operator has none or nobody knows them.
         figures: numbers behind `why` (SQNR in dB, ranges, shares).
+        counted: False where it multiplies and `macs` is not known: shares leave it out.
     """
 
     node: str
@@ -37,6 +40,7 @@ class Decision:
     why: str
     macs: int = 0
     figures: Mapping[str, float] = field(default_factory=dict)
+    counted: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,20 +143,37 @@ class Plan:
         """The nodes that compute in a quantized type."""
         return [decision for decision in self if decision.precision.quantized]
 
-    def share(self) -> float:
-        """Share of the known multiply-accumulates that run quantized, 0..1."""
-        total = sum(decision.macs for decision in self)
-        return sum(decision.macs for decision in self.quantized()) / total if total else 0.0
+    def share(self, confirmed: Collection[str] | None = None) -> float:
+        """Share of the known multiply-accumulates that run quantized, 0..1.
 
-    def macs_by_precision(self) -> dict[str, Any]:
-        """Multiply-accumulates in all, the share of them that runs quantized (0..1), and how many in each type."""
+        Args:
+            confirmed: names of the nodes that an engine's listing shows in the type they were promised, the others do
+                not count as quantized; None where no listing was read.
+        """
+        total = sum(decision.macs for decision in self)
+        kept = [one for one in self.quantized() if confirmed is None or one.node in confirmed]
+        return sum(decision.macs for decision in kept) / total if total else 0.0
+
+    def macs_by_precision(self, confirmed: Collection[str] | None = None) -> dict[str, Any]:
+        """Multiply-accumulates in all, the share of them that runs quantized (0..1), and how many in each type.
+
+        `promised_share` is the plan's share, whatever an engine made of it. Work that was promised and is not confirmed
+        has the type `unconfirmed`. `uncounted` names the nodes whose work nobody knows, which the figures leave out.
+
+        Args:
+            confirmed: as in `share`.
+        """
         sums = Counter[str]()
         for decision in self:
-            sums[decision.precision.value] += decision.macs
+            missed = decision.precision.quantized and confirmed is not None and decision.node not in confirmed
+            sums[UNCONFIRMED if missed else decision.precision.value] += decision.macs
         return {
             "total": sums.total(),
-            "quantized_share": self.share(),
+            "quantized_share": self.share(confirmed),
+            "promised_share": self.share(),
+            "confirmed": confirmed is not None,
             "by_precision": {name: sums[name] for name in sorted(sums) if sums[name]},
+            "uncounted": [decision.node for decision in self if not decision.counted],
         }
 
     def to_json(self) -> str:

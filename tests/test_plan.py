@@ -69,6 +69,19 @@ def test_the_share_is_that_of_multiply_accumulates() -> None:
     assert [one.node for one in example().quantized()] == ["a"]
 
 
+def test_what_an_engine_does_not_confirm_is_promised_and_not_done() -> None:
+    plan = example().deciding(Decision("d", "Loop", DType.FP16, "custom", "", counted=False))
+    assert (plan.share({"a"}), plan.share(set())) == (0.75, 0.0)
+    said = plan.macs_by_precision()
+    assert (said["quantized_share"], said["promised_share"], said["confirmed"]) == (0.75, 0.75, False)
+    assert said["by_precision"] == {"fp16": 25, "int8": 75}
+    assert said["uncounted"] == ["d"]
+    found = plan.macs_by_precision(set())
+    assert (found["quantized_share"], found["promised_share"], found["confirmed"]) == (0.0, 0.75, True)
+    assert found["by_precision"] == {"fp16": 25, "unconfirmed": 75}
+    assert found["total"] == said["total"] == 100
+
+
 def test_a_node_has_one_decision_and_keeps_its_place() -> None:
     before = example()
     plan = before.deciding(Decision("a", "Conv", DType.BF16, "kept", "", 75))

@@ -55,7 +55,7 @@ def typing_of(graph: gs.Graph, feed: Feeds) -> Typing:
     linear = [node for node in graph.nodes if graphs.is_linear(node)]
     wanted = [t.name for node in linear for t in (*node.inputs[:2], node.outputs[0]) if not graphs.is_constant(t)]
     sizes = concrete_shapes(graph, feed, wanted)
-    macs = {id(node): macs_of(node, sizes) for node in linear}
+    macs = {id(node): macs_of(node, sizes) or 0 for node in linear}
     half = [node for node, held in counted if _HALF in held]
     return Typing(
         len(counted),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from qcompiler.compiler.artefacts import Paths, finish, refuse_overwriting, workshop
@@ -24,8 +25,10 @@ from qcompiler.passes.cleanup.name_everything import NameEverything
 from qcompiler.passes.cleanup.normalize_constants import NormalizeConstants
 from qcompiler.passes.legalize.legalize import Legalize
 from qcompiler.plan import Plan
+from qcompiler.planning.decisions import accounted
 from qcompiler.planning.placement.candidates import existing
 from qcompiler.recipe.recipe import Recipe
+from qcompiler.runtime.work import count_macs_without_data
 from qcompiler.statistics.observe import Observations
 from qcompiler.support.atomic import check_writable
 from qcompiler.support.file import File
@@ -53,13 +56,23 @@ def load(
     return Done((loaded, Observations(shapes=shapes, feeds=feeds)), {"source": File.of(source)})
 
 
-@stage()
-def legalize(run: Compilation, loaded: models.Model, target: Target) -> Done[tuple[models.Model, Plan]]:
-    """The model as the target reads it, and the plan that it embodies already."""
+@stage(version=2)
+def legalize(
+    run: Compilation, loaded: models.Model, target: Target, usual: Mapping[str, Sequence[int]]
+) -> Done[tuple[models.Model, Plan]]:
+    """The model as the target reads it, and the plan that it embodies already.
+
+    Args:
+        run: shows the work.
+        loaded: the file.
+        target: the engine.
+        usual: shapes of inputs, for the work of each node; open axes of all others count as 1.
+    """
     model = models.copy(loaded)
     with run.working():
         reports = Pipeline(NameEverything(), NormalizeConstants(), Legalize(target))(model.graph)
-    plan, decoder = existing(model.graph), decoder_io.of_model(model)
+    work, decoder = count_macs_without_data(model.graph, usual), decoder_io.of_model(model)
+    plan = accounted(existing(model.graph), model.graph, work, target.high_precision)
     record = {
         "macs": plan.macs_by_precision(),
         "plan": list(plan),
@@ -67,6 +80,14 @@ def legalize(run: Compilation, loaded: models.Model, target: Target) -> Done[tup
         "cache": decoder and decoder.to_json(),
     }
     return Done((model, plan), record, checked(reports, {}))
+
+
+def _usual(asked: Recipe, seen: Observations, loaded: models.Model) -> dict[str, tuple[int, ...]]:
+    """The usual shapes of inputs: those of the recipe, else as the data showed them."""
+    if asked.shapes is not None:
+        return {name: tuple(sizes[1]) for name, sizes in asked.shapes.items()}
+    shown = seen.shapes.profiles(inputs_of(loaded.graph)) if seen.feeds else {}
+    return {name: one.opt for name, one in shown.items()}
 
 
 def build(
@@ -99,7 +120,7 @@ def build(
     beside = dataclasses.replace(paths, qdq=paths.manifest)  # the quantized file is an input here
     profile = asked.shapes is None and target.engine != "onnxruntime"
     loaded, seen = run(load, model, data, asked.samples, beside, profile=profile)
-    legal, plan = run(legalize, loaded, target)
+    legal, plan = run(legalize, loaded, target, _usual(asked, seen, loaded))
     options = BuildOptions(target, asked.shapes, asked.generation, methods.needs_rows(asked.precision, target))
     with workshop(paths) as shop:
         file, engine = shop / paths.qdq.name, shop / paths.output.name

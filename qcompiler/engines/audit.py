@@ -49,6 +49,14 @@ class Kind(StrEnum):
     NO_LISTING = "no-listing"  # nothing could be checked
 
 
+_DOUBTS = {
+    Kind.NO_LISTING: "the engine has no listing that can be read, so none of {promised} promises is confirmed",
+    Kind.NOT_CONFIRMED: "{count} of {promised} quantized nodes are not confirmed by the engine's listing: {nodes}",
+    Kind.HALF_ACCUMULATOR: "the engine stores sums of {nodes} as half before they are scaled: they can overflow",
+    Kind.BAD_BROADCAST: "the engine multiplies {nodes} with scales of a shape that does not fit: numbers are wrong",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One thing that is wrong; `node` is the ONNX node's name, empty for the whole plan."""
@@ -90,13 +98,28 @@ class Audit:
         """The nodes that are confirmed; None where there was no listing to look into."""
         return None if any(one.kind is Kind.NO_LISTING for one in self.mismatches) else self.confirmed
 
+    def in_float(self) -> tuple[str, ...]:
+        """The promised nodes that the listing shows in float: those that it does not list may be anything."""
+        missed = (one.node for one in self.mismatches if one.kind is Kind.NOT_CONFIRMED)
+        return tuple(node for node in missed if self.compiled[node] not in ("unlisted", *LOW.values()))
+
+    def doubts(self) -> tuple[str, ...]:
+        """Why a result should be doubted: a sentence for each kind of thing that is wrong; empty where nothing is."""
+        found = []
+        for kind, text in _DOUBTS.items():
+            nodes = list(dict.fromkeys(one.node for one in self.mismatches if one.kind is kind))
+            if nodes:
+                named = ", ".join(f"'{node}'" for node in nodes[:3]) + ", ..." * (len(nodes) > 3)
+                found.append(text.format(count=len(nodes), promised=self.promised, nodes=named))
+        return tuple(found)
+
     def counts(self) -> dict[str, int]:
         """How many nodes compiled to what."""
         return dict(sorted(Counter(self.compiled.values()).items()))
 
     def share(self) -> float:
         """Confirmed nodes / promised nodes, 0..1; 1 if nothing was promised, 0 if nothing could be checked."""
-        if any(one.kind is Kind.NO_LISTING for one in self.mismatches):
+        if self.listed is None:
             return 0.0
         return len(self.confirmed) / self.promised if self.promised else 1.0
 

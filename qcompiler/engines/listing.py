@@ -26,7 +26,8 @@ _START = b"header {\n"
 _QUOTED = r'"(?:[^"\\]|\\.)*"'
 _TENSOR = re.compile(rf"^\s*(?:sub_)?tensor=\{{.*?(?<!\w)name=({_QUOTED})")
 _TYPE = re.compile(r" type=(\w+) ?\}\s*$")
-_DIMS = re.compile(rf" dims=\{{((?:\s*(?:{_QUOTED}|[^\s\"}}]+))*)\s*\}}")
+# Possessive: a text that is cut off must not be tried in all ways to part it
+_DIMS = re.compile(rf" dims=\{{((?:\s*+(?:{_QUOTED}|[^\s\"}}]++))*+)\s*\}}")
 _OP = re.compile(rf"^\s*(\w+)=\{{ name=({_QUOTED}|\S+)")
 _NAMES = rf"=\{{((?:\s*{_QUOTED})*)\s*\}}"
 _INPUT = re.compile(rf"(?<!\w)input(?:_args)?{_NAMES}")

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import onnx_graphsurgeon as gs
 
+from qcompiler.ir import graph as graphs
+from qcompiler.ir.macs import multiplies, uncounted
 from qcompiler.numerics.sqnr import decibel
 from qcompiler.plan import Candidate, Decision, Plan, Refusal
 from qcompiler.planning.placement import candidates
@@ -59,8 +61,32 @@ def plan_of(
     decisions = [candidates.decision(r, _unquantized(r, came, high), macs.get(r.node, 0)) for r in layers.refused]
     for activation, members in layers.by_activation.items():
         figures = _figures(activation, net, histograms[activation], high)
-        decisions += [_decide(c, activation, net, macs[c.node], high, figures, where) for c in members]
+        decisions += [_decide(c, activation, net, macs.get(c.node, 0), high, figures, where) for c in members]
     return Plan.of(decisions).ordered(node.name for node in graph.nodes)
+
+
+def accounted(plan: Plan, graph: gs.Graph, macs: Mapping[str, int], high: DType) -> Plan:
+    """The plan with the work of every node that multiplies, so that shares are of the whole: see `ir.macs`.
+
+    Args:
+        plan: nodes of which it does not speak join it in float; figures that it has stay.
+        graph: the graph of the plan.
+        macs: by node; what is not in it could not be counted.
+        high: the target's high-precision type.
+    """
+    unknown, outer = frozenset(uncounted(graph, macs)), {node.name for node in graph.nodes}
+    nodes = list(graphs.walk(graph))
+    told = []
+    for node in nodes:
+        known = plan.decisions.get(node.name)
+        if not multiplies(node):
+            continue
+        if known is None:
+            own = high if node.name in outer else DType.FP32
+            known = Decision(node.name, node.op, own, "float", f"nothing was asked that quantizes this {node.op}")
+        count = known.macs or macs.get(node.name, 0)
+        told.append(dataclasses.replace(known, macs=count, counted=bool(count) or node.name not in unknown))
+    return plan.deciding(*told).ordered(node.name for node in nodes)
 
 
 def _unquantized(refusal: Refusal, came: Plan, high: DType) -> DType:

@@ -10,10 +10,8 @@ from typing import Final
 
 import onnx_graphsurgeon as gs
 
-from qcompiler.ir import linear
 from qcompiler.ir import model as models
-from qcompiler.ir.macs import Shapes, node_macs, tensors_for_shapes
-from qcompiler.ir.operators import PRODUCTS
+from qcompiler.ir.macs import Shapes, tensors_for_shapes
 from qcompiler.passes.quantize.dynamic_quant import RULE, refusal
 from qcompiler.plan import Candidate, Decision, Plan, Refusal
 from qcompiler.planning.chosen import Chosen, Planning
@@ -22,6 +20,7 @@ from qcompiler.planning.placement.candidates import Candidates
 from qcompiler.planning.search.safety_net import SafetyNet
 from qcompiler.recipe.tables import LlmInt8Table
 from qcompiler.runtime.shapes import concrete_shapes
+from qcompiler.runtime.work import count_macs, count_macs_without_data
 from qcompiler.statistics.observe import Observations
 from qcompiler.target import DType, Target
 
@@ -45,7 +44,7 @@ def make_plan(
     shapes: Shapes = {}
     if observed.kept:
         shapes = concrete_shapes(model.graph, observed.kept[0], tensors_for_shapes(model.graph))
-    macs = node_macs(model.graph, shapes) if shapes else _of_a_row(model.graph)
+    macs = count_macs(model.graph, observed.kept[0], shapes) if shapes else count_macs_without_data(model.graph)
     left = {one.node: one for one in layers.refused}
     axes: dict[str, int | None] = {}
     for one in layers.found:
@@ -61,19 +60,13 @@ def make_plan(
         elif name in left:
             decisions.append(candidates.decision(left[name], target.high_precision, macs.get(name, 0)))
     inner = [one for name, one in left.items() if name not in nodes]  # inside branches
-    decisions += [candidates.decision(one, DType.FP32, 0) for one in inner]
+    decisions += [candidates.decision(one, DType.FP32, macs.get(one.node, 0)) for one in inner]
     return Chosen(Plan.of(decisions).with_(axes=axes), SafetyNet())
 
 
 def splits(precision: str, table: LlmInt8Table) -> bool:
     """Whether outlier channels are split off before, which takes data: LLM.int8() as it was published."""
     return precision == PRECISION and table.threshold != "off"
-
-
-def _of_a_row(graph: gs.Graph) -> dict[str, int]:
-    """Multiply-accumulates of products with a constant matrix for one row of the activation, by node name."""
-    found = {node.name: linear.matrix(node) for node in graph.nodes if node.op in PRODUCTS}
-    return {name: int(matrix.size) for name, matrix in found.items() if matrix is not None}
 
 
 def _stays(one: Candidate, node: gs.Node, target: Target, shapes: Shapes) -> Refusal | None:

@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 
 from qcompiler.calibrators.auto import AUTO
 from qcompiler.ir import model as models
-from qcompiler.ir.macs import Shapes, node_macs, tensors_for_shapes
+from qcompiler.ir.macs import Shapes, tensors_for_shapes
 from qcompiler.ir.signature import Feeds, inputs_of
 from qcompiler.judge.views import Views, find_views
 from qcompiler.plan import Candidate, Plan, Quantizer, Refusal
@@ -27,6 +27,7 @@ from qcompiler.planning.simulation.noise import Advance
 from qcompiler.planning.simulation.simulator import Grids, Simulation, Use, formats_of
 from qcompiler.recipe.tables import QfemTable
 from qcompiler.runtime.shapes import concrete_shapes
+from qcompiler.runtime.work import count_macs
 from qcompiler.statistics.evidence import Lack
 from qcompiler.statistics.histogram import Histogram
 from qcompiler.statistics.observe import Observations, histograms
@@ -66,7 +67,7 @@ def make_plan(
     if target.quantize_outputs:
         options = replace(options, safety=outputs.relaxed(options.safety))
     shapes = concrete_shapes(model.graph, observed.kept[0], tensors_for_shapes(model.graph))
-    macs = node_macs(model.graph, shapes)
+    macs = count_macs(model.graph, observed.kept[0], shapes)
     views = find_views(model.graph, observed.choosing[0], options.ignored)
     large = layers.refusing(candidates.small(model.graph, layers.found, shapes, target))
     large = large.refusing(candidates.not_numbers(large.found, observed.histograms))
@@ -185,7 +186,7 @@ def _priced(
     costs: cost.Costs | None,
 ) -> Prices:
     """What accuracy is traded for: time where costs are compared, else multiply-accumulates in high precision."""
-    own = {name: sum(macs[c.node] for c in members) for name, members in groups.items()}
+    own = {name: sum(macs.get(c.node, 0) for c in members) for name, members in groups.items()}
     return Prices(own, sum(macs.values()), {} if costs is None else costs.table(groups, offers))
 
 

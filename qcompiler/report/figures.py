@@ -90,6 +90,31 @@ def audited(audit: Mapping[str, Any]) -> str:
     return f"{text}, {wrong} mismatch{'es' * (wrong != 1)}" if wrong else text
 
 
+def work(macs: Mapping[str, Any]) -> str:
+    """`71.4 % int8, 28.6 % fp16, confirmed by the engine`: where multiply-accumulates are done."""
+    total = max(macs["total"], 1)
+    parts = sorted(macs["by_precision"].items(), key=lambda part: -part[1])
+    text = ", ".join(f"{percent(value / total)} {precision(name)}" for name, value in parts if value / total >= 0.0005)
+    if macs.get("confirmed"):
+        text += ", confirmed by the engine"
+    if broken(macs):
+        text += f" ({percent(macs['promised_share'])} in low precision were promised)"
+    missing = len(macs.get("uncounted") or ())
+    if missing:
+        text += f"; {missing} node{'s' * (missing != 1)} whose work nobody knows left out"
+    return text
+
+
+def broken(macs: Mapping[str, Any]) -> bool:
+    """Whether an engine confirms less work in low precision than was promised."""
+    return bool(macs.get("promised_share", 0.0) - macs["quantized_share"] >= 0.0005)
+
+
+def precision(name: str) -> str:
+    """A type of work in words."""
+    return "not confirmed" if name == "unconfirmed" else name
+
+
 def split_off(found: Mapping[str, Any]) -> str:
     """`28 layers multiply 3 to 19 channels apart, 2.1 % of MACs`, and what became of these products in the engine."""
     sizes = sorted(len(group["channels"]) for group in found["groups"] if group["channels"])

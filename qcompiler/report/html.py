@@ -15,12 +15,14 @@ from qcompiler.recipe.recipe import Recipe
 from qcompiler.report import inputs, outliers, qfep, svg, tries, unknown, views, weight_only
 from qcompiler.report.figures import (
     audited,
+    broken,
     count,
     decibel,
     is_table,
     moved,
     number,
     percent,
+    precision,
     score,
     seconds,
     short,
@@ -29,6 +31,7 @@ from qcompiler.report.figures import (
     verdict,
     warnings,
     words,
+    work,
 )
 from qcompiler.report.page import OPEN_ROWS, code, fold, page, section, table
 
@@ -151,8 +154,12 @@ def _figures(manifest: Record) -> Iterable[tuple[str, str, str, str]]:
         good = "" if value is None else "good" if value >= 18 else "poor"
         yield "SQNR", decibel(value), f"worst view, {views.judged_on(found)}", good
     if manifest.get("macs"):
-        share = manifest["macs"]["quantized_share"]
-        yield "quantized", percent(share), f"of {count(manifest['macs']['total'])} multiply-accumulates", ""
+        macs = manifest["macs"]
+        small = (
+            f"of {count(macs['total'])} multiply-accumulates{', confirmed by the engine' * bool(macs.get('confirmed'))}"
+        )
+        small += f"; {percent(macs['promised_share'])} were promised" if broken(macs) else ""
+        yield "quantized", percent(macs["quantized_share"]), small, "poor" if broken(macs) else ""
     if manifest.get("audit"):
         audit = manifest["audit"]
         yield "confirmed by the engine", percent(audit["share"], 0), audited(audit), "good" if audit["ok"] else "poor"
@@ -189,14 +196,13 @@ def _macs(macs: Record | None) -> str:
     if not macs or not macs["total"]:
         return ""
     parts = sorted(macs["by_precision"].items(), key=lambda part: (part[0] not in QUANTIZED, -part[1]))
-    shares = [(name, value / macs["total"]) for name, value in parts]
+    shares = [(name, escape(precision(name)), value / macs["total"]) for name, value in parts]
     bar = "".join(
-        f'<i class="{escape(name)}" style="width:{100 * share:.2f}%" title="{escape(name)}: {percent(share)}">'
-        f"{escape(name) + ' ' + percent(share) if share > 0.08 else ''}</i>"
-        for name, share in shares
+        f'<i class="{escape(name)}" style="width:{100 * share:.2f}%" title="{spoken}: {percent(share)}">'
+        f"{spoken + ' ' + percent(share) if share > 0.08 else ''}</i>"
+        for name, spoken, share in shares
     )
-    small = ", ".join(f"{escape(name)} {percent(share)}" for name, share in shares)
-    note = f"{count(macs['total'])} multiply-accumulates: {small}"
+    note = f"{count(macs['total'])} multiply-accumulates: {work(macs)}"
     return section("Where the work is done", note, f'<div class="bar">{bar}</div>')
 
 
@@ -233,6 +239,8 @@ def _layers(manifest: Record) -> str:
         return ""
     total = max(sum(record["macs"] for record in records), 1)
     known = {layer["node"]: layer["sqnr_db"] for layer in (manifest.get("verification") or {}).get("layers") or ()}
+    mismatches = (manifest.get("audit") or {}).get("mismatches") or ()
+    missed = {one["node"] for one in mismatches if one["kind"] == "not-confirmed"}
     listed = [record for record in records if record["macs"] or record["precision"] in QUANTIZED]
     plain = [record for record in records if not (record["macs"] or record["precision"] in QUANTIZED)]
     columns = ("node", "op", "precision", "rule", "why", "MACs", "share", "SQNR here")
@@ -240,7 +248,8 @@ def _layers(manifest: Record) -> str:
         (
             code(record["node"]),
             escape(str(record["op"])),
-            f'<em class="{escape(str(record["precision"]))}">{escape(str(record["precision"]))}</em>',
+            f'<em class="{escape(str(record["precision"]))}">{escape(str(record["precision"]))}</em>'
+            + ", not confirmed" * (record["node"] in missed),
             escape(str(record["rule"])),
             escape(str(record["why"])),
             count(record["macs"]),

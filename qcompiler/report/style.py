@@ -43,6 +43,7 @@ color:var(--ink);font:inherit;font-size:13px;width:260px}
 .bar i{font-style:normal;font-size:13px;font-weight:600;color:#fff;padding:6px 0;text-indent:10px;
 white-space:nowrap;overflow:hidden}
 .bar i.int8{background:var(--int8)}.bar i.fp8{background:var(--fp8)}.bar i.int4{background:var(--int4)}
+.bar i.unconfirmed{background:var(--poor)}
 .bar i.fp16{background:var(--fp16)}.bar i.bf16{background:var(--bf16)}.bar i.fp32{background:var(--fp32)}
 .strip{height:26px}.strip i{min-width:2px;padding:0}.legend{font-size:13px;color:var(--dim);margin:6px 0}
 .legend i{display:inline-block;width:11px;height:11px;border-radius:3px;margin:0 6px 0 10px;background:var(--blue)}

@@ -28,6 +28,7 @@ from qcompiler.report.figures import (
     verdict,
     warnings,
     words,
+    work,
 )
 
 if TYPE_CHECKING:
@@ -209,9 +210,7 @@ def _summary_rows(manifest: Record) -> Iterator[tuple[str, str]]:
             f"{decibel(found['worst_sqnr_db'])} on {views.judged_on(found)} (worst view {found['worst_output']})",
         )
     if manifest.get("macs"):
-        total = max(manifest["macs"]["total"], 1)
-        shares = [(what, macs / total) for what, macs in _largest(manifest["macs"]["by_precision"])]
-        yield "multiply-accumulates", ", ".join(f"{percent(s)} {what}" for what, s in shares if s >= 0.0005)
+        yield "multiply-accumulates", work(manifest["macs"])
     if manifest.get("qfep"):
         yield "QFeP", qfep.line(manifest["qfep"])
     if manifest.get("llm_int8"):

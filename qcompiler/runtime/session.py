@@ -52,6 +52,7 @@ class Session:
         pooled: activations come from memory that all pooled sessions share, for sessions that are run in turns; each
             keeps its own otherwise, as long as it lives. `return_freed_memory` gives it back.
         draw: which numbers random operators give, the same in every run (see `randomness`); None leaves them random.
+        profile: the beginning of the name of a file that lists every node that runs; None for no such file.
 
     Raises:
         ModelError: ONNX Runtime refuses the model; the message has its reason.
@@ -67,6 +68,7 @@ class Session:
         threads: int = 0,
         pooled: bool = False,
         draw: int | None = 0,
+        profile: Path | None = None,
     ) -> None:
         import onnxruntime as ort
 
@@ -78,6 +80,8 @@ class Session:
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         if quick:
             options.add_session_config_entry("session.disable_prepacking", "1")
+        if profile is not None:
+            options.enable_profiling, options.profile_file_prefix = True, str(profile)
         if pooled:
             pool()
             take_from_pool(options)
@@ -151,6 +155,10 @@ class Session:
                 ) from error
             raise ModelError(f"ONNX Runtime failed while running {self._label}: {text}.") from error
         return dict(zip(self.outputs, values, strict=True))
+
+    def profile(self) -> Path:
+        """Ends the profile that was asked for; returns the file, JSON with an event on each line."""
+        return Path(self._session.end_profiling())
 
 
 def described(values: Iterable[Any]) -> dict[str, tuple[np.dtype[Any] | None, Shape]]:

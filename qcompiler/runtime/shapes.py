@@ -10,7 +10,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from qcompiler.ir import model as models
-from qcompiler.ir.graph import dtype_of, graphs, is_constant, np_dtype, shape_of, tensors
+from qcompiler.ir.graph import dtype_of, graphs, is_constant, np_dtype, shape_of, static_shape, tensors
 from qcompiler.ir.model import Model, to_proto
 from qcompiler.runtime.session import Session
 
@@ -151,6 +151,30 @@ def concrete_shapes(
     if missing:
         result.update(_measured(graph, feeds, missing))
     return result
+
+
+def assumed_shapes(
+    graph: gs.Graph, usual: Mapping[str, Sequence[int]] | None = None, *, rest: int | None = None
+) -> dict[str, Shape]:
+    """Shapes of tensors where there is no sample: of all that inference can tell, those of nested graphs included.
+
+    Args:
+        graph: it is not changed.
+        usual: shapes of inputs that are known.
+        rest: what the open axes of other inputs are taken for; None: the first for 1, and the others stay open.
+    """
+    assumed = graph.copy()
+    for tensor in assumed.inputs:
+        shape = shape_of(tensor)
+        if usual is not None and tensor.name in usual:
+            tensor.shape = list(usual[tensor.name])
+        elif shape and rest is not None:
+            tensor.shape = [dim if isinstance(dim, int) else rest for dim in shape]
+        elif shape and not isinstance(shape[0], int):
+            tensor.shape = [1, *shape[1:]]
+    infer(assumed)
+    fixed = ((t.name, static_shape(t)) for inner in graphs(assumed) for t in tensors(inner))
+    return {name: shape for name, shape in fixed if shape is not None}
 
 
 def inferred_shapes(proto: onnx.ModelProto, feeds: Mapping[str, NDArray[Any]]) -> dict[str, tuple[int, ...]]:

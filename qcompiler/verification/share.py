@@ -65,9 +65,8 @@ def require(plan: Plan, promise: Promise, confirmed: Collection[str] | None = No
     """
     if promise.min_share is None:
         return
-    total = sum(one.macs for one in plan)
     kept = [one for one in plan.quantized() if confirmed is None or one.node in confirmed]
-    share = sum(one.macs for one in kept) / total if total else 0.0
+    share = plan.share(confirmed)
     if share >= promise.min_share - 1e-9:
         return
     what = "quantized" if confirmed is None else "quantized and confirmed by the engine's own listing"

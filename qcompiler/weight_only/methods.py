@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 
 from qcompiler.errors import EngineError, UsageError
 from qcompiler.ir import model as models
-from qcompiler.ir.macs import node_macs, tensors_for_shapes
 from qcompiler.passes.base import Pass, Report
 from qcompiler.passes.quantize.matmul_nbits import MatmulNbits
 from qcompiler.passes.quantize.weight_only import WeightOnly
 from qcompiler.plan import Refusal
 from qcompiler.recipe.tables import WeightOnlyTable
-from qcompiler.runtime.shapes import concrete_shapes
+from qcompiler.runtime.work import count_macs
 from qcompiler.statistics import hessian
 from qcompiler.statistics import rows as recorded
 from qcompiler.target import DType, Target
@@ -193,8 +192,7 @@ def chosen_method(precision: str, wanted: WeightOnlyTable, *, data: bool) -> str
 def _macs(model: models.Model, observed: Observations) -> Mapping[str, int]:
     if not observed.kept:
         return {}
-    graph = model.graph
-    return node_macs(graph, concrete_shapes(graph, observed.kept[0], tensors_for_shapes(graph)))
+    return count_macs(model.graph, observed.kept[0])
 
 
 def passes(stored: Stored | None) -> tuple[Pass, ...]:

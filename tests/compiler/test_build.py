@@ -42,6 +42,8 @@ def test_a_quantized_file_keeps_its_plan_and_its_bytes(case: Case) -> None:
     quantized = {decision.node for decision in made.plan.quantized()}
     assert {decision.node for decision in result.plan.quantized()} == quantized
     assert state(made.qdq_path) == before
+    assert result.manifest["macs"]["total"] == made.manifest["macs"]["total"] > 0
+    assert result.manifest["macs"]["quantized_share"] == made.manifest["macs"]["quantized_share"]
     assert result.manifest["source"]["sha256"] == before[0]
 
 

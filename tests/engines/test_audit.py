@@ -188,6 +188,21 @@ def test_a_plan_without_a_listing_is_never_a_success(tmp_path: Path) -> None:
     assert not found.ok
 
 
+def test_what_is_wrong_is_a_reason_to_doubt(build: Build, tmp_path: Path) -> None:
+    assert _audit(build, graphs.matmul(), "mm").doubts() == ()
+    in_float = _audit(build, graphs.matmul(axis=0), "mm", "nowhere")
+    assert in_float.in_float() == ("mm",)  # what is not listed may be anything
+    (text,) = in_float.doubts()
+    assert text == "2 of 2 quantized nodes are not confirmed by the engine's listing: 'mm', 'nowhere'"
+    assert any("overflow" in one for one in _audit(build, graphs.half_scales(), "mm").doubts())
+    plan = tmp_path / "m.engine"
+    plan.write_bytes(b"some other version's plan" * 100)
+    unread = audit(plan, graphs.matmul().model(), {"mm": DType.INT8})
+    assert not unread.listed
+    assert unread.in_float() == ()
+    assert "none of 1 promises" in unread.doubts()[0]
+
+
 def test_the_audit_is_plain_data(build: Build) -> None:
     data = json.loads(json.dumps(_audit(build, graphs.half_scales(), "mm").to_json()))
     assert data["promised"] == data["confirmed"] == 1

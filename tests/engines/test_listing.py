@@ -32,6 +32,15 @@ shape_main {
 """
 
 
+def test_a_text_that_is_cut_off_inside_its_sizes_is_read_as_far_as_it_goes() -> None:
+    cut = TEXT[: TEXT.index("dims={ 128 96")] + "dims={" + ' 1 "batch"' * 40 + ' name="cut" type=half'
+    found = listing.parse(cut)
+    assert (found.sms, found.ops) == (("sm89", "sm120"), ())
+    assert found.tensors["cut"].dims == ()
+    whole = listing.parse(cut.replace(" name=", " } name=") + " }\n}\n")
+    assert len(whole.tensors["cut"].dims) == 80
+
+
 def test_the_golden_text_is_read_in_full() -> None:
     found = listing.parse(TEXT)
     product, kernel = found.ops[1:]

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from qcompiler.plan import Candidate, Decision, Plan, Refusal
-from qcompiler.planning.decisions import close, plan_of
+from qcompiler.planning.decisions import accounted, close, plan_of
 from qcompiler.planning.placement.candidates import Candidates
 from qcompiler.planning.search.safety_net import HIGH, SafetyNet, Step
 from qcompiler.statistics.histogram import Histogram
 from qcompiler.target import DType, parse_target
-from tests.kit.rewrite import model, to_graph
+from tests.kit.rewrite import Spec, graph_proto, model, to_graph
 
 RTX = parse_target("tensorrt-rtx")
 W = np.ones((16, 16), np.float32)
@@ -114,3 +114,29 @@ def test_a_pair_that_was_dropped_says_why() -> None:
 
 def test_nodes_that_nobody_decided_on_are_left_out() -> None:
     assert close(Plan(), [Candidate("P", "MatMul", "x", "w", 1, amax=2.0)], {}) == Plan()
+
+
+def test_every_node_that_multiplies_counts_also_those_of_which_no_rule_speaks() -> None:
+    body = graph_proto([("MatMul", "x w", "i")], {}, ["i"])
+    other = graph_proto([("Relu", "x", "j")], {}, ["j"])
+    nodes: tuple[Spec, ...] = (
+        ("MatMul", "x w", "p"),
+        ("Einsum", "p w", "e", {"equation": "ab,bc->ac"}),
+        ("Relu", "e", "r"),
+        ("If", "c", "f", {"then_branch": body, "else_branch": other}),
+        ("Add", "r f", "y"),
+    )
+    graph = to_graph(model(*nodes, inputs={"x": (4, 16), "c": (np.bool_, ())}, weights={"w": W}))
+    start = Plan.of(
+        [Decision("P", "MatMul", DType.INT8, "linear", "why", 7), Decision("R", "Relu", DType.FP16, "", "")]
+    )
+    found = accounted(start, graph, {"P": 1024, "I": 512}, DType.FP16)
+    assert [(one.node, one.precision, one.macs, one.counted) for one in found] == [
+        ("P", "int8", 7, True),  # a figure that it has stays: products that were joined have two in one
+        ("E", "fp16", 0, False),  # not in the figures, so nobody knows
+        ("R", "fp16", 0, True),
+        ("I", "fp32", 512, True),
+    ]
+    assert found.share() == 7 / 519
+    assert found.macs_by_precision()["uncounted"] == ["E"]
+    assert [one.node for one in start] == ["P", "R"]

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from qcompiler.report.figures import channels, count, decibel, percent, seconds, size, tokens, verdict, warnings
+from qcompiler.report.figures import (
+    broken,
+    channels,
+    count,
+    decibel,
+    percent,
+    seconds,
+    size,
+    tokens,
+    verdict,
+    warnings,
+    work,
+)
 
 
 def test_figures_are_written_for_people() -> None:
@@ -19,6 +31,24 @@ def test_figures_are_written_for_people() -> None:
     assert [count(x) for x in (7, 1_200, 3_400_000_000)] == ["7", "1.2 k", "3.4 G"]
     assert [seconds(x) for x in (0.251, 3.14, 125.2, None)] == ["0.25 s", "3.1 s", "2 min 5 s", "–"]
     assert [percent(x) for x in (0.5, None)] == ["50.0 %", "–"]
+
+
+def test_work_is_told_by_what_the_engine_confirms() -> None:
+    macs = {"total": 200, "quantized_share": 0.75, "by_precision": {"fp16": 50, "int8": 150}}
+    assert work(macs) == "75.0 % int8, 25.0 % fp16"  # of an older manifest
+    assert not broken(macs)
+    kept = macs | {"promised_share": 0.75, "confirmed": True, "uncounted": ["a"]}
+    assert work(kept) == "75.0 % int8, 25.0 % fp16, confirmed by the engine; 1 node whose work nobody knows left out"
+    missed = kept | {
+        "quantized_share": 0.5,
+        "by_precision": {"fp16": 50, "int8": 100, "unconfirmed": 50},
+        "uncounted": [],
+    }
+    assert broken(missed)
+    assert work(missed) == (
+        "50.0 % int8, 25.0 % fp16, 25.0 % not confirmed, confirmed by the engine "
+        "(75.0 % in low precision were promised)"
+    )
 
 
 def test_places_are_spelled_for_people() -> None:

@@ -158,3 +158,11 @@ def test_numpy_arrays_that_are_not_contiguous_can_be_weights() -> None:
     constant = next(t for node in graph.nodes for t in node.inputs if t.name == "w")
     constant.values = np.asfortranarray(W)
     np.testing.assert_allclose(Session(graph).run({"x": X})["y"], np.maximum(X @ W, 0), atol=1e-5)
+
+
+def test_a_profile_lists_the_nodes_that_ran(tmp_path: Path) -> None:
+    session = Session(to_graph(example()), quick=True, profile=tmp_path / "run")
+    session.run({"x": X})
+    written = session.profile()
+    assert written.parent == tmp_path
+    assert '"A_kernel_time"' in written.read_text()

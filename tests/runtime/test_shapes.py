@@ -144,3 +144,13 @@ def test_the_graph_itself_stays_as_it_is() -> None:
     assert graph.inputs[0].shape == ["n"]
     assert [tensor.name for tensor in graph.outputs] == ["y"]
     assert [node.op for node in graph.nodes] == ["NonZero", "Cast", "MatMul"]
+
+
+def test_without_a_sample_open_axes_are_taken_for_one_or_stay_open() -> None:
+    then, other = (graph_proto([("MatMul", "a w", f"{n}1"), ("Neg", f"{n}1", n)], {}, [n]) for n in "po")
+    nodes = (("Relu", "x", "a"), ("If", "flag", "y", {"then_branch": then, "else_branch": other}))
+    graph = to_graph(model(*nodes, inputs={"x": ("n", "t", 4), "flag": (bool, ())}, weights={"w": W}))
+    assert shapes.assumed_shapes(graph, rest=1)["p1"] == (1, 1, 6)
+    assert shapes.assumed_shapes(graph, {"x": (2, 3, 4)})["o1"] == (2, 3, 6)
+    assert "a" not in shapes.assumed_shapes(graph)  # a batch of one, and the other axis is not known
+    assert shape_of(_tensor(graph, "x")) == ("n", "t", 4)

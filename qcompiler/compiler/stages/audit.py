@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,18 @@ from qcompiler.target import Target
 
 @stage(kept=False)
 def audit(
-    run: Compilation, engine: Path, model: Path, plan: Plan, splits: Splits, target: Target, strict: bool
+    run: Compilation,
+    engine: Path,
+    model: Path,
+    plan: Plan,
+    splits: Splits,
+    target: Target,
+    strict: bool,
+    changeable: Collection[str] = (),
 ) -> Done[Audit | None]:
     """What the listing confirms; None for engines that write none (only TensorRT-RTX does).
+
+    From here on, the share of the work in low precision is what the listing confirms.
 
     Args:
         engine: the engine file.
@@ -26,6 +36,8 @@ def audit(
         splits: products of outlier channels, whose kernels are counted.
         target: the engine.
         strict: a promise that is not confirmed is an error.
+        changeable: nodes whose plan changes where the engine does not keep it (see `unkept`): they are not worth a
+            warning yet.
 
     Raises:
         EngineError: strict, and a promise was not kept.
@@ -36,14 +48,22 @@ def audit(
 
     with run.working():
         found = compare(engine, model, {decision.node: decision.precision for decision in plan})
-    for finding in found.mismatches:
+    tried_again = unkept(found, changeable)
+    for finding in () if tried_again else found.mismatches:
         run.warn(f"fusion audit: {finding.kind}: {finding.node}: {finding.text}")
-    if found.mismatches and strict:
+    if found.mismatches and strict and not tried_again:
         raise EngineError(
             f"the engine does not keep {len(found.mismatches)} promise(s) of the plan: {found.mismatches[0].text} "
             "Keep the named nodes in high precision with --keep, or build without --strict to get a warning instead."
         )
     record: dict[str, Any] = {"audit": found.to_json()}
+    if found.listed is not None:
+        record["macs"] = plan.macs_by_precision(frozenset(found.listed))
     if splits.decided:
         record["llm_int8"] = {"kernels": kernels(engine, apart_of(splits, plan))}
     return Done(found, record)
+
+
+def unkept(found: Audit | None, changeable: Collection[str]) -> tuple[str, ...]:
+    """The nodes among `changeable` that the engine computes in float: with another plan it is built again."""
+    return () if found is None else tuple(node for node in found.in_float() if node in changeable)

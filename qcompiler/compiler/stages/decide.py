@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from qcompiler.compiler.base import Compilation, Done, stage
@@ -14,12 +14,13 @@ from qcompiler.passes.legalize.open_stored import OpenStored
 from qcompiler.plan import Candidate, Plan
 from qcompiler.planning import dynamic
 from qcompiler.planning.chosen import Chosen, Planning
-from qcompiler.planning.decisions import close
+from qcompiler.planning.decisions import accounted, close
 from qcompiler.planning.placement import candidates
 from qcompiler.planning.planner import make_plan
 from qcompiler.planning.search import qfem
 from qcompiler.planning.search.safety_net import SafetyNet
 from qcompiler.runtime.memory import return_freed_memory
+from qcompiler.runtime.work import count_macs, count_macs_without_data
 from qcompiler.target import Target
 from qcompiler.verification.compare import Verification
 from qcompiler.verification.gates import Gates
@@ -47,8 +48,17 @@ def decide(
     chosen = _chosen(run, subject, model, target, planning, before)
     settled, plan, splits = llm_int8.settle(model, chosen.plan, subject.splits)
     plan = record.into(plan, subject.stored, target, [node.name for node in model.graph.nodes])
+    plan = accounted(plan, settled.graph, _work(settled, subject, planning), target.high_precision)
     told = {"safety": chosen.net, "qfem": qfem.record_of(chosen.spared, subject.standing_out)}
     return Done(Planned(settled, dataclasses.replace(chosen, plan=plan), splits), told)
+
+
+def _work(model: models.Model, subject: Subject, planning: Planning) -> Mapping[str, int]:
+    """Multiply-accumulates of every node of what is decided about."""
+    if subject.seen.kept:
+        return count_macs(model.graph, subject.seen.kept[0])
+    usual = {name: sizes[1] for name, sizes in (planning.shapes or {}).items()}
+    return count_macs_without_data(model.graph, usual)
 
 
 def opened(model: models.Model, found: Sequence[Candidate]) -> models.Model:

@@ -18,7 +18,7 @@ import onnx_graphsurgeon as gs
 
 from qcompiler.ir import graph as graphs
 from qcompiler.ir import linear
-from qcompiler.ir.macs import Shapes
+from qcompiler.ir.macs import Shapes, multiplies
 from qcompiler.ir.operators import LINEAR, PRODUCTS, QUANTIZED_OPS, RECURRENT, VIEWS
 from qcompiler.ir.qdq import (
     FP8,
@@ -35,6 +35,7 @@ from qcompiler.ir.qdq import (
     zero_point_of,
 )
 from qcompiler.plan import Candidate, Decision, Plan, Refusal
+from qcompiler.planning.placement import joint
 from qcompiler.statistics.histogram import Histogram
 from qcompiler.target import DType, Target
 
@@ -43,6 +44,7 @@ SMALLEST_GEMM = 16  # fewer input or output channels than one INT8 tensor-core t
 
 CAME = ("quantized-already", "weight-only", "half-quantized")  # rules about what came quantized
 _STORED = {INT8: DType.INT8, UINT8: DType.INT8, FP8: DType.FP8, INT4: DType.INT4}
+_BLOCKS = "MatMulNBits"  # of floats with a weight in few bits
 _ALONE = {DType.INT8: DType.INT8_WEIGHT, DType.INT4: DType.INT4_WEIGHT}
 
 
@@ -51,7 +53,7 @@ class Candidates(NamedTuple):
 
     Attributes:
         found: linear nodes, in graph order.
-        refused: linear and recurrent nodes that stay in high precision.
+        refused: all other nodes that multiply; they stay in high precision.
     """
 
     found: tuple[Candidate, ...] = ()
@@ -70,7 +72,7 @@ class Candidates(NamedTuple):
 
 
 def find_candidates(graph: gs.Graph, target: Target, keep: Sequence[str] = ()) -> Candidates:
-    """Linear nodes that the target can run quantized, and every other linear or recurrent node with its refusal.
+    """Linear nodes that the target can run quantized, and every other node that multiplies with its refusal.
 
     Args:
         graph: normalised graph (weights are constants, names unique).
@@ -103,10 +105,13 @@ def find_candidates(graph: gs.Graph, target: Target, keep: Sequence[str] = ()) -
                 found.append(replace(verdict, activation=source.name, amax=_range_of_pair(source)))
             else:
                 refused.append(verdict)
+        elif multiplies(node) and node.op not in RECURRENT:
+            why = f"no rule quantizes {node.op}, so it computes in floats"
+            refused.append(Refusal(node.name, node.op, "no-rule", why))
     refused.extend(
         Refusal(node.name, node.op, "subgraph", f"inside the body of '{owner.name}' ({owner.op}), which stays float")
         for owner, node in _nested(graph)
-        if node.op in (*LINEAR, *RECURRENT)
+        if multiplies(node)
     )
     return Candidates(tuple(found), tuple(refused))
 
@@ -143,28 +148,8 @@ def _structural(node: gs.Node, target: Target, keep: Iterable[re.Pattern[str]]) 
     if node.op == "MatMul" and len(weight.tensor.shape) < 2:
         return refuse("gemv", "its weight is a vector")
     chain = tuple(link.name for link in weight.chain)
-    axis = None if target.engine == "tensorrt-rtx" and _is_joint(node) else weight.stored_axis
+    axis = None if target.engine == "tensorrt-rtx" and joint.is_joint(node) else weight.stored_axis
     return Candidate(node.name, node.op, activation.name, weight.tensor.name, axis, chain)
-
-
-def _is_joint(node: gs.Node) -> bool:
-    """Whether a MatMul projects several things at once (q, k, v) that a Gather, Slice or Split takes apart later.
-
-    TensorRT-RTX 1.7 moves the taking apart in front of the product and then finds per-channel scales that it cannot
-    split: the product runs in float without a word. With one scale per tensor it stays INT8.
-    """
-    if node.op not in PRODUCTS:
-        return False
-    tensor, moved = node.outputs[0], False
-    for _ in range(8):
-        readers = [reader for reader, _ in graphs.consumers(tensor)]
-        if moved and readers and all(reader.op in ("Gather", "Slice", "Split") for reader in readers):
-            return True
-        if len(readers) != 1 or readers[0].op not in ("Add", "Mul", "Cast", "Identity", "Reshape", "Transpose"):
-            return False
-        moved = moved or readers[0].op in ("Reshape", "Transpose")
-        tensor = readers[0].outputs[0]
-    return False
 
 
 def _plain_gemm(node: gs.Node) -> bool:
@@ -211,7 +196,7 @@ def _stored(
     axis = None if scales.size == 1 else int(dequantize.attrs.get("axis", 1)) % len(shape)
     chain = _views(node.inputs[1])
     if axis is not None and (
-        axis != linear.stored_axis(node, shape, chain) or (target.engine == "tensorrt-rtx" and _is_joint(node))
+        axis != linear.stored_axis(node, shape, chain) or (target.engine == "tensorrt-rtx" and joint.is_joint(node))
     ):
         return refuse("weight-only", only + "its scales do not run along the output channels alone")
     names = tuple(link.name for link in chain)
@@ -317,9 +302,13 @@ def by_activation(found: Iterable[Candidate]) -> Mapping[str, list[Candidate]]:
 
 
 def existing(graph: gs.Graph) -> Plan:
-    """The plan that a graph with Q/DQ pairs already embodies: linear nodes whose first two inputs are dequantized."""
+    """The plan that a graph with Q/DQ pairs or quantized operators already embodies, of the nodes that multiply."""
     decisions: list[Decision] = []
     for node in graph.nodes:
+        if node.op in QUANTIZED_OPS and multiplies(node):
+            own = _ALONE[DType.INT8 if node.attrs.get("bits", 4) == 8 else DType.INT4] if node.op == _BLOCKS else None
+            rule = "weight-only" if own else "quantized-already"
+            decisions.append(Decision(node.name, node.op, own or DType.INT8, rule, "came quantized"))
         if node.op not in LINEAR:
             continue
         types = [_stored_type(tensor) for tensor in node.inputs[:2]]

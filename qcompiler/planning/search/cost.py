@@ -175,7 +175,7 @@ class Costs:
             y = math.prod(self._shapes.get(node.outputs[0].name, (0,)))
             read = 0.0 if together and index else x * size * padding + self._saved(members, dtype, x)
             written, behind = self._output(one, dtype, y * high, y)
-            found.append(Kernel(macs_of(node, self._shapes), dtype, read + weight * size + written))
+            found.append(Kernel(macs_of(node, self._shapes) or 0, dtype, read + weight * size + written))
             if behind:
                 found.append(Kernel(0, dtype, behind))
         if together:  # q, k and v become one product

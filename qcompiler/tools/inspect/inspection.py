@@ -14,7 +14,7 @@ from qcompiler.data.text import fitted
 from qcompiler.errors import ModelError, QCompilerError
 from qcompiler.ir import graph as graphs
 from qcompiler.ir import model as models
-from qcompiler.ir.macs import node_macs
+from qcompiler.ir.macs import countable, uncounted
 from qcompiler.ir.signature import Inputs, inputs_of
 from qcompiler.passes.pipelines import clean_up
 from qcompiler.planning.placement import candidates
@@ -47,7 +47,7 @@ class Inspection:
         control_flow: nodes of the main graph with graphs of their own, as `name (op)`, and how many are inside them.
         quantized: operators of an earlier quantization, with their counts.
         target: what "can be quantized" refers to.
-        layers: linear and recurrent nodes in graph order.
+        layers: nodes that multiply, in graph order.
         macs: multiply-accumulates of one sample; None where those of some layer are not known.
         data: name of the data, and how many feeds were run; empty without.
         spikes: activations of the layers that can be quantized, the worst first; empty without data.
@@ -155,19 +155,15 @@ def inspect(
         found, refused = candidates.find_candidates(clean.graph, target, recipe.keep)
     watched = Watched()
     with progress.stage("measure", recipe.samples if source is not None else None) as stage:
-        known = known_shapes(clean.graph, source, inputs, recipe, problems)
+        known, macs = known_shapes(clean.graph, source, inputs, recipe, problems)
         if source is not None:
             nodes = {node.name: node for node in clean.graph.nodes}
             groups = {
                 name: [nodes[one.node] for one in group] for name, group in candidates.by_activation(found).items()
             }
             watched = _watched(clean.graph, groups, source, inputs, problems, stage.advance)
-    macs = {name: count for name, count in node_macs(clean.graph, known).items() if count or source is not None}
-    count = sum(map(graphs.is_linear, clean.graph.nodes))
-    total = sum(macs.values()) if len(macs) == count else 0
+    total = _total(clean.graph, macs, source, problems)
     layers = judged(clean.graph, found, refused, known, macs, total)
-    if source is None and count and not total:
-        problems.append("some shapes are open, so multiply-accumulates are not known: give --data")
     return Inspection(
         file=loaded.source.name if loaded.source else "a model in memory",
         producer=" ".join(filter(None, (raw.producer_name, raw.producer_version))),
@@ -190,6 +186,19 @@ def inspect(
         overflow=watched.overflow,
         problems=tuple(problems),
     )
+
+
+def _total(graph: gs.Graph, macs: Mapping[str, int], source: Source | None, problems: list[str]) -> int:
+    """All multiply-accumulates; 0 where open shapes hide some of them."""
+    missing = uncounted(graph, macs)
+    nodes = {node.name: node for node in graphs.walk(graph)}
+    if source is None and any(countable(nodes[name]) for name in missing):
+        problems.append("some shapes are open, so multiply-accumulates are not known: give --data")
+        return 0
+    if missing and macs:
+        named = ", ".join(f"'{name}' ({nodes[name].op})" for name in missing[:3]) + ", ..." * (len(missing) > 3)
+        problems.append(f"shares leave out what nobody can count: {named}")
+    return sum(macs.values())
 
 
 def _clean(model: models.Model, target: Target, problems: list[str]) -> models.Model:

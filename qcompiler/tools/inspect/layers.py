@@ -11,21 +11,21 @@ import onnx_graphsurgeon as gs
 from qcompiler.data.batches import samples_of
 from qcompiler.data.source import Source
 from qcompiler.errors import ModelError
-from qcompiler.ir import graph as graphs
-from qcompiler.ir.macs import tensors_for_shapes
+from qcompiler.ir.macs import node_macs, tensors_for_shapes
 from qcompiler.ir.signature import Inputs
 from qcompiler.plan import Candidate, Refusal
 from qcompiler.planning.placement import candidates
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.runtime import shapes
 from qcompiler.runtime.shapes import concrete_shapes
+from qcompiler.runtime.work import count_macs
 
 _YES = "linear"  # the rule of what can be quantized
 
 
 @dataclass(frozen=True, slots=True)
 class InspectedLayer:
-    """A linear or recurrent node, as the compiler sees it after clean-up.
+    """A node that multiplies, as the compiler sees it after clean-up.
 
     Attributes:
         node: its name.
@@ -49,25 +49,22 @@ class InspectedLayer:
 
 def known_shapes(
     graph: gs.Graph, source: Source | None, inputs: Inputs, recipe: Recipe, problems: list[str]
-) -> dict[str, tuple[int, ...]]:
-    """Shapes for one sample: those of the first feed, else with the recipe's usual shapes or a batch of one."""
+) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
+    """Shapes for one sample, and the multiply-accumulates of the nodes that can be counted, by name.
+
+    The sample is the first feed; without data it has the recipe's usual shapes or a batch of one.
+    """
     if source is not None:
         try:
             first = next(samples_of(next(iter(source)), inputs))
-            return concrete_shapes(graph, first, tensors_for_shapes(graph))
+            known = concrete_shapes(graph, first, tensors_for_shapes(graph))
+            return known, count_macs(graph, first, known)
         except ModelError as error:
             problems.append(f"multiply-accumulates are not known: {error}")
-            return {}
-    assumed = graph.copy()
-    for tensor in assumed.inputs:
-        shape = graphs.shape_of(tensor)
-        if recipe.shapes is not None and tensor.name in recipe.shapes:
-            tensor.shape = list(recipe.shapes[tensor.name][1])
-        elif shape and not isinstance(shape[0], int):
-            tensor.shape = [1, *shape[1:]]
-    shapes.infer(assumed)
-    fixed = ((tensor.name, graphs.static_shape(tensor)) for tensor in graphs.tensors(assumed))
-    return {name: shape for name, shape in fixed if shape is not None}
+            return {}, {}
+    usual = {name: sizes[1] for name, sizes in (recipe.shapes or {}).items()}
+    known = shapes.assumed_shapes(graph, usual)
+    return known, node_macs(graph, known)
 
 
 def judged(
@@ -78,7 +75,7 @@ def judged(
     macs: Mapping[str, int],
     total: int,
 ) -> tuple[InspectedLayer, ...]:
-    """Every linear and recurrent node in graph order, nested ones behind."""
+    """Every node that multiplies in graph order, nested ones behind."""
     nodes = {node.name: node for node in graph.nodes}
     verdicts = {one.node: InspectedLayer(one.node, one.op, False, one.rule, one.why) for one in refused}
     for one in found:

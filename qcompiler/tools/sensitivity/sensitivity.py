@@ -16,7 +16,7 @@ from qcompiler.data.source import Data, open_source
 from qcompiler.data.text import fitted
 from qcompiler.errors import ModelError
 from qcompiler.ir import model as models
-from qcompiler.ir.macs import node_macs, tensors_for_shapes
+from qcompiler.ir.macs import tensors_for_shapes
 from qcompiler.ir.signature import inputs_of
 from qcompiler.numerics.sqnr import decibel, gain_db
 from qcompiler.passes.pipelines import clean_up
@@ -28,6 +28,7 @@ from qcompiler.recipe.recipe import Recipe
 from qcompiler.runtime import shapes
 from qcompiler.runtime.memory import return_freed_memory
 from qcompiler.runtime.shapes import concrete_shapes
+from qcompiler.runtime.work import count_macs
 from qcompiler.statistics.observe import Observations, observe
 from qcompiler.statistics.outliers import Outliers
 from qcompiler.statistics.points import Points
@@ -228,7 +229,7 @@ def sensitivity(
     with progress.stage("study", len(groups)) as stage:
         study = Study(normal, groups, observed.histograms, few, per_channel=recipe.weight_granularity == "channel")
         noise = dict(study.run(chosen, stage.advance))
-    macs = node_macs(normal.graph, sizes)
+    macs = count_macs(normal.graph, observed.kept[0], sizes)
     budget = recipe.safety.target_sqnr_db + gain_db(len(groups), 1)
     note = "; made up, so the figures mean nothing" if source.random else "; in sample" if observed.in_sample else ""
     return Sensitivity(
@@ -285,7 +286,7 @@ def _ranked(
             figures = [decibel(value) for value in (one.layer, one.outputs, max(left[name], 0.0))]
             effects[name] = Effect(decibel(one.weights), alone, *figures)
         members = groups[activation]
-        own = sum(macs[c.node] for c in members)
+        own = sum(macs.get(c.node, 0) for c in members)
         tokens, token, channels, channel = _outliers(observed.outliers[activation])
         yield LayerGroup(
             activation,

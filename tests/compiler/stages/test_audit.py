@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from qcompiler.compiler.base import Compilation
-from qcompiler.compiler.stages.audit import audit
+from qcompiler.compiler.stages.audit import audit, unkept
 from qcompiler.compiler.stages.build_engine import build_engine
 from qcompiler.errors import EngineError
 from qcompiler.ir import model as models
@@ -47,6 +47,31 @@ def test_a_broken_promise_is_a_warning_or_strictly_an_error(built: tuple[Path, P
     assert any("S2" in text for text in run.warnings)
     with pytest.raises(EngineError, match="does not keep 1 promise"):
         Compilation()(audit, engine, file, other, Splits(), parse_target("tensorrt-rtx"), True)
+
+
+def test_the_share_is_what_the_listing_confirms(built: tuple[Path, Path, Plan]) -> None:
+    engine, file, plan = built
+    run, rtx = Compilation(), parse_target("tensorrt-rtx")
+    run(audit, engine, file, plan, Splits(), rtx, False)
+    assert run.records["macs"]["confirmed"]
+    assert run.records["macs"]["quantized_share"] == run.records["macs"]["promised_share"] == plan.share()
+    more = plan.deciding(Decision("S2", "Add", DType.INT8, "linear", "a promise nobody kept", 10**9))
+    run(audit, engine, file, more, Splits(), rtx, False)
+    said = run.records["macs"]
+    assert said["promised_share"] > 0.9 > 0.1 > said["quantized_share"] > 0
+    assert said["by_precision"]["unconfirmed"] == 10**9
+
+
+def test_a_promise_that_is_planned_anew_is_no_warning_yet(built: tuple[Path, Path, Plan]) -> None:
+    engine, file, plan = built
+    other = plan.deciding(Decision("Y", "Gemm", DType.INT8, "linear", "a layer that the file has in float"))
+    run, rtx = Compilation(), parse_target("tensorrt-rtx")
+    found = run(audit, engine, file, other, Splits(), rtx, True, {"Y", "C1"})
+    assert unkept(found, {"Y", "C1"}) == ("Y",)
+    assert unkept(found, ()) == unkept(None, {"Y"}) == ()
+    assert not run.warnings
+    with pytest.raises(EngineError, match="does not keep 1 promise"):
+        run(audit, engine, file, other, Splits(), rtx, True, {"C1"})
 
 
 def test_engines_that_write_no_listing_are_not_audited(built: tuple[Path, Path, Plan]) -> None:

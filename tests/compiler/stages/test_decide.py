@@ -9,8 +9,8 @@ import pytest
 
 from qcompiler.compiler.stages.decide import MOST_DB, STEP_DB, decide, stricter
 from qcompiler.compiler.stages.verify import verify
-from qcompiler.plan import Plan
 from qcompiler.recipe.tables import SafetyTable, WeightOnlyTable
+from qcompiler.target import DType
 from qcompiler.verification.gates import Gates
 from tests.kit.cases import QUANTIZED, prepared
 from tests.kit.subjects import before
@@ -26,10 +26,13 @@ def test_every_layer_that_can_be_is_quantized_with_a_reason(tmp_path: Path, name
     assert standing.run.records["safety"] is decided.chosen.net
 
 
-def test_float_precisions_have_an_empty_plan(tmp_path: Path) -> None:
+def test_float_precisions_quantize_nothing_and_count_the_work(tmp_path: Path) -> None:
     standing = before("decide", prepared(tmp_path, "conv"), data=False, precision="bf16")
     decided = standing.run(decide, standing.subject, standing.asked.target, standing.asked.planning)
-    assert decided.chosen.plan == Plan()
+    plan = decided.chosen.plan
+    assert {one.rule for one in plan} == {"float"}
+    assert plan.share() == 0
+    assert all(one.macs > 0 and one.precision is DType.BF16 for one in plan)
 
 
 def test_a_missed_gate_aims_closer_to_float_until_there_is_nothing_to_gain(tmp_path: Path) -> None:

@@ -312,3 +312,32 @@ def test_what_is_refused_later_is_no_candidate_any_more() -> None:
     assert [one.node for one in left.found] == ["B"]
     assert left.refused == (*layers.refused, Refusal("A", "MatMul", "tiny", "too small"))
     assert {name: [one.node for one in group] for name, group in layers.by_activation.items()} == {"x": ["A", "B"]}
+
+
+def test_what_else_multiplies_is_refused_and_so_counts() -> None:
+    body = graph_proto([("Einsum", "x w", "i", {"equation": "abc,cd->abd"}), ("Relu", "i", "j")], {}, ["j"])
+    nodes = (
+        ("Einsum", "x w", "e", {"equation": "abc,cd->abd"}),
+        ("Attention", "e e e", "t", {"q_num_heads": 2, "kv_num_heads": 2}),
+        ("If", "c", "f", {"then_branch": body, "else_branch": graph_proto([("Relu", "x", "k")], {}, ["k"])}),
+        ("Add", "t f", "y"),
+    )
+    found, refused = find_candidates(graph(*nodes, inputs={**X3, "c": (np.bool_, ())}, w=weight(32, 32)), RTX)
+    assert found == ()
+    assert [(one.node, one.rule) for one in refused] == [("E", "no-rule"), ("T", "no-rule"), ("I", "subgraph")]
+    assert "no rule quantizes Einsum" in refused[0].why
+
+
+def test_quantized_operators_are_a_plan_already() -> None:
+    weights: dict[str, Any] = {"s": np.float32(0.1), "z": np.int8(0), "w": np.ones((32, 32), np.int8)}
+    nodes = (
+        ("QuantizeLinear", "x s z", "q"),
+        ("QLinearMatMul", "q s z w s z s z", "r"),
+        ("DequantizeLinear", "r s z", "y"),
+    )
+    plan = existing(graph(*nodes, inputs=X3, **weights))
+    assert {one.node: one.precision for one in plan} == {"R": DType.INT8}
+    blocks = {"b": np.zeros((48, 1, 16), np.uint8), "s": np.ones(48, np.float32)}
+    packed = ("MatMulNBits", "x b s", "y", {"K": 32, "N": 48, "block_size": 32, "bits": 4}, "com.microsoft")
+    plan = existing(to_graph(model(packed, inputs=X3, weights=blocks, opset=21, domains=("com.microsoft",))))
+    assert {one.node: one.precision for one in plan} == {"Y": DType.INT4_WEIGHT}

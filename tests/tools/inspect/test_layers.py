@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qcompiler.compiler.compile import quantize
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.tools.inspect.inspection import inspect
 from qcompiler.tools.inspect.layers import InspectedLayer
-from tests.kit.rewrite import model
+from tests.kit.rewrite import graph_proto, model
 from tests.kit.tools.inspected import convnet, saved, weights
 
 
@@ -43,6 +44,51 @@ def test_open_pixels_leave_multiply_accumulates_unknown_until_data_or_shapes_tel
     assert inspect(path, recipe=Recipe(shapes=shapes)).macs == 2 * (64 * (16 * 27 + 32 * 144) + 640)
     # A batch of samples is looked at one by one
     assert inspect(path, data=[{"x": np.ones((3, 3, 8, 8), np.float32)}]).macs == 64 * (16 * 27 + 32 * 144) + 640
+
+
+def mixed(path: Path) -> Path:
+    """A product, an LSTM, an Einsum and an If whose branches have one product and two."""
+    then = graph_proto([("MatMul", "a w", "t")], {}, ["t"])
+    other = graph_proto([("MatMul", "a w", "o"), ("MatMul", "o w", "p")], {}, ["p"])
+    nodes = (
+        ("MatMul", "x w", "a"),
+        ("If", "c", "b", {"then_branch": then, "else_branch": other}),
+        ("LSTM", "b wx wh", "l", {"hidden_size": 32}),
+        ("Squeeze", "l one", "m"),
+        ("Einsum", "m w", "y", {"equation": "abc,cd->abd"}),
+    )
+    own = weights(w=(32, 32), wx=(1, 128, 32), wh=(1, 128, 32)) | {"one": np.array([1])}
+    return saved(path, model(*nodes, inputs={"x": (2, 8, 32), "c": (np.bool_, ())}, weights=own, opset=18))
+
+
+@pytest.mark.parametrize(("flag", "inner"), [(True, 1), (False, 2)])
+def test_inspect_and_compile_count_the_same_work(tmp_path: Path, flag: bool, inner: int) -> None:
+    path, each = mixed(tmp_path), 16 * 32 * 32
+    rng = np.random.default_rng(8)
+    data = [{"x": rng.standard_normal((2, 8, 32)).astype(np.float32), "c": np.array(flag)} for _ in range(4)]
+    found = inspect(path, data=data)
+    assert found.macs == each * (1 + inner + 8 + 1)
+    assert not found.problems
+    recipe = Recipe(target="onnxruntime")
+    plan = quantize(path, data=data, recipe=recipe, output=tmp_path / "out" / "q.onnx").manifest
+    assert plan["macs"]["total"] == found.macs
+    assert plan["macs"]["uncounted"] == []
+    assert found.quantizable is not None
+    assert plan["macs"]["quantized_share"] <= found.quantizable < 0.2  # one product of all that
+    assert inspect(path).macs == each * 12  # without data the branch with more work
+
+
+def test_what_nobody_can_count_is_said(tmp_path: Path) -> None:
+    proto = model(
+        ("MatMul", "x w", "a"),
+        ("CDist", "a a", "y", {}, "com.microsoft"),
+        inputs={"x": (8, 32)},
+        weights=weights(w=(32, 32)),
+        domains=("com.microsoft",),
+    )
+    found = inspect(saved(tmp_path, proto))
+    assert found.macs == 8 * 32 * 32
+    assert found.problems == ("shares leave out what nobody can count: 'Y' (CDist)",)
 
 
 def test_what_stays_float_has_rule_and_reason(tmp_path: Path) -> None:
