@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from qcompiler.cli.view import Screen
 from qcompiler.errors import AccuracyError, UsageError
-from qcompiler.recipe.checks import parse_shapes
+from qcompiler.recipe.checks import parse_batch_axes, parse_shapes
 from qcompiler.recipe.recipe import PRESETS, Recipe, preset
 from qcompiler.support.suggest import did_you_mean
 
@@ -271,6 +271,8 @@ def _recipe(options: argparse.Namespace) -> Recipe:
     changes = {name: given[name] for name in base.to_dict() if name in given}
     if "shapes" in changes:
         changes["shapes"] = parse_shapes(";".join(changes["shapes"]))
+    if "batch_axis" in changes:
+        changes["batch_axis"] = {**(base.batch_axis or {}), **parse_batch_axes(changes["batch_axis"])}
     if "keep" in changes:
         changes["keep"] = (*base.keep, *changes["keep"])
     tables: dict[str, dict[str, Any]] = {}

@@ -180,6 +180,7 @@ def parser() -> _Parser:
     _data(inspect, "data to measure ranges on; without it only the graph is looked at")
     _recipe_file(inspect)
     inspect.add_argument("--target", metavar="T", help=_help("target"))
+    _batch_axis(inspect)
     inspect.add_argument("--samples", type=int, metavar="N", help=_help("samples"))
     inspect.add_argument("--report", metavar="FILE.html", help="write everything as an HTML file too, with plots")
     inspect.add_argument("--all", action="store_true", help="list every node, also of large models")
@@ -200,6 +201,7 @@ def parser() -> _Parser:
         metavar="F",
         help="some of int8, fp8, e5m2, int4, nf4, fp4; layers are ranked by the first (default: int8,fp8)",
     )
+    _batch_axis(sensitivity)
     sensitivity.add_argument("--samples", type=int, metavar="N", help=_help("samples"))
     sensitivity.add_argument("--target", metavar="T", help=_help("target"))
     sensitivity.add_argument("--keep", action="append", metavar="REGEX", help=f"{_help('keep')}; repeatable")
@@ -290,6 +292,10 @@ def _data(parser: argparse.ArgumentParser, what: str, *, required: bool = False,
     parser.add_argument("--length", type=int, metavar="N", help=f"for --text: {_help('length', TextTable)}")
 
 
+def _batch_axis(parser: Any) -> None:
+    parser.add_argument("--batch-axis", action="append", metavar="X=N", help=f"{_help('batch_axis')}; repeatable")
+
+
 def _recipe_file(parser: Any) -> None:
     parser.add_argument("--recipe", metavar="F", help="a TOML file, a preset, or a manifest to replay")
 
@@ -356,6 +362,7 @@ def _engine(parser: argparse.ArgumentParser) -> None:
         metavar="X=MIN,OPT,MAX",
         help="optimization profile, such as x=1x3x224x224,8x3x224x224,32x3x224x224; repeatable; unset: from data",
     )
+    _batch_axis(group)
     group.add_argument("--strict", action="store_true", default=None, help=_help("strict"))
     for name in ("max_length", "prompt"):
         text = f"decoders with a cache: {_help(name, GenerationTable)}"

@@ -104,7 +104,7 @@ def ask(recipe: Recipe, data: Data | None, output: Path, *, build: bool) -> Aske
         target=target,
         paths=paths,
         promise=_promise(recipe),
-        load=LoadOptions(paths, recipe.samples, recipe.batch, held_out, scope),
+        load=LoadOptions(paths, recipe.samples, recipe.batch, held_out, scope, batch_axes=recipe.batch_axis or {}),
         qfep=None if recipe.qfep.prefix == "off" else QfepOptions(recipe.qfep, recipe.text.tokenizer, bool(formats)),
         watch=Watch(target, recipe.attention),
         observe=ObserveOptions(recipe.samples, recipe.workers, ranges=bool(formats)),

@@ -12,8 +12,9 @@ from qcompiler.compiler.compile import CompileResult
 from qcompiler.compiler.record import manifest
 from qcompiler.compiler.stages.audit import audit
 from qcompiler.compiler.stages.build_engine import BuildOptions, build_engine
-from qcompiler.data import lacks
-from qcompiler.data.samples import ShapeRange
+from qcompiler.data import find_batch, lacks, profiles
+from qcompiler.data.find_batch import Told
+from qcompiler.data.samples import Keep, ShapeRange
 from qcompiler.data.source import Data, open_source
 from qcompiler.engines import for_target
 from qcompiler.ir import decoder_io
@@ -39,21 +40,38 @@ from qcompiler.weight_only import methods
 
 @stage(kept=False)
 def load(
-    run: Compilation, source: str | Path, data: Data | None, samples: int | None, paths: Paths, *, profile: bool
+    run: Compilation,
+    source: str | Path,
+    data: Data | None,
+    samples: int | None,
+    paths: Paths,
+    batch_axes: Told,
+    *,
+    profile: bool,
 ) -> Done[tuple[models.Model, Observations]]:
     """The file, and the shapes of the data; `profile`: these alone say which shapes the engine takes."""
     with run.working():
         loaded = models.load(source)
         refuse_overwriting(loaded, data, paths)
-        shapes, feeds = ShapeRange(), 0
-        for feed in () if data is None else open_source(data, inputs_of(loaded.graph), samples=samples):
-            shapes.watch(feed)
-            feeds += 1
+        seen = Observations() if data is None else _seen(loaded, data, samples, batch_axes)
     inputs, decoder = inputs_of(loaded.graph), decoder_io.of_model(loaded)
-    if feeds and profile and (decoder is None or not decoder.pairs):
-        for text in lacks.sizes(shapes.profiles(inputs), inputs):
+    if seen.feeds and profile and (decoder is None or not decoder.pairs):
+        for text in lacks.sizes(profiles.by_itself(seen.shapes, inputs, seen.axes), inputs):
             run.warn(text)
-    return Done((loaded, Observations(shapes=shapes, feeds=feeds)), {"source": File.of(source)})
+    return Done((loaded, seen), {"source": File.of(source), "batch": seen.axes.to_json()})
+
+
+def _seen(loaded: models.Model, data: Data, samples: int | None, batch_axes: Told) -> Observations:
+    """The shapes of the data, and one of its feeds."""
+    inputs = inputs_of(loaded.graph)
+    source = open_source(data, inputs, samples=samples)
+    axes = find_batch.find(loaded.graph, source, inputs, batch_axes)
+    shapes, feeds, kept = ShapeRange(), 0, Keep(1)
+    for feed in source:
+        shapes.watch(feed)
+        kept.offer(feed)
+        feeds += 1
+    return Observations(kept=tuple(kept.feeds), shapes=shapes, axes=axes, feeds=feeds)
 
 
 @stage(version=2)
@@ -86,8 +104,7 @@ def _usual(asked: Recipe, seen: Observations, loaded: models.Model) -> dict[str,
     """The usual shapes of inputs: those of the recipe, else as the data showed them."""
     if asked.shapes is not None:
         return {name: tuple(sizes[1]) for name, sizes in asked.shapes.items()}
-    shown = seen.shapes.profiles(inputs_of(loaded.graph)) if seen.feeds else {}
-    return {name: one.opt for name, one in shown.items()}
+    return profiles.usual(seen.shapes, inputs_of(loaded.graph), seen.axes) if seen.feeds else {}
 
 
 def build(
@@ -119,7 +136,7 @@ def build(
     for_target(target)
     beside = dataclasses.replace(paths, qdq=paths.manifest)  # the quantized file is an input here
     profile = asked.shapes is None and target.engine != "onnxruntime"
-    loaded, seen = run(load, model, data, asked.samples, beside, profile=profile)
+    loaded, seen = run(load, model, data, asked.samples, beside, asked.batch_axis or {}, profile=profile)
     legal, plan = run(legalize, loaded, target, _usual(asked, seen, loaded))
     options = BuildOptions(target, asked.shapes, asked.generation, methods.needs_rows(asked.precision, target))
     with workshop(paths) as shop:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from qcompiler.data.batches import NO_BATCH, BatchAxes
 from qcompiler.data.deal import Parts
 from qcompiler.data.source import Source
 from qcompiler.ir.model import Model
@@ -37,6 +38,7 @@ class Subject:
         parts: the same, dealt: to calibrate, to choose, to judge.
         judge: what results are judged by.
         scope: where layers are looked for that may be quantized.
+        axes: which axes of the inputs are a batch, along which feeds are cut into samples.
         layers: those that were found in `model`, and why the others may not be.
         released: why quantizers that the model came with were dropped, by the name of the float tensor.
         seen: what one run over the data has told.
@@ -53,6 +55,7 @@ class Subject:
     judge: Judge
     scope: Scope
     parts: Parts | None = None
+    axes: BatchAxes = NO_BATCH
     layers: Candidates = NOTHING
     released: Mapping[str, str] = field(default_factory=dict)
     seen: Observations = field(default_factory=Observations)

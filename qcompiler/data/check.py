@@ -32,7 +32,21 @@ def check(raw: object, inputs: Inputs, where: str) -> Feeds:
         raise DataError(
             f"{where} lacks input {_listed(missing)} of the model; it has {_listed(raw) or 'nothing'}. Add it."
         )
-    return {name: _check_array(raw[name], *inputs[name], f"{where}: input '{name}'") for name in inputs}
+    found = {name: _check_array(raw[name], *inputs[name], f"{where}: input '{name}'") for name in inputs}
+    _refuse_empty(found, inputs, where)
+    return found
+
+
+def _refuse_empty(feeds: Feeds, inputs: Inputs, where: str) -> None:
+    """Refuses a sample without anything in it. A cache that is still empty, or no edges, are fine beside the rest."""
+    arrays = {name: value for name, value in feeds.items() if isinstance(value, np.ndarray) and value.ndim}
+    front = {name: (inputs[name][1] or (None,))[0] for name in arrays}
+    filled = {front[name] for name, value in arrays.items() if value.shape[0]}
+    for name, value in arrays.items():
+        if not value.shape[0] and (not filled or (front[name] is not None and front[name] in filled)):
+            raise DataError(
+                f"{where}: input '{name}' is empty: its shape is {list(value.shape)}; leave this sample out."
+            )
 
 
 def _check_array(value: Any, dtype: np.dtype[Any] | None, shape: Shape, where: str) -> Array:
@@ -76,8 +90,6 @@ def _check_shape(array: Array, shape: Shape, where: str) -> None:
         )
     if any(isinstance(size, int) and size != got for size, got in zip(shape, array.shape, strict=True)):
         raise DataError(f"{where} has shape {list(array.shape)}, the model takes {wanted}; pad, crop or resize it.")
-    if array.ndim and not array.shape[0]:
-        raise DataError(f"{where} is empty: its shape is {list(array.shape)}; leave this sample out.")
 
 
 def kind_of(value: object) -> str:

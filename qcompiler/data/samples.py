@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qcompiler.ir.signature import Array, Feeds, Inputs, InputShapes
+from qcompiler.ir.signature import Array, Feeds
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+
+Combination = tuple[tuple[str, tuple[int, ...]], ...]  # the shape of each input of one feed
 
 
 def fingerprint(feeds: Mapping[str, Array]) -> bytes:
@@ -92,55 +95,24 @@ def _copy(value: Any) -> Any:
 
 
 class ShapeRange:
-    """Watches feeds and knows the smallest, median and largest size of every axis of every input."""
+    """Watches feeds and knows the shapes of their inputs, together, and how often each came.
+
+    Attributes:
+        seen: how many feeds had these shapes; a combination is the shape of each input, in sorted order of the names.
+            Sequences and optionals have none and are left out.
+    """
 
     def __init__(self) -> None:
-        self._sizes: dict[str, list[Counter[int]]] = {}
+        self.seen: Counter[Combination] = Counter()
 
     def watch(self, feeds: Mapping[str, Array]) -> None:
-        """Counts the sizes of one feed."""
-        for name, array in feeds.items():
-            if not isinstance(array, np.ndarray):  # a sequence or optional
-                continue
-            axes = self._sizes.setdefault(name, [Counter() for _ in array.shape])
-            for axis, size in zip(axes, array.shape, strict=True):
-                axis[size] += 1
+        """Counts the shapes of one feed."""
+        shapes = ((name, feeds[name].shape) for name in sorted(feeds) if isinstance(feeds[name], np.ndarray))
+        self.seen[tuple(shapes)] += 1
 
     def merge(self, other: ShapeRange) -> None:
         """Adds what another worker has seen."""
-        for name, axes in other._sizes.items():
-            mine = self._sizes.setdefault(name, [Counter() for _ in axes])
-            for counter, more in zip(mine, axes, strict=True):
-                counter.update(more)
-
-    def profiles(self, inputs: Inputs) -> dict[str, InputShapes]:
-        """Shapes by input name, for the inputs with a free axis; a free axis 0 is the batch and goes from 1 up.
-
-        `inputs` is the model's, as in `qcompiler.data.source.open_source`.
-
-        `opt` is the lower median of each axis by itself: a size that occurred.
-        """
-        found: dict[str, InputShapes] = {}
-        for name, axes in self._sizes.items():
-            dtype, declared = inputs[name]
-            if dtype is None:
-                continue
-            free = [declared is None or not isinstance(declared[axis], int) for axis in range(len(axes))]
-            if not any(free):
-                continue
-            low = [1 if free[axis] and axis == 0 else min(sizes) for axis, sizes in enumerate(axes)]
-            found[name] = InputShapes(tuple(low), tuple(map(_median, axes)), tuple(max(sizes) for sizes in axes))
-        return found
-
-
-def _median(sizes: Counter[int]) -> int:
-    """The lower median of a multiset of sizes."""
-    half = (sizes.total() + 1) // 2
-    for size in sorted(sizes):
-        half -= sizes[size]
-        if half <= 0:
-            return size
-    raise ValueError("the median of nothing")
+        self.seen.update(other.seen)
 
 
 class Fingerprint:

@@ -14,6 +14,7 @@ import onnx_graphsurgeon as gs
 
 from qcompiler.ir import graph as graphs
 from qcompiler.ir.signature import Feeds
+from qcompiler.runtime.fitting import Fitting
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,7 +28,8 @@ def shorten(graph: gs.Graph, feeds: Sequence[Feeds], share: float) -> list[Feeds
 
     A dimension is free if the model gives it a name; inputs that have the same name in several places, such as token
     ids and their mask, are shortened alike. So are inputs of whole numbers that are always as long: the mask of a
-    decoder with a cache counts the tokens by a name of its own, `past + sequence`.
+    decoder with a cache counts the tokens by a name of its own, `past + sequence`. Where the shorter inputs do not fit
+    together, or others have indices into what would be cut, such as the edges of a graph, nothing is shortened.
 
     Args:
         graph: its inputs' shapes.
@@ -45,7 +47,25 @@ def shorten(graph: gs.Graph, feeds: Sequence[Feeds], share: float) -> list[Feeds
     longest = max(sizes, key=lambda dim: sizes[dim])
     kept = max(LEAST, math.ceil(sizes[longest] * share))
     dims = _tied(shapes, feeds, longest)
-    return [{name: _cut(array, shapes.get(name, ()), dims, kept) for name, array in feed.items()} for feed in feeds]
+    short = [{name: _cut(array, shapes.get(name, ()), dims, kept) for name, array in feed.items()} for feed in feeds]
+    if any(_points_into(feed, shapes, dims, kept, sizes[longest]) for feed in short):
+        return list(feeds)
+    others = {dim for shape in shapes.values() for dim in shape[1:] if isinstance(dim, str)} - dims
+    if others and Fitting(graph, feeds[0]).misfit({name: np.shape(array) for name, array in short[0].items()}):
+        return list(feeds)
+    return short
+
+
+def _points_into(
+    feed: Feeds, shapes: Mapping[str, Sequence[int | str | None]], dims: set[str], kept: int, size: int
+) -> bool:
+    """Whether whole numbers that are not cut themselves are indices of what is cut away, as far as one can tell."""
+    for name, array in feed.items():
+        if np.asarray(array).dtype.kind not in "iu" or dims.intersection(shapes.get(name, ())):
+            continue
+        if np.size(array) > 1 and kept <= np.max(array) < size:
+            return True
+    return False
 
 
 def _tied(shapes: Mapping[str, Sequence[int | str | None]], feeds: Sequence[Feeds], longest: str) -> set[str]:

@@ -10,21 +10,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
+import onnx_graphsurgeon as gs
 
-from qcompiler.data.batches import batched
+from qcompiler.data.batches import NO_BATCH, BatchAxes, batched
 from qcompiler.data.check import check, kind_of
+from qcompiler.data.noise import RandomData, noise_for
 from qcompiler.data.samples import fingerprint, loudness
-from qcompiler.data.text import Text
+from qcompiler.data.text import Text, fitted
 from qcompiler.errors import DataError, QCompilerError, UsageError
 from qcompiler.ir.signature import Array, Feeds, Inputs
 from qcompiler.support.npz import members
 from qcompiler.support.user_code import UserCode
 
-Data = str | Path | Text | Iterable[Mapping[str, Array]] | Callable[[], Iterable[Mapping[str, Array]]]
+Data = str | Path | Text | RandomData | Iterable[Mapping[str, Array]] | Callable[[], Iterable[Mapping[str, Array]]]
+
+_D = TypeVar("_D")
 
 RANDOM_SAMPLES = 16
 _FORMS = (
@@ -42,6 +46,7 @@ class Source:
         name: what the manifest calls it.
         random: made up by `random`, so results mean nothing beyond "it runs".
         details: what else the manifest says of it.
+        batch: so many feeds are joined, where they can be; None for none.
     """
 
     def __init__(
@@ -63,7 +68,8 @@ class Source:
         self._start = start
         self._inputs = dict(inputs)
         self._samples = samples
-        self._batch = batch
+        self.batch = batch
+        self._axes = NO_BATCH
         self._only = only
         self._counted: int | None = None
         self._prints: tuple[bytes, ...] = ()
@@ -76,7 +82,7 @@ class Source:
         Raises:
             DataError: as of `__iter__`.
         """
-        return self.name, self.random, self.details, self._batch, self.prints()
+        return self.name, self.random, self.details, self.batch, self._axes, self.prints()
 
     def prints(self) -> tuple[bytes, ...]:
         """The fingerprint of each sample, in order; the data is read once for them.
@@ -109,16 +115,23 @@ class Source:
 
     def part(self, prints: Iterable[bytes]) -> Source:
         """The samples with these fingerprints, in their order."""
-        return Source(
+        other = Source(
             self.name,
             self._start,
             self._inputs,
             samples=self._samples,
-            batch=self._batch,
+            batch=self.batch,
             random=self.random,
             details=self.details,
             only=frozenset(prints),
         )
+        return other.along(self._axes)
+
+    def along(self, axes: BatchAxes) -> Source:
+        """The same data with its batch axes known: `batch` feeds at a time are joined along them from now on."""
+        other = copy(self)
+        other._axes = axes
+        return other
 
     def __iter__(self) -> Iterator[Feeds]:
         """Yields dicts from input name to array.
@@ -127,9 +140,9 @@ class Source:
             DataError: there is no sample, a sample does not fit the model (index and input are named), or the user's
                 code failed.
         """
-        if self._batch is None:
+        if self.batch is None:
             return self._checked()
-        return batched(self._checked(), self._batch, self._inputs)
+        return batched(self._checked(), self.batch, self._axes)
 
     def _checked(self) -> Iterator[Feeds]:
         count, missing, positions = 0, set(self._only or ()), list[int]()
@@ -188,9 +201,9 @@ def open_source(data: Data, inputs: Inputs, *, samples: int | None = None, batch
         data: see the module's docstring.
         inputs: the model's inputs: name to dtype and shape (int for a fixed size, text or None for a free one).
         samples: take the first so many feeds; None for all (16 for `random`).
-        batch: join so many consecutive feeds along axis 0 where that axis is free for every input and the other sizes
-            agree (an input of one element, such as a sampling rate, must be equal instead); others stay as they are,
-            and so does a last batch that is not full.
+        batch: join so many consecutive feeds along the batch axes, once these are known (`Source.along`), where the
+            other sizes agree (inputs that have no batch axis, such as a sampling rate, must be equal instead); others
+            stay as they are, and so does a last batch that is not full.
 
     Raises:
         DataError: there is no such source, or it can be read only once.
@@ -201,6 +214,8 @@ def open_source(data: Data, inputs: Inputs, *, samples: int | None = None, batch
             raise UsageError(f"{name} is {value}; it must be at least 1.")
     if isinstance(data, (str, Path)):
         return _open_text(str(data), inputs, samples, batch)
+    if isinstance(data, RandomData):
+        return _open_noise(data, inputs, samples, batch)
     if isinstance(data, Text):
         return Source(
             data.name,
@@ -228,10 +243,19 @@ def open_source(data: Data, inputs: Inputs, *, samples: int | None = None, batch
     return Source(f"{kind_of(data)} of samples", lambda: data, inputs, samples=samples, batch=batch)
 
 
+def suited(data: _D, graph: gs.Graph) -> _D | RandomData:
+    """Text that knows the model's embedding, and noise in sizes that the model takes; other data as it is."""
+    return noise_for(graph) if isinstance(data, str) and data == "random" else fitted(data, graph)
+
+
+def _open_noise(noise: RandomData, inputs: Inputs, samples: int | None, batch: int | None) -> Source:
+    count = samples or RANDOM_SAMPLES
+    return Source("random", lambda: noise.feeds(inputs, count), inputs, samples=samples, batch=batch, random=True)
+
+
 def _open_text(text: str, inputs: Inputs, samples: int | None, batch: int | None) -> Source:
     if text == "random":
-        count = samples or RANDOM_SAMPLES
-        return Source("random", lambda: _noise(inputs, count), inputs, samples=samples, batch=batch, random=True)
+        return _open_noise(RandomData(), inputs, samples, batch)
     path = Path(text)
     start: Callable[[], Iterable[Any]]
     if path.is_dir():
@@ -287,35 +311,3 @@ def _rows(path: Path, inputs: Inputs) -> Iterator[Feeds]:
     for _ in range(0, count, step):
         rows = {name: next(stream) for name, stream in streams.items()}
         yield constants | {name: row[0] if name in drop else row for name, row in rows.items()}
-
-
-def _noise(inputs: Inputs, count: int) -> Iterator[Feeds]:
-    """Standard normal floats, ones for free integers (valid as token ids and masks), the same in every run."""
-    rng = np.random.default_rng(0)
-    for _ in range(count):
-        made = {name: _noise_array(rng, dtype, shape or ()) for name, (dtype, shape) in inputs.items()}
-        yield {name: _summed(array, inputs[name][1] or (), made, inputs) for name, array in made.items()}
-
-
-def _summed(array: Array, shape: tuple[int | str | None, ...], made: Feeds, inputs: Inputs) -> Array:
-    """The array with axes named like "past + sequence" as long as the axes of these names together."""
-    known = {
-        size: made[name].shape[axis] for name, (_, sizes) in inputs.items() for axis, size in enumerate(sizes or ())
-    }
-    for axis, size in enumerate(shape):
-        parts = size.split(" + ") if isinstance(size, str) else []
-        if len(parts) > 1 and all(part in known for part in parts):
-            array = np.repeat(array.take([0], axis), sum(known[part] for part in parts), axis)
-    return array
-
-
-def _noise_array(rng: np.random.Generator, dtype: np.dtype[Any] | None, shape: tuple[int | str | None, ...]) -> Array:
-    if dtype is None:
-        raise DataError("the model takes a sequence or an optional value, which 'random' cannot make; give real data.")
-    free = 64 if len(shape) > 3 else 16
-    sizes = [size if isinstance(size, int) else 1 if axis == 0 else free for axis, size in enumerate(shape)]
-    if dtype.kind == "O":
-        return np.full(sizes, "text", object)
-    if dtype.name.startswith(("float", "bfloat")):
-        return rng.standard_normal(sizes, np.float32).astype(dtype)
-    return np.ones(sizes, dtype)

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qcompiler.data.batches import samples_of
+from qcompiler.data.batches import BatchAxes, samples_of
 from qcompiler.data.samples import fingerprint
-from qcompiler.ir.signature import Inputs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -57,9 +56,9 @@ class Spread:
 class Spreads:
     """Watches feeds; numbers only, and only values that are finite."""
 
-    def __init__(self, inputs: Inputs | None = None) -> None:
-        """`inputs` are the model's, to know how many samples a feed has; None where nobody will ask."""
-        self._inputs = inputs
+    def __init__(self, axes: BatchAxes | None = None) -> None:
+        """`axes` say how many samples a feed has; None where nobody will ask."""
+        self._axes = axes
         self._sums: dict[str, _Sums] = {}
         self._prints: set[bytes] = set()
 
@@ -73,9 +72,9 @@ class Spreads:
         for name, array in feeds.items():
             if isinstance(array, np.ndarray) and array.dtype.kind in "fiu" and array.size:
                 self._sums.setdefault(name, _Sums(array.dtype)).add(array)
-        if self._inputs is None or self.different == ENOUGH:
+        if self._axes is None or self.different == ENOUGH:
             return
-        for one in samples_of(dict(feeds), self._inputs):
+        for one in samples_of(dict(feeds), self._axes):
             self._prints.add(fingerprint(one))
             if self.different == ENOUGH:
                 return

@@ -12,13 +12,14 @@ import onnx_graphsurgeon as gs
 from qcompiler.calibrators.auto import AUTO
 from qcompiler.ir import model as models
 from qcompiler.ir.macs import Shapes, tensors_for_shapes
-from qcompiler.ir.signature import Feeds, inputs_of
+from qcompiler.ir.signature import Feeds
 from qcompiler.judge.views import Views, find_views
 from qcompiler.plan import Candidate, Plan, Quantizer, Refusal
 from qcompiler.planning.chosen import Chosen, Planning
 from qcompiler.planning.decisions import plan_of
 from qcompiler.planning.placement import attention, candidates
 from qcompiler.planning.placement.candidates import Candidates
+from qcompiler.planning.placement.profile import LARGEST, SMALLEST, USUAL, shapes_at
 from qcompiler.planning.search import between_layers, cost, evidence, outputs, qfem, safety_net, weight_ranges
 from qcompiler.planning.search.offers import given_scales, offered_uses
 from qcompiler.planning.search.qfem import Spared
@@ -69,7 +70,8 @@ def make_plan(
     shapes = concrete_shapes(model.graph, observed.kept[0], tensors_for_shapes(model.graph))
     macs = count_macs(model.graph, observed.kept[0], shapes)
     views = find_views(model.graph, observed.choosing[0], options.ignored)
-    large = layers.refusing(candidates.small(model.graph, layers.found, shapes, target))
+    served = shapes_at(model.graph, observed, options.shapes, USUAL, list(shapes))
+    large = layers.refusing(candidates.small(model.graph, layers.found, served, target))
     large = large.refusing(candidates.not_numbers(large.found, observed.histograms))
     lacks = evidence.lacks_of(observed)
     large = large.refusing(_unknown(model.graph, large, lacks, target))
@@ -175,7 +177,7 @@ def _costs(
     """What `large` of the layers cost in each format; None where they are not chosen by that."""
     if not options.by_cost or target.engine == "onnxruntime" or not large.found:
         return None
-    usual = _shapes_at(graph, observed, options, 1, cost.tensors_for_costs(graph, layers.found))
+    usual = shapes_at(graph, observed, options.shapes, USUAL, cost.tensors_for_costs(graph, layers.found))
     return cost.Costs(graph, usual, target, per_channel=grids.per_channel, fp8_per_channel=grids.fp8_per_channel)
 
 
@@ -318,17 +320,7 @@ def _asked(
     if options.attention is None:
         return None
     smallest, largest = (
-        _shapes_at(graph, observed, options, at, attention.tensors_for_attention(graph)) for at in (0, -1)
+        shapes_at(graph, observed, options.shapes, at, attention.tensors_for_attention(graph))
+        for at in (SMALLEST, LARGEST)
     )
     return attention.AttentionAsked(options.attention, smallest, largest, target.high_precision)
-
-
-def _shapes_at(graph: gs.Graph, observed: Observations, options: Planning, which: int, names: Sequence[str]) -> Shapes:
-    """Shapes of tensors at the smallest (0), usual (1) or largest (-1) input of the optimization profile."""
-    inputs = inputs_of(graph)
-    wanted: dict[str, tuple[int, ...]] = {
-        name: (three.min, three.opt, three.max)[which] for name, three in observed.shapes.profiles(inputs).items()
-    }
-    wanted.update({name: three[which] for name, three in (options.shapes or {}).items()})
-    feeds = {name: np.resize(array, wanted.get(name, np.shape(array))) for name, array in observed.kept[0].items()}
-    return concrete_shapes(graph, feeds, names)

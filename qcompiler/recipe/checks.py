@@ -197,6 +197,42 @@ def target(value: Any) -> str:
     return str(value)
 
 
+def batch_axes(value: Any) -> Mapping[str, int | None]:
+    """A table of input = axis, or texts `input=axis`; `none` (None in Python) says that the input has no batch."""
+    listed = [value] if isinstance(value, str) else value
+    if isinstance(listed, Sequence) and all(isinstance(one, str) for one in listed):
+        parts = [one.rpartition("=") for one in listed]
+        names = [name.strip() for name, _, _ in parts]
+        if len(set(names)) != len(names):
+            raise WrongError("every input once")
+        listed = {name: axis.strip() for name, (_, _, axis) in zip(names, parts, strict=True)}
+    if not isinstance(listed, Mapping) or not all(str(name) for name in listed):
+        raise WrongError("input=axis, such as x=1, or x=none")
+    return {str(name): _axis(str(name), axis) for name, axis in listed.items()}
+
+
+def parse_batch_axes(texts: Sequence[str]) -> Mapping[str, int | None]:
+    """Reads `x=1` or `x=none`, one text an input.
+
+    Raises:
+        UsageError: anything else, or an input that is there twice.
+    """
+    try:
+        return batch_axes(texts)
+    except WrongError as error:
+        raise UsageError(f"batch axis '{' '.join(texts)}' cannot be read: allowed is {error}") from error
+
+
+def _axis(name: str, value: Any) -> int | None:
+    if value is None or value == "none":
+        return None
+    if isinstance(value, str) and value.isascii() and value.isdigit():
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise WrongError(f"for input '{name}' the number of an axis, from 0, or none")
+    return value
+
+
 def shapes(value: Any) -> Shapes:
     """The table of the optimization profile."""
     if not isinstance(value, Mapping):

@@ -83,6 +83,12 @@ class Recipe(check.Keys):
         "samples in one run of the model while ranges are measured; unset: as the data comes",
         "16",
     )
+    batch_axis: Mapping[str, int | None] | None = check.option(
+        None,
+        check.batch_axes,
+        "which axis of an input counts samples (x=1), or that none does (x=none); unset: found by running the model",
+        '{ x = 1, table = "none" }',
+    )
     workers: int = check.option(
         1, check.integer(1), "threads with a session each that measure ranges; the result does not depend on it"
     )

@@ -32,11 +32,16 @@ def plain(value: Any) -> Any:
     """A value of a recipe as plain data for JSON and TOML."""
     if isinstance(value, check.Keys):
         return {key.name: plain(getattr(value, key.name)) for key in dataclasses.fields(value)}  # type: ignore[arg-type]
-    if isinstance(value, Mapping) and not all(isinstance(one, float) for one in value.values()):
-        return {name: [list(shape) for shape in three] for name, three in value.items()}
     if isinstance(value, Mapping):
-        return dict(value)
+        return {name: _plain_entry(one) for name, one in value.items()}
     return list(value) if isinstance(value, tuple) else value
+
+
+def _plain_entry(value: Any) -> Any:
+    """An entry of a table: a number, three shapes, or None as TOML can write it."""
+    if isinstance(value, tuple):
+        return [list(shape) for shape in value]
+    return "none" if value is None else value
 
 
 def entry_of(key: dataclasses.Field[Any], value: Any) -> list[str]:

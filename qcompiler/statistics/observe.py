@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qcompiler.data.batches import samples_of
+from qcompiler.data.batches import NO_BATCH, BatchAxes, samples_of
 from qcompiler.data.samples import Fingerprint, Keep, ShapeRange, loudness, mixed
 from qcompiler.data.sights import Sight, Sights
 from qcompiler.data.source import Source
 from qcompiler.data.spread import Spreads
 from qcompiler.ir import model as models
-from qcompiler.ir.signature import Feeds, Inputs
+from qcompiler.ir.signature import Feeds
 from qcompiler.runtime.finite import refuse_not_finite
 from qcompiler.runtime.stream import BUDGET, Part, Stream, fill
 from qcompiler.statistics.evidence import Flags, Lack
@@ -55,7 +55,8 @@ class Observations:
             each, also out of batches.
         held: samples that nothing is fitted to, for choices by a loss: every fourth one of the loudest, the others
             those with the smallest fingerprints; empty where the data has no such part.
-        shapes: smallest, usual and largest shape of each input, for the optimization profile.
+        shapes: of the inputs, as the feeds were given, for the optimization profile.
+        axes: which axes of the inputs are a batch.
         feeds: how many feeds were run.
         fingerprint: hash of all feeds that does not depend on their order.
         rows: recorded rows, by tensor name.
@@ -72,6 +73,7 @@ class Observations:
     kept: tuple[Feeds, ...] = ()
     held: tuple[Feeds, ...] = ()
     shapes: ShapeRange = field(default_factory=ShapeRange)
+    axes: BatchAxes = NO_BATCH
     feeds: int = 0
     fingerprint: Fingerprint = field(default_factory=Fingerprint)
     outliers: Mapping[str, Outliers] = field(default_factory=dict)
@@ -109,7 +111,7 @@ def observe(
     points: Points,
     source: Source,
     *,
-    inputs: Inputs,
+    axes: BatchAxes = NO_BATCH,
     choose: Source | None = None,
     judge: Source | None = None,
     keep: int = 16,
@@ -124,7 +126,7 @@ def observe(
         model: the float model; float tensors of its main graph can be observed.
         points: which statistic of which tensor; graph inputs are allowed.
         source: the data; it is read once.
-        inputs: the model's inputs, to know whether a feed is a batch.
+        axes: which axes of the inputs are a batch; along them feeds are cut into samples.
         choose: samples of the same data to choose by; they are counted and kept, and only ranges are measured of them.
         judge: samples of the same data to judge by; they are counted, and only ranges are measured of them.
         keep: how many samples to keep for later checks.
@@ -138,14 +140,12 @@ def observe(
         DataError: a feed does not fit the model, or is not finite.
         ModelError: an output is NaN and not meant to be; the message names the node where that arises.
     """
-    kept, shapes, counter, spreads = Keep(keep), ShapeRange(), _Counter(advance), Spreads(inputs)
+    kept, shapes, counter, spreads = Keep(keep), ShapeRange(), _Counter(advance), Spreads(axes)
     sights = Sights()
     share = max(1, available_processors() // workers)
     fingerprint = Fingerprint()
     everywhere = (shapes.watch, fingerprint.add, spreads.watch)
-    feeds = _Shared(
-        source, (lambda feed: _offer(kept, feed, inputs), partial(_show, sights, inputs), *everywhere), counter
-    )
+    feeds = _Shared(source, (lambda feed: _offer(kept, feed, axes), partial(_show, sights, axes), *everywhere), counter)
     tapped = Tapped(model, points.ranges) if points.ranges else None
     source_graph = model if tapped is None else tapped.graph
     ends = () if tapped is None else tapped.accumulator().tensors
@@ -153,7 +153,7 @@ def observe(
         _Worker(
             model,
             Stream(source_graph, [*points.tensors, *ends], threads=share, budget=budget),
-            _Statistics(points, inputs, expected, tapped),
+            _Statistics(points, axes, expected, tapped),
         )
         for _ in range(workers if points.tensors or ends else 1)
     ]
@@ -169,7 +169,7 @@ def observe(
         seen.merge(worker.statistics)
     loud, quiet = Keep(keep, key=loudness), Keep(keep)
     extremes = crew[0].extremes if tapped is not None else None
-    for part, watchers in ((choose, (partial(_offer_all, (loud, quiet), inputs=inputs),)), (judge, ())):
+    for part, watchers in ((choose, (partial(_offer_all, (loud, quiet), axes=axes),)), (judge, ())):
         for index, feed in () if part is None else _Shared(part, everywhere, counter):
             for watch in watchers:
                 watch(feed)
@@ -180,6 +180,7 @@ def observe(
         tuple(kept.feeds),
         tuple(mixed(loud.feeds, quiet.feeds, keep)),
         shapes,
+        axes,
         counter.done,
         fingerprint,
         seen.outliers.found,
@@ -195,10 +196,10 @@ def observe(
 class _Statistics:
     """Everything that is wanted of the data, by one worker."""
 
-    def __init__(self, points: Points, inputs: Inputs, expected: int, tapped: Tapped | None) -> None:
+    def __init__(self, points: Points, axes: BatchAxes, expected: int, tapped: Tapped | None) -> None:
         self.ends = None if tapped is None else tapped.accumulator()
         self.histograms = Histograms(points.counted)
-        self.outliers = AllOutliers(dict(points.outliers), lambda feed: samples_of(feed, inputs))
+        self.outliers = AllOutliers(dict(points.outliers), lambda feed: samples_of(feed, axes))
         self.hessians = Hessians(dict(points.hessians))
         self.flags = Flags(points.flags)
         self.rows: Recorder | None = None
@@ -227,20 +228,20 @@ class _Statistics:
             self.rows.merge(other.rows)
 
 
-def _offer(kept: Keep, feed: Feeds, inputs: Inputs) -> None:
+def _offer(kept: Keep, feed: Feeds, axes: BatchAxes) -> None:
     """Offers every sample of a feed by itself, so that batching does not change which samples are kept."""
-    for one in samples_of(feed, inputs):
+    for one in samples_of(feed, axes):
         kept.offer(one)
 
 
-def _show(sights: Sights, inputs: Inputs, feed: Feeds) -> None:
-    for one in samples_of(feed, inputs):
+def _show(sights: Sights, axes: BatchAxes, feed: Feeds) -> None:
+    for one in samples_of(feed, axes):
         sights.watch(one)
 
 
-def _offer_all(kept: Sequence[Keep], feed: Feeds, inputs: Inputs) -> None:
+def _offer_all(kept: Sequence[Keep], feed: Feeds, axes: BatchAxes) -> None:
     for one in kept:
-        _offer(one, feed, inputs)
+        _offer(one, feed, axes)
 
 
 class _Counter:

@@ -73,6 +73,16 @@ class Tokens:
         count = len(self._samples) if known is None else len(known)
         return count if rows % count == 0 else 1
 
+    def among(self, shape: Sequence[int]) -> int:
+        """Among how many samples axis 0 of a tensor of three or more axes is shared out evenly.
+
+        Frames, rays and time in front are positions like the others where the feed is one sample. What has a row for
+        each row of a grid of ids or of a mask has a sample for each.
+        """
+        if any(grid.shape == tuple(shape[:2]) for grid in (*self._masks, *self._ids)):
+            return shape[0]
+        return self.split(shape[0])
+
     def ids(self, shape: tuple[int, int]) -> NDArray[Any] | None:
         """The input id of each position of a grid [samples, positions]; None where no input has this shape."""
         return next((grid for grid in self._ids if grid.shape == shape), None)
@@ -117,9 +127,9 @@ def _no_ids(name: str) -> bool:
 class Outliers:
     """Channels and tokens of one activation that stand out.
 
-    A sample is an index of axis 0; of a tensor of rank 2, the part of the rows that belongs to a sample of the feed.
-    Its tokens are all other positions. Padding (an `attention_mask` of the same grid says so) is left out of
-    everything. Positions that are zero in all channels count in no median: any scale holds them.
+    A sample is the part of axis 0 that belongs to a sample of the feed: of a batch an index of it, of a feed that is
+    one sample all of it. Its tokens are all other positions. Padding (an `attention_mask` of the same grid says so) is
+    left out of everything. Positions that are zero in all channels count in no median: any scale holds them.
 
     Attributes:
         axis: which axis the channels are.
@@ -172,14 +182,14 @@ class Outliers:
 
         Args:
             value: finite floats of any shape that has the axis.
-            tokens: what the feed tells of the positions.
+            tokens: what the feed tells of the positions; None for an array in which axis 0 counts samples.
             compiled: True or False forces the numba or the numpy way, which are equal to the bit; None takes numba for
                 large arrays where it is installed.
         """
         if not value.size:
             return
-        tokens = tokens or Tokens({})
         value, first = _arranged(value, self.axis, tokens)
+        tokens = tokens or Tokens({})
         samples, positions = len(value), value.shape[2 if first else 1]
         mask = tokens.mask((samples, positions))
         if first and mask is not None:
@@ -362,16 +372,25 @@ def top_tokens(tokens: Iterable[Token]) -> list[dict[str, Any]]:
 # --- Maxima -----------------------------------------------------------------------------------------------------------
 
 
-def _arranged(value: NDArray[Any], axis: int, tokens: Tokens) -> tuple[NDArray[Any], bool]:
+def _arranged(value: NDArray[Any], axis: int, tokens: Tokens | None) -> tuple[NDArray[Any], bool]:
     """The array as [samples, positions, channels]; with True as [samples, channels, positions], read as it lies."""
     if value.ndim <= 2:
         last = np.moveaxis(np.atleast_1d(value), axis, -1)
         count = math.prod(last.shape[:-1])
-        return last.reshape(tokens.split(count), -1, last.shape[-1]), False
+        return last.reshape(1 if tokens is None else tokens.split(count), -1, last.shape[-1]), False
+    samples = len(value) if tokens is None else tokens.among(_positions(value.shape, axis))
+    if samples != len(value):
+        last = np.moveaxis(value, axis, -1)
+        return last.reshape(samples, -1, last.shape[-1]), False
     if axis % value.ndim == 1:
         return value.reshape(len(value), value.shape[1], -1), True
     last = np.moveaxis(value, axis, -1)
     return last.reshape(len(last), -1, last.shape[-1]), False
+
+
+def _positions(shape: Sequence[int], axis: int) -> list[int]:
+    """The shape without the axis of the channels."""
+    return [size for at, size in enumerate(shape) if at != axis % len(shape)]
 
 
 def _peaks(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from qcompiler.compiler.build import build
@@ -57,3 +58,15 @@ def test_the_recipe_goes_into_the_manifest(case: Case) -> None:
     result = build(case.source, output=case.out / "m.engine", recipe=recipe)
     assert result.manifest["recipe"] == recipe.to_dict()
     assert result.manifest["audit"] is None
+
+
+def test_the_profile_is_that_of_the_data_with_the_batch_from_one_up(case: Case) -> None:
+    feeds = [
+        {"x": np.random.default_rng(rows).standard_normal((rows, 3, 16, 16)).astype(np.float32)} for rows in (4, 8)
+    ]
+    result = build(case.source, output=case.out / "m.engine", data=feeds)
+    assert result.manifest["batch"] == {"axes": {"x": 0}, "how": "run"}
+    (profile,) = result.manifest["engine"]["profiles"]
+    assert profile["shapes"] == {"x": [[1, 3, 16, 16], [4, 3, 16, 16], [8, 3, 16, 16]]}
+    told = build(case.source, output=case.out / "t.engine", data=feeds, recipe=Recipe(batch_axis={"x": None}))
+    assert told.manifest["engine"]["profiles"][0]["shapes"]["x"][0] == [4, 3, 16, 16]

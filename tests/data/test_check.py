@@ -10,7 +10,7 @@ import pytest
 
 from qcompiler.data.source import open_source
 from qcompiler.ir.signature import Inputs
-from tests.data.samples import I64, feeds, refused, same
+from tests.data.samples import F32, I64, feeds, refused, same
 
 
 def one(**arrays: Any) -> list[dict[str, Any]]:
@@ -64,3 +64,10 @@ def test_text_inputs_take_text() -> None:
     same(list(open_source([{"t": np.array(["a", "b"], object)}], inputs)), [{"t": np.array(["a", "b"], object)}])
     assert len(list(open_source([{"t": np.array(["a", "b"])}], inputs))) == 1
     assert "takes text" in refused([{"t": np.array([1, 2])}], inputs)
+
+
+def test_one_input_may_be_empty_beside_others_that_are_not() -> None:
+    inputs: Inputs = {"x": (F32, ("frames", 4)), "cache": (F32, ("past", 4))}
+    feed = {"x": np.ones((3, 4), np.float32), "cache": np.ones((0, 4), np.float32)}
+    same(list(open_source([feed], inputs)), [feed])
+    assert "input 'x' is empty" in refused([{**feed, "x": np.ones((0, 4), np.float32)}], inputs)

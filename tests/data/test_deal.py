@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from qcompiler.data.batches import BatchAxes
 from qcompiler.data.deal import Parts, deal
 from qcompiler.data.samples import fingerprint
 from qcompiler.data.source import Source, open_source
@@ -58,7 +59,7 @@ def test_equal_samples_stay_together() -> None:
 
 
 def test_batches_are_made_within_a_part() -> None:
-    found = deal(open_source(feeds(20), INPUTS, batch=4))
+    found = deal(open_source(feeds(20), INPUTS, batch=4).along(BatchAxes({"x": 0, "n": 0})))
     assert [len(feed["x"]) for feed in found.calibrate] == [4, 4, 4]
     assert found.samples == (12, 4, 4)
 

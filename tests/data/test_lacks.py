@@ -7,7 +7,8 @@ import shlex
 import numpy as np
 import pytest
 
-from qcompiler.data import lacks
+from qcompiler.data import lacks, profiles
+from qcompiler.data.batches import BatchAxes
 from qcompiler.data.samples import ShapeRange
 from qcompiler.data.spread import ENOUGH, Spread, Spreads
 from qcompiler.ir.signature import Inputs
@@ -28,7 +29,7 @@ def sizes(inputs: Inputs, *feeds: dict[str, tuple[int, ...]]) -> list[str]:
     shapes = ShapeRange()
     for feed in feeds:
         shapes.watch({name: np.zeros(shape, np.float32) for name, shape in feed.items()})
-    return list(lacks.sizes(shapes.profiles(inputs), inputs))
+    return list(lacks.sizes(profiles.by_itself(shapes, inputs, BatchAxes(dict.fromkeys(inputs, 0))), inputs))
 
 
 def test_a_free_axis_of_one_size_is_told_with_shapes_that_can_be_given() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from qcompiler.data.batches import BatchAxes
 from qcompiler.data.samples import Fingerprint, Keep, ShapeRange, fingerprint, loudness, mixed
 from qcompiler.data.source import open_source
-from qcompiler.ir.signature import Feeds, Inputs, InputShapes
+from qcompiler.ir.signature import Feeds, Inputs
 from tests.data.samples import F32, refused, same
 
 
@@ -28,13 +30,13 @@ def test_sequences_and_optionals_pass_through_and_can_be_kept() -> None:
     inputs: Inputs = {"s": (None, None), "o": (None, None), "x": (F32, ("batch", 4))}
     x = np.ones((1, 4), np.float32)
     samples: list[Any] = [{"s": [x, x], "o": None, "x": x}, {"s": [x], "o": x, "x": x}, {"s": [x], "o": x, "x": x}]
-    found = list(open_source(samples, inputs, batch=2))
+    found = list(open_source(samples, inputs, batch=2).along(BatchAxes({"x": 0})))
     assert [len(one["s"]) for one in found] == [2, 1, 1]
     keep = Keep(5)
     for feed in found:
         keep.offer(feed)
     assert sorted(len(feed["s"]) for feed in keep.feeds) == [1, 2]
-    assert seen(found).profiles(inputs).keys() == {"x"}
+    assert set(seen(found).seen) == {(("x", (1, 4)),), (("o", (1, 4)), ("x", (1, 4)))}
     assert "'random' cannot make" in refused("random", inputs)
 
 
@@ -84,27 +86,19 @@ def test_fingerprints_see_names_types_shapes_and_values_but_not_order_and_layout
 
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9)), min_size=1), st.randoms(use_true_random=False))
-def test_shapes_for_a_profile_do_not_depend_on_order_or_workers(
+def test_shapes_are_remembered_together_whatever_their_order(
     shapes: list[tuple[int, int]], shuffle: random.Random
 ) -> None:
-    inputs: Inputs = {"x": (F32, ("batch", "length", 3)), "fixed": (F32, (2,)), "seq": (F32, (2, None))}
-
     def feed(shape: tuple[int, int]) -> Feeds:
-        return {"x": np.zeros((*shape, 3)), "fixed": np.zeros(2), "seq": np.zeros((2, shape[1]))}
+        return {"x": np.zeros((*shape, 3)), "ids": np.zeros(shape[1])}
 
-    found = seen(map(feed, shapes)).profiles(inputs)
-    shuffled = shuffle.sample(shapes, len(shapes))
+    found = seen(map(feed, shapes)).seen
     one, two = ShapeRange(), ShapeRange()
-    for index, shape in enumerate(shuffled):
+    for index, shape in enumerate(shuffle.sample(shapes, len(shapes))):
         (one if index % 3 else two).watch(feed(shape))
     one.merge(two)
-    assert one.profiles(inputs) == found
-    batches, lengths = (sorted(sizes) for sizes in zip(*shapes, strict=True))
-    middle = (len(shapes) - 1) // 2
-    assert found == {
-        "x": InputShapes((1, lengths[0], 3), (batches[middle], lengths[middle], 3), (batches[-1], lengths[-1], 3)),
-        "seq": InputShapes((2, lengths[0]), (2, lengths[middle]), (2, lengths[-1])),
-    }
+    assert one.seen == found
+    assert found == Counter((("ids", (length,)), ("x", (rows, length, 3))) for rows, length in shapes)
 
 
 @settings(max_examples=25)
@@ -129,10 +123,6 @@ def test_no_samples_are_kept_where_none_are_wanted() -> None:
     keep = Keep(0)
     keep.offer({"x": np.ones(2)})
     assert keep.feeds == []
-
-
-def test_no_data_has_no_shapes() -> None:
-    assert ShapeRange().profiles({"x": (F32, ("batch",))}) == {}
 
 
 def test_the_loudest_samples_come_first_and_every_fourth() -> None:

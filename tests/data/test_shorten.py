@@ -90,7 +90,7 @@ def test_a_large_model_is_measured_on_short_samples_where_it_takes_them(
         "bias": (np.dtype(np.float32), ("length", "length")),
     }
     layers = candidates.find_candidates(loaded.graph, TARGET)
-    seen = observe(loaded, Points.of(histograms=list(layers.by_activation)), open_source(given, inputs), inputs=inputs)
+    seen = observe(loaded, Points.of(histograms=list(layers.by_activation)), open_source(given, inputs))
     recipe = Recipe(safety=SafetyTable(target_sqnr_db=70, min_share=0))
     lengths: list[int] = []
     run = Simulator.run
@@ -117,3 +117,24 @@ def test_a_mask_that_counts_cache_and_tokens_is_cut_with_the_tokens(tmp_path: Pa
     assert {short[name].shape for name in ("input_ids", "attention_mask", "position_ids")} == {(1, 48)}
     assert short["past_key_values.0.key"].shape[2] == 0
     assert Session(loaded).run(short)["logits"].shape == (1, 48, decoder.VOCABULARY)
+
+
+def test_what_others_have_indices_into_is_not_cut(tmp_path: Path) -> None:
+    inputs = {"x": ("nodes", 4), "edges": (np.int64, (2, "count"))}
+    proto = model(("Gather", "x edges", "y"), inputs=inputs)
+    onnx.save(proto, tmp_path / "g.onnx")
+    graph = models.load(tmp_path / "g.onnx").graph
+    x = np.ones((100, 4), np.float32)
+    far = [{"x": x, "edges": np.array([[0, 1, 99], [5, 5, 5]])}]
+    near = [{"x": x, "edges": np.array([[0, 1, 2], [5, 5, 5]])}]
+    assert shorten(graph, far, 0.5)[0]["x"].shape == (100, 4)
+    assert shorten(graph, near, 0.5)[0]["x"].shape == (50, 4)
+
+
+def test_inputs_that_would_not_fit_together_any_more_are_not_cut(tmp_path: Path) -> None:
+    nodes = (("Concat", "a b", "c", {"axis": 1}), ("Add", "c m", "y"))
+    proto = model(*nodes, inputs={"a": ("n", "k", 4), "b": ("n", "l", 4), "m": ("n", "t", 4)})
+    onnx.save(proto, tmp_path / "j.onnx")
+    given = [{name: np.ones((1, size, 4), np.float32) for name, size in {"a": 60, "b": 40, "m": 100}.items()}]
+    found = shorten(models.load(tmp_path / "j.onnx").graph, given, 0.5)
+    assert {name: array.shape[1] for name, array in found[0].items()} == {"a": 60, "b": 40, "m": 100}

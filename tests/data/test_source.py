@@ -13,10 +13,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from qcompiler.data.batches import BatchAxes
 from qcompiler.data.source import Source, open_source
 from qcompiler.errors import DataError, QCompilerError, UsageError
 from qcompiler.ir.signature import Feeds, Inputs
 from tests.data.samples import F32, I64, INPUTS, feeds, in_npz, pack, refused, same, stacked, write
+
+AXES = BatchAxes({"x": 0, "n": 0})
 
 
 def in_folder(folder: Path) -> Path:
@@ -108,10 +111,10 @@ def test_samples_takes_the_first(data: Any) -> None:
 
 
 def test_batches_are_joined_and_the_last_one_may_be_short(data: Any) -> None:
-    found = list(open_source(data, INPUTS, batch=2))
+    found = list(open_source(data, INPUTS, batch=2).along(AXES))
     assert [len(one["x"]) for one in found] == [2, 2, 1]
     same([{name: np.concatenate([one[name] for one in found]) for name in INPUTS}], [stacked()])
-    assert [len(one["x"]) for one in open_source(data, INPUTS, samples=3, batch=2)] == [2, 1]
+    assert [len(one["x"]) for one in open_source(data, INPUTS, samples=3, batch=2).along(AXES)] == [2, 1]
 
 
 def test_a_source_can_be_left_early_and_begun_again(data: Any) -> None:
@@ -319,7 +322,7 @@ def test_only_one_batch_is_in_memory_at_a_time() -> None:
             alive.append(index)
             yield feed
 
-    source = iter(open_source(stream, INPUTS, batch=4))
+    source = iter(open_source(stream, INPUTS, batch=4).along(AXES))
     next(source)
     assert alive == [0, 1, 2, 3]
 

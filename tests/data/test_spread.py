@@ -7,15 +7,14 @@ import json
 import numpy as np
 import pytest
 
+from qcompiler.data.batches import BatchAxes
 from qcompiler.data.spread import ENOUGH, Spreads
-from qcompiler.ir.signature import Inputs
 
-INPUTS: Inputs = {"x": (np.dtype(np.float32), ("n", 5))}
 X = (np.random.default_rng(0).standard_normal((40, 5)) * 3 + 1000).astype(np.float32)
 
 
 def watched(*feeds: dict[str, np.ndarray]) -> Spreads:
-    spreads = Spreads(INPUTS)
+    spreads = Spreads(BatchAxes({"x": 0}))
     for feed in feeds:
         spreads.watch(feed)
     return spreads

@@ -196,7 +196,7 @@ def test_a_split_that_misses_the_check_is_undone(planted: Path, monkeypatch: pyt
     layers = scope.layers(loaded)
     inputs: Inputs = {"ids": (np.dtype(np.int64), ("batch", "length"))}
     points = Points.of(outliers={one.activation: -1 for one in layers.found})
-    observed = observe(loaded, points, open_source(FEEDS, inputs), inputs=inputs)
+    observed = observe(loaded, points, open_source(FEEDS, inputs))
     options = llm_int8.LlmInt8Options(LlmInt8Table(threshold=6.0), DType.INT8, by_row=False)
     doubling(monkeypatch, LlmInt8)
     apart = llm_int8.split_outliers(loaded, layers, observed, options, scope, lambda *_: [])
@@ -213,7 +213,7 @@ def test_the_room_gives_another_model_and_leaves_what_it_was_given(planted: Path
     inputs: Inputs = {"ids": (np.dtype(np.int64), ("batch", "length"))}
     source = open_source(FEEDS, inputs)
     points = Points.of(outliers={one.activation: -1 for one in found})
-    observed = observe(loaded, points, source, inputs=inputs)
+    observed = observe(loaded, points, source)
     before = content(loaded.graph)
     names = list(observed.histograms)
     options = llm_int8.LlmInt8Options(LlmInt8Table(threshold=6.0), DType.INT8, by_row=False)

@@ -58,7 +58,7 @@ def chosen(loaded: models.Model, recipe: Recipe, *, spike: float = 1.0) -> Chose
         feed["x"][0, 0, 0] *= spike
     layers = candidates.find_candidates(loaded.graph, TARGET, recipe.keep)
     source = open_source(feeds, INPUTS)
-    seen = observe(loaded, Points.of(histograms=list(layers.by_activation)), source, inputs=INPUTS)
+    seen = observe(loaded, Points.of(histograms=list(layers.by_activation)), source)
     return make_plan(loaded, layers, seen, planning(recipe), TARGET)
 
 
@@ -157,7 +157,7 @@ def chosen_of_two(folder: Path, recipe: Recipe) -> Chosen:
     target = recipe.resolve()
     inputs: Inputs = {name: (np.dtype(np.float32), ("n", 256, 64)) for name in ("bell", "tails")}
     layers = candidates.find_candidates(loaded.graph, target)
-    seen = observe(loaded, Points.of(histograms=list(layers.by_activation)), open_source(feeds, inputs), inputs=inputs)
+    seen = observe(loaded, Points.of(histograms=list(layers.by_activation)), open_source(feeds, inputs))
     return make_plan(loaded, layers, seen, planning(recipe), target)
 
 
@@ -218,7 +218,7 @@ def test_the_floor_is_a_share_of_what_can_be_quantized(tmp_path: Path) -> None:
     inputs: Inputs = {"x": (np.dtype(np.float32), ("n", 64, 32))}
     feeds = [{"x": rng.standard_normal((1, 64, 32)).astype(np.float32)} for _ in range(4)]
     layers = candidates.find_candidates(loaded.graph, TARGET, ())
-    seen = observe(loaded, Points.of(histograms=list(layers.by_activation)), open_source(feeds, inputs), inputs=inputs)
+    seen = observe(loaded, Points.of(histograms=list(layers.by_activation)), open_source(feeds, inputs))
 
     def restored(share: float) -> int:
         recipe = Recipe(safety=SafetyTable(target_sqnr_db=90, min_share=share))
@@ -234,7 +234,7 @@ def test_scores_of_the_metric_are_handed_to_the_next_try(loaded: models.Model) -
         feed["x"][0, 0] *= 60
     layers = candidates.find_candidates(loaded.graph, TARGET)
     names, source = list(layers.by_activation), open_source(feeds, INPUTS)
-    seen = observe(loaded, Points.of(outliers=dict.fromkeys(names, -1)), source, inputs=INPUTS)
+    seen = observe(loaded, Points.of(outliers=dict.fromkeys(names, -1)), source)
     asked: list[int] = []
 
     def judge(run: Callable[[Feeds], Mapping[str, Any]]) -> Score:

@@ -163,3 +163,20 @@ def test_a_shape_is_spelled_as_it_is_read(shape: tuple[int, ...], text: str) -> 
 
 def test_an_input_may_be_named_with_the_signs_of_the_notation() -> None:
     assert parse_shapes("a=b,c=1,2,3; d = 4 ") == {"a=b,c": ((1,), (2,), (3,)), "d": ((4,),) * 3}
+
+
+def test_batch_axes_are_a_table_or_texts() -> None:
+    wanted = {"x": 1, "a=b": None}
+    assert checks.batch_axes({"x": 1, "a=b": None}) == wanted
+    assert checks.batch_axes({"x": "1", "a=b": "none"}) == wanted
+    assert checks.batch_axes(["x=1", "a=b=none"]) == wanted
+    assert checks.batch_axes("x=0") == {"x": 0}
+    assert checks.parse_batch_axes(["x=1", "a=b=none"]) == wanted
+
+
+@pytest.mark.parametrize("wrong", [["x"], ["x=-1"], ["x=one"], ["x=1", "x=2"], "=1", {"x": True}, {"x": 1.5}, 3])
+def test_batch_axes_that_cannot_be_read_are_refused(wrong: Any) -> None:
+    with pytest.raises(checks.WrongError):
+        checks.batch_axes(wrong)
+    with pytest.raises(UsageError, match="recipe key 'batch_axis'"):
+        Recipe(batch_axis=wrong)

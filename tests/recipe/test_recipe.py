@@ -31,6 +31,7 @@ recipes = st.builds(
     high_precision=st.sampled_from([None, "fp32", "fp16", "bf16"]),
     samples=st.none() | st.integers(1, 10**9),
     batch=st.none() | st.integers(1, 1024),
+    batch_axis=st.none() | st.dictionaries(texts, st.none() | st.integers(0, 4)),
     workers=st.integers(1, 64),
     keep=st.lists(texts.map(re.escape)).map(tuple),
     shapes=st.none() | st.dictionaries(texts, profiles(), min_size=1),

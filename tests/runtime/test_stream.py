@@ -163,7 +163,7 @@ def test_everything_that_points_want_is_the_same_in_parts(workers: int) -> None:
 
     def seen(budget: int, workers: int = 1) -> Any:
         source = open_source(data, INPUTS)
-        return observe(network_, points, source, inputs=INPUTS, expected=len(data), workers=workers, budget=budget)
+        return observe(network_, points, source, expected=len(data), workers=workers, budget=budget)
 
     data, network_ = feeds(6), network()
     whole, parts = seen(1 << 30), seen(1, workers)
@@ -195,7 +195,7 @@ def test_what_is_not_finite_is_found_in_parts_too() -> None:
     source = [{"x": np.full((1, 16, 20, 20), 3e38, np.float32)}]
     for budget in (1, 1 << 30):
         with pytest.raises(ModelError, match=r"output '.*' .* on sample 0; node 'C0' \(Conv\) is the first"):
-            observe(network(), Points.of(histograms=TENSORS), open_source(source, INPUTS), inputs=INPUTS, budget=budget)
+            observe(network(), Points.of(histograms=TENSORS), open_source(source, INPUTS), budget=budget)
 
 
 def test_memory_that_parts_shared_goes_back_to_the_system() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
+from qcompiler.data.batches import BatchAxes
 from qcompiler.data.samples import fingerprint
 from qcompiler.data.source import open_source
 from qcompiler.errors import DataError, ModelError
@@ -23,6 +24,7 @@ from tests.kit.rewrite import model
 RNG = np.random.default_rng(1)
 W = RNG.standard_normal((8, 16)).astype(np.float32)
 X = RNG.standard_normal((24, 6, 8)).astype(np.float32)
+AXES = BatchAxes({"x": 0})
 INPUTS: Inputs = {"x": (np.dtype(np.float32), ("n", 6, 8))}
 
 
@@ -46,8 +48,8 @@ def feeds(order: Any = None) -> list[Feeds]:
 
 
 def seen(model_: models.Model, data: Any, *, batch: int | None = None, **options: Any) -> Observations:
-    source = open_source(data, INPUTS, batch=batch)
-    return observe(model_, Points.of(histograms=["x", "b"]), source, inputs=INPUTS, **options)
+    source = open_source(data, INPUTS, batch=batch).along(AXES)
+    return observe(model_, Points.of(histograms=["x", "b"]), source, axes=AXES, **options)
 
 
 def test_histograms_are_those_of_the_tensors_asked_for(loaded: models.Model) -> None:
@@ -67,7 +69,7 @@ def test_order_and_workers_change_nothing(loaded: models.Model, workers: int) ->
     assert other.histograms == first.histograms
     assert str(other.fingerprint) == str(first.fingerprint)
     assert [one["x"].tobytes() for one in other.kept] == [one["x"].tobytes() for one in first.kept]
-    assert other.shapes.profiles(INPUTS) == first.shapes.profiles(INPUTS)
+    assert other.shapes.seen == first.shapes.seen == {(("x", (1, 6, 8)),): 24}
 
 
 def test_batches_keep_the_same_samples_and_nearly_the_same_histograms(loaded: models.Model) -> None:
@@ -101,7 +103,7 @@ def test_progress_counts_feeds(loaded: models.Model) -> None:
 
 
 def test_nothing_asked_for_still_reads_the_data(loaded: models.Model) -> None:
-    found = observe(loaded, Points(), open_source(feeds(), INPUTS), inputs=INPUTS, workers=2)
+    found = observe(loaded, Points(), open_source(feeds(), INPUTS), axes=AXES, workers=2)
     assert (found.histograms, found.feeds, len(found.kept)) == ({}, 24, 16)
 
 
@@ -115,7 +117,7 @@ def test_nan_that_an_output_shows_is_refused_with_its_node(tmp_path: Path, worke
             models.load(tmp_path / "nan.onnx"),
             Points.of(histograms=["a", "b"]),
             open_source(data, INPUTS),
-            inputs=INPUTS,
+            axes=AXES,
             workers=workers,
         )
 
@@ -124,7 +126,7 @@ def test_nan_that_an_output_shows_is_refused_with_its_node(tmp_path: Path, worke
 def test_infinities_that_are_meant_are_counted_and_left_out(loaded: models.Model, workers: int) -> None:
     source = open_source([{"x": np.zeros((1, 6, 8), np.float32)}, *feeds()], INPUTS)
     points = Points.of(histograms=["b", "c"], outliers={"c": -1})
-    found = observe(loaded, points, source, inputs=INPUTS, workers=workers)
+    found = observe(loaded, points, source, axes=AXES, workers=workers)
     relu = np.maximum(X @ W, 0)
     assert found.histograms["c"].nonfinite == (relu == 0).sum() + relu[0].size
     assert found.histograms["c"].amax == pytest.approx(np.abs(np.log(relu[relu > 0])).max(), rel=1e-4)
@@ -142,7 +144,7 @@ def test_nan_that_the_model_guards_against_is_counted_and_left_out(tmp_path: Pat
     onnx.save(proto, tmp_path / "guard.onnx")
     data = [{"x": np.full((1, 6, 8), value, np.float32)} for value in (-1.0, 2.0)]
     found = observe(
-        models.load(tmp_path / "guard.onnx"), Points.of(histograms=["a"]), open_source(data, INPUTS), inputs=INPUTS
+        models.load(tmp_path / "guard.onnx"), Points.of(histograms=["a"]), open_source(data, INPUTS), axes=AXES
     )
     assert (found.histograms["a"].nonfinite, found.histograms["a"].finite) == (48, 48)
 
@@ -158,8 +160,8 @@ def test_a_sample_that_does_not_fit_ends_the_run_with_its_index(loaded: models.M
 def test_outliers_are_those_of_the_tensors_asked_for_however_they_are_run(
     loaded: models.Model, workers: int, batch: int | None
 ) -> None:
-    source = open_source(feeds(np.random.default_rng(workers).permutation(24)), INPUTS, batch=batch)
-    found = observe(loaded, Points.of(histograms=["b"], outliers={"x": -1}), source, inputs=INPUTS, workers=workers)
+    source = open_source(feeds(np.random.default_rng(workers).permutation(24)), INPUTS, batch=batch).along(AXES)
+    found = observe(loaded, Points.of(histograms=["b"], outliers={"x": -1}), source, axes=AXES, workers=workers)
     expected = Outliers()
     for feed in feeds():
         expected.update(feed["x"], Tokens(feed))
@@ -170,7 +172,7 @@ def test_outliers_are_those_of_the_tensors_asked_for_however_they_are_run(
 
 def test_more_statistics_make_another_value(loaded: models.Model) -> None:
     points = Points.of(histograms=["x", "b"], outliers={"x": -1})
-    first = observe(loaded, points, open_source(feeds(), INPUTS), inputs=INPUTS)
+    first = observe(loaded, points, open_source(feeds(), INPUTS), axes=AXES)
     new, again = Histogram.of(X), Outliers(-1)
     other = first.with_({"z": new}, {"x": again})
     assert list(first.histograms) == ["x", "b"]
@@ -186,8 +188,8 @@ def test_only_the_part_that_calibrates_is_measured(loaded: models.Model) -> None
     order = source.prints()
     fit, choose, judge = source.part(order[:4]), source.part(order[4:6]), source.part(order[6:])
     points = Points.of(histograms=["b"])
-    found = observe(loaded, points, fit, choose=choose, judge=judge, inputs=INPUTS)
-    alone = observe(loaded, points, fit, inputs=INPUTS)
+    found = observe(loaded, points, fit, choose=choose, judge=judge, axes=AXES)
+    alone = observe(loaded, points, fit, axes=AXES)
     assert found.histograms["b"] == alone.histograms["b"]
     assert (found.feeds, alone.feeds) == (len(order), 4)
     assert {fingerprint(one) for one in found.held} == {fingerprint(one) for one in choose}
@@ -195,9 +197,9 @@ def test_only_the_part_that_calibrates_is_measured(loaded: models.Model) -> None
     assert not found.in_sample
     assert alone.in_sample
     assert alone.choosing == alone.kept
-    everything = observe(loaded, points, source, inputs=INPUTS)
+    everything = observe(loaded, points, source, axes=AXES)
     assert str(found.fingerprint) == str(everything.fingerprint)
-    assert found.shapes.profiles(INPUTS) == everything.shapes.profiles(INPUTS)
+    assert found.shapes.seen == everything.shapes.seen
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -209,7 +211,7 @@ def test_ranges_are_those_of_all_samples_also_of_those_that_are_not_measured_oth
     first, rest = samples[:loudest] + samples[loudest + 1 :], [samples[loudest]]
     points = Points.of(histograms=["b"], ranges=["x", "a", "b"])
     sources = [open_source(part, INPUTS) for part in (first[:12], first[12:], rest)]
-    found = observe(loaded, points, sources[0], inputs=INPUTS, choose=sources[1], judge=sources[2], workers=workers)
+    found = observe(loaded, points, sources[0], axes=AXES, choose=sources[1], judge=sources[2], workers=workers)
     a = X @ W
     assert list(found.histograms) == ["b"]
     assert found.histograms["b"].count == 12 * a[0].size
@@ -219,7 +221,7 @@ def test_ranges_are_those_of_all_samples_also_of_those_that_are_not_measured_oth
 
 
 def test_ranges_alone_fetch_no_tensor(loaded: models.Model) -> None:
-    found = observe(loaded, Points.of(ranges=["a", "c"]), open_source(feeds(), INPUTS), inputs=INPUTS)
+    found = observe(loaded, Points.of(ranges=["a", "c"]), open_source(feeds(), INPUTS), axes=AXES)
     assert list(found.ranges) == ["a", "c"]
     assert found.ranges["c"].low == -np.inf  # the logarithm of 0, which is no error where no histogram is wanted
     assert not found.histograms

@@ -167,7 +167,22 @@ def test_padding_is_left_out_of_everything() -> None:
 def test_a_mask_of_another_shape_and_one_of_floats_are_no_masks() -> None:
     x, _ = sequences(2)
     for mask in (np.zeros((2, 11), np.int64), np.zeros((2, 12), np.float32)):
-        assert seen(x, feeds=[{"attention_mask": mask}]).ratio == seen(x).ratio
+        found = Outliers()
+        found.update(x, Tokens({"attention_mask": mask}, [{"attention_mask": one[None]} for one in mask]))
+        assert found.ratio == seen(x).ratio
+
+
+@pytest.mark.parametrize("axis", [1, -1])
+def test_of_a_feed_that_is_one_sample_axis_0_is_positions_like_the_others(axis: int) -> None:
+    frames, _ = sequences(3, 8)
+    frames[2, 5, 1] = 300
+    whole = seen(frames.reshape(1, -1, 16))
+    value = frames if axis == -1 else np.ascontiguousarray(frames.transpose(0, 2, 1))
+    found = seen(value, axis=axis, feeds=[{"x": value}])
+    assert found.samples == 1
+    assert (found.ratio, found.channels.tolist()) == (whole.ratio, whole.channels.tolist())
+    assert found.top[0].position == 2 * 8 + 5
+    assert seen(value, axis=axis).samples == 3
 
 
 def test_positions_of_zeros_count_in_no_median() -> None:

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from qcompiler.compiler.base import Compilation, Done, stage
+from qcompiler.data import profiles
 from qcompiler.engines import EngineFile, Profile, for_target
 from qcompiler.ir import decoder_io
 from qcompiler.ir.model import Model
 from qcompiler.ir.signature import Inputs
 from qcompiler.recipe.checks import Shapes
 from qcompiler.recipe.tables import GenerationTable
+from qcompiler.runtime.fitting import Fitting
 from qcompiler.statistics.observe import Observations
 from qcompiler.support.file import File
 from qcompiler.target import Target
@@ -56,10 +58,11 @@ def build_engine(
         options: what the engine must serve.
 
     Raises:
+        DataError: the shapes of the data have no smallest or largest ones that fit together.
         EngineError: the back-end refuses the model.
         UsageError: a dynamic input has no profile.
     """
-    engine, profiles = for_target(options.target), profiles_of(run, lowered, seen, inputs, options)
+    engine, served = for_target(options.target), profiles_of(run, lowered, seen, inputs, options)
     done = 0.0
     with run.working(1.0) as advance:
 
@@ -68,10 +71,10 @@ def build_engine(
             advance(max(share - done, 0.0))
             done = max(share, done)
 
-        built = engine.build(model, output, profiles, progress=show)
+        built = engine.build(model, output, served, progress=show)
     for text in built.warnings:
         run.warn(f"{engine.name}: {text}")
-    return Done(built, {"engine": _record(built, profiles)})
+    return Done(built, {"engine": _record(built, served)})
 
 
 def profiles_of(
@@ -80,10 +83,10 @@ def profiles_of(
     """One profile: the user's shapes, else what the data showed; two for a decoder with a cache, prefill and decode."""
     if options.shapes is not None:
         return [Profile(options.shapes)]
-    shown = seen.shapes.profiles(inputs) if seen.feeds else {}
     decoder = decoder_io.of_model(lowered)
     if decoder is None or not decoder.pairs or decoder.unknown:
-        return [Profile({name: (three.min, three.opt, three.max) for name, three in shown.items()})] if shown else []
+        return _shown(lowered, seen, inputs)
+    shown = profiles.by_itself(seen.shapes, inputs, seen.axes)
     asked, tokens = options.generation, shown.get(decoder_io.TOKENS)
     batch, prompt, longest = decoder_io.lengths(tokens, asked.batch, asked.prompt, asked.max_length)
     if asked.max_length is None:
@@ -94,8 +97,17 @@ def profiles_of(
     return [Profile(one) for one in (phases[:1] if asked.phases == "one" else phases)]
 
 
-def _record(built: EngineFile, profiles: list[Profile]) -> dict[str, Any]:
+def _shown(lowered: Model, seen: Observations, inputs: Inputs) -> list[Profile]:
+    """The profile of the data; none where there is no data, or no free axis."""
+    if not seen.kept:
+        return []
+    fitting = Fitting(lowered.graph, seen.kept[0])
+    found = profiles.consistent(seen.shapes, inputs, seen.axes, fitting.misfit)
+    return [Profile({name: (three.min, three.opt, three.max) for name, three in found.items()})] if found else []
+
+
+def _record(built: EngineFile, served: list[Profile]) -> dict[str, Any]:
     found = built.to_json()
     file = Path(found.pop("path")).name
     digest = File.of(built.path).sha256 if built.path.is_file() else None
-    return {"file": file, **found, "sha256": digest, "profiles": [profile.to_json() for profile in profiles]}
+    return {"file": file, **found, "sha256": digest, "profiles": [profile.to_json() for profile in served]}

@@ -8,7 +8,7 @@ from itertools import islice
 
 from qcompiler.compiler.base import Compilation, Done, stage
 from qcompiler.compiler.subject import Subject
-from qcompiler.data import lacks
+from qcompiler.data import lacks, profiles
 from qcompiler.data.alike import differences
 from qcompiler.data.source import open_source
 from qcompiler.data.spread import Spread, Spreads
@@ -95,7 +95,7 @@ def _lacking(subject: Subject, options: CheckDataOptions) -> Iterator[str]:
     seen, decoder = subject.seen, decoder_io.of_model(subject.reference)
     yield from lacks.samples(seen.spreads.different)
     if options.profile and (decoder is None or not decoder.pairs or decoder.unknown):
-        yield from lacks.sizes(seen.shapes.profiles(subject.inputs), subject.inputs)
+        yield from lacks.sizes(profiles.by_itself(seen.shapes, subject.inputs, seen.axes), subject.inputs)
 
 
 def _unlike(subject: Subject, found: Mapping[str, Mapping[str, Spread]]) -> Iterator[str]:

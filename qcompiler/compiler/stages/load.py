@@ -1,23 +1,28 @@
-"""The stage that reads the model, opens the data, and finds what results will be judged by."""
+"""The stage that reads the model, opens the data, and finds its batch axes and what results will be judged by."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from qcompiler.compiler.artefacts import Paths, refuse_overwriting
 from qcompiler.compiler.base import Compilation, Done, stage
 from qcompiler.compiler.subject import Subject
+from qcompiler.data.batches import NO_BATCH
 from qcompiler.data.deal import deal
-from qcompiler.data.source import Data, open_source
-from qcompiler.data.text import fitted
+from qcompiler.data.find_batch import Told, check, find
+from qcompiler.data.source import Data, open_source, suited
 from qcompiler.ir import model as models
 from qcompiler.ir.signature import inputs_of
 from qcompiler.planning.placement.scope import Scope
 from qcompiler.support.file import File
 from qcompiler.verification.held_out import HeldOut, judge_of
+
+NOTHING_TO_JOIN = (
+    "--batch {} joins nothing: no axis of the inputs was found to be a batch; if one is, say which: --batch-axis x=0"
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,7 @@ class LoadOptions:
         held_out: what results are judged by.
         scope: where layers are looked for.
         export: how the model was exported, for the manifest; None where it was an ONNX file.
+        batch_axes: what the user says of the axes of inputs.
     """
 
     paths: Paths
@@ -39,6 +45,7 @@ class LoadOptions:
     held_out: HeldOut
     scope: Scope
     export: Mapping[str, Any] | None = None
+    batch_axes: Told = field(default_factory=dict)
 
 
 @stage(kept=False)
@@ -48,17 +55,28 @@ def load(run: Compilation, source: str | Path | models.Model, data: Data | None,
     Raises:
         ModelError: it cannot be read, or a weight is not finite.
         DataError: there is no such data, or it can be read only once.
-        UsageError: an artefact would take the place of an input, or a metric lacks its text.
+        UsageError: an artefact would take the place of an input, a metric lacks its text, or a batch axis is named that
+            the model does not have.
     """
     with run.working():
         model = source if isinstance(source, models.Model) else models.load(source)
         refuse_overwriting(model, data, options.paths)
         models.check_finite(model)
         inputs = inputs_of(model.graph)
-        data = fitted(data, model.graph)
+        data = suited(data, model.graph)
         samples = None if data is None else open_source(data, inputs, samples=options.samples, batch=options.batch)
         judge = judge_of(options.held_out, data, model)
+        check(options.batch_axes, inputs)
+        axes = NO_BATCH if samples is None else find(model.graph, samples, inputs, options.batch_axes)
+        samples = None if samples is None else samples.along(axes)
         parts = None if samples is None else deal(samples, judged_apart=judge.data is not None)
+    if samples is not None and samples.batch and not axes.axes:
+        run.warn(NOTHING_TO_JOIN.format(samples.batch))
     file = File.of(model.source) if model.source else None
-    record = {"source": file, "export": options.export, "random_data": samples is not None and samples.random}
-    return Done(Subject(model, model, samples, judge, options.scope, parts), record)
+    record = {
+        "source": file,
+        "export": options.export,
+        "random_data": samples is not None and samples.random,
+        "batch": axes.to_json(),
+    }
+    return Done(Subject(model, model, samples, judge, options.scope, parts, axes), record)

@@ -53,7 +53,7 @@ def observe(run: Compilation, subject: Subject, watch: Watch, options: ObserveOp
             subject.model,
             watch.points(subject.model, subject.layers.found),
             subject.parts.calibrate,
-            inputs=subject.inputs,
+            axes=subject.axes,
             choose=subject.parts.choose,
             judge=subject.parts.judge,
             keep=KEPT_FEEDS,

@@ -240,7 +240,14 @@ def _nested(graph: gs.Graph) -> list[tuple[gs.Node, gs.Node]]:
 
 
 def too_small(candidate: Candidate, node: gs.Node, shapes: Shapes) -> Refusal | None:
-    """Rules that need shapes: matrix-vector products and GEMMs smaller than one tensor-core tile."""
+    """Rules that need shapes: matrix-vector products and GEMMs smaller than one tensor-core tile.
+
+    Args:
+        candidate: what may be quantized.
+        node: of the candidate.
+        shapes: of the tensors at the usual size of the inputs, as the engine will see them: batch, rays, frames and
+            tokens are all rows of a product.
+    """
     weight = shapes.get(node.inputs[1].name) or tuple(node.inputs[1].shape or ())
     x = shapes.get(candidate.activation)
     if candidate.op in PRODUCTS and len(weight) > 1:
@@ -249,17 +256,13 @@ def too_small(candidate: Candidate, node: gs.Node, shapes: Shapes) -> Refusal | 
             return Refusal(
                 candidate.node, candidate.op, "tiny", f"a {depth}x{width} weight is smaller than one INT8 tile"
             )
-        rows = None if x is None else _rows(candidate, node, x)
+        rows = None if x is None else _rows(candidate, node, x, len(weight) > 2)
         if rows == 1:
-            return Refusal(
-                candidate.node, candidate.op, "gemv", "one row per sample: a matrix-vector product is bound by memory"
-            )
+            return Refusal(candidate.node, candidate.op, "gemv", "one row: a matrix-vector product is bound by memory")
         return None
     out = shapes.get(node.outputs[0].name)
-    if out is not None and len(out) > 2 and math.prod(out[2:]) == 1 and math.prod(weight[2:]) == 1:
-        return Refusal(
-            candidate.node, candidate.op, "gemv", "one pixel per sample: a matrix-vector product is bound by memory"
-        )
+    if out is not None and len(out) > 2 and out[0] * math.prod(out[2:]) == 1 and math.prod(weight[2:]) == 1:
+        return Refusal(candidate.node, candidate.op, "gemv", "one pixel: a matrix-vector product is bound by memory")
     return None
 
 
@@ -280,12 +283,11 @@ def not_numbers(found: Iterable[Candidate], histograms: Mapping[str, Histogram])
     return [Refusal(c.node, c.op, "not-finite", why.format(odd[c.activation])) for c in found if c.activation in odd]
 
 
-def _rows(candidate: Candidate, node: gs.Node, x: tuple[int, ...]) -> int:
-    """Rows of the left matrix per sample: everything between the batch and the depth axis."""
-    if candidate.op == "Gemm" or len(x) <= 2:
-        # A two-dimensional activation has samples or tokens in its rows; only the data can tell which.
+def _rows(candidate: Candidate, node: gs.Node, x: tuple[int, ...], matrices: bool) -> int:
+    """Rows that one matrix meets: all axes but the depth count, and with a stack of `matrices` those of each."""
+    if candidate.op == "Gemm":
         return x[1 if node.attrs.get("transA", 0) else 0]
-    return math.prod(x[1:-1])
+    return math.prod(x[-2:-1] if matrices else x[:-1])
 
 
 def decision(refusal: Refusal, high: DType, macs: int) -> Decision:

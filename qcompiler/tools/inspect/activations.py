@@ -12,7 +12,8 @@ import onnx_graphsurgeon as gs
 
 from qcompiler.calibrators.error_curve import quantization_error
 from qcompiler.calibrators.mse import MSE
-from qcompiler.data.batches import samples_of
+from qcompiler.data.batches import BatchAxes, samples_of
+from qcompiler.data.samples import ShapeRange
 from qcompiler.ir import graph as graphs
 from qcompiler.numerics.sqnr import EXACT_DB, sqnr_db
 from qcompiler.runtime.finite import first_not_finite
@@ -23,7 +24,6 @@ from qcompiler.statistics.outliers import AllOutliers, Outliers, kurtosis, top_c
 
 if TYPE_CHECKING:
     from qcompiler.data.source import Source
-    from qcompiler.ir.signature import Inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +71,7 @@ class Watched:
         spikes: those whose INT8 error is largest first.
         residuals: the ranges at residual Adds, in graph order.
         feeds: how many feeds were run.
+        shapes: of the inputs of these feeds.
         overflow: where the float model itself stops being finite, as a sentence; empty where it never does.
     """
 
@@ -78,13 +79,14 @@ class Watched:
     residuals: list[residual.Residual] = field(default_factory=list)
     feeds: int = 0
     overflow: str = ""
+    shapes: ShapeRange = field(default_factory=ShapeRange)
 
 
 def watch(
     graph: gs.Graph,
     activations: Mapping[str, Sequence[gs.Node]],
     source: Source,
-    inputs: Inputs,
+    batch: BatchAxes,
     advance: Callable[[float], None],
 ) -> Watched:
     """Runs all feeds through `graph`; stops at the first one that makes an activation or an output not finite.
@@ -93,7 +95,7 @@ def watch(
         graph: the float graph, normalised.
         activations: the tensors to look at, with the nodes that read each, in graph order.
         source: feeds.
-        inputs: the model's inputs, to know whether a feed is a batch.
+        batch: which axes of the inputs are a batch.
         advance: called with 1 after each feed.
 
     Raises:
@@ -107,10 +109,10 @@ def watch(
     tapped = [name for name in dict.fromkeys((*activations, *streams, *results)) if name not in fed]
     axes = {name: _axis(readers) for name, readers in activations.items()}
     opened = Stream(graph, dict.fromkeys((*activations, *streams, *tapped)))
-    seen = _Spikes([*activations, *streams], axes, inputs)
+    seen = _Spikes([*activations, *streams], axes, batch)
     found = Watched()
     for index, feeds in enumerate(source):
-        one = _Spikes([*activations, *streams], axes, inputs)  # a feed that overflows counts in nothing
+        one = _Spikes([*activations, *streams], axes, batch)  # a feed that overflows counts in nothing
         for part in opened.parts(index, feeds):
             found.overflow = _overflow(graph, part, fed)
             if found.overflow:
@@ -120,6 +122,7 @@ def watch(
             break
         seen.merge(one)
         found.feeds += 1
+        found.shapes.watch(feeds)
         advance(1)
     if not found.feeds:
         return found
@@ -140,9 +143,9 @@ def _axis(readers: Sequence[gs.Node]) -> int:
 class _Spikes:
     """Histograms and outliers together."""
 
-    def __init__(self, tensors: Sequence[str], axes: Mapping[str, int], inputs: Inputs) -> None:
+    def __init__(self, tensors: Sequence[str], axes: Mapping[str, int], batch: BatchAxes) -> None:
         self.histograms = Histograms(tensors)
-        self.outliers = AllOutliers(axes, lambda feed: samples_of(feed, inputs))
+        self.outliers = AllOutliers(axes, lambda feed: samples_of(feed, batch))
 
     def update(self, part: Part) -> None:
         self.histograms.update(part)

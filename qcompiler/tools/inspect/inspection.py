@@ -9,13 +9,14 @@ from typing import Any
 
 import onnx_graphsurgeon as gs
 
-from qcompiler.data.source import Data, Source, open_source
-from qcompiler.data.text import fitted
+from qcompiler.data import find_batch
+from qcompiler.data.batches import NO_BATCH, BatchAxes
+from qcompiler.data.source import Data, Source, open_source, suited
 from qcompiler.errors import ModelError, QCompilerError
 from qcompiler.ir import graph as graphs
 from qcompiler.ir import model as models
 from qcompiler.ir.macs import countable, uncounted
-from qcompiler.ir.signature import Inputs, inputs_of
+from qcompiler.ir.signature import inputs_of
 from qcompiler.passes.pipelines import clean_up
 from qcompiler.planning.placement import candidates
 from qcompiler.recipe.recipe import Recipe
@@ -26,7 +27,7 @@ from qcompiler.support.progress import Progress, silent
 from qcompiler.target import Target
 from qcompiler.tools.inspect import inventory
 from qcompiler.tools.inspect.activations import Spike, Watched, watch
-from qcompiler.tools.inspect.layers import InspectedLayer, by_rule, judged, known_shapes, record
+from qcompiler.tools.inspect.layers import InspectedLayer, by_rule, judged, known_shapes, record, served_shapes
 
 
 @dataclass(frozen=True)
@@ -147,23 +148,28 @@ def inspect(
         loaded = model if isinstance(model, models.Model) else models.load(model)
         raw, inputs = loaded.graph, inputs_of(loaded.graph)
         source = (
-            None if data is None else open_source(fitted(data, raw), inputs, samples=recipe.samples, batch=recipe.batch)
+            None if data is None else open_source(suited(data, raw), inputs, samples=recipe.samples, batch=recipe.batch)
         )
     problems: list[str] = []
     with progress.stage("clean_up"):
         clean = _clean(loaded, target, problems)
         found, refused = candidates.find_candidates(clean.graph, target, recipe.keep)
+        axes = NO_BATCH
+        if source is not None:
+            axes = find_batch.find(clean.graph, source, inputs, recipe.batch_axis or {})
+            source = source.along(axes)
     watched = Watched()
     with progress.stage("measure", recipe.samples if source is not None else None) as stage:
-        known, macs = known_shapes(clean.graph, source, inputs, recipe, problems)
+        known, macs = known_shapes(clean.graph, source, axes, recipe, problems)
         if source is not None:
             nodes = {node.name: node for node in clean.graph.nodes}
             groups = {
                 name: [nodes[one.node] for one in group] for name, group in candidates.by_activation(found).items()
             }
-            watched = _watched(clean.graph, groups, source, inputs, problems, stage.advance)
+            watched = _watched(clean.graph, groups, source, axes, problems, stage.advance)
+        served = served_shapes(clean.graph, source, watched.shapes, axes, recipe, known)
     total = _total(clean.graph, macs, source, problems)
-    layers = judged(clean.graph, found, refused, known, macs, total)
+    layers = judged(clean.graph, found, refused, served, macs, total)
     return Inspection(
         file=loaded.source.name if loaded.source else "a model in memory",
         producer=" ".join(filter(None, (raw.producer_name, raw.producer_version))),
@@ -215,10 +221,15 @@ def _clean(model: models.Model, target: Target, problems: list[str]) -> models.M
 
 
 def _watched(
-    graph: gs.Graph, groups: dict[str, list[gs.Node]], source: Source, inputs: Inputs, problems: list[str], advance: Any
+    graph: gs.Graph,
+    groups: dict[str, list[gs.Node]],
+    source: Source,
+    axes: BatchAxes,
+    problems: list[str],
+    advance: Any,
 ) -> Watched:
     try:
-        return watch(graph, groups, source, inputs, advance)
+        return watch(graph, groups, source, axes, advance)
     except ModelError as error:
         problems.append(f"activations were not measured: {error}")
         return Watched()

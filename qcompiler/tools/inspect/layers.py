@@ -8,17 +8,19 @@ from typing import Any
 
 import onnx_graphsurgeon as gs
 
-from qcompiler.data.batches import samples_of
+from qcompiler.data.batches import BatchAxes, samples_of
+from qcompiler.data.samples import ShapeRange
 from qcompiler.data.source import Source
 from qcompiler.errors import ModelError
 from qcompiler.ir.macs import node_macs, tensors_for_shapes
-from qcompiler.ir.signature import Inputs
 from qcompiler.plan import Candidate, Refusal
 from qcompiler.planning.placement import candidates
+from qcompiler.planning.placement.profile import USUAL, shapes_at
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.runtime import shapes
 from qcompiler.runtime.shapes import concrete_shapes
 from qcompiler.runtime.work import count_macs
+from qcompiler.statistics.observe import Observations
 
 _YES = "linear"  # the rule of what can be quantized
 
@@ -48,7 +50,7 @@ class InspectedLayer:
 
 
 def known_shapes(
-    graph: gs.Graph, source: Source | None, inputs: Inputs, recipe: Recipe, problems: list[str]
+    graph: gs.Graph, source: Source | None, axes: BatchAxes, recipe: Recipe, problems: list[str]
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
     """Shapes for one sample, and the multiply-accumulates of the nodes that can be counted, by name.
 
@@ -56,7 +58,7 @@ def known_shapes(
     """
     if source is not None:
         try:
-            first = next(samples_of(next(iter(source)), inputs))
+            first = next(samples_of(next(iter(source)), axes))
             known = concrete_shapes(graph, first, tensors_for_shapes(graph))
             return known, count_macs(graph, first, known)
         except ModelError as error:
@@ -67,11 +69,26 @@ def known_shapes(
     return known, node_macs(graph, known)
 
 
+def served_shapes(
+    graph: gs.Graph,
+    source: Source | None,
+    seen: ShapeRange,
+    axes: BatchAxes,
+    recipe: Recipe,
+    known: Mapping[str, tuple[int, ...]],
+) -> Mapping[str, tuple[int, ...]]:
+    """Shapes at the usual size of the inputs, by which products are too small or not; `known` ones without data."""
+    if source is None or not known or not seen.seen:
+        return known
+    observed = Observations(kept=(next(iter(source)),), shapes=seen, axes=axes)
+    return shapes_at(graph, observed, recipe.shapes, USUAL, list(known))
+
+
 def judged(
     graph: gs.Graph,
     found: Iterable[Candidate],
     refused: Iterable[Refusal],
-    known: Mapping[str, tuple[int, ...]],
+    served: Mapping[str, tuple[int, ...]],
     macs: Mapping[str, int],
     total: int,
 ) -> tuple[InspectedLayer, ...]:
@@ -79,7 +96,7 @@ def judged(
     nodes = {node.name: node for node in graph.nodes}
     verdicts = {one.node: InspectedLayer(one.node, one.op, False, one.rule, one.why) for one in refused}
     for one in found:
-        small = candidates.too_small(one, nodes[one.node], known)
+        small = candidates.too_small(one, nodes[one.node], served)
         rule, why = (_YES, "") if small is None else (small.rule, small.why)
         verdicts[one.node] = InspectedLayer(one.node, one.op, small is None, rule, why)
     places = {name: i for i, name in enumerate(nodes)}

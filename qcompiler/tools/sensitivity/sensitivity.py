@@ -11,9 +11,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from qcompiler.data import find_batch
 from qcompiler.data.deal import deal
-from qcompiler.data.source import Data, open_source
-from qcompiler.data.text import fitted
+from qcompiler.data.source import Data, open_source, suited
 from qcompiler.errors import ModelError
 from qcompiler.ir import model as models
 from qcompiler.ir.macs import tensors_for_shapes
@@ -178,7 +178,7 @@ def sensitivity(
         model: a float ONNX file, or a loaded model.
         data: samples; all of them set the ranges, and a few are measured on.
         formats: some of int8, fp8, e5m2, int4, nf4, fp4, as a list or separated by commas; the first one ranks.
-        recipe: its target, `keep`, `samples`, `batch`, `workers`, `weight_granularity`,
+        recipe: its target, `keep`, `samples`, `batch`, `batch_axis`, `workers`, `weight_granularity`,
             `safety.target_sqnr_db` and, for INT4, `weight_only.block_size` are used.
         progress: where stages are shown.
 
@@ -194,7 +194,7 @@ def sensitivity(
     with progress.stage("load"):
         loaded = model if isinstance(model, models.Model) else models.load(model)
         inputs = inputs_of(loaded.graph)
-        source = open_source(fitted(data, loaded.graph), inputs, samples=recipe.samples, batch=recipe.batch)
+        source = open_source(suited(data, loaded.graph), inputs, samples=recipe.samples, batch=recipe.batch)
     with progress.stage("clean_up"):
         normal = models.copy(loaded)
         clean_up(target)(normal.graph)
@@ -204,13 +204,14 @@ def sensitivity(
     _require(layers, name, target)
     groups = layers.by_activation
     with progress.stage("observe", recipe.samples) as stage:
-        parts = deal(source)
-        axes = {tensor: 1 if members[0].op.startswith("Conv") else -1 for tensor, members in groups.items()}
+        axes = find_batch.find(normal.graph, source, inputs, recipe.batch_axis or {})
+        parts = deal(source.along(axes))
+        channels = {tensor: 1 if members[0].op.startswith("Conv") else -1 for tensor, members in groups.items()}
         observed = observe(
             normal,
-            Points.of(histograms=groups, outliers=axes),
+            Points.of(histograms=groups, outliers=channels),
             parts.calibrate,
-            inputs=inputs,
+            axes=axes,
             choose=parts.choose or parts.judge,
             judge=parts.judge if parts.choose is not None else None,
             keep=FEW,

@@ -8,7 +8,9 @@ import pytest
 
 from qcompiler.compiler.ask import ask
 from qcompiler.compiler.base import Compilation
+from qcompiler.compiler.content import digest
 from qcompiler.compiler.stages.load import load
+from qcompiler.data.batches import NO_BATCH, BatchAxes
 from qcompiler.errors import DataError, UsageError
 from qcompiler.recipe.recipe import Recipe
 from tests.kit.cases import prepared, state
@@ -54,3 +56,26 @@ def test_data_that_can_be_read_only_once_is_refused(tmp_path: Path) -> None:
     asked = ask(Recipe(), once, case.out / "m.qdq.onnx", build=False)
     with pytest.raises(DataError, match="only once"):
         Compilation()(load, case.source, once, asked.load)
+
+
+def test_the_batch_axes_are_found_and_carried_with_the_data(tmp_path: Path) -> None:
+    standing = before("clean_up", prepared(tmp_path, "conv"), batch=4)
+    subject = standing.subject
+    assert subject.axes == BatchAxes({"x": 0}, "run")
+    assert standing.run.records["batch"] == {"axes": {"x": 0}, "how": "run"}
+    assert subject.samples is not None
+    assert subject.parts is not None
+    assert [len(next(iter(source))["x"]) for source in (subject.samples, subject.parts.calibrate)] == [4, 4]
+    assert digest(subject.axes) != digest(NO_BATCH)
+
+
+def test_what_is_told_of_axes_is_taken_and_joining_along_none_is_warned_of(tmp_path: Path) -> None:
+    standing = before("clean_up", prepared(tmp_path, "conv"), batch=4, batch_axis={"x": None})
+    assert standing.subject.axes == BatchAxes({}, "told")
+    assert any("--batch 4 joins nothing" in text for text in standing.run.warnings)
+
+
+@pytest.mark.parametrize("data", [True, False])
+def test_an_axis_that_the_model_does_not_have_is_refused(tmp_path: Path, data: bool) -> None:
+    with pytest.raises(UsageError, match="has axes 0 to 3"):
+        before("clean_up", prepared(tmp_path, "conv"), data=data, precision="bf16", batch_axis={"x": 4})

@@ -40,7 +40,7 @@ def found(loaded: models.Model) -> list[Candidate]:
 def observed(loaded: models.Model, found: list[Candidate]) -> Observations:
     inputs: Inputs = {"ids": (np.dtype(np.int64), ("batch", "length"))}
     points = Points.of(outliers={one.activation: -1 for one in found})
-    return observe(loaded, points, open_source(FEEDS, inputs), inputs=inputs)
+    return observe(loaded, points, open_source(FEEDS, inputs))
 
 
 def smoothed(loaded: models.Model, found: list[Candidate], observed: Observations, alpha: str | float) -> Smoothed:

@@ -186,7 +186,7 @@ def test_branches_that_no_sample_took_are_named(tmp_path: Path) -> None:
         }
         for i in range(6)
     ]
-    seen = observe(source, Points.of(flags=flags), open_source(feeds, inputs), inputs=inputs, workers=2)
+    seen = observe(source, Points.of(flags=flags), open_source(feeds, inputs), workers=2)
     assert seen.flags == {"flag0": {True, False}, "flag1": {False}, "flag2": {False}}
     (text,) = look(source, (), seen).warnings
     assert text.startswith("expert 1, the then branch of 'ROUTE2' were not reached by any of 6 calibration samples")

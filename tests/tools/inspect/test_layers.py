@@ -112,3 +112,12 @@ def test_the_target_decides_what_can_be_quantized(tmp_path: Path) -> None:
     path = saved(tmp_path, proto)
     assert layers(inspect(path))["Y"].rule == "no-kernel"
     assert layers(inspect(path, recipe=Recipe(target="tensorrt")))["Y"].quantizable
+
+
+def test_rows_are_counted_in_the_feeds_as_they_were_given(tmp_path: Path) -> None:
+    proto = model(("Gemm", "x w", "y"), inputs={"x": ("rays", 32)}, weights=weights(w=(32, 48)))
+    path = saved(tmp_path, proto)
+    rng = np.random.default_rng(0)
+    for rows, rule in ((64, "linear"), (1, "gemv")):
+        found = inspect(path, data=[{"x": rng.standard_normal((rows, 32)).astype(np.float32)}] * 3)
+        assert [(one.rule, one.macs) for one in found.layers] == [(rule, 32 * 48)]
