@@ -33,12 +33,14 @@ class Parts:
         choose: what choices are made by; None where that is the same samples.
         judge: what results are judged by; None where that is the same samples, or other data.
         samples: how many samples each part has, repeated ones counted: calibrate, choose, judge.
+        apart: feeds were taken apart, so that those of the parts have other sizes than the data.
     """
 
     calibrate: Source
     choose: Source | None = None
     judge: Source | None = None
     samples: tuple[int, int, int] = (0, 0, 0)
+    apart: bool = False
 
     @property
     def rest(self) -> tuple[Source, ...]:
@@ -48,7 +50,7 @@ class Parts:
     def through(self, change: Callable[[Source], Source]) -> Parts:
         """The same samples, each part changed by a function that keeps their number and order."""
         choose, judge = (None if one is None else change(one) for one in (self.choose, self.judge))
-        return Parts(change(self.calibrate), choose, judge, self.samples)
+        return Parts(change(self.calibrate), choose, judge, self.samples, self.apart)
 
     def to_json(self) -> dict[str, int]:
         """For the manifest: samples of each part; those of a part that is not there are 0."""
@@ -58,6 +60,8 @@ class Parts:
 def deal(source: Source, *, judged_apart: bool = False) -> Parts:
     """Deals all samples of a source; it is read once for it.
 
+    Where it has too few feeds for three parts, the samples in them are dealt, as far as their batch axes are known.
+
     Args:
         source: the calibration data.
         judged_apart: other data judges.
@@ -65,6 +69,9 @@ def deal(source: Source, *, judged_apart: bool = False) -> Parts:
     Raises:
         DataError: as of reading the source.
     """
+    whole = source
+    if len(set(source.prints())) < THREE:
+        source = source.apart()
     prints, loud = source.prints(), source.loudness()
     judge, choose = _sizes(len(set(prints)), judged_apart=judged_apart)
     judging, choosing, fitting = _hands(dict(zip(prints, loud, strict=True)), judge, choose)
@@ -73,6 +80,7 @@ def deal(source: Source, *, judged_apart: bool = False) -> Parts:
         source.part(choosing) if choosing else None,
         source.part(judging) if judging else None,
         (_count(prints, fitting), _count(prints, choosing), _count(prints, judging)),
+        apart=source is not whole,
     )
 
 

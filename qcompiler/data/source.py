@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import onnx_graphsurgeon as gs
 
-from qcompiler.data.batches import NO_BATCH, BatchAxes, batched
+from qcompiler.data.batches import NO_BATCH, BatchAxes, batched, samples_of
 from qcompiler.data.check import check, kind_of
 from qcompiler.data.noise import RandomData, noise_for
 from qcompiler.data.samples import fingerprint, loudness
@@ -126,6 +126,25 @@ class Source:
             only=frozenset(prints),
         )
         return other.along(self._axes)
+
+    def apart(self) -> Source:
+        """The samples of the feeds one by one, joined again to feeds as large as they were; itself where none holds more.
+
+        Raises:
+            DataError: as of `__iter__`.
+        """
+        most = max(self._axes.count(feed) for feed in self._checked())
+        if most == 1:
+            return self
+        whole, axes = self, self._axes
+        return Source(
+            self.name,
+            lambda: (sample for feed in whole for sample in samples_of(feed, axes)),
+            self._inputs,
+            batch=most,
+            random=self.random,
+            details=self.details,
+        ).along(axes)
 
     def along(self, axes: BatchAxes) -> Source:
         """The same data with its batch axes known: `batch` feeds at a time are joined along them from now on."""

@@ -93,3 +93,17 @@ def test_each_part_has_its_share_of_the_loud_samples_and_the_loudest_judges() ->
     assert (parts[2][-1], parts[1][-1], parts[0][-1]) == (49, 48, 47)
     for part, share in zip(parts, (3, 1, 1), strict=True):
         assert [sum(low <= one < low + 5 for one in part) for low in range(0, 50, 5)] == [share] * 10
+
+
+def test_few_large_feeds_are_dealt_by_their_samples() -> None:
+    whole = feeds(60)
+    batches: list[Feeds] = [
+        {name: np.concatenate([one[name] for one in whole[i : i + 30]]) for name in INPUTS} for i in (0, 30)
+    ]
+    axes = BatchAxes({"x": 0, "n": 0}, "told")
+    found = deal(open_source(batches, INPUTS).along(axes))
+    assert found.samples == (36, 12, 12)
+    assert found.apart
+    assert [len(feed["x"]) for feed in found.calibrate] == [30, 6]
+    assert not parts_of(whole).apart
+    assert deal(open_source(batches, INPUTS)).samples == (2, 0, 0)  # no batch axis is known

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from qcompiler.compiler.base import Compilation, Done, stage
 from qcompiler.compiler.subject import Subject
+from qcompiler.data.samples import ShapeRange
+from qcompiler.data.source import Source
 from qcompiler.planning.search import evidence
 from qcompiler.planning.search.watch import Watch
 from qcompiler.runtime.memory import return_freed_memory
@@ -61,6 +63,8 @@ def observe(run: Compilation, subject: Subject, watch: Watch, options: ObserveOp
             advance=advance,
         )
     return_freed_memory()
+    if subject.parts.apart:
+        seen = dataclasses.replace(seen, shapes=_shapes(subject.samples))
     readers = {name: [one.node for one in members] for name, members in subject.layers.by_activation.items()}
     standing_out = outliers.records(seen.outliers, seen.histograms, readers)
     streams = residual.measure(subject.model.graph, seen.kept[:RESIDUAL_FEEDS]) if seen.kept else []
@@ -77,6 +81,14 @@ def observe(run: Compilation, subject: Subject, watch: Watch, options: ObserveOp
     }
     after = _weighed(run, subject, seen, options)
     return Done(after.with_(measured=subject.model, standing_out=standing_out), record)
+
+
+def _shapes(source: Source) -> ShapeRange:
+    """The shapes of the data as it was given."""
+    shapes = ShapeRange()
+    for feed in source:
+        shapes.watch(feed)
+    return shapes
 
 
 def _weighed(run: Compilation, subject: Subject, seen: Observations, options: ObserveOptions) -> Subject:
