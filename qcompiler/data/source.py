@@ -128,7 +128,7 @@ class Source:
         return other.along(self._axes)
 
     def apart(self) -> Source:
-        """The samples of the feeds one by one, joined again to feeds as large as they were; itself where none holds more.
+        """The samples of the feeds one by one, joined again as many at a time; itself where no feed holds several.
 
         Raises:
             DataError: as of `__iter__`.
