@@ -5,9 +5,9 @@ part, whatever is chosen by a loss is chosen on another, and what a user reads i
 goes where is told by its content: neither the order of the data nor batching changes it, and equal samples stay
 together.
 
-    16 samples and more: 60 % calibrate, 20 % choose, 20 % judge
-    4 to 15:             80 % calibrate and choose, 20 % judge, one at least
-    1 to 3:              all do everything; figures are *in sample*
+    8 samples and more: 60 % calibrate, 20 % choose, 20 % judge
+    4 to 7:             80 % calibrate and choose, 20 % judge, one at least
+    1 to 3:             all do everything; figures are *in sample*
 
 Where other data judges, it takes no part of this: 75 % calibrate and 25 % choose.
 """
@@ -20,7 +20,7 @@ from itertools import pairwise
 
 from qcompiler.data.source import Source
 
-THREE = 16  # distinct samples from which on three parts are made: three of them choose, three judge
+THREE = 8  # distinct samples from which on three parts are made: two of them choose, two judge
 TWO = 4  # from which on two parts are made
 
 

@@ -29,8 +29,8 @@ def parts_of(samples: list[Feeds], *, judged_apart: bool = False) -> Parts:
 @pytest.mark.parametrize(
     ("count", "apart", "expected"),
     [
-        (1, False, (1, 0, 0)), (3, False, (3, 0, 0)), (4, False, (3, 0, 1)), (8, False, (6, 0, 2)),
-        (15, False, (12, 0, 3)), (16, False, (10, 3, 3)), (64, False, (38, 13, 13)), (100, False, (60, 20, 20)),
+        (1, False, (1, 0, 0)), (3, False, (3, 0, 0)), (4, False, (3, 0, 1)), (7, False, (6, 0, 1)),
+        (8, False, (4, 2, 2)), (15, False, (9, 3, 3)), (16, False, (10, 3, 3)), (64, False, (38, 13, 13)), (100, False, (60, 20, 20)),
         (3, True, (3, 0, 0)), (4, True, (3, 1, 0)), (100, True, (75, 25, 0)),
     ],
 )  # fmt: skip
