@@ -305,3 +305,11 @@ def graph_of(path: Path) -> onnx.GraphProto:
         return onnx.load(os.fspath(path), load_external_data=False).graph
     except (DecodeError, OSError) as error:
         raise ModelError(f"'{path}' cannot be read as ONNX ({error}): is it complete?") from error
+
+
+def nodes_in(words: str, graph: onnx.GraphProto) -> list[tuple[str, str]]:
+    """Name and operator of the nodes that a library names in what it says, perhaps with a number behind."""
+    said = set(re.findall(r"[^\s'\"(),\[\]]+", words))
+    known = {node.name: node.op_type for node in graph.node if node.name}
+    found = (one if one in known else re.sub(r"_\d+$", "", one) for one in sorted(said))
+    return [(name, known[name]) for name in dict.fromkeys(found) if name in known]

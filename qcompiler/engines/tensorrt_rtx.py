@@ -20,7 +20,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
-from qcompiler.engines.base import Diagnostic, Engine, EngineFile, Profile, Progress, Runner, graph_of, model_file
+from qcompiler.engines.base import (
+    Diagnostic,
+    Engine,
+    EngineFile,
+    Profile,
+    Progress,
+    Runner,
+    graph_of,
+    model_file,
+    nodes_in,
+)
 from qcompiler.errors import EngineError, QCompilerError, UsageError
 from qcompiler.support.atomic import staged, unwritable
 from qcompiler.target import RTX_SMS
@@ -43,6 +53,11 @@ REMEDIES = (
     (r"have to be the same type", "both operands of a product must be quantized to the same type"),
     (r"within workspace limit", "give the engine more workspace"),
     (r"only allowed before DQ", "a quantized constant must go straight into a DequantizeLinear"),
+    (
+        r"no runners that implement it",
+        "it has no kernel for this operator: take it out of the graph and run it behind the engine, or choose another "
+        "target",
+    ),
     (r"BuildCanceled", "the build was cancelled"),
 )
 
@@ -242,8 +257,9 @@ def _error(outcome: _Outcome, model: Path, output: Path | None) -> QCompilerErro
         return _refused([Diagnostic(**row) for row in said["diagnostics"]], outcome, model)
     words = text or outcome.last_words() or "it gave no reason"
     remedy = next((cure for pattern, cure in REMEDIES if re.search(pattern, words)), None)
+    named = "".join(f" Node '{name}' is a {op}." for name, op in nodes_in(words, graph_of(model)))
     return EngineError(
-        f"TensorRT-RTX {outcome.version} could not build '{model}': {words}. "
+        f"TensorRT-RTX {outcome.version} could not build '{model}': {words}.{named} "
         + (f"{remedy}." if remedy else "Keep the node that it names in high precision with --keep.")
     )
 

@@ -3,9 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from onnx import helper
 
 from qcompiler.engines import for_target
-from qcompiler.engines.base import Input, Phases, Profile, profile_error
+from qcompiler.engines.base import Input, Phases, Profile, nodes_in, profile_error
 from qcompiler.errors import EngineError, ModelError, UsageError
 from qcompiler.target import ENGINES, Target, parse_target
 
@@ -90,3 +91,14 @@ def test_unknown_targets_and_sms_are_refused() -> None:
         for_target(Target("abacus"))
     with pytest.raises(EngineError, match="sm90.*sm89"):
         for_target(Target("tensorrt-rtx", ("sm90",)))
+
+
+def test_nodes_that_a_library_names_are_found_with_their_operators() -> None:
+    nodes = [
+        helper.make_node("NonMaxSuppression", ["b", "s"], ["i"], name="k_nms"),
+        helper.make_node("Relu", ["i"], ["y"], name="r_1"),
+    ]
+    graph = helper.make_graph(nodes, "g", [], [])
+    assert nodes_in("k_nms_181 has no runners that implement it", graph) == [("k_nms", "NonMaxSuppression")]
+    assert nodes_in("[r_1] and 'k_nms'", graph) == [("k_nms", "NonMaxSuppression"), ("r_1", "Relu")]
+    assert nodes_in("something else went wrong", graph) == []
