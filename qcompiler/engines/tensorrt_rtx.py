@@ -55,8 +55,7 @@ REMEDIES = (
     (r"only allowed before DQ", "a quantized constant must go straight into a DequantizeLinear"),
     (
         r"no runners that implement it",
-        "it has no kernel for this operator: take it out of the graph and run it behind the engine, or choose another "
-        "target",
+        "it has no kernel for this operator: run it behind the engine instead, or choose another target",
     ),
     (r"BuildCanceled", "the build was cancelled"),
 )
@@ -260,7 +259,11 @@ def _error(outcome: _Outcome, model: Path, output: Path | None) -> QCompilerErro
     named = "".join(f" Node '{name}' is a {op}." for name, op in nodes_in(words, graph_of(model)))
     return EngineError(
         f"TensorRT-RTX {outcome.version} could not build '{model}': {words}.{named} "
-        + (f"{remedy}." if remedy else "Keep the node that it names in high precision with --keep.")
+        + (
+            f"{remedy[0].upper()}{remedy[1:]}."
+            if remedy
+            else "Keep the node that it names in high precision with --keep."
+        )
     )
 
 
