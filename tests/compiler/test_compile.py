@@ -100,7 +100,13 @@ def test_the_manifest_tells_everything(compiled: Compiled) -> None:
     assert {one["pass"].partition("{")[0] for one in record["passes"]} >= {"fold-constants", "insert-qdq", "legalize"}
     assert [row["node"] for row in record["plan"]] == [one.node for one in compiled.result.plan]
     assert all(row["why"] for row in record["plan"])
-    assert record["verification"]["samples"] == 16
+    assert record["data"]["parts"] == {"calibrate": 14, "choose": 5, "judge": 5}
+    assert record["verification"]["samples"] == 5
+    verdict, reasons = record["verdict"]["verdict"], record["verdict"]["reasons"]
+    assert verdict == ("doubtful" if reasons else "holds")
+    assert [text for text in record["warnings"] if text.startswith("the result is")] == [
+        f"the result is doubtful: {'; '.join(reasons)}" for _ in reasons[:1]
+    ]
     assert manifest.replay(compiled.result.manifest_path) == Recipe()
 
 
