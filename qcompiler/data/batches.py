@@ -94,14 +94,19 @@ def _slice(value: Any, axis: int | None, index: int) -> Any:
 
 def batched(feeds: Iterator[Feeds], size: int, axes: BatchAxes) -> Iterator[Feeds]:
     """Consecutive feeds joined along the batch axes, `size` at a time; what does not join stays as it is."""
+    return (axes.joined(group) for group in groups(feeds, size, axes))
+
+
+def groups(feeds: Iterator[Feeds], size: int, axes: BatchAxes) -> Iterator[list[Feeds]]:
+    """Consecutive feeds that join along the batch axes, up to `size` together; what does not join stands alone."""
     group: list[Feeds] = []
     for one in feeds:
         if group and not axes.joins(group[0], one):
-            yield axes.joined(group)
+            yield group
             group = []
         group.append(one)
         if len(group) == size:
-            yield axes.joined(group)
+            yield group
             group = []
     if group:
-        yield axes.joined(group)
+        yield group

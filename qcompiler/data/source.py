@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import onnx_graphsurgeon as gs
 
-from qcompiler.data.batches import NO_BATCH, BatchAxes, batched, samples_of
+from qcompiler.data.batches import NO_BATCH, BatchAxes, groups, samples_of
 from qcompiler.data.check import check, kind_of
 from qcompiler.data.noise import RandomData, noise_for
 from qcompiler.data.samples import fingerprint, loudness
@@ -60,8 +60,12 @@ class Source:
         random: bool = False,
         details: Mapping[str, Any] | None = None,
         only: frozenset[bytes] | None = None,
+        places: Callable[[int], int] | None = None,
     ) -> None:
-        """`start` begins a new pass; `samples` and `batch` as in `open_source`; `only` as of `part`."""
+        """`start` begins a new pass; `samples` and `batch` as in `open_source`; `only` as of `part`.
+
+        `places` tells of each sample of this source, from 0, where it stands in the data as the user gave it.
+        """
         self.name = name
         self.random = random
         self.details = dict(details or {})
@@ -74,7 +78,8 @@ class Source:
         self._counted: int | None = None
         self._prints: tuple[bytes, ...] = ()
         self._loud: tuple[float, ...] = ()
-        self._positions: list[int] = []
+        self._places = places
+        self._begins = [0]  # of each feed, which sample it begins with, as far as feeds have been read
 
     def content(self) -> object:
         """What it is called, and the fingerprints of its feeds in their order; the data is read once for them.
@@ -108,13 +113,23 @@ class Source:
         found = [(fingerprint(feed), loudness(feed)) for feed in self._checked()]
         self._prints, self._loud = tuple(one for one, _ in found), tuple(loud for _, loud in found)
 
-    @property
-    def positions(self) -> tuple[int, ...]:
-        """Where the samples of a part stand in the whole, from 0; known once they have been read."""
-        return tuple(self._positions)
+    def place(self, index: int) -> int:
+        """Where the sample that a feed begins with stands in the data as the user gave it, from 0.
+
+        Args:
+            index: of a feed that has been read, from 0.
+        """
+        sample = index if self.batch is None else self._begins[index]
+        return sample if self._places is None else self._places(sample)
 
     def part(self, prints: Iterable[bytes]) -> Source:
-        """The samples with these fingerprints, in their order."""
+        """The samples with these fingerprints, in their order.
+
+        Raises:
+            DataError: as of `prints`.
+        """
+        only = frozenset(prints)
+        places = [index for index, own in enumerate(self.prints()) if own in only]
         other = Source(
             self.name,
             self._start,
@@ -123,7 +138,8 @@ class Source:
             batch=self.batch,
             random=self.random,
             details=self.details,
-            only=frozenset(prints),
+            only=only,
+            places=lambda index: places[index] if self._places is None else self._places(places[index]),
         )
         return other.along(self._axes)
 
@@ -149,7 +165,7 @@ class Source:
     def along(self, axes: BatchAxes) -> Source:
         """The same data with its batch axes known: `batch` feeds at a time are joined along them from now on."""
         other = copy(self)
-        other._axes = axes
+        other._axes, other._begins = axes, [0]
         return other
 
     def __iter__(self) -> Iterator[Feeds]:
@@ -161,10 +177,18 @@ class Source:
         """
         if self.batch is None:
             return self._checked()
-        return batched(self._checked(), self.batch, self._axes)
+        return self._joined(self.batch)
+
+    def _joined(self, size: int) -> Iterator[Feeds]:
+        begins = [0]
+        for group in groups(self._checked(), size, self._axes):
+            begins.append(begins[-1] + len(group))
+            if len(begins) > len(self._begins):
+                self._begins = begins
+            yield self._axes.joined(group)
 
     def _checked(self) -> Iterator[Feeds]:
-        count, missing, positions = 0, set(self._only or ()), list[int]()
+        count, missing = 0, set(self._only or ())
         for raw in self._raw():
             feed = check(raw, self._inputs, f"sample {count} of {self.name}")
             count += 1
@@ -172,7 +196,6 @@ class Source:
                 yield feed
             elif (own := fingerprint(feed)) in self._only:
                 missing.discard(own)
-                positions.append(count - 1)
                 yield feed
             if count == self._samples:
                 break
@@ -186,7 +209,6 @@ class Source:
                 f"{self.name} gave {self._counted} samples the first time and {count} the next: it cannot be read "
                 "twice. Give a function that starts anew at each call."
             )
-        self._positions = positions
         if not count:
             raise DataError(f"{self.name} has no samples; give at least one.")
         self._counted = count

@@ -7,7 +7,7 @@ graph.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,20 +34,21 @@ def not_finite(graph: gs.Graph, feeds: Feeds, what: str, where: str) -> ModelErr
     )
 
 
-def refuse_not_finite(model: Model, source: Iterable[Feeds], start: int = 0) -> None:
+def refuse_not_finite(model: Model, source: Iterable[Feeds], place: Callable[[int], int] | None = None) -> None:
     """Looks for the first sample on which an output is NaN and not meant to be, or no float output has a number.
 
     Args:
         model: the float model.
         source: feeds.
-        start: index of the first one, for the message.
+        place: where each of them, counted from 0, stands in the data, for the message; None: as they are counted.
 
     Raises:
         ModelError: there is one; names the sample, the output and the node where that arises.
     """
     session = OpenModel(model)
-    for index, feeds in enumerate(source, start):
-        refuse_outputs(model.graph, feeds, session.run(feeds), index)
+    for index, feeds in enumerate(source):
+        outputs = session.run(feeds)
+        refuse_outputs(model.graph, feeds, outputs, index if place is None else place(index))
 
 
 def refuse_outputs(graph: gs.Graph, feeds: Feeds, outputs: Mapping[str, Any], sample: int) -> None:
@@ -62,13 +63,28 @@ def refuse_outputs(graph: gs.Graph, feeds: Feeds, outputs: Mapping[str, Any], sa
     Raises:
         ModelError: names the sample, the output and the node where that arises.
     """
-    floats = {name: [one for one in flat(value) if one.dtype.kind == "f"] for name, value in outputs.items()}
+    nan = refuse_nan(graph, feeds, outputs, sample)
+    floats = _floats(outputs)
+    bare = [name for name, parts in floats.items() if any(one.size for one in parts)]
+    if bare and not nan and not any(np.isfinite(one).any() for name in bare for one in floats[name]):
+        raise not_finite(graph, feeds, f"output '{bare[0]}'", f"sample {sample}")
+
+
+def refuse_nan(graph: gs.Graph, feeds: Feeds, outputs: Mapping[str, Any], sample: int) -> bool:
+    """As `refuse_outputs`, and lets outputs pass that are infinite throughout.
+
+    Returns:
+        Whether there is NaN, which is meant.
+    """
+    floats = _floats(outputs)
     nan = next((name for name, parts in floats.items() if any(np.isnan(one).any() for one in parts)), None)
     if nan is not None and not nan_on_purpose(graph, feeds):
         raise not_finite(graph, feeds, f"output '{nan}'", f"sample {sample}")
-    bare = [name for name, parts in floats.items() if any(one.size for one in parts)]
-    if bare and nan is None and not any(np.isfinite(one).any() for name in bare for one in floats[name]):
-        raise not_finite(graph, feeds, f"output '{bare[0]}'", f"sample {sample}")
+    return nan is not None
+
+
+def _floats(outputs: Mapping[str, Any]) -> dict[str, list[NDArray[Any]]]:
+    return {name: [one for one in flat(value) if one.dtype.kind == "f"] for name, value in outputs.items()}
 
 
 def nan_on_purpose(graph: gs.Graph, feeds: Feeds) -> bool:

@@ -258,10 +258,13 @@ class _Counter:
 
 
 class _Shared:
-    """One iteration over the source, shared by the workers; also shows every feed to whoever watches the data."""
+    """One iteration over the source, shared by the workers; also shows every feed to whoever watches the data.
+
+    A feed comes with the place of its first sample in the data as the user gave it.
+    """
 
     def __init__(self, source: Source, watchers: Sequence[Callable[[Feeds], None]], counter: _Counter) -> None:
-        self._feeds = iter(source)
+        self._source, self._feeds, self._read = source, iter(source), 0
         self._lock = threading.Lock()
         self._watchers, self._counter = watchers, counter
         self._broken = False
@@ -272,7 +275,8 @@ class _Shared:
                 feeds = None if self._broken else next(self._feeds, None)
                 if feeds is None:
                     return
-                index = self._counter.done
+                index = self._source.place(self._read)
+                self._read += 1
                 for watch in self._watchers:
                     watch(feeds)
                 self._counter.add()
@@ -334,7 +338,7 @@ class _Worker:
         kinds = {(name, "nan") for name, array in arrays.items() if np.isnan(array).any()}
         kinds |= {(name, "infinity") for name, array in arrays.items() if np.isinf(array).any()}
         if kinds - self._guarded:
-            refuse_not_finite(self._model, [part.feed], part.index)
+            refuse_not_finite(self._model, [part.feed], lambda _: part.index)
             self._guarded |= kinds
         numbers = {name: np.nan_to_num(array, posinf=0.0, neginf=0.0) for name, array in arrays.items()}
         return replace(part, values={**part.values, **numbers})

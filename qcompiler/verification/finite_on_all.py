@@ -12,7 +12,7 @@ import numpy as np
 from qcompiler.ir import graph as graphs
 from qcompiler.ir import model as models
 from qcompiler.ir.signature import Feeds
-from qcompiler.runtime.finite import finite, first_not_finite, flat
+from qcompiler.runtime.finite import finite, first_not_finite, flat, refuse_nan
 from qcompiler.runtime.stream import OpenModel
 from qcompiler.verification import emulation
 from qcompiler.verification.metric import loaded
@@ -69,9 +69,10 @@ def finite_on_all(
 
     Raises:
         DataError: a feed does not fit.
-        ModelError: ONNX Runtime refuses one of the models, or a node fails.
+        ModelError: ONNX Runtime refuses one of the models, a node fails, or the float model itself gives NaN that is
+            not meant to be; the message names the sample and the node where that arises.
     """
-    result = loaded(lowered)
+    plain, result = loaded(float_model), loaded(lowered)
     candidate = emulation.runnable(result, half=True)
     session = OpenModel(candidate, optimize=optimize)
     reference: OpenModel | None = None
@@ -80,8 +81,10 @@ def finite_on_all(
         count += 1
         found = session.run(feed)
         if not all(finite(part) for value in found.values() for part in flat(value)):
-            reference = reference or OpenModel(loaded(float_model))
-            bad = _first_bad(reference.run(feed), found)
+            reference = reference or OpenModel(plain)
+            expected = reference.run(feed)
+            refuse_nan(plain.graph, feed, expected, index)
+            bad = _first_bad(expected, found)
             if bad and not failing:
                 output, node = bad, _blamed(result, candidate, feed)
             failing += [index] if bad else []

@@ -73,7 +73,7 @@ def test_times_stamps_and_older_names_are_no_difference(recorded: Path, copied: 
 
 
 def manifest_figure(folder: Path) -> None:
-    edited(folder / DONE.name / "m.manifest.json", '"samples": 12', '"samples": 12.0')
+    edited(folder / DONE.name / "m.manifest.json", '"feeds": 12', '"feeds": 12.0')
 
 
 def manifest_order(folder: Path) -> None:
@@ -114,7 +114,7 @@ def case_gone(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (manifest_figure, "m.manifest.json.verification.samples: 12 → 12.0"),
+        (manifest_figure, "m.manifest.json.data.feeds: 12 → 12.0"),
         (manifest_order, "m.manifest.json: keys in another order"),
         (stage_gone, "m.manifest.json.timings.loaded: only in the second"),
         (reason, 'plan.json.decisions[0].precision: "fp16" → "fp32"'),

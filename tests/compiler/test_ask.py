@@ -58,11 +58,11 @@ def test_a_gate_on_the_share_reaches_planning_and_needs_a_quantized_type(tmp_pat
         asked(tmp_path, precision="fp16", min_share=0.75)
 
 
-def test_building_means_drift_and_an_engine(tmp_path: Path) -> None:
-    assert asked(tmp_path, build=True).verify.drift
+def test_building_means_an_engine_and_layers_are_measured_with_and_without_one(tmp_path: Path) -> None:
     assert asked(tmp_path, build=True).paths.output == tmp_path / "m.engine"
-    assert not asked(tmp_path).verify.drift
     assert asked(tmp_path).paths.engine is None
+    assert asked(tmp_path, build=True).verify.drift
+    assert asked(tmp_path).verify.drift
 
 
 def test_what_the_user_should_know_is_told_later(tmp_path: Path) -> None:

@@ -30,7 +30,8 @@ def parts_of(samples: list[Feeds], *, judged_apart: bool = False) -> Parts:
     ("count", "apart", "expected"),
     [
         (1, False, (1, 0, 0)), (3, False, (3, 0, 0)), (4, False, (3, 0, 1)), (7, False, (6, 0, 1)),
-        (8, False, (4, 2, 2)), (15, False, (9, 3, 3)), (16, False, (10, 3, 3)), (64, False, (38, 13, 13)), (100, False, (60, 20, 20)),
+        (8, False, (4, 2, 2)), (15, False, (9, 3, 3)), (16, False, (10, 3, 3)), (64, False, (38, 13, 13)),
+        (100, False, (60, 20, 20)),
         (3, True, (3, 0, 0)), (4, True, (3, 1, 0)), (100, True, (75, 25, 0)),
     ],
 )  # fmt: skip
@@ -56,6 +57,22 @@ def test_equal_samples_stay_together() -> None:
     assert sum(found.samples) == 40
     assert found.judge is not None
     assert len(list(found.judge)) == found.samples[2] == 2 * len(prints(found.judge))
+
+
+@pytest.mark.parametrize("batch", [None, 3])
+def test_each_feed_of_a_part_knows_its_place_in_the_whole(batch: int | None) -> None:
+    samples = feeds(20)
+    whole = open_source(samples, INPUTS, batch=batch).along(BatchAxes(dict.fromkeys(INPUTS, 0)))
+    parts = deal(whole)
+    for part in (parts.calibrate, parts.choose, parts.judge):
+        assert part is not None
+        for index, feed in enumerate(part):
+            assert_first(feed, samples[part.place(index)])
+
+
+def assert_first(feed: Feeds, sample: Feeds) -> None:
+    for name, value in sample.items():
+        np.testing.assert_array_equal(feed[name][: len(value)], value)
 
 
 def test_batches_are_made_within_a_part() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
+from qcompiler.errors import ModelError
 from qcompiler.ir.model import Model
 from qcompiler.verification.finite_on_all import Finiteness, finite_on_all
 from tests.kit.rewrite import model, to_graph
@@ -64,6 +65,12 @@ def test_what_float_has_too_is_no_failure(value: float) -> None:
         )
     )
     assert finite_on_all(masked, masked, feeds(1, -1)).failing == ()
+
+
+def test_nan_that_the_float_model_makes_is_refused_with_sample_and_node() -> None:
+    root = held(model(("Sqrt", "x", "y"), inputs={"x": ("n", 4)}))
+    with pytest.raises(ModelError, match=r"output 'y' .* on sample 2; node 'Y' \(Sqrt\)"):
+        finite_on_all(root, root, feeds(1, 4, -1))
 
 
 def test_infinity_in_another_place_is_a_failure() -> None:

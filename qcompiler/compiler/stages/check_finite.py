@@ -17,7 +17,7 @@ def check_finite(run: Compilation, subject: Subject, lowered: Lowered, compared:
         compared: the result is compared with float at all.
 
     Raises:
-        ModelError: a node of the result fails on a sample.
+        ModelError: a node of the result fails on a sample, or an output of the float model is NaN; names the node.
     """
     if subject.samples is None or not compared:
         return Done(None)

@@ -83,11 +83,14 @@ def verify(
         )
         without = before.score_without if before is not None else _without_prefix(subject, found)
     if any(output.nan for output in found.outputs):
-        refuse_not_finite(subject.reference, held or subject.samples)
+        judging = held or subject.samples
+        refuse_not_finite(subject.reference, judging, judging.place)
     if held is None:
         found = dataclasses.replace(found, data=subject.samples.name, random=subject.samples.random, in_sample=True)
     elif judge.data is None:
-        found = dataclasses.replace(found, data=f"{held.name}, held out", positions=held.positions)
+        found = dataclasses.replace(
+            found, data=f"{held.name}, held out", positions=tuple(map(held.place, range(found.samples)))
+        )
     return Done(Proof(found, without), {"verification": found.to_json(), **_of_prefix(subject, found, without)})
 
 

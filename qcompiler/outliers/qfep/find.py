@@ -113,6 +113,7 @@ class Front:
             self.face.inputs,
             random=samples.random,
             details=samples.details,
+            places=samples.place,
         )
 
 

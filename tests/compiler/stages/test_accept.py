@@ -10,6 +10,7 @@ import pytest
 from qcompiler.compiler.stages.accept import accept
 from qcompiler.compiler.stages.verify import verify
 from qcompiler.errors import AccuracyError
+from qcompiler.plan import Plan
 from qcompiler.verification.gates import Gates
 from qcompiler.verification.share import Promise
 from qcompiler.verification.verdict import Judgement
@@ -63,5 +64,5 @@ def test_what_is_broken_is_refused_unless_the_user_says_otherwise(tmp_path: Path
 
 def test_it_is_no_wonder_where_nobody_asked(tmp_path: Path) -> None:
     standing = before("decide", prepared(tmp_path, "conv"), precision="fp16")
-    standing.run(accept, standing.subject, Plan(), None, Gates(), standing.asked.promise)
+    standing.run(accept, standing.subject, Plan(), None, Gates(), standing.asked.promise, Judgement())
     assert not any("quantized" in text for text in standing.run.warnings)

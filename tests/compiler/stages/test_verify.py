@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from qcompiler.compiler.stages.verify import VerifyOptions, verify
@@ -21,13 +22,27 @@ def metric(run):
 """
 
 
-def test_kept_samples_are_said_to_be_calibration_data(tmp_path: Path) -> None:
-    standing = before("verify", prepared(tmp_path, "conv"))
+def test_what_nothing_was_chosen_by_judges(tmp_path: Path) -> None:
+    case = prepared(tmp_path, "conv")
+    standing = before("verify", case)
     assert standing.lowered is not None
-    proof = standing.run(verify, standing.subject, standing.lowered, standing.asked.verify)
-    assert proof.verification is not None
-    assert proof.verification.data.endswith("(calibration data)")
-    assert standing.run.records["verification"]["worst_sqnr_db"] == pytest.approx(proof.verification.worst_sqnr_db)
+    found = standing.run(verify, standing.subject, standing.lowered, standing.asked.verify).verification
+    assert found is not None
+    assert found.data == f"'{case.data}', held out"
+    assert (found.in_sample, found.samples, len(found.positions)) == (False, 5, 5)
+    seen = (*standing.subject.seen.kept, *standing.subject.seen.held)
+    assert not any(np.array_equal(feed["x"][0], case.rows[place]) for feed in seen for place in found.positions)
+    assert standing.run.records["verification"]["worst_sqnr_db"] == pytest.approx(found.worst_sqnr_db)
+
+
+def test_samples_that_are_too_few_to_keep_some_apart_are_said_to_be_in_sample(tmp_path: Path) -> None:
+    case = prepared(tmp_path, "conv")
+    standing = before("verify", case, samples=3)
+    assert standing.lowered is not None
+    found = standing.run(verify, standing.subject, standing.lowered, standing.asked.verify).verification
+    assert found is not None
+    assert (found.data, found.in_sample, found.samples) == (f"'{case.data}'", True, 3)
+    assert standing.run.records["verification"]["in_sample"]
 
 
 def test_other_data_is_named(tmp_path: Path) -> None:
@@ -36,7 +51,8 @@ def test_other_data_is_named(tmp_path: Path) -> None:
     assert standing.lowered is not None
     proof = standing.run(verify, standing.subject, standing.lowered, standing.asked.verify)
     assert proof.verification is not None
-    assert "calibration" not in proof.verification.data
+    assert proof.verification.data == f"'{case.data}'"
+    assert not proof.verification.in_sample
 
 
 def test_without_samples_nothing_is_compared(tmp_path: Path) -> None:
