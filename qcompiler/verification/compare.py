@@ -29,13 +29,14 @@ from qcompiler.runtime.randomness import random_nodes
 from qcompiler.support.as_json import plain
 from qcompiler.support.suggest import did_you_mean
 from qcompiler.verification import emulation
-from qcompiler.verification.drift import TappedLayer, compare_layers
+from qcompiler.verification.drift import TappedLayer, Trace, trace
 from qcompiler.verification.metric import QUICK_SAMPLES, Score, loaded, runner_of, scoring_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from qcompiler.verification.metric import Outputs
+    from qcompiler.verification.suspects import Suspect
 
     Feeds = Mapping[str, NDArray[Any]]
     Run = Callable[[Feeds], Mapping[str, NDArray[Any]]]
@@ -93,6 +94,7 @@ class Verification:
         positions: of the samples, where each stands in the data, from 0; empty where nobody knows.
         parts: worst SQNR in dB on a few samples of the other parts of the data, by part; empty where none was asked.
         layers: inner tensors in graph order; empty if drift was not asked for or the models share no names.
+        suspects: layers that the error begins at, the most guilty first, three at most; see `suspects`.
         score: the metric on both; None without one.
         data: what the samples came from.
         random: the data is random noise: the figures say nothing about accuracy.
@@ -103,6 +105,7 @@ class Verification:
     samples: int
     outputs: tuple[Output, ...]
     layers: tuple[TappedLayer, ...] = ()
+    suspects: tuple[Suspect, ...] = ()
     score: Score | None = None
     data: str = ""
     random: bool = False
@@ -158,6 +161,7 @@ class Verification:
             "positions": self.positions,
             "parts": self.parts,
             "outputs": self.outputs,
+            "suspects": self.suspects,
             "layers": self.layers,
             "seconds": round(self.seconds, 3),
         }
@@ -215,14 +219,15 @@ def verify(
     parts = {part: worst for part, feeds in (others or {}).items() if (worst := pair.worst(feeds)) is not None}
     score = scoring and scoring(*pair.plain(), advance, float_score)
     pair.close()  # its sessions hold memory that the search for the drift needs
-    layers: tuple[TappedLayer, ...] = ()
+    inside = Trace()
     if drift and isinstance(candidate, models.Model):
         few = list(itertools.islice(source, min(DRIFT_SAMPLES, count)))
-        layers = compare_layers(normal or reference, candidate, few)
+        inside = trace(normal or reference, candidate, few)
     return Verification(
         samples=count,
         outputs=tuple(tally.result() for tally in tallies.values()),
-        layers=layers,
+        layers=inside.layers,
+        suspects=inside.suspects,
         score=score,
         views=figures.result(),
         parts=parts,
