@@ -94,18 +94,18 @@ class Verification:
         positions: of the samples, where each stands in the data, from 0; empty where nobody knows.
         parts: worst SQNR in dB on a few samples of the other parts of the data, by part; empty where none was asked.
         layers: inner tensors in graph order; empty if drift was not asked for or the models share no names.
-        suspects: layers that the error begins at, the most guilty first, three at most; see `suspects`.
         score: the metric on both; None without one.
         data: what the samples came from.
         random: the data is random noise: the figures say nothing about accuracy.
         in_sample: the model was fitted to these samples: others may come out worse.
         seconds: wall time.
+        remarks: what the reader should know of how it was compared.
+        suspects: layers that the error begins at, the most guilty first, three at most; see `suspects`.
     """
 
     samples: int
     outputs: tuple[Output, ...]
     layers: tuple[TappedLayer, ...] = ()
-    suspects: tuple[Suspect, ...] = ()
     score: Score | None = None
     data: str = ""
     random: bool = False
@@ -114,6 +114,8 @@ class Verification:
     views: tuple[ViewFigure, ...] = ()
     parts: Mapping[str, float] = dataclasses.field(default_factory=dict)
     positions: tuple[int, ...] = ()
+    remarks: tuple[str, ...] = ()
+    suspects: tuple[Suspect, ...] = ()
 
     @property
     def worst(self) -> ViewFigure | None:
@@ -163,6 +165,7 @@ class Verification:
             "outputs": self.outputs,
             "suspects": self.suspects,
             "layers": self.layers,
+            "remarks": self.remarks,
             "seconds": round(self.seconds, 3),
         }
         return dict(plain(result))

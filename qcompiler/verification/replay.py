@@ -142,7 +142,7 @@ def fitting(feed: Mapping[str, Array], session: OpenModel) -> Feeds:
 
 
 def _switch(name: str) -> onnx.NodeProto:
-    """name = chosen ? given : made"""
+    """The tensor as it is given where it is chosen, else as it is made."""
     return onnx.NodeProto(
         op_type="Where", name=name + _CHOSEN, input=[name + _CHOSEN, name + _GIVEN, name + _MADE], output=[name]
     )

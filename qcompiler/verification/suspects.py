@@ -154,7 +154,9 @@ def _best(
 ) -> tuple[float, Suspect]:
     """The end that repairing a layer helps most, and how much that weighs."""
     weights = {
-        end.name: _share(levels[end.name], repaired[end.name]) * min(levels[end.name], 1.0) / max(min(worst, 1.0), 1e-30)
+        end.name: _share(levels[end.name], repaired[end.name])
+        * min(levels[end.name], 1.0)
+        / max(min(worst, 1.0), 1e-30)
         for end in ends
     }
     end = max(weights, key=lambda name: weights[name])

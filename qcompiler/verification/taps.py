@@ -154,7 +154,9 @@ def common(reference: gs.Graph, quantized: gs.Graph, nodes: Iterable[gs.Node]) -
 def _border(graph: gs.Graph, node: gs.Node) -> bool:
     if not node.outputs:
         return False
-    joins = graphs.is_op(node, "Add", "Sum") and len({id(reader) for reader, _ in graphs.consumers(node.outputs[0])}) > 1
+    joins = (
+        graphs.is_op(node, "Add", "Sum") and len({id(reader) for reader, _ in graphs.consumers(node.outputs[0])}) > 1
+    )
     return joins or graphs.is_output(graph, node.outputs[0])
 
 
