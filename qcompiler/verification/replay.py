@@ -24,7 +24,7 @@ from onnx import TensorProto, ValueInfoProto
 from qcompiler.ir import element_types
 from qcompiler.ir import graph as graphs
 from qcompiler.ir import model as models
-from qcompiler.ir.signature import Feeds
+from qcompiler.ir.signature import Feeds, Inputs
 from qcompiler.runtime.segments import read_by
 from qcompiler.runtime.stream import OpenModel
 
@@ -130,7 +130,11 @@ class Repair:
 
 def fitting(feed: Mapping[str, Array], session: OpenModel) -> Feeds:
     """The feed as a graph takes it that may have lost inputs or have float inputs of another width."""
-    wanted = session.inputs
+    return fitting_inputs(feed, session.inputs)
+
+
+def fitting_inputs(feed: Mapping[str, Array], wanted: Inputs) -> Feeds:
+    """The same for a graph that is not opened yet."""
     result = {}
     for name, array in feed.items():
         if name not in wanted:

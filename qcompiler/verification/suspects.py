@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -38,9 +38,10 @@ Feeds = Mapping[str, Array]
 
 FRESH_DB: Final = 32.0  # what INT8 usually leaves of one layer; outputs that are closer have no suspects
 MOST: Final = 3
-_TRIED: Final = 8  # layers that are repaired
+_TRIED: Final = 6  # layers that are repaired
 _SAMPLES: Final = 2
 _WORTH: Final = 0.1  # share of an error that is worth a name
+_LARGEST: Final = 1e30  # noise-to-signal power that stands for infinity
 _QUIET_DB: Final = 40.0  # an own error below that is nobody's cause
 
 
@@ -102,7 +103,7 @@ def find_suspects(
     if not chosen:
         chosen = [(0.0, dataclasses.replace(one, share=0.0)) for _, one in ranked if one.tensor in begins]
     chosen.sort(key=lambda pair: -round(pair[0], 2))  # stable: among equals the louder first
-    return tuple(_located(float_model, quantized, feeds[:_SAMPLES], found, one) for _, one in chosen[:MOST])
+    return tuple(_located(float_model, quantized, feeds[:_SAMPLES], found, [one for _, one in chosen[:MOST]]))
 
 
 def _repair(
@@ -181,28 +182,28 @@ def _share(before: float, after: float) -> float:
 
 
 def _located(
-    float_model: models.Model, quantized: models.Model, feeds: Sequence[Feeds], found: Measured, one: Suspect
-) -> Suspect:
-    """The suspect with the node at which its error begins."""
+    float_model: models.Model, quantized: models.Model, feeds: Sequence[Feeds], found: Measured, chosen: list[Suspect]
+) -> Iterator[Suspect]:
+    """The suspects, each with the node at which its error begins."""
     taps = {tap.name: tap for tap in found.taps}
     graph = float_model.graph
-    between = _between(graph, taps[one.tensor].node, frozenset(taps))
-    nodes = common(graph, quantized.graph, between)
-    names = [node.outputs[0].name for node in nodes]
-    if names == [one.tensor] or one.tensor not in names:
-        return one
-    replay = Replay(graph, [*taps, *(name for name in names if name not in taps)], names)
-    rounded = OpenModel(quantized, outputs=list(dict.fromkeys((*names, *replay.reads))), quick=True)
-    noises = {node.outputs[0].name: Noise(axis_of(node)) for node in nodes}
+    inside = {one.tensor: _between(graph, taps[one.tensor].node, frozenset(taps)) for one in chosen}
+    nodes = {one: common(graph, quantized.graph, between) for one, between in inside.items()}
+    every = {node.outputs[0].name: node for listed in nodes.values() for node in listed}
+    noises = {name: Noise(axis_of(node)) for name, node in every.items()}
+    replay = Replay(graph, list(dict.fromkeys((*taps, *every))), list(every))
+    rounded = OpenModel(quantized, outputs=list(dict.fromkeys((*every, *replay.reads))), quick=True)
     for feed in feeds:
         got = rounded.run(fitting(feed, rounded))
         again = replayed(replay, feed, got)
         for name, noise in noises.items():
             if name in again and again[name].shape == got[name].shape:
                 noise.add(again[name], got[name])
-    most = max(noise.level for noise in noises.values())
-    first = next(node for node in nodes if noises[node.outputs[0].name].level >= min(most, 1e30) / 2)
-    return dataclasses.replace(one, node=first.name, op=first.op)
+    for one in chosen:
+        levels = [(noises[node.outputs[0].name].level, node) for node in nodes[one.tensor]]
+        most = max((level for level, _ in levels), default=0.0)
+        first = next((node for level, node in levels if most and level >= min(most, _LARGEST) / 2), None)
+        yield one if first is None else dataclasses.replace(one, node=first.name, op=first.op)
 
 
 def _between(graph: gs.Graph, last: gs.Node, cuts: frozenset[str]) -> list[gs.Node]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -27,16 +27,16 @@ from qcompiler.errors import DataError, ModelError
 from qcompiler.ir import graph as graphs
 from qcompiler.ir import model as models
 from qcompiler.ir.operators import TAPPED
+from qcompiler.ir.signature import inputs_of
 from qcompiler.numerics.sqnr import sqnr_db
-from qcompiler.runtime.stream import OpenModel
-from qcompiler.verification.replay import Replay, fitting
+from qcompiler.runtime.stream import OpenModel, stream
+from qcompiler.verification.replay import Replay, fitting, fitting_inputs
 
 Array = np.ndarray[Any, Any]
 Feeds = Mapping[str, Array]
 
 _STORING = ("Cast", "Identity", "Dropout", "QuantizeLinear", "DequantizeLinear")
 _CHANNELS_SECOND = ("Conv", "ConvTranspose", "BatchNormalization")
-_FIRST_GROUP = 8  # taps of the first run, which shows how large they are
 _BUDGET = 64 << 20  # bytes of tapped tensors that a run of one graph may hold
 _NO_SIGNAL: Final = 1e-10  # share of the mean energy below which a channel says nothing
 
@@ -192,32 +192,37 @@ def measure(
     Raises:
         ModelError: a graph cannot be run.
     """
-    taps = _comparable(float_model, quantized, feeds[:1], list(taps))
-    cuts = [tap.name for tap in taps]
-    total = {tap.name: Noise(axis_of(tap.node)) for tap in taps}
-    own = {tap.name: Noise(axis_of(tap.node)) for tap in taps}
-    size, waiting = _FIRST_GROUP, cuts
-    while waiting:
-        group, waiting = waiting[:size], waiting[size:]
-        largest = _measure(float_model, quantized, feeds, (cuts, group), (total, own))
-        size = max(1, min(_BUDGET // max(largest, 1), len(waiting)))
-    return Measured(tuple(taps), total, own, _before(float_model.graph, frozenset(cuts)))
+    known = [_layout(model, feeds[:1], [tap.name for tap in taps]) for model in (float_model, quantized)]
+    same = [tap for tap in taps if known[0].get(tap.name, ()) == known[1].get(tap.name)]
+    cuts = [tap.name for tap in same]
+    total = {tap.name: Noise(axis_of(tap.node)) for tap in same}
+    own = {tap.name: Noise(axis_of(tap.node)) for tap in same}
+    for group in _grouped(cuts, known[0]):
+        _measure(float_model, quantized, feeds, (cuts, group), (total, own))
+    return Measured(tuple(same), total, own, _before(float_model.graph, frozenset(cuts)))
 
 
-def _comparable(
-    float_model: models.Model, quantized: models.Model, feeds: Sequence[Feeds], taps: list[Tap]
-) -> list[Tap]:
-    shapes: list[dict[str, tuple[Any, ...]]] = [{}, {}]
-    for at, model in enumerate((float_model, quantized)):
-        waiting, size = [tap.name for tap in taps], _FIRST_GROUP
-        while waiting and feeds:
-            group, waiting = waiting[:size], waiting[size:]
-            session = OpenModel(model, outputs=group, quick=True)
-            found = session.run(fitting(feeds[0], session))
-            shapes[at].update({name: (value.dtype.kind, value.shape) for name, value in found.items()})
-            size = max(1, min(_BUDGET // max((value.nbytes for value in found.values()), default=1), len(waiting)))
-    first, second = shapes
-    return [tap for tap in taps if first.get(tap.name) == second.get(tap.name) and first.get(tap.name, "i")[0] == "f"]
+def _layout(model: models.Model, feeds: Sequence[Feeds], names: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the float tensors of one run."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    fitted = [fitting_inputs(feed, inputs_of(model.graph)) for feed in feeds]
+    for part in stream(model, names, fitted, quick=True):
+        shapes.update({name: value.shape for name, value in part.values.items() if value.dtype.kind == "f"})
+    return shapes
+
+
+def _grouped(names: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> Iterator[list[str]]:
+    """Consecutive names of tensors that fit the budget together; one at least."""
+    group, held = list[str](), 0
+    for name in names:
+        size = 4 * math.prod(shapes[name])
+        if group and held + size > _BUDGET:
+            yield group
+            group, held = [], 0
+        group.append(name)
+        held += size
+    if group:
+        yield group
 
 
 def _measure(
@@ -226,21 +231,18 @@ def _measure(
     feeds: Sequence[Feeds],
     names: tuple[Sequence[str], Sequence[str]],
     noises: tuple[Mapping[str, Noise], Mapping[str, Noise]],
-) -> int:
-    """Adds what a group of the cuts shows; returns the bytes of the largest tensor."""
+) -> None:
+    """Adds what a group of the cuts shows."""
     (cuts, group), (total, own) = names, noises
     replay = Replay(float_model.graph, cuts, group)
     exact = OpenModel(float_model, outputs=group, quick=True)
     rounded = OpenModel(quantized, outputs=list(dict.fromkeys((*group, *replay.reads))), quick=True)
-    largest = 0
     for feed in feeds:
         reference, got = exact.run(fitting(feed, exact)), rounded.run(fitting(feed, rounded))
         again = replayed(replay, feed, got)
         for name in group:
-            largest = max(largest, reference[name].nbytes)
             total[name].add(reference[name], got[name])
             own[name].add(again.get(name, reference[name]), got[name])
-    return largest
 
 
 def replayed(replay: Replay, feed: Feeds, got: Feeds) -> Feeds:
