@@ -28,12 +28,13 @@ from qcompiler.planning.simulation.simulator import Simulation, Simulator, Use
 from qcompiler.target import DType
 
 __all__ = [
-    "ENOUGH", "FEW", "HIGH", "Limits", "Noises", "Offers", "Prices", "SafetyNet", "Step",
+    "ENOUGH", "FEW", "HIGH", "Block", "Limits", "Noises", "Offers", "Prices", "SafetyNet", "Step",
     "cast", "enough", "find_net", "runs_for",
 ]  # fmt: skip
 
 Offers = Mapping[str, Sequence[Use]]
 Noises = dict[str, dict[DType, float]]
+Blocks = dict[tuple[str, DType], "Block"]
 Assignment = dict[str, "Use | None"]  # by group; None is high precision
 Move = tuple[str, "Use | None"]  # a group and what it changes to
 HIGH = "high"  # the key of high precision among costs
@@ -52,6 +53,19 @@ class Step:
     sqnr_db: float
 
 
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Neighbouring groups that were quantized together for one measurement.
+
+    Attributes:
+        groups: how many.
+        noise: noise-to-signal power that they send to the outputs together.
+    """
+
+    groups: int
+    noise: float
+
+
 @dataclass(frozen=True)
 class SafetyNet:
     """What the search did.
@@ -67,7 +81,8 @@ class SafetyNet:
             costs were given, those first whose cheapest type is high precision.
         costs: what each format of each group costs, in seconds; the key "high" is high precision; empty where
             multiply-accumulates are the cost.
-        blocks: how many groups were measured only as part of a block.
+        blocks: by activation tensor, the block in which the noise of that group was measured; those that are missing
+            were measured alone. Their `noise` and `alone` are a share of the block's, by multiply-accumulates.
         curve: the plans that were really run; the first with everything as cheap as possible.
         target_db: what was aimed at.
         met: whether the last plan meets it.
@@ -85,7 +100,7 @@ class SafetyNet:
     alone: Noises = field(default_factory=dict)
     uses: dict[str, dict[DType, Use]] = field(default_factory=dict)
     costs: dict[str, dict[str, float]] = field(default_factory=dict)
-    blocks: int = 0
+    blocks: dict[str, Block] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -175,16 +190,16 @@ def find_net(
         return _net(first, best, {}, prices, limits, curve, measure.runs)
     runs = max(LEAST, runs_for(limits, prices, measure.shortness * measure.few))
     alone: Noises = {group: {} for group in best}
-    blocks = 0
+    blocks: Blocks = {}
     for dtype in formats:
         plan = {group: uses[dtype] for group, uses in best.items() if dtype in uses}
         noises, shared = _alone(measure, plan, prices.macs, runs // len(formats))
-        blocks = max(blocks, shared)
+        blocks |= {(group, dtype): block for group, block in shared.items()}
         for group, noise in noises.items():
             alone[group][dtype] = noise
     starts = [(best, alone)]
     most = min(limits.range_groups, runs)
-    refined, quieter = _refine(measure, offers, best, alone, formats, most, runs)
+    refined, quieter, again = _refine(measure, offers, best, alone, formats, most, runs)
     if refined != best:  # ranges that are best alone need not be so together
         starts.append((refined, quieter))
     ends = []
@@ -200,8 +215,14 @@ def find_net(
         winner,
         curve=winner.curve if winner is ends[0][0] else (*curve, *winner.curve),
         runs=measure.runs,
-        blocks=blocks,
+        blocks=_blocks(winner, blocks, again if winner is not ends[0][0] else ()),
     )
+
+
+def _blocks(net: SafetyNet, blocks: Blocks, again: Iterable[tuple[str, DType]]) -> dict[str, Block]:
+    """The blocks that stand behind the figures of a net: of each group the one of the format that is shown."""
+    left = {key: block for key, block in blocks.items() if key not in set(again)}
+    return {group: left[group, dtype] for group, dtype in net.formats.items() if (group, dtype) in left}
 
 
 def cast(
@@ -306,8 +327,8 @@ def best_start(measure: Measure, offers: Offers, dtype: DType) -> tuple[dict[str
 
 def _alone(
     measure: Measure, plan: Mapping[str, Use], macs: Mapping[str, int], runs: int
-) -> tuple[dict[str, float], int]:
-    """The noise of each group, and how many groups share the measurement of a block.
+) -> tuple[dict[str, float], dict[str, Block]]:
+    """The noise of each group, and the block that it was measured in where it shares one.
 
     With fewer runs than groups, neighbours are measured together, the loudest block is halved again and again, and
     what a block sends is laid to its groups by their multiply-accumulates.
@@ -327,11 +348,12 @@ def _alone(
         halves = loudest[1][:middle], loudest[1][middle:]
         measured += [(measure.noise({name: plan[name] for name in half}, few=True), half) for half in halves]
         left -= 2
-    noise = {}
+    noise, shared = dict[str, float](), dict[str, Block]()
     for total, block in measured:
         work = sum(max(macs[name], 1) for name in block)
         noise.update({name: total * max(macs[name], 1) / work for name in block})
-    return {name: noise[name] for name in names}, sum(len(block) for _, block in measured if len(block) > 1)
+        shared.update(dict.fromkeys(block, Block(len(block), total)) if len(block) > 1 else {})
+    return {name: noise[name] for name in names}, shared
 
 
 def _refine(
@@ -342,19 +364,24 @@ def _refine(
     formats: Sequence[DType],
     most: int,
     runs: int,
-) -> tuple[dict[str, dict[DType, Use]], Noises]:
-    """Lets the noisiest groups try the other ranges; returns the best range of each group and format, and its noise."""
+) -> tuple[dict[str, dict[DType, Use]], Noises, set[tuple[str, DType]]]:
+    """Lets the noisiest groups try the other ranges.
+
+    Returns:
+        The best range of each group and format, its noise, and which of them were measured alone here.
+    """
     best = {group: dict(found) for group, found in uses.items()}
     noise = {group: dict(found) for group, found in alone.items()}
     order = [(dtype, group) for dtype in formats for group in alone if dtype in alone[group]]
     order.sort(key=lambda one: -alone[one[1]][one[0]])
-    seen = dict.fromkeys(formats, 0)
+    seen, again = dict.fromkeys(formats, 0), set[tuple[str, DType]]()
     for dtype, group in order:
         offered = [use for use in dict.fromkeys(offers[group]) if use.dtype is dtype]
         seen[dtype] += 1
         if seen[dtype] > most or len(offered) > runs:
             continue
         runs -= len(offered)
+        again.add((group, dtype))
         noise[group][dtype] = measure.noise({group: best[group][dtype]}, few=True)  # known, or its share of a block
         for use in offered:
             if use == best[group][dtype]:
@@ -362,7 +389,7 @@ def _refine(
             found = measure.noise({group: use}, few=True)
             if found < noise[group][dtype]:
                 best[group][dtype], noise[group][dtype] = use, found
-    return best, noise
+    return best, noise, again
 
 
 def _improve(
