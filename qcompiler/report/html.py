@@ -14,6 +14,9 @@ from typing import Any
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.report import inputs, outliers, qfep, svg, tries, unknown, views, weight_only
 from qcompiler.report.figures import (
+    COMPUTING,
+    QUANTIZED,
+    STORING,
     audited,
     broken,
     count,
@@ -38,7 +41,7 @@ from qcompiler.report.page import OPEN_ROWS, code, fold, page, section, table
 Record = Mapping[str, Any]
 LIMIT_DB = 12.0
 VERDICTS = {"holds": "holds", "doubtful": "warning", "broken": "alarm"}
-QUANTIZED = ("int8", "fp8", "int4")
+DOUBTFUL_DB = 15.0  # without a gate, an output below it is not to be trusted unseen
 
 
 def render(manifest: Record) -> str:
@@ -144,14 +147,16 @@ def _tiles(manifest: Record) -> str:
 
 def _figures(manifest: Record) -> Iterable[tuple[str, str, str, str]]:
     """Tiles as (heading, figure, small print, class)."""
-    found = manifest.get("verification") or {}
+    found, recipe = manifest.get("verification") or {}, manifest["recipe"]
     if found.get("score"):
-        good = "good" if (number(found["score"]["drop"]) or 0) <= 0.01 else "poor"
+        most, drop = number(recipe.get("max_drop")), number(found["score"]["drop"])
+        good = "" if most is None or drop is None else "good" if drop <= most else "poor"
         small = f"{moved(found['score'])} against float: {found['score']['name']}"
         yield "metric", score(found["score"]), small, good
     if found:
         value = number(found["worst_sqnr_db"])
-        good = "" if value is None else "good" if value >= 18 else "poor"
+        asked = number(recipe.get("min_sqnr"))
+        good = "" if value is None else "good" if value >= (DOUBTFUL_DB if asked is None else asked) else "poor"
         yield "SQNR", decibel(value), f"worst view, {views.judged_on(found)}", good
     if manifest.get("macs"):
         macs = manifest["macs"]
@@ -258,7 +263,10 @@ def _layers(manifest: Record) -> str:
         )
         for record in listed
     )
-    quantized = sum(record["precision"] in QUANTIZED for record in records)
+    computing, storing = (sum(record["precision"] in kind for record in records) for kind in (COMPUTING, STORING))
+    note = f"{computing} of {len(records)} nodes compute in a quantized type."
+    if storing:
+        note = f"{note[:-1]}; {storing} compute in high precision with a weight that is stored in one."
     body = fold(
         f"{len(listed)} nodes that multiply", len(listed), table(columns, cells, figures=range(5, 8), find=True)
     )
@@ -270,7 +278,7 @@ def _layers(manifest: Record) -> str:
             OPEN_ROWS + 1,
             table(("op", "precision", "rule", "nodes"), counted, figures=(3,)),
         )
-    return section("Layers", f"{quantized} of {len(records)} nodes compute in a quantized type.", body)
+    return section("Layers", note, body)
 
 
 def _group(record: Record) -> tuple[str, str, str]:

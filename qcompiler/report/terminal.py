@@ -13,6 +13,7 @@ from rich.text import Text
 
 from qcompiler.report import qfep, views, weight_only
 from qcompiler.report.figures import (
+    QUANTIZED,
     audited,
     decibel,
     is_table,
@@ -49,7 +50,6 @@ TITLES = {
 }
 HIDDEN = {"spikes": ("depth", "p99_99", "top_channels", "top_tokens")}  # columns that have no place on a terminal
 VERDICTS = {"holds": "bold green", "doubtful": "bold yellow", "broken": "bold red"}
-QUANTIZED = ("int8", "fp8", "int4")
 
 
 def summary(manifest: Record) -> Iterator[RenderableType]:
@@ -248,9 +248,7 @@ def _sizes(manifest: Record) -> str:
 
 def _kept_float(manifest: Record) -> Iterator[RenderableType]:
     records = [
-        record
-        for record in manifest.get("plan") or ()
-        if record["macs"] and record["precision"] not in ("int8", "fp8", "int4")
+        record for record in manifest.get("plan") or () if record["macs"] and record["precision"] not in QUANTIZED
     ]
     if not records:
         return

@@ -27,7 +27,18 @@ from qcompiler.target import Target
 
 Array = np.ndarray[Any, Any]
 
-_AROUND = ("Add", "Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "QuantizeLinear", "DequantizeLinear")
+_AROUND = (
+    "Add",
+    "Mul",
+    "Div",
+    "Cast",
+    "Identity",
+    "Reshape",
+    "Squeeze",
+    "Unsqueeze",
+    "QuantizeLinear",
+    "DequantizeLinear",
+)
 _NBITS = "MatMulNBits"
 _FAR = 8  # nodes between a product and the tensor that the float graph knows
 
@@ -53,32 +64,40 @@ def aligned(reference: models.Model, quantized: models.Model, target: Target) ->
     return model, ""
 
 
-class QuantizedWeights(Mapping[str, Array]):
-    """The weights of a quantized graph as floats, by the name of what their product is called in the float graph.
+class QuantizedWeights(Mapping[tuple[str, int], Array]):
+    """The constants of a quantized graph as floats, by the name of what a node computes and the index of its input.
 
-    They are opened one at a time, when they are asked for, in the shape that the product reads.
+    They are opened one at a time, when they are asked for, in the shape that the node reads. Of a product the name is
+    the one that the float graph has for it, also where Casts, Reshapes or a bias stand behind it.
     """
 
     def __init__(self, graph: gs.Graph) -> None:
-        written = ((tensor.name, node) for node in graph.nodes for tensor in node.outputs[:1] if tensor.name)
-        products = ((name, _product(node)) for name, node in written)
-        self._products = {name: node for name, node in products if node is not None}
+        self._nodes = {node.outputs[0].name: node for node in graph.nodes if node.outputs and node.outputs[0].name}
 
-    def __getitem__(self, name: str) -> Array:
-        found = _weight(self._products[name])
+    def __getitem__(self, key: tuple[str, int]) -> Array:
+        found = self._opened(*key)
         if found is None:
-            raise KeyError(name)
+            raise KeyError(key)
         return found
 
-    def __contains__(self, name: object) -> bool:
-        node = self._products.get(name) if isinstance(name, str) else None
-        return node is not None and (node.op == _NBITS or _source(node) is not None)
-
-    def __iter__(self) -> Iterator[str]:
-        return (name for name in self._products if name in self)
+    def __iter__(self) -> Iterator[tuple[str, int]]:
+        keys = ((name, index) for name, node in self._nodes.items() for index in range(len(node.inputs)))
+        return (key for key in keys if self._opened(*key) is not None)
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
+
+    def _opened(self, name: str, index: int) -> Array | None:
+        node = self._nodes.get(name)
+        if node is None:
+            return None
+        around = node if graphs.is_op(node, "Add", "Sub") else _product(node)
+        if around is None or index >= len(around.inputs):
+            return None
+        if around.op == _NBITS:
+            return _unpacked(around) if index == 1 else None
+        tensor = around.inputs[index]
+        return _opened(tensor) if _stored(tensor) else None
 
 
 def _product(node: gs.Node) -> gs.Node | None:
@@ -90,23 +109,12 @@ def _product(node: gs.Node) -> gs.Node | None:
         if not graphs.is_op(found, *_AROUND):
             return None
         computed = [
-            one for one in found.inputs[: 2 if graphs.is_op(found, "Add") else 1] if not graphs.is_constant(one)
+            one
+            for one in found.inputs[: 2 if graphs.is_op(found, "Add", "Mul", "Div") else 1]
+            if not graphs.is_constant(one)
         ]
         found = graphs.producer(computed[0]) if len(computed) == 1 else None
     return None
-
-
-def _weight(node: gs.Node) -> Array | None:
-    if node.op == _NBITS:
-        return _unpacked(node)
-    source = _source(node)
-    return None if source is None else _opened(source)
-
-
-def _source(node: gs.Node) -> gs.Tensor | None:
-    """The operand of a linear node that is stored."""
-    operands = node.inputs[:2] if graphs.is_op(node, "MatMul") else node.inputs[1:2]
-    return next((one for one in reversed(operands) if _stored(one)), None)
 
 
 def _stored(tensor: gs.Tensor) -> bool:

@@ -12,14 +12,18 @@ of. An end with less error than the worst one counts that much less. Where nothi
 several layers are broken, those whose own error is largest are named.
 
 Then the node is looked for: between a layer and those before it, all tensors that both graphs have are held against
-each other in the same way, and the first one with at least half of the error names the node.
+each other in the same way, and the first one with at least half of the error names the node. A bias behind a product
+belongs to the layer of that product.
+
+Where all that is wrong is one factor for the whole layer, the layers that read it are named too, if there is room: when
+a scale was moved from one to the other, nobody can tell in which of the two it is wrong.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -27,6 +31,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from qcompiler.errors import DataError, ModelError
+from qcompiler.ir import graph as graphs
 from qcompiler.ir import model as models
 from qcompiler.numerics.sqnr import decibel, noise_power
 from qcompiler.runtime.stream import OpenModel
@@ -41,6 +46,7 @@ MOST: Final = 3
 _TRIED: Final = 6  # layers that are repaired
 _SAMPLES: Final = 2
 _WORTH: Final = 0.1  # share of an error that is worth a name
+_EXPLAINED: Final = 0.98  # share of the energy of a tensor that one factor explains, if that is all that is wrong
 _LARGEST: Final = 1e30  # noise-to-signal power that stands for infinity
 _QUIET_DB: Final = 40.0  # an own error below that is nobody's cause
 
@@ -53,7 +59,7 @@ class Suspect:
         node: where it begins: the layer itself, or a node between it and the layers before it.
         op: operator of that node.
         tensor: what the layer computes, by the name that both graphs have for it.
-        layer: the node that computes it.
+        layer: the node that computes it; for a bias, the node of its layer.
         own_db: SQNR in dB that the layer leaves by itself, on the inputs that it is given.
         end: the tensor whose error it explains best: an output, or a layer that no other layer reads.
         end_db: SQNR in dB there.
@@ -103,7 +109,8 @@ def find_suspects(
     if not chosen:
         chosen = [(0.0, dataclasses.replace(one, share=0.0)) for _, one in ranked if one.tensor in begins]
     chosen.sort(key=lambda pair: -round(pair[0], 2))  # stable: among equals the louder first
-    return tuple(_located(float_model, quantized, feeds[:_SAMPLES], found, [one for _, one in chosen[:MOST]]))
+    first = [one for _, one in chosen[:MOST]]
+    return tuple(_located(float_model, quantized, feeds[:_SAMPLES], found, first)[:MOST])
 
 
 def _repair(
@@ -183,27 +190,69 @@ def _share(before: float, after: float) -> float:
 
 def _located(
     float_model: models.Model, quantized: models.Model, feeds: Sequence[Feeds], found: Measured, chosen: list[Suspect]
-) -> Iterator[Suspect]:
-    """The suspects, each with the node at which its error begins."""
+) -> list[Suspect]:
+    """The suspects, each with the node at which its error begins; then those that cannot be told from them."""
     taps = {tap.name: tap for tap in found.taps}
     graph = float_model.graph
     inside = {one.tensor: _between(graph, taps[one.tensor].node, frozenset(taps)) for one in chosen}
     nodes = {one: common(graph, quantized.graph, between) for one, between in inside.items()}
     every = {node.outputs[0].name: node for listed in nodes.values() for node in listed}
     noises = {name: Noise(axis_of(node)) for name, node in every.items()}
+    factors = {one.tensor: _Factor() for one in chosen}
     replay = Replay(graph, list(dict.fromkeys((*taps, *every))), list(every))
     rounded = OpenModel(quantized, outputs=list(dict.fromkeys((*every, *replay.reads))), quick=True)
     for feed in feeds:
         got = rounded.run(fitting(feed, rounded))
         again = replayed(replay, feed, got)
-        for name, noise in noises.items():
-            if name in again and again[name].shape == got[name].shape:
-                noise.add(again[name], got[name])
+        for name in (name for name in every if name in again and again[name].shape == got[name].shape):
+            noises[name].add(again[name], got[name])
+            if name in factors:
+                factors[name].add(again[name], got[name])
+    done, twins = [], []
     for one in chosen:
         levels = [(noises[node.outputs[0].name].level, node) for node in nodes[one.tensor]]
         most = max((level for level, _ in levels), default=0.0)
         first = next((node for level, node in levels if most and level >= min(most, _LARGEST) / 2), None)
-        yield one if first is None else dataclasses.replace(one, node=first.name, op=first.op)
+        begins = taps[one.tensor].node if first is None else first
+        done.append(dataclasses.replace(one, node=begins.name, op=begins.op, layer=_layer(begins, one, taps)))
+        if begins is taps[one.tensor].node and factors[one.tensor].one:
+            twins += [tap for tap in found.taps if tap.layer and one.tensor in found.before[tap.name]]
+    known = {one.tensor for one in chosen}
+    return done + [_twin(tap, found, done[0]) for tap in twins if tap.name not in known]
+
+
+def _layer(node: gs.Node, one: Suspect, taps: Mapping[str, Tap]) -> str:
+    """The layer that a node belongs to: a bias to the product in front of it, anything else to what it leads to."""
+    reads = [tensor for tensor in node.inputs if not graphs.is_constant(tensor)]
+    before = taps.get(reads[0].name) if len(reads) == 1 and graphs.is_op(node, "Add", "Sub") else None
+    return before.node.name if before is not None and before.layer else one.layer
+
+
+def _twin(tap: Tap, found: Measured, first: Suspect) -> Suspect:
+    own = decibel(found.own[tap.name].level, least=0.0)
+    name = tap.node.name
+    return Suspect(name, tap.node.op, tap.name, name, own, first.end, first.end_db, first.end_db, 0.0)
+
+
+class _Factor:
+    """Whether one tensor is another one times a number."""
+
+    def __init__(self) -> None:
+        self._sums = np.zeros(3)
+
+    def add(self, reference: Array, got: Array) -> None:
+        """Counts one sample."""
+        a, b = reference.astype(np.float64).reshape(-1), got.astype(np.float64).reshape(-1)
+        self._sums += np.array([a @ a, a @ b, b @ b])
+
+    @property
+    def one(self) -> bool:
+        """It is, and the number is not 1."""
+        own, both, other = self._sums
+        if not np.isfinite(self._sums).all() or min(own, other) <= 0 or both <= 0:
+            return False
+        explained = both * both / (own * other)
+        return bool(explained > _EXPLAINED and abs(math.log2(both / own)) > 1)
 
 
 def _between(graph: gs.Graph, last: gs.Node, cuts: frozenset[str]) -> list[gs.Node]:

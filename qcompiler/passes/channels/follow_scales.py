@@ -1,12 +1,17 @@
 """x · W  ⇒  (x/s) · (s·W) with the s that another graph of the same model has: its weights say which.
 
-A graph that was smoothed or equalized holds W'[k, n] = s[k] · W[k, n], rounded. The factor of an input channel is
-therefore a ratio of weights, and every output shows it again:
+A graph that was smoothed or equalized holds W'[k, n] = s[k] · W[k, n], rounded. Every output n of an input channel k
+shows its factor again. For a few stretches of outputs it is the one that explains them best,
 
-    s[k] = median over n of W'[k, n] / W[k, n], weighted by |W[k, n]|
+    s[k] = median over stretches of  Σ W'[k, n] · W[k, n] / Σ W[k, n]²
 
-The median, because a part of a layer may be broken, which is perhaps what somebody is looking for. Layers that read the
-same activation were given the same factors, so the median is also taken over them.
+which rounding does not bend, not even where it makes most of a small row zero. The median is for layers of which a part
+is broken, which is perhaps what somebody is looking for. Layers that read the same activation were given the same
+factors, so the median is also taken over them.
+
+A channel that rounding has left nothing of (its factor was that small) is asked for where the factor went: the layer
+that took the division holds W'[j, k] = t[j] · W[j, k] / s[k], and there it is large. Its bias was divided too, and no
+scale of weights is part of it: where one common factor of s differs between weights and bias, the bias is right.
 
 Factors are believed where they explain the weights: the difference to W' must fall to half of what one common factor
 leaves. Rounding alone cannot do that, and a scale that is wrong for a whole layer is one common factor. That one is not
@@ -23,7 +28,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from qcompiler.ir.graph import tensors, values_of
+from qcompiler.ir.graph import is_linear, is_op, tensors, values_of
 from qcompiler.ir.names import Names
 from qcompiler.passes.absorb import absorb
 from qcompiler.passes.absorb.edits import Edit
@@ -35,9 +40,13 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 
+Constants = Mapping[tuple[str, int], "NDArray[np.float32]"]
 _SEEN = 512  # weights of a channel that are looked at
 _WORTH = 2.0  # by which the difference must fall
-_LEAST = 1e-12
+_STRETCHES, _SHORTEST = 8, 4  # stretches of outputs, and outputs of one
+_SURE = 0.2  # standard error of a factor that can be told, relative to it
+_ROUNDS = 4
+_LIKE = 0.05  # what factors that are the same may differ by, relative
 
 
 @dataclass(frozen=True)
@@ -45,10 +54,11 @@ class FollowScales(Pass):
     """Divide activations by the factors per channel that another graph's weights show.
 
     Attributes:
-        weights: of the other graph, by the name of what a linear node computes: float, in the shape of its weight here.
+        weights: constants of the other graph, by the name of what a node computes and the index of its input: float, in
+            the shape that they have here.
     """
 
-    weights: Mapping[str, NDArray[np.float32]] = field(default_factory=dict, repr=False, compare=False)
+    weights: Constants = field(default_factory=dict, repr=False, compare=False)
 
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.NAMED, Fact.CONSTANTS, Fact.UNSHARED})
     exact_to: ClassVar[float | None] = 1e-4  # as `smooth-quant`
@@ -58,12 +68,13 @@ class FollowScales(Pass):
         names = Names(graph)
         for tensor in reversed(list(tensors(graph))):
             axis = absorb.channel_axis(tensor)
-            factors = None if axis is None else _factors(absorb.reading_edits(tensor, axis), self.weights)
-            if factors is None or axis is None:
+            shown = None if axis is None else _shown(absorb.reading_edits(tensor, axis), self.weights)
+            if shown is None or axis is None:
                 continue
             plan = absorb.find_moves(graph, tensor, axis)
             if plan.why:
                 plan = absorb.find_moves(graph, tensor, axis, split=True)
+            factors = _completed(shown, plan, self.weights)
             why = plan.why or absorb.apply(graph, plan, _tied(plan, factors), names)
             spelled = f"divided by factors from {factors.min():.3g} to {factors.max():.3g}"
             yield Skipped(tensor.name, why) if why else Changed(tensor.name, spelled)
@@ -77,35 +88,92 @@ def _tied(plan: absorb.Absorption, factors: NDArray[np.float32]) -> NDArray[np.f
     return np.exp(logs)[plan.classes].astype(np.float32)
 
 
-def _factors(edits: Sequence[Edit], weights: Mapping[str, Array]) -> NDArray[np.float32] | None:
-    """What the other graph divides a tensor by, float32 [C]; None where its weights show no factors."""
+def _shown(edits: Sequence[Edit], weights: Constants) -> Array | None:
+    """What the other graph divides a tensor by, float64 [C], NaN where the weights behind it do not tell.
+
+    None where they show no factors.
+    """
     pairs = [pair for edit in edits if (pair := _rows(edit, weights)) is not None]
     if not pairs or len({own.shape[0] for own, _ in pairs}) != 1:
         return None
-    shown = [np.log(np.maximum(_ratios(own, other), _LEAST)) for own, other in pairs]
-    common = [_middle(logs, own) for logs, (own, _) in zip(shown, pairs, strict=True)]
-    shape = np.median([logs - one for logs, one in zip(shown, common, strict=True)], axis=0)
+    ratios = [_ratios(own, other) for own, other in pairs]
+    common = [_middle(found, own) for found, (own, _) in zip(ratios, pairs, strict=True)]
+    if any(one <= 0 for one in common):
+        return None  # of at least half of a layer nothing is left
+    shown = [np.where(found > 0, found / one, np.nan) for found, one in zip(ratios, common, strict=True)]
+    told = ~np.isnan(shown).all(0)
+    shape = np.full(told.shape, np.nan)
+    shape[told] = np.exp(np.nanmedian(np.log([one[told] for one in shown]), axis=0))
     before = after = 0.0
     for (own, other), one in zip(pairs, common, strict=True):
-        flat, bent = (np.exp(one) * own, np.exp(one + shape)[:, None] * own)
-        before += float(np.square(other - flat).sum()) / own.size
+        bent = np.where(told, shape, 1.0)[:, None] * own * one
+        before += float(np.square(other - one * own).sum()) / own.size
         free = max(own.shape[1] - 1, 0) * own.shape[0]  # one value of each channel is used up by its factor
         after += float(np.square(other - bent).sum()) / free if free else np.inf
-    if not before > _WORTH * after or not np.isfinite(shape).all():
-        return None
-    return np.exp(shape + np.median(common)).astype(np.float32)
+    return shape * float(np.exp(np.median(np.log(common)))) if before > _WORTH * after else None
 
 
-def _middle(logs: Array, own: Array) -> float:
-    """The factor that a layer as a whole shows, as logarithm: the median over its channels by their energy."""
-    order = np.argsort(logs)
+def _completed(shown: Array, plan: absorb.Absorption, weights: Constants) -> NDArray[np.float32]:
+    """The factors with those that only the layers before the tensor can tell, float32 [C]."""
+    unknown = np.isnan(shown)
+    factors = np.where(unknown, np.nanmedian(shown), shown)
+    if plan.why:
+        return factors.astype(np.float32)
+    doubled = {id(node) for node in plan.copies}
+    before = [edit for edit in plan.edits if not edit.reads and id(edit.node) not in doubled]
+    for edit in before:
+        pair = _rows(edit, weights) if is_linear(edit.node) and not _is_bias(edit) else None
+        if pair is None or pair[0].shape[0] != shown.size:
+            continue
+        taken = _taken(*pair)
+        known = ~unknown & (taken > 0)
+        if known.any():
+            level = float(np.exp(np.median(np.log(shown[known] * taken[known]))))
+            factors = np.where(unknown & (taken > 0), level / np.where(taken > 0, taken, 1.0), factors)
+    return (factors * _level([edit for edit in before if _is_bias(edit)], factors, weights)).astype(np.float32)
+
+
+def _is_bias(edit: Edit) -> bool:
+    return is_op(edit.node, "Add", "Sub") or (is_op(edit.node, "Conv", "ConvTranspose", "Gemm") and edit.input == 2)
+
+
+def _level(biases: Sequence[Edit], factors: Array, weights: Constants) -> float:
+    """By what all factors must be multiplied to be those of the biases; 1 where these do not tell."""
+    for edit in biases:
+        own, other = values_of(edit.constant), weights.get((edit.node.outputs[0].name, edit.input))
+        if other is None or other.shape != own.shape or edit.index.size < 2 or (edit.index < 0).any():
+            continue
+        whole = own.astype(np.float64) / factors[np.broadcast_to(edit.index, own.shape)]
+        alive = np.abs(whole) > np.abs(whole).mean()
+        ratios = whole[alive] / np.where(other[alive] == 0, np.nan, other[alive])
+        level = float(np.nanmedian(ratios)) if np.isfinite(ratios).any() else 1.0
+        close = np.abs(ratios / level - 1) < _LIKE if level > 0 else np.zeros(1, bool)
+        if close.mean() > 0.5 and abs(np.log(level)) > _LIKE:
+            return level
+    return 1.0
+
+
+def _taken(own: Array, other: Array) -> Array:
+    """What the outputs of a layer were multiplied by, each a row, where its inputs have factors too; 0 if not known."""
+    along = _ratios(own, other)
+    for _ in range(_ROUNDS):
+        scaled = own * along[:, None]
+        energy = np.square(scaled).sum(0)
+        across = np.divide((other * scaled).sum(0), energy, out=np.ones_like(energy), where=energy > 0)
+        along = _ratios(own * across, other)
+    return along
+
+
+def _middle(ratios: Array, own: Array) -> float:
+    """The factor that a layer as a whole shows: the median over its channels by their energy."""
+    order = np.argsort(ratios)
     weights = np.cumsum(np.square(own).sum(1)[order])
-    return float(logs[order][np.searchsorted(weights, weights[-1] / 2)])
+    return float(ratios[order][np.searchsorted(weights, weights[-1] / 2).clip(max=ratios.size - 1)])
 
 
-def _rows(edit: Edit, weights: Mapping[str, Array]) -> tuple[Array, Array] | None:
+def _rows(edit: Edit, weights: Constants) -> tuple[Array, Array] | None:
     """Own and other weight, a row for each input channel, float64 [C, weights of it]; None where they do not fit."""
-    own, other, index = values_of(edit.constant), weights.get(edit.node.outputs[0].name), edit.index
+    own, other, index = values_of(edit.constant), weights.get((edit.node.outputs[0].name, edit.input)), edit.index
     if other is None or other.shape != own.shape or index.size < 2 or (index < 0).any():
         return None
     axes = [axis for axis, size in enumerate(index.shape) if size > 1]
@@ -125,11 +193,14 @@ def _rows(edit: Edit, weights: Mapping[str, Array]) -> tuple[Array, Array] | Non
 
 
 def _ratios(own: Array, other: Array) -> Array:
-    """The weighted median of other / own of each row; 1 where the row is zero."""
-    weight = np.abs(own)
-    ratio = np.divide(other, own, out=np.ones_like(own), where=weight > 0)
-    order = np.argsort(ratio, axis=1)
-    sums = np.cumsum(np.take_along_axis(weight, order, 1), axis=1)
-    middle = (sums < sums[:, -1:] / 2).sum(1).clip(max=own.shape[1] - 1)
-    found = np.take_along_axis(np.take_along_axis(ratio, order, 1), middle[:, None], 1)[:, 0]
-    return np.where(sums[:, -1] > 0, found, 1.0)
+    """How often each row of `own` goes into that of `other`, [C]; 0 where it cannot be told."""
+    parts = min(_STRETCHES, max(1, own.shape[1] // _SHORTEST))
+    starts = np.arange(parts) * own.shape[1] // parts
+    both, alone = (np.add.reduceat(own * one, starts, axis=1) for one in (other, own))
+    found = np.divide(both, alone, out=np.full_like(both, np.nan), where=alone > 0)
+    known = ~np.isnan(found).all(1)
+    ratios = np.zeros(own.shape[0])
+    ratios[known] = np.nanmedian(found[known], axis=1)
+    size = np.square(own).sum(1)
+    spread = np.square(other - ratios[:, None] * own).sum(1) / max(own.shape[1] - 1, 1)
+    return np.where(np.square(_SURE * ratios) * size > spread, np.maximum(ratios, 0.0), 0.0)
