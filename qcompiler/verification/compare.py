@@ -31,12 +31,12 @@ from qcompiler.support.suggest import did_you_mean
 from qcompiler.verification import emulation
 from qcompiler.verification.drift import TappedLayer, Trace, trace
 from qcompiler.verification.metric import QUICK_SAMPLES, Score, loaded, runner_of, scoring_of
+from qcompiler.verification.suspects import Suspect, told
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from qcompiler.verification.metric import Outputs
-    from qcompiler.verification.suspects import Suspect
 
     Feeds = Mapping[str, NDArray[Any]]
     Run = Callable[[Feeds], Mapping[str, NDArray[Any]]]
@@ -142,6 +142,14 @@ class Verification:
         return next((layer for layer in self.layers if layer.drifts), None)
 
     @property
+    def begins(self) -> str:
+        """Where the error begins, as sentences; empty where no layer is to blame."""
+        if self.suspects:
+            return told(self.suspects)
+        first = self.first_drift
+        return "" if first is None else f"It begins at node '{first.node}' ({first.op})."
+
+    @property
     def failures(self) -> tuple[str, ...]:
         """What is wrong whatever the thresholds say, one clause each: values not finite, shapes that changed."""
         return tuple(clause for output in self.outputs for clause in _failures(output))
@@ -157,6 +165,7 @@ class Verification:
             "worst_output": worst and worst.name,
             "worst_sqnr_db": self.worst_sqnr_db,
             "first_drift": first and first.node,
+            "begins": self.begins,
             "failures": self.failures,
             "score": self.score and self.score.to_json(),
             "views": self.views,

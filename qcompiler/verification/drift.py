@@ -3,11 +3,11 @@
 What is compared and how is told in `taps`: the total error of a layer, and its *own* error, which is what the layer
 still does wrong when its float twin is given the same inputs. A layer *drifts* when
 
-    own SQNR < LIMIT_DB,   or   own SQNR < min(SQNR of the nearest tapped tensors before it, FRESH_DB) - DROP_DB
+    own SQNR < LIMIT_DB,   or   own SQNR < min(SQNR of the nearest tapped tensors before it, usual SQNR) - DROP_DB
 
-that is, when its own error is large, or much larger than what it was given. A layer behind a broken one has a large
-error too, and is not named. FRESH_DB stands for the float input of the first quantized layer, whose SQNR is infinite: a
-layer that costs no more than INT8 usually does is no drift.
+that is, when its own error is large, or much larger than what it was given and than what is usual. A layer behind a
+broken one has a large error too, and is not named. Usual is the median over the quantized layers, and FRESH_DB
+at most: a layer that costs no more than INT8 does, or than INT4 does in a model of INT4, is no drift.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
 from qcompiler.ir import model as models
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 LIMIT_DB: Final = 12.0
 DROP_DB: Final = 6.0
+_ROUNDED_DB: Final = 50.0  # an own SQNR below it is one of a quantized layer
+_ENOUGH: Final = 4  # layers that show what is usual
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +99,14 @@ def compare_layers(
 
 
 def _layers(found: Measured) -> list[TappedLayer]:
+    owns = {tap.name: decibel(found.own[tap.name].level, least=0.0) for tap in found.taps}
+    rounded = [own for tap in found.taps if tap.layer and (own := owns[tap.name]) < _ROUNDED_DB]
+    usual = min(median(rounded), FRESH_DB) if len(rounded) >= _ENOUGH else FRESH_DB
     layers = []
     for tap in found.taps:
-        total = found.total[tap.name].db
-        own = decibel(found.own[tap.name].level, least=0.0)
+        total, own = found.total[tap.name].db, owns[tap.name]
         before = min((found.total[name].db for name in found.before[tap.name]), default=math.inf)
-        drifts = own < LIMIT_DB or own < min(before, FRESH_DB) - DROP_DB
+        drifts = own < LIMIT_DB or own < min(before, usual) - DROP_DB
         if tap.layer or drifts:
             layers.append(TappedLayer(tap.name, tap.node.name, tap.node.op, total, before, drifts, own))
     return layers

@@ -78,6 +78,27 @@ class Suspect:
     share: float
 
 
+def told(suspects: Sequence[Suspect]) -> str:
+    """The suspects as sentences: where it begins, and what that is worth."""
+    first, *others = suspects
+    text = f"The error begins at node '{first.node}' ({first.op})"
+    if first.share:
+        text += (
+            f": with this layer exact and all else as it is, '{first.end}' has {_db(first.repaired_db)} instead of "
+            f"{_db(first.end_db)}"
+        )
+    else:
+        text += f", which leaves {_db(first.own_db)} by itself"
+    rest = f" Next to blame: {', '.join(repr(one.node) for one in others)}." if others else ""
+    return f"{text}.{rest}"
+
+
+def _db(value: float) -> str:
+    if math.isinf(value):
+        return "no error" if value > 0 else "values that are not finite"
+    return f"{value:.1f} dB"
+
+
 def find_suspects(
     float_model: models.Model,
     quantized: models.Model,
