@@ -214,15 +214,29 @@ def _macs(macs: Record | None) -> str:
 def _drift(found: Record | None) -> str:
     if not found or not found["layers"]:
         return ""
-    first = next((layer for layer in found["layers"] if layer["drifts"]), None)
-    note = f"SQNR of {len(found['layers'])} inner tensors against float. "
-    if first:
-        before = number(first["before_db"])
-        after = "" if before is None else f" ({decibel(before)} before it)"
-        note += f"The first that drifts is {first['node']} ({first['op']}) with {decibel(first['sqnr_db'])}{after}."
-    else:
-        note += "None drifts."
-    return section("Layer by layer", note, svg.drift(found["layers"], LIMIT_DB))
+    drifting = [layer for layer in found["layers"] if layer["drifts"]]
+    note = (
+        f"SQNR of {len(found['layers'])} inner tensors against float. Red: layers that add much more than comes in. "
+        f"{found.get('begins') or ('' if drifting else 'None does.')}"
+    )
+    suspects = found.get("suspects") or ()
+    body = svg.drift(found["layers"], LIMIT_DB)
+    if suspects:
+        columns = ("most to blame", "op", "by itself", "at", "now", "with it exact", "share of the error")
+        cells = (
+            (
+                code(one["node"]),
+                escape(str(one["op"])),
+                decibel(one["own_db"]),
+                code(one["end"]),
+                decibel(one["end_db"]),
+                decibel(one["repaired_db"]),
+                percent(one["share"], 0),
+            )
+            for one in suspects
+        )
+        body += table(columns, cells, figures=(2, 4, 5, 6))
+    return section("Layer by layer", note, body)
 
 
 def _safety(safety: Record | None) -> str:

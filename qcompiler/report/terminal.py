@@ -69,6 +69,9 @@ def first_lines(manifest: Record) -> Iterator[RenderableType]:
     found = manifest.get("verdict")
     if found:
         yield Text(verdict(found), style=VERDICTS.get(str(found.get("verdict")), "bold"))
+        begins = (manifest.get("verification") or {}).get("begins")
+        if begins and found.get("verdict") != "holds":
+            yield Text(str(begins))
     if manifest.get("random_data"):
         yield Text("Random data: the ranges and every accuracy figure below are meaningless.", style="bold red")
     for warning in warnings(manifest):
@@ -137,10 +140,10 @@ def verification(found: Record) -> Iterator[RenderableType]:
         yield Text(f"A few samples of other parts of the data: {others}.")
     if found.get("score"):
         yield _facts([("metric", _score(found["score"]))])
-    first = next((layer for layer in found["layers"] if layer["drifts"]), None)
-    if first:
-        before = f" ({decibel(first['before_db'])} before it)" if number(first["before_db"]) is not None else ""
-        yield Text(f"First drifting layer: {first['node']} ({first['op']}), {decibel(first['sqnr_db'])}{before}.")
+    if found.get("begins"):
+        yield Text(str(found["begins"]))
+    for remark in found.get("remarks") or ():
+        yield Text(str(remark), style="dim")
     for failure in found["failures"]:
         yield Text(f"! {failure}", style="bold red")
     if found["random"]:

@@ -6,8 +6,8 @@ still does wrong when its float twin is given the same inputs. A layer *drifts* 
     own SQNR < LIMIT_DB,   or   own SQNR < min(SQNR of the nearest tapped tensors before it, usual SQNR) - DROP_DB
 
 that is, when its own error is large, or much larger than what it was given and than what is usual. A layer behind a
-broken one has a large error too, and is not named. Usual is the median over the quantized layers, and FRESH_DB
-at most: a layer that costs no more than INT8 does, or than INT4 does in a model of INT4, is no drift.
+broken one has a large error too, and is not named. Usual is the median over the quantized layers, and FRESH_DB at most:
+a layer that costs no more than INT8 does, or than INT4 does in a model of INT4, is no drift.
 """
 
 from __future__ import annotations

@@ -29,6 +29,8 @@ def remedies(plan: Plan, verification: Verification | None) -> str:
         verification: the comparison, whose suspects are named.
     """
     tips = list(_tips(plan, verification))
+    if not tips:
+        return "Nothing is left to change but the limit: accept less."
     return f"What can help: {'; '.join(tips)}; or accept less."
 
 

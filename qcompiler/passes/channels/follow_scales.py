@@ -13,10 +13,10 @@ A channel that rounding has left nothing of (its factor was that small) is asked
 that took the division holds W'[j, k] = t[j] · W[j, k] / s[k], and there it is large. Its bias was divided too, and no
 scale of weights is part of it: where one common factor of s differs between weights and bias, the bias is right.
 
-Factors are believed where they explain the weights: the difference to W' must fall to half of what one common factor
-leaves. Rounding alone cannot do that, and a scale that is wrong for a whole layer is one common factor. That one is not
-followed: it is an error, and stays visible. Layers are looked at from the last to the first, because the weight of a
-layer that took a division carries those factors too.
+Factors are believed where they explain the weights of half of these layers at least: the difference to W' must fall to
+half of what one common factor leaves. Rounding alone cannot do that, and a scale that is wrong for a whole layer is one
+common factor. That one is not followed: it is an error, and stays visible. Layers are looked at from the last to the
+first, because the weight of a layer that took a division carries those factors too.
 """
 
 from __future__ import annotations
@@ -96,21 +96,38 @@ def _shown(edits: Sequence[Edit], weights: Constants) -> Array | None:
     pairs = [pair for edit in edits if (pair := _rows(edit, weights)) is not None]
     if not pairs or len({own.shape[0] for own, _ in pairs}) != 1:
         return None
-    ratios = [_ratios(own, other) for own, other in pairs]
-    common = [_middle(found, own) for found, (own, _) in zip(ratios, pairs, strict=True)]
-    if any(one <= 0 for one in common):
-        return None  # of at least half of a layer nothing is left
-    shown = [np.where(found > 0, found / one, np.nan) for found, one in zip(ratios, common, strict=True)]
-    told = ~np.isnan(shown).all(0)
-    shape = np.full(told.shape, np.nan)
-    shape[told] = np.exp(np.nanmedian(np.log([one[told] for one in shown]), axis=0))
-    before = after = 0.0
-    for (own, other), one in zip(pairs, common, strict=True):
-        bent = np.where(told, shape, 1.0)[:, None] * own * one
-        before += float(np.square(other - one * own).sum()) / own.size
-        free = max(own.shape[1] - 1, 0) * own.shape[0]  # one value of each channel is used up by its factor
-        after += float(np.square(other - bent).sum()) / free if free else np.inf
-    return shape * float(np.exp(np.median(np.log(common)))) if before > _WORTH * after else None
+    readings = [_Reading(own, other) for own, other in pairs]
+    told = [one for one in readings if one.common > 0]  # of the others at least half is left nothing of
+    shape = np.full(pairs[0][0].shape[0], np.nan)
+    known = ~np.isnan([one.shape for one in told]).all(0) if told else np.zeros(shape.shape, bool)
+    if known.any():
+        shape[known] = np.exp(np.nanmedian(np.log([one.shape[known] for one in told]), axis=0))
+    if 2 * sum(one.explained(shape) for one in told) < len(readings) or not known.any():
+        return None
+    return np.asarray(shape * np.exp(np.median(np.log([one.common for one in told]))))
+
+
+class _Reading:
+    """What the weight of one layer shows: a common factor, and how that of each channel differs from it, [C].
+
+    Args:
+        own: weight here, a row for each channel.
+        other: weight in the other graph.
+    """
+
+    def __init__(self, own: Array, other: Array) -> None:
+        self._own, self._other = own, other
+        ratios = _ratios(own, other)
+        self.common = _middle(ratios, own)
+        self.shape = np.where(ratios > 0, ratios / self.common, np.nan) if self.common > 0 else ratios
+
+    def explained(self, shape: Array) -> bool:
+        """Whether the weights agree much better with factors of this shape than without."""
+        channels, width = self._own.shape
+        bent = np.where(np.isnan(shape), 1.0, shape)[:, None] * self._own * self.common
+        before = float(np.square(self._other - self.common * self._own).mean())
+        free = (width - 1) * channels  # one value of each channel is used up by its factor
+        return bool(free > 0 and before > _WORTH * float(np.square(self._other - bent).sum()) / free)
 
 
 def _completed(shown: Array, plan: absorb.Absorption, weights: Constants) -> NDArray[np.float32]:
