@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import pytest
 
@@ -21,43 +20,11 @@ from qcompiler.verification.drift import trace
 from qcompiler.verification.suspects import Suspect, told
 from tests.kit import glu
 from tests.kit import models as real
-from tests.kit.rewrite import model
 from tests.kit.verification.chain import WEIGHTS, Samples, chain, changed
+from tests.kit.verification.detector import detector, pictures
 from tests.kit.verification.mutations import KINDS, broken, layers
 
 Feeds = list[dict[str, Any]]
-
-
-def detector() -> onnx.ModelProto:
-    """Convolutions, and two heads whose outputs are one tensor: boxes in the hundreds, scores around 1."""
-    rng = np.random.default_rng(5)
-    shapes = {"w0": (16, 3), "w1": (32, 16), "w2": (32, 32), "box": (8, 32), "score": (24, 32)}
-    weights: dict[str, Any] = {
-        name: (rng.standard_normal((*shape, 3, 3)) / math.sqrt(shape[1] * 4)).astype(np.float32)
-        for name, shape in shapes.items()
-    }
-    weights["box"] *= 300
-    weights |= {f"b{name}": rng.standard_normal(one.shape[0]).astype(np.float32) for name, one in weights.items()}
-    pads = {"pads": [1] * 4}
-    return model(
-        ("Conv", "x w0 bw0", "c0", pads),
-        ("Relu", "c0", "r0"),
-        ("Conv", "r0 w1 bw1", "c1", pads),
-        ("Relu", "c1", "r1"),
-        ("Conv", "r1 w2 bw2", "c2", pads),
-        ("Relu", "c2", "r2"),
-        ("Conv", "r2 box bbox", "boxes", pads),
-        ("Conv", "r2 score bscore", "scores", pads),
-        ("Concat", "boxes scores", "y", {"axis": 1}),
-        inputs={"x": (1, 3, 12, 12)},
-        outputs=("y",),
-        weights=weights,
-    )
-
-
-def pictures(count: int, seed: int) -> Feeds:
-    rng = np.random.default_rng(seed)
-    return [{"x": rng.standard_normal((1, 3, 12, 12)).astype(np.float32)} for _ in range(count)]
 
 
 @pytest.fixture(scope="module")
