@@ -69,13 +69,13 @@ def first_lines(manifest: Record) -> Iterator[RenderableType]:
     found = manifest.get("verdict")
     if found:
         yield Text(verdict(found), style=VERDICTS.get(str(found.get("verdict")), "bold"))
-        begins = (manifest.get("verification") or {}).get("begins")
-        if begins and found.get("verdict") != "holds":
-            yield Text(str(begins))
     if manifest.get("random_data"):
         yield Text("Random data: the ranges and every accuracy figure below are meaningless.", style="bold red")
     for warning in warnings(manifest):
         yield Text(f"! {warning}", style="yellow")
+    begins = (manifest.get("verification") or {}).get("begins")
+    if begins and found and found.get("verdict") != "holds":
+        yield Text(str(begins))
 
 
 def artefacts(result: Any) -> Iterator[RenderableType]:

@@ -36,7 +36,7 @@ from qcompiler.ir import model as models
 from qcompiler.numerics.sqnr import decibel, noise_power
 from qcompiler.runtime.stream import OpenModel
 from qcompiler.verification.replay import Repair, Replay, fitting
-from qcompiler.verification.taps import Measured, Noise, Tap, axis_of, common, replayed
+from qcompiler.verification.taps import Measured, Tap, TapNoise, axis_of, common, replayed
 
 Array = np.ndarray[Any, Any]
 Feeds = Mapping[str, Array]
@@ -141,15 +141,15 @@ def _repair(
     found: Measured,
     taps: tuple[Sequence[Tap], Sequence[Tap]],
 ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """Noise-to-signal power at the ends: as they are, and by the layer that is repaired."""
+    """TapNoise-to-signal power at the ends: as they are, and by the layer that is repaired."""
     tried, ends = taps
     names = [tap.name for tap in tried]
     replay = Replay(float_model.graph, [tap.name for tap in found.taps], names)
     outputs = [tap.name for tap in ends]
     exact = OpenModel(float_model, outputs=outputs, quick=True)
     repair = Repair(quantized.graph, names, list(dict.fromkeys((*outputs, *replay.reads))))
-    plain = {tap.name: Noise(axis_of(tap.node)) for tap in ends}
-    mended = {name: {tap.name: Noise(axis_of(tap.node)) for tap in ends} for name in names}
+    plain = {tap.name: TapNoise(axis_of(tap.node)) for tap in ends}
+    mended = {name: {tap.name: TapNoise(axis_of(tap.node)) for tap in ends} for name in names}
     for feed in feeds:
         reference, got = exact.run(fitting(feed, exact)), repair.run(feed)
         again = replayed(replay, feed, got)
@@ -218,7 +218,7 @@ def _located(
     inside = {one.tensor: _between(graph, taps[one.tensor].node, frozenset(taps)) for one in chosen}
     nodes = {one: common(graph, quantized.graph, between) for one, between in inside.items()}
     every = {node.outputs[0].name: node for listed in nodes.values() for node in listed}
-    noises = {name: Noise(axis_of(node)) for name, node in every.items()}
+    noises = {name: TapNoise(axis_of(node)) for name, node in every.items()}
     factors = {one.tensor: _Factor() for one in chosen}
     replay = Replay(graph, list(dict.fromkeys((*taps, *every))), list(every))
     rounded = OpenModel(quantized, outputs=list(dict.fromkeys((*every, *replay.reads))), quick=True)

@@ -55,7 +55,7 @@ class Tap(NamedTuple):
     layer: bool
 
 
-class Noise:
+class TapNoise:
     """Energies of a tensor and of an error of it, channel by channel, summed over samples.
 
     Args:
@@ -81,7 +81,7 @@ class Noise:
 
     @property
     def level(self) -> float:
-        """Noise-to-signal power: that of all values, or the mean over channels (each 1 at most) if that is more.
+        """TapNoise-to-signal power: that of all values, or the mean over channels (each 1 at most) if that is more.
 
         So a loud channel does not hide what becomes of the quiet ones, and a channel that is always near zero does not
         count more than the others.
@@ -107,8 +107,8 @@ class Measured:
     """
 
     taps: tuple[Tap, ...] = ()
-    total: Mapping[str, Noise] = field(default_factory=dict)
-    own: Mapping[str, Noise] = field(default_factory=dict)
+    total: Mapping[str, TapNoise] = field(default_factory=dict)
+    own: Mapping[str, TapNoise] = field(default_factory=dict)
     before: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     @property
@@ -195,8 +195,8 @@ def measure(
     known = [_layout(model, feeds[:1], [tap.name for tap in taps]) for model in (float_model, quantized)]
     same = [tap for tap in taps if known[0].get(tap.name, ()) == known[1].get(tap.name)]
     cuts = [tap.name for tap in same]
-    total = {tap.name: Noise(axis_of(tap.node)) for tap in same}
-    own = {tap.name: Noise(axis_of(tap.node)) for tap in same}
+    total = {tap.name: TapNoise(axis_of(tap.node)) for tap in same}
+    own = {tap.name: TapNoise(axis_of(tap.node)) for tap in same}
     for group in _grouped(cuts, known[0]):
         _measure(float_model, quantized, feeds, (cuts, group), (total, own))
     return Measured(tuple(same), total, own, _before(float_model.graph, frozenset(cuts)))
@@ -230,7 +230,7 @@ def _measure(
     quantized: models.Model,
     feeds: Sequence[Feeds],
     names: tuple[Sequence[str], Sequence[str]],
-    noises: tuple[Mapping[str, Noise], Mapping[str, Noise]],
+    noises: tuple[Mapping[str, TapNoise], Mapping[str, TapNoise]],
 ) -> None:
     """Adds what a group of the cuts shows."""
     (cuts, group), (total, own) = names, noises

@@ -10,7 +10,8 @@ import pytest
 from qcompiler.plan import Candidate, Decision, Plan, Refusal
 from qcompiler.planning.decisions import accounted, close, plan_of
 from qcompiler.planning.placement.candidates import Candidates
-from qcompiler.planning.search.safety_net import HIGH, Block, SafetyNet, Step
+from qcompiler.planning.search.blocks import Block
+from qcompiler.planning.search.safety_net import HIGH, SafetyNet, Step
 from qcompiler.statistics.histogram import Histogram
 from qcompiler.target import DType, parse_target
 from tests.kit.rewrite import Spec, graph_proto, model, to_graph

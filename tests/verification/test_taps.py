@@ -10,7 +10,7 @@ import pytest
 
 from qcompiler.ir import model as models
 from qcompiler.verification.replay import Replay
-from qcompiler.verification.taps import Noise, energies, find_taps, measure, replayed
+from qcompiler.verification.taps import TapNoise, energies, find_taps, measure, replayed
 from tests.kit.rewrite import model, to_graph
 from tests.kit.verification.chain import WEIGHTS, Samples, chain, changed
 
@@ -60,7 +60,7 @@ def test_a_quiet_channel_counts_as_much_as_a_loud_one() -> None:
     reference = np.stack([np.full(100, 1000.0), np.ones(100)]).astype(np.float32)
     got = reference.copy()
     got[1] = -1  # all of the quiet channel is wrong, a millionth of the energy
-    noise = Noise(axis=0)
+    noise = TapNoise(axis=0)
     noise.add(reference, got)
     assert noise.db > 50
     assert noise.level == pytest.approx(0.5)  # of two channels one is nothing but noise
@@ -68,13 +68,13 @@ def test_a_quiet_channel_counts_as_much_as_a_loud_one() -> None:
 
 def test_a_channel_without_a_signal_counts_by_its_energy_alone() -> None:
     reference = np.stack([np.ones(100), np.zeros(100)]).astype(np.float32)
-    noise = Noise(axis=0)
+    noise = TapNoise(axis=0)
     noise.add(reference, reference + np.array([[0.0], [1e-3]], np.float32))
     assert noise.level == pytest.approx(1e-6, rel=1e-3)
 
 
 def test_what_is_not_finite_is_all_noise_and_what_the_reference_lacks_none() -> None:
-    noise = Noise()
+    noise = TapNoise()
     noise.add(np.array([1.0, np.inf], np.float32), np.array([1.0, 3.0], np.float32))
     assert noise.level == 0
     noise.add(np.array([1.0, 2.0], np.float32), np.array([1.0, np.nan], np.float32))
@@ -82,7 +82,7 @@ def test_what_is_not_finite_is_all_noise_and_what_the_reference_lacks_none() -> 
 
 
 def test_samples_with_other_channels_are_taken_together() -> None:
-    noise = Noise()
+    noise = TapNoise()
     noise.add(np.ones(3, np.float32), np.zeros(3, np.float32))
     noise.add(np.ones(5, np.float32), np.ones(5, np.float32))
     assert noise.level == pytest.approx(3 / 8)
