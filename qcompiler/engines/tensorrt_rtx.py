@@ -58,8 +58,7 @@ REMEDIES = (
     (r"only allowed before DQ", "a quantized constant must go straight into a DequantizeLinear"),
     (
         r"no runners that implement it",
-        "it has no kernel for this operator: take it out of the graph and run it behind the engine, or choose another "
-        "target",
+        "it has no kernel for this operator: take it out of the graph and run it elsewhere, or choose another target",
     ),
     (r"BuildCanceled", "the build was cancelled"),
 )
