@@ -85,11 +85,11 @@ def test_layers_that_the_compiler_leaves_float_for_their_size_are_not_studied(tm
         outputs=("n", "y"),
         weights={"w": normal(32, 48), "narrow": normal(48, 4), "head": normal(48, 64)},
     )
-    found = sensitivity(saved(tmp_path, proto), data=data(2))
+    found = sensitivity(saved(tmp_path, proto), data=data(40))
     assert set(by_layer(found)) == {"H"}
     assert found.refused == {"tiny": 1, "gemv": 1}
-    on_cpu = sensitivity(saved(tmp_path, proto), data=data(2), recipe=Recipe(target="onnxruntime"))
-    inspected = inspect(saved(tmp_path, proto), data=data(2), recipe=Recipe(target="onnxruntime"))
+    on_cpu = sensitivity(saved(tmp_path, proto), data=data(40), recipe=Recipe(target="onnxruntime"))
+    inspected = inspect(saved(tmp_path, proto), data=data(40), recipe=Recipe(target="onnxruntime"))
     assert set(by_layer(on_cpu)) == {one.node for one in inspected.layers if one.quantizable}
 
 
