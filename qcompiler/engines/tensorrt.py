@@ -99,8 +99,8 @@ class TensorRT(Engine):
             parsed = _Parsed(trt, model, self._native_norm())
             if parsed.diagnostics:
                 raise EngineError(
-                    f"TensorRT refuses '{model}' at {str(parsed.diagnostics[0]).rstrip('. ')}. Keep the node in high "
-                    "precision with --keep, or change it in the model."
+                    f"TensorRT refuses '{model}' at {str(parsed.diagnostics[0]).rstrip('. ')}. If it was "
+                    "quantized, keep it in high precision with --keep; else change it in the model."
                 )
             wrong = profile_error(parsed.inputs(), profiles)
             if wrong is not None:
@@ -150,8 +150,8 @@ class TensorRT(Engine):
         except PolygraphyException as error:
             words = " | ".join(parsed.logger.errors[-3:]) or " ".join(str(error).split())
             raise EngineError(
-                f"TensorRT {trt.__version__} could not build '{model}': {words}. Keep the node that it names in high "
-                "precision with --keep."
+                f"TensorRT {trt.__version__} could not build '{model}': {words}. If it names a quantized "
+                "node, keep that in high precision with --keep."
             ) from error
 
     def settings(self, trt: Any, profiles: Sequence[Profile], monitor: Any = None) -> dict[str, Any]:

@@ -51,7 +51,10 @@ REMEDIES = (
     (r"HW-specific datatypes: fp4", "FP4 needs sm120 or newer: leave the older SMs out of --target"),
     (r"Turing \(SM75\)", "sm75 lacks this type: leave it out of --target, or use --high-precision fp16"),
     (r"have to be the same type", "both operands of a product must be quantized to the same type"),
-    (r"within workspace limit", "give the engine more workspace"),
+    (
+        r"within workspace limit",
+        "a kernel needs more scratch memory than there is: smaller largest shapes (--shapes) need less",
+    ),
     (r"only allowed before DQ", "a quantized constant must go straight into a DequantizeLinear"),
     (
         r"no runners that implement it",
@@ -262,7 +265,7 @@ def _error(outcome: _Outcome, model: Path, output: Path | None) -> QCompilerErro
         + (
             f"{remedy[0].upper()}{remedy[1:]}."
             if remedy
-            else "Keep the node that it names in high precision with --keep."
+            else "If it names a quantized node, keep that in high precision with --keep."
         )
     )
 
@@ -276,8 +279,8 @@ def _refused(found: list[Diagnostic], outcome: _Outcome, model: Path) -> EngineE
         )
     more = f" (and {len(named) - 1} more nodes)" if len(named) > 1 else ""
     return EngineError(
-        f"TensorRT-RTX refuses '{model}' at node {str(named[0]).rstrip('. ')}{more}. Keep the node in high precision "
-        "with --keep, or change it in the model."
+        f"TensorRT-RTX refuses '{model}' at node {str(named[0]).rstrip('. ')}{more}. If it was quantized, keep it "
+        "in high precision with --keep; else change it in the model."
     )
 
 
@@ -292,8 +295,8 @@ def _crash(code: int, outcome: _Outcome, model: Path, spoken: str) -> EngineErro
     )
     return EngineError(
         f"the process that builds '{model}' with TensorRT-RTX {how}; the last it said was: {words}.{memory} "
-        "This is a failure of the library: keep the node that it names in high precision with --keep, "
-        "or build for other SMs."
+        "This is a failure of the library: if it names a quantized node, keep that in high precision with --keep; or "
+        "build for other SMs."
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from qcompiler.passes.base import Pass
 from qcompiler.passes.channels.equalize_channels import EqualizeChannels
+from qcompiler.passes.channels.follow_scales import FollowScales
 from qcompiler.passes.channels.llm_int8 import LlmInt8
 from qcompiler.passes.channels.smooth_quant import SmoothQuant
 from qcompiler.passes.cleanup.eliminate_dead import EliminateDead
@@ -62,6 +63,7 @@ ALL: tuple[type[Pass], ...] = (
     EqualizeChannels,
     BakePrefix,
     SmoothQuant,
+    FollowScales,
     LlmInt8,
     OpenStored,
     InsertQDQ,
@@ -89,6 +91,7 @@ __all__ = [
     "FoldConstants",
     "FoldIfs",
     "FoldPad",
+    "FollowScales",
     "FuseHardSwish",
     "HighPrecision",
     "InlineFunctions",

@@ -105,7 +105,6 @@ def _decide(
     figures: Mapping[str, float],
     where: str,
 ) -> Decision:
-    alone = figures.get("alone_sqnr_db")
     costs = net.costs.get(activation, {})
     prices = _prices(net, activation, high, where)
     if activation in net.restored and costs and costs[HIGH] <= min(costs.values()):
@@ -114,16 +113,26 @@ def _decide(
     if activation in net.restored:
         reached = net.curve[-1]
         formats = " or ".join(sorted({one.upper() for one in net.formats.values()}, reverse=True))
+        count = len(net.restored)
         why = (
-            f"quantized alone it leaves {alone:.1f} dB at the outputs; with {len(net.restored)} such groups in "
-            f"{high} the model reaches {reached.sqnr_db:.1f} dB with {reached.share:.0%} of MACs in {formats}"
+            f"{_effect(net, activation)}; with {count} such group{'s' * (count != 1)} in {high} the model reaches "
+            f"{reached.sqnr_db:.1f} dB with {reached.share:.0%} of MACs in {formats}"
         )
         why += _compared(net, activation) + prices
         return Decision(candidate.node, candidate.op, high, "sensitive", why, macs, figures)
-    effect = "" if alone is None else f", alone {alone:.1f} dB at the outputs"
+    effect = f", {_effect(net, activation)}" if activation in net.noise else ""
     why = f"constant weight, activation '{activation}' clipped at {net.amax[activation]:.4g}{effect}"
     why += _compared(net, activation) + prices
     return Decision(candidate.node, candidate.op, net.formats[activation], "linear", why, macs, figures)
+
+
+def _effect(net: SafetyNet, activation: str) -> str:
+    """What quantizing a group does to the outputs, and what else was quantized when that was measured."""
+    block = net.blocks.get(activation)
+    if block is None:
+        return f"quantized alone it leaves {decibel(net.noise[activation]):.1f} dB at the outputs"
+    left = f"{decibel(block.noise):.1f} dB at the outputs"
+    return f"it was measured in a block of {block.groups} groups of layers, which together leave {left}"
 
 
 def _compared(net: SafetyNet, activation: str) -> str:
@@ -131,7 +140,8 @@ def _compared(net: SafetyNet, activation: str) -> str:
     noises = net.alone.get(activation, {})
     if len(noises) < 2:
         return ""
-    return "; " + ", ".join(f"{dtype}: alone {decibel(noise):.1f} dB" for dtype, noise in noises.items())
+    how = "its share of a block" if activation in net.blocks else "alone"
+    return "; " + ", ".join(f"{dtype}: {how} {decibel(noise):.1f} dB" for dtype, noise in noises.items())
 
 
 def _prices(net: SafetyNet, activation: str, high: DType, where: str) -> str:
@@ -150,7 +160,9 @@ def _type(name: str, high: DType) -> str:
 
 def _figures(activation: str, net: SafetyNet, histogram: Histogram, high: DType) -> dict[str, float]:
     figures = {"amax": net.amax[activation], "observed_amax": float(histogram.amax)}
-    if activation in net.noise:
+    if activation in net.blocks:
+        figures["block_sqnr_db"] = round(decibel(net.blocks[activation].noise), 3)
+    elif activation in net.noise:
         figures["alone_sqnr_db"] = round(decibel(net.noise[activation]), 3)
     if activation in net.costs:
         figures |= {f"{dtype}_db": round(decibel(noise), 3) for dtype, noise in net.alone.get(activation, {}).items()}

@@ -6,6 +6,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+COMPUTING = ("int8", "fp8", "int4")  # precisions of nodes that compute in a quantized type
+STORING = ("int8-weight", "int4-weight")  # of those that only read a weight that is stored in one
+QUANTIZED = (*COMPUTING, *STORING)
+
 
 def number(value: Any) -> float | None:
     """A figure of a manifest as a float: "inf" and "-inf" are infinities, None stays."""

@@ -14,6 +14,9 @@ from typing import Any
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.report import inputs, outliers, qfep, svg, tries, unknown, views, weight_only
 from qcompiler.report.figures import (
+    COMPUTING,
+    QUANTIZED,
+    STORING,
     audited,
     broken,
     count,
@@ -38,7 +41,7 @@ from qcompiler.report.page import OPEN_ROWS, code, fold, page, section, table
 Record = Mapping[str, Any]
 LIMIT_DB = 12.0
 VERDICTS = {"holds": "holds", "doubtful": "warning", "broken": "alarm"}
-QUANTIZED = ("int8", "fp8", "int4")
+DOUBTFUL_DB = 15.0  # without a gate, an output below it is not to be trusted unseen
 
 
 def render(manifest: Record) -> str:
@@ -144,14 +147,16 @@ def _tiles(manifest: Record) -> str:
 
 def _figures(manifest: Record) -> Iterable[tuple[str, str, str, str]]:
     """Tiles as (heading, figure, small print, class)."""
-    found = manifest.get("verification") or {}
+    found, recipe = manifest.get("verification") or {}, manifest["recipe"]
     if found.get("score"):
-        good = "good" if (number(found["score"]["drop"]) or 0) <= 0.01 else "poor"
+        most, drop = number(recipe.get("max_drop")), number(found["score"]["drop"])
+        good = "" if most is None or drop is None else "good" if drop <= most else "poor"
         small = f"{moved(found['score'])} against float: {found['score']['name']}"
         yield "metric", score(found["score"]), small, good
     if found:
         value = number(found["worst_sqnr_db"])
-        good = "" if value is None else "good" if value >= 18 else "poor"
+        asked = number(recipe.get("min_sqnr"))
+        good = "" if value is None else "good" if value >= (DOUBTFUL_DB if asked is None else asked) else "poor"
         yield "SQNR", decibel(value), f"worst view, {views.judged_on(found)}", good
     if manifest.get("macs"):
         macs = manifest["macs"]
@@ -209,15 +214,29 @@ def _macs(macs: Record | None) -> str:
 def _drift(found: Record | None) -> str:
     if not found or not found["layers"]:
         return ""
-    first = next((layer for layer in found["layers"] if layer["drifts"]), None)
-    note = f"SQNR of {len(found['layers'])} inner tensors against float. "
-    if first:
-        before = number(first["before_db"])
-        after = "" if before is None else f" ({decibel(before)} before it)"
-        note += f"The first that drifts is {first['node']} ({first['op']}) with {decibel(first['sqnr_db'])}{after}."
-    else:
-        note += "None drifts."
-    return section("Layer by layer", note, svg.drift(found["layers"], LIMIT_DB))
+    drifting = [layer for layer in found["layers"] if layer["drifts"]]
+    note = (
+        f"SQNR of {len(found['layers'])} inner tensors against float. Red: layers that add much more than comes in. "
+        f"{found.get('begins') or ('' if drifting else 'None does.')}"
+    )
+    suspects = found.get("suspects") or ()
+    body = svg.drift(found["layers"], LIMIT_DB)
+    if suspects:
+        columns = ("most to blame", "op", "by itself", "at", "now", "with it exact", "share of the error")
+        cells = (
+            (
+                code(one["node"]),
+                escape(str(one["op"])),
+                decibel(one["own_db"]),
+                code(one["end"]),
+                decibel(one["end_db"]),
+                decibel(one["repaired_db"]),
+                percent(one["share"], 0),
+            )
+            for one in suspects
+        )
+        body += table(columns, cells, figures=(2, 4, 5, 6))
+    return section("Layer by layer", note, body)
 
 
 def _safety(safety: Record | None) -> str:
@@ -258,7 +277,10 @@ def _layers(manifest: Record) -> str:
         )
         for record in listed
     )
-    quantized = sum(record["precision"] in QUANTIZED for record in records)
+    computing, storing = (sum(record["precision"] in kind for record in records) for kind in (COMPUTING, STORING))
+    note = f"{computing} of {len(records)} nodes compute in a quantized type."
+    if storing:
+        note = f"{note[:-1]}; {storing} compute in high precision with a weight that is stored in one."
     body = fold(
         f"{len(listed)} nodes that multiply", len(listed), table(columns, cells, figures=range(5, 8), find=True)
     )
@@ -270,7 +292,7 @@ def _layers(manifest: Record) -> str:
             OPEN_ROWS + 1,
             table(("op", "precision", "rule", "nodes"), counted, figures=(3,)),
         )
-    return section("Layers", f"{quantized} of {len(records)} nodes compute in a quantized type.", body)
+    return section("Layers", note, body)
 
 
 def _group(record: Record) -> tuple[str, str, str]:

@@ -42,16 +42,17 @@ color:var(--ink);font:inherit;font-size:13px;width:260px}
 .bar{display:flex;height:34px;border-radius:8px;overflow:hidden;background:var(--rule)}
 .bar i{font-style:normal;font-size:13px;font-weight:600;color:#fff;padding:6px 0;text-indent:10px;
 white-space:nowrap;overflow:hidden}
-.bar i.int8{background:var(--int8)}.bar i.fp8{background:var(--fp8)}.bar i.int4{background:var(--int4)}
 .bar i.unconfirmed{background:var(--poor)}
+.bar i.int8,.bar i.int8-weight{background:var(--int8)}.bar i.fp8{background:var(--fp8)}.bar i.int4,
+.bar i.int4-weight{background:var(--int4)}
 .bar i.fp16{background:var(--fp16)}.bar i.bf16{background:var(--bf16)}.bar i.fp32{background:var(--fp32)}
 .strip{height:26px}.strip i{min-width:2px;padding:0}.legend{font-size:13px;color:var(--dim);margin:6px 0}
 .legend i{display:inline-block;width:11px;height:11px;border-radius:3px;margin:0 6px 0 10px;background:var(--blue)}
 .legend i.second{background:var(--second)}.legend i.int8{background:var(--int8)}.legend i.fp8{background:var(--fp8)}
 .legend i.int4{background:var(--int4)}
 .legend i.fp16{background:var(--fp16)}.legend i.bf16{background:var(--bf16)}.legend i.fp32{background:var(--fp32)}
-em{font-style:normal;font-weight:600;font-size:12.5px}em.int8{color:var(--int8)}em.fp8{color:var(--fp8)}
-em.int4{color:var(--int4)}em.fp16,em.bf16,em.fp32{color:var(--dim)}
+em{font-style:normal;font-weight:600;font-size:12.5px}em.int8,em.int8-weight{color:var(--int8)}em.fp8{color:var(--fp8)}
+em.int4,em.int4-weight{color:var(--int4)}em.fp16,em.bf16,em.fp32{color:var(--dim)}
 .meter{width:120px;height:8px;background:var(--rule);border-radius:4px;margin-top:7px}
 .meter i{display:block;height:8px;border-radius:4px;background:var(--blue)}
 svg{width:100%;height:auto;display:block;margin-top:6px}.grid{stroke:var(--rule)}

@@ -30,12 +30,16 @@ def drift(layers: Sequence[Mapping[str, Any]], limit_db: float) -> str:
         Dot(
             x=LEFT + (i + 0.5) * step,
             y=_y(high if exact[i] else value, low, high),
-            title=f"{layer['node']} ({layer['op']}): {decibel(layer['sqnr_db'])}",
+            title=f"{layer['node']} ({layer['op']}): {decibel(layer['sqnr_db'])}{_alone(layer)}",
             kind="exact" if exact[i] else "bad" if layer["drifts"] else "dot",
         )
         for i, (layer, value) in enumerate(zip(layers, values, strict=True))
     ]
     return figure(_grid(low, high), across(_y(limit_db, low, high)), _joined(dots), below("layers in graph order"))
+
+
+def _alone(layer: Mapping[str, Any]) -> str:
+    return f", by itself {decibel(layer['own_db'])}" if "own_db" in layer else ""
 
 
 def curve(steps: Sequence[Mapping[str, Any]], target_db: float | None) -> str:

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from qcompiler.report import qfep, views, weight_only
 from qcompiler.report.figures import (
+    QUANTIZED,
     audited,
     decibel,
     is_table,
@@ -49,7 +50,6 @@ TITLES = {
 }
 HIDDEN = {"spikes": ("depth", "p99_99", "top_channels", "top_tokens")}  # columns that have no place on a terminal
 VERDICTS = {"holds": "bold green", "doubtful": "bold yellow", "broken": "bold red"}
-QUANTIZED = ("int8", "fp8", "int4")
 
 
 def summary(manifest: Record) -> Iterator[RenderableType]:
@@ -73,6 +73,9 @@ def first_lines(manifest: Record) -> Iterator[RenderableType]:
         yield Text("Random data: the ranges and every accuracy figure below are meaningless.", style="bold red")
     for warning in warnings(manifest):
         yield Text(f"! {warning}", style="yellow")
+    begins = (manifest.get("verification") or {}).get("begins")
+    if begins and found and found.get("verdict") != "holds":
+        yield Text(str(begins))
 
 
 def artefacts(result: Any) -> Iterator[RenderableType]:
@@ -137,10 +140,10 @@ def verification(found: Record) -> Iterator[RenderableType]:
         yield Text(f"A few samples of other parts of the data: {others}.")
     if found.get("score"):
         yield _facts([("metric", _score(found["score"]))])
-    first = next((layer for layer in found["layers"] if layer["drifts"]), None)
-    if first:
-        before = f" ({decibel(first['before_db'])} before it)" if number(first["before_db"]) is not None else ""
-        yield Text(f"First drifting layer: {first['node']} ({first['op']}), {decibel(first['sqnr_db'])}{before}.")
+    if found.get("begins"):
+        yield Text(str(found["begins"]))
+    for remark in found.get("remarks") or ():
+        yield Text(str(remark), style="dim")
     for failure in found["failures"]:
         yield Text(f"! {failure}", style="bold red")
     if found["random"]:
@@ -248,9 +251,7 @@ def _sizes(manifest: Record) -> str:
 
 def _kept_float(manifest: Record) -> Iterator[RenderableType]:
     records = [
-        record
-        for record in manifest.get("plan") or ()
-        if record["macs"] and record["precision"] not in ("int8", "fp8", "int4")
+        record for record in manifest.get("plan") or () if record["macs"] and record["precision"] not in QUANTIZED
     ]
     if not records:
         return

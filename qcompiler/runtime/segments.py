@@ -106,7 +106,7 @@ def cut(
             wherever it lies.
     """
     wanted = frozenset(tensors)
-    reads = [tuple(dict.fromkeys(_reads(node))) for node in proto.graph.node]
+    reads = [tuple(dict.fromkeys(read_by(node))) for node in proto.graph.node]
     ends: list[int] = []
     fetched: set[str] = set()  # by the segment at hand, up to `place`
     place = 0
@@ -129,7 +129,7 @@ def extract(
     known, inside = _types(proto), {one.name: one for one in proto.graph.initializer}
     for segment in plan:
         nodes = proto.graph.node[segment.start : segment.stop]
-        used = dict.fromkeys(name for node in nodes for name in _reads(node))
+        used = dict.fromkeys(name for node in nodes for name in read_by(node))
         graph = onnx.GraphProto(name=proto.graph.name, node=nodes)
         graph.input.extend(known[name] for name in segment.reads)
         graph.initializer.extend(inside[name] for name in used if name in inside)
@@ -144,7 +144,7 @@ def extract(
         yield alone, {name: weights[name] for name in used if name in weights}
 
 
-def _reads(node: onnx.NodeProto) -> Iterator[str]:
+def read_by(node: onnx.NodeProto) -> Iterator[str]:
     """Names that a node reads, also those that its nested graphs read from around it."""
     yield from (name for name in node.input if name)
     for attribute in node.attribute:
@@ -155,7 +155,7 @@ def _reads(node: onnx.NodeProto) -> Iterator[str]:
 def _free(graph: onnx.GraphProto) -> list[str]:
     made = {one.name for one in (*graph.input, *graph.initializer)}
     made |= {name for node in graph.node for name in node.output}
-    read = [name for node in graph.node for name in _reads(node)]
+    read = [name for node in graph.node for name in read_by(node)]
     return [name for name in (*read, *(one.name for one in graph.output)) if name not in made]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from qcompiler.ir import model as models
 from qcompiler.ir.signature import inputs_of
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.support.progress import Progress, silent
+from qcompiler.verification.alignment import aligned
 from qcompiler.verification.compare import Verification
 from qcompiler.verification.compare import verify as compare
 from qcompiler.verification.held_out import HeldOut, chosen_metric, evaluation, runs_of
@@ -57,6 +59,9 @@ def verify(
             advance=done,
         )
         if isinstance(quantized, models.Model) or Path(quantized).suffix == ".onnx":
-            return on(quantized=quantized)
+            rounded = quantized if isinstance(quantized, models.Model) else models.load(quantized)
+            inner, remark = aligned(reference, rounded, asked.resolve())
+            found = on(quantized=rounded, normal=inner)
+            return dataclasses.replace(found, remarks=(remark,)) if remark else found
         with for_target(asked.resolve()).open(quantized) as runner:
             return on(quantized=runner.infer)

@@ -29,8 +29,9 @@ from qcompiler.runtime.randomness import random_nodes
 from qcompiler.support.as_json import plain
 from qcompiler.support.suggest import did_you_mean
 from qcompiler.verification import emulation
-from qcompiler.verification.drift import TappedLayer, compare_layers
+from qcompiler.verification.drift import TappedLayer, Trace, trace
 from qcompiler.verification.metric import QUICK_SAMPLES, Score, loaded, runner_of, scoring_of
+from qcompiler.verification.suspects import Suspect, told
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -98,6 +99,8 @@ class Verification:
         random: the data is random noise: the figures say nothing about accuracy.
         in_sample: the model was fitted to these samples: others may come out worse.
         seconds: wall time.
+        remarks: what the reader should know of how it was compared.
+        suspects: layers that the error begins at, the most guilty first, three at most; see `suspects`.
     """
 
     samples: int
@@ -111,6 +114,8 @@ class Verification:
     views: tuple[ViewFigure, ...] = ()
     parts: Mapping[str, float] = dataclasses.field(default_factory=dict)
     positions: tuple[int, ...] = ()
+    remarks: tuple[str, ...] = ()
+    suspects: tuple[Suspect, ...] = ()
 
     @property
     def worst(self) -> ViewFigure | None:
@@ -137,6 +142,14 @@ class Verification:
         return next((layer for layer in self.layers if layer.drifts), None)
 
     @property
+    def begins(self) -> str:
+        """Where the error begins, as sentences; empty where no layer is to blame."""
+        if self.suspects:
+            return told(self.suspects)
+        first = self.first_drift
+        return "" if first is None else f"It begins at node '{first.node}' ({first.op})."
+
+    @property
     def failures(self) -> tuple[str, ...]:
         """What is wrong whatever the thresholds say, one clause each: values not finite, shapes that changed."""
         return tuple(clause for output in self.outputs for clause in _failures(output))
@@ -152,13 +165,16 @@ class Verification:
             "worst_output": worst and worst.name,
             "worst_sqnr_db": self.worst_sqnr_db,
             "first_drift": first and first.node,
+            "begins": self.begins,
             "failures": self.failures,
             "score": self.score and self.score.to_json(),
             "views": self.views,
             "positions": self.positions,
             "parts": self.parts,
             "outputs": self.outputs,
+            "suspects": self.suspects,
             "layers": self.layers,
+            "remarks": self.remarks,
             "seconds": round(self.seconds, 3),
         }
         return dict(plain(result))
@@ -215,14 +231,15 @@ def verify(
     parts = {part: worst for part, feeds in (others or {}).items() if (worst := pair.worst(feeds)) is not None}
     score = scoring and scoring(*pair.plain(), advance, float_score)
     pair.close()  # its sessions hold memory that the search for the drift needs
-    layers: tuple[TappedLayer, ...] = ()
+    inside = Trace()
     if drift and isinstance(candidate, models.Model):
         few = list(itertools.islice(source, min(DRIFT_SAMPLES, count)))
-        layers = compare_layers(normal or reference, candidate, few)
+        inside = trace(normal or reference, candidate, few)
     return Verification(
         samples=count,
         outputs=tuple(tally.result() for tally in tallies.values()),
-        layers=layers,
+        layers=inside.layers,
+        suspects=inside.suspects,
         score=score,
         views=figures.result(),
         parts=parts,

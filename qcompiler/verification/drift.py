@@ -1,31 +1,27 @@
-"""Where a quantized graph leaves its float original: SQNR of inner tensors, in graph order.
+"""Where a quantized graph leaves its float original, in graph order, and which layers are to blame.
 
-Tapped are the outputs of linear and recurrent nodes that both graphs know by the same name and read by the same
-operators: where a pass has folded a BatchNormalization or a bias into the node, its output keeps the name and means
-something else. A tensor *drifts* when
+What is compared and how is told in `taps`: the total error of a layer, and its *own* error, which is what the layer
+still does wrong when its float twin is given the same inputs. A layer *drifts* when
 
-    SQNR < LIMIT_DB,   or   SQNR < min(SQNR of the nearest tapped tensors before it, FRESH_DB) - DROP_DB
+    own SQNR < LIMIT_DB,   or   own SQNR < min(SQNR of the nearest tapped tensors before it, usual SQNR) - DROP_DB
 
-with SQNR = 10 log10(sum ref^2 / sum (ref - quantized)^2), pooled over the samples. FRESH_DB stands for the float input
-of the first quantized layer, whose SQNR is infinite: a layer that costs no more than INT8 usually does is no drift.
+that is, when its own error is large, or much larger than what it was given and than what is usual. A layer behind a
+broken one has a large error too, and is not named. Usual is the median over the quantized layers, and FRESH_DB at most:
+a layer that costs no more than INT8 does, or than INT4 does in a model of INT4, is no drift.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
-import onnx_graphsurgeon as gs
-
-from qcompiler.ir import graph as graphs
 from qcompiler.ir import model as models
-from qcompiler.ir.operators import TAPPED
-from qcompiler.numerics.sqnr import sqnr_db
-from qcompiler.runtime.stream import OpenModel
+from qcompiler.numerics.sqnr import decibel
+from qcompiler.verification.suspects import FRESH_DB, Suspect, find_suspects
+from qcompiler.verification.taps import Measured, find_taps, measure
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,11 +29,8 @@ if TYPE_CHECKING:
 
 LIMIT_DB: Final = 12.0
 DROP_DB: Final = 6.0
-FRESH_DB: Final = 32.0
-
-_STORING = ("Cast", "Identity", "Dropout", "QuantizeLinear", "DequantizeLinear")
-_FIRST_GROUP = 8  # taps of the first run, which shows how large they are
-_BUDGET = 64 << 20  # bytes of tapped tensors that a run of one graph may hold
+_ROUNDED_DB: Final = 50.0  # an own SQNR below it is one of a quantized layer
+_ENOUGH: Final = 4  # layers that show what is usual
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +42,9 @@ class TappedLayer:
         node: the node of the float graph that writes it, and `op`, its operator.
         sqnr_db: SQNR in dB against the float graph; infinite where both agree to the bit.
         before_db: the worst SQNR of the nearest tapped tensors that it depends on; infinite where there are none.
-        drifts: whether it fell below the limit or dropped by too much, as the module says.
+        drifts: whether the error begins here, as the module says.
+        own_db: SQNR in dB against the float layer on the same inputs: what it adds itself. Of all values, or the mean
+            over its channels where that is worse.
     """
 
     tensor: str
@@ -58,120 +53,60 @@ class TappedLayer:
     sqnr_db: float
     before_db: float
     drifts: bool
+    own_db: float = math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """What was seen inside.
+
+    Attributes:
+        layers: in graph order. Sums and outputs of the graph are among them only where the error begins there.
+        suspects: the layers that the error of the outputs begins at, the one that is most to blame first; three at
+            most, none where the outputs are close to float.
+    """
+
+    layers: tuple[TappedLayer, ...] = ()
+    suspects: tuple[Suspect, ...] = ()
+
+
+def trace(
+    float_model: models.Model, quantized: models.Model, feeds: Sequence[Mapping[str, NDArray[Any]]], *, most: int = 96
+) -> Trace:
+    """Compares inner tensors on a few feeds.
+
+    Args:
+        float_model: in the terms of the quantized one: a tensor of the same name means the same (see `alignment`).
+        quantized: what is compared.
+        feeds: all are run; suspects are looked for on the first two.
+        most: layers that are looked at, evenly spaced over the graph.
+
+    Raises:
+        ModelError: a graph cannot be run.
+    """
+    found = measure(float_model, quantized, feeds, find_taps(float_model.graph, quantized.graph, most))
+    layers = _layers(found)
+    begins = [layer.tensor for layer in layers if layer.drifts]
+    return Trace(tuple(layers), find_suspects(float_model, quantized, feeds, found, begins))
 
 
 def compare_layers(
     float_model: models.Model, quantized: models.Model, feeds: Sequence[Mapping[str, NDArray[Any]]], *, most: int = 96
 ) -> tuple[TappedLayer, ...]:
-    """Compares inner tensors on a few feeds; `most` limits how many, evenly spaced over the graph.
-
-    Memory: the tensors are tapped in groups, so that one run holds about 64 MiB of them for each graph.
-    """
-    taps = _spaced(_common(float_model.graph, quantized.graph), most)
-    found: dict[str, float] = {}
-    size = _FIRST_GROUP
-    waiting = [node.outputs[0].name for node in taps]
-    while waiting:
-        group, waiting = waiting[:size], waiting[size:]
-        largest = _measure(float_model, quantized, feeds, group, found)
-        size = max(1, min(_BUDGET // max(largest, 1), len(waiting)))
-    return tuple(_layers(float_model.graph, found))
+    """The layers of `trace`, without looking for suspects."""
+    taps = find_taps(float_model.graph, quantized.graph, most)
+    return tuple(_layers(measure(float_model, quantized, feeds, taps)))
 
 
-def _common(reference: gs.Graph, quantized: gs.Graph) -> list[gs.Node]:
-    written = {t.name: t for node in quantized.nodes for t in node.outputs if _readable(t)}
-    linear = (node for node in reference.nodes if graphs.is_op(node, *TAPPED) and node.outputs)
-    return [
-        node
-        for node in linear
-        if _readable(tensor := node.outputs[0])
-        and tensor.name in written
-        and _readers(reference, tensor) == _readers(quantized, written[tensor.name])
-    ]
-
-
-def _readers(graph: gs.Graph, tensor: gs.Tensor) -> set[str]:
-    """The operators that read a tensor, looking through those that only store it in another way."""
-    found = {""} if graphs.is_output(graph, tensor) else set()
-    for node, _ in graphs.consumers(tensor):
-        found |= _readers(graph, node.outputs[0]) if graphs.is_op(node, *_STORING) else {node.op}
-    return found
-
-
-def _readable(tensor: gs.Tensor) -> bool:
-    """ONNX Runtime hands float tensors to numpy; BF16 it cannot."""
-    dtype = graphs.dtype_of(tensor)
-    return bool(tensor.name) and (dtype is None or dtype in (np.float16, np.float32, np.float64))
-
-
-def _spaced(nodes: list[gs.Node], most: int) -> list[gs.Node]:
-    if len(nodes) <= most:
-        return nodes
-    return [nodes[round(i * (len(nodes) - 1) / (most - 1))] for i in range(most)]
-
-
-def _measure(
-    float_model: models.Model,
-    quantized: models.Model,
-    feeds: Iterable[Mapping[str, NDArray[Any]]],
-    names: list[str],
-    found: dict[str, float],
-) -> int:
-    """Adds the SQNR of each name to `found`; returns the bytes of the largest tensor."""
-    sums = {name: np.zeros(2) for name in names}
-    sessions = [OpenModel(model, outputs=names, quick=True) for model in (float_model, quantized)]
-    largest = 0
-    for feed in feeds:
-        reference, got = (session.run(fitting(feed, session)) for session in sessions)
-        for name in names:
-            largest = max(largest, reference[name].nbytes)
-            sums[name] += energies(reference[name], got[name])
-    found.update({name: sqnr_db(signal, noise) for name, (signal, noise) in sums.items()})
-    return largest
-
-
-def fitting(feed: Mapping[str, NDArray[Any]], session: OpenModel) -> dict[str, NDArray[Any]]:
-    """The feed as a graph takes it that may have lost inputs or have float inputs of another width."""
-    wanted = session.inputs
-    result = {}
-    for name, array in feed.items():
-        if name not in wanted:
-            continue
-        dtype = wanted[name][0]
-        both_float = dtype is not None and dtype.kind == "f" and array.dtype.kind == "f"
-        result[name] = array.astype(dtype, copy=False) if both_float else array
-    return result
-
-
-def energies(reference: NDArray[Any], got: NDArray[Any]) -> NDArray[np.float64]:
-    """[sum ref^2, sum (ref - got)^2] where the reference is finite; the noise is infinite where `got` is not."""
-    total = np.zeros(2)
-    if reference.shape != got.shape:
-        return np.array([0.0, math.inf])
-    first, second = reference.reshape(-1), got.reshape(-1)
-    for start in range(0, first.size, 1 << 18):
-        a = first[start : start + (1 << 18)].astype(np.float64)
-        b = second[start : start + (1 << 18)].astype(np.float64)
-        keep = np.isfinite(a)
-        if not keep.all():
-            a, b = a[keep], b[keep]
-        error = a - b
-        total += np.array([a @ a, error @ error if np.isfinite(error).all() else math.inf])
-    return total
-
-
-def _layers(graph: gs.Graph, found: Mapping[str, float]) -> Iterable[TappedLayer]:
-    worst: dict[str, float] = {}  # tensor -> worst SQNR of the nearest taps it depends on
-    for node in graph.nodes:
-        inside = (t for inner in graphs.subgraphs(node) for t in _reads(inner))
-        before = min((worst.get(t.name, math.inf) for t in itertools.chain(node.inputs, inside)), default=math.inf)
-        for tensor in node.outputs:
-            worst[tensor.name] = found.get(tensor.name, before)
-        if node.outputs and node.outputs[0].name in found:
-            value = found[node.outputs[0].name]
-            drifts = value < LIMIT_DB or value < min(before, FRESH_DB) - DROP_DB
-            yield TappedLayer(node.outputs[0].name, node.name, node.op, value, before, drifts)
-
-
-def _reads(graph: gs.Graph) -> Iterable[gs.Tensor]:
-    return (tensor for node in graphs.walk(graph) for tensor in node.inputs)
+def _layers(found: Measured) -> list[TappedLayer]:
+    owns = {tap.name: decibel(found.own[tap.name].level, least=0.0) for tap in found.taps}
+    rounded = [own for tap in found.taps if tap.layer and (own := owns[tap.name]) < _ROUNDED_DB]
+    usual = min(median(rounded), FRESH_DB) if len(rounded) >= _ENOUGH else FRESH_DB
+    layers = []
+    for tap in found.taps:
+        total, own = found.total[tap.name].db, owns[tap.name]
+        before = min((found.total[name].db for name in found.before[tap.name]), default=math.inf)
+        drifts = own < LIMIT_DB or own < min(before, usual) - DROP_DB
+        if tap.layer or drifts:
+            layers.append(TappedLayer(tap.name, tap.node.name, tap.node.op, total, before, drifts, own))
+    return layers

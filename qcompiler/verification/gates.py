@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from qcompiler.errors import AccuracyError, UsageError
 from qcompiler.judge.figures import ViewFigure
 from qcompiler.verification.compare import Verification
+from qcompiler.verification.remedy import COMPILED_ELSEWHERE
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,19 +38,21 @@ class Gates:
             return False
         return True
 
-    def require(self, verification: Verification) -> None:
+    def require(self, verification: Verification, advice: str = COMPILED_ELSEWHERE) -> None:
         """Applies the thresholds.
+
+        Args:
+            verification: the comparison.
+            advice: what can be done about a miss, as whole sentences.
 
         Raises:
             AccuracyError: the quantized model is not finite where the float model is, or a threshold is missed.
             UsageError: a threshold was given for something that was not measured.
         """
-        where = f" It begins at node '{first.node}' ({first.op})." if (first := verification.first_drift) else ""
+        told = f" {begins}" if (begins := verification.begins) else ""
+        where = f"{told} {advice}".rstrip()
         if verification.failures and not self.allow_broken:
-            raise AccuracyError(
-                f"the quantized model is broken: {'; '.join(verification.failures)}.{where} Keep the nodes before it "
-                "in high precision with --keep, or use --high-precision fp32 if FP16 overflows."
-            )
+            raise AccuracyError(f"the quantized model is broken: {'; '.join(verification.failures)}.{where}")
         if self.min_sqnr is not None:
             _gate_sqnr(verification, self.min_sqnr, where)
         if self.max_drop is not None:
@@ -61,7 +64,7 @@ def _gate_sqnr(verification: Verification, least: float, where: str) -> None:
         if view.role != "ignored":
             raise AccuracyError(
                 f"output '{view.output}' has another shape than in the float model in {view.reshaped} of "
-                f"{verification.samples} samples, so that --min-sqnr cannot hold it.{where} Judge by a metric "
+                f"{verification.samples} samples, so that --min-sqnr cannot hold it. Judge by a metric "
                 f"(--metric, --max-drop), or leave it out with --ignore-output {view.output}."
             )
     worst = verification.worst
@@ -71,9 +74,7 @@ def _gate_sqnr(verification: Verification, least: float, where: str) -> None:
         )
     if worst.sqnr_db < least:
         raise AccuracyError(
-            f"{_named(worst)} reaches {worst.sqnr_db:.2f} dB of SQNR and at least {least:g} dB was asked for."
-            f"{where} Raise safety.target_sqnr_db in the recipe, keep layers in high precision with --keep, or accept "
-            "less with --min-sqnr."
+            f"{_named(worst)} reaches {worst.sqnr_db:.2f} dB of SQNR and at least {least:g} dB was asked for.{where}"
         )
 
 
@@ -85,9 +86,7 @@ def _gate_drop(verification: Verification, most: float, where: str) -> None:
     if not score.drop <= most + 1e-9:  # 0.50 to 0.49 is 2 %, also in binary; and NaN must not pass
         raise AccuracyError(
             f"the metric '{score.name}' goes from {score.float_score:.6g} (float) to {score.quantized_score:.6g} "
-            f"(quantized), a {change} of {score.drop:.2%} where at most {most:.2%} was allowed.{where} "
-            "Raise safety.target_sqnr_db in the recipe, keep layers in high precision with --keep, or accept more with "
-            "--max-drop."
+            f"(quantized), a {change} of {score.drop:.2%} where at most {most:.2%} was allowed.{where}"
         )
 
 

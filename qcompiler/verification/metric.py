@@ -13,7 +13,7 @@ from qcompiler.errors import QCompilerError, UsageError
 from qcompiler.ir import model as models
 from qcompiler.runtime.stream import OpenModel
 from qcompiler.support.user_code import UserCode
-from qcompiler.verification.drift import fitting
+from qcompiler.verification.replay import fitting
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

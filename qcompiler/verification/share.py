@@ -75,9 +75,20 @@ def require(plan: Plan, promise: Promise, confirmed: Collection[str] | None = No
     rest = f" Of the rest, {_reasons(others)}." if others and confirmed is None else ""
     raise AccuracyError(
         f"{share:.1%} of the multiply-accumulates are {what} and at least {promise.min_share:.1%} were asked for."
-        f"{rest} Ask for less with --min-share, or for less accuracy with safety.target_sqnr_db in the recipe, or "
-        "leave out --min-sqnr, --max-drop or --keep; 'qcompiler inspect' lists what cannot be quantized."
+        f"{rest} {_advice(others)}"
     )
+
+
+def _advice(others: Collection[Decision]) -> str:
+    """What gives more layers a quantized type, by why they have none."""
+    rules = {one.rule for one in others}
+    tips = ["ask for less with --min-share"]
+    if "sensitive" in rules:
+        tips.append("ask for less accuracy (--min-sqnr, --max-drop, or safety.target_sqnr_db in the recipe)")
+    if "kept" in rules:
+        tips.append("keep fewer layers with --keep")
+    text = ", or ".join(tips)
+    return f"{text[0].upper()}{text[1:]}; the report has the reason for every layer."
 
 
 def _reasons(layers: Collection[Decision]) -> str:

@@ -97,7 +97,8 @@ def require(verification: Verification, gates: Gates) -> None:
     gates.require(verification)
     verdict = verdict_of(verification, gates)
     if verdict.word is Word.BROKEN and not gates.allow_broken:
-        raise AccuracyError(f"the result is broken: {'; '.join(verdict.reasons)}. {REMEDIES}")
+        begins = f" {verification.begins}" if verification.begins else ""
+        raise AccuracyError(f"the result is broken: {'; '.join(verdict.reasons)}.{begins} {REMEDIES}")
 
 
 def _views(verification: Verification, gates: Gates) -> Iterator[tuple[str, bool]]:

@@ -46,15 +46,21 @@ def give_back(stored: Stored | None, min_share: float) -> Stored | None:
     return replace(stored, weights=weights, restored={**stored.restored, **back})
 
 
-def require(verification: Verification, gates: Gates, stored: Stored | None) -> None:
+def require(verification: Verification, gates: Gates, stored: Stored | None, advice: str) -> None:
     """`Gates.require`, with what can be done about weights in few bits.
+
+    Args:
+        verification: the comparison.
+        gates: the user's limits.
+        stored: the weights in few bits; None where there are none.
+        advice: what can be done about anything else.
 
     Raises:
         AccuracyError: a gate is missed.
         UsageError: a threshold was given for something that was not measured.
     """
     try:
-        gates.require(verification)
+        gates.require(verification, advice)
     except AccuracyError as error:
         if stored is None or not (stored.weights or stored.restored):
             raise

@@ -139,7 +139,7 @@ def test_an_impossible_workspace_is_refused() -> None:
 
 def test_too_little_workspace_names_the_cure(tmp_path: Path) -> None:
     model = graphs.matmul().save(tmp_path / "m.onnx")
-    with pytest.raises(EngineError, match="more workspace"):
+    with pytest.raises(EngineError, match="more scratch memory than there is: smaller largest shapes"):
         TensorRTRTX(workspace_mb=1).build(model, tmp_path / "m.engine")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.report import html, terminal
@@ -99,3 +100,48 @@ def test_an_exported_model_is_named_with_its_error(tmp_path: Path) -> None:
     assert "decoder, off by 4.9e-06 from torch" in words(terminal.summary(exported))
     assert "decoder, off by 4.9e-06 from torch" in html.render(exported)
     assert "from torch" not in html.render(example(tmp_path))
+
+
+def tile(record: Any, heading: str) -> str:
+    """The class of a tile."""
+    (found,) = re.findall(rf'<section class="tile ?(\w*)"><h3>{heading}</h3>', html.render(record))
+    return str(found)
+
+
+def test_figures_are_coloured_by_the_gates_and_without_one_by_what_is_doubtful(tmp_path: Path) -> None:
+    record = example(tmp_path)
+
+    def asked(db: float, drop: float, **gates: Any) -> Any:
+        found = record["verification"]
+        judged = {**found, "worst_sqnr_db": db, "score": {**found["score"], "drop": drop}}
+        return {**record, "verification": judged, "recipe": {**record["recipe"], **gates}}
+
+    assert [tile(asked(db, 0.0), "SQNR") for db in (15.0, 14.9)] == ["good", "poor"]
+    assert [tile(asked(db, 0.0, min_sqnr=30.0), "SQNR") for db in (30.0, 29.9)] == ["good", "poor"]
+    assert [tile(asked(20.0, drop), "metric") for drop in (0.0, 0.5)] == ["", ""]
+    assert [tile(asked(20.0, drop, metric="m.py:f", max_drop=0.02), "metric") for drop in (0.02, 0.03)] == [
+        "good",
+        "poor",
+    ]
+
+
+def test_suspects_are_listed_with_what_repairing_them_does(tmp_path: Path) -> None:
+    record = example(tmp_path)
+    suspect = {"node": EVIL, "op": "Conv", "own_db": 3.1, "end": "boxes", "end_db": 4.2, "repaired_db": "inf"}
+    found = {**record["verification"], "begins": "It begins there.", "suspects": [{**suspect, "share": 0.98}]}
+    document = Document(html.render({**record, "verification": found}))
+    text = " ".join(document.texts)
+    for told in ("It begins there.", "most to blame", "4.2 dB", "exact", "98 %"):
+        assert told in text
+    assert document.open == []
+
+
+def test_layers_that_only_store_their_weights_are_counted_apart(tmp_path: Path) -> None:
+    record = example(tmp_path, nodes=9)
+    plan = [{**one, "precision": "int4-weight" if one["op"] == "Conv" else "fp16"} for one in record["plan"]]
+    text = html.render({**record, "plan": plan})
+    count = sum(one["op"] == "Conv" for one in plan)
+    told = (
+        f"0 of {len(plan)} nodes compute in a quantized type; {count} compute in high precision with a weight that is"
+    )
+    assert told in text

@@ -31,10 +31,26 @@ def test_verdict_and_warnings_come_before_all_figures(tmp_path: Path) -> None:
     assert words(terminal.summary(example(tmp_path))).strip().startswith("! node")
 
 
-def test_the_verification_table_names_the_first_drifting_layer(tmp_path: Path) -> None:
-    text = words(terminal.verification(example(tmp_path, nodes=24)["verification"]))
-    assert "First drifting layer: /backbone/stage1/block0/Conv (Conv)" in text
+def test_the_verification_table_says_where_the_error_begins(tmp_path: Path) -> None:
+    record = example(tmp_path, nodes=24)["verification"]
+    text = words(terminal.verification({**record, "remarks": ["compared as it is"]}))
+    assert "It begins at node '/backbone/stage1/block0/Conv' (Conv)." in text
+    assert "compared as it is" in text
     assert "exact" in text
+
+
+def test_a_summary_that_is_not_good_says_where_the_error_begins(tmp_path: Path) -> None:
+    record = example(tmp_path, nodes=24)
+    for word, told in (("doubtful", True), ("broken", True), ("holds", False)):
+        text = words(terminal.summary({**record, "verdict": {"verdict": word, "reasons": []}}))
+        assert ("It begins at node" in text) is told
+
+
+def test_layers_with_stored_weights_are_not_listed_among_those_that_stay_float(tmp_path: Path) -> None:
+    record = example(tmp_path, nodes=9)
+    plan = [{**one, "precision": "int4-weight" if one["op"] == "Conv" else one["precision"]} for one in record["plan"]]
+    assert "not quantized" not in words(terminal.summary({**record, "plan": plan}))
+    assert "not quantized" in words(terminal.summary(record))
 
 
 def test_the_plan_lists_every_node(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from onnx import helper, numpy_helper
 
 from qcompiler.ir import model as models
 from qcompiler.verification.compare import verify
-from qcompiler.verification.drift import compare_layers, energies
+from qcompiler.verification.drift import compare_layers
+from qcompiler.verification.taps import energies
 from tests.kit.verification.chain import WEIGHTS, Samples, chain, changed
 
 

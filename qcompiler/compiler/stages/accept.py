@@ -9,8 +9,9 @@ from qcompiler.plan import Plan
 from qcompiler.verification import share
 from qcompiler.verification.compare import Verification
 from qcompiler.verification.gates import Gates
+from qcompiler.verification.remedy import remedies
 from qcompiler.verification.share import Promise
-from qcompiler.verification.verdict import REMEDIES, Judgement, Word
+from qcompiler.verification.verdict import Judgement, Word
 from qcompiler.weight_only import give_back
 
 FLOAT = "--allow-broken writes it nevertheless; --precision fp16 says that float is what you want"
@@ -41,14 +42,18 @@ def accept(
         AccuracyError: a gate is missed, or the result is broken, and nothing is left to give back.
     """
     if verification is not None:
-        give_back.require(verification, gates, subject.stored)
+        give_back.require(verification, gates, subject.stored, remedies(plan, verification))
     nothing = share.nothing_quantized(plan, promise)
     if nothing and promise.something and not gates.allow_broken:
         gated = gates.min_sqnr is not None or gates.max_drop is not None
         taken = " A gate took all of it back: ask for less." if gated and _gave_back(plan) else ""
         raise AccuracyError(f"{nothing}.{taken} The manifest has a reason for every node. {FLOAT}.")
+    begins = f" {verification.begins}" if verification is not None and verification.begins else ""
     if verdict.word is Word.BROKEN and not gates.allow_broken:
-        raise AccuracyError(f"the result is broken: {'; '.join(verdict.reasons)}. {REMEDIES}")
+        raise AccuracyError(
+            f"the result is broken: {'; '.join(verdict.reasons)}.{begins} {remedies(plan, verification)} A metric of "
+            "your own (--metric) has the word on good enough; --allow-broken writes it all the same."
+        )
     share.require(plan, promise)
     return Done(None)
 

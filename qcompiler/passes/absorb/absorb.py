@@ -93,6 +93,15 @@ def readers(tensor: gs.Tensor, axis: int | None = None) -> list[tuple[gs.Node, i
     return [(node, i) for node, i, one in found if one == wanted]
 
 
+def reading_edits(tensor: gs.Tensor, axis: int) -> list[Edit]:
+    """The weights of the linear nodes that read a tensor along an axis, with the channel of each of their elements."""
+    count = _count(tensor, axis)
+    rank = len(tensor.shape) if tensor.shape is not None else 0
+    channels = along(axis, np.arange(count), rank)
+    found = (compensate(node, i, channels) for node, i in readers(tensor, axis))
+    return [edit for edit in found if isinstance(edit, Edit)]
+
+
 def channel_axis(tensor: gs.Tensor) -> int | None:
     """The axis, from the end, on which the first linear reader with a constant weight has its input channels."""
     return next((one for node, i in consumers(tensor) if (one := _input_axis(node, i, tensor)) is not None), None)

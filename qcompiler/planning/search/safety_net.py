@@ -18,11 +18,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 
 from qcompiler.ir.macs import Shapes
 from qcompiler.ir.signature import Feeds
 from qcompiler.numerics.sqnr import NOTHING, decibel, noise_power
+from qcompiler.planning.search.blocks import Block, each_alone
 from qcompiler.planning.simulation.noise import Advance, Measure
 from qcompiler.planning.simulation.simulator import Simulation, Simulator, Use
 from qcompiler.target import DType
@@ -34,6 +34,7 @@ __all__ = [
 
 Offers = Mapping[str, Sequence[Use]]
 Noises = dict[str, dict[DType, float]]
+Blocks = dict[tuple[str, DType], "Block"]
 Assignment = dict[str, "Use | None"]  # by group; None is high precision
 Move = tuple[str, "Use | None"]  # a group and what it changes to
 HIGH = "high"  # the key of high precision among costs
@@ -67,7 +68,8 @@ class SafetyNet:
             costs were given, those first whose cheapest type is high precision.
         costs: what each format of each group costs, in seconds; the key "high" is high precision; empty where
             multiply-accumulates are the cost.
-        blocks: how many groups were measured only as part of a block.
+        blocks: by activation tensor, the block in which the noise of that group was measured; those that are missing
+            were measured alone. Their `noise` and `alone` are a share of the block's, by multiply-accumulates.
         curve: the plans that were really run; the first with everything as cheap as possible.
         target_db: what was aimed at.
         met: whether the last plan meets it.
@@ -85,7 +87,7 @@ class SafetyNet:
     alone: Noises = field(default_factory=dict)
     uses: dict[str, dict[DType, Use]] = field(default_factory=dict)
     costs: dict[str, dict[str, float]] = field(default_factory=dict)
-    blocks: int = 0
+    blocks: dict[str, Block] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -175,16 +177,16 @@ def find_net(
         return _net(first, best, {}, prices, limits, curve, measure.runs)
     runs = max(LEAST, runs_for(limits, prices, measure.shortness * measure.few))
     alone: Noises = {group: {} for group in best}
-    blocks = 0
+    blocks: Blocks = {}
     for dtype in formats:
         plan = {group: uses[dtype] for group, uses in best.items() if dtype in uses}
-        noises, shared = _alone(measure, plan, prices.macs, runs // len(formats))
-        blocks = max(blocks, shared)
+        noises, shared = each_alone(measure, plan, prices.macs, runs // len(formats))
+        blocks |= {(group, dtype): block for group, block in shared.items()}
         for group, noise in noises.items():
             alone[group][dtype] = noise
     starts = [(best, alone)]
     most = min(limits.range_groups, runs)
-    refined, quieter = _refine(measure, offers, best, alone, formats, most, runs)
+    refined, quieter, again = _refine(measure, offers, best, alone, formats, most, runs)
     if refined != best:  # ranges that are best alone need not be so together
         starts.append((refined, quieter))
     ends = []
@@ -200,8 +202,14 @@ def find_net(
         winner,
         curve=winner.curve if winner is ends[0][0] else (*curve, *winner.curve),
         runs=measure.runs,
-        blocks=blocks,
+        blocks=_blocks(winner, blocks, again if winner is not ends[0][0] else ()),
     )
+
+
+def _blocks(net: SafetyNet, blocks: Blocks, again: Iterable[tuple[str, DType]]) -> dict[str, Block]:
+    """The blocks that stand behind the figures of a net: of each group the one of the format that is shown."""
+    left = {key: block for key, block in blocks.items() if key not in set(again)}
+    return {group: left[group, dtype] for group, dtype in net.formats.items() if (group, dtype) in left}
 
 
 def cast(
@@ -304,36 +312,6 @@ def best_start(measure: Measure, offers: Offers, dtype: DType) -> tuple[dict[str
     return plans[best], noise
 
 
-def _alone(
-    measure: Measure, plan: Mapping[str, Use], macs: Mapping[str, int], runs: int
-) -> tuple[dict[str, float], int]:
-    """The noise of each group, and how many groups share the measurement of a block.
-
-    With fewer runs than groups, neighbours are measured together, the loudest block is halved again and again, and
-    what a block sends is laid to its groups by their multiply-accumulates.
-    """
-    names = list(plan)
-    count = len(names) if runs >= len(names) else max(1, runs // 3)
-    edges = [len(names) * i // max(count, 1) for i in range(count + 1)]
-    blocks = [names[low:high] for low, high in pairwise(edges)]
-    measured = [(measure.noise({name: plan[name] for name in block}, few=True), block) for block in blocks]
-    left = runs - len(measured)
-    while left >= 2:
-        loudest = max((one for one in measured if len(one[1]) > 1), key=lambda one: one[0], default=None)
-        if loudest is None:
-            break
-        measured.remove(loudest)
-        middle = len(loudest[1]) // 2
-        halves = loudest[1][:middle], loudest[1][middle:]
-        measured += [(measure.noise({name: plan[name] for name in half}, few=True), half) for half in halves]
-        left -= 2
-    noise = {}
-    for total, block in measured:
-        work = sum(max(macs[name], 1) for name in block)
-        noise.update({name: total * max(macs[name], 1) / work for name in block})
-    return {name: noise[name] for name in names}, sum(len(block) for _, block in measured if len(block) > 1)
-
-
 def _refine(
     measure: Measure,
     offers: Offers,
@@ -342,19 +320,24 @@ def _refine(
     formats: Sequence[DType],
     most: int,
     runs: int,
-) -> tuple[dict[str, dict[DType, Use]], Noises]:
-    """Lets the noisiest groups try the other ranges; returns the best range of each group and format, and its noise."""
+) -> tuple[dict[str, dict[DType, Use]], Noises, set[tuple[str, DType]]]:
+    """Lets the noisiest groups try the other ranges.
+
+    Returns:
+        The best range of each group and format, its noise, and which of them were measured alone here.
+    """
     best = {group: dict(found) for group, found in uses.items()}
     noise = {group: dict(found) for group, found in alone.items()}
     order = [(dtype, group) for dtype in formats for group in alone if dtype in alone[group]]
     order.sort(key=lambda one: -alone[one[1]][one[0]])
-    seen = dict.fromkeys(formats, 0)
+    seen, again = dict.fromkeys(formats, 0), set[tuple[str, DType]]()
     for dtype, group in order:
         offered = [use for use in dict.fromkeys(offers[group]) if use.dtype is dtype]
         seen[dtype] += 1
         if seen[dtype] > most or len(offered) > runs:
             continue
         runs -= len(offered)
+        again.add((group, dtype))
         noise[group][dtype] = measure.noise({group: best[group][dtype]}, few=True)  # known, or its share of a block
         for use in offered:
             if use == best[group][dtype]:
@@ -362,7 +345,7 @@ def _refine(
             found = measure.noise({group: use}, few=True)
             if found < noise[group][dtype]:
                 best[group][dtype], noise[group][dtype] = use, found
-    return best, noise
+    return best, noise, again
 
 
 def _improve(

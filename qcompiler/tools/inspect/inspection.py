@@ -169,7 +169,7 @@ def inspect(
             watched = _watched(clean.graph, groups, source, axes, problems, stage.advance)
         served = served_shapes(clean.graph, source, watched.shapes, axes, recipe, known)
     total = _total(clean.graph, macs, source, problems)
-    layers = judged(clean.graph, found, refused, served, macs, total)
+    layers = judged(clean.graph, found, refused, served, macs, total, target)
     return Inspection(
         file=loaded.source.name if loaded.source else "a model in memory",
         producer=" ".join(filter(None, (raw.producer_name, raw.producer_version))),

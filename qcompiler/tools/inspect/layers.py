@@ -21,6 +21,7 @@ from qcompiler.runtime import shapes
 from qcompiler.runtime.shapes import concrete_shapes
 from qcompiler.runtime.work import count_macs
 from qcompiler.statistics.observe import Observations
+from qcompiler.target import Target
 
 _YES = "linear"  # the rule of what can be quantized
 
@@ -91,12 +92,15 @@ def judged(
     served: Mapping[str, tuple[int, ...]],
     macs: Mapping[str, int],
     total: int,
+    target: Target,
 ) -> tuple[InspectedLayer, ...]:
     """Every node that multiplies in graph order, nested ones behind."""
     nodes = {node.name: node for node in graph.nodes}
+    found = list(found)
+    too_small = {one.node: one for one in candidates.small(graph, found, served, target)}
     verdicts = {one.node: InspectedLayer(one.node, one.op, False, one.rule, one.why) for one in refused}
     for one in found:
-        small = candidates.too_small(one, nodes[one.node], served)
+        small = too_small.get(one.node)
         rule, why = (_YES, "") if small is None else (small.rule, small.why)
         verdicts[one.node] = InspectedLayer(one.node, one.op, small is None, rule, why)
     places = {name: i for i, name in enumerate(nodes)}

@@ -23,6 +23,7 @@ from qcompiler.passes.pipelines import clean_up
 from qcompiler.plan import Candidate
 from qcompiler.planning.placement import candidates
 from qcompiler.planning.placement.candidates import Candidates
+from qcompiler.planning.placement.profile import USUAL, shapes_at
 from qcompiler.planning.search import evidence
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.runtime import shapes
@@ -222,10 +223,14 @@ def sensitivity(
     return_freed_memory()
     for text in lacking.warnings:
         progress.warn(text)
-    layers = layers.refusing(lacking.refused)
+    sizes = concrete_shapes(normal.graph, observed.kept[0], tensors_for_shapes(normal.graph))
+    served = shapes_at(normal.graph, observed, recipe.shapes, USUAL, list(sizes))
+    layers = layers.refusing(candidates.small(normal.graph, layers.found, served, target))  # as the compiler does
+    layers = layers.refusing(candidates.not_numbers(layers.found, observed.histograms))
+    left = {one.node for one in layers.found}
+    layers = layers.refusing(one for one in lacking.refused if one.node in left)
     _require(layers, name, target)
     groups = layers.by_activation
-    sizes = concrete_shapes(normal.graph, observed.kept[0], tensors_for_shapes(normal.graph))
     few = observed.choosing[: _enough(sizes, groups, len(observed.choosing))]
     with progress.stage("study", len(groups)) as stage:
         study = Study(normal, groups, observed.histograms, few, per_channel=recipe.weight_granularity == "channel")

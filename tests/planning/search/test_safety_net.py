@@ -224,9 +224,13 @@ def test_a_large_model_is_measured_in_blocks_and_the_loud_group_is_found_all_the
     limits = Limits(30, 0.5, 2, work=1)  # not even one run: the least there is
     found = searched(table, {}, limits)
     assert found.restored == ("g37",)
-    assert found.blocks > 0
+    assert "g37" not in found.blocks  # the loudest block was halved down to it
+    assert found.noise["g37"] == pytest.approx(10**-0.8, rel=1e-3)
+    for group, block in found.blocks.items():
+        assert 1 < block.groups < 64
+        assert block.noise > found.noise[group]
     assert found.runs < 32
     every = searched(table, {}, Limits(30, 0.5, 2))
     assert every.restored == ("g37",)
-    assert every.blocks == 0
+    assert every.blocks == {}
     assert every.runs > 64

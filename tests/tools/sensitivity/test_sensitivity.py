@@ -12,6 +12,7 @@ import pytest
 from qcompiler.cli.main import main
 from qcompiler.errors import DataError, ModelError, UsageError
 from qcompiler.recipe.recipe import Recipe
+from qcompiler.tools.inspect.inspection import inspect
 from qcompiler.tools.sensitivity.sensitivity import sensitivity
 from tests.kit import glu
 from tests.kit.rewrite import model
@@ -72,6 +73,24 @@ def test_what_is_kept_is_not_studied(tmp_path: Path) -> None:
     found = sensitivity(saved(tmp_path, perceptron()), data=data(1), recipe=Recipe(keep=("^H$",)))
     assert set(by_layer(found)) == {"Y"}
     assert found.refused == {"kept": 1}
+
+
+def test_layers_that_the_compiler_leaves_float_for_their_size_are_not_studied(tmp_path: Path) -> None:
+    proto = model(
+        ("MatMul", "x w", "h"),
+        ("MatMul", "h narrow", "n"),
+        ("ReduceMean", "h", "pooled", {"axes": [1], "keepdims": 0}),
+        ("Gemm", "pooled head", "y"),
+        inputs={"x": (1, 20, 32)},
+        outputs=("n", "y"),
+        weights={"w": normal(32, 48), "narrow": normal(48, 4), "head": normal(48, 64)},
+    )
+    found = sensitivity(saved(tmp_path, proto), data=data(40))
+    assert set(by_layer(found)) == {"H"}
+    assert found.refused == {"tiny": 1, "gemv": 1}
+    on_cpu = sensitivity(saved(tmp_path, proto), data=data(40), recipe=Recipe(target="onnxruntime"))
+    inspected = inspect(saved(tmp_path, proto), data=data(40), recipe=Recipe(target="onnxruntime"))
+    assert set(by_layer(on_cpu)) == {one.node for one in inspected.layers if one.quantizable}
 
 
 def test_a_batch_counts_as_its_samples(tmp_path: Path) -> None:

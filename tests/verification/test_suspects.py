@@ -1,0 +1,123 @@
+"""Which layers are to blame: broken ones are named first, and nobody is where all is well."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from qcompiler import quantize, verify
+from qcompiler.ir import model as models
+from qcompiler.recipe.recipe import Recipe
+from qcompiler.recipe.tables import SafetyTable
+from qcompiler.verification.compare import Verification
+from qcompiler.verification.drift import trace
+from qcompiler.verification.suspects import Suspect, told
+from tests.kit import glu
+from tests.kit import models as real
+from tests.kit.verification.chain import WEIGHTS, Samples, chain, changed
+from tests.kit.verification.detector import detector, pictures
+from tests.kit.verification.mutations import KINDS, broken, layers
+
+Feeds = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, onnx.ModelProto, Feeds]]:
+    """Float model, quantized model and other data: a detector, a decoder that was smoothed, a real CNN."""
+    folder = tmp_path_factory.mktemp("suspects")
+    found = {}
+    cnn = real.get("ppocr-cls")
+    cases: dict[str, tuple[onnx.ModelProto | Path, Feeds, Feeds]] = {
+        "detector": (detector(), pictures(24, 0), pictures(3, 1)),
+        "decoder": (glu.stack(channels=glu.OUTLIERS, layers=2), glu.feeds(24), glu.feeds(3, seed=1)),
+        "real": (
+            cnn.path,
+            list(itertools.islice(cnn.calibration(), 16)),
+            list(itertools.islice(cnn.evaluation(), 3)),
+        ),
+    }
+    for name, (source, data, other) in cases.items():
+        path = source if isinstance(source, Path) else folder / f"{name}.onnx"
+        if not isinstance(source, Path):
+            onnx.save(source, path)
+        made = quantize(
+            path,
+            data=data,
+            recipe=Recipe(precision="int8", safety=SafetyTable(target_sqnr_db=15.0), keep=("head",)),
+            output=folder / f"{name}.qdq.onnx",
+        )
+        assert made.qdq_path is not None
+        found[name] = path, onnx.load(made.qdq_path), other
+    return found
+
+
+def compared(path: Path, after: onnx.ModelProto, other: Feeds, folder: Path) -> Verification:
+    onnx.save(after, folder / "after.onnx")
+    return verify(path, folder / "after.onnx", data=other, recipe=Recipe(verify_samples=3))
+
+
+def spread(names: Sequence[str], count: int) -> list[str]:
+    return [names[k * (len(names) - 1) // max(count - 1, 1)] for k in range(min(count, len(names)))]
+
+
+@pytest.mark.parametrize("name", ["detector", "decoder", "real"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_layer_that_is_broken_is_among_the_first_three(
+    compiled: dict[str, tuple[Path, onnx.ModelProto, Feeds]], name: str, kind: str, tmp_path: Path
+) -> None:
+    path, quantized, other = compiled[name]
+    tried = [(one, after) for one in layers(quantized) if (after := broken(quantized, one, kind)) is not None]
+    if not tried:
+        assert (name, kind) == ("decoder", "bias")
+        return
+    plain = compared(path, quantized, other, tmp_path)
+    for layer in spread([one for one, _ in tried], 2):
+        found = compared(path, dict(tried)[layer], other, tmp_path)
+        assert plain.worst_sqnr_db is not None
+        assert found.worst_sqnr_db is not None
+        if found.worst_sqnr_db > plain.worst_sqnr_db - 6:
+            continue  # it hardly matters, and is nobody's question
+        assert len(found.suspects) <= 3
+        assert layer in [node for one in found.suspects for node in (one.node, one.layer)], found.begins
+
+
+def test_where_both_are_close_nobody_is_suspected(tmp_path: Path) -> None:
+    first = models.load(chain(tmp_path / "f.onnx", WEIGHTS))
+    assert trace(first, first, list(Samples(2))).suspects == ()
+    second = models.load(chain(tmp_path / "q.onnx", changed(2, 1e-3)))
+    assert trace(first, second, list(Samples(2))).suspects == ()
+
+
+def test_repairing_the_one_broken_layer_leaves_no_error_and_so_it_is_told(tmp_path: Path) -> None:
+    first = models.load(chain(tmp_path / "f.onnx", WEIGHTS))
+    second = models.load(chain(tmp_path / "q.onnx", changed(2, 0.3)))
+    (one,) = trace(first, second, list(Samples(2))).suspects
+    assert (one.node, one.layer, one.tensor, one.share) == ("mm2", "mm2", "h2", 1.0)
+    assert one.repaired_db == math.inf
+    assert one.end_db < 20
+    assert told([one]) == (
+        f"The error begins at node 'mm2' (MatMul): with this layer exact and all else as it is, '{one.end}' has no "
+        f"error instead of {one.end_db:.1f} dB."
+    )
+
+
+def test_where_no_layer_alone_helps_those_that_drift_are_told_with_what_they_leave() -> None:
+    first, second = (Suspect(f"n{k}", "Conv", f"t{k}", f"n{k}", 3.0 + k, "y", 1.0, 1.0, 0.0) for k in range(2))
+    assert told([first, second]) == (
+        "The error begins at node 'n0' (Conv), which leaves 3.0 dB by itself. Next to blame: 'n1'."
+    )
+    infinite = Suspect("n", "Mul", "t", "n", -math.inf, "y", -math.inf, 30.0, 1.0)
+    assert "has 30.0 dB instead of values that are not finite" in told([infinite])
+
+
+def test_two_broken_layers_are_both_named(tmp_path: Path) -> None:
+    weights = [one * (8 if k in (1, 3) else 1) for k, one in enumerate(WEIGHTS)]
+    first = models.load(chain(tmp_path / "f.onnx", WEIGHTS))
+    found = trace(first, models.load(chain(tmp_path / "q.onnx", weights)), list(Samples(2))).suspects
+    assert {"mm1", "mm3"} <= {one.node for one in found}
