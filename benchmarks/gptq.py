@@ -143,9 +143,22 @@ def figures(
             began = time.perf_counter()
             left = way(layer.weight, seen[layer.activation])
             seconds = time.perf_counter() - began
-            errors = (hessian.error(layer.weight, one[layer.activation], left - layer.weight) for one in (seen, unseen))
+            errors = (error(layer.weight, one[layer.activation], left - layer.weight) for one in (seen, unseen))
             found[title].append(Figure(seconds, *errors))
     return found
+
+
+def error(w: Array, hessian: Array, difference: Array) -> float:
+    """Σ |xᵀ·difference|² / Σ |xᵀ·w|² over the rows that made the Hessian: what a layer's output errs, as a power.
+
+    Args:
+        w: the float weight [K, N].
+        hessian: [K, K].
+        difference: what was stored less `w`, [K, N].
+    """
+    h = hessian.astype(np.float32)
+    signal, noise = (float(np.vdot(one, h @ one)) for one in (w, difference))
+    return max(noise, 0.0) / signal if signal > 0 else 0.0
 
 
 def table(measured: Iterable[tuple[tuple[int, int], Mapping[str, Sequence[Figure]]]]) -> Iterator[str]:
@@ -187,7 +200,7 @@ def _hessians(
     inputs = {"input_ids": (np.dtype(np.int64), ("batch", "length"))}
     source = feeds(options.text, options.tokenizer, inputs, length=LENGTH, samples=WINDOWS, part=part)
     (found,) = hessian.hessians(model, depths, source(), budget=sum(8 * depth**2 for depth in depths.values()))
-    return found
+    return {name: moments.hessian for name, (moments,) in found.items()}
 
 
 if __name__ == "__main__":

@@ -98,7 +98,8 @@ class WeightOnlyTable(check.Keys):
     method: str = check.option(
         "auto",
         check.one_of(*WEIGHT_METHODS),
-        f"how weights are rounded: {', '.join(WEIGHT_METHODS[1:])}, or auto: awq and, in INT4, gptq; without data mse",
+        f"how weights are rounded: {', '.join(WEIGHT_METHODS[1:])}, or auto: of each layer, "
+        "what errs least on rows that nothing was fitted to; without data mse",
     )
     block_size: int = check.option(
         128, check.one_number(32, 64, 128), "input channels that share a scale in INT4: 32, 64 or 128"
@@ -106,8 +107,12 @@ class WeightOnlyTable(check.Keys):
     act_order: bool = check.option(
         True, check.flag, "gptq rounds the input channels of most power first; blocks stay where they are"
     )
-    damp: float = check.option(
-        0.01, check.number(0, 1), "what gptq adds to the diagonal of the Hessian, relative to its mean"
+    damp: float | None = check.option(
+        None,
+        check.number(0, 1),
+        "what gptq adds to the diagonal of the Hessian, relative to its mean; unset: the Hessian is shrunk, as far as "
+        "rows that nothing was fitted to say",
+        "0.01",
     )
     storage: str = check.option(
         "dequantize",

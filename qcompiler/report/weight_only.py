@@ -17,11 +17,12 @@ def line(found: Record) -> str:
     if not found["layers"]:
         return "none"
     forms = ", ".join(f"{count} {form}" for form, count in found["forms"].items())
-    text = f"{forms}, by {found['method']}: {size(found['bytes_before'])} to {size(found['bytes_after'])}"
+    text = f"{forms}, by {_methods(found)}: {size(found['bytes_before'])} to {size(found['bytes_after'])}"
     if found["restored"]:
         text += f"; {len(found['restored'])} went back to float for a gate"
     worst = min(found["layers"], key=_known)
-    return f"{text}; {worst['node']} errs most, {decibel(_known(worst))}"
+    judged = f" ({worst['judged']})" if worst.get("judged") else ""
+    return f"{text}; {worst['node']} errs most, {decibel(_known(worst))}{judged}"
 
 
 def weight_only(found: Record | None) -> str:
@@ -38,6 +39,7 @@ def weight_only(found: Record | None) -> str:
         "weight",
         "its outputs",
         "over nearest",
+        "measured",
         "why",
     )
     cells = (
@@ -51,6 +53,7 @@ def weight_only(found: Record | None) -> str:
             decibel(one["weight_db"]),
             decibel(one["output_db"]),
             decibel(one["gain_db"]),
+            escape(str(one.get("judged") or "–")),
             escape(str(one["why"])),
         )
         for one in found["layers"]
@@ -58,6 +61,15 @@ def weight_only(found: Record | None) -> str:
     count = len(found["layers"])
     body = fold(f"{count} layers", count, table(columns, cells, figures=(1, 2, 5, 6, 7, 8), find=True))
     return section("Weight-only", escape(f"{line(found)[:1].upper()}{line(found)[1:]}.{_scaled(found)}"), body)
+
+
+def _methods(found: Record) -> str:
+    """The method, or how often each one was chosen."""
+    counts = found.get("methods") or {}
+    if len(counts) < 2:
+        return str(next(iter(counts), found["method"]))
+    listed = ", ".join(f"{name} {count}" for name, count in counts.items())
+    return f"{found['method']} ({listed})"
 
 
 def _scaled(found: Record) -> str:

@@ -2,7 +2,8 @@
 
 A row is what one token sends into a product: all channels at one position. Of every sample the rows that spike most are
 taken, each standing for itself, and others at even distances, each standing for as many as were passed over. So sums
-over the rows estimate sums over all tokens, and the rare tokens that decide about ranges are never missed.
+over the rows estimate sums over all tokens, and the rare tokens that decide about ranges are never missed. What an
+attention mask of the feed excludes is no row.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from qcompiler.data.padding import Padding
 from qcompiler.ir import graph as graphs
 from qcompiler.ir import model as models
 from qcompiler.ir.signature import Feeds
@@ -91,11 +93,11 @@ class Recorder:
 
     def update(self, part: Part) -> None:
         """Records rows of those that are in the part."""
-        fold = fold_of(part.feed)
+        fold, padding = fold_of(part.feed), Padding(part.feed)
         for name, axis in self._axes.items():
             if name in part.values:
                 value = np.moveaxis(np.asarray(part.values[name], np.float32), axis, -1)
-                self._parts[name][part.index] = _sample(value, self._each, fold)
+                self._parts[name][part.index] = _sample(padding.keep(value), self._each, fold)
 
     def merge(self, other: Recorder) -> None:
         """Takes in what another one has recorded of other feeds."""

@@ -4,8 +4,8 @@
 
 (Lin et al. 2023, "AWQ: Activation-aware Weight Quantization", §3.2, with the weights' part of the authors' code), also
 without the weights' part. The exponent r is searched on a grid, by the outputs of all layers that read the activation,
-computed from recorded rows with the very blocks that will be stored. The clip search looks at what a block adds to the
-outputs, for each output by itself.
+computed with the very blocks that will be stored, from rows that the magnitudes were not taken of. The clip search
+looks at what a block adds to the outputs, for each output by itself.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from qcompiler.numerics.blocks import Blocks, Format
     from qcompiler.statistics.rows import Rows
+    from qcompiler.weight_only.evidence import Evidence
 
 
 RATIOS = tuple(step / 20 for step in range(1, 20))
@@ -39,7 +40,8 @@ class Scales:
 
     Attributes:
         scales: what the activation is divided by and the weights are multiplied with, float32 [K], positive.
-        gain_db: by how much the output error falls; 0.0 where nothing is gained and all scales are 1.
+        gain_db: by how much the output error falls on rows that nothing was fitted to; 0.0 where nothing is gained and
+            all scales are 1.
         ratio: the exponent of the activation's magnitudes; None where nothing is gained.
     """
 
@@ -49,7 +51,7 @@ class Scales:
 
 
 def find_scales(
-    rows: Rows,
+    seen: Evidence,
     weights: Sequence[NDArray[Any]],
     *,
     size: int | None,
@@ -60,7 +62,7 @@ def find_scales(
     """The scales under which the outputs of all layers that read the activation err least.
 
     Args:
-        rows: recorded rows of the activation.
+        seen: rows of the activation, to fit to and to judge by.
         weights: of each layer, [K, N].
         size: input channels that share a scale, None for one scale per output.
         format: `int4` or `int8`.
@@ -69,31 +71,34 @@ def find_scales(
     """
     ones = np.ones(len(weights[0]), np.float32)
     thin = [thinned(blocks.matrix(weight)) for weight in weights]
-    exact = [rows.values @ weight for weight in thin]
+    sizes = _sizes(weights, size)
+    plain, errors = 0.0, np.zeros(2 * len(RATIOS))
+    for trial in seen.trials:
+        exact = [trial.judge.values @ weight for weight in thin]
 
-    def error(scales: NDArray[np.float32]) -> float:
-        x, total = rows.values / scales, 0.0
-        for weight, product in zip(thin, exact, strict=True):
-            stored = blocks.round_to_nearest(weight * scales[:, None], size, format, half=half)
-            gap = x @ blocks.dequantize(stored) - product
-            total += float(np.dot(rows.counts, np.einsum("rn,rn->r", gap, gap)))
-        return total
+        def error(scales: NDArray[np.float32], judge: Rows = trial.judge, exact: Any = exact) -> float:
+            x, total = judge.values / scales, 0.0
+            for weight, product in zip(thin, exact, strict=True):
+                stored = blocks.round_to_nearest(weight * scales[:, None], size, format, half=half)
+                gap = x @ blocks.dequantize(stored) - product
+                total += float(np.dot(judge.counts, np.einsum("rn,rn->r", gap, gap)))
+            return total
 
-    plain = error(ones)
-    best, ratio, least = ones, None, plain
-    for scales, exponent in _offered(rows, weights, size, classes):
-        found = error(scales)
-        if found < least:
-            best, ratio, least = scales, exponent, found
-    return Scales(best, gain_db(plain, least) if ratio is not None else 0.0, ratio)
+        plain += error(ones)
+        errors += [error(scales) for scales, _ in _offered(trial.fitted, sizes, classes)]
+    best = int(np.argmin(errors))
+    if not errors[best] < plain:
+        return Scales(ones, 0.0, None)
+    scales, ratio = list(_offered(seen.rows, sizes, classes))[best]
+    return Scales(scales, gain_db(plain, float(errors[best])), ratio)
 
 
 def _offered(
-    rows: Rows, weights: Sequence[NDArray[Any]], size: int | None, classes: NDArray[np.int64] | None
+    rows: Rows, sizes: NDArray[np.float64], classes: NDArray[np.int64] | None
 ) -> Iterator[tuple[NDArray[np.float32], float]]:
     """Scales with the exponent that made them."""
     x = np.asarray(rows.counts @ np.abs(rows.values), np.float64) / max(float(rows.counts.sum()), 1.0)
-    parts = [x, _sizes(weights, size)]
+    parts = [x, sizes]
     if classes is not None:
         parts = [largest_of(part, classes) for part in parts]
     x, w = (np.maximum(part, (float(part.max(initial=0.0)) or 1.0) * _SMALLEST) for part in parts)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from qcompiler.errors import AccuracyError
 from qcompiler.numerics.blocks import SIZES
-from qcompiler.weight_only.stored import Stored
+from qcompiler.weight_only.stored import Stored, StoredWeight
 
 if TYPE_CHECKING:
     from qcompiler.verification.compare import Verification
@@ -32,7 +32,7 @@ def give_back(stored: Stored | None, min_share: float) -> Stored | None:
     sizes = {name: one.blocks.values.size for name, one in (*stored.weights.items(), *stored.restored.items())}
     total = sum(sizes.values())
     left = sum(sizes[name] for name in stored.weights) - min_share * total
-    worst = sorted(stored.weights.values(), key=lambda one: one.known_db)
+    worst = sorted(stored.weights.values(), key=_first)
     chosen: list[str] = []
     for one in worst:
         size = sizes[one.layer.node]
@@ -44,6 +44,11 @@ def give_back(stored: Stored | None, min_share: float) -> Stored | None:
     back = {name: stored.weights[name] for name in chosen}
     weights = {name: one for name, one in stored.weights.items() if name not in back}
     return replace(stored, weights=weights, restored={**stored.restored, **back})
+
+
+def _first(one: StoredWeight) -> tuple[bool, float]:
+    """What errs most comes first. What a weight errs by itself is no measure of outputs: without any, it comes last."""
+    return one.output_db is None, one.known_db
 
 
 def require(verification: Verification, gates: Gates, stored: Stored | None, advice: str) -> None:
@@ -68,11 +73,11 @@ def require(verification: Verification, gates: Gates, stored: Stored | None, adv
 
 
 def _advice(stored: Stored) -> str:
-    worst = min(stored.weights.values(), key=lambda one: one.known_db, default=None)
+    worst = min(stored.weights.values(), key=_first, default=None)
     options, tips = stored.options, []
     if options.precision == "int4-weight" and options.table.block_size > SMALLEST_BLOCK:
         tips.append(f"--weight-only-block-size {SMALLEST_BLOCK}")
-    if "gptq" not in stored.method:
+    if "gptq" not in stored.method and stored.method != "auto":
         tips.append("--weight-only-method gptq with --data")
     if options.precision == "int4-weight":
         tips.append("--precision int8-weight")

@@ -1,6 +1,6 @@
 """GPTQ: integers chosen one input channel after the other, each making up for the errors of those before it.
 
-    minimise tr(Eᵀ H E),  E = W - Ŵ,  H = Σ x·xᵀ + λ·1
+    minimise tr(Eᵀ H E),  E = W - Ŵ,  H = (1 - σ) Σ x·xᵀ + σ diag(Σ x²) + λ·1
 
 With a lower triangular R, Rᵀ R = H, that is Σ_i ‖R_ii · (t_i - ŵ_i)‖² with t_i = w_i + Σ_{j<i} R_ij / R_ii · e_j: going
 down the rows, each ŵ_i is t_i rounded. This is the algorithm of Frantar et al. 2023, "GPTQ", written with the Cholesky
@@ -13,6 +13,9 @@ Beyond the paper, each of which lowers the error on inputs that were not calibra
 * Input channels are ordered by power within their block, and blocks among each other, so that a block is quantized in
   one go (as GPTQModel's group-aware order), and its scale can be the one of a few with which the whole loop over the
   block errs least.
+* What stands off the diagonal of H is shrunk by the share σ of it that is chance (`hessian.Moments.shrinkage`). Few
+  rows can be fitted exactly, and then the weights err more on all others than nearest integers do. With σ = 1 nothing
+  is made up for, and each channel counts by its power.
 * Then come sweeps of coordinate descent: scales by least squares, every integer to its best under all others (as
   Behdin et al. 2023, "QuantEase").
 """
@@ -42,6 +45,7 @@ FACTORS = (1.0, 0.85, 0.9, 0.95, 1.05, 1.1, 1.15, 1.2, 1.3)  # of the scale that
 _CLIPS = blocks.FACTORS[::2]  # a coarse grid will do: the tries around the best of it are judged by the whole loop
 SWEEPS = 1  # a second one takes as long and gains 0.1 dB at most
 PANEL = 128  # rows whose errors reach the rows after them in one product
+DAMP = 0.01  # of the mean of the diagonal, as in the paper
 MOST_DAMP = 1.0
 _SMALLEST_PIVOT = 1e-9  # of the mean of the diagonal: below it, the factor is noise
 
@@ -74,7 +78,7 @@ def gptq(
     *,
     size: int | None,
     format: Format,
-    damp: float = 0.01,
+    damp: float = DAMP,
     act_order: bool = True,
     sweeps: int = SWEEPS,
     half: bool = True,
@@ -108,8 +112,15 @@ def gptq(
     return state.result()
 
 
-def factor(hessian: NDArray[np.float64], *, size: int | None, damp: float = 0.01, act_order: bool = True) -> Factor:
-    """Orders, damps and factors a Hessian; the arguments are those of `gptq`.
+def factor(
+    hessian: NDArray[np.float64],
+    *,
+    size: int | None,
+    damp: float = DAMP,
+    shrink: float = 0.0,
+    act_order: bool = True,
+) -> Factor:
+    """Orders, shrinks, damps and factors a Hessian; the arguments are those of `gptq`, and `shrink` is σ, 0..1.
 
     Channels that the data never used are rounded for themselves: nothing but the damping is on their diagonal.
 
@@ -124,9 +135,10 @@ def factor(hessian: NDArray[np.float64], *, size: int | None, damp: float = 0.01
     order = _order(np.diag(hessian), size) if act_order else np.arange(len(hessian))
     ordered = np.asarray(hessian, np.float64).take(order, axis=0).take(order, axis=1)
     mean = float(np.diag(ordered).mean())
-    ordered /= mean if mean > 0 else 1.0
     diagonal = np.diag_indices(len(ordered))
+    ordered /= mean if mean > 0 else 1.0
     power = ordered[diagonal]
+    ordered *= 1 - shrink
     used = damp if mean > 0 else MOST_DAMP
     while True:
         ordered[diagonal] = power + used

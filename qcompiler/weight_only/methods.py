@@ -15,11 +15,11 @@ from qcompiler.plan import Refusal
 from qcompiler.recipe.tables import WeightOnlyTable
 from qcompiler.runtime.work import count_macs
 from qcompiler.statistics import hessian
-from qcompiler.statistics import rows as recorded
 from qcompiler.target import DType, Target
-from qcompiler.weight_only import storable
+from qcompiler.weight_only import evidence, storable
 from qcompiler.weight_only.rounding import Rounding, watched
 from qcompiler.weight_only.scaling import Scaling, scale
+from qcompiler.weight_only.scores import scoring
 from qcompiler.weight_only.storable import StorableLayer, WeightOnlyOptions
 from qcompiler.weight_only.stored import Stored, StoredWeight
 
@@ -93,7 +93,7 @@ class Work:
 
     Attributes:
         options: what is asked for.
-        method: how weights are rounded, after `auto` was settled.
+        method: how weights are rounded; `auto` where each layer gets what errs least.
         layers: whose weights are stored, in graph order.
         refused: the other linear nodes.
         steps: layers, and runs of the model that Hessians take.
@@ -129,10 +129,10 @@ def work_of(normal: models.Model, options: WeightOnlyOptions, *, feeds: int | No
     Args:
         normal: normalised float model.
         options: what is asked for.
-        feeds: how many the data has; None without data.
+        feeds: how many calibrate; None without data.
     """
     layers, refused = storable.find_storable(normal.graph, options)
-    method = chosen_method(options.precision, options.table, data=feeds is not None)
+    method = chosen_method(options.table, data=feeds is not None)
     runs = feeds * len(hessian.batches(watched(layers, method))) if feeds is not None else 0
     return Work(options, method, tuple(layers), tuple(refused), len(layers) + runs)
 
@@ -149,29 +149,31 @@ def round_weights(
     Args:
         normal: normalised float model.
         work: what there is to round in it.
-        samples: what GPTQ sums Hessians over; None without data.
-        observed: its kept samples are what rows are recorded of.
+        samples: the part of the data that calibrates; None without data.
+        observed: rows are recorded of its kept samples, to fit to, and of those that are held, to judge by.
         advance: called with the number of steps done since the last call.
     """
     options = work.options
-    rows = recorded.record_rows(normal, {one.activation: -1 for one in work.layers}, observed.kept)
+    dealt = None if samples is None else evidence.deal(normal, samples, observed)
+    seen = {} if dealt is None else evidence.evidence(normal, {one.activation: -1 for one in work.layers}, dealt)
     scaling = Scaling(normal)
-    if "awq" in work.method:
-        scaling = scale(normal, work.layers, rows, observed.kept, method=work.method, half=options.half)
+    if seen and ("awq" in work.method or work.method == "auto"):
+        scaling = scale(normal, work.layers, seen, observed.kept, method=work.method, half=options.half)
     rounding = Rounding(
         normal,
         scaling.model,
         storable.find_storable(scaling.model.graph, options)[0],
         {one.node: one.activation for one in work.layers},
-        rows,
+        seen,
         scaling.scales,
         work.method,
         half=options.half,
         damp=options.table.damp,
         act_order=options.table.act_order,
+        scoring=scoring(normal.graph, [one.node for one in work.layers]),
     )
     found: dict[str, StoredWeight] = {}
-    for weight in rounding.round(samples, advance):
+    for weight in rounding.round(dealt, advance):
         found[weight.layer.node] = weight
         advance(1)
     weights = {one.node: found[one.node] for one in work.layers}
@@ -180,13 +182,9 @@ def round_weights(
     return Rounded(scaling.model, stored, scaling.reports, scaling.errors)
 
 
-def chosen_method(precision: str, wanted: WeightOnlyTable, *, data: bool) -> str:
-    """What `auto` stands for; else what was asked for."""
-    if wanted.method != "auto":
-        return wanted.method
-    if not data:
-        return "mse"
-    return "awq+gptq" if precision == "int4-weight" else "awq"
+def chosen_method(wanted: WeightOnlyTable, *, data: bool) -> str:
+    """What was asked for; without data, `auto` stands for `mse`."""
+    return "mse" if wanted.method == "auto" and not data else wanted.method
 
 
 def _macs(model: models.Model, observed: Observations) -> Mapping[str, int]:

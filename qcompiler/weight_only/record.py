@@ -58,12 +58,15 @@ def record_of(stored: Stored | None) -> dict[str, Any] | None:
     options, wanted = stored.options, stored.options.table
     weights = stored.weights.values()
     wide = 2 if options.half else 4
+    gptq = any(one.method.endswith("gptq") for one in weights)
     return {
         "precision": options.precision,
         "method": stored.method,
+        "methods": dict(Counter(one.method for one in weights)),
+        "judged": sorted({one.judged for one in weights if one.judged}),
         "block_size": wanted.block_size if options.precision == "int4-weight" else None,
-        "act_order": wanted.act_order if "gptq" in stored.method else None,
-        "damp": wanted.damp if "gptq" in stored.method else None,
+        "act_order": wanted.act_order if gptq else None,
+        "damp": wanted.damp if gptq else None,
         "storage": wanted.storage,
         "layers": [_layer(one) for one in weights],
         "restored": list(stored.restored),
@@ -92,6 +95,9 @@ def _layer(one: StoredWeight) -> dict[str, Any]:
         "method": one.method,
         "bytes": one.bytes,
         **{key: one.figures().get(key) for key in ("weight_db", "output_db", "gain_db")},
+        "judged": one.judged or None,
+        "rows": one.rows or None,
+        "shrink": None if one.shrink is None else round(one.shrink, 4),
         "why": one.layer.why,
     }
 

@@ -2,12 +2,13 @@
 
     rtn        nearest integers, whole range of each block
     mse        the range of each block that errs least over its weights
-    awq        the range of each block that errs least in the outputs; the scaling has been folded before
+    awq        the range of each block that errs least in the outputs, or the whole one; scaling was folded before
     gptq       integers chosen channel by channel, each making up for the errors of those before it
     awq+gptq   the scaling of the one, the rounding of the other
+    auto       of each layer, whichever of these errs least
 
-What a layer errs is judged by its own outputs: Σ |x·(Ŵ - W)|² / Σ |x·W|², over all rows of the data for gptq, over
-recorded ones for the others. Without data there is nothing but the weights to judge by.
+What a layer errs is judged by its own outputs: Σ |x·(Ŵ - W)|² / Σ |x·W|², over rows that nothing was fitted to (see
+`choice`). Without data there is nothing but the weights to judge by.
 """
 
 from __future__ import annotations
@@ -17,25 +18,20 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from qcompiler.ir import model as models
-from qcompiler.ir.signature import Feeds
 from qcompiler.numerics import blocks
-from qcompiler.numerics.blocks import Blocks
-from qcompiler.numerics.sqnr import decibel, sqnr_of
+from qcompiler.numerics.sqnr import decibel, gain_db, sqnr_of
 from qcompiler.statistics import hessian
-from qcompiler.statistics.rows import Rows
-from qcompiler.weight_only import awq, gptq, storable
+from qcompiler.weight_only import choice, storable
+from qcompiler.weight_only.choice import Kind
+from qcompiler.weight_only.evidence import Dealt, Evidence
 from qcompiler.weight_only.storable import StorableLayer
 from qcompiler.weight_only.stored import StoredWeight
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx_graphsurgeon as gs
     from numpy.typing import NDArray
-
-
-MOST_WORK = 2e11  # multiply-accumulates that a figure of one layer may take
 
 
 def methods(layers: Iterable[StorableLayer], method: str) -> dict[str, str]:
@@ -49,7 +45,23 @@ def watched(layers: Iterable[StorableLayer], method: str) -> dict[str, int]:
     """The activations that GPTQ needs a Hessian of, with their channels."""
     known = list(layers)
     chosen = methods(known, method)
-    return {one.activation: one.depth for one in known if chosen[one.node].endswith("gptq")}
+    return {one.activation: one.depth for one in known if Kind.GPTQ in offered(one, chosen[one.node])}
+
+
+def offered(layer: StorableLayer, method: str, *, clipped: bool = True) -> tuple[Kind, ...]:
+    """What a method may do to a layer, the simplest first.
+
+    Args:
+        layer: the layer.
+        method: its own, see `methods`.
+        clipped: whether AWQ may clip its weight.
+    """
+    if method == "auto":
+        fitted = (Kind.CLIP,) if clipped else ()
+        return (Kind.NEAREST, Kind.MSE, *fitted, *((Kind.GPTQ,) if layer.format == "int4" else ()))
+    if method == "awq":
+        return (Kind.NEAREST, Kind.CLIP) if clipped else (Kind.NEAREST,)
+    return {"rtn": (Kind.NEAREST,), "mse": (Kind.MSE,)}.get(method, (Kind.GPTQ,))
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,24 +73,26 @@ class Rounding:
         scaled: the one behind it; the same where nothing was scaled.
         layers: of `scaled`, with the names that activations have there.
         before: by node, the name of its activation in `normal`.
-        rows: recorded rows of the activations of `normal`, by name.
+        seen: rows of the activations of `normal`, by name; empty without data.
         scales: what activations of `normal` were divided by.
-        method: `rtn`, `mse`, `awq`, `gptq` or `awq+gptq`.
+        method: `rtn`, `mse`, `awq`, `gptq`, `awq+gptq` or `auto`.
         half: scales are numbers that FP16 holds exactly.
-        damp: of GPTQ, see `gptq.factor`.
+        damp: of GPTQ, see `gptq.factor`; None to choose by rows that nothing was fitted to how far Hessians are shrunk.
         act_order: likewise.
+        scoring: layers that give queries and keys, whose weights AWQ does not clip.
     """
 
     normal: models.Model
     scaled: models.Model
     layers: Sequence[StorableLayer]
     before: Mapping[str, str]
-    rows: Mapping[str, Rows]
+    seen: Mapping[str, Evidence]
     scales: Mapping[str, NDArray[np.float32]]
     method: str
     half: bool
-    damp: float = 0.01
+    damp: float | None = None
     act_order: bool = True
+    scoring: frozenset[str] = frozenset()
 
     @cached_property
     def _nodes(self) -> dict[str, gs.Node]:
@@ -92,68 +106,92 @@ class Rounding:
     def _methods(self) -> dict[str, str]:
         return methods(self.layers, self.method)
 
-    def round(
-        self, samples: Iterable[Feeds] | None, advance: Callable[[int], None] | None = None
-    ) -> Iterator[StoredWeight]:
+    def round(self, dealt: Dealt | None, advance: Callable[[int], None] | None = None) -> Iterator[StoredWeight]:
         """All layers, in an order that needs few Hessians at a time.
 
         Args:
-            samples: what GPTQ sums Hessians over; None without data, and then nothing is rounded by it.
+            dealt: what GPTQ sums Hessians over; None without data, and then nothing is rounded by it.
             advance: called with the number of runs of the model since the last call.
         """
         groups = dict(storable.by_activation(self.layers))
-        depths = watched(self.layers, self.method) if samples is not None else {}
+        depths = {} if dealt is None else watched(self.layers, self.method)
         for name in groups.keys() - depths.keys() if depths else ():
-            yield from self._group(groups.pop(name), None)
-        for part in hessian.hessians(self.scaled, depths, samples or (), advance=advance) if depths else ():
-            for name, found in part.items():
-                yield from self._group(groups.pop(name), found)
+            yield from self._group(groups.pop(name), ())
+        if dealt is not None and depths:
+            folds = dealt.folds
+            for part in hessian.hessians(self.scaled, depths, dealt.fitting, folds=folds, advance=advance):
+                for name, found in part.items():
+                    yield from self._group(groups.pop(name), found)
         for members in groups.values():
-            yield from self._group(members, None)
+            yield from self._group(members, ())
 
-    def _group(self, members: Sequence[StorableLayer], found: hessian.Hessian | None) -> Iterator[StoredWeight]:
+    def _group(self, members: Sequence[StorableLayer], found: tuple[hessian.Moments, ...]) -> Iterator[StoredWeight]:
+        """Layers that read one activation."""
         before = self.before[members[0].node]
-        rows, scales = self.rows.get(before), self.scales.get(before)
-        factors: dict[int | None, gptq.Factor] = {}
-        if rows is not None and scales is not None:
-            rows = Rows(rows.values / scales, rows.counts)
-        seen = found if found is not None else None if rows is None else hessian.of_rows(rows.values, rows.counts)
+        seen, scales = self.seen.get(before), self.scales.get(before)
+        behind = None if seen is None else seen.divided(scales)
+        kinds = {one.node: self._offered(one, behind, found) for one in members}
+        weights = {one.node: storable.matrix(self._nodes[one.node]) for one in members}
+        layers = {one.node: choice.Layer(weights[one.node], one.size, one.format) for one in members}
+        settings = choice.Settings(self.half, self.damp, self.act_order)
+        shrunk: dict[int | None, choice.Shrunk] = {}
+        for size in dict.fromkeys(one.size for one in members if Kind.GPTQ in kinds[one.node]):
+            assert behind is not None  # else GPTQ is not offered
+            alike = {one.node: layers[one.node] for one in members if one.size == size and Kind.GPTQ in kinds[one.node]}
+            shrunk[size] = choice.shrunk(alike, found, behind, settings)
         for one in members:
-            if self._methods[one.node].endswith("gptq") and found is not None and one.size not in factors:
-                factors[one.size] = gptq.factor(found, size=one.size, damp=self.damp, act_order=self.act_order)
-            yield self._one(one, factors.get(one.size), rows, seen, scales)
+            known = (shrunk[one.size], one.node) if Kind.GPTQ in kinds[one.node] else None
+            chosen = choice.choose(layers[one.node], kinds[one.node], behind, known, settings)
+            yield self._stored(one, chosen, seen, behind, scales is not None, found)
 
-    def _one(
+    def _offered(
+        self, layer: StorableLayer, seen: Evidence | None, found: tuple[hessian.Moments, ...]
+    ) -> tuple[Kind, ...]:
+        """What there is enough known for, at least one."""
+        kinds = offered(layer, self._methods[layer.node], clipped=layer.node not in self.scoring)
+        if seen is None:
+            kinds = kinds if kinds in ((Kind.NEAREST,), (Kind.MSE,)) else (Kind.MSE,)
+        elif not found:
+            kinds = tuple(one for one in kinds if one is not Kind.GPTQ)
+        return kinds or (Kind.MSE,)
+
+    def _stored(
         self,
         layer: StorableLayer,
-        found: gptq.Factor | None,
-        rows: Rows | None,
-        seen: hessian.Hessian | None,
-        scales: NDArray[np.float32] | None,
+        chosen: choice.Chosen,
+        seen: Evidence | None,
+        behind: Evidence | None,
+        scaled: bool,
+        found: tuple[hessian.Moments, ...],
     ) -> StoredWeight:
-        weight, method = storable.matrix(self._nodes[layer.node]), self._methods[layer.node]
-        stored = self._rounded(layer, weight, found, rows)
-        difference = blocks.dequantize(stored) - weight
-        alone = sqnr_of(weight, difference)
-        if seen is None or layer.depth**2 * layer.width > MOST_WORK:
-            return StoredWeight(layer, stored, method, alone, None, None)
-        output = decibel(hessian.error(weight, seen, difference), 0.0)
-        if method == "rtn":
-            return StoredWeight(layer, stored, method, alone, output, 0.0)
-        own = storable.matrix(self._floats[layer.node])
-        nearest = blocks.round_to_nearest(own, layer.size, layer.format, half=self.half)
-        undone = seen if scales is None else seen * np.outer(scales, scales)
-        plain = decibel(hessian.error(own, undone, blocks.dequantize(nearest) - own), 0.0)
-        return StoredWeight(layer, stored, method, alone, output, output - plain)
+        weight = storable.matrix(self._nodes[layer.node])
+        alone = sqnr_of(weight, blocks.dequantize(chosen.blocks) - weight)
+        method = self._named(layer, chosen.kind, scaled)
+        rows = sum(one.rows for one in found)
+        if seen is None or behind is None or chosen.error is None:
+            return StoredWeight(layer, chosen.blocks, method, alone, None, None, rows=rows)
+        gain = 0.0
+        if scaled or chosen.kind is not Kind.NEAREST:
+            own = choice.Layer(storable.matrix(self._floats[layer.node]), layer.size, layer.format)
+            plain = choice.error_of(own, Kind.NEAREST, seen, self.half)
+            gain = 0.0 if plain is None else gain_db(plain, chosen.error)
+        return StoredWeight(
+            layer,
+            chosen.blocks,
+            method,
+            alone,
+            decibel(chosen.error, 0.0),
+            gain,
+            judged=behind.how,
+            rows=rows,
+            shrink=chosen.shrink,
+        )
 
-    def _rounded(
-        self, layer: StorableLayer, weight: NDArray[np.float32], found: gptq.Factor | None, rows: Rows | None
-    ) -> Blocks:
-        size, format, method = layer.size, layer.format, self._methods[layer.node]
-        if method.endswith("gptq") and found is not None:
-            return gptq.gptq(weight, found, size=size, format=format, half=self.half)
-        if method == "awq" and rows is not None:
-            return awq.clip(weight, rows, size=size, format=format, half=self.half)
-        if method == "rtn":
-            return blocks.round_to_nearest(weight, size, format, half=self.half)
-        return blocks.clip_by_error(weight, size, format, half=self.half)
+    def _named(self, layer: StorableLayer, kind: Kind, scaled: bool) -> str:
+        """The method by which a layer was rounded, as users know it."""
+        method = self._methods[layer.node]
+        if method != "auto":
+            return method
+        if kind is Kind.GPTQ:
+            return "awq+gptq" if scaled else "gptq"
+        return "awq" if scaled or kind is Kind.CLIP else kind.value

@@ -17,9 +17,9 @@ from qcompiler.ir.signature import Feeds
 from qcompiler.passes.absorb import absorb
 from qcompiler.passes.base import Report
 from qcompiler.passes.channels.smooth_quant import SmoothQuant
-from qcompiler.statistics.rows import Rows
 from qcompiler.verification.equivalence import UNDONE, applied
 from qcompiler.weight_only import awq, storable
+from qcompiler.weight_only.evidence import Evidence
 from qcompiler.weight_only.storable import StorableLayer
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 WORTH_DB = 0.05  # a smaller gain is not worth an edit
-WORTH_DB_ELSE = 1.0  # with GPTQ, which finds such gains by itself, and in INT8, which errs little anyway
+WORTH_DB_ELSE = 1.0  # with GPTQ alone, which finds such gains by itself, and in INT8, which errs little anyway
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +37,7 @@ class Scaling:
     Attributes:
         model: with the scaling folded in; as given where nothing gains by it.
         scales: what each is divided by, [K].
-        gains: what that gains over rounding to nearest, in dB.
+        gains: what that gains over rounding to nearest on rows that nothing was fitted to, in dB.
         left: why the others were not.
         reports: of the passes that ran.
         errors: largest relative error of each behind the equivalence check, by its text form.
@@ -54,7 +54,7 @@ class Scaling:
 def scale(
     normal: models.Model,
     layers: Sequence[StorableLayer],
-    rows: Mapping[str, Rows],
+    seen: Mapping[str, Evidence],
     feeds: Sequence[Feeds],
     *,
     method: str,
@@ -65,9 +65,9 @@ def scale(
     Args:
         normal: normalised float model.
         layers: whose weights are stored.
-        rows: recorded rows of what they read.
+        seen: rows of what they read.
         feeds: samples that the check runs.
-        method: `awq` or `awq+gptq`: from which gain on scaling is worth it.
+        method: `awq`, `awq+gptq` or `auto`: from which gain on scaling is worth it.
         half: scales are numbers that FP16 holds exactly.
 
     Returns:
@@ -84,14 +84,14 @@ def scale(
             left[name] = f"no producer can absorb it: {fold.why}"
             continue
         chosen = awq.find_scales(
-            rows[name],
+            seen[name],
             [storable.matrix(nodes[one.node]) for one in few],
             size=few[0].size,
             format=few[0].format,
             classes=fold.classes,
             half=half,
         )
-        worth = WORTH_DB if method == "awq" and few[0].format == "int4" else WORTH_DB_ELSE
+        worth = WORTH_DB if method in ("awq", "auto") and few[0].format == "int4" else WORTH_DB_ELSE
         if chosen.gain_db < worth:
             left[name] = f"no scaling gains {worth:g} dB"
             continue

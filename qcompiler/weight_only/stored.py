@@ -22,6 +22,9 @@ class StoredWeight:
         weight_db: SQNR of the weight alone.
         output_db: SQNR of the layer's outputs with it; None where nothing was observed.
         gain_db: how much better that is than rounding to nearest, None likewise.
+        judged: on which rows the two were measured, a word of `evidence`; empty where nothing was observed.
+        rows: that GPTQ may be fitted to; 0 where it was not on offer.
+        shrink: how far GPTQ shrank the Hessian; None where it did not round the weight, or was told how to damp.
     """
 
     layer: StorableLayer
@@ -30,6 +33,9 @@ class StoredWeight:
     weight_db: float
     output_db: float | None
     gain_db: float | None
+    judged: str = ""
+    rows: int = 0
+    shrink: float | None = None
 
     @property
     def bytes(self) -> int:
@@ -48,7 +54,8 @@ class StoredWeight:
             return f"the weight reaches {self.weight_db:.1f} dB"
         known = self.method != "rtn" and self.gain_db is not None
         gain = f", {self.gain_db:+.1f} dB over rounding to nearest" if known else ""
-        return f"its outputs reach {self.output_db:.1f} dB{gain}"
+        judged = f" ({self.judged})" if self.judged else ""
+        return f"its outputs reach {self.output_db:.1f} dB{gain}{judged}"
 
     def figures(self) -> dict[str, float]:
         """What is known and finite, in dB to three digits."""
@@ -62,7 +69,7 @@ class Stored:
 
     Attributes:
         options: what was asked for.
-        method: how weights were rounded, after `auto` was settled.
+        method: how weights were rounded; `auto` where each layer has its own.
         weights: of the stored layers, by node, in graph order.
         refused: the other linear nodes.
         scaled: by activation, the gain in dB of the scaling that AWQ folded into its producer.

@@ -70,3 +70,12 @@ def test_onnx_runtimes_gptq_still_gives_the_same_whatever_the_hessian() -> None:
     weight = random.standard_normal((64, 32)).astype(np.float32)
     theirs = benchmark.implementations(32)["ONNX Runtime"]
     np.testing.assert_array_equal(theirs(weight, x.T @ x), theirs(weight, np.eye(64)))
+
+
+def test_the_error_is_that_of_the_outputs_relative_to_their_power() -> None:
+    rng = np.random.default_rng(3)
+    x, w = rng.standard_normal((50, 6)).astype(np.float32), rng.standard_normal((6, 4)).astype(np.float32)
+    gap = 0.1 * rng.standard_normal((6, 4)).astype(np.float32)
+    wanted = np.sum((x @ gap) ** 2) / np.sum((x @ w) ** 2)
+    assert benchmark.error(w, x.T @ x, gap) == pytest.approx(float(wanted), rel=1e-4)
+    assert benchmark.error(np.zeros_like(w), np.eye(6), gap) == 0.0

@@ -29,6 +29,14 @@ def test_the_line_has_form_method_bytes_and_the_worst_layer() -> None:
     assert weight_only.line(found()) == "none"
 
 
+def test_methods_that_were_chosen_are_counted_and_the_figure_says_where_it_was_measured() -> None:
+    told = found(layer("up", judged="held out"), method="auto", methods={"gptq": 3, "rtn": 1})
+    text = weight_only.line(told)
+    assert ", by auto (gptq 3, rtn 1): " in text
+    assert text.endswith("up errs most, 25.5 dB (held out)")
+    assert "held out" in weight_only.weight_only(told)
+
+
 def test_without_data_the_weight_s_own_error_stands_in() -> None:
     text = weight_only.line(
         found(layer("a", output_db=None, weight_db=18.0), layer("b", output_db=None, weight_db=17.0))

@@ -13,6 +13,7 @@ import pytest
 from qcompiler.errors import DataError
 from qcompiler.ir import model as models
 from qcompiler.runtime.session import Session
+from qcompiler.runtime.stream import Part
 from qcompiler.statistics import hessian
 from tests.kit.rewrite import model
 
@@ -65,8 +66,9 @@ def exact(network: models.Model, samples: list[Feeds]) -> dict[str, NDArray[np.f
     return sums
 
 
-def joined(found: Iterator[dict[str, NDArray[np.float64]]]) -> dict[str, NDArray[np.float64]]:
-    return {name: one for part in found for name, one in part.items()}
+def joined(found: Iterator[dict[str, tuple[hessian.Moments, ...]]]) -> dict[str, NDArray[np.float64]]:
+    """Of all folds together."""
+    return {name: sum(folds[1:], folds[0]).hessian for part in found for name, folds in part.items()}
 
 
 @pytest.mark.parametrize("budget", [0, 8 * (12 * 12 + 20 * 20), hessian.BUDGET], ids=["one", "two", "all at a time"])
@@ -116,17 +118,75 @@ def test_a_sample_that_does_not_fit_is_named(network: models.Model) -> None:
         joined(hessian.hessians(network, {"h": 20}, [{"x": np.ones((1, 4, 11), np.float32)}]))
 
 
-def test_recorded_rows_count_as_often_as_they_stand_for() -> None:
-    rng = np.random.default_rng(2)
-    rows, counts = rng.standard_normal((9, 6)).astype(np.float32), rng.integers(1, 5, 9).astype(np.float32)
-    repeated = np.repeat(rows, counts.astype(int), axis=0).astype(np.float64)
-    np.testing.assert_allclose(hessian.of_rows(rows, counts), repeated.T @ repeated, rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("folds", [hessian.Folds(2), hessian.Folds(3), hessian.Folds(2, by_rows=True)])
+def test_folds_are_parts_of_the_whole(folds: hessian.Folds, network: models.Model) -> None:
+    whole = joined(hessian.hessians(network, DEPTHS, feeds()))
+    (found,) = hessian.hessians(network, DEPTHS, feeds(), folds=folds)
+    for name, parts in found.items():
+        assert len(parts) == folds.count
+        assert all(part.rows > 0 for part in parts)
+        assert sum(part.rows for part in parts) == sum(one["x"].shape[0] * one["x"].shape[1] for one in feeds())
+        together = sum(parts[1:], parts[0]).hessian
+        np.testing.assert_allclose(together, whole[name], rtol=1e-4, atol=1e-5 * np.abs(whole[name]).max())
 
 
-def test_the_error_is_that_of_the_outputs_relative_to_their_power() -> None:
-    rng = np.random.default_rng(3)
-    x, w = rng.standard_normal((50, 6)).astype(np.float32), rng.standard_normal((6, 4)).astype(np.float32)
-    gap = 0.1 * rng.standard_normal((6, 4)).astype(np.float32)
-    wanted = np.sum((x @ gap) ** 2) / np.sum((x @ w) ** 2)
-    assert hessian.error(w, hessian.of_rows(x, np.ones(50, np.float32)), gap) == pytest.approx(float(wanted), rel=1e-4)
-    assert hessian.error(np.zeros_like(w), np.eye(6), gap) == 0.0
+def test_a_sample_is_in_one_fold_only(network: models.Model) -> None:
+    (found,) = hessian.hessians(network, {"h": 20}, feeds(), folds=hessian.Folds(2))
+    for fold, part in enumerate(found["h"]):
+        np.testing.assert_allclose(part.hessian, exact(network, feeds()[fold::2])["h"], rtol=1e-5, atol=1e-3)
+
+
+def test_folds_count_in_the_budget() -> None:
+    assert hessian.batches({"a": 1, "b": 2}, 8 * 5) == [["a", "b"]]
+    assert hessian.batches({"a": 1, "b": 2}, 8 * 5, folds=2) == [["a"], ["b"]]
+
+
+def test_padding_is_no_row(network: models.Model) -> None:
+    x = np.random.default_rng(4).standard_normal((2, 9, 12)).astype(np.float32)
+    mask = np.ones((2, 9), np.int64)
+    mask[1, 4:] = 0
+    seen = hessian.Hessians({"x": 12})
+    seen.update(Part(0, {"x": x, "attention_mask": mask}, {"x": x}, last=True))
+    kept = x[mask == 1].astype(np.float64)
+    assert seen.moments("x").rows == len(kept) == 13
+    np.testing.assert_allclose(seen.moments("x").hessian, kept.T @ kept, rtol=1e-5)
+
+
+def moments(x: NDArray[Any], each: int) -> hessian.Moments:
+    """Of rows [n, K] that come in samples of some rows."""
+    seen = hessian.Hessians({"x": x.shape[1]})
+    for index, start in enumerate(range(0, len(x), each)):
+        part = x[None, start : start + each].astype(np.float32)
+        seen.update(Part(index, {}, {"x": part}, last=True))
+    return seen.moments("x")
+
+
+def test_what_is_all_chance_is_shrunk_away_and_what_is_sure_stays() -> None:
+    rng = np.random.default_rng(5)
+    mix = rng.standard_normal((16, 64))
+    white, mixed = rng.standard_normal((4096, 64)), rng.standard_normal((4096, 16)) @ mix
+    assert moments(white, 8).shrinkage > 0.95
+    shares = [moments(mixed[:rows], 8).shrinkage for rows in (16, 64, 256, 4096)]
+    assert shares == sorted(shares, reverse=True)
+    assert shares[0] > 0.3
+    assert shares[-1] < 0.01
+
+
+def test_rows_of_a_sample_that_are_all_alike_count_as_one() -> None:
+    rng = np.random.default_rng(6)
+    few = rng.standard_normal((32, 16)) @ rng.standard_normal((16, 64))
+    assert moments(np.repeat(few, 8, axis=0), 8).shrinkage == pytest.approx(moments(few, 1).shrinkage, rel=1e-3)
+
+
+def test_samples_of_many_lengths_that_agree_leave_nothing_to_chance() -> None:
+    row = np.random.default_rng(7).standard_normal(8).astype(np.float32)
+    seen = hessian.Hessians({"x": 8})
+    for index, length in enumerate((3, 50, 7, 20)):
+        seen.update(Part(index, {}, {"x": np.tile(row, (1, length, 1))}, last=True))
+    assert seen.moments("x").shrinkage == pytest.approx(0.0, abs=1e-5)
+
+
+def test_of_a_single_piece_only_the_number_of_rows_is_known() -> None:
+    x = np.random.default_rng(8).standard_normal((24, 8))
+    assert moments(x, 24).shrinkage == pytest.approx(8 / (8 + 24))
+    assert hessian.Hessians({"x": 8}).moments("x").shrinkage == 1.0

@@ -7,6 +7,7 @@ import onnx_graphsurgeon as gs
 import pytest
 
 from qcompiler.ir import model as models
+from qcompiler.runtime.stream import Part
 from qcompiler.statistics import rows as recorded
 
 
@@ -54,3 +55,11 @@ def test_memory_is_bounded_however_many_channels(monkeypatch: pytest.MonkeyPatch
 
 def test_nothing_is_recorded_without_feeds() -> None:
     assert recorded.record_rows(_identity(4), {"y": -1}, []) == {}
+
+
+def test_padding_is_no_row() -> None:
+    x = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    mask = np.array([[1, 1, 0], [1, 0, 0]])
+    recorder = recorded.Recorder({"x": -1}, 4, 1)
+    recorder.update(Part(0, {"x": x, "attention_mask": mask}, {"x": x}, last=True))
+    np.testing.assert_array_equal(recorder.rows()["x"].values, x[mask == 1])

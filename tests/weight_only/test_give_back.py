@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import onnx
@@ -55,6 +56,14 @@ def test_layers_that_err_most_go_back_to_float_until_a_gate_is_met(decoder: Path
         assert "one of the layers that err most: its outputs reach" in decision.why
     stored = {node.name for node in result.model.graph.nodes if node.op == "DequantizeLinear"}
     assert len(stored) == len(kept)
+
+
+def test_what_only_the_weight_says_goes_last() -> None:
+    base = stored(**{f"L{number}": 30.0 + number for number in range(20)})
+    blind = dataclasses.replace(base.weights["L7"], output_db=None, weight_db=5.0)
+    found = give_back(dataclasses.replace(base, weights={**base.weights, "L7": blind}), 0.0)
+    assert found is not None
+    assert set(found.restored) == {"L0"}
 
 
 def test_a_gate_out_of_reach_says_what_to_try(decoder: Path, tmp_path: Path) -> None:

@@ -101,13 +101,15 @@ def test_each_method_errs_as_its_place_says(quantize: Quantize) -> None:
     found = {method: quantize("int4-weight", method=method, block_size=32) for method in METHODS}
     errors = {method: sqnr(result) for method, result in found.items()}
     assert errors["rtn"] > 10
-    assert errors["gptq"] > errors["rtn"] + 1.5
+    assert errors["gptq"] > errors["rtn"]  # five samples of 32 tokens that are nearly white: there is little to gain
     assert errors["awq"] > errors["rtn"] + 3  # of outlier channels, of which this model has three
-    assert errors["awq+gptq"] > errors["awq"] + 2
+    assert errors["awq+gptq"] > errors["awq"] + 0.5
+    assert sqnr(quantize("int4-weight", block_size=32)) > errors["awq+gptq"] - 0.1
     gains = {method: result.manifest["weight_only"]["gain_db"] for method, result in found.items()}
     assert gains["rtn"] == 0.0
     assert gains["awq"] > 3
-    assert gains["awq+gptq"] > gains["awq"] + 2
+    assert gains["awq+gptq"] > gains["awq"] + 0.3
+    assert gains["awq+gptq"] == pytest.approx(errors["awq+gptq"] - errors["rtn"], abs=1.5)  # what is said is true
     assert sqnr(quantize("int8-weight", method="awq", block_size=32)) > errors["awq+gptq"] + 10
 
 
@@ -159,7 +161,8 @@ def test_siblings_share_a_factor(quantize: Quantize, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(gptq, "factor", counted)
     quantize("int4-weight", method="gptq", block_size=32, damp=0.02)
-    assert made == [32] * 5  # q, k and v; o; gate and up; down; the logits
+    groups = 5  # q, k and v; o; gate and up; down; the logits
+    assert made == [32] * groups * (2 + 1)  # each for both folds, and for all rows
 
 
 def test_awq_scales_what_a_producer_can_absorb_and_says_why_not(quantize: Quantize) -> None:
@@ -201,8 +204,14 @@ def test_options_reach_the_numbers(quantize: Quantize) -> None:
 
 
 def test_the_default_is_the_best_that_the_data_allows(quantize: Quantize) -> None:
-    assert quantize("int4-weight").manifest["weight_only"]["method"] == "awq+gptq"
-    assert quantize("int8-weight").manifest["weight_only"]["method"] == "awq"
+    found = quantize("int4-weight", block_size=32)
+    told = found.manifest["weight_only"]
+    assert told["method"] == "auto"
+    assert sum(told["methods"].values()) == len(PRODUCTS)
+    others = {method: rows(quantize("int4-weight", method=method, block_size=32)) for method in METHODS[:2]}
+    for name, one in rows(found).items():
+        assert one["output_db"] >= max(other[name]["output_db"] for other in others.values()) - 0.1
+    assert quantize("int8-weight").manifest["weight_only"]["method"] == "auto"
     assert quantize("int4-weight", data=False).manifest["weight_only"]["method"] == "mse"
 
 
@@ -310,7 +319,7 @@ def test_progress_counts_runs_of_the_data_and_layers(tmp_path: Path) -> None:
             yield Stage(name, total)
 
         def warn(self, text: str) -> None:
-            raise AssertionError(text)
+            assert "weights are rounded with few rows of data" in text or "the result is" in text
 
     recipe = Recipe(
         target="onnxruntime", precision="int4-weight", weight_only=WeightOnlyTable(method="gptq", block_size=32)
@@ -318,7 +327,8 @@ def test_progress_counts_runs_of_the_data_and_layers(tmp_path: Path) -> None:
     compile.quantize(
         tmp_path / "glu.onnx", data=FEEDS, recipe=recipe, output=tmp_path / "out.onnx", progress=cast(Any, Shown())
     )
-    assert seen["weight_only"] == [len(PRODUCTS) + len(FEEDS)] * 2
+    fitted = len(FEEDS) - 1  # the others judge
+    assert seen["weight_only"] == [len(PRODUCTS) + fitted] * 2
 
 
 @pytest.mark.parametrize("precision", ["int4-weight", "int8-weight"])
@@ -329,7 +339,7 @@ def test_the_room_gives_another_model_and_leaves_the_one_it_was_given(precision:
     work = methods.work_of(loaded, options, feeds=len(FEEDS))
     assert [one.node for one in work.layers] == PRODUCTS[:-1]
     assert {one.node: one.rule for one in work.refused}["LOGITS"] == "kept"
-    assert work.method == ("awq+gptq" if precision == "int4-weight" else "awq")
+    assert work.method == "auto"
     assert work.steps == len(work.layers) + (len(FEEDS) if precision == "int4-weight" else 0)
     source = open_source(FEEDS, {"ids": (np.dtype(np.int64), ("batch", "length"))})
     steps: list[float] = []

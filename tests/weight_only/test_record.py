@@ -77,7 +77,19 @@ def test_the_record_adds_up_and_is_plain() -> None:
 def test_options_of_a_method_are_told_where_it_is_used() -> None:
     base = given()
     options = dataclasses.replace(base.options, precision="int4-weight")
-    found = record_of(dataclasses.replace(base, options=options, method="awq+gptq"))
+    weights = {name: dataclasses.replace(one, method="awq+gptq", shrink=0.1) for name, one in base.weights.items()}
+    found = record_of(dataclasses.replace(base, options=options, method="auto", weights=weights))
     assert found is not None
     assert found["block_size"] == options.table.block_size
     assert (found["damp"], found["act_order"]) == (options.table.damp, options.table.act_order)
+    assert found["methods"] == {"awq+gptq": 2}
+    assert found["layers"][0]["shrink"] == 0.1
+
+
+def test_the_record_says_on_which_rows_its_figures_were_measured() -> None:
+    base = given()
+    weights = {name: dataclasses.replace(one, judged="held out", rows=96) for name, one in base.weights.items()}
+    found = record_of(dataclasses.replace(base, weights=weights))
+    assert found is not None
+    assert found["judged"] == ["held out"]
+    assert [(one["judged"], one["rows"]) for one in found["layers"]] == [("held out", 96)] * 2

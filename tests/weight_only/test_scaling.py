@@ -10,11 +10,12 @@ import pytest
 from qcompiler.ir import model as models
 from qcompiler.passes.channels.smooth_quant import SmoothQuant
 from qcompiler.runtime.session import Session
-from qcompiler.statistics.rows import Rows
 from qcompiler.verification.equivalence import UNDONE, differences
+from qcompiler.weight_only.evidence import Evidence
 from qcompiler.weight_only.scaling import scale
 from qcompiler.weight_only.storable import StorableLayer
 from tests.kit.rewrite import content, doubling, model, to_graph
+from tests.kit.weight_only.correlated import crossed
 
 RNG = np.random.default_rng(1)
 WEIGHTS: dict[str, Any] = {
@@ -36,10 +37,10 @@ def layers(format: Any = "int4", activation: str = "t") -> list[StorableLayer]:
     return [StorableLayer(name, "MatMul", activation, 64, 32, format, 32) for name in ("Y", "Z")]
 
 
-def recorded(loaded: models.Model, name: str = "t") -> dict[str, Rows]:
+def recorded(loaded: models.Model, name: str = "t") -> dict[str, Evidence]:
     session = Session(loaded.graph, outputs=[name])
     values = np.concatenate([session.run(feed)[name] for feed in FEEDS])
-    return {name: Rows(values, np.ones(len(values), np.float32))}
+    return {name: crossed(values)}
 
 
 def outputs(loaded: models.Model) -> dict[str, list[Any]]:
@@ -84,7 +85,7 @@ def test_a_small_gain_is_not_worth_an_edit_where_others_find_it_too(method: str,
 def test_an_input_of_the_model_cannot_be_divided() -> None:
     graph = to_graph(model(("MatMul", "x a", "y"), inputs={"x": (16, 64)}, weights={"a": WEIGHTS["a"]}))
     loaded = models.Model(graph, {}, None, 8)
-    rows = {"x": Rows(np.concatenate([one["x"] for one in FEEDS]), np.ones(64, np.float32))}
-    found = scale(loaded, layers(activation="x")[:1], rows, FEEDS, method="awq", half=True)
+    seen = {"x": crossed(np.concatenate([one["x"] for one in FEEDS]))}
+    found = scale(loaded, layers(activation="x")[:1], seen, FEEDS, method="awq", half=True)
     assert found.left["x"].startswith("no producer can absorb it: ")
     assert found.model is loaded

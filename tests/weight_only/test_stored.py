@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -48,6 +49,8 @@ def test_without_outputs_the_weight_alone_is_what_is_known() -> None:
 def test_the_gain_is_told_where_there_is_one_to_tell() -> None:
     assert weight("int4", 32).errs() == "its outputs reach 30.0 dB, +2.0 dB over rounding to nearest"
     assert weight("int4", 32, gain_db=None).errs() == "its outputs reach 30.0 dB"
+    judged = dataclasses.replace(weight("int4", 32), judged="in sample")
+    assert judged.errs() == "its outputs reach 30.0 dB, +2.0 dB over rounding to nearest (in sample)"
 
 
 def test_figures_are_finite_and_short() -> None:

@@ -6,7 +6,7 @@ from qcompiler.compiler.base import Compilation, Done, checked, stage, tell_undo
 from qcompiler.compiler.subject import Subject
 from qcompiler.ir import model as models
 from qcompiler.runtime.memory import return_freed_memory
-from qcompiler.weight_only import methods
+from qcompiler.weight_only import few_rows, methods
 from qcompiler.weight_only.storable import WeightOnlyOptions
 
 
@@ -33,10 +33,13 @@ def weight_only(
             "no --data: weights are rounded by themselves, and nothing compares the result with the float model; "
             "with data, --weight-only-method gptq errs less"
         )
-    work = methods.work_of(subject.model, options, feeds=None if subject.samples is None else subject.seen.feeds)
+    fitting = None if subject.parts is None else subject.parts.calibrate
+    work = methods.work_of(subject.model, options, feeds=None if subject.parts is None else subject.parts.samples[0])
     with run.working(work.steps or 1) as advance:
-        done = methods.round_weights(subject.model, work, subject.samples, subject.seen, advance)
+        done = methods.round_weights(subject.model, work, fitting, subject.seen, advance)
     tell_undone(run, done.reports, strict=strict)
+    for text in few_rows.warnings(done.stored):
+        run.warn(text)
     models.forget_pages(subject.model)
     return_freed_memory()
     return Done(

@@ -32,6 +32,17 @@ def test_without_data_the_user_is_told(tmp_path: Path) -> None:
     assert "no --data" in standing.run.warnings[0]
 
 
+def test_few_rows_are_told_with_layers_and_counts(tmp_path: Path) -> None:
+    table = WeightOnlyTable(method="gptq", block_size=32)
+    standing = before("weight_only", prepared(tmp_path, "transformer"), precision="int4-weight", weight_only=table)
+    after = standing.run(weight_only, standing.subject, standing.asked.weight_only)
+    assert after.stored is not None
+    (text,) = standing.run.warnings
+    assert "less than 8 for each input channel" in text
+    fewest = min(after.stored.weights.values(), key=lambda one: one.rows / one.layer.depth)
+    assert f"{fewest.rows} rows for {fewest.layer.depth} channels" in text
+
+
 def test_other_precisions_have_nothing_to_do(tmp_path: Path) -> None:
     standing = before("weight_only", prepared(tmp_path, "transformer"))
     assert standing.run(weight_only, standing.subject, standing.asked.weight_only) is standing.subject

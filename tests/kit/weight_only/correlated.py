@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from qcompiler.statistics.rows import Rows
+from qcompiler.weight_only.evidence import CROSS_FITTED, HELD_OUT, Evidence, Trial
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -28,3 +29,14 @@ def weight(seed: int = 1) -> Array:
 
 def rows(x: Array) -> Rows:
     return Rows(x, np.ones(len(x), np.float32))
+
+
+def held(fitted: Array, judge: Array) -> Evidence:
+    """Rows to fit to, and others that judge."""
+    return Evidence(rows(fitted), (Trial(rows(fitted), rows(judge)),), HELD_OUT)
+
+
+def crossed(x: Array) -> Evidence:
+    """Two halves that judge each other."""
+    one, two = rows(x[: len(x) // 2]), rows(x[len(x) // 2 :])
+    return Evidence(rows(x), (Trial(two, one), Trial(one, two)), CROSS_FITTED)
