@@ -20,7 +20,7 @@ import numpy as np
 from qcompiler.data.batches import samples_of
 from qcompiler.data.samples import fingerprint
 from qcompiler.ir import model as models
-from qcompiler.ir.signature import Feeds, inputs_of
+from qcompiler.ir.signature import Feeds
 from qcompiler.statistics.hessian import ONE_FOLD, Folds
 from qcompiler.statistics.rows import Rows, record_rows
 
@@ -88,18 +88,17 @@ class Dealt:
         return HELD_OUT if self.held else IN_SAMPLE if self.folds.by_rows else CROSS_FITTED
 
 
-def deal(model: models.Model, source: Iterable[Feeds], observed: Observations) -> Dealt:
+def deal(source: Iterable[Feeds], observed: Observations) -> Dealt:
     """The samples of the part that calibrates, in folds where nothing is held out.
 
     Args:
-        model: the float model.
         source: the part that calibrates; read once more where nothing is held out.
         observed: what was kept and held of the data.
     """
     if observed.held:
         return Dealt(source, ONE_FOLD, observed.kept, observed.held)
-    inputs, feeds = inputs_of(model.graph), list(source)
-    single = {fingerprint(one): one for feed in feeds for one in samples_of(feed, inputs)}
+    feeds = list(source)
+    single = {fingerprint(one): one for feed in feeds for one in samples_of(feed, observed.axes)}
     whole = single if len(single) <= len(observed.kept) else {fingerprint(feed): feed for feed in feeds}
     if len(whole) == 1:
         whole = single

@@ -154,7 +154,7 @@ def round_weights(
         advance: called with the number of steps done since the last call.
     """
     options = work.options
-    dealt = None if samples is None else evidence.deal(normal, samples, observed)
+    dealt = None if samples is None else evidence.deal(samples, observed)
     seen = {} if dealt is None else evidence.evidence(normal, {one.activation: -1 for one in work.layers}, dealt)
     scaling = Scaling(normal)
     if seen and ("awq" in work.method or work.method == "auto"):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from qcompiler.data.batches import BatchAxes
 from qcompiler.ir import model as models
 from qcompiler.ir.signature import Feeds
 from qcompiler.statistics.observe import Observations
 from qcompiler.weight_only.evidence import CROSS_FITTED, HELD_OUT, IN_SAMPLE, Evidence, deal, evidence
 from tests.kit.rewrite import model, to_graph
 
+BATCH = BatchAxes({"x": 0}, "told")
 SAMPLES: list[Feeds] = [{"x": np.full((1, 4, 8), number, np.float32)} for number in range(12)]
 
 
@@ -20,8 +22,8 @@ def network() -> models.Model:
 
 
 def of(source: list[Feeds], kept: list[Feeds], held: list[Feeds]) -> Evidence:
-    observed = Observations(kept=tuple(kept), held=tuple(held), feeds=len(source))
-    return evidence(network(), {"y": -1}, deal(network(), source, observed))["y"]
+    observed = Observations(axes=BATCH, kept=tuple(kept), held=tuple(held), feeds=len(source))
+    return evidence(network(), {"y": -1}, deal(source, observed))["y"]
 
 
 def numbers(values: object) -> set[float]:
@@ -57,7 +59,7 @@ def test_neither_order_nor_batches_change_the_halves() -> None:
 
 def test_many_samples_in_few_feeds_are_dealt_by_feed() -> None:
     batches = [{"x": np.concatenate([one["x"] for one in SAMPLES[at : at + 4]])} for at in (0, 4, 8)]
-    dealt = deal(network(), batches, Observations(kept=tuple(SAMPLES[:2]), feeds=3))
+    dealt = deal(batches, Observations(axes=BATCH, kept=tuple(SAMPLES[:2]), feeds=3))
     assert sorted(len(feed["x"]) for feed in dealt.fitting) == [4, 4, 4]
     assert dealt.how == CROSS_FITTED
 
@@ -87,5 +89,5 @@ def test_scales_divide_all_rows() -> None:
 
 @pytest.mark.parametrize("held", [[], SAMPLES[8:]])
 def test_what_no_sample_reaches_is_not_there(held: list[Feeds]) -> None:
-    observed = Observations(kept=tuple(SAMPLES[:8]), held=tuple(held), feeds=8)
-    assert evidence(network(), {}, deal(network(), SAMPLES[:8], observed)) == {}
+    observed = Observations(axes=BATCH, kept=tuple(SAMPLES[:8]), held=tuple(held), feeds=8)
+    assert evidence(network(), {}, deal(SAMPLES[:8], observed)) == {}

@@ -108,7 +108,7 @@ def test_white_rows_gain_nothing_by_gptq_and_nothing_is_claimed() -> None:
 
 
 def test_where_nothing_is_held_out_folds_judge_each_other() -> None:
-    source = deal(rounding("gptq").normal, INPUTS, Observations(kept=tuple(INPUTS), feeds=len(INPUTS)))
+    source = deal(INPUTS, Observations(kept=tuple(INPUTS), feeds=len(INPUTS)))
     seen = evidence(rounding("gptq").normal, {"x": -1, "r": -1}, source)
     for one in rounding("auto", seen=seen).round(source):
         assert one.judged == CROSS_FITTED
