@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from qcompiler.numerics.blocks import Blocks, Format
     from qcompiler.statistics.rows import Rows
-    from qcompiler.weight_only.evidence import Evidence
+    from qcompiler.weight_only.row_trials import RowTrials
 
 
 RATIOS = tuple(step / 20 for step in range(1, 20))
@@ -51,7 +51,7 @@ class Scales:
 
 
 def find_scales(
-    seen: Evidence,
+    seen: RowTrials,
     weights: Sequence[NDArray[Any]],
     *,
     size: int | None,

@@ -1,7 +1,7 @@
 """The choice among ways to round one weight, by rows that nothing was fitted to.
 
 A weight of K input channels is fitted to rows of its inputs; the fewer there are, the better the fit and the less it
-means. So each way is fitted to some rows and judged by others (`evidence`), on at most 256 outputs of the layer, at
+means. So each way is fitted to some rows and judged by others (`row_trials`), on at most 256 outputs of the layer, at
 even distances: outputs are rounded independently of each other, so the rest can wait until it is known how.
 
 How far GPTQ shrinks its Hessian is chosen likewise, once for all layers that read an activation, among
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from qcompiler.numerics.blocks import Blocks, Format
     from qcompiler.statistics.hessian import Moments
     from qcompiler.statistics.rows import Rows
-    from qcompiler.weight_only.evidence import Evidence
+    from qcompiler.weight_only.row_trials import RowTrials
 
     Floats = NDArray[np.float32]
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 SHRINKAGES: tuple[Callable[[float], float], ...] = (lambda share: share, math.sqrt, lambda share: 1.0)
 
 
-class Kind(Enum):
+class Way(Enum):
     """A way to round a weight."""
 
     NEAREST = "rtn"
@@ -88,19 +88,19 @@ class Layer:
 
 
 @dataclass(frozen=True, eq=False)
-class Chosen:
+class Choice:
     """What came out for a layer.
 
     Attributes:
         blocks: the integers and their scales.
-        kind: how they were rounded.
+        way: how they were rounded.
         error: noise-to-signal power of the outputs in the trials, estimated from some of the outputs; None without
             rows, or where the outputs are zero.
         shrink: how far GPTQ shrank the Hessian; None where it did not round the weight, or was told how to damp.
     """
 
     blocks: Blocks
-    kind: Kind
+    way: Way
     error: float | None
     shrink: float | None = None
 
@@ -120,7 +120,7 @@ class Shrunk:
     errors: Mapping[str, float | None]
 
 
-def shrunk(layers: Mapping[str, Layer], moments: Sequence[Moments], seen: Evidence, settings: Settings) -> Shrunk:
+def shrunk(layers: Mapping[str, Layer], moments: Sequence[Moments], seen: RowTrials, settings: Settings) -> Shrunk:
     """The shrinkage with which the layers that read an activation err least, all of one block size.
 
     Args:
@@ -157,45 +157,45 @@ def shrunk(layers: Mapping[str, Layer], moments: Sequence[Moments], seen: Eviden
 
 
 def choose(
-    layer: Layer, kinds: Sequence[Kind], seen: Evidence | None, known: tuple[Shrunk, str] | None, settings: Settings
-) -> Chosen:
+    layer: Layer, ways: Sequence[Way], seen: RowTrials | None, known: tuple[Shrunk, str] | None, settings: Settings
+) -> Choice:
     """Rounds a weight the way that errs least in the trials, fitted to all rows that may be fitted to.
 
     Args:
         layer: the weight.
-        kinds: the ways to choose among, the simplest first: it wins where two err alike.
-        seen: rows of what the layer reads; None without data, and then there is one kind, which needs none.
+        ways: the ways to choose among, the simplest first: it wins where two err alike.
+        seen: rows of what the layer reads; None without data, and then there is one way, which needs none.
         known: what `shrunk` found for the activation, and the name of the layer there; None where GPTQ is not in
-            `kinds`.
+            `ways`.
         settings: what is asked for.
     """
-    errors: dict[Kind, float | None] = {}
-    for kind in kinds:
-        if kind is Kind.GPTQ and known is not None:
-            errors[kind] = known[0].errors[known[1]]
+    errors: dict[Way, float | None] = {}
+    for way in ways:
+        if way is Way.GPTQ and known is not None:
+            errors[way] = known[0].errors[known[1]]
         elif seen is not None:
-            errors[kind] = error_of(layer, kind, seen, settings.half)
-    kind = min(kinds, key=lambda one: math.inf if errors.get(one) is None else errors[one] or 0.0)
-    if kind is Kind.GPTQ and known is not None:
+            errors[way] = error_of(layer, way, seen, settings.half)
+    way = min(ways, key=lambda one: math.inf if errors.get(one) is None else errors[one] or 0.0)
+    if way is Way.GPTQ and known is not None:
         stored = gptq.gptq(layer.weight, known[0].factor, size=layer.size, format=layer.format, half=settings.half)
-        return Chosen(stored, kind, errors.get(kind), known[0].shrink)
+        return Choice(stored, way, errors.get(way), known[0].shrink)
     rows = None if seen is None else seen.rows
-    return Chosen(_rounded(layer, kind, rows, settings.half), kind, errors.get(kind))
+    return Choice(_rounded(layer, way, rows, settings.half), way, errors.get(way))
 
 
-def error_of(layer: Layer, kind: Kind, seen: Evidence, half: bool) -> float | None:
-    """Noise-to-signal power of a layer's outputs in the trials, for any kind but GPTQ; None where they are zero.
+def error_of(layer: Layer, way: Way, seen: RowTrials, half: bool) -> float | None:
+    """Noise-to-signal power of a layer's outputs in the trials, for any way but GPTQ; None where they are zero.
 
     Args:
         layer: the weight.
-        kind: how it is rounded.
+        way: how it is rounded.
         seen: rows of what it reads.
         half: scales are numbers that FP16 holds exactly.
     """
     thin, powers = layer.thin(), np.zeros(2)
-    fixed = None if kind is Kind.CLIP else _rounded(thin, kind, None, half)
+    fixed = None if way is Way.CLIP else _rounded(thin, way, None, half)
     for trial in seen.trials:
-        powers += _powers(thin.weight, fixed or _rounded(thin, kind, trial.fitted, half), trial.judge)
+        powers += _powers(thin.weight, fixed or _rounded(thin, way, trial.fitted, half), trial.judge)
     return _ratio(*powers)
 
 
@@ -207,10 +207,10 @@ def _fits(moments: Sequence[Moments], total: Moments, trials: int) -> list[Momen
     return [sum(some[1:], some[0]) for some in others]
 
 
-def _rounded(layer: Layer, kind: Kind, rows: Rows | None, half: bool) -> Blocks:
-    if kind is Kind.CLIP and rows is not None:
+def _rounded(layer: Layer, way: Way, rows: Rows | None, half: bool) -> Blocks:
+    if way is Way.CLIP and rows is not None:
         return awq.clip(layer.weight, rows, size=layer.size, format=layer.format, half=half)
-    if kind is Kind.NEAREST:
+    if way is Way.NEAREST:
         return blocks.round_to_nearest(layer.weight, layer.size, layer.format, half=half)
     return blocks.clip_by_error(layer.weight, layer.size, layer.format, half=half)
 

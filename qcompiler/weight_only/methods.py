@@ -16,7 +16,7 @@ from qcompiler.recipe.tables import WeightOnlyTable
 from qcompiler.runtime.work import count_macs
 from qcompiler.statistics import hessian
 from qcompiler.target import DType, Target
-from qcompiler.weight_only import evidence, storable
+from qcompiler.weight_only import row_trials, storable
 from qcompiler.weight_only.rounding import Rounding, watched
 from qcompiler.weight_only.scaling import Scaling, scale
 from qcompiler.weight_only.scores import scoring
@@ -154,8 +154,8 @@ def round_weights(
         advance: called with the number of steps done since the last call.
     """
     options = work.options
-    dealt = None if samples is None else evidence.deal(samples, observed)
-    seen = {} if dealt is None else evidence.evidence(normal, {one.activation: -1 for one in work.layers}, dealt)
+    dealt = None if samples is None else row_trials.deal(samples, observed)
+    seen = {} if dealt is None else row_trials.record(normal, {one.activation: -1 for one in work.layers}, dealt)
     scaling = Scaling(normal)
     if seen and ("awq" in work.method or work.method == "auto"):
         scaling = scale(normal, work.layers, seen, observed.kept, method=work.method, half=options.half)

@@ -23,8 +23,8 @@ from qcompiler.numerics import blocks
 from qcompiler.numerics.sqnr import decibel, gain_db, sqnr_of
 from qcompiler.statistics import hessian
 from qcompiler.weight_only import choice, storable
-from qcompiler.weight_only.choice import Kind
-from qcompiler.weight_only.evidence import Dealt, Evidence
+from qcompiler.weight_only.choice import Way
+from qcompiler.weight_only.row_trials import Dealt, RowTrials
 from qcompiler.weight_only.storable import StorableLayer
 from qcompiler.weight_only.stored import StoredWeight
 
@@ -45,10 +45,10 @@ def watched(layers: Iterable[StorableLayer], method: str) -> dict[str, int]:
     """The activations that GPTQ needs a Hessian of, with their channels."""
     known = list(layers)
     chosen = methods(known, method)
-    return {one.activation: one.depth for one in known if Kind.GPTQ in offered(one, chosen[one.node])}
+    return {one.activation: one.depth for one in known if Way.GPTQ in offered(one, chosen[one.node])}
 
 
-def offered(layer: StorableLayer, method: str, *, clipped: bool = True) -> tuple[Kind, ...]:
+def offered(layer: StorableLayer, method: str, *, clipped: bool = True) -> tuple[Way, ...]:
     """What a method may do to a layer, the simplest first.
 
     Args:
@@ -57,11 +57,11 @@ def offered(layer: StorableLayer, method: str, *, clipped: bool = True) -> tuple
         clipped: whether AWQ may clip its weight.
     """
     if method == "auto":
-        fitted = (Kind.CLIP,) if clipped else ()
-        return (Kind.NEAREST, Kind.MSE, *fitted, *((Kind.GPTQ,) if layer.format == "int4" else ()))
+        fitted = (Way.CLIP,) if clipped else ()
+        return (Way.NEAREST, Way.MSE, *fitted, *((Way.GPTQ,) if layer.format == "int4" else ()))
     if method == "awq":
-        return (Kind.NEAREST, Kind.CLIP) if clipped else (Kind.NEAREST,)
-    return {"rtn": (Kind.NEAREST,), "mse": (Kind.MSE,)}.get(method, (Kind.GPTQ,))
+        return (Way.NEAREST, Way.CLIP) if clipped else (Way.NEAREST,)
+    return {"rtn": (Way.NEAREST,), "mse": (Way.MSE,)}.get(method, (Way.GPTQ,))
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +86,7 @@ class Rounding:
     scaled: models.Model
     layers: Sequence[StorableLayer]
     before: Mapping[str, str]
-    seen: Mapping[str, Evidence]
+    seen: Mapping[str, RowTrials]
     scales: Mapping[str, NDArray[np.float32]]
     method: str
     half: bool
@@ -130,50 +130,50 @@ class Rounding:
         before = self.before[members[0].node]
         seen, scales = self.seen.get(before), self.scales.get(before)
         behind = None if seen is None else seen.divided(scales)
-        kinds = {one.node: self._offered(one, behind, found) for one in members}
+        ways = {one.node: self._offered(one, behind, found) for one in members}
         weights = {one.node: storable.matrix(self._nodes[one.node]) for one in members}
         layers = {one.node: choice.Layer(weights[one.node], one.size, one.format) for one in members}
         settings = choice.Settings(self.half, self.damp, self.act_order)
         shrunk: dict[int | None, choice.Shrunk] = {}
-        for size in dict.fromkeys(one.size for one in members if Kind.GPTQ in kinds[one.node]):
+        for size in dict.fromkeys(one.size for one in members if Way.GPTQ in ways[one.node]):
             assert behind is not None  # else GPTQ is not offered
-            alike = {one.node: layers[one.node] for one in members if one.size == size and Kind.GPTQ in kinds[one.node]}
+            alike = {one.node: layers[one.node] for one in members if one.size == size and Way.GPTQ in ways[one.node]}
             shrunk[size] = choice.shrunk(alike, found, behind, settings)
         for one in members:
-            known = (shrunk[one.size], one.node) if Kind.GPTQ in kinds[one.node] else None
-            chosen = choice.choose(layers[one.node], kinds[one.node], behind, known, settings)
+            known = (shrunk[one.size], one.node) if Way.GPTQ in ways[one.node] else None
+            chosen = choice.choose(layers[one.node], ways[one.node], behind, known, settings)
             yield self._stored(one, chosen, seen, behind, scales is not None, found)
 
     def _offered(
-        self, layer: StorableLayer, seen: Evidence | None, found: tuple[hessian.Moments, ...]
-    ) -> tuple[Kind, ...]:
+        self, layer: StorableLayer, seen: RowTrials | None, found: tuple[hessian.Moments, ...]
+    ) -> tuple[Way, ...]:
         """What there is enough known for, at least one."""
-        kinds = offered(layer, self._methods[layer.node], clipped=layer.node not in self.scoring)
+        ways = offered(layer, self._methods[layer.node], clipped=layer.node not in self.scoring)
         if seen is None:
-            kinds = kinds if kinds in ((Kind.NEAREST,), (Kind.MSE,)) else (Kind.MSE,)
+            ways = ways if ways in ((Way.NEAREST,), (Way.MSE,)) else (Way.MSE,)
         elif not found:
-            kinds = tuple(one for one in kinds if one is not Kind.GPTQ)
-        return kinds or (Kind.MSE,)
+            ways = tuple(one for one in ways if one is not Way.GPTQ)
+        return ways or (Way.MSE,)
 
     def _stored(
         self,
         layer: StorableLayer,
-        chosen: choice.Chosen,
-        seen: Evidence | None,
-        behind: Evidence | None,
+        chosen: choice.Choice,
+        seen: RowTrials | None,
+        behind: RowTrials | None,
         scaled: bool,
         found: tuple[hessian.Moments, ...],
     ) -> StoredWeight:
         weight = storable.matrix(self._nodes[layer.node])
         alone = sqnr_of(weight, blocks.dequantize(chosen.blocks) - weight)
-        method = self._named(layer, chosen.kind, scaled)
+        method = self._named(layer, chosen.way, scaled)
         rows = sum(one.rows for one in found)
         if seen is None or behind is None or chosen.error is None:
             return StoredWeight(layer, chosen.blocks, method, alone, None, None, rows=rows)
         gain = 0.0
-        if scaled or chosen.kind is not Kind.NEAREST:
+        if scaled or chosen.way is not Way.NEAREST:
             own = choice.Layer(storable.matrix(self._floats[layer.node]), layer.size, layer.format)
-            plain = choice.error_of(own, Kind.NEAREST, seen, self.half)
+            plain = choice.error_of(own, Way.NEAREST, seen, self.half)
             gain = 0.0 if plain is None else gain_db(plain, chosen.error)
         return StoredWeight(
             layer,
@@ -187,11 +187,11 @@ class Rounding:
             shrink=chosen.shrink,
         )
 
-    def _named(self, layer: StorableLayer, kind: Kind, scaled: bool) -> str:
+    def _named(self, layer: StorableLayer, way: Way, scaled: bool) -> str:
         """The method by which a layer was rounded, as users know it."""
         method = self._methods[layer.node]
         if method != "auto":
             return method
-        if kind is Kind.GPTQ:
+        if way is Way.GPTQ:
             return "awq+gptq" if scaled else "gptq"
-        return "awq" if scaled or kind is Kind.CLIP else kind.value
+        return "awq" if scaled or way is Way.CLIP else way.value

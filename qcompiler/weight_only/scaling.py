@@ -19,7 +19,7 @@ from qcompiler.passes.base import Report
 from qcompiler.passes.channels.smooth_quant import SmoothQuant
 from qcompiler.verification.equivalence import UNDONE, applied
 from qcompiler.weight_only import awq, storable
-from qcompiler.weight_only.evidence import Evidence
+from qcompiler.weight_only.row_trials import RowTrials
 from qcompiler.weight_only.storable import StorableLayer
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Scaling:
 def scale(
     normal: models.Model,
     layers: Sequence[StorableLayer],
-    seen: Mapping[str, Evidence],
+    seen: Mapping[str, RowTrials],
     feeds: Sequence[Feeds],
     *,
     method: str,

@@ -22,7 +22,7 @@ class StoredWeight:
         weight_db: SQNR of the weight alone.
         output_db: SQNR of the layer's outputs with it; None where nothing was observed.
         gain_db: how much better that is than rounding to nearest, None likewise.
-        judged: on which rows the two were measured, a word of `evidence`; empty where nothing was observed.
+        judged: on which rows the two were measured, a word of `row_trials`; empty where nothing was observed.
         rows: that GPTQ may be fitted to; 0 where it was not on offer.
         shrink: how far GPTQ shrank the Hessian; None where it did not round the weight, or was told how to damp.
     """

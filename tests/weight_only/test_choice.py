@@ -10,14 +10,14 @@ import pytest
 from qcompiler.numerics import blocks
 from qcompiler.statistics.hessian import Hessians, Moments
 from qcompiler.weight_only import choice, gptq
-from qcompiler.weight_only.choice import Kind, Layer, Settings
+from qcompiler.weight_only.choice import Layer, Settings, Way
 from tests.kit.weight_only.correlated import DEPTH, SIZE, crossed, held, inputs, weight
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SETTINGS = Settings(half=True)
-EVERY = (Kind.NEAREST, Kind.MSE, Kind.CLIP, Kind.GPTQ)
+EVERY = (Way.NEAREST, Way.MSE, Way.CLIP, Way.GPTQ)
 ALL = inputs(rows=2400)
 SEEN, OTHER = ALL[:400], ALL[400:]  # one mixture; what no test fits to
 LAYER = Layer(weight(), SIZE, "int4")
@@ -72,7 +72,7 @@ def test_folds_are_fitted_apart_and_the_result_to_all_rows() -> None:
     whole = SETTINGS.factor(parts[0] + parts[1], SIZE, lambda share: found.shrink or 0.0)
     np.testing.assert_array_equal(found.factor.order, whole.order)
     np.testing.assert_allclose(found.factor.hessian, whole.hessian, rtol=1e-5, atol=1e-6)
-    mine = choice.choose(LAYER, (Kind.GPTQ,), crossed(x), (found, "a"), SETTINGS)
+    mine = choice.choose(LAYER, (Way.GPTQ,), crossed(x), (found, "a"), SETTINGS)
     assert mine.error is not None
     assert mine.error > ratio(mine.blocks, x, LAYER.weight), "a fold judges, not the rows that were fitted to"
 
@@ -97,22 +97,22 @@ def test_a_damping_that_was_asked_for_leaves_the_hessian_as_it_is() -> None:
 def test_the_simplest_wins_where_two_err_alike() -> None:
     on_grid = Layer(blocks.dequantize(blocks.round_to_nearest(weight(), SIZE, "int4")), SIZE, "int4")
     found = choice.choose(on_grid, EVERY[:3], held(SEEN, OTHER), None, SETTINGS)
-    assert found.kind is Kind.NEAREST
+    assert found.way is Way.NEAREST
 
 
 def test_without_rows_there_is_one_kind_and_no_figure() -> None:
-    found = choice.choose(LAYER, (Kind.MSE,), None, None, SETTINGS)
+    found = choice.choose(LAYER, (Way.MSE,), None, None, SETTINGS)
     np.testing.assert_array_equal(found.blocks.values, blocks.clip_by_error(weight(), SIZE, "int4").values)
     assert found.error is None
 
 
 def test_outputs_that_are_all_zero_have_no_figure() -> None:
     nothing = np.zeros((8, DEPTH), np.float32)
-    assert choice.error_of(LAYER, Kind.NEAREST, held(nothing, nothing), half=True) is None
+    assert choice.error_of(LAYER, Way.NEAREST, held(nothing, nothing), half=True) is None
 
 
 def test_a_wide_layer_is_judged_by_some_of_its_outputs() -> None:
     wide = Layer(np.random.default_rng(3).standard_normal((DEPTH, 1000)).astype(np.float32), SIZE, "int4")
     assert wide.thin().weight.shape == (DEPTH, 250)
     all_of_it = ratio(blocks.round_to_nearest(wide.weight, SIZE, "int4"), OTHER, wide.weight)
-    assert choice.error_of(wide, Kind.NEAREST, held(OTHER, OTHER), half=True) == pytest.approx(all_of_it, rel=0.05)
+    assert choice.error_of(wide, Way.NEAREST, held(OTHER, OTHER), half=True) == pytest.approx(all_of_it, rel=0.05)

@@ -78,7 +78,7 @@ def test_a_gate_out_of_reach_says_what_to_try(decoder: Path, tmp_path: Path) -> 
         "--keep '",
     ):
         assert tip in text
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir() if ".failed." not in path.name] == []
 
 
 def measured(sqnr: float) -> Verification:

@@ -319,7 +319,7 @@ def test_progress_counts_runs_of_the_data_and_layers(tmp_path: Path) -> None:
             yield Stage(name, total)
 
         def warn(self, text: str) -> None:
-            assert "weights are rounded with few rows of data" in text or "the result is" in text
+            assert any(word in text for word in ("with few rows of data", "the result is", "different samples of data"))
 
     recipe = Recipe(
         target="onnxruntime", precision="int4-weight", weight_only=WeightOnlyTable(method="gptq", block_size=32)

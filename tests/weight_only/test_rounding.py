@@ -13,9 +13,9 @@ from qcompiler.numerics import blocks
 from qcompiler.numerics.sqnr import sqnr_of
 from qcompiler.statistics.hessian import ONE_FOLD
 from qcompiler.statistics.observe import Observations
-from qcompiler.weight_only.choice import Kind
-from qcompiler.weight_only.evidence import CROSS_FITTED, HELD_OUT, Dealt, deal, evidence
+from qcompiler.weight_only.choice import Way
 from qcompiler.weight_only.rounding import Rounding, methods, offered, watched
+from qcompiler.weight_only.row_trials import CROSS_FITTED, HELD_OUT, Dealt, deal, record
 from qcompiler.weight_only.storable import StorableLayer
 from tests.kit.rewrite import model, to_graph
 
@@ -38,7 +38,7 @@ def rounding(method: str, **changes: Any) -> Rounding:
     before = {one.node: one.activation for one in LAYERS}
     seen = changes.pop("seen", None)
     if seen is None:
-        seen = evidence(loaded, {"x": -1, "r": -1}, DEALT)
+        seen = record(loaded, {"x": -1, "r": -1}, DEALT)
     return Rounding(loaded, loaded, LAYERS, before, seen, {}, method, True, **changes)
 
 
@@ -109,7 +109,7 @@ def test_white_rows_gain_nothing_by_gptq_and_nothing_is_claimed() -> None:
 
 def test_where_nothing_is_held_out_folds_judge_each_other() -> None:
     source = deal(INPUTS, Observations(kept=tuple(INPUTS), feeds=len(INPUTS)))
-    seen = evidence(rounding("gptq").normal, {"x": -1, "r": -1}, source)
+    seen = record(rounding("gptq").normal, {"x": -1, "r": -1}, source)
     for one in rounding("auto", seen=seen).round(source):
         assert one.judged == CROSS_FITTED
         assert one.gain_db is not None
@@ -123,10 +123,10 @@ def test_a_damping_that_was_asked_for_is_taken() -> None:
 
 def test_auto_offers_what_a_format_gains_by() -> None:
     four, eight = LAYERS[0], LAYERS[1]
-    assert offered(four, "auto") == (Kind.NEAREST, Kind.MSE, Kind.CLIP, Kind.GPTQ)
-    assert offered(eight, "auto") == (Kind.NEAREST, Kind.MSE, Kind.CLIP)
-    assert offered(four, "auto", clipped=False) == (Kind.NEAREST, Kind.MSE, Kind.GPTQ)
-    assert offered(four, "awq", clipped=False) == (Kind.NEAREST,)
+    assert offered(four, "auto") == (Way.NEAREST, Way.MSE, Way.CLIP, Way.GPTQ)
+    assert offered(eight, "auto") == (Way.NEAREST, Way.MSE, Way.CLIP)
+    assert offered(four, "auto", clipped=False) == (Way.NEAREST, Way.MSE, Way.GPTQ)
+    assert offered(four, "awq", clipped=False) == (Way.NEAREST,)
 
 
 def test_queries_and_keys_are_not_clipped() -> None:

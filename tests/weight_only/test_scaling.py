@@ -11,7 +11,7 @@ from qcompiler.ir import model as models
 from qcompiler.passes.channels.smooth_quant import SmoothQuant
 from qcompiler.runtime.session import Session
 from qcompiler.verification.equivalence import UNDONE, differences
-from qcompiler.weight_only.evidence import Evidence
+from qcompiler.weight_only.row_trials import RowTrials
 from qcompiler.weight_only.scaling import scale
 from qcompiler.weight_only.storable import StorableLayer
 from tests.kit.rewrite import content, doubling, model, to_graph
@@ -37,7 +37,7 @@ def layers(format: Any = "int4", activation: str = "t") -> list[StorableLayer]:
     return [StorableLayer(name, "MatMul", activation, 64, 32, format, 32) for name in ("Y", "Z")]
 
 
-def recorded(loaded: models.Model, name: str = "t") -> dict[str, Evidence]:
+def recorded(loaded: models.Model, name: str = "t") -> dict[str, RowTrials]:
     session = Session(loaded.graph, outputs=[name])
     values = np.concatenate([session.run(feed)[name] for feed in FEEDS])
     return {name: crossed(values)}

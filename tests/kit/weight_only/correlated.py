@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from qcompiler.statistics.rows import Rows
-from qcompiler.weight_only.evidence import CROSS_FITTED, HELD_OUT, Evidence, Trial
+from qcompiler.weight_only.row_trials import CROSS_FITTED, HELD_OUT, RowTrial, RowTrials
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -31,12 +31,12 @@ def rows(x: Array) -> Rows:
     return Rows(x, np.ones(len(x), np.float32))
 
 
-def held(fitted: Array, judge: Array) -> Evidence:
+def held(fitted: Array, judge: Array) -> RowTrials:
     """Rows to fit to, and others that judge."""
-    return Evidence(rows(fitted), (Trial(rows(fitted), rows(judge)),), HELD_OUT)
+    return RowTrials(rows(fitted), (RowTrial(rows(fitted), rows(judge)),), HELD_OUT)
 
 
-def crossed(x: Array) -> Evidence:
+def crossed(x: Array) -> RowTrials:
     """Two halves that judge each other."""
     one, two = rows(x[: len(x) // 2]), rows(x[len(x) // 2 :])
-    return Evidence(rows(x), (Trial(two, one), Trial(one, two)), CROSS_FITTED)
+    return RowTrials(rows(x), (RowTrial(two, one), RowTrial(one, two)), CROSS_FITTED)

@@ -9,7 +9,7 @@ from qcompiler.data.batches import BatchAxes
 from qcompiler.ir import model as models
 from qcompiler.ir.signature import Feeds
 from qcompiler.statistics.observe import Observations
-from qcompiler.weight_only.evidence import CROSS_FITTED, HELD_OUT, IN_SAMPLE, Evidence, deal, evidence
+from qcompiler.weight_only.row_trials import CROSS_FITTED, HELD_OUT, IN_SAMPLE, RowTrials, deal, record
 from tests.kit.rewrite import model, to_graph
 
 BATCH = BatchAxes({"x": 0}, "told")
@@ -21,9 +21,9 @@ def network() -> models.Model:
     return models.Model(to_graph(proto), {}, None, 8)
 
 
-def of(source: list[Feeds], kept: list[Feeds], held: list[Feeds]) -> Evidence:
+def of(source: list[Feeds], kept: list[Feeds], held: list[Feeds]) -> RowTrials:
     observed = Observations(axes=BATCH, kept=tuple(kept), held=tuple(held), feeds=len(source))
-    return evidence(network(), {"y": -1}, deal(source, observed))["y"]
+    return record(network(), {"y": -1}, deal(source, observed))["y"]
 
 
 def numbers(values: object) -> set[float]:
@@ -90,4 +90,4 @@ def test_scales_divide_all_rows() -> None:
 @pytest.mark.parametrize("held", [[], SAMPLES[8:]])
 def test_what_no_sample_reaches_is_not_there(held: list[Feeds]) -> None:
     observed = Observations(axes=BATCH, kept=tuple(SAMPLES[:8]), held=tuple(held), feeds=8)
-    assert evidence(network(), {}, deal(SAMPLES[:8], observed)) == {}
+    assert record(network(), {}, deal(SAMPLES[:8], observed)) == {}

@@ -37,7 +37,7 @@ FOLDS: Final = 2  # more of them leave more to fit to, and each one costs a fit
 
 
 @dataclass(frozen=True, eq=False)
-class Trial:
+class RowTrial:
     """Rows that are fitted to, and others that judge."""
 
     fitted: Rows
@@ -45,7 +45,7 @@ class Trial:
 
 
 @dataclass(frozen=True, eq=False)
-class Evidence:
+class RowTrials:
     """Recorded rows of one activation.
 
     Attributes:
@@ -55,15 +55,15 @@ class Evidence:
     """
 
     rows: Rows
-    trials: tuple[Trial, ...]
+    trials: tuple[RowTrial, ...]
     how: str
 
-    def divided(self, scales: NDArray[np.float32] | None) -> Evidence:
+    def divided(self, scales: NDArray[np.float32] | None) -> RowTrials:
         """The rows of the activation divided by scales [K]; the same where there are none."""
         if scales is None:
             return self
         by: Callable[[Rows], Rows] = lambda rows: replace(rows, values=rows.values / scales)  # noqa: E731
-        return Evidence(by(self.rows), tuple(Trial(by(one.fitted), by(one.judge)) for one in self.trials), self.how)
+        return RowTrials(by(self.rows), tuple(RowTrial(by(one.fitted), by(one.judge)) for one in self.trials), self.how)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +106,7 @@ def deal(source: Iterable[Feeds], observed: Observations) -> Dealt:
     return Dealt(samples, Folds(FOLDS, by_rows=len(samples) == 1), samples, ())
 
 
-def evidence(model: models.Model, tensors: Mapping[str, int], dealt: Dealt) -> dict[str, Evidence]:
+def record(model: models.Model, tensors: Mapping[str, int], dealt: Dealt) -> dict[str, RowTrials]:
     """Records rows of activations, to fit to and to judge by.
 
     Args:
@@ -124,7 +124,7 @@ def evidence(model: models.Model, tensors: Mapping[str, int], dealt: Dealt) -> d
     if dealt.held:
         kept, held = (record_rows(model, tensors, feeds) for feeds in (dealt.kept, dealt.held))
         return {
-            name: Evidence(rows, (Trial(rows, held.get(name, rows)),), HELD_OUT if name in held else IN_SAMPLE)
+            name: RowTrials(rows, (RowTrial(rows, held.get(name, rows)),), HELD_OUT if name in held else IN_SAMPLE)
             for name, rows in kept.items()
         }
     if dealt.folds.by_rows:
@@ -138,12 +138,12 @@ def evidence(model: models.Model, tensors: Mapping[str, int], dealt: Dealt) -> d
     }
 
 
-def _crossed(folds: Sequence[Rows], how: str) -> Evidence:
+def _crossed(folds: Sequence[Rows], how: str) -> RowTrials:
     """Each fold judges what was fitted to the others."""
     if len(folds) == 1:
-        return Evidence(folds[0], (Trial(folds[0], folds[0]),), IN_SAMPLE)
+        return RowTrials(folds[0], (RowTrial(folds[0], folds[0]),), IN_SAMPLE)
     others = (_joined([one for one in folds if one is not fold]) for fold in folds)
-    return Evidence(_joined(folds), tuple(Trial(rest, fold) for rest, fold in zip(others, folds, strict=True)), how)
+    return RowTrials(_joined(folds), tuple(RowTrial(rest, fold) for rest, fold in zip(others, folds, strict=True)), how)
 
 
 def _joined(parts: Sequence[Rows]) -> Rows:
