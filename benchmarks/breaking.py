@@ -1,8 +1,9 @@
 """Breaking a quantized model on purpose: one thing that is wrong in one layer, at places that a seed chooses.
 
 weight scale x8      of the DequantizeLinear of a weight
-activation scale x8  of the Q/DQ pair in front of a layer: three bits fewer
-activation scale /8  of the same: large values are clipped to an eighth of the range
+activation scale x8  of the DequantizeLinear in front of a layer
+range x8             of the Q/DQ pair in front of a layer: three bits fewer
+range /8             of the same: large values are clipped
 dropped bias         zeros in its place
 FP16 overflow        Mul by 2^15 and by 2^-15 behind a layer: nothing in FP32, infinite in half
 swapped channels     two channels of an output, or of a part of it: of the layer that makes them, with all parameters
@@ -207,12 +208,14 @@ def _weight_scale(draft: Draft, layer: onnx.NodeProto, _: np.random.Generator) -
     return f"all {scale.size} scales of the weight", frozenset()
 
 
-def _activation_scale(factor: float) -> Edit:
+def _activation(factor: float, *, both: bool) -> Edit:
+    """Another scale in DequantizeLinear, and in QuantizeLinear too if both are asked for."""
+
     def edit(draft: Draft, layer: onnx.NodeProto, _: np.random.Generator) -> tuple[str, frozenset[str]] | None:
         pair = draft.pair(layer)
         if pair is None or (scale := draft.array(pair[0].input[1])) is None:
             return None
-        for node in (*(one for one in draft.readers(pair[0].output[0])), pair[0]):
+        for node in (*draft.readers(pair[0].output[0]), *((pair[0],) if both else ())):
             draft.put(node, 1, (scale * factor).astype(scale.dtype))
         return f"'{pair[0].input[0]}'", frozenset(draft.fed(pair[0].output[0]))
 
@@ -288,8 +291,9 @@ def _flipped(draft: Draft, layer: onnx.NodeProto, random: np.random.Generator) -
 SWAPPED: Final = "swapped channels"
 KINDS: dict[str, Edit] = {
     "weight scale x8": _weight_scale,
-    "activation scale x8": _activation_scale(FACTOR),
-    "activation scale /8": _activation_scale(1 / FACTOR),
+    "activation scale x8": _activation(FACTOR, both=False),
+    "range x8": _activation(FACTOR, both=True),
+    "range /8": _activation(1 / FACTOR, both=True),
     "dropped bias": _bias,
     "FP16 overflow": _overflow,
     SWAPPED: _swapped,

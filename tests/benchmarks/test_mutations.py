@@ -81,31 +81,38 @@ def test_every_kind_breaks_a_copy_in_a_layer_that_it_names(kind: str, folder: Pa
     assert not np.array_equal(exact, got)
 
 
-@pytest.mark.parametrize(("kind", "factor"), [("activation scale x8", 8.0), ("activation scale /8", 0.125)])
-def test_an_activation_has_the_same_wrong_scale_in_q_and_dq(kind: str, factor: float, folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "factors"),
+    [("activation scale x8", (1, 8)), ("range x8", (8, 8)), ("range /8", (0.125, 0.125))],
+)
+def test_an_activation_has_a_wrong_scale(kind: str, factors: tuple[float, float], folder: Path) -> None:
     proto = onnx.load(folder / "cnn.qdq.onnx")
     after, what = first(proto, kind)
-    old, new = (
-        [
-            draft.array(node.input[1])
-            for node in draft.pair(next(n for n in draft.proto.graph.node if n.name == what.layer))
-        ]  # type: ignore[union-attr]
-        for draft in (Draft(proto), Draft(after))
-    )
-    np.testing.assert_allclose(new, np.multiply(old, factor))
+    old, new = (scales_in_front(one, what.layer) for one in (proto, after))
+    np.testing.assert_allclose(new, np.multiply(old, factors))
+
+
+def scales_in_front(proto: onnx.ModelProto, layer: str) -> list[Any]:
+    draft = Draft(proto)
+    pair = draft.pair(node_of(proto, layer))
+    assert pair is not None
+    return [draft.array(node.input[1]) for node in pair]
+
+
+def node_of(proto: onnx.ModelProto, name: str) -> onnx.NodeProto:
+    return next(node for node in proto.graph.node if node.name == name)
 
 
 def test_a_weight_is_eight_times_as_large(folder: Path) -> None:
     proto = onnx.load(folder / "cnn.qdq.onnx")
     after, what = first(proto, "weight scale x8")
-    drafts = Draft(proto), Draft(after)
-    scales = []
-    for draft in drafts:
-        weight = draft.weight(next(node for node in draft.proto.graph.node if node.name == what.layer))
+    scales: list[Any] = []
+    for one in (proto, after):
+        weight = Draft(one).weight(node_of(one, what.layer))
         assert weight is not None
         assert weight.scaled is not None
-        scales.append(draft.array(weight.scaled.input[1]))
-    np.testing.assert_allclose(scales[1], 8 * scales[0])  # type: ignore[operator]
+        scales.append(Draft(one).array(weight.scaled.input[1]))
+    np.testing.assert_allclose(scales[1], 8 * scales[0])
 
 
 def test_what_overflows_in_half_is_exact_in_float(folder: Path, subject: Subject) -> None:
