@@ -137,7 +137,7 @@ def _layers(verification: Verification, gates: Gates) -> Iterator[str]:
 
 
 def _more(layers: Sequence[TappedLayer]) -> str:
-    return f", and so do {len(layers) - 1} others" if len(layers) > 1 else ""
+    return f", and {len(layers) - 1} more" if len(layers) > 1 else ""
 
 
 def _data(verification: Verification) -> Iterator[str]:

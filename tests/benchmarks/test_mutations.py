@@ -20,6 +20,7 @@ from qcompiler.ir import model as models
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.runtime.session import Session
 from qcompiler.verification import emulation
+from qcompiler.verification.verdict import Judgement
 from tests.kit.models import RealModel, Run
 
 KEPT = 8  # feeds to calibrate; the others judge
@@ -149,14 +150,24 @@ def test_only_layers_that_make_an_output_have_its_channels(folder: Path) -> None
 
 
 def test_a_broken_model_is_found_and_its_layer_named(real: RealModel, folder: Path) -> None:
-    found = mutations.measure(real, 3, 0, folder)
+    found = mutations.measure(real, 2, 0, folder)
     assert found.verdict == "holds"
-    assert [row.kind for row in found.rows] == list(KINDS)[:3]
+    assert [row.kind for row in found.rows] == list(KINDS)[:2]
     for row in found.rows:
         assert row.before_db == found.before_db
-        assert row.found == (row.verdict != "holds")
-        assert (row.drop is None) == row.found  # the metric is asked where nothing was found
-        assert row.named, row
+        assert row.found
+        assert row.named == 1
+        assert row.drop is None
+
+
+def test_what_is_not_found_is_judged_by_the_metric(
+    real: RealModel, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mutations, "verdict_of", lambda *_: Judgement())
+    (row,) = mutations.measure(real, 1, 0, folder).rows
+    assert not row.found
+    assert row.drop is not None
+    assert row.missed == (row.drop > 0.01)
 
 
 def row(**changes: Any) -> mutations.Row:
@@ -168,17 +179,19 @@ def row(**changes: Any) -> mutations.Row:
 
 def test_the_tables_count_what_was_found_and_mark_what_was_not(tmp_path: Path) -> None:
     missed = row(kind="flipped sign", after_db=20.0, verdict="holds", named=None, drop=0.25)
-    outcome = mutations.Outcome("m", 30.0, "holds", (row(), row(after_db=-np.inf), missed), 4)
+    close = row(kind="flipped sign", after_db=29.0, verdict="holds", named=None, drop=-0.01)
+    outcome = mutations.Outcome("m", 30.0, "holds", (row(), row(after_db=-np.inf), missed, close), 4)
     text = "\n".join(mutations.report([outcome]))
-    assert "| dropped bias | 2 | 2 | 2 |" in text
-    assert "| flipped sign | 1 | 0 | 0 |" in text
-    assert "| all | 3 | 2 | 2 |" in text
-    assert "| m | 30.0 | holds | 3 | 2 | 2 | 4 |" in text
+    assert "| dropped bias | 2 | 2 | 2 | 0 | 0 |" in text
+    assert "| flipped sign | 2 | 0 | 0 | 1 | 1 |" in text
+    assert "| all | 4 | 2 | 2 | 1 | 1 |" in text
+    assert "| m | 30.0 | holds | 4 | 2 | 2 | 1 | 1 | 4 |" in text
     assert "| m | flipped sign | late | `conv` | 30.0 | 20.0 | **holds** | **no** | 25.0% |" in text
+    assert "| m | flipped sign | late | `conv` | 30.0 | 29.0 | holds | no | -1.0% |" in text
     assert "| 30.0 | not finite | broken | 1. |" in text
     mutations.write([outcome], tmp_path)
     data = json.loads((tmp_path / "mutations.json").read_text(encoding="utf8"))
-    assert [one["named"] for one in data["models"][0]["rows"]] == [1, 1, None]
+    assert [one["named"] for one in data["models"][0]["rows"]] == [1, 1, None, None]
     assert (tmp_path / "mutations.md").read_text(encoding="utf8") == text + "\n"
 
 
