@@ -45,6 +45,7 @@ class TappedLayer:
         drifts: whether the error begins here, as the module says.
         own_db: SQNR in dB against the float layer on the same inputs: what it adds itself. Of all values, or the mean
             over its channels where that is worse.
+        strange: it computes something else: on the same inputs its noise is half the power, or it is not finite.
     """
 
     tensor: str
@@ -54,6 +55,7 @@ class TappedLayer:
     before_db: float
     drifts: bool
     own_db: float = math.inf
+    strange: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ class Trace:
     Attributes:
         layers: in graph order. Sums and outputs of the graph are among them only where the error begins there.
         suspects: the layers that the error of the outputs begins at, the one that is most to blame first; three at
-            most, none where the outputs are close to float.
+            most, none where the outputs are close to float and no layer computes something else.
     """
 
     layers: tuple[TappedLayer, ...] = ()
@@ -108,5 +110,6 @@ def _layers(found: Measured) -> list[TappedLayer]:
         before = min((found.total[name].db for name in found.before[tap.name]), default=math.inf)
         drifts = own < LIMIT_DB or own < min(before, usual) - DROP_DB
         if tap.layer or drifts:
-            layers.append(TappedLayer(tap.name, tap.node.name, tap.node.op, total, before, drifts, own))
+            strange = found.own[tap.name].strange
+            layers.append(TappedLayer(tap.name, tap.node.name, tap.node.op, total, before, drifts, own, strange))
     return layers

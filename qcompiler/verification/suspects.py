@@ -8,8 +8,9 @@ from the error at an end is this layer's share of it:
     share = (error at the end - error there with the layer repaired) / error at the end
 
 Ends are outputs, and layers that no other layer reads: what an output behind a Concat, a Softmax or an ArgMax is made
-of. An end with less error than the worst one counts that much less. Where nothing that is repaired alone helps, because
-several layers are broken, those whose own error is largest are named.
+of. An end with less error than the worst one counts that much less. Outputs that are close to float have no suspects,
+unless a layer computes something else (`TapNoise.strange`). Where nothing that is repaired alone helps, because several
+layers are broken, those whose own error is largest are named.
 
 Then the node is looked for: between a layer and those before it, all tensors that both graphs have are held against
 each other in the same way, and the first one with at least half of the error names the node. A bias behind a product
@@ -118,7 +119,8 @@ def find_suspects(
     Raises:
         ModelError: a graph cannot be run.
     """
-    ends = [tap for tap in found.ends if found.total[tap.name].level > noise_power(FRESH_DB)]
+    strange = {tap.name for tap in found.taps if found.own[tap.name].strange}
+    ends = [tap for tap in found.ends if strange or found.total[tap.name].level > noise_power(FRESH_DB)]
     loud = sorted(found.taps, key=lambda tap: -found.own[tap.name].level)
     tried = [tap for tap in loud if found.own[tap.name].level > noise_power(_QUIET_DB)][:_TRIED]
     if not ends or not tried or not feeds:
@@ -127,8 +129,9 @@ def find_suspects(
     worst = max(levels.values())
     ranked = [_best(tap, found, ends, levels, repaired[tap.name], worst) for tap in tried]
     chosen = [(weight, one) for weight, one in ranked if weight >= _WORTH]
-    if not chosen:
-        chosen = [(0.0, dataclasses.replace(one, share=0.0)) for _, one in ranked if one.tensor in begins]
+    known = {one.tensor for _, one in chosen}
+    others = strange - known if chosen else {*strange, *begins}
+    chosen += [(0.0, dataclasses.replace(one, share=0.0)) for _, one in ranked if one.tensor in others]
     chosen.sort(key=lambda pair: -round(pair[0], 2))  # stable: among equals the louder first
     first = [one for _, one in chosen[:MOST]]
     return tuple(_located(float_model, quantized, feeds[:_SAMPLES], found, first)[:MOST])
@@ -264,7 +267,8 @@ class _Factor:
     def add(self, reference: Array, got: Array) -> None:
         """Counts one sample."""
         a, b = reference.astype(np.float64).reshape(-1), got.astype(np.float64).reshape(-1)
-        self._sums += np.array([a @ a, a @ b, b @ b])
+        endless = not (np.isfinite(a).all() and np.isfinite(b).all())
+        self._sums += np.inf if endless else np.array([a @ a, a @ b, b @ b])
 
     @property
     def one(self) -> bool:

@@ -38,6 +38,7 @@ Feeds = Mapping[str, Array]
 _STORING = ("Cast", "Identity", "Dropout", "QuantizeLinear", "DequantizeLinear")
 _CHANNELS_SECOND = ("Conv", "ConvTranspose", "BatchNormalization")
 _BUDGET = 64 << 20  # bytes of tapped tensors that a run of one graph may hold
+STRANGE_DB: Final = 3.0  # noise of half the power, as in the verdict on outputs
 _NO_SIGNAL: Final = 1e-10  # share of the mean energy below which a channel says nothing
 
 
@@ -93,6 +94,12 @@ class TapNoise:
         alive = signal > _NO_SIGNAL * signal.mean()
         each = np.minimum(noise[alive] / signal[alive], 1.0)
         return max(whole, float(each.sum() / signal.size))
+
+    @property
+    def strange(self) -> bool:
+        """Whether it is something else: not finite, or noise of half the power of a signal, over all values."""
+        signal, noise = (float(one) for one in self._sums.sum(1))
+        return not math.isfinite(noise) or (signal > 0 and sqnr_db(signal, noise) < STRANGE_DB)
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,12 +6,15 @@
 
 The user's metric has the word on good enough: where it was measured, dB and agreement alone call nothing doubtful or
 broken. So has a gate of dB: who asks for 10 dB and gets 12 has what was asked for.
+
+A layer that computes something else than in the float model is a doubt although the outputs may be close: on these
+samples it hardly matters, on others it may.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
@@ -19,6 +22,7 @@ from typing import Any, Final
 from qcompiler.errors import AccuracyError
 from qcompiler.judge.figures import ViewFigure
 from qcompiler.verification.compare import Verification
+from qcompiler.verification.drift import TappedLayer
 from qcompiler.verification.gates import Gates
 
 DOUBTFUL_DB: Final = 15.0  # noise of more than 3 % of the power, a sixth of the amplitude
@@ -74,7 +78,7 @@ def verdict_of(verification: Verification | None, gates: Gates) -> Judgement:
         return Judgement().doubted(["nothing was compared with the float model"])
     broken = [*verification.failures, *(text for text, is_broken in _views(verification, gates) if is_broken)]
     doubts = [text for text, is_broken in _views(verification, gates) if not is_broken]
-    return Judgement().broken(broken).doubted([*doubts, *_data(verification)])
+    return Judgement().broken(broken).doubted([*doubts, *_layers(verification, gates), *_data(verification)])
 
 
 def acceptable(verification: Verification, gates: Gates) -> bool:
@@ -116,6 +120,24 @@ def _views(verification: Verification, gates: Gates) -> Iterator[tuple[str, bool
         elif view.agreement is not None and view.agreement < DOUBTFUL_AGREEMENT and view.role == "result":
             how = f"of output '{view.output}' {view.agreement:.1%} agree with the float model"
             yield (f"{how}, behind {view.step}" if view.step else how), view.agreement < BROKEN_AGREEMENT
+
+
+def _layers(verification: Verification, gates: Gates) -> Iterator[str]:
+    """Reasons that single layers give, the worst of each kind with how many there are."""
+    strange = sorted((layer for layer in verification.layers if layer.strange), key=lambda layer: layer.own_db)
+    endless = [layer for layer in strange if math.isinf(layer.own_db)]
+    if endless:
+        yield f"layer '{endless[0].node}' ({endless[0].op}) is not finite{_more(endless)}"
+    others = [layer for layer in strange if not math.isinf(layer.own_db)]
+    if others and verification.score is None and gates.min_sqnr is None:
+        yield (
+            f"layer '{others[0].node}' ({others[0].op}) computes something else than in the float model: "
+            f"{_db(others[0].own_db)} dB on the same inputs{_more(others)}"
+        )
+
+
+def _more(layers: Sequence[TappedLayer]) -> str:
+    return f", and {len(layers) - 1} more" if len(layers) > 1 else ""
 
 
 def _data(verification: Verification) -> Iterator[str]:

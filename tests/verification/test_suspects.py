@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
@@ -20,6 +21,7 @@ from qcompiler.verification.drift import trace
 from qcompiler.verification.suspects import Suspect, told
 from tests.kit import glu
 from tests.kit import models as real
+from tests.kit.rewrite import model, to_graph
 from tests.kit.verification.chain import WEIGHTS, Samples, chain, changed
 from tests.kit.verification.detector import detector, pictures
 from tests.kit.verification.mutations import KINDS, broken, layers
@@ -92,6 +94,29 @@ def test_where_both_are_close_nobody_is_suspected(tmp_path: Path) -> None:
     assert trace(first, first, list(Samples(2))).suspects == ()
     second = models.load(chain(tmp_path / "q.onnx", changed(2, 1e-3)))
     assert trace(first, second, list(Samples(2))).suspects == ()
+
+
+def test_a_layer_that_computes_something_else_is_named_although_the_outputs_are_close() -> None:
+    graphs = [
+        to_graph(
+            model(
+                ("MatMul", "x v", "a"),
+                ("Add", "a x", "sum"),
+                ("MatMul", "sum w", "y"),
+                inputs={"x": (4, 8)},
+                outputs=("y",),
+                weights={"v": factor * WEIGHTS[0], "w": WEIGHTS[1]},
+            )
+        )
+        for factor in (1e-3, 8e-3)
+    ]
+    first, second = (models.Model(graph, {}, None, 10) for graph in graphs)
+    feeds = [{"x": np.random.default_rng(k).normal(size=(4, 8)).astype(np.float32)} for k in range(2)]
+    found = trace(first, second, feeds)
+    one, *_ = found.suspects  # what reads it may be named too: only a factor is wrong
+    assert one.tensor == "a"
+    assert one.end_db > 35
+    assert [layer.tensor for layer in found.layers if layer.strange] == ["a"]
 
 
 def test_repairing_the_one_broken_layer_leaves_no_error_and_so_it_is_told(tmp_path: Path) -> None:

@@ -124,3 +124,20 @@ def test_tensors_of_another_shape_are_not_compared(tmp_path: Path) -> None:
     )
     found = measure(first, second, [{"x": np.ones((2, 4), np.float32)}], find_taps(first.graph, second.graph, 96))
     assert [tap.name for tap in found.taps] == ["y"]
+
+
+@pytest.mark.parametrize(
+    ("factor", "offset", "strange"),
+    [(1.0, 0.1, False), (1.6, 0.0, False), (1.8, 0.0, True), (8.0, 0.0, True), (0.0, 0.0, True), (1.0, np.inf, True)],
+)
+def test_noise_of_half_the_power_is_something_else(factor: float, offset: float, strange: bool) -> None:
+    noise = TapNoise()
+    reference = np.array([[1.0, -1.0], [2.0, 0.5]])
+    noise.add(reference, reference * factor + offset)
+    assert noise.strange is strange
+
+
+def test_noise_where_there_is_no_signal_is_no_sign_of_anything() -> None:
+    noise = TapNoise()
+    noise.add(np.zeros((2, 2)), np.full((2, 2), 1e-6))
+    assert not noise.strange

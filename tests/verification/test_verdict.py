@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 
@@ -10,6 +11,7 @@ from qcompiler.errors import AccuracyError
 from qcompiler.judge.figures import ViewFigure
 from qcompiler.judge.views import Role
 from qcompiler.verification.compare import Verification
+from qcompiler.verification.drift import TappedLayer
 from qcompiler.verification.gates import Gates
 from qcompiler.verification.metric import Score
 from qcompiler.verification.verdict import Judgement, Word, acceptable, advice, require, verdict_of
@@ -99,3 +101,28 @@ def test_what_decides_and_cannot_be_compared_is_a_doubt() -> None:
     found = verdict_of(verified(view(None, Role.RESULT, agreed=1.0), hidden), Gates())
     assert found.word is Word.DOUBTFUL
     assert "h (before ArgMax)" in found.reasons[0]
+
+
+def test_a_layer_that_computes_something_else_is_a_doubt_although_the_outputs_are_close() -> None:
+    layers = tuple(
+        TappedLayer(f"t{k}", f"n{k}", "Conv", 30.0, 40.0, True, own, True) for k, own in enumerate((2.0, -17))
+    )
+    found = verdict_of(verified(layers=layers), Gates())
+    assert found.word is Word.DOUBTFUL
+    (reason,) = found.reasons
+    assert reason == (
+        "layer 'n1' (Conv) computes something else than in the float model: -17.0 dB on the same inputs, and 1 more"
+    )
+    assert verdict_of(verified(layers=layers), Gates(min_sqnr=20)).word is Word.HOLDS
+    assert verdict_of(verified(layers=layers, score=Score("m", 1.0, 1.0, True)), Gates()).word is Word.HOLDS
+
+
+def test_a_layer_that_is_not_finite_is_a_doubt_whatever_was_asked() -> None:
+    layer = TappedLayer("t", "n", "Conv", 30.0, 40.0, True, -math.inf, True)
+    found = verdict_of(verified(layers=(layer,), score=Score("m", 1.0, 1.0, True)), Gates(min_sqnr=20))
+    assert (found.word, found.reasons) == (Word.DOUBTFUL, ("layer 'n' (Conv) is not finite",))
+
+
+def test_a_layer_that_drifts_is_no_doubt_by_itself() -> None:
+    layer = TappedLayer("t", "n", "Conv", 30.0, 40.0, True, 10.0)
+    assert verdict_of(verified(layers=(layer,)), Gates()).word is Word.HOLDS
