@@ -164,7 +164,7 @@ class Tails:
 
 
 def _is_scale(node: gs.Node, tensor: gs.Tensor) -> bool:
-    """Whether a tensor says how numbers were stored for the layer behind: it is measured, and nothing of it is whole."""
+    """Whether a tensor says how numbers were stored for the layer behind: it is measured, and no whole number."""
     return graphs.is_op(node, "DynamicQuantizeLinear") and tensor is not node.outputs[0]
 
 
