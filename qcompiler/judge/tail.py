@@ -151,7 +151,7 @@ class Tails:
                     done.add(id(node))
                     order.append(node)
                 continue
-            if id(node) in done or not self._passes(node):
+            if id(node) in done or not self._passes(node) or _is_scale(node, tensor):
                 continue
             waiting.append((tensor, True))
             waiting += [(value, False) for value in node.inputs if not graphs.is_constant(value)]
@@ -161,6 +161,11 @@ class Tails:
         if _selects(node) or graphs.is_op(node, *ROUNDS, *COMPARING):
             return True
         return graphs.is_standard(node) and node.op in PASSED
+
+
+def _is_scale(node: gs.Node, tensor: gs.Tensor) -> bool:
+    """Whether a tensor says how numbers were stored for the layer behind: it is measured, and no whole number."""
+    return graphs.is_op(node, "DynamicQuantizeLinear") and tensor is not node.outputs[0]
 
 
 def _selects(node: gs.Node) -> bool:

@@ -110,3 +110,22 @@ def test_what_holds_floats_is_told_by_type_or_by_what_writes_it() -> None:
             tensor.dtype = None
     tails = Tails(graph)
     assert [tails.is_float(node.outputs[0]) for node in graph.nodes] == [True, False]
+
+
+def test_scales_that_are_found_at_run_time_belong_to_the_layer_behind() -> None:
+    stored = {"w8": np.ones((4, 4), np.int8), "ws": np.float32(0.01)}
+    nodes: list[Spec] = [
+        ("DynamicQuantizeLinear", "x", "q s z"),
+        ("MatMulInteger", "q w8 z", "i"),
+        ("Cast", "i", "f", {"to": 1}),
+        ("Mul", "s ws", "scale"),
+        ("Mul", "f scale", "y"),
+    ]
+    graph = to_graph(model(*nodes, inputs={"x": ("n", 4)}, outputs=("y",), weights=stored))
+    found = Tails(graph).of(graph.outputs[0])
+    assert (found.steps, found.sources, found.selected) == ((), (), False)
+
+
+def test_an_output_of_integers_whose_scale_is_found_at_run_time_is_judged_by_the_floats() -> None:
+    found, sources = tail_of(("DynamicQuantizeLinear", "h", "y s z"))
+    assert (found.steps, sources, found.selected) == (("DynamicQuantizeLinear",), ["h"], False)

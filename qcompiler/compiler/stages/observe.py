@@ -63,7 +63,7 @@ def observe(run: Compilation, subject: Subject, watch: Watch, options: ObserveOp
             advance=advance,
         )
     return_freed_memory()
-    if subject.parts.apart:
+    if subject.parts.apart or subject.samples.batch:  # dealing leaves every part a batch that is not full
         seen = dataclasses.replace(seen, shapes=_shapes(subject.samples))
     readers = {name: [one.node for one in members] for name, members in subject.layers.by_activation.items()}
     standing_out = outliers.records(seen.outliers, seen.histograms, readers)

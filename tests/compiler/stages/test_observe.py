@@ -24,6 +24,12 @@ def test_everything_that_anybody_will_ask_about_is_measured(tmp_path: Path, work
     assert not standing.subject.seen.histograms  # what was handed on stays as it was
 
 
+def test_shapes_are_those_of_the_batches_that_were_asked_for(tmp_path: Path) -> None:
+    standing = before("observe", prepared(tmp_path, "conv"), batch=8)
+    after = standing.run(observe, standing.subject, standing.asked.watch, standing.asked.observe)
+    assert after.seen.shapes.seen == {(("x", (8, 3, 16, 16)),): 3}  # 14 samples calibrate, 5 choose, 5 judge
+
+
 def test_the_record_names_channels_and_residual_branches(tmp_path: Path) -> None:
     standing = before("observe", prepared(tmp_path, "transformer"))
     after = standing.run(observe, standing.subject, standing.asked.watch, standing.asked.observe)
