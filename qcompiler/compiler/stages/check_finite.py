@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from itertools import chain
+
 from qcompiler.compiler.base import Compilation, Done, stage
 from qcompiler.compiler.subject import Lowered, Subject
 from qcompiler.verification.finite_on_all import Finiteness, finite_on_all
@@ -11,6 +14,8 @@ from qcompiler.verification.finite_on_all import Finiteness, finite_on_all
 def check_finite(run: Compilation, subject: Subject, lowered: Lowered, compared: bool) -> Done[Finiteness | None]:
     """What became of all samples; None without data, or where nobody wants a comparison.
 
+    Those that *verify* has compared are known by then; the others are run here.
+
     Args:
         subject: with the reference and all samples.
         lowered: the result.
@@ -19,9 +24,13 @@ def check_finite(run: Compilation, subject: Subject, lowered: Lowered, compared:
     Raises:
         ModelError: a node of the result fails on a sample, or an output of the float model is NaN; names the node.
     """
-    if subject.samples is None or not compared:
+    if subject.parts is None or not compared:
         return Done(None)
-    with run.working(subject.seen.feeds) as advance:
-        found = finite_on_all(subject.reference, lowered.model, subject.samples, advance=advance)
+    parts = [one for one in (subject.parts.calibrate, subject.parts.choose) if one is not None]
+    with run.working(sum(subject.parts.samples[:2])) as advance:
+        found = finite_on_all(subject.reference, lowered.model, chain(*parts), advance=advance)
+    at = [place for one in parts for place in one.positions]
+    if len(at) == found.samples:  # feeds that were joined have no single place
+        found = dataclasses.replace(found, failing=tuple(at[index] for index in found.failing))
     record = {"samples": found.samples, "failing": list(found.failing), "output": found.output, "node": found.node}
     return Done(found, {"verification": {"finite": record}})
