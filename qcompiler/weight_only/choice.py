@@ -88,7 +88,7 @@ class Layer:
 
 
 @dataclass(frozen=True, eq=False)
-class Choice:
+class RoundedWeight:
     """What came out for a layer.
 
     Attributes:
@@ -133,7 +133,8 @@ def shrunk(layers: Mapping[str, Layer], moments: Sequence[Moments], seen: RowTri
     size = next(iter(layers.values())).size
     total = sum(moments[1:], moments[0])
     fits = _fits(moments, total, len(seen.trials))
-    best, errors, least = settings.shrinkages[0], dict[str, float | None](), math.inf
+    best, least = settings.shrinkages[0], math.inf
+    errors: dict[str, float | None] = dict.fromkeys(layers)
     kept: gptq.Factor | None = None
     tried: set[tuple[float, ...]] = set()
     for rule in settings.shrinkages:
@@ -158,7 +159,7 @@ def shrunk(layers: Mapping[str, Layer], moments: Sequence[Moments], seen: RowTri
 
 def choose(
     layer: Layer, ways: Sequence[Way], seen: RowTrials | None, known: tuple[Shrunk, str] | None, settings: Settings
-) -> Choice:
+) -> RoundedWeight:
     """Rounds a weight the way that errs least in the trials, fitted to all rows that may be fitted to.
 
     Args:
@@ -178,9 +179,9 @@ def choose(
     way = min(ways, key=lambda one: math.inf if errors.get(one) is None else errors[one] or 0.0)
     if way is Way.GPTQ and known is not None:
         stored = gptq.gptq(layer.weight, known[0].factor, size=layer.size, format=layer.format, half=settings.half)
-        return Choice(stored, way, errors.get(way), known[0].shrink)
+        return RoundedWeight(stored, way, errors.get(way), known[0].shrink)
     rows = None if seen is None else seen.rows
-    return Choice(_rounded(layer, way, rows, settings.half), way, errors.get(way))
+    return RoundedWeight(_rounded(layer, way, rows, settings.half), way, errors.get(way))
 
 
 def error_of(layer: Layer, way: Way, seen: RowTrials, half: bool) -> float | None:

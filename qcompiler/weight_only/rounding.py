@@ -158,7 +158,7 @@ class Rounding:
     def _stored(
         self,
         layer: StorableLayer,
-        chosen: choice.Choice,
+        chosen: choice.RoundedWeight,
         seen: RowTrials | None,
         behind: RowTrials | None,
         scaled: bool,
