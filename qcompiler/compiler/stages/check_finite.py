@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from itertools import chain
+from collections.abc import Iterator, Sequence
 
 from qcompiler.compiler.base import Compilation, Done, stage
 from qcompiler.compiler.subject import Lowered, Subject
+from qcompiler.data.source import Source
+from qcompiler.ir.signature import Feeds
 from qcompiler.verification.finite_on_all import Finiteness, finite_on_all
 
 
@@ -27,10 +29,17 @@ def check_finite(run: Compilation, subject: Subject, lowered: Lowered, compared:
     if subject.parts is None or not compared:
         return Done(None)
     parts = [one for one in (subject.parts.calibrate, subject.parts.choose) if one is not None]
+    places = list[int]()
     with run.working(sum(subject.parts.samples[:2])) as advance:
-        found = finite_on_all(subject.reference, lowered.model, chain(*parts), advance=advance)
-    at = [place for one in parts for place in one.positions]
-    if len(at) == found.samples:  # feeds that were joined have no single place
-        found = dataclasses.replace(found, failing=tuple(at[index] for index in found.failing))
+        found = finite_on_all(subject.reference, lowered.model, _feeds(parts, places), advance=advance)
+    found = dataclasses.replace(found, failing=tuple(places[index] for index in found.failing))
     record = {"samples": found.samples, "failing": list(found.failing), "output": found.output, "node": found.node}
     return Done(found, {"verification": {"finite": record}})
+
+
+def _feeds(parts: Sequence[Source], places: list[int]) -> Iterator[Feeds]:
+    """All feeds of the parts; `places` learns where each stands in the data."""
+    for part in parts:
+        for index, feed in enumerate(part):
+            places.append(part.place(index))
+            yield feed
