@@ -100,7 +100,7 @@ def test_a_batch_counts_as_its_samples(tmp_path: Path) -> None:
     found, same = (sensitivity(path, data=one) for one in (feeds, batch))
     for first, second in zip(found.groups, same.groups, strict=True):
         assert first.effects["int8"].outputs_db == pytest.approx(second.effects["int8"].outputs_db, abs=0.01)
-    assert "ranges from 1 feed, errors on 3 samples" in same.data
+    assert same.data == found.data == "a list of samples: ranges from 3 feeds, errors on 3 samples; in sample"
 
 
 def test_a_model_without_layers_to_quantize_says_why(tmp_path: Path) -> None:
