@@ -134,6 +134,8 @@ def find_suspects(
     chosen += [(0.0, dataclasses.replace(one, share=0.0)) for _, one in ranked if one.tensor in others]
     chosen.sort(key=lambda pair: -round(pair[0], 2))  # stable: among equals the louder first
     first = [one for _, one in chosen[:MOST]]
+    if not first:
+        return ()
     return tuple(_located(float_model, quantized, feeds[:_SAMPLES], found, first)[:MOST])
 
 

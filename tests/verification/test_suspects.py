@@ -119,6 +119,16 @@ def test_a_layer_that_computes_something_else_is_named_although_the_outputs_are_
     assert [layer.tensor for layer in found.layers if layer.strange] == ["a"]
 
 
+def test_where_the_error_is_spread_over_many_layers_nobody_has_most_of_it(tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    exact = [rng.normal(size=(8, 8)).astype(np.float32) / 3 for _ in range(24)]
+    noisy = [one + 0.004 * rng.normal(size=(8, 8)).astype(np.float32) for one in exact]
+    first, second = (models.load(chain(tmp_path / f"{name}.onnx", one)) for name, one in (("f", exact), ("q", noisy)))
+    found = trace(first, second, list(Samples(2)))
+    assert found.layers[-1].sqnr_db < 32
+    assert max((one.share for one in found.suspects), default=0.0) < 0.5
+
+
 def test_repairing_the_one_broken_layer_leaves_no_error_and_so_it_is_told(tmp_path: Path) -> None:
     first = models.load(chain(tmp_path / "f.onnx", WEIGHTS))
     second = models.load(chain(tmp_path / "q.onnx", changed(2, 0.3)))
