@@ -62,6 +62,6 @@ def verify(
             rounded = quantized if isinstance(quantized, models.Model) else models.load(quantized)
             inner, remark = aligned(reference, rounded, asked.resolve())
             found = on(quantized=rounded, normal=inner)
-            return dataclasses.replace(found, remarks=(remark,)) if remark else found
+            return dataclasses.replace(found, remarks=(*found.remarks, remark)) if remark else found
         with for_target(asked.resolve()).open(quantized) as runner:
             return on(quantized=runner.infer)

@@ -231,15 +231,16 @@ def verify(
     parts = {part: worst for part, feeds in (others or {}).items() if (worst := pair.worst(feeds)) is not None}
     score = scoring and scoring(*pair.plain(), advance, float_score)
     pair.close()  # its sessions hold memory that the search for the drift needs
-    inside = Trace()
+    inside, remarks = Trace(), tuple[str, ...]()
     if drift and isinstance(candidate, models.Model):
         few = list(itertools.islice(source, min(DRIFT_SAMPLES, count)))
-        inside = trace(normal or reference, candidate, few)
+        inside, remarks = _traced(normal or reference, candidate, few)
     return Verification(
         samples=count,
         outputs=tuple(tally.result() for tally in tallies.values()),
         layers=inside.layers,
         suspects=inside.suspects,
+        remarks=remarks,
         score=score,
         views=figures.result(),
         parts=parts,
@@ -247,6 +248,14 @@ def verify(
         random=bool(getattr(source, "random", False)),
         seconds=time.perf_counter() - started,
     )
+
+
+def _traced(reference: models.Model, candidate: models.Model, feeds: list[Feeds]) -> tuple[Trace, tuple[str, ...]]:
+    """The search for the drift; where a part of a graph cannot be run, the outputs are judged all the same."""
+    try:
+        return trace(reference, candidate, feeds), ()
+    except (ModelError, DataError) as error:
+        return Trace(), (f"inner tensors were not compared, because of this: {error}",)
 
 
 class _Pair:

@@ -16,8 +16,8 @@ Then the node is looked for: between a layer and those before it, all tensors th
 each other in the same way, and the first one with at least half of the error names the node. A bias behind a product
 belongs to the layer of that product.
 
-Where all that is wrong is one factor for the whole layer, the layers that read it are named too, if there is room: when
-a scale was moved from one to the other, nobody can tell in which of the two it is wrong.
+Where all that is wrong is one factor for the whole layer, the layers that read it are named behind it: when a scale was
+moved from one to the other, nobody can tell in which of the two it is wrong.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ import onnx_graphsurgeon as gs
 from qcompiler.errors import DataError, ModelError
 from qcompiler.ir import graph as graphs
 from qcompiler.ir import model as models
+from qcompiler.ir.linear import weight_of
 from qcompiler.numerics.sqnr import decibel, noise_power
 from qcompiler.runtime.stream import OpenModel
 from qcompiler.verification.replay import Repair, Replay, fitting
@@ -134,6 +135,8 @@ def find_suspects(
     chosen += [(0.0, dataclasses.replace(one, share=0.0)) for _, one in ranked if one.tensor in others]
     chosen.sort(key=lambda pair: -round(pair[0], 2))  # stable: among equals the louder first
     first = [one for _, one in chosen[:MOST]]
+    if not first:
+        return ()
     return tuple(_located(float_model, quantized, feeds[:_SAMPLES], found, first)[:MOST])
 
 
@@ -215,7 +218,7 @@ def _share(before: float, after: float) -> float:
 def _located(
     float_model: models.Model, quantized: models.Model, feeds: Sequence[Feeds], found: Measured, chosen: list[Suspect]
 ) -> list[Suspect]:
-    """The suspects, each with the node at which its error begins; then those that cannot be told from them."""
+    """The suspects, each with the node at which its error begins, and behind it those that cannot be told from it."""
     taps = {tap.name: tap for tap in found.taps}
     graph = float_model.graph
     inside = {one.tensor: _between(graph, taps[one.tensor].node, frozenset(taps)) for one in chosen}
@@ -232,7 +235,8 @@ def _located(
             noises[name].add(again[name], got[name])
             if name in factors:
                 factors[name].add(again[name], got[name])
-    done, twins = [], []
+    done: list[Suspect] = []
+    known = {one.tensor for one in chosen}
     for one in chosen:
         levels = [(noises[node.outputs[0].name].level, node) for node in nodes[one.tensor]]
         most = max((level for level, _ in levels), default=0.0)
@@ -240,9 +244,21 @@ def _located(
         begins = taps[one.tensor].node if first is None else first
         done.append(dataclasses.replace(one, node=begins.name, op=begins.op, layer=_layer(begins, one, taps)))
         if begins is taps[one.tensor].node and factors[one.tensor].one:
-            twins += [tap for tap in found.taps if tap.layer and one.tensor in found.before[tap.name]]
-    known = {one.tensor for one in chosen}
-    return done + [_twin(tap, found, done[0]) for tap in twins if tap.name not in known]
+            done += [_twin(tap, found, one) for tap in _reading(one.tensor, found) if tap.name not in known]
+    return done
+
+
+def _reading(tensor: str, found: Measured) -> list[Tap]:
+    """The layers whose weights read a tapped tensor, also behind a product of it with another activation."""
+    waiting, reading = [tensor], list[Tap]()
+    while waiting:
+        one = waiting.pop()
+        for tap in (tap for tap in found.taps if tap.layer and one in found.before[tap.name]):
+            if weight_of(tap.node) is None:
+                waiting.append(tap.name)
+            elif tap not in reading:
+                reading.append(tap)
+    return reading
 
 
 def _layer(node: gs.Node, one: Suspect, taps: Mapping[str, Tap]) -> str:
@@ -253,6 +269,7 @@ def _layer(node: gs.Node, one: Suspect, taps: Mapping[str, Tap]) -> str:
 
 
 def _twin(tap: Tap, found: Measured, first: Suspect) -> Suspect:
+    """A layer that cannot be told from a suspect."""
     own = decibel(found.own[tap.name].level, least=0.0)
     name = tap.node.name
     return Suspect(name, tap.node.op, tap.name, name, own, first.end, first.end_db, first.end_db, 0.0)

@@ -11,7 +11,9 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from qcompiler.errors import ModelError
 from qcompiler.ir import model as models
+from qcompiler.verification import compare
 from qcompiler.verification.compare import verify
 from qcompiler.verification.drift import compare_layers
 from qcompiler.verification.taps import energies
@@ -86,3 +88,26 @@ def test_each_layer_knows_the_worst_before_it(tmp_path: Path) -> None:
     for before, after in itertools.pairwise(found):
         assert after.before_db == before.sqnr_db
     assert all(layer.sqnr_db == math.inf for layer in found[:2])
+
+
+def test_where_a_part_cannot_be_run_the_outputs_are_judged_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise ModelError("node 'x' is odd")
+
+    monkeypatch.setattr(compare, "trace", refused)
+    model = chain(tmp_path / "f.onnx", WEIGHTS)
+    found = verify(model, model, Samples())
+    assert found.layers == ()
+    assert found.worst_sqnr_db == math.inf
+    assert found.remarks == ("inner tensors were not compared, because of this: node 'x' is odd",)
+
+
+def test_a_layer_that_errs_as_all_do_does_not_drift(tmp_path: Path) -> None:
+    """Each errs by 20 dB, which would be much in a model of INT8."""
+    rng = np.random.default_rng(2)
+    noisy = [one + 0.03 * rng.normal(size=(8, 8)).astype(np.float32) for one in WEIGHTS]
+    found = verify(chain(tmp_path / "f.onnx", WEIGHTS), chain(tmp_path / "q.onnx", noisy), Samples())
+    assert all(12 < layer.own_db < 26 for layer in found.layers)
+    assert found.first_drift is None

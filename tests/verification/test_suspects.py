@@ -27,13 +27,14 @@ from tests.kit.verification.detector import detector, pictures
 from tests.kit.verification.mutations import KINDS, broken, layers
 
 Feeds = list[dict[str, Any]]
+Cases = dict[str, tuple[Path, onnx.ModelProto, Feeds, float]]
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, onnx.ModelProto, Feeds]]:
-    """Float model, quantized model and other data: a detector, a decoder that was smoothed, a real CNN."""
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Cases:
+    """Float model, quantized model, other data, SQNR there: a detector, a decoder that was smoothed, a real CNN."""
     folder = tmp_path_factory.mktemp("suspects")
-    found = {}
+    found: Cases = {}
     cnn = real.get("ppocr-cls")
     cases: dict[str, tuple[onnx.ModelProto | Path, Feeds, Feeds]] = {
         "detector": (detector(), pictures(24, 0), pictures(3, 1)),
@@ -55,7 +56,9 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, 
             output=folder / f"{name}.qdq.onnx",
         )
         assert made.qdq_path is not None
-        found[name] = path, onnx.load(made.qdq_path), other
+        plain = compared(path, onnx.load(made.qdq_path), other, folder).worst_sqnr_db
+        assert plain is not None
+        found[name] = path, onnx.load(made.qdq_path), other, plain
     return found
 
 
@@ -65,25 +68,21 @@ def compared(path: Path, after: onnx.ModelProto, other: Feeds, folder: Path) -> 
 
 
 def spread(names: Sequence[str], count: int) -> list[str]:
-    return [names[k * (len(names) - 1) // max(count - 1, 1)] for k in range(min(count, len(names)))]
+    return [names[(2 * k + 1) * len(names) // (2 * count)] for k in range(min(count, len(names)))]
 
 
 @pytest.mark.parametrize("name", ["detector", "decoder", "real"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_layer_that_is_broken_is_among_the_first_three(
-    compiled: dict[str, tuple[Path, onnx.ModelProto, Feeds]], name: str, kind: str, tmp_path: Path
-) -> None:
-    path, quantized, other = compiled[name]
+def test_a_layer_that_is_broken_is_among_the_first_three(compiled: Cases, name: str, kind: str, tmp_path: Path) -> None:
+    path, quantized, other, plain = compiled[name]
     tried = [(one, after) for one in layers(quantized) if (after := broken(quantized, one, kind)) is not None]
     if not tried:
         assert (name, kind) == ("decoder", "bias")
         return
-    plain = compared(path, quantized, other, tmp_path)
-    for layer in spread([one for one, _ in tried], 2):
+    for layer in spread([one for one, _ in tried], 1 if name == "real" else 2):
         found = compared(path, dict(tried)[layer], other, tmp_path)
-        assert plain.worst_sqnr_db is not None
         assert found.worst_sqnr_db is not None
-        if found.worst_sqnr_db > plain.worst_sqnr_db - 6:
+        if found.worst_sqnr_db > plain - 6:
             continue  # it hardly matters, and is nobody's question
         assert len(found.suspects) <= 3
         assert layer in [node for one in found.suspects for node in (one.node, one.layer)], found.begins
@@ -117,6 +116,16 @@ def test_a_layer_that_computes_something_else_is_named_although_the_outputs_are_
     assert one.tensor == "a"
     assert one.end_db > 35
     assert [layer.tensor for layer in found.layers if layer.strange] == ["a"]
+
+
+def test_where_the_error_is_spread_over_many_layers_nobody_has_most_of_it(tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    exact = [rng.normal(size=(8, 8)).astype(np.float32) / 3 for _ in range(24)]
+    noisy = [one + 0.004 * rng.normal(size=(8, 8)).astype(np.float32) for one in exact]
+    first, second = (models.load(chain(tmp_path / f"{name}.onnx", one)) for name, one in (("f", exact), ("q", noisy)))
+    found = trace(first, second, list(Samples(2)))
+    assert found.layers[-1].sqnr_db < 32
+    assert max((one.share for one in found.suspects), default=0.0) < 0.5
 
 
 def test_repairing_the_one_broken_layer_leaves_no_error_and_so_it_is_told(tmp_path: Path) -> None:
