@@ -14,8 +14,9 @@ that took the division holds W'[j, k] = t[j] · W[j, k] / s[k], and there it is 
 scale of weights is part of it: where one common factor of s differs between weights and bias, the bias is right.
 
 Factors are believed where they explain the weights of half of these layers at least: of most outputs the difference to
-W' must fall to half of what one common factor leaves. (Most, because a part of them may be broken.) Rounding alone cannot do that, and a scale that is wrong for a whole layer is one
-common factor. That one is not followed: it is an error, and stays visible. Layers are looked at from the last to the
+W' must fall to half of what one common factor leaves. Most, because a few of them may be broken. Rounding alone cannot
+do that, and a scale that is wrong for a whole layer is one common factor. That one is not followed: it is an error, and
+stays visible. Layers are looked at from the last to the
 first, because the weight of a layer that took a division carries those factors too.
 """
 
