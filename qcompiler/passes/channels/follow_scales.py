@@ -222,5 +222,6 @@ def _ratios(own: Array, other: Array) -> Array:
     ratios = np.zeros(own.shape[0])
     ratios[known] = np.nanmedian(found[known], axis=1)
     size = np.square(own).sum(1)
-    spread = np.square(other - ratios[:, None] * own).sum(1) / max(own.shape[1] - 1, 1)
+    counts = np.diff(starts, append=own.shape[1])
+    spread = np.median(np.add.reduceat(np.square(other - ratios[:, None] * own), starts, axis=1) / counts, axis=1)
     return np.where(np.square(_SURE * ratios) * size > spread, np.maximum(ratios, 0.0), 0.0)
