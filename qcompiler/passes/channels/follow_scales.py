@@ -13,9 +13,10 @@ A channel that rounding has left nothing of (its factor was that small) is asked
 that took the division holds W'[j, k] = t[j] · W[j, k] / s[k], and there it is large. Its bias was divided too, and no
 scale of weights is part of it: where one common factor of s differs between weights and bias, the bias is right.
 
-Factors are believed where they explain the weights of half of these layers at least: the difference to W' must fall to
-half of what one common factor leaves. Rounding alone cannot do that, and a scale that is wrong for a whole layer is one
-common factor. That one is not followed: it is an error, and stays visible. Layers are looked at from the last to the
+Factors are believed where they explain the weights of half of these layers at least: of most outputs the difference to
+W' must fall to half of what one common factor leaves. Most, because a few of them may be broken. Rounding alone cannot
+do that, and a scale that is wrong for a whole layer is one common factor. That one is not followed: it is an error, and
+stays visible. Layers are looked at from the last to the
 first, because the weight of a layer that took a division carries those factors too.
 """
 
@@ -122,12 +123,14 @@ class _Reading:
         self.shape = np.where(ratios > 0, ratios / self.common, np.nan) if self.common > 0 else ratios
 
     def explained(self, shape: Array) -> bool:
-        """Whether the weights agree much better with factors of this shape than without."""
-        channels, width = self._own.shape
+        """Whether the weights of most outputs agree much better with factors of this shape than without."""
+        width = self._own.shape[1]
+        if width < 2:
+            return False
         bent = np.where(np.isnan(shape), 1.0, shape)[:, None] * self._own * self.common
-        before = float(np.square(self._other - self.common * self._own).mean())
-        free = (width - 1) * channels  # one value of each channel is used up by its factor
-        return bool(free > 0 and before > _WORTH * float(np.square(self._other - bent).sum()) / free)
+        before = np.square(self._other - self.common * self._own).sum(0)
+        after = np.square(self._other - bent).sum(0) * width / (width - 1)  # the factor uses up one value of a channel
+        return bool(2 * np.count_nonzero(before > _WORTH * after) > np.count_nonzero(before))
 
 
 def _completed(shown: Array, plan: absorb.Absorption, weights: Constants) -> NDArray[np.float32]:
@@ -219,5 +222,6 @@ def _ratios(own: Array, other: Array) -> Array:
     ratios = np.zeros(own.shape[0])
     ratios[known] = np.nanmedian(found[known], axis=1)
     size = np.square(own).sum(1)
-    spread = np.square(other - ratios[:, None] * own).sum(1) / max(own.shape[1] - 1, 1)
+    counts = np.diff(starts, append=own.shape[1])
+    spread = np.median(np.add.reduceat(np.square(other - ratios[:, None] * own), starts, axis=1) / counts, axis=1)
     return np.where(np.square(_SURE * ratios) * size > spread, np.maximum(ratios, 0.0), 0.0)

@@ -103,6 +103,16 @@ def test_one_wrong_scale_for_a_whole_layer_is_no_factor(layer: str) -> None:
     assert report.notes == ()
 
 
+def test_outputs_that_change_places_do_not_hide_the_factors() -> None:
+    proto = block()
+    weights = other(proto)
+    swapped = weights["y", 1].copy()
+    swapped[:, [2, 3]] = 4 * swapped[:, [3, 2]]  # large, so that they hold most of the difference
+    graph, _ = followed(proto, weights | {("y", 1): swapped})
+    factor = shown(graph, proto)["y"][:, 0]
+    np.testing.assert_allclose(factor, FACTORS["h"], rtol=0.2)
+
+
 def test_a_layer_that_is_wrong_among_its_siblings_is_outvoted() -> None:
     proto = build(
         [("RMSNormalization", "x g", "n"), *(("MatMul", f"n w{one}", one) for one in "qkv")],
