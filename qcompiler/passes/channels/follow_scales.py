@@ -161,9 +161,12 @@ def _level(biases: Sequence[Edit], factors: Array, weights: Constants) -> float:
     """By what all factors must be multiplied to be those of the biases; 1 where these do not tell."""
     for edit in biases:
         own, other = values_of(edit.constant), weights.get((edit.node.outputs[0].name, edit.input))
-        if other is None or other.shape != own.shape or edit.index.size < 2 or (edit.index < 0).any():
+        if other is None or other.shape != own.shape or edit.index.size < 2:
             continue
-        whole = own.astype(np.float64) / factors[np.broadcast_to(edit.index, own.shape)]
+        index = np.broadcast_to(edit.index, own.shape)
+        divided = index >= 0
+        own, other = own[divided], other[divided]
+        whole = own.astype(np.float64) / factors[index[divided]]
         alive = np.abs(whole) > np.abs(whole).mean()
         ratios = whole[alive] / np.where(other[alive] == 0, np.nan, other[alive])
         level = float(np.nanmedian(ratios)) if np.isfinite(ratios).any() else 1.0

@@ -135,6 +135,28 @@ def test_where_a_scale_is_wrong_behind_a_bias_the_bias_is_right() -> None:
     np.testing.assert_allclose(shown(graph, proto)["y"][:, 0], FACTORS["h"], rtol=0.06)
 
 
+def test_of_a_joint_projection_the_part_that_was_divided_tells() -> None:
+    proto = build(
+        [
+            ("MatMul", "x w", "t"),
+            ("Add", "t b", "u"),
+            ("Split", "u", "q k v", {"axis": -1, "num_outputs": 3}),
+            ("Sigmoid", "q", "s"),
+            ("Mul", "s v", "m"),
+            ("MatMul", "m wo", "y"),
+        ],
+        {"w": (8, 96), "b": normal(96, seed=7), "wo": normal(32, 16, seed=8)},
+        TOKENS,
+        ["y", "k"],
+    )
+    graph = to_graph(proto)
+    SmoothQuant({"m": FACTORS["h"]})(graph)
+    after, report = followed(proto, constants(graph, 8, y=8.0))
+    assert [note.node for note in report.notes] == ["m"]
+    np.testing.assert_allclose(shown(after, proto)["y"][:, 0], FACTORS["h"], rtol=0.06)
+    np.testing.assert_allclose(shown(after, proto)["t"][0, :64], 1.0)
+
+
 def test_a_channel_that_rounding_has_left_nothing_of_is_told_by_who_took_its_factor() -> None:
     proto = block()
     factors = FACTORS["h"].copy()
