@@ -101,8 +101,8 @@ def scales_in_front(proto: onnx.ModelProto, layer: str) -> list[Any]:
 
 
 def node_of(proto: onnx.ModelProto, name: str) -> onnx.NodeProto:
-    (node,) = (node for node in proto.graph.node if node.name == name)
-    return node
+    found: onnx.NodeProto = next(node for node in proto.graph.node if node.name == name)
+    return found
 
 
 def test_a_weight_is_eight_times_as_large(folder: Path) -> None:
