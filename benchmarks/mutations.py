@@ -34,7 +34,7 @@ import numpy as np
 import onnx
 
 import qcompiler
-from benchmarks.breaking import KINDS, Break, broken, layers_of
+from benchmarks.breaking import KINDS, SWAPPED, Break, broken, layers_of
 from qcompiler.errors import QCompilerError
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.support.as_json import plain
@@ -56,6 +56,7 @@ MODELS = (
 PLACES = {"early": 0.1, "middle": 0.5, "late": 0.9}
 CALIBRATION, JUDGED = 16, 4  # feeds
 PER_MODEL = 8
+PAIRS = 4  # of channels that are tried for each output
 MEASURABLE_DB = 1.0
 CLOSE = 0.01  # share of a score
 _SAME_DB = 100.0  # more is as good
@@ -172,15 +173,19 @@ class _Subject:
         self._done: set[tuple[str, str]] = set()
 
     def tries(self, kind: str, place: str, random: np.random.Generator) -> Iterator[Row | None]:
-        """The layers nearest to a place, one after the other: a row, or None where it broke nothing."""
+        """The layers nearest to a place, one after the other: a row, or None where it broke nothing.
+
+        Outputs are few, and so channels of the same one are swapped more than once.
+        """
         layers = layers_of(self._proto, kind)
         wanted = PLACES[place] * (len(layers) - 1)
         order = sorted(range(len(layers)), key=lambda at: abs(at - wanted) + random.uniform(0, 1))
         for layer in (layers[at] for at in order if (kind, layers[at]) not in self._done):
             self._done.add((kind, layer))
-            made = broken(self._proto, kind, layer, random)
-            if made is not None:
-                yield self._judged(*made, place)
+            for _ in range(PAIRS if kind == SWAPPED else 1):
+                made = broken(self._proto, kind, layer, random)
+                if made is not None:
+                    yield self._judged(*made, place)
 
     def _verified(self, path: Path) -> Verification:
         recipe = Recipe(target="tensorrt", verify_samples=len(self._feeds))
