@@ -14,7 +14,7 @@ import numpy as np
 
 from qcompiler.data.padding import Padding
 from qcompiler.judge.agreement import agreement
-from qcompiler.judge.noise import compared, signal_of, squared_error
+from qcompiler.judge.noise import compared, kept_by, signal_of, squared_error
 from qcompiler.judge.views import WEAK, Role, View
 from qcompiler.numerics.sqnr import sqnr_db
 
@@ -85,7 +85,8 @@ class Figures:
         if view.selected or reference.dtype.kind not in "fV":
             sums.agree(self._count, *agreement(padding.keep(reference), padding.keep(got), selected=view.selected))
             return
-        one, other = compared(view, reference, padding), compared(view, got, padding)
+        kept = kept_by(view, reference)
+        one, other = compared(view, reference, padding, kept), compared(view, got, padding, kept)
         if one is not None and other is not None and one.shape == other.shape:
             sums.add(self._count, signal_of(one), squared_error(one, other))
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 
 MOST_CHANNELS = 64  # more are classes, words or features, which are one quantity
+SEEN = 16  # values of a channel in a sample, below which its size is chance
 APART = 10.0  # in amplitude
 NOTHING = 1e-6  # of the loudest channel: zero, for whoever reads it
 
@@ -47,7 +48,7 @@ def channel_axis(output: gs.Tensor, shapes: Shapes) -> int | None:
 
 
 def levels_of(value: NDArray[Any], axis: int) -> list[tuple[int, ...]]:
-    """Channels in groups of about one size, the loudest group first; a single group where all are alike.
+    """Channels in groups of about one size, the loudest group first; a single group where all are alike, or too small.
 
     Args:
         value: what the layer gives for a sample.
@@ -55,6 +56,8 @@ def levels_of(value: NDArray[Any], axis: int) -> list[tuple[int, ...]]:
     """
     count = value.shape[axis]
     if not 1 < count <= MOST_CHANNELS or not value.size:
+        return [tuple(range(count))]
+    if value.size < SEEN * count:
         return [tuple(range(count))]
     flat = np.moveaxis(np.asarray(value, np.float64), axis, 0).reshape(count, -1)
     sizes = np.sqrt(np.mean(np.where(np.isfinite(flat), flat, 0) ** 2, axis=1))

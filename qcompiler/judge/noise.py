@@ -50,11 +50,13 @@ class Expected:
         values: what is compared, padding left out; views that do not fit are missing.
         signals: its sum of squares, infinities left out.
         padding: of the feed.
+        kept: of views in front of a Softmax, where it sees anything.
     """
 
     values: Mapping[View, NDArray[Any]]
     signals: Mapping[View, float]
     padding: Padding
+    kept: Mapping[View, NDArray[np.bool_]]
 
     @staticmethod
     def of(views: Sequence[View], reference: Arrays, feed: Feeds) -> Expected:
@@ -68,11 +70,12 @@ class Expected:
         padding = Padding(feed)
         found = {view: compared(view, reference.get(view.tensor), padding) for view in views}
         values = {view: value for view, value in found.items() if value is not None}
-        return Expected(values, {view: signal_of(value) for view, value in values.items()}, padding)
+        kept = {view: kept for view in values if (kept := kept_by(view, reference[view.tensor])) is not None}
+        return Expected(values, {view: signal_of(value) for view, value in values.items()}, padding, kept)
 
     def error(self, view: View, got: Arrays) -> float:
         """Sum of squared errors of a view; infinite where shapes differ or a value is not finite that should be."""
-        value = compared(view, got.get(view.tensor), self.padding)
+        value = compared(view, got.get(view.tensor), self.padding, self.kept.get(view))
         return math.inf if value is None else squared_error(self.values[view], value)
 
 
@@ -90,11 +93,11 @@ class Tally:
             self._error[view] = self._error.get(view, 0.0) + expected.error(view, got)
 
     def ratios(self) -> dict[View, float]:
-        """Tally-to-signal power of the views that have a signal."""
+        """Noise-to-signal power of the views that have a signal."""
         return {view: self._error[view] / signal for view, signal in self._signal.items() if signal > 0}
 
     def worst(self) -> float:
-        """Tally-to-signal power of the worst view; 0 where none has a signal."""
+        """Noise-to-signal power of the worst view; 0 where none has a signal."""
         return max(self.ratios().values(), default=0.0)
 
 
@@ -122,28 +125,58 @@ def squared_error(reference: NDArray[Any], got: NDArray[Any]) -> float:
     return energy(error[~meant])
 
 
-def compared(view: View, value: Any, padding: Padding) -> NDArray[Any] | None:
-    """What a view compares of a value; None of what is no float array, or has not the shape that it was cut for."""
+def compared(view: View, value: Any, padding: Padding, kept: NDArray[np.bool_] | None = None) -> NDArray[Any] | None:
+    """What a view compares of a value.
+
+    Args:
+        view: the view.
+        value: a tensor; of anything but a float array there is nothing to compare.
+        padding: of the feed.
+        kept: of a view in front of a Softmax, `kept_by` of what the float model gives.
+
+    Returns:
+        None of what is no float array, or has not the shape that it was cut for.
+    """
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "fV":
         return None
     if view.level is not None and value.ndim:
-        value = _levelled(value, view.level)
+        kept = kept_by(view, value) if kept is None else kept
+        if kept is None or kept.shape != value.shape:
+            return None
+        value = _levelled(value, view.level, kept)
     part = cut(view, value)
     return padding.keep(part) if part is not None and padding else part
 
 
-def _levelled(value: NDArray[Any], axis: int) -> NDArray[Any]:
+def kept_by(view: View, reference: Any) -> NDArray[np.bool_] | None:
+    """Where a Softmax sees anything of what the float model gives it; None for views in front of none.
+
+    Probabilities of positions that are further below the largest one than `UNDERFLOW` are exactly 0.
+    """
+    if view.level is None or not isinstance(reference, np.ndarray) or not reference.ndim:
+        return None
+    return np.asarray(np.isfinite(reference) & (reference >= _lowest(reference, view.level)))
+
+
+def _levelled(value: NDArray[Any], axis: int, kept: NDArray[np.bool_]) -> NDArray[Any]:
     """What a Softmax sees: a constant along its axis does not count, nor by how far a position is masked.
 
-    Probabilities of positions that far below the largest one are exactly 0. They become 0 here, and the others are
-    less their mean; minus infinity and a mask of -30000 are the same.
+    Where the float model keeps a position, it is less the mean of these; elsewhere it is 0 as long as nothing is seen
+    of it here, too, and what it rises above that where something is. Rows that are masked as a whole are 0.
     """
     with np.errstate(invalid="ignore"):
-        lowest = value.max(axis=axis, keepdims=True) - value.dtype.type(UNDERFLOW)
-        kept = np.isfinite(value) & (value >= lowest)
+        lowest = _lowest(value, axis)
+        clipped = np.maximum(value, lowest)
         count = np.maximum(kept.sum(axis=axis, keepdims=True), 1)
-        mean = np.where(kept, value, 0).sum(axis=axis, keepdims=True) / count
-        return np.asarray(np.where(kept | ~(value < np.inf), value - mean, value.dtype.type(0)))
+        mean = np.where(kept, clipped, 0).sum(axis=axis, keepdims=True) / count
+        found = np.where(kept, clipped - mean, clipped - lowest)
+        return np.asarray(np.where(kept.any(axis=axis, keepdims=True) | np.isnan(found), found, 0), value.dtype)
+
+
+def _lowest(value: NDArray[Any], axis: int) -> NDArray[Any]:
+    """The value along an axis below which a probability is 0."""
+    top = value.max(axis=axis, keepdims=True)
+    return np.asarray(np.where(np.isfinite(top), top, 0) - value.dtype.type(UNDERFLOW))
 
 
 def signal_of(value: NDArray[Any]) -> float:

@@ -67,3 +67,7 @@ def test_pieces_side_by_side_are_a_slice_and_others_are_taken() -> None:
         assert found is not None
         np.testing.assert_array_equal(found, array[:, list(indices)])
     assert Piece.of(1, (1, 2)).indices == ()
+
+
+def test_a_single_value_says_nothing_of_a_channel_s_size() -> None:
+    assert levels_of(np.array([[100.0, 1.0, 50.0]]), 1) == [(0, 1, 2)]

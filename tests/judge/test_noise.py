@@ -83,6 +83,16 @@ def test_any_mask_in_front_of_a_softmax_is_the_same_and_one_that_is_lost_is_not(
     assert expected.error(one, {"y": np.full((2, 3), np.nan, np.float32)}) == math.inf
 
 
+def test_a_logit_at_the_edge_of_what_a_softmax_sees_makes_no_jump() -> None:
+    one = view(level=-1)
+    logits = np.array([[0.0, -50.0, -103.9]], np.float32)
+    expected = Expected.of((one,), {"y": logits}, {})
+    for below in (-0.2, 0.0, 0.2):
+        assert expected.error(one, {"y": logits + np.array([0, 0, below], np.float32)}) < 0.1
+    outside = Expected.of((one,), {"y": logits - np.array([0, 0, 0.2], np.float32)}, {})
+    assert outside.error(one, {"y": logits}) < 0.1
+
+
 def test_padding_counts_nowhere() -> None:
     reference = RNG.standard_normal((2, 3, 4)).astype(np.float32)
     mask = np.array([[1, 1, 0], [1, 0, 0]])
