@@ -47,6 +47,7 @@ _WORTH = 2.0  # by which the difference must fall
 _STRETCHES, _SHORTEST = 8, 4  # stretches of outputs, and outputs of one
 _SURE = 0.2  # standard error of a factor that can be told, relative to it
 _ROUNDS = 4
+_ALIKE, _ALIKE_LEAST = 0.8, 8  # correlation of factors that are the same, and channels that show it
 _LIKE = 0.05  # what factors that are the same may differ by, relative
 
 
@@ -103,7 +104,7 @@ def _shown(edits: Sequence[Edit], weights: Constants) -> Array | None:
     known = ~np.isnan([one.shape for one in told]).all(0) if told else np.zeros(shape.shape, bool)
     if known.any():
         shape[known] = np.exp(np.nanmedian(np.log([one.shape[known] for one in told]), axis=0))
-    if 2 * sum(one.explained(shape) for one in told) < len(readings) or not known.any():
+    if 2 * sum(one.agrees or one.explained(shape) for one in told) < len(readings) or not known.any():
         return None
     return np.asarray(shape * np.exp(np.median(np.log([one.common for one in told]))))
 
@@ -121,6 +122,23 @@ class _Reading:
         ratios = _ratios(own, other)
         self.common = _middle(ratios, own)
         self.shape = np.where(ratios > 0, ratios / self.common, np.nan) if self.common > 0 else ratios
+
+    @property
+    def agrees(self) -> bool:
+        """Whether one half of the outputs shows the same factors as the other half."""
+        width = self._own.shape[1]
+        odd = np.arange(width) * _STRETCHES // width % 2 == 1
+        if min(odd.sum(), (~odd).sum()) < _SHORTEST:
+            return False
+        first, second = (_ratios(self._own[:, half], self._other[:, half]) for half in (odd, ~odd))
+        both = (first > 0) & (second > 0)
+        if both.sum() < _ALIKE_LEAST:
+            return False
+        weight = np.square(self._own[both]).sum(1)
+        x, y = (np.log(one[both]) for one in (first, second))
+        x, y = (one - np.average(one, weights=weight) for one in (x, y))
+        size = float(np.average(x * x, weights=weight) * np.average(y * y, weights=weight))
+        return size > 0 and float(np.average(x * y, weights=weight)) > _ALIKE * size**0.5
 
     def explained(self, shape: Array) -> bool:
         """Whether the weights of most outputs agree much better with factors of this shape than without."""

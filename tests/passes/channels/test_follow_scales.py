@@ -89,6 +89,16 @@ def test_the_factors_are_read_out_of_rounded_weights(bits: int, power: float, cl
     np.testing.assert_allclose(found["up"], factors["n"][:, None] / factors["h"], rtol=2 * close)
 
 
+def test_factors_smaller_than_the_rounding_of_int4_show_in_many_outputs() -> None:
+    proto = build([("RMSNormalization", "x g", "n"), ("MatMul", "n w", "y")], {"g": (8,), "w": (8, 512)}, TOKENS)
+    factors = np.array([0.9, 0.93, 0.96, 0.99, 1.02, 1.05, 1.08, 1.1], np.float32)
+    graph = to_graph(proto)
+    SmoothQuant({"n": factors})(graph)
+    after, report = followed(proto, constants(graph, 4))
+    assert [note.node for note in report.notes] == ["n"]
+    np.testing.assert_allclose(shown(after, proto)["y"][:, 0], factors, rtol=0.03)
+
+
 @pytest.mark.parametrize("bits", [8, 4])
 def test_rounding_alone_shows_no_factors(bits: int) -> None:
     proto = block()
