@@ -116,7 +116,7 @@ def ask(recipe: Recipe, data: Data | None, output: Path, *, build: bool) -> Aske
         weight_only=_weight_only(recipe, target),
         planning=planning(recipe),
         lower=LowerOptions(recipe.io_types, recipe.llm_int8, recipe.min_sqnr, recipe.ignore_output),
-        verify=VerifyOptions(recipe.verify_samples, True, recipe.ignore_output),
+        verify=VerifyOptions(recipe.verify_samples, True, recipe.ignore_output, recipe.safety.target_sqnr_db),
         gates=Gates(recipe.min_sqnr, recipe.max_drop, recipe.allow_broken),
         build=BuildOptions(target, recipe.shapes, recipe.generation, methods.needs_rows(recipe.precision, target)),
         warnings=warnings,

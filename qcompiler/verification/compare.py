@@ -31,7 +31,7 @@ from qcompiler.support.suggest import did_you_mean
 from qcompiler.verification import emulation
 from qcompiler.verification.drift import TappedLayer, Trace, trace
 from qcompiler.verification.metric import QUICK_SAMPLES, Score, loaded, runner_of, scoring_of
-from qcompiler.verification.suspects import Suspect, told
+from qcompiler.verification.suspects import FRESH_DB, Suspect, told
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -189,6 +189,7 @@ def verify(
     metric: str | Metric | None = None,
     float_score: float | None = None,
     drift: bool = True,
+    close_db: float = FRESH_DB,
     normal: models.Model | None = None,
     optimize: bool = True,
     ignored: Collection[str] = (),
@@ -205,6 +206,7 @@ def verify(
         metric: `file.py:function`, `package.module:function` or a function: function(run) -> score.
         float_score: what the metric gives for the float model, where it has been measured before.
         drift: also compare inner tensors, on the first 4 feeds.
+        close_db: SQNR in dB of the outputs from which on nobody is to blame, which saves the search for who is.
         normal: the float model whose inner tensors are compared: `float_model` after the float passes, which fold nodes
             and keep the names; None for `float_model` itself.
         optimize: let ONNX Runtime optimise the quantized graph, unless it has FP8, which that breaks.
@@ -234,7 +236,7 @@ def verify(
     inside, remarks = Trace(), tuple[str, ...]()
     if drift and isinstance(candidate, models.Model):
         few = list(itertools.islice(source, min(DRIFT_SAMPLES, count)))
-        inside, remarks = _traced(normal or reference, candidate, few)
+        inside, remarks = _traced(normal or reference, candidate, few, close_db)
     return Verification(
         samples=count,
         outputs=tuple(tally.result() for tally in tallies.values()),
@@ -250,10 +252,12 @@ def verify(
     )
 
 
-def _traced(reference: models.Model, candidate: models.Model, feeds: list[Feeds]) -> tuple[Trace, tuple[str, ...]]:
+def _traced(
+    reference: models.Model, candidate: models.Model, feeds: list[Feeds], close_db: float
+) -> tuple[Trace, tuple[str, ...]]:
     """The search for the drift; where a part of a graph cannot be run, the outputs are judged all the same."""
     try:
-        return trace(reference, candidate, feeds), ()
+        return trace(reference, candidate, feeds, close_db=close_db), ()
     except (ModelError, DataError) as error:
         return Trace(), (f"inner tensors were not compared, because of this: {error}",)
 

@@ -73,7 +73,12 @@ class Trace:
 
 
 def trace(
-    float_model: models.Model, quantized: models.Model, feeds: Sequence[Mapping[str, NDArray[Any]]], *, most: int = 96
+    float_model: models.Model,
+    quantized: models.Model,
+    feeds: Sequence[Mapping[str, NDArray[Any]]],
+    *,
+    most: int = 96,
+    close_db: float = FRESH_DB,
 ) -> Trace:
     """Compares inner tensors on a few feeds.
 
@@ -82,6 +87,7 @@ def trace(
         quantized: what is compared.
         feeds: all are run; suspects are looked for on the first two.
         most: layers that are looked at, evenly spaced over the graph.
+        close_db: SQNR in dB of the outputs from which on nobody is to blame.
 
     Raises:
         ModelError: a graph cannot be run.
@@ -89,7 +95,7 @@ def trace(
     found = measure(float_model, quantized, feeds, find_taps(float_model.graph, quantized.graph, most))
     layers = _layers(found)
     begins = [layer.tensor for layer in layers if layer.drifts]
-    return Trace(tuple(layers), find_suspects(float_model, quantized, feeds, found, begins))
+    return Trace(tuple(layers), find_suspects(float_model, quantized, feeds, found, begins, close_db=close_db))
 
 
 def compare_layers(

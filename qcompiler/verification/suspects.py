@@ -107,6 +107,8 @@ def find_suspects(
     feeds: Sequence[Feeds],
     found: Measured,
     begins: Sequence[str] = (),
+    *,
+    close_db: float = FRESH_DB,
 ) -> tuple[Suspect, ...]:
     """Ranks the layers by what their own errors do at the ends.
 
@@ -116,12 +118,13 @@ def find_suspects(
         feeds: the first two are run.
         found: what was measured at the taps.
         begins: taps that drift, which are named where repairing single layers does not help.
+        close_db: SQNR of the ends from which on nobody is to blame.
 
     Raises:
         ModelError: a graph cannot be run.
     """
     strange = {tap.name for tap in found.taps if found.own[tap.name].strange}
-    ends = [tap for tap in found.ends if strange or found.total[tap.name].level > noise_power(FRESH_DB)]
+    ends = [tap for tap in found.ends if strange or found.total[tap.name].level > noise_power(close_db)]
     loud = sorted(found.taps, key=lambda tap: -found.own[tap.name].level)
     tried = [tap for tap in loud if found.own[tap.name].level > noise_power(_QUIET_DB)][:_TRIED]
     if not ends or not tried or not feeds:

@@ -25,11 +25,13 @@ class VerifyOptions:
         samples: so many feeds; 0 for no comparison.
         drift: look for the first inner tensor that drifts, too.
         ignored: outputs that nothing is judged by.
+        close_db: SQNR in dB that is good enough: nobody is to blame then.
     """
 
     samples: int
     drift: bool
     ignored: tuple[str, ...] = ()
+    close_db: float = 25.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +80,7 @@ def verify(
             drift=options.drift,
             normal=lowered.inner,
             ignored=options.ignored,
+            close_db=options.close_db,
             others=others,
             advance=lambda: advance(1),
         )
