@@ -93,7 +93,7 @@ def test_each_layer_knows_the_worst_before_it(tmp_path: Path) -> None:
 def test_where_a_part_cannot_be_run_the_outputs_are_judged_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refused(*_: object) -> None:
+    def refused(*_: object, **__: object) -> None:
         raise ModelError("node 'x' is odd")
 
     monkeypatch.setattr(compare, "trace", refused)
