@@ -59,7 +59,7 @@ def _observed(model: models.Model, size: int, feeds: int, budget: int) -> Observ
     inputs: Inputs = {"x0": (np.dtype(np.float32), (1, 3, size, size))}
     read = {node.inputs[0].name: 1 for node in model.graph.nodes if node.op == "Conv"}
     source = open_source(lambda: _feeds(size, feeds), inputs)
-    return observe(model, Points.of(histograms=read, outliers=read), source, inputs=inputs, budget=budget)
+    return observe(model, Points.of(histograms=read, outliers=read), source, budget=budget)
 
 
 def _feeds(size: int, count: int) -> Iterator[Feeds]:
