@@ -54,6 +54,7 @@ def finite_on_all(
     source: Iterable[Feeds],
     *,
     optimize: bool = True,
+    place: Callable[[int], int] | None = None,
     advance: Callable[[float], None] | None = None,
 ) -> Finiteness:
     """Runs the result over all samples, with its half precision emulated, and the float model where that is in doubt.
@@ -65,6 +66,7 @@ def finite_on_all(
         lowered: the result, typed.
         source: all samples; read once.
         optimize: let ONNX Runtime optimise the result.
+        place: where a sample stands in the data as the user gave it, by its index here; None where that is the same.
         advance: called with 1 behind each sample.
 
     Raises:
@@ -77,7 +79,8 @@ def finite_on_all(
     session = OpenModel(candidate, optimize=optimize)
     reference: OpenModel | None = None
     count, failing, output, node = 0, list[int](), "", ""
-    for index, feed in enumerate(source):
+    for at, feed in enumerate(source):
+        index = at if place is None else place(at)
         count += 1
         found = session.run(feed)
         if not all(finite(part) for value in found.values() for part in flat(value)):

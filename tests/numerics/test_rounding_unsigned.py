@@ -14,8 +14,13 @@ def test_a_span_is_what_was_seen_within_the_clipping_range() -> None:
 
 
 def test_a_span_contains_zero() -> None:
-    assert span(5.0, (1.0, 4.0)) == (0.0, 4.0)
-    assert span(5.0, (-4.0, -1.0)) == (-4.0, 0.0)
+    assert span(3.0, (1.0, 4.0)) == (0.0, 3.0)
+    assert span(4.0, (-4.0, -1.0)) == (-4.0, 0.0)
+
+
+def test_a_range_beyond_what_was_seen_widens_both_sides_alike() -> None:
+    assert span(8.0, (-1.0, 4.0)) == (-2.0, 8.0)
+    assert span(8.0, (0.0, 0.0)) == (0.0, 0.0)
 
 
 @given(st.floats(0, 1e4, width=32), st.floats(2**-10, 1e4, width=32))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 
 from qcompiler.compiler.base import Compilation, Done, stage
@@ -31,8 +30,9 @@ def check_finite(run: Compilation, subject: Subject, lowered: Lowered, compared:
     parts = [one for one in (subject.parts.calibrate, subject.parts.choose) if one is not None]
     places = list[int]()
     with run.working(sum(subject.parts.samples[:2])) as advance:
-        found = finite_on_all(subject.reference, lowered.model, _feeds(parts, places), advance=advance)
-    found = dataclasses.replace(found, failing=tuple(places[index] for index in found.failing))
+        found = finite_on_all(
+            subject.reference, lowered.model, _feeds(parts, places), place=places.__getitem__, advance=advance
+        )
     record = {"samples": found.samples, "failing": list(found.failing), "output": found.output, "node": found.node}
     return Done(found, {"verification": {"finite": record}})
 
