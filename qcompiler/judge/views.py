@@ -17,6 +17,7 @@ from enum import StrEnum
 
 import onnx_graphsurgeon as gs
 
+from qcompiler.errors import UsageError
 from qcompiler.ir import decoder_io
 from qcompiler.ir import graph as graphs
 from qcompiler.ir.macs import Shapes
@@ -27,6 +28,7 @@ from qcompiler.judge.levels import MOST_CHANNELS, channel_axis, levels_of
 from qcompiler.judge.tail import SOFT, Tail, Tails
 from qcompiler.runtime.shapes import concrete_shapes
 from qcompiler.runtime.stream import run_once
+from qcompiler.support.suggest import did_you_mean
 
 NOTHING: Shapes = {}
 
@@ -84,6 +86,19 @@ Views = tuple[View, ...]
 def tensors_of(views: Sequence[View], *, judged: bool = False) -> list[str]:
     """Names of the tensors that the views compare, each once; only of those that are judged if asked."""
     return list(dict.fromkeys(view.tensor for view in views if view.judged or not judged))
+
+
+def check_ignored(ignored: Collection[str], outputs: Collection[str]) -> None:
+    """Finds out early whether there are such outputs.
+
+    Raises:
+        UsageError: a name is that of no output, or nothing would be left to judge by.
+    """
+    unknown = next((name for name in ignored if name not in outputs), None)
+    if unknown is not None:
+        raise UsageError(f"--ignore-output {unknown}: the model has no such output; {did_you_mean(unknown, outputs)}")
+    if ignored and not set(outputs) - set(ignored):
+        raise UsageError("--ignore-output takes out every output: leave one that the result can be judged by")
 
 
 def find_views(graph: gs.Graph, feed: Feeds | None, ignored: Collection[str] = ()) -> Views:

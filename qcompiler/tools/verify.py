@@ -12,6 +12,7 @@ from qcompiler.data.text import Text
 from qcompiler.engines import for_target
 from qcompiler.ir import model as models
 from qcompiler.ir.signature import inputs_of
+from qcompiler.judge.views import check_ignored
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.support.progress import Progress, silent
 from qcompiler.verification.alignment import aligned
@@ -39,6 +40,7 @@ def verify(
     asked = recipe or Recipe()
     reference = float_model if isinstance(float_model, models.Model) else models.load(float_model)
     inputs = inputs_of(reference.graph)
+    check_ignored(asked.ignore_output, [output.name for output in reference.graph.outputs])
     other = HeldOut(asked.verify_samples, asked.verify_data, asked.verify_text, asked.metric, asked.text)
     if isinstance(data, Text):  # what is named here stands over what the recipe's compilation compared on
         here = HeldOut(asked.verify_samples, asked.verify_data, (), asked.metric, asked.text)

@@ -113,6 +113,8 @@ def _views(verification: Verification, gates: Gates) -> Iterator[tuple[str, bool
         named = ", ".join(f"'{view.name}'" for view in verification.views if view.missing)
         if named:
             yield f"what decides could not be compared: {named} is not among what the result gives", False
+        elif verification.views and all(view.agreement is None for view in verification.views):
+            yield "nothing of what the model gives could be judged", False
     asked = math.inf if gates.min_sqnr is None else gates.min_sqnr
     for view in verification.views:
         if view.judged and view.sqnr_db is not None and view.sqnr_db < min(DOUBTFUL_DB, asked):

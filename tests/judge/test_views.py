@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qcompiler.judge.views import Role, find_views, tensors_of, views_of
+from qcompiler.errors import UsageError
+from qcompiler.judge.views import Role, check_ignored, find_views, tensors_of, views_of
 from tests.kit.rewrite import Spec, model, random_feeds, to_graph
 
 W = np.ones((4, 4), np.float32)
@@ -105,3 +106,12 @@ def test_the_user_takes_outputs_out() -> None:
 def test_a_constant_output_is_passed_through() -> None:
     found = views(("Relu", "h", "y"), outputs=("y", "w"))
     assert found["w"][0] == "passed through"
+
+
+def test_an_output_that_is_not_there_cannot_be_ignored_nor_can_all() -> None:
+    check_ignored((), ["y"])
+    check_ignored(["debug"], ["y", "debug"])
+    with pytest.raises(UsageError, match="--ignore-output debgu: the model has no such output; did you mean 'debug'"):
+        check_ignored(["debgu"], ["y", "debug"])
+    with pytest.raises(UsageError, match="takes out every output"):
+        check_ignored(["y", "debug"], ["y", "debug"])

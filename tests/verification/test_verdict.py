@@ -126,3 +126,7 @@ def test_a_layer_that_is_not_finite_is_a_doubt_whatever_was_asked() -> None:
 def test_a_layer_that_drifts_is_no_doubt_by_itself() -> None:
     layer = TappedLayer("t", "n", "Conv", 30.0, 40.0, True, 10.0)
     assert verdict_of(verified(layers=(layer,)), Gates()).word is Word.HOLDS
+
+
+def test_where_nothing_has_a_figure_that_is_a_doubt() -> None:
+    assert "nothing of what the model gives" in verdict_of(verified(view(None)), Gates()).reasons[0]

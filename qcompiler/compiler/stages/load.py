@@ -16,6 +16,7 @@ from qcompiler.data.find_batch import Told, check, find
 from qcompiler.data.source import Data, open_source, suited
 from qcompiler.ir import model as models
 from qcompiler.ir.signature import inputs_of
+from qcompiler.judge.views import check_ignored
 from qcompiler.planning.placement.scope import Scope
 from qcompiler.support.file import File
 from qcompiler.verification.held_out import HeldOut, judge_of
@@ -37,6 +38,7 @@ class LoadOptions:
         scope: where layers are looked for.
         export: how the model was exported, for the manifest; None where it was an ONNX file.
         batch_axes: what the user says of the axes of inputs.
+        ignored: outputs that nothing is to be judged by.
     """
 
     paths: Paths
@@ -46,6 +48,7 @@ class LoadOptions:
     scope: Scope
     export: Mapping[str, Any] | None = None
     batch_axes: Told = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
 
 
 @stage(kept=False)
@@ -56,7 +59,7 @@ def load(run: Compilation, source: str | Path | models.Model, data: Data | None,
         ModelError: it cannot be read, or a weight is not finite.
         DataError: there is no such data, or it can be read only once.
         UsageError: an artefact would take the place of an input, a metric lacks its text, or a batch axis is named that
-            the model does not have.
+            the model does not have, or an output.
     """
     with run.working():
         model = source if isinstance(source, models.Model) else models.load(source)
@@ -67,6 +70,7 @@ def load(run: Compilation, source: str | Path | models.Model, data: Data | None,
         samples = None if data is None else open_source(data, inputs, samples=options.samples, batch=options.batch)
         judge = judge_of(options.held_out, data, model)
         check(options.batch_axes, inputs)
+        check_ignored(options.ignored, [output.name for output in model.graph.outputs])
         axes = NO_BATCH if samples is None else find(model.graph, samples, inputs, options.batch_axes)
         samples = None if samples is None else samples.along(axes)
         parts = None if samples is None else deal(samples, judged_apart=judge.data is not None)
