@@ -236,7 +236,7 @@ def verify(
     inside, remarks = Trace(), tuple[str, ...]()
     if drift and isinstance(candidate, models.Model):
         few = list(itertools.islice(source, min(DRIFT_SAMPLES, count)))
-        inside, remarks = _traced(normal or reference, candidate, few, close_db)
+        inside, remarks = _traced(normal or reference, candidate, few, _limit(figures.result(), close_db))
     return Verification(
         samples=count,
         outputs=tuple(tally.result() for tally in tallies.values()),
@@ -250,6 +250,12 @@ def verify(
         random=bool(getattr(source, "random", False)),
         seconds=time.perf_counter() - started,
     )
+
+
+def _limit(views: Sequence[ViewFigure], close_db: float) -> float:
+    """SQNR in dB below which an end of the graph is far from float; none is where the worst view is good enough."""
+    worst = min((_or(view.sqnr_db, 0.0) for view in views if view.counts), default=-math.inf)
+    return close_db if worst < close_db else -math.inf
 
 
 def _traced(
