@@ -165,7 +165,7 @@ def parser() -> _Parser:
     _data(verify, "data to compare on", required=True)
     _recipe_file(verify)
     verify.add_argument(
-        "--samples", dest="verify_samples", type=int, metavar="N", help="compare on so many feeds (default: 16)"
+        "--samples", dest="verify_samples", type=int, metavar="N", help="compare on so many feeds at most (default: 64)"
     )
     _gates(verify, samples=False)
 

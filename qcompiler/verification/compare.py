@@ -22,7 +22,7 @@ from qcompiler.data.padding import Padding
 from qcompiler.errors import DataError, ModelError
 from qcompiler.ir import model as models
 from qcompiler.judge.figures import Figures, ViewFigure
-from qcompiler.judge.views import Views, find_views, tensors_of
+from qcompiler.judge.views import Role, Views, find_views, tensors_of
 from qcompiler.numerics.sqnr import cosine, sqnr_db
 from qcompiler.runtime.finite import flat
 from qcompiler.runtime.randomness import random_nodes
@@ -151,8 +151,18 @@ class Verification:
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """What is wrong whatever the thresholds say, one clause each: values not finite, shapes that changed."""
-        return tuple(clause for output in self.outputs for clause in _failures(output))
+        """What is wrong whatever the thresholds say, one clause each: values not finite, shapes that changed.
+
+        Outputs that the user ignores are left out. Rows that numbers pick may be of any number: their agreement tells.
+        """
+        ignored = {view.output for view in self.views if view.role == Role.IGNORED}
+        told = {view.output for view in self.views if view.tensor == view.output and view.agreement is not None}
+        return tuple(
+            clause
+            for output in self.outputs
+            if output.name not in ignored
+            for clause in _failures(output, reshaped=output.name not in told)
+        )
 
     def to_json(self) -> dict[str, Any]:
         """For the manifest: plain values, infinities as "inf"."""
@@ -430,7 +440,7 @@ class _Tally:
         return 1.0 if self.noise == 0 else cosine(self.product, self.reference, self.quantized)
 
 
-def _failures(output: Output) -> Iterable[str]:
+def _failures(output: Output, *, reshaped: bool) -> Iterable[str]:
     if output.not_finite:
         yield (
             f"output '{output.name}' has {output.not_finite} of {output.elements} values that are NaN or infinite and "
@@ -441,7 +451,7 @@ def _failures(output: Output) -> Iterable[str]:
             f"output '{output.name}' has {output.unlike} values that are NaN or infinite in the float model, as it was "
             "made to be, and not the same in the quantized one"
         )
-    if output.reshaped and output.equal is None and output.sqnr_db is None:
+    if reshaped and output.reshaped and output.equal is None and output.sqnr_db is None:
         yield f"output '{output.name}' has another shape than in the float model in all {output.reshaped} samples"
 
 

@@ -15,7 +15,7 @@ class Gates:
     """What the user asks of a comparison.
 
     Attributes:
-        min_sqnr: every float output must reach so many dB of SQNR; None: no gate.
+        min_sqnr: the worst view must reach so many dB of SQNR; None: no gate.
         max_drop: the metric may lose so much of the float score, relative (0.01 is 1 %); None: no gate.
         allow_broken: what nobody would ship is accepted all the same.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from qcompiler.errors import AccuracyError, DataError, ModelError
-from qcompiler.verification.compare import verify
+from qcompiler.judge.figures import ViewFigure
+from qcompiler.verification.compare import Output, Verification, verify
 from qcompiler.verification.gates import Gates
 from tests.kit import rewrite
 from tests.kit.verification.chain import WEIGHTS, Feeds, Samples, chain, changed, numpy_chain
@@ -146,3 +148,14 @@ def test_a_model_that_draws_is_compared_on_several_draws(tmp_path: Path) -> None
     several = verify(tmp_path / "m.onnx", other, feeds[:3], drift=False)
     assert different.worst_sqnr_db != several.worst_sqnr_db  # the float model has drawn others
     assert several.worst_sqnr_db == verify(tmp_path / "m.onnx", other, feeds[:3], drift=False).worst_sqnr_db
+
+
+def test_an_ignored_output_fails_nothing_and_picked_rows_may_be_of_any_number() -> None:
+    output = Output("boxes", "float32", 0, None, None, None, None, None, 0, 0, 8)
+    picked = ViewFigure("boxes", "boxes", "boxes", "result", "TopK", False, 8, None, 0, None, 0.97, reshaped=8)
+    assert "another shape" in Verification(8, (output,)).failures[0]
+    assert Verification(8, (output,), views=(picked,)).failures == ()
+    broken = dataclasses.replace(output, not_finite=3, reshaped=0)
+    assert Verification(8, (broken,), views=(picked,)).failures
+    ignored = dataclasses.replace(picked, role="ignored", agreement=None)
+    assert Verification(8, (broken,), views=(ignored,)).failures == ()
