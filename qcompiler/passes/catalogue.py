@@ -38,12 +38,14 @@ from qcompiler.passes.quantize.insert_qdq_pairs import InsertQDQPairs
 from qcompiler.passes.quantize.matmul_nbits import MatmulNbits
 from qcompiler.passes.quantize.quantize_outputs import QuantizeOutputs
 from qcompiler.passes.quantize.weight_only import WeightOnly
+from qcompiler.passes.types.infer_shapes import InferShapes
 
 ALL: tuple[type[Pass], ...] = (
     InlineFunctions,
     NameEverything,
     NameDimensions,
     NormalizeConstants,
+    InferShapes,
     RaiseOpset,
     FoldConstants,
     ConvertQoperator,
@@ -94,6 +96,7 @@ __all__ = [
     "FollowScales",
     "FuseHardSwish",
     "HighPrecision",
+    "InferShapes",
     "InlineFunctions",
     "InsertQDQ",
     "InsertQDQPairs",

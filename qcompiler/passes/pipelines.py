@@ -34,6 +34,7 @@ from qcompiler.passes.quantize.flatten_rows import FlattenRows
 from qcompiler.passes.quantize.insert_qdq import InsertQDQ
 from qcompiler.passes.quantize.insert_qdq_pairs import InsertQDQPairs
 from qcompiler.passes.quantize.quantize_outputs import QuantizeOutputs
+from qcompiler.passes.types.infer_shapes import InferShapes
 from qcompiler.plan import Plan
 from qcompiler.statistics.ranges import Ranges
 from qcompiler.target import Target
@@ -50,6 +51,7 @@ def clean_up(target: Target, *, equalize: bool = False) -> Pipeline:
         NameEverything(),
         NameDimensions(),
         NormalizeConstants(),  # Paddle keeps weights in Constant nodes, old exporters among the inputs
+        InferShapes(),  # before all that asks for a rank or a type
         RaiseOpset(target.opset),  # before folding, because the new spelling computes shapes that can be folded
         FoldConstants(),
         *_for_quantized(target),  # what they leave float is then cleaned up as such
@@ -57,6 +59,7 @@ def clean_up(target: Target, *, equalize: bool = False) -> Pipeline:
         *_for_branches(target),
         FoldConstants(),  # what stood in branches
         EliminateIdentities(),  # Paddle puts Identity and Cast between a Conv and its bias
+        InferShapes(),  # folding makes shapes known, and its nodes come without
         FoldPad(),  # a Pad between producer and Conv would take the Q/DQ pair that belongs at the Conv
         FoldBatchNorm(),
         FoldChannelAffine(),  # the scales, shifts and normalisations that are left between them

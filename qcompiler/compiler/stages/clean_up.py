@@ -10,6 +10,8 @@ import onnx_graphsurgeon as gs
 from qcompiler.compiler.base import Compilation, Done, stage, tell_undone
 from qcompiler.compiler.subject import Subject
 from qcompiler.passes import pipelines
+from qcompiler.passes.base import Report, Skipped
+from qcompiler.passes.channels.equalize_channels import EqualizeChannels
 from qcompiler.passes.legalize.release_quantizers import warning
 from qcompiler.runtime import shapes
 from qcompiler.runtime.finite import overflowing
@@ -46,6 +48,8 @@ def clean_up(run: Compilation, subject: Subject, target: Target, equalize: bool,
         shapes.infer(model)
     reports = [report for report, _ in checked]
     tell_undone(run, reports, strict=strict)
+    if equalize:
+        _tell_equalized(run, reports)
     for report in reports:
         if report.released:
             run.warn(warning(report.released))
@@ -55,6 +59,20 @@ def clean_up(run: Compilation, subject: Subject, target: Target, equalize: bool,
         "random": [{"node": node.name, "op": node.op} for node in _moving(drawn, equal)],
     }
     return Done(subject.editing(model, released=released), record, tuple(checked))
+
+
+def _tell_equalized(run: Compilation, reports: Sequence[Report]) -> None:
+    """Warns where what was asked for did nothing."""
+    (report,) = (one for one in reports if one.name == EqualizeChannels.name())
+    if report.changed or report.undone:
+        return
+    refused = [note for note in report.notes if isinstance(note, Skipped)]
+    why = (
+        f"at '{refused[0].node}' {refused[0].text}"
+        if refused
+        else "no tensor lies between two convolutions, or all are equal"
+    )
+    run.warn(f"--equalize changed nothing: {why}" + (f", and so on at {len(refused) - 1} more" if refused[1:] else ""))
 
 
 def _moving(drawn: Sequence[gs.Node], equal: Equivalence | None) -> list[gs.Node]:

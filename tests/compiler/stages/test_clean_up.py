@@ -123,3 +123,15 @@ def test_infinities_that_are_made_of_numbers_are_told_of(tmp_path: Path) -> None
     standing.run(clean_up, standing.subject, standing.asked.target, False)
     (warning,) = standing.run.warnings
     assert f"output '{output}' of the model has infinite values, which node 'Y_0' (Log)" in warning
+
+
+def test_an_equalization_that_was_asked_for_and_did_nothing_says_so(tmp_path: Path) -> None:
+    standing = before("clean_up", prepared(tmp_path, "transformer"))
+    standing.run(clean_up, standing.subject, standing.asked.target, True)
+    assert [text for text in standing.run.warnings if text.startswith("--equalize changed nothing")]
+
+
+def test_an_equalization_that_found_something_is_no_news(tmp_path: Path) -> None:
+    standing = before("clean_up", prepared(tmp_path, "conv"))
+    standing.run(clean_up, standing.subject, standing.asked.target, True)
+    assert standing.run.warnings == []

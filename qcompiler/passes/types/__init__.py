@@ -1,0 +1,1 @@
+"""Passes about element types and shapes."""
