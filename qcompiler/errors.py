@@ -10,6 +10,7 @@
     ├── DataError             4   the calibration or evaluation data does not fit the model
     ├── AccuracyError         5   an accuracy gate was not met
     └── EngineError           6   the engine library refuses, is missing or cannot serve the target
+        └── BuildError        6   its builder gave up on what its parser took
 
 A message is one paragraph: what happened, where (file, node, tensor), and what to do.
 """
@@ -72,6 +73,25 @@ class AccuracyError(QCompilerError):
 
 
 class EngineError(QCompilerError):
-    """The target cannot take the model or its library is not there; the message names the node."""
+    """The target cannot take the model or its library is not there; the message names the node.
+
+    Attributes:
+        said: what the library itself said, for those who debug; empty where it said nothing.
+    """
 
     exit_code = 6
+    said: str = ""
+
+
+class BuildError(EngineError):
+    """The library's builder gave up on a model that its parser took.
+
+    Attributes:
+        why: what is wrong, with the nodes that the library names.
+        remedy: what to do.
+    """
+
+    def __init__(self, head: str, why: str, remedy: str, said: str) -> None:
+        """`head` is what failed, such as "TensorRT-RTX 1.7 could not build 'x.onnx'"."""
+        super().__init__(f"{head}: {why}. {remedy}")
+        self.why, self.remedy, self.said = why, remedy, said

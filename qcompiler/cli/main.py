@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from qcompiler.cli.options import parser
 from qcompiler.cli.view import opened
-from qcompiler.errors import InternalError, QCompilerError
+from qcompiler.errors import EngineError, InternalError, QCompilerError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,9 +44,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _explain(error: Exception, debug: bool) -> None:
-    """One paragraph on stderr; the traceback only with --debug."""
+    """One paragraph on stderr; the traceback and what the engine library said only with --debug."""
     if debug:
         _say("".join(traceback.format_exception(error)).rstrip())
+        if isinstance(error, EngineError) and error.said:
+            _say(f"the engine library said: {error.said}")
     kind = "error"
     text = " ".join(str(error).split())
     if not isinstance(error, QCompilerError):

@@ -11,7 +11,7 @@ from typing import Any
 from qcompiler import calibrators
 from qcompiler.calibrators.auto import AUTO
 from qcompiler.compiler.artefacts import Paths
-from qcompiler.compiler.stages.build_engine import BuildOptions
+from qcompiler.compiler.serving import BuildOptions
 from qcompiler.compiler.stages.check_data import CheckDataOptions
 from qcompiler.compiler.stages.load import LoadOptions
 from qcompiler.compiler.stages.lower import LowerOptions

@@ -10,8 +10,9 @@ from qcompiler.compiler.artefacts import Paths, finish, refuse_overwriting, work
 from qcompiler.compiler.base import Compilation, Done, checked, stage
 from qcompiler.compiler.compile import CompileResult
 from qcompiler.compiler.record import manifest
+from qcompiler.compiler.serving import BuildOptions
 from qcompiler.compiler.stages.audit import audit
-from qcompiler.compiler.stages.build_engine import BuildOptions, build_engine
+from qcompiler.compiler.stages.build_engine import build_engine
 from qcompiler.data import find_batch, lacks, profiles
 from qcompiler.data.find_batch import Told
 from qcompiler.data.samples import Keep, ShapeRange

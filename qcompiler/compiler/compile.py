@@ -134,7 +134,7 @@ def life(run: Compilation, source: str | Path | Model, data: Data | None, asked:
     subject = run(load, source, data, asked.load)
     subject = run(clean_up, subject, target, asked.recipe.equalize, strict)
     if build:
-        run(preflight, subject.model, target, asked.paths)
+        run(preflight, subject, target, asked.paths, asked.build)
     subject = run(qfep, subject, asked.qfep, strict)
     subject = run(observe, subject, asked.watch, asked.observe)
     doubts = run(check_data, subject, asked.check_data)

@@ -274,6 +274,10 @@ class Engine(ABC):
             EngineError: the library is missing, refuses the model (the message names the node), or failed.
         """
 
+    def quick(self) -> Engine:
+        """The same back-end, asked to find a plan rather than the fastest one: for a build whose result is not kept."""
+        return self
+
     @abstractmethod
     def open(self, engine_file: EngineFile | str | Path) -> Runner:
         """Loads a built engine for inference.
@@ -310,6 +314,7 @@ def graph_of(path: Path) -> onnx.GraphProto:
 def nodes_in(words: str, graph: onnx.GraphProto) -> list[tuple[str, str]]:
     """Name and operator of the nodes that a library names in what it says, perhaps with a number behind."""
     said = set(re.findall(r"[^\s'\"(),\[\]]+", words))
+    said |= {one.rstrip(":.") for one in said}
     known = {node.name: node.op_type for node in graph.node if node.name}
     found = (one if one in known else re.sub(r"_\d+$", "", one) for one in sorted(said))
     return [(name, known[name]) for name in dict.fromkeys(found) if name in known]

@@ -10,7 +10,7 @@ import os
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,7 +29,7 @@ from qcompiler.engines.base import (
     profile_error,
 )
 from qcompiler.engines.gpu import check_feeds, read_plan, require_gpu
-from qcompiler.errors import DataError, EngineError, UsageError
+from qcompiler.errors import BuildError, DataError, EngineError, UsageError
 from qcompiler.support.atomic import staged
 
 REQUIREMENT = "tensorrt>=10.12"
@@ -105,7 +105,7 @@ class TensorRT(Engine):
             wrong = profile_error(parsed.inputs(), profiles)
             if wrong is not None:
                 raise EngineError(
-                    f"the optimization profile does not fit '{model}': {wrong}. Give the smallest, typical and "
+                    f"the optimization profile does not fit the model: {wrong}. Give the smallest, typical and "
                     "largest shape of every dynamic input, as in --shapes x=1x3x224x224,8x3x224x224,32x3x224x224"
                 )
             draft.write_bytes(self._plan(trt, parsed, profiles, progress, model))
@@ -116,6 +116,10 @@ class TensorRT(Engine):
             output, self.name, size, time.perf_counter() - started, self.sms, str(trt.__version__),
             warnings=tuple(dict.fromkeys(parsed.logger.warnings)),
         )  # fmt: skip
+
+    def quick(self) -> TensorRT:
+        """See `Engine.quick`: the first kernels that work, and no timings are kept."""
+        return replace(self, optimization_level=0, timing_cache=None)
 
     def open(self, engine_file: EngineFile | str | Path) -> Runner:
         """See `Engine.open`."""
@@ -149,9 +153,11 @@ class TensorRT(Engine):
             )
         except PolygraphyException as error:
             words = " | ".join(parsed.logger.errors[-3:]) or " ".join(str(error).split())
-            raise EngineError(
-                f"TensorRT {trt.__version__} could not build '{model}': {words}. If it names a quantized "
-                "node, keep that in high precision with --keep."
+            raise BuildError(
+                f"TensorRT {trt.__version__} could not build '{model}'",
+                words,
+                "If it names a quantized node, keep that in high precision with --keep.",
+                "\n".join(parsed.logger.errors),
             ) from error
 
     def settings(self, trt: Any, profiles: Sequence[Profile], monitor: Any = None) -> dict[str, Any]:

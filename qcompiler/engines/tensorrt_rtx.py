@@ -31,7 +31,8 @@ from qcompiler.engines.base import (
     model_file,
     nodes_in,
 )
-from qcompiler.errors import EngineError, QCompilerError, UsageError
+from qcompiler.engines.rtx_words import remedy, why
+from qcompiler.errors import BuildError, EngineError, QCompilerError, UsageError
 from qcompiler.support.atomic import staged, unwritable
 from qcompiler.target import RTX_SMS
 
@@ -42,26 +43,6 @@ CHILD = "qcompiler.engines.rtx_child"
 # A warning that means wrong numbers: the library reads UINT8 as INT8, so that 128..255 saturate at 127. It warns only
 # where a zero point says UINT8, and not where a missing one means it.
 READ_AS_INT8 = "Defaulting to INT8 instead"
-
-REMEDIES = (
-    (
-        r"HW-specific datatypes: fp8",
-        "FP8 needs sm89 or newer: leave the older SMs out of --target, or use --precision int8",
-    ),
-    (r"HW-specific datatypes: fp4", "FP4 needs sm120 or newer: leave the older SMs out of --target"),
-    (r"Turing \(SM75\)", "sm75 lacks this type: leave it out of --target, or use --high-precision fp16"),
-    (r"have to be the same type", "both operands of a product must be quantized to the same type"),
-    (
-        r"within workspace limit",
-        "a kernel needs more scratch memory than there is: smaller largest shapes (--shapes) need less",
-    ),
-    (r"only allowed before DQ", "a quantized constant must go straight into a DequantizeLinear"),
-    (
-        r"no runners that implement it",
-        "it has no kernel for this operator: run it behind the engine instead, or choose another target",
-    ),
-    (r"BuildCanceled", "the build was cancelled"),
-)
 
 
 @dataclass(frozen=True)
@@ -163,6 +144,10 @@ class _Outcome:
         errors = [text for severity, text in self.log if severity != "WARNING"]
         return " | ".join(" ".join(text.split()) for text in (errors or [text for _, text in self.log])[-count:])
 
+    def all_words(self) -> str:
+        """Everything that was logged, a line each."""
+        return "\n".join(f"{severity}: {text}" for severity, text in self.log)
+
     def read_as_int8(self, model: Path) -> list[Diagnostic]:
         """One diagnostic for each UINT8 Q/DQ node."""
         warned = any(READ_AS_INT8 in text for _, text in self.log)
@@ -252,22 +237,14 @@ def _error(outcome: _Outcome, model: Path, output: Path | None) -> QCompilerErro
         )
     if reason == "profile":
         return EngineError(
-            f"the optimization profile does not fit '{model}': {text}. Give the smallest, typical and largest shape "
+            f"the optimization profile does not fit the model: {text}. Give the smallest, typical and largest shape "
             "of every dynamic input, as in --shapes x=1x3x224x224,8x3x224x224,32x3x224x224"
         )
     if reason == "parse":
         return _refused([Diagnostic(**row) for row in said["diagnostics"]], outcome, model)
     words = text or outcome.last_words() or "it gave no reason"
-    remedy = next((cure for pattern, cure in REMEDIES if re.search(pattern, words)), None)
-    named = "".join(f" Node '{name}' is a {op}." for name, op in nodes_in(words, graph_of(model)))
-    return EngineError(
-        f"TensorRT-RTX {outcome.version} could not build '{model}': {words}.{named} "
-        + (
-            f"{remedy[0].upper()}{remedy[1:]}."
-            if remedy
-            else "If it names a quantized node, keep that in high precision with --keep."
-        )
-    )
+    head = f"TensorRT-RTX {outcome.version} could not build '{model}'"
+    return BuildError(head, why(words, nodes_in(words, graph_of(model))), remedy(words), outcome.all_words() or words)
 
 
 def _refused(found: list[Diagnostic], outcome: _Outcome, model: Path) -> EngineError:

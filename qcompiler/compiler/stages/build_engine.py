@@ -2,39 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qcompiler.compiler.base import Compilation, Done, stage
-from qcompiler.data import profiles
+from qcompiler.compiler.serving import BuildOptions, profiles_of
 from qcompiler.engines import EngineFile, Profile, for_target
-from qcompiler.ir import decoder_io
 from qcompiler.ir.model import Model
 from qcompiler.ir.signature import Inputs
-from qcompiler.recipe.checks import Shapes
-from qcompiler.recipe.tables import GenerationTable
-from qcompiler.runtime.fitting import Fitting
 from qcompiler.statistics.observe import Observations
 from qcompiler.support.file import File
-from qcompiler.target import Target
-
-
-@dataclass(frozen=True)
-class BuildOptions:
-    """What the engine must serve.
-
-    Attributes:
-        target: engine and GPUs.
-        shapes: smallest, usual and largest shape of each input; None: as the data showed.
-        generation: lengths and batch of decoders with a cache.
-        needs_rows: a profile must allow for more than one row: see `weight_only.methods.needs_rows`.
-    """
-
-    target: Target
-    shapes: Shapes | None
-    generation: GenerationTable
-    needs_rows: bool
 
 
 @stage(kept=False)
@@ -62,7 +39,7 @@ def build_engine(
         EngineError: the back-end refuses the model.
         UsageError: a dynamic input has no profile.
     """
-    engine, served = for_target(options.target), profiles_of(run, lowered, seen, inputs, options)
+    engine, served = for_target(options.target), profiles_of(lowered, seen, inputs, options, run.warn)
     done = 0.0
     with run.working(1.0) as advance:
 
@@ -75,35 +52,6 @@ def build_engine(
     for text in built.warnings:
         run.warn(f"{engine.name}: {text}")
     return Done(built, {"engine": _record(built, served)})
-
-
-def profiles_of(
-    run: Compilation, lowered: Model, seen: Observations, inputs: Inputs, options: BuildOptions
-) -> list[Profile]:
-    """One profile: the user's shapes, else what the data showed; two for a decoder with a cache, prefill and decode."""
-    if options.shapes is not None:
-        return [Profile(options.shapes)]
-    decoder = decoder_io.of_model(lowered)
-    if decoder is None or not decoder.pairs or decoder.unknown:
-        return _shown(lowered, seen, inputs)
-    shown = profiles.by_itself(seen.shapes, inputs, seen.axes)
-    asked, tokens = options.generation, shown.get(decoder_io.TOKENS)
-    batch, prompt, longest = decoder_io.lengths(tokens, asked.batch, asked.prompt, asked.max_length)
-    if asked.max_length is None:
-        run.warn(f"the engine takes texts of up to {longest} tokens, as in the data: --max-length asks for more")
-    phases = decoder.profiles(batch, prompt, longest)
-    if batch[2] == 1 and options.needs_rows:
-        phases[1] = decoder.profiles((1, 1, 2), prompt, longest)[1]
-    return [Profile(one) for one in (phases[:1] if asked.phases == "one" else phases)]
-
-
-def _shown(lowered: Model, seen: Observations, inputs: Inputs) -> list[Profile]:
-    """The profile of the data; none where there is no data, or no free axis."""
-    if not seen.kept:
-        return []
-    fitting = Fitting(lowered.graph, seen.kept[0])
-    found = profiles.consistent(seen.shapes, inputs, seen.axes, fitting.misfit)
-    return [Profile({name: (three.min, three.opt, three.max) for name, three in found.items()})] if found else []
 
 
 def _record(built: EngineFile, served: list[Profile]) -> dict[str, Any]:
