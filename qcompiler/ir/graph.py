@@ -16,6 +16,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 
+from qcompiler.ir.gs_classes import dense
 from qcompiler.ir.operators import LINEAR
 
 if TYPE_CHECKING:
@@ -217,8 +218,11 @@ def constant_value(tensor: gs.Tensor) -> Array | None:
 
 
 def attribute_value(node: gs.Node) -> Array | None:
-    """What a Constant node yields, whichever of its attributes holds it; None for sparse values and references."""
+    """What a Constant node yields, whichever of its attributes holds it, sparse ones as dense; None for references."""
     attrs = node.attrs
+    sparse = attrs.get("sparse_value")
+    if isinstance(sparse, onnx.AttributeProto):
+        return dense(sparse.sparse_tensor)
     value = attrs.get("value")
     if is_constant(value):
         return values_of(value)

@@ -58,14 +58,18 @@ class SparseInitializer(SparseValues):  # type: ignore[misc]
 
     def load(self) -> Array:
         """The dense values in the type of the sparse ones (gs would return float64)."""
-        sparse: SparseTensorProto = self.tensor
-        values, indices = onnx.numpy_helper.to_array(sparse.values), onnx.numpy_helper.to_array(sparse.indices)
-        dense = np.zeros(tuple(sparse.dims), values.dtype)
-        if indices.ndim == 1:
-            dense.reshape(-1)[indices] = values
-        else:
-            dense[tuple(indices.T)] = values
-        return dense
+        return dense(self.tensor)
+
+
+def dense(sparse: SparseTensorProto) -> Array:
+    """All values of a sparse tensor, whose indices are positions in the flat array or one per axis."""
+    values, indices = onnx.numpy_helper.to_array(sparse.values), onnx.numpy_helper.to_array(sparse.indices)
+    found = np.zeros(tuple(sparse.dims), values.dtype)
+    if indices.ndim == 1:
+        found.reshape(-1)[indices] = values
+    else:
+        found[tuple(indices.T)] = values
+    return found
 
 
 def _copy_graph(graph: gs.Graph, twins: dict[int, gs.Tensor], given: Scope) -> Graph:

@@ -24,6 +24,7 @@ from qcompiler.ir.wire import WireError, delimited, strip
 from qcompiler.support.atomic import Artefacts, unwritable
 
 OLDEST_OPSET = 7
+_DEFAULTS = 4  # the IR version from which on an initializer that is an input is a default value, and not just a weight
 _ALIGNMENT = 4096  # of tensors in an external data file: a page, so that each can be mapped by itself
 _PROTOBUF_LIMIT = (1 << 31) - 1
 _LOOKS_LIKE = (
@@ -45,6 +46,8 @@ class Model:
         source: the file it was loaded from, None for a model made in memory.
         ir_version: of the source; `save` raises it where the opset demands more.
         files: all files that weights are mapped from. They must stay as they are while the model is in use.
+        defaults: initializers that a caller may replace, as they are inputs as well; none where the exporter made
+            inputs of all initializers, which means nothing.
     """
 
     graph: gs.Graph
@@ -52,6 +55,7 @@ class Model:
     source: Path | None
     ir_version: int
     files: tuple[Path, ...] = ()
+    defaults: tuple[str, ...] = ()
 
     def content(self) -> object:
         """What it computes, wherever its weights come from: the graph as bytes, the weights by name, metadata."""
@@ -84,7 +88,15 @@ def load(path: str | Path) -> Model:
     _check(path, proto)
     graph = graph_from_proto(proto, weights)
     metadata = {entry.key: entry.value for entry in proto.metadata_props if isinstance(entry.value, str)}
-    return Model(graph, metadata, path, proto.ir_version, tuple(weights.files))
+    return Model(graph, metadata, path, proto.ir_version, tuple(weights.files), _defaults(proto))
+
+
+def _defaults(proto: ModelProto) -> tuple[str, ...]:
+    weights = [one.name for one in proto.graph.initializer]
+    weights += [one.values.name for one in proto.graph.sparse_initializer]
+    inputs = {one.name for one in proto.graph.input}
+    found = tuple(name for name in weights if name in inputs)
+    return found if proto.ir_version >= _DEFAULTS and len(found) < len(weights) else ()
 
 
 def copy(model: Model) -> Model:

@@ -39,6 +39,7 @@ from qcompiler.passes.quantize.matmul_nbits import MatmulNbits
 from qcompiler.passes.quantize.quantize_outputs import QuantizeOutputs
 from qcompiler.passes.quantize.weight_only import WeightOnly
 from qcompiler.passes.types.infer_shapes import InferShapes
+from qcompiler.passes.types.unpack_sequences import UnpackSequences
 
 ALL: tuple[type[Pass], ...] = (
     InlineFunctions,
@@ -47,6 +48,7 @@ ALL: tuple[type[Pass], ...] = (
     NormalizeConstants,
     InferShapes,
     RaiseOpset,
+    UnpackSequences,
     FoldConstants,
     ConvertQoperator,
     MendQuantized,
@@ -114,6 +116,7 @@ __all__ = [
     "ReleaseQuantizers",
     "SmoothQuant",
     "SplitSkipNorm",
+    "UnpackSequences",
     "UnrollLSTM",
     "UnshareWeights",
     "WeightOnly",

@@ -35,6 +35,7 @@ from qcompiler.passes.quantize.insert_qdq import InsertQDQ
 from qcompiler.passes.quantize.insert_qdq_pairs import InsertQDQPairs
 from qcompiler.passes.quantize.quantize_outputs import QuantizeOutputs
 from qcompiler.passes.types.infer_shapes import InferShapes
+from qcompiler.passes.types.unpack_sequences import UnpackSequences
 from qcompiler.plan import Plan
 from qcompiler.statistics.ranges import Ranges
 from qcompiler.target import Target
@@ -53,6 +54,7 @@ def clean_up(target: Target, *, equalize: bool = False) -> Pipeline:
         NormalizeConstants(),  # Paddle keeps weights in Constant nodes, old exporters among the inputs
         InferShapes(),  # before all that asks for a rank or a type
         RaiseOpset(target.opset),  # before folding, because the new spelling computes shapes that can be folded
+        UnpackSequences(),  # PyTorch writes chunks and lists of tensors so
         FoldConstants(),
         *_for_quantized(target),  # what they leave float is then cleaned up as such
         FoldIfs(),  # PyTorch asks for ranks and sizes that are known

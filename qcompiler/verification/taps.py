@@ -210,11 +210,12 @@ def measure(
 
 
 def _layout(model: models.Model, feeds: Sequence[Feeds], names: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Shapes of the float tensors of one run."""
+    """Shapes of the float tensors of one run; a sequence or optional has none."""
     shapes: dict[str, tuple[int, ...]] = {}
     fitted = [fitting_inputs(feed, inputs_of(model.graph)) for feed in feeds]
     for part in stream(model, names, fitted, quick=True):
-        shapes.update({name: value.shape for name, value in part.values.items() if value.dtype.kind == "f"})
+        arrays = {name: value for name, value in part.values.items() if isinstance(value, np.ndarray)}
+        shapes.update({name: value.shape for name, value in arrays.items() if value.dtype.kind == "f"})
     return shapes
 
 

@@ -21,6 +21,7 @@ from qcompiler.planning.placement.scope import Scope
 from qcompiler.support.file import File
 from qcompiler.verification.held_out import HeldOut, judge_of
 
+_NAMED = 5  # inputs
 NOTHING_TO_JOIN = (
     "--batch {} joins nothing: no axis of the inputs was found to be a batch; if one is, say which: --batch-axis x=0"
 )
@@ -74,6 +75,8 @@ def load(run: Compilation, source: str | Path | models.Model, data: Data | None,
         axes = NO_BATCH if samples is None else find(model.graph, samples, inputs, options.batch_axes)
         samples = None if samples is None else samples.along(axes)
         parts = None if samples is None else deal(samples, judged_apart=judge.data is not None)
+    if model.defaults:
+        run.warn(_kept_defaults(model.defaults))
     if samples is not None and samples.batch and not axes.axes:
         run.warn(NOTHING_TO_JOIN.format(samples.batch))
     file = File.of(model.source) if model.source else None
@@ -84,3 +87,12 @@ def load(run: Compilation, source: str | Path | models.Model, data: Data | None,
         "batch": axes.to_json(),
     }
     return Done(Subject(model, model, samples, judge, options.scope, parts, axes), record)
+
+
+def _kept_defaults(names: tuple[str, ...]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    listed = ", ".join(f"'{name}'" for name in names[:_NAMED])
+    return (
+        f"inputs with a default value become that constant: {listed}{more}. To feed one, remove its initializer from "
+        "the file"
+    )

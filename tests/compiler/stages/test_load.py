@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
+from onnx import helper
 
 from qcompiler.compiler.ask import ask
 from qcompiler.compiler.base import Compilation
@@ -13,7 +16,8 @@ from qcompiler.compiler.stages.load import load
 from qcompiler.data.batches import NO_BATCH, BatchAxes
 from qcompiler.errors import DataError, UsageError
 from qcompiler.recipe.recipe import Recipe
-from tests.kit.cases import prepared, state
+from tests.kit.cases import Case, prepared, state
+from tests.kit.rewrite import model
 from tests.kit.subjects import before
 
 
@@ -79,3 +83,19 @@ def test_what_is_told_of_axes_is_taken_and_joining_along_none_is_warned_of(tmp_p
 def test_an_axis_that_the_model_does_not_have_is_refused(tmp_path: Path, data: bool) -> None:
     with pytest.raises(UsageError, match="has axes 0 to 3"):
         before("clean_up", prepared(tmp_path, "conv"), data=data, precision="bf16", batch_axis={"x": 4})
+
+
+@pytest.mark.parametrize(("names", "told"), [(["bias"], True), (["w", "bias"], False)])
+def test_an_input_with_a_default_value_is_told_unless_all_weights_are_inputs(
+    tmp_path: Path, names: list[str], told: bool
+) -> None:
+    weights = {"w": np.ones((4, 4), np.float32), "bias": np.ones(4, np.float32)}
+    proto = model(("MatMul", "x w", "h"), ("Add", "h bias", "y"), weights=weights)
+    proto.graph.input.extend(helper.make_tensor_value_info(name, 1, weights[name].shape) for name in names)
+    case = Case(tmp_path, "made")
+    onnx.save(proto, case.source)
+    np.savez(case.data, x=np.ones((4, 2, 4), np.float32))
+    standing = before("clean_up", case)
+    assert [text for text in standing.run.warnings if "'bias'" in text and "default value" in text] == (
+        [standing.run.warnings[0]] if told else []
+    )

@@ -85,12 +85,30 @@ def test_strings_stay() -> None:
     check_skipped(NormalizeConstants(), proto, "strings")
 
 
-def test_sparse_values_stay() -> None:
-    sparse = helper.make_sparse_tensor(
-        numpy_helper.from_array(np.array([3.0], np.float32), "v"), numpy_helper.from_array(np.array([1], np.int64)), [4]
+SPARSE = helper.make_sparse_tensor(
+    numpy_helper.from_array(np.array([3.0], np.float32), "w"), numpy_helper.from_array(np.array([1]), "i"), [4]
+)
+
+
+def test_sparse_values_of_a_constant_become_dense() -> None:
+    proto = model(("Constant", "", "c", {"sparse_value": SPARSE}), ("Mul", "x c", "y"))
+    graph, _ = check(NormalizeConstants(), proto, ops=["Mul"])
+    np.testing.assert_array_equal(graph.nodes[0].inputs[1].values, np.array([0, 3, 0, 0], np.float32))
+
+
+def test_sparse_initializers_become_dense_once_for_all_graphs() -> None:
+    branches = {name: graph_proto([(op, "x w", name)], {}, [name]) for name, op in (("t", "Mul"), ("e", "Add"))}
+    proto = model(
+        ("If", "c", "z", {"then_branch": branches["t"], "else_branch": branches["e"]}),
+        ("Sub", "z w", "y"),
+        inputs={"x": (2, 4), "c": (np.bool_, ())},
     )
-    proto = model(("Constant", "", "c", {"sparse_value": sparse}), ("Mul", "x c", "y"))
-    check_skipped(NormalizeConstants(), proto, "sparse")
+    proto.graph.sparse_initializer.append(SPARSE)
+    feeds = {"x": np.ones((2, 4), np.float32), "c": np.array(True)}
+    graph, report = check(NormalizeConstants(), proto, feeds)
+    (note,) = report.notes
+    assert "is dense" in note.text
+    np.testing.assert_array_equal(graph.nodes[1].inputs[1].values, np.array([0, 3, 0, 0], np.float32))
 
 
 def test_a_model_with_plain_initializers_is_left_alone() -> None:
