@@ -11,7 +11,7 @@ from qcompiler.errors import UsageError
 class DType(StrEnum):
     """Element types that a plan can give to a node.
 
-    The last two are of products that compute in high precision with a weight that is stored in that type.
+    The last three are of products that compute in high precision with a weight that is stored in that type.
     """
 
     FP32 = "fp32"
@@ -22,6 +22,7 @@ class DType(StrEnum):
     INT4 = "int4"
     INT8_WEIGHT = "int8-weight"
     INT4_WEIGHT = "int4-weight"
+    FP4_WEIGHT = "fp4-weight"
 
     @property
     def quantized(self) -> bool:
@@ -31,7 +32,7 @@ class DType(StrEnum):
     @property
     def weight_only(self) -> bool:
         """Whether only the weight is stored in it and the activation stays as it is."""
-        return self in (DType.INT8_WEIGHT, DType.INT4_WEIGHT)
+        return self in (DType.INT8_WEIGHT, DType.INT4_WEIGHT, DType.FP4_WEIGHT)
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class Target:
 
 RTX_SMS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
 FIRST_FP8_SM = 89  # Ada; Hopper and Blackwell have it too
+FIRST_FP4_SM = 120  # Blackwell
 ENGINES = ("tensorrt-rtx", "tensorrt", "onnxruntime")
 
 
@@ -130,6 +132,16 @@ def parse_target(text: str, high_precision: DType | None = None) -> Target:
 def lacking_fp8(target: Target) -> tuple[str, ...]:
     """Those of the target's SMs that cannot multiply FP8; a target without SMs is built for those that can."""
     return tuple(sm for sm in target.sms if int(sm[2:]) < FIRST_FP8_SM)
+
+
+def lacking_fp4(target: Target) -> tuple[str, ...]:
+    """Those of the target's SMs that cannot read FP4; a plan for all GPUs is one for some that cannot.
+
+    TensorRT on the GPU of this machine and ONNX Runtime have no SMs here, and are left to say so themselves.
+    """
+    if target.engine == "tensorrt-rtx" and not target.sms:
+        return ("a plan for all GPUs",)
+    return tuple(sm for sm in target.sms if int(sm[2:]) < FIRST_FP4_SM)
 
 
 def require_fp8(target: Target) -> None:

@@ -58,7 +58,7 @@ def test_everything_else_is_a_usage_error(text: str) -> None:
 
 def test_types_know_whether_they_need_a_scale() -> None:
     assert {dtype for dtype in DType if dtype.quantized} == set(DType) - {DType.FP32, DType.FP16, DType.BF16}
-    assert {dtype for dtype in DType if dtype.weight_only} == {DType.INT8_WEIGHT, DType.INT4_WEIGHT}
+    assert {dtype for dtype in DType if dtype.weight_only} == {DType.INT8_WEIGHT, DType.INT4_WEIGHT, DType.FP4_WEIGHT}
 
 
 def test_a_target_is_a_value() -> None:

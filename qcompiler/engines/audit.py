@@ -33,6 +33,7 @@ ACCEPTED = {
     DType.INT4: frozenset({"int4", "woq-int4"}),
     DType.INT8_WEIGHT: frozenset({"woq-int8"}),
     DType.INT4_WEIGHT: frozenset({"woq-int4"}),
+    DType.FP4_WEIGHT: frozenset({"woq-fp4"}),
 }
 
 

@@ -24,6 +24,7 @@ UINT4 = np.dtype(ml_dtypes.uint4)
 INT8 = np.dtype(np.int8)
 UINT8 = np.dtype(np.uint8)
 FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
+FP4 = np.dtype(ml_dtypes.float4_e2m1fn)
 SIGNED = {UINT8: INT8, UINT4: INT4}
 LIMITS = {INT8: (-128, 127), INT4: (-8, 7)}
 

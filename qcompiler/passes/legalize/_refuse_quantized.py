@@ -16,6 +16,7 @@ import onnx_graphsurgeon as gs
 from qcompiler.ir import element_types
 from qcompiler.ir import graph as graphs
 from qcompiler.ir.qdq import (
+    FP4,
     FP8,
     INT4,
     INT8,
@@ -30,7 +31,8 @@ from qcompiler.ir.qdq import (
     stored_type,
     zero_point_of,
 )
-from qcompiler.target import Target, lacking_fp8
+from qcompiler.passes.legalize._fold_scales import two_levels
+from qcompiler.target import FIRST_FP4_SM, Target, lacking_fp4, lacking_fp8
 
 Rule = Callable[[gs.Graph, Target], None]
 
@@ -62,7 +64,7 @@ def scales(graph: gs.Graph, target: Target) -> None:
 def constant_scales(graph: gs.Graph, target: Target) -> None:
     """A scale computed at run time: the parser refuses it per token and runs it in float per tensor."""
     for node in pairs(graph):
-        if scale_of(node) is None:
+        if scale_of(node) is None and not two_levels(node):
             raise refusal(
                 node,
                 f"has a scale computed at run time; {target.engine} needs it when it builds and would run in float",
@@ -82,7 +84,7 @@ def operators(graph: gs.Graph, target: Target) -> None:
 
 def types(graph: gs.Graph, target: Target) -> None:
     """Integer and float types that the parser does not import."""
-    takes = (INT8, INT4, FP8, np.dtype(ml_dtypes.float4_e2m1fn))
+    takes = (INT8, INT4, FP8, FP4)
     for node in pairs(graph):
         found = stored_type(node)
         if found not in takes:
@@ -194,13 +196,20 @@ def operand_types(graph: gs.Graph, target: Target) -> None:
 
 
 def generations(graph: gs.Graph, target: Target) -> None:
-    """FP8 on GPUs without it."""
-    without = lacking_fp8(target)
-    if not without:
-        return
+    """FP8 and FP4 on GPUs without them."""
+    without, older = lacking_fp8(target), lacking_fp4(target)
     for node in pairs(graph):
-        if stored_type(node) == FP8:
+        if without and stored_type(node) == FP8 and not _scales_fp4(node):
             raise refusal(node, f"is FP8, which {', '.join(without)} lacks", "use int8, or leave these GPUs out")
+        if older and stored_type(node) == FP4:
+            remedy = f"build it for {target.engine}:sm{FIRST_FP4_SM}, or quantize the float model to int8 or fp8"
+            raise refusal(node, f"is FP4 (float4_e2m1fn), which {', '.join(older)} lacks", remedy)
+
+
+def _scales_fp4(node: gs.Node) -> bool:
+    """Whether a DQ only makes the scales of FP4 weights, so that the weights are what a GPU may lack."""
+    users = graphs.consumers(node.outputs[0])
+    return bool(users) and all(index == 1 and is_dq(user) and stored_type(user) == FP4 for user, index in users)
 
 
 def turing(graph: gs.Graph, target: Target) -> None:

@@ -19,6 +19,7 @@ from qcompiler.ir import edit
 from qcompiler.ir import graph as graphs
 from qcompiler.ir.qdq import pairs
 from qcompiler.passes.base import Fact, Note, Pass
+from qcompiler.passes.legalize import _fold_scales as fold_scales
 from qcompiler.passes.legalize import _refuse_quantized as refuse_quantized
 from qcompiler.passes.legalize import _repair_operators as repair_operators
 from qcompiler.passes.legalize import _repair_quantized as repair_quantized
@@ -30,6 +31,7 @@ Repair = Callable[[gs.Graph, Target], Iterator[Note]]
 
 REPAIRS: tuple[Repair, ...] = (
     repair_quantized.standard_domain,
+    fold_scales.folded_scales,
     convert_qoperator.quantized_operators,
     repair_quantized.written_zero_points,
     repair_quantized.stored_constants,

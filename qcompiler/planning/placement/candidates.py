@@ -21,6 +21,7 @@ from qcompiler.ir import linear
 from qcompiler.ir.macs import Shapes, multiplies
 from qcompiler.ir.operators import LINEAR, PRODUCTS, QUANTIZED_OPS, RECURRENT, VIEWS
 from qcompiler.ir.qdq import (
+    FP4,
     FP8,
     INT4,
     INT8,
@@ -315,9 +316,10 @@ def existing(graph: gs.Graph) -> Plan:
             continue
         types = [_stored_type(tensor) for tensor in node.inputs[:2]]
         precision = types[0] if types[0] is not None and types[0] is types[1] else None
-        if types[0] is None and types[1:] and types[1] in _ALONE and node.op in PRODUCTS:
+        alone = _alone(node) if types[0] is None and types[1:] and node.op in PRODUCTS else None
+        if alone is not None:
             why = "its weight came stored in few bits; its activation is float"
-            decisions.append(Decision(node.name, node.op, _ALONE[types[1]], "weight-only", why))
+            decisions.append(Decision(node.name, node.op, alone, "weight-only", why))
             continue
         if precision is None:
             why = "not both of its inputs are dequantized"
@@ -325,6 +327,15 @@ def existing(graph: gs.Graph) -> Plan:
             continue
         decisions.append(Decision(node.name, node.op, precision, "quantized-already", "came quantized"))
     return Plan.of(decisions)
+
+
+def _alone(node: gs.Node) -> DType | None:
+    """What a product with a float activation has its weight stored in; None where that is not few bits."""
+    dequantize = dequantizer(node.inputs[1])
+    if dequantize is not None and stored_type(dequantize) == FP4:
+        return DType.FP4_WEIGHT
+    stored = _stored_type(node.inputs[1])
+    return None if stored is None else _ALONE.get(stored)
 
 
 def _stored_type(tensor: gs.Tensor) -> DType | None:
