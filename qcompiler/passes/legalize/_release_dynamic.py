@@ -9,6 +9,7 @@ tensor that lost its quantizer; no pass of their own.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -33,7 +34,10 @@ def integer_products(graph: gs.Graph) -> Iterator[Note]:
         if not graphs.is_op(node, *_PRODUCTS):
             continue
         quantizer, zero = graphs.producer(node.inputs[0]), node.inputs[2] if graphs.is_present(node, 2) else None
-        if not graphs.is_op(quantizer, "DynamicQuantizeLinear") or quantizer is None:
+        if quantizer is None or not graphs.is_op(quantizer, "DynamicQuantizeLinear", "Gather"):
+            continue
+        if graphs.is_op(quantizer, "Gather"):
+            yield from _of_table(graph, names, node, quantizer, zero)
             continue
         if zero is not quantizer.outputs[2]:
             continue
@@ -53,6 +57,46 @@ def integer_products(graph: gs.Graph) -> Iterator[Note]:
         edit.insert_at(graph, at, [made])
         yield Changed(made.name, f"{old} with scales found at run time became a float {op}")
         yield Released(source.name, _WHY)
+
+
+def _of_table(graph: gs.Graph, names: Names, node: gs.Node, gather: gs.Node, zero: gs.Tensor | None) -> Iterator[Note]:
+    """MatMulInteger of rows of a stored table: float(rows - zero) @ DQ(w₈, s), with s the scale of both."""
+    cast = graphs.only_consumer(graph, node.outputs[0])
+    last = graphs.only_consumer(graph, cast.outputs[0]) if cast is not None and graphs.is_op(cast, "Cast") else None
+    if cast is None or last is None or not graphs.is_op(last, "Mul"):
+        return
+    scale = _constant_product(last.inputs[1] if last.inputs[0] is cast.outputs[0] else last.inputs[0])
+    table, offset = gather.inputs[0], None if zero is None else graphs.constant_value(zero)
+    if scale is None or not graphs.is_constant(table) or (zero is not None and (offset is None or offset.size != 1)):
+        return
+    weight = _weight(graph, names, node, gs.Constant(names.fresh(f"{node.name}/scale"), scale))
+    if weight is None:
+        return
+    rows = gs.Variable(names.fresh(f"{gather.outputs[0].name}/float"), FP32, gather.outputs[0].shape)
+    dtype = graphs.dtype_of(table) or np.dtype(np.uint8)
+    opened = [
+        gs.Constant(names.fresh(f"{table.name}/one"), np.ones((), np.float32)),
+        gs.Constant(names.fresh(f"{table.name}/zero"), np.zeros((), dtype) if offset is None else offset.reshape(())),
+    ]
+    at, out, name, old = edit.index_of(graph, last), last.outputs[0], node.name, node.op
+    edit.remove_nodes(graph, [last])
+    back = gs.Node(
+        "DequantizeLinear", names.fresh(f"{name}/DequantizeLinear"), {}, [gather.outputs[0], *opened], [rows]
+    )
+    made = gs.Node(_PRODUCTS[old], names.fresh(f"{name}/{_PRODUCTS[old]}"), {}, [rows, weight])
+    _write(made, out)
+    edit.insert_at(graph, at, [back, made])
+    edit.remove_nodes(graph, [cast, node])
+    yield Changed(made.name, f"{old} of a stored table became a float {made.op}")
+
+
+def _constant_product(tensor: gs.Tensor) -> np.ndarray[Any, Any] | None:
+    """A constant, or the product of two."""
+    value, node = graphs.constant_value(tensor), graphs.producer(tensor)
+    if value is not None or node is None or not graphs.is_op(node, "Mul"):
+        return value
+    parts = [graphs.constant_value(one) for one in node.inputs]
+    return None if parts[0] is None or parts[1] is None else parts[0] * parts[1]
 
 
 def float_inputs(graph: gs.Graph) -> Iterator[Note]:

@@ -20,6 +20,7 @@ from qcompiler.ir import graph as graphs
 from qcompiler.ir.qdq import pairs
 from qcompiler.passes.base import Fact, Note, Pass
 from qcompiler.passes.legalize import _fold_scales as fold_scales
+from qcompiler.passes.legalize import _gathered_tables as gathered_tables
 from qcompiler.passes.legalize import _refuse_quantized as refuse_quantized
 from qcompiler.passes.legalize import _repair_operators as repair_operators
 from qcompiler.passes.legalize import _repair_quantized as repair_quantized
@@ -32,6 +33,7 @@ Repair = Callable[[gs.Graph, Target], Iterator[Note]]
 REPAIRS: tuple[Repair, ...] = (
     repair_quantized.standard_domain,
     fold_scales.folded_scales,
+    gathered_tables.gathered_tables,
     convert_qoperator.quantized_operators,
     repair_quantized.written_zero_points,
     repair_quantized.stored_constants,
@@ -50,8 +52,8 @@ REPAIRS: tuple[Repair, ...] = (
 
 
 def repaired(graph: gs.Graph, target: Target) -> Iterator[Note]:
-    """All repairs of one graph. They are about Q and DQ: a graph without any is left at once, however long it is."""
-    if next(pairs(graph), None) is None:
+    """All repairs of one graph. They are about what is stored in integers: a graph without any is left at once."""
+    if next(pairs(graph), None) is None and not gathered_tables.tables(graph):
         return
     for repair in REPAIRS:
         yield from repair(graph, target)
