@@ -37,6 +37,7 @@ from qcompiler.passes.quantize.insert_qdq import InsertQDQ
 from qcompiler.passes.quantize.insert_qdq_pairs import InsertQDQPairs
 from qcompiler.passes.quantize.matmul_nbits import MatmulNbits
 from qcompiler.passes.quantize.quantize_outputs import QuantizeOutputs
+from qcompiler.passes.quantize.store_tables import StoreTables
 from qcompiler.passes.quantize.weight_only import WeightOnly
 from qcompiler.passes.types.infer_shapes import InferShapes
 from qcompiler.passes.types.unpack_sequences import UnpackSequences
@@ -75,6 +76,7 @@ ALL: tuple[type[Pass], ...] = (
     DynamicQuant,
     QuantizeOutputs,
     WeightOnly,
+    StoreTables,
     MatmulNbits,
     HighPrecision,
     FlattenRows,
@@ -116,6 +118,7 @@ __all__ = [
     "ReleaseQuantizers",
     "SmoothQuant",
     "SplitSkipNorm",
+    "StoreTables",
     "UnpackSequences",
     "UnrollLSTM",
     "UnshareWeights",

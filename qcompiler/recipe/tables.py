@@ -124,6 +124,11 @@ class WeightOnlyTable(check.Keys):
         check.one_of("int8", "float", "same"),
         "a vocabulary-wide last layer of an int4-weight model: int8 per channel, float, or the same as the rest",
     )
+    tables: str = check.option(
+        "int8",
+        check.one_of("int8", "float"),
+        "tables of embeddings: int8 with a scale per row, once where a table is the last layer's weight too, or float",
+    )
     accuracy_level: int = check.option(
         1,
         check.one_number(0, 1, 2, 3, 4),

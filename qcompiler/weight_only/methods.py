@@ -10,6 +10,7 @@ from qcompiler.errors import EngineError, UsageError
 from qcompiler.ir import model as models
 from qcompiler.passes.base import Pass, Report
 from qcompiler.passes.quantize.matmul_nbits import MatmulNbits
+from qcompiler.passes.quantize.store_tables import StoreTables
 from qcompiler.passes.quantize.weight_only import WeightOnly
 from qcompiler.plan import Refusal
 from qcompiler.recipe.tables import WeightOnlyTable
@@ -178,7 +179,8 @@ def round_weights(
         advance(1)
     weights = {one.node: found[one.node] for one in work.layers}
     macs = _macs(normal, observed)
-    stored = Stored(options, work.method, weights, work.refused, scaling.gains, scaling.left, macs=macs)
+    tables = storable.find_tables(scaling.model.graph, options)
+    stored = Stored(options, work.method, weights, work.refused, scaling.gains, scaling.left, macs=macs, tables=tables)
     return Rounded(scaling.model, stored, scaling.reports, scaling.errors)
 
 
@@ -199,4 +201,5 @@ def passes(stored: Stored | None) -> tuple[Pass, ...]:
         return ()
     table = stored.options.table
     joined = (MatmulNbits(table.accuracy_level),) if table.storage == "matmulnbits" else ()
-    return WeightOnly(stored.blocks()), *joined
+    tables = (StoreTables(stored.twins()),) if stored.tables else ()
+    return WeightOnly(stored.blocks()), *tables, *joined

@@ -47,7 +47,7 @@ def _why(one: StoredWeight, high: DType) -> str:
     layer = one.layer
     form = f"{layer.format.upper()} in blocks of {layer.size}" if layer.size else f"{layer.format.upper()} per output"
     special = f" ({layer.why})" if layer.why else ""
-    tied = f"; '{layer.tied}' keeps the same numbers as a float table" if layer.tied else ""
+    tied = f"; its numbers are the table of '{layer.tied}', too" if layer.tied else ""
     return f"weight stored as {form}{special} by {one.method}, activation and product in {high}: {one.errs()}{tied}"
 
 
@@ -74,6 +74,7 @@ def record_of(stored: Stored | None) -> dict[str, Any] | None:
         "unscaled": stored.unscaled,
         "refused": dict(Counter(one.rule for one in stored.refused)),
         "forms": dict(Counter(_form(one.layer) for one in weights)),
+        "tables": list(stored.tables),
         "tied": [one.layer.node for one in weights if one.layer.tied],
         "bytes_before": sum(wide * one.blocks.values.size for one in weights),
         "bytes_after": sum(one.bytes for one in weights),

@@ -13,6 +13,7 @@ leave them alone. So convolutions and odd sides stay as they are, and there are 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ from qcompiler.ir import graph as graphs
 from qcompiler.ir import linear
 from qcompiler.ir.operators import PRODUCTS
 from qcompiler.numerics.blocks import SIZES, Format, fitting
+from qcompiler.passes.quantize.store_tables import is_table
 from qcompiler.plan import Candidate, Refusal
 from qcompiler.planning.placement.candidates import SMALLEST_GEMM, find_candidates
 from qcompiler.recipe.tables import WeightOnlyTable
@@ -73,7 +75,7 @@ class StorableLayer:
         format: `int4` or `int8`.
         size: input channels that share a scale; None for one scale per output.
         why: what is special about it, as the end of a sentence; mostly empty.
-        tied: name of the Gather whose table holds the same numbers, which stays float; empty where there is none.
+        tied: name of the Gather whose table holds the same numbers; empty where there is none.
     """
 
     node: str
@@ -111,6 +113,22 @@ def find_storable(graph: gs.Graph, options: WeightOnlyOptions) -> tuple[list[Sto
         else:
             refused.append(Refusal(one.node, one.op, *verdict))
     return found, refused
+
+
+def find_tables(graph: gs.Graph, options: WeightOnlyOptions) -> tuple[str, ...]:
+    """Names of the nodes that gather from an embedding that is worth storing in INT8.
+
+    None for ONNX Runtime, which opens such a table whole when a session begins.
+
+    Args:
+        graph: normalised float graph.
+        options: what is asked for.
+    """
+    if options.target.engine == "onnxruntime" or options.table.tables == "float":
+        return ()
+    patterns = [re.compile(text) for text in options.keep]
+    found = (node for node in graph.nodes if is_table(node) and min(node.inputs[0].shape) >= SMALLEST_GEMM)
+    return tuple(node.name for node in found if not any(one.search(node.name) for one in patterns))
 
 
 def by_activation(layers: Iterable[StorableLayer]) -> Mapping[str, list[StorableLayer]]:

@@ -76,6 +76,7 @@ class Stored:
         unscaled: by activation, why AWQ left it.
         restored: by node, layers that went back to high precision for a gate.
         macs: of linear nodes, by name; empty without data.
+        tables: nodes that gather from an embedding that is stored in INT8.
     """
 
     options: WeightOnlyOptions
@@ -86,6 +87,12 @@ class Stored:
     unscaled: Mapping[str, str] = field(default_factory=dict)
     restored: Mapping[str, StoredWeight] = field(default_factory=dict)
     macs: Mapping[str, int] = field(default_factory=dict)
+    tables: tuple[str, ...] = ()
+
+    def twins(self) -> dict[str, str]:
+        """For each such node the product that the same numbers are the stored weight of; empty where there is none."""
+        tied = {one.layer.tied: name for name, one in self.weights.items() if one.layer.tied}
+        return {name: tied.get(name, "") for name in self.tables}
 
     def blocks(self) -> dict[str, Blocks]:
         """What the lowering stores, by node."""

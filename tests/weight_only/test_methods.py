@@ -296,9 +296,21 @@ def test_logits_of_a_tied_table_are_stored_as_asked_for_and_the_table_stays(
     assert told["refused"] == ({} if form else {"head": 1})
     assert told["tied"] == (["LOGITS"] if form else [])
     why = result.plan.decisions["LOGITS"].why
-    assert ("'E' keeps the same numbers as a float table" in why) == bool(form)
+    assert ("its numbers are the table of 'E', too" in why) == bool(form)
+    assert told["tables"] == []  # ONNX Runtime would open it whole
     (table,) = (node.inputs[0] for node in result.model.graph.nodes if node.op == "Gather")
     assert graphs.dtype_of(table) == np.float32
+
+
+@pytest.mark.parametrize(("tables", "copies"), [("int8", 1), ("float", 2)])
+def test_for_tensorrt_a_tied_table_is_stored_once(tables: str, copies: int, tied: Path, tmp_path: Path) -> None:
+    feeds = [{"ids": np.random.default_rng(seed).integers(0, VOCABULARY, (1, 12))} for seed in range(4)]
+    asked = WeightOnlyTable(method="rtn", block_size=32, tables=tables)
+    recipe = Recipe(target="tensorrt-rtx:sm89", precision="int4-weight", weight_only=asked, verify_samples=0)
+    result = compile.quantize(tied, data=feeds, recipe=recipe, output=tmp_path / "out.onnx")
+    proto = onnx.load(tmp_path / "out.onnx")
+    assert sum(sorted(one.dims) == [WIDTH, VOCABULARY] for one in proto.graph.initializer) == copies
+    assert result.manifest["weight_only"]["tables"] == (["E"] if tables == "int8" else [])
 
 
 def test_progress_counts_runs_of_the_data_and_layers(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_a_reason_says_form_method_and_what_is_special() -> None:
     plan = into(Plan(), dataclasses.replace(all_, weights={"A": one}), TARGET, ["A"])
     why = plan.decisions["A"].why
     assert why.startswith("weight stored as INT4 in blocks of 32 (because) by rtn, activation and product in fp16")
-    assert why.endswith("'EMBED' keeps the same numbers as a float table")
+    assert why.endswith("its numbers are the table of 'EMBED', too")
 
 
 def test_nothing_stored_nothing_said() -> None:
