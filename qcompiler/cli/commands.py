@@ -17,6 +17,7 @@ from qcompiler.cli.view import Screen
 from qcompiler.errors import AccuracyError, UsageError
 from qcompiler.recipe.checks import parse_batch_axes, parse_shapes
 from qcompiler.recipe.recipe import PRESETS, Recipe, preset
+from qcompiler.recipe.tables import PreprocessTable
 from qcompiler.support.suggest import did_you_mean
 
 TABLES: Final[Mapping[str, tuple[str, str]]] = {  # which key of which table of the recipe an option sets
@@ -29,6 +30,8 @@ TABLES: Final[Mapping[str, tuple[str, str]]] = {  # which key of which table of 
     "weight_only_block_size": ("weight_only", "block_size"),
     "weight_only_head": ("weight_only", "head"),
     "weight_only_storage": ("weight_only", "storage"),
+    "preprocess_method": ("preprocess", "method"),
+    "picture_size": ("preprocess", "size"),
     "max_length": ("generation", "max_length"),
     "prompt": ("generation", "prompt"),
 }
@@ -193,11 +196,18 @@ def bench(options: argparse.Namespace, view: Screen) -> None:
 def _bench_data(options: argparse.Namespace, length: int) -> Any:
     """What --data names, or windows of text, by default as long as prompt and answer."""
     changes: dict[str, Any] = {}
-    _add_text(argparse.Namespace(**vars(options), source=options.models[0]), Recipe(), changes)
+    beside = argparse.Namespace(**vars(options), source=options.models[0])
+    _add_text(beside, Recipe(), changes)
+    changes["preprocess"] = PreprocessTable(options.preprocess_method, options.picture_size)
+    _add_preprocess(beside, Recipe(), changes)
     recipe = Recipe(**changes)
     if options.texts and recipe.text.length is None:
         recipe = recipe.replace(text=dataclasses.replace(recipe.text, length=length))
-    return _data(options, recipe)
+    if options.texts:
+        return _data(options, recipe)
+    from qcompiler.data.source import prepared
+
+    return prepared(options.data, recipe.preprocess)
 
 
 def _numbers(name: str, text: str) -> list[int]:
@@ -282,6 +292,7 @@ def _recipe(options: argparse.Namespace) -> Recipe:
             tables.setdefault(table, {})[key] = value
     changes.update({name: dataclasses.replace(getattr(base, name), **keys) for name, keys in tables.items()})
     _add_text(options, base, changes)
+    _add_preprocess(options, base, changes)
     return base.replace(**changes)
 
 
@@ -301,6 +312,28 @@ def _add_text(options: argparse.Namespace, base: Recipe, changes: dict[str, Any]
             given["tokenizer"] = folder.as_posix()
     if given:
         changes["text"] = dataclasses.replace(base.text, **given)
+
+
+def _add_preprocess(options: argparse.Namespace, base: Recipe, changes: dict[str, Any]) -> None:
+    """Where nothing says how pictures or sounds are prepared, the configuration beside the model is taken."""
+    table = changes.get("preprocess", base.preprocess)
+    data = [one for key in ("data", "verify_data") if (one := getattr(options, key, None)) is not None]
+    config = _beside(options) / "preprocessor_config.json"
+    if table.method is None and config.is_file() and any(map(_unprepared, data)):
+        changes["preprocess"] = dataclasses.replace(table, method=config.as_posix())
+
+
+def _unprepared(data: str) -> bool:
+    """Whether it is a folder or a file of pictures or sounds."""
+    from qcompiler.data.files.listing import kind_at
+
+    return Path(data).exists() and kind_at(Path(data)) in ("pictures", "sounds")
+
+
+def _beside(options: argparse.Namespace) -> Path:
+    """The folder that the model is or lies in."""
+    model = next((getattr(options, key) for key in ("source", "model", "float") if hasattr(options, key)), "")
+    return Path(model) if Path(model).is_dir() else Path(model).parent
 
 
 def _data(options: argparse.Namespace, recipe: Recipe) -> Any:

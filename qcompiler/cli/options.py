@@ -22,6 +22,7 @@ from qcompiler.recipe.tables import (
     WEIGHT_METHODS,
     GenerationTable,
     LlmInt8Table,
+    PreprocessTable,
     QfemTable,
     QfepTable,
     SmoothQuantTable,
@@ -280,9 +281,13 @@ def _output(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def _data(parser: argparse.ArgumentParser, what: str, *, required: bool = False, texts: bool = True) -> None:
-    text = f"{what}: an .npz with samples on axis 0, a folder of .npz, file.py:function, or random (smoke tests only)"
+    text = (
+        f"{what}: an .npz or .npy with samples on axis 0, a folder of them, of pictures or sounds, file.py:function, "
+        "or random (smoke tests only)"
+    )
     if not texts:
         parser.add_argument("--data", metavar="D", required=required, help=text)
+        _preprocess(parser)
         return
     group = parser.add_mutually_exclusive_group(required=required)
     group.add_argument("--data", metavar="D", help=text)
@@ -290,6 +295,13 @@ def _data(parser: argparse.ArgumentParser, what: str, *, required: bool = False,
     group.add_argument("--text", dest="texts", action="append", metavar="FILE", help=files)
     parser.add_argument("--tokenizer", metavar="DIR", help=f"for --text: {_help('tokenizer', TextTable)}")
     parser.add_argument("--length", type=int, metavar="N", help=f"for --text: {_help('length', TextTable)}")
+    _preprocess(parser)
+
+
+def _preprocess(parser: argparse.ArgumentParser) -> None:
+    text = f"for pictures, sounds and other files: {_help('method', PreprocessTable)}"
+    parser.add_argument("--preprocess", dest="preprocess_method", metavar="M", help=text)
+    parser.add_argument("--picture-size", metavar="HxW", help=f"for --preprocess: {_help('size', PreprocessTable)}")
 
 
 def _batch_axis(parser: Any) -> None:

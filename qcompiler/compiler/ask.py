@@ -98,7 +98,9 @@ def ask(recipe: Recipe, data: Data | None, output: Path, *, build: bool) -> Aske
     target, warnings = _refused(recipe, data, paths)
     formats, rows_apart = recipe.formats(), dynamic.splits(recipe.precision, recipe.llm_int8)
     scope = Scope(target, recipe.keep, bool(formats) or rows_apart)
-    held_out = HeldOut(recipe.verify_samples, recipe.verify_data, recipe.verify_text, recipe.metric, recipe.text)
+    held_out = HeldOut(
+        recipe.verify_samples, recipe.verify_data, recipe.verify_text, recipe.metric, recipe.text, recipe.preprocess
+    )
     return Asked(
         recipe=recipe,
         target=target,
@@ -112,6 +114,7 @@ def ask(recipe: Recipe, data: Data | None, output: Path, *, build: bool) -> Aske
             scope,
             batch_axes=recipe.batch_axis or {},
             ignored=recipe.ignore_output,
+            preprocess=recipe.preprocess,
         ),
         qfep=None if recipe.qfep.prefix == "off" else QfepOptions(recipe.qfep, recipe.text.tokenizer, bool(formats)),
         watch=Watch(target, recipe.attention),

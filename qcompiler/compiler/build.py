@@ -16,7 +16,7 @@ from qcompiler.compiler.stages.build_engine import build_engine
 from qcompiler.data import find_batch, lacks, profiles
 from qcompiler.data.find_batch import Told
 from qcompiler.data.samples import Keep, ShapeRange
-from qcompiler.data.source import Data, open_source
+from qcompiler.data.source import Data, open_source, prepared
 from qcompiler.engines import for_target
 from qcompiler.ir import decoder_io
 from qcompiler.ir import model as models
@@ -137,6 +137,7 @@ def build(
     for_target(target)
     beside = dataclasses.replace(paths, qdq=paths.manifest)  # the quantized file is an input here
     profile = asked.shapes is None and target.engine != "onnxruntime"
+    data = prepared(data, asked.preprocess)
     loaded, seen = run(load, model, data, asked.samples, beside, asked.batch_axis or {}, profile=profile)
     legal, plan = run(legalize, loaded, target, _usual(asked, seen, loaded))
     options = BuildOptions(target, asked.shapes, asked.generation, methods.needs_rows(asked.precision, target))

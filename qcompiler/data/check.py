@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from qcompiler.data.files.layout import channels_moved, fits, order
 from qcompiler.errors import DataError
 from qcompiler.ir.signature import Array, Feeds, Inputs, Shape
 from qcompiler.support.suggest import did_you_mean
@@ -58,10 +59,8 @@ def _check_array(value: Any, dtype: np.dtype[Any] | None, shape: Shape, where: s
     if dtype.kind == "O":
         _check_strings(array, where)
     elif array.dtype != dtype:
-        raise DataError(
-            f"{where} is {_type_name(array.dtype)}, the model takes {_type_name(dtype)}; "
-            f"convert it with {_cast(array.dtype, dtype)}."
-        )
+        advice = _bytes(array) or f"convert it with {_cast(array.dtype, dtype)}."
+        raise DataError(f"{where} is {_type_name(array.dtype)}, the model takes {_type_name(dtype)}; {advice}")
     _check_shape(array, shape, where)
     if array.dtype.name.startswith(("float", "bfloat")) and not np.isfinite(array).all():
         bad = np.argwhere(~np.isfinite(array))
@@ -83,13 +82,61 @@ def _check_shape(array: Array, shape: Shape, where: str) -> None:
         return
     wanted = f"[{', '.join('?' if size is None else str(size) for size in shape)}]"
     if array.ndim != len(shape):
-        advice = "add the batch axis with x[None]" if array.ndim == len(shape) - 1 else "reshape it"
         raise DataError(
             f"{where} has {array.ndim} ax{'i' if array.ndim == 1 else 'e'}s {list(array.shape)}, the model takes "
-            f"{len(shape)}: {wanted}; {advice}."
+            f"{len(shape)}: {wanted}; {_axes_advice(array.shape, shape)}."
         )
-    if any(isinstance(size, int) and size != got for size, got in zip(shape, array.shape, strict=True)):
-        raise DataError(f"{where} has shape {list(array.shape)}, the model takes {wanted}; pad, crop or resize it.")
+    if not fits(array.shape, shape):
+        raise DataError(
+            f"{where} has shape {list(array.shape)}, the model takes {wanted}; {_size_advice(array.shape, shape)}."
+        )
+
+
+def _axes_advice(found: tuple[int, ...], shape: tuple[int | str | None, ...]) -> str:
+    """What to do where there are more or fewer axes than the model takes."""
+    if len(found) == len(shape) - 1:
+        turned = order(found, shape[1:]) or channels_moved(found, shape[1:])
+        if turned is None or fits(found, shape[1:]):
+            return "add the batch axis with x[None]"
+        return f"its axes are in another order, too: x.transpose({_listed_axes(turned)})[None]"
+    if len(found) == len(shape) + 1 and found[0] == 1:
+        return "it has a batch axis too many: x[0]"
+    if len(found) == len(shape) + 1:
+        return "its axis 0 counts samples: give them one by one, x[i] for each"
+    return "reshape it"
+
+
+def _size_advice(found: tuple[int, ...], shape: tuple[int | str | None, ...]) -> str:
+    """What to do where there are as many axes, but not of these sizes."""
+    turned, channels = order(found, shape), channels_moved(found, shape)
+    axes = turned or channels
+    if axes is None:
+        wrong = [size != got for size, got in zip(shape, found, strict=True) if isinstance(size, int)]
+        first = isinstance(shape[0], int) and shape[0] != found[0] and sum(wrong) == 1
+        return f"the model takes {shape[0]} at a time on axis 0" if first else "pad, crop or resize it"
+    kinds: dict[tuple[int, ...], str] = {
+        (0, 3, 1, 2): " (NHWC where it takes NCHW)",
+        (0, 2, 3, 1): " (NCHW where it takes NHWC)",
+    }
+    also = "" if turned else ", and pad, crop or resize it"
+    return (
+        f"its axes are in another order{kinds.get(axes, '')}: transpose it with x.transpose({_listed_axes(axes)}){also}"
+    )
+
+
+def _listed_axes(axes: tuple[int, ...]) -> str:
+    return ", ".join(map(str, axes))
+
+
+def _bytes(array: Array) -> str:
+    """What to do with bytes where a model takes floats: empty where they are none."""
+    if array.dtype != np.uint8 or array.ndim < 2:
+        return ""
+    return (
+        "bytes are pixels before they are prepared: do what the training did, such as x.astype(np.float32) / 255, less "
+        "its mean, over its standard deviation (ranges of pixels that are not scaled are wrong ones); for a folder of "
+        "pictures --preprocess does it."
+    )
 
 
 def kind_of(value: object) -> str:

@@ -1,16 +1,16 @@
 """Calibration and evaluation data: any source becomes a stream of checked feeds that can be walked again and again.
 
-A source is an `.npz` file (axis 0 of each array counts the samples), a folder of `.npz` files (one feed each, in
-natural order), `package.module:function`, `file.py:function`, or, from Python, a `Text`, an iterable or a callable
-that returns one. `random` makes standard normal noise from the model's inputs and says so wherever the result is
-reported.
+A source is an `.npz` or `.npy` file (axis 0 of each array counts the samples), a folder of them (one feed each, in
+natural order), a folder of pictures, sounds or other files that `Prepared` says how to read, `package.module:function`,
+`file.py:function`, or, from Python, a `Text`, an iterable or a callable that returns one. `random` makes standard
+normal noise from the model's inputs and says so wherever the result is reported.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,21 +18,46 @@ import onnx_graphsurgeon as gs
 
 from qcompiler.data.batches import NO_BATCH, BatchAxes, groups, samples_of
 from qcompiler.data.check import check, kind_of
+from qcompiler.data.files.listing import kind_at
+from qcompiler.data.files.opened import UNPREPARED, no_data, open_path
 from qcompiler.data.noise import RandomData, noise_for
 from qcompiler.data.samples import fingerprint, loudness
 from qcompiler.data.text import Text, fitted
 from qcompiler.errors import DataError, QCompilerError, UsageError
 from qcompiler.ir.signature import Array, Feeds, Inputs
-from qcompiler.support.npz import members
+from qcompiler.recipe.tables import PreprocessTable
 from qcompiler.support.user_code import UserCode
 
-Data = str | Path | Text | RandomData | Iterable[Mapping[str, Array]] | Callable[[], Iterable[Mapping[str, Array]]]
+
+@dataclass(frozen=True)
+class Prepared:
+    """A file or folder, and how what lies there becomes feeds.
+
+    Attributes:
+        path: written like any other data.
+        table: how pictures, sounds and other files are prepared.
+    """
+
+    path: str
+    table: PreprocessTable
+
+
+Data = (
+    str
+    | Path
+    | Prepared
+    | Text
+    | RandomData
+    | Iterable[Mapping[str, Array]]
+    | Callable[[], Iterable[Mapping[str, Array]]]
+)
 
 _D = TypeVar("_D")
 
 RANDOM_SAMPLES = 16
 _FORMS = (
-    "an .npz file, a folder of .npz files, 'package.module:function', 'file.py:function', or 'random' for a smoke test"
+    "an .npz or .npy file, a folder of them, a folder of pictures or sounds with --preprocess, "
+    "'package.module:function', 'file.py:function', or 'random' for a smoke test"
 )
 _CODE = UserCode(
     "data", forms=_FORMS, missing=DataError, broken=DataError, purpose="takes no arguments and yields the samples"
@@ -254,7 +279,9 @@ def open_source(data: Data, inputs: Inputs, *, samples: int | None = None, batch
         if value is not None and value < 1:
             raise UsageError(f"{name} is {value}; it must be at least 1.")
     if isinstance(data, (str, Path)):
-        return _open_text(str(data), inputs, samples, batch)
+        return _open_text(str(data), UNPREPARED, inputs, samples, batch)
+    if isinstance(data, Prepared):
+        return _open_text(data.path, data.table, inputs, samples, batch)
     if isinstance(data, RandomData):
         return _open_noise(data, inputs, samples, batch)
     if isinstance(data, Text):
@@ -294,61 +321,42 @@ def _open_noise(noise: RandomData, inputs: Inputs, samples: int | None, batch: i
     return Source("random", lambda: noise.feeds(inputs, count), inputs, samples=samples, batch=batch, random=True)
 
 
-def _open_text(text: str, inputs: Inputs, samples: int | None, batch: int | None) -> Source:
+def prepared(data: _D, table: PreprocessTable, beside: object = None) -> _D | Prepared:
+    """A path with the way that what lies there is prepared; other data, or where nothing is asked for, as it is.
+
+    Args:
+        data: as the user gave it.
+        table: how files are prepared.
+        beside: other data that the same is asked for: where that has files to prepare, this need not.
+    """
+    if table == UNPREPARED or not isinstance(data, (str, Path)) or str(data) == "random":
+        return data
+    if not _has_files(data) and _has_files(beside):
+        return data
+    return Prepared(str(data), table)
+
+
+def _has_files(data: object) -> bool:
+    """Whether there is something to prepare."""
+    if isinstance(data, Prepared):
+        return True
+    if not isinstance(data, (str, Path)) or not Path(data).exists():
+        return False
+    return kind_at(Path(data)) not in ("", "arrays")
+
+
+def _open_text(text: str, table: PreprocessTable, inputs: Inputs, samples: int | None, batch: int | None) -> Source:
     if text == "random":
         return _open_noise(RandomData(), inputs, samples, batch)
-    path = Path(text)
-    start: Callable[[], Iterable[Any]]
-    if path.is_dir():
-        files = sorted(path.glob("*.npz"), key=lambda file: _natural(file.name))
-        if not files:
-            raise DataError(f"folder '{text}' has no .npz file; write one for each sample, with an array per input.")
-        name, start = f"folder '{text}'", lambda: (_whole(file) for file in files)
-    elif path.suffix == ".npz":
-        if not path.is_file():
-            raise DataError(f"there is no file '{text}'; check the spelling of the path.")
-        name, start = f"'{text}'", lambda: _rows(path, inputs)
-    elif ":" in text:
-        name, start = f"'{text}'", _CODE.load(text)[0]
-    else:
-        there = "is not something that can be read as data" if path.exists() else "does not exist"
-        raise DataError(f"'{text}' {there}; give {_FORMS}.")
-    return Source(name, start, inputs, samples=samples, batch=batch)
-
-
-def _natural(name: str) -> list[tuple[int, int, str]]:
-    """Sorts `x10` behind `x9`."""
-    parts = re.findall(r"(\d+)|(\D+)", name)
-    return [(0, int(number), "") if number else (1, 0, text) for number, text in parts] + [(2, 0, name)]
-
-
-def _whole(path: Path) -> Feeds:
-    return {name: member.whole() for name, member in members(path).items()}
-
-
-def _rows(path: Path, inputs: Inputs) -> Iterator[Feeds]:
-    """One feed for each sample of an archive: rows of axis 0, in the number that fixed inputs ask for.
-
-    An array without axes is the same in every feed. Where the model takes an axis less than the array has, the sample
-    axis is dropped.
-    """
-    found = members(path)
-    sizes = {name: member.shape[0] for name, member in found.items() if member.shape}
-    if len(set(sizes.values())) > 1:
-        listed = ", ".join(f"'{name}' {size}" for name, size in sizes.items())
-        raise DataError(f"the arrays of '{path}' have different numbers of samples along axis 0: {listed}.")
-    ranks = {name: len(shape) for name, (_, shape) in inputs.items() if shape is not None}
-    drop = {name for name in sizes if len(found[name].shape) == ranks.get(name, -1) + 1}
-    fixed = {shape[0] for name, (_, shape) in inputs.items() if shape and name in sizes and name not in drop}
-    steps = {size for size in fixed if isinstance(size, int)}
-    step = steps.pop() if len(steps) == 1 and not drop else 1
-    count = next(iter(sizes.values()), 0)
-    if count % step:
-        raise DataError(
-            f"'{path}' has {count} samples, but the model takes exactly {step} at a time; make it a multiple of {step}."
+    found = open_path(Path(text), inputs, table, samples)
+    if found is not None:
+        return Source(found.name, found.start, inputs, samples=samples, batch=batch, details=found.details)
+    if Path(text).exists():
+        raise no_data(Path(text), _FORMS)
+    if ":" not in text:
+        raise DataError(f"'{text}' does not exist; give {_FORMS}.")
+    if table != UNPREPARED:
+        raise UsageError(
+            f"--preprocess is for files, and '{text}' is a function, which prepares by itself: leave it out"
         )
-    constants = {name: found[name].whole() for name in found if name not in sizes}
-    streams = {name: found[name].rows(step) for name in sizes}
-    for _ in range(0, count, step):
-        rows = {name: next(stream) for name, stream in streams.items()}
-        yield constants | {name: row[0] if name in drop else row for name, row in rows.items()}
+    return Source(f"'{text}'", _CODE.load(text)[0], inputs, samples=samples, batch=batch)

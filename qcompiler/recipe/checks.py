@@ -128,6 +128,44 @@ def prefix(value: Any) -> str | tuple[int, ...]:
     return tuple(value)
 
 
+def numbers(value: Any) -> tuple[float, ...]:
+    """A list of finite numbers; one alone may stand without a list."""
+    listed = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
+    try:
+        return tuple(number(-math.inf)(one) for one in listed)
+    except WrongError as error:
+        raise WrongError("a list of numbers, such as [0.485, 0.456, 0.406]") from error
+
+
+def preprocessing(known: Sequence[str]) -> Check:
+    """One of the built-in ways to prepare a file, a Hugging Face configuration, or a function of the user's."""
+
+    def check(value: Any) -> str:
+        if isinstance(value, str) and (value in known or value.endswith(".json")):
+            return value
+        try:
+            return function(value)
+        except WrongError as error:
+            hint = did_you_mean(value, known) if isinstance(value, str) else ""
+            more = f"; {hint}" if "did you mean" in hint else ""
+            raise WrongError(
+                f"one of {', '.join(known)}, a preprocessor_config.json, or {error} that gets the path of a file{more}"
+            ) from error
+
+    return check
+
+
+def picture_size(value: Any) -> tuple[int, int]:
+    """Height and width: `[480, 640]`, `480x640`, or one number for both."""
+    listed = value.split("x") if isinstance(value, str) else value if isinstance(value, Sequence) else (value,)
+    parts = [int(one) if isinstance(one, str) and one.strip().isdecimal() else one for one in listed]
+    whole = all(isinstance(one, int) and not isinstance(one, bool) and one > 0 for one in parts)
+    if len(parts) not in (1, 2) or not whole:
+        raise WrongError("height x width in pixels, such as 480x640, or one number for a square")
+    height, width = int(parts[0]), int(parts[-1])
+    return height, width
+
+
 def regexes(value: Any) -> tuple[str, ...]:
     """A list of regular expressions; one alone may stand without a list."""
     listed = (value,) if isinstance(value, str) else value

@@ -20,6 +20,7 @@ from qcompiler.recipe.checks import Shapes
 from qcompiler.recipe.tables import (
     GenerationTable,
     LlmInt8Table,
+    PreprocessTable,
     QfemTable,
     QfepTable,
     SafetyTable,
@@ -175,6 +176,7 @@ class Recipe(check.Keys):
     llm_int8: LlmInt8Table = LlmInt8Table()
     generation: GenerationTable = GenerationTable()
     text: TextTable = TextTable()
+    preprocess: PreprocessTable = PreprocessTable()
     weight_only: WeightOnlyTable = WeightOnlyTable()
 
     def __post_init__(self) -> None:
@@ -297,6 +299,7 @@ TABLES: Final[Mapping[str, type[Any]]] = MappingProxyType(
         "weight_only": WeightOnlyTable,
         "generation": GenerationTable,
         "text": TextTable,
+        "preprocess": PreprocessTable,
     }
 )
 

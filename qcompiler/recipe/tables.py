@@ -10,6 +10,7 @@ from qcompiler.errors import UsageError
 from qcompiler.recipe import checks as check
 
 WEIGHT_METHODS: Final = ("auto", "rtn", "mse", "awq", "gptq", "awq+gptq")
+PREPARATIONS: Final = ("imagenet", "yolo", "clip", "plain")
 
 
 @dataclass(frozen=True)
@@ -184,6 +185,62 @@ class TextTable(check.Keys):
     )
     tokens: int = check.option(
         8192, check.integer(0), "tokens of evaluation text that perplexity reads at most; 0: all of it"
+    )
+
+
+@dataclass(frozen=True)
+class PreprocessTable(check.Keys):
+    """Pictures and sounds as data: how a file becomes what the model reads. Unset keys are those of the method."""
+
+    method: str | None = check.option(
+        None,
+        check.preprocessing(PREPARATIONS),
+        f"how files of a folder become samples: {', '.join(PREPARATIONS)}, a preprocessor_config.json, or "
+        "file.py:function that gets a path and returns an array, or a dict of arrays by input",
+        '"imagenet"',
+    )
+    size: tuple[int, int] | None = check.option(
+        None, check.picture_size, "height and width of pictures; unset: those that the model takes", "[480, 640]"
+    )
+    resize: str | None = check.option(
+        None,
+        check.one_of("crop", "letterbox", "stretch"),
+        "crop: the middle, at the picture's own proportions; letterbox: all of it, with a border; stretch: neither",
+        '"letterbox"',
+    )
+    keep: float | None = check.option(
+        None, check.number(0.01, 1), "how much of the shorter side a crop keeps: 0.875 is 224 of 256", "0.875"
+    )
+    interpolation: str | None = check.option(
+        None,
+        check.one_of("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"),
+        "how pictures are resized",
+        '"bicubic"',
+    )
+    fill: int | None = check.option(None, check.integer(0), "grey of the border of a letterbox, 0 to 255", "114")
+    scale: float | None = check.option(
+        None, check.number(0), "what bytes are multiplied by first: 1 leaves them from 0 to 255", "0.00392156862745098"
+    )
+    mean: tuple[float, ...] | None = check.option(
+        None, check.numbers, "what is subtracted then, a number for each colour", "[0.485, 0.456, 0.406]"
+    )
+    std: tuple[float, ...] | None = check.option(
+        None, check.numbers, "what it is divided by then, a number for each colour", "[0.229, 0.224, 0.225]"
+    )
+    colour: str | None = check.option(
+        None, check.one_of("rgb", "bgr"), "order of the colours; bgr is OpenCV's", '"bgr"'
+    )
+    layout: str | None = check.option(
+        None,
+        check.one_of("nchw", "nhwc"),
+        "where the model has the colours; unset: the axis of size 1 or 3",
+        '"nhwc"',
+    )
+    rate: int | None = check.option(
+        None, check.integer(1), "samples in a second that the model expects of sounds", "16000"
+    )
+    normalize: bool | None = check.option(
+        None, check.flag, "sounds get a mean of 0 and a variance of 1, as for wav2vec2", "true"
     )
 
 

@@ -122,6 +122,8 @@ def _header(manifest: Record, name: str) -> str:
     chips = (recipe["precision"], engine, rest, f"calibrated by {recipe['calibrator']}")
     data = manifest.get("data") or {}
     line = f"{data['feeds']} feeds of {data['name']}" if data.get("feeds") else "no calibration data"
+    if data.get("preprocess"):
+        line += f" ({data['files']}: {data['preprocess']})"
     bars = _verdict(manifest)
     if manifest.get("random_data"):
         bars += '<p class="alarm">Random data: the ranges and every accuracy figure here are meaningless.</p>'

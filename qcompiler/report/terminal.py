@@ -202,6 +202,9 @@ def _summary_rows(manifest: Record) -> Iterator[tuple[str, str]]:
     source = manifest.get("source") or {}
     name = ":".join(filter(None, (target["engine"], ",".join(target["sms"]))))
     yield "model", str(source.get("name", "–"))
+    data = manifest.get("data") or {}
+    if data.get("preprocess"):
+        yield "data", f"{data['files']}: {data['preprocess']}"
     if manifest.get("export"):
         yield "exported", f"{manifest['export']['kind']}, off by {manifest['export']['error']:.1e} from torch"
     yield "compiled to", f"{recipe['precision']} for {name}, the rest in {target['high_precision']}"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -16,6 +17,17 @@ from qcompiler.errors import QCompilerError
 from qcompiler.support.suggest import did_you_mean
 
 _STAMP = "__qcompiler_file__"  # when the file of a module was written last
+
+
+@contextlib.contextmanager
+def _first(folder: Path) -> Iterator[None]:
+    """The folder in front of all others that modules are looked for in."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        if str(folder) in sys.path:
+            sys.path.remove(str(folder))
 
 
 @dataclass(frozen=True)
@@ -74,7 +86,8 @@ class UserCode:
         module = importlib.util.module_from_spec(spec)
         sys.modules[unique] = module  # dataclasses and the like look their module up while it is being run
         try:
-            spec.loader.exec_module(module)
+            with _first(path.resolve().parent):  # `python file.py` finds its neighbours, too
+                spec.loader.exec_module(module)
         except (Exception, SystemExit) as error:
             del sys.modules[unique]
             raise self.broken(f"{opening}'{path}' fails when it is loaded: {type(error).__name__}: {error}.") from error

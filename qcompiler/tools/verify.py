@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from qcompiler.data.source import Data, open_source
+from qcompiler.data.source import Data, open_source, prepared
 from qcompiler.data.text import Text
 from qcompiler.engines import for_target
 from qcompiler.ir import model as models
@@ -48,7 +48,7 @@ def verify(
     read = data if isinstance(data, Text) else evaluation(other, None, reference.graph)
     metric = chosen_metric(other, read, inputs)
     most = asked.samples or (asked.verify_samples or None if isinstance(data, Text) else None)
-    source = open_source(data, inputs, samples=most)
+    source = open_source(prepared(data, asked.preprocess), inputs, samples=most)
     with (progress or silent).stage("verify", asked.verify_samples + runs_of(metric)) as stage:
         done: Callable[[], None] = lambda: stage.advance(1)  # noqa: E731
         on = partial(

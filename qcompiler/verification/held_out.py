@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from qcompiler.data.source import Data, open_source
+from qcompiler.data.files.opened import UNPREPARED
+from qcompiler.data.source import Data, open_source, prepared
 from qcompiler.data.text import Text, fitted
 from qcompiler.errors import UsageError
 from qcompiler.ir.model import Model
 from qcompiler.ir.signature import Inputs, inputs_of
 from qcompiler.recipe.checks import METRICS
-from qcompiler.recipe.tables import TextTable
+from qcompiler.recipe.tables import PreprocessTable, TextTable
 from qcompiler.verification.perplexity import Perplexity, on
 
 
@@ -27,6 +28,7 @@ class HeldOut:
         texts: other text files.
         metric: a built-in one, or the user's: `file.py:function`; None for none.
         table: tokenizer, length and stride of windows of text.
+        preprocess: how pictures, sounds and other files become samples.
     """
 
     samples: int
@@ -34,6 +36,7 @@ class HeldOut:
     texts: tuple[str, ...]
     metric: str | None
     table: TextTable
+    preprocess: PreprocessTable = UNPREPARED
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,14 +64,15 @@ def judge_of(asked: HeldOut, data: Data | None, model: Model) -> Judge:
         UsageError: text is needed, or a tokenizer, and there is none.
         DataError: text, tokenizer or model do not fit.
     """
+    other = prepared(asked.data, asked.preprocess, data)
     if not asked.samples:
-        return Judge(asked.data)
+        return Judge(other)
     inputs = inputs_of(model.graph)
     text = evaluation(asked, data, model.graph)
     metric = chosen_metric(asked, text, inputs)
     if text is not None:
         open_source(text, inputs, samples=asked.samples)
-    return Judge(asked.data or text, metric)
+    return Judge(other or text, metric)
 
 
 def chosen_metric(asked: HeldOut, text: Text | None, inputs: Inputs) -> str | Perplexity | None:

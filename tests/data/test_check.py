@@ -36,7 +36,9 @@ def one(**arrays: Any) -> list[dict[str, Any]]:
         (one(x=np.ones((1, 4), ">f4")), ["other byte order", "x.astype(np.float32)"]),
         (one(x=np.array([[None] * 4])), ["input 'x' is Python objects"]),
         (one(x=np.ones(4, np.float32)), ["sample 1", "1 axis [4]", "2: [batch, 4]", "x[None]"]),
-        (one(x=np.ones((1, 1, 4), np.float32)), ["3 axes", "reshape"]),
+        (one(x=np.ones((1, 1, 4), np.float32)), ["3 axes", "a batch axis too many: x[0]"]),
+        (one(x=np.ones((2, 1, 4), np.float32)), ["3 axes", "its axis 0 counts samples", "x[i]"]),
+        (one(x=np.ones((1, 1, 1, 4), np.float32)), ["4 axes", "reshape"]),
         (one(x=np.ones((1, 5), np.float32)), ["sample 1", "shape [1, 5]", "[batch, 4]"]),
         (one(x=np.ones((0, 4), np.float32)), ["sample 1", "is empty", "[0, 4]"]),
         (one(x=np.array([[0, np.nan, np.inf, 1]], np.float32)), ["sample 1", "input 'x'", "2 of 4 values", "[0, 1]"]),
@@ -45,6 +47,38 @@ def one(**arrays: Any) -> list[dict[str, Any]]:
 def test_a_sample_that_does_not_fit_is_refused_by_number_and_input(samples: list[Any], words: list[str]) -> None:
     message = refused(samples)
     assert all(word in message for word in words), message
+
+
+PICTURES: Inputs = {"x": (F32, ("n", 3, 48, 48))}
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ((1, 48, 48, 3), ["in another order (NHWC where it takes NCHW)", "x.transpose(0, 3, 1, 2)."]),
+        ((1, 60, 50, 3), ["x.transpose(0, 3, 1, 2), and pad, crop or resize it"]),
+        ((48, 48, 3), ["x.transpose(2, 0, 1)[None]"]),
+        ((60, 50, 3), ["x.transpose(2, 0, 1)[None]"]),
+        ((3, 48, 48), ["add the batch axis with x[None]"]),
+        ((1, 3, 50, 50), ["pad, crop or resize it"]),
+        ((1, 1, 48, 48), ["pad, crop or resize it"]),
+    ],
+)
+def test_the_remedy_is_what_the_shapes_say(shape: tuple[int, ...], words: list[str]) -> None:
+    message = refused([{"x": np.ones(shape, np.float32)}], PICTURES)
+    assert all(word in message for word in words), message
+
+
+def test_a_model_without_a_batch_is_told_how_many_it_takes() -> None:
+    inputs: Inputs = {"x": (F32, (2, 4))}
+    assert "takes 2 at a time on axis 0" in refused([{"x": np.ones((1, 4), np.float32)}], inputs)
+
+
+def test_bytes_for_floats_are_not_just_converted() -> None:
+    message = refused([{"x": np.ones((1, 3, 48, 48), np.uint8)}], PICTURES)
+    assert "is uint8, the model takes float32" in message
+    assert "x.astype(np.float32) / 255, less its mean, over its standard deviation" in message
+    assert "--preprocess" in message
 
 
 def test_a_misspelt_input_is_guessed() -> None:

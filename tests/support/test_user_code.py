@@ -54,6 +54,13 @@ def test_a_file_and_a_module_of_the_current_folder_give_the_function_and_its_mod
         assert module.LABEL == "x"
 
 
+def test_a_file_finds_its_neighbours_as_python_does(tmp_path: Path) -> None:
+    written(tmp_path, "SIZE = 7\n", "neighbour_of_test.py")
+    path = written(tmp_path, "from neighbour_of_test import SIZE\ndef f(): return SIZE\n")
+    function, _ = CODE.load(f"{path}:f")
+    assert function() == 7
+
+
 @pytest.mark.parametrize("place", ["both_of_test.py:f", "both_of_test:f"])
 def test_data_and_metrics_are_found_in_the_same_places(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

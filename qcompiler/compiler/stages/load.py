@@ -12,12 +12,14 @@ from qcompiler.compiler.base import Compilation, Done, stage
 from qcompiler.compiler.subject import Subject
 from qcompiler.data.batches import NO_BATCH
 from qcompiler.data.deal import deal
+from qcompiler.data.files.opened import UNPREPARED
 from qcompiler.data.find_batch import Told, check, find
-from qcompiler.data.source import Data, open_source, suited
+from qcompiler.data.source import Data, open_source, prepared, suited
 from qcompiler.ir import model as models
 from qcompiler.ir.signature import inputs_of
 from qcompiler.judge.views import check_ignored
 from qcompiler.planning.placement.scope import Scope
+from qcompiler.recipe.tables import PreprocessTable
 from qcompiler.support.file import File
 from qcompiler.verification.held_out import HeldOut, judge_of
 
@@ -40,6 +42,7 @@ class LoadOptions:
         export: how the model was exported, for the manifest; None where it was an ONNX file.
         batch_axes: what the user says of the axes of inputs.
         ignored: outputs that nothing is to be judged by.
+        preprocess: how pictures, sounds and other files become samples.
     """
 
     paths: Paths
@@ -50,6 +53,7 @@ class LoadOptions:
     export: Mapping[str, Any] | None = None
     batch_axes: Told = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
+    preprocess: PreprocessTable = UNPREPARED
 
 
 @stage(kept=False)
@@ -67,7 +71,7 @@ def load(run: Compilation, source: str | Path | models.Model, data: Data | None,
         refuse_overwriting(model, data, options.paths)
         models.check_finite(model)
         inputs = inputs_of(model.graph)
-        data = suited(data, model.graph)
+        data = prepared(suited(data, model.graph), options.preprocess, options.held_out.data)
         samples = None if data is None else open_source(data, inputs, samples=options.samples, batch=options.batch)
         judge = judge_of(options.held_out, data, model)
         check(options.batch_axes, inputs)

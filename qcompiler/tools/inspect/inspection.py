@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 
 from qcompiler.data import find_batch
 from qcompiler.data.batches import NO_BATCH, BatchAxes
-from qcompiler.data.source import Data, Source, open_source, suited
+from qcompiler.data.source import Data, Source, open_source, prepared, suited
 from qcompiler.errors import ModelError, QCompilerError
 from qcompiler.ir import graph as graphs
 from qcompiler.ir import model as models
@@ -147,9 +147,8 @@ def inspect(
     with progress.stage("load"):
         loaded = model if isinstance(model, models.Model) else models.load(model)
         raw, inputs = loaded.graph, inputs_of(loaded.graph)
-        source = (
-            None if data is None else open_source(suited(data, raw), inputs, samples=recipe.samples, batch=recipe.batch)
-        )
+        data = prepared(suited(data, raw), recipe.preprocess)
+        source = None if data is None else open_source(data, inputs, samples=recipe.samples, batch=recipe.batch)
     problems: list[str] = []
     with progress.stage("clean_up"):
         clean = _clean(loaded, target, problems)

@@ -13,7 +13,7 @@ import numpy as np
 
 from qcompiler.data import find_batch
 from qcompiler.data.deal import deal
-from qcompiler.data.source import Data, open_source, suited
+from qcompiler.data.source import Data, open_source, prepared, suited
 from qcompiler.errors import ModelError
 from qcompiler.ir import model as models
 from qcompiler.ir.macs import tensors_for_shapes
@@ -195,7 +195,9 @@ def sensitivity(
     with progress.stage("load"):
         loaded = model if isinstance(model, models.Model) else models.load(model)
         inputs = inputs_of(loaded.graph)
-        source = open_source(suited(data, loaded.graph), inputs, samples=recipe.samples, batch=recipe.batch)
+        source = open_source(
+            prepared(suited(data, loaded.graph), recipe.preprocess), inputs, samples=recipe.samples, batch=recipe.batch
+        )
     with progress.stage("clean_up"):
         normal = models.copy(loaded)
         clean_up(target)(normal.graph)

@@ -1,0 +1,1 @@
+"""Files and folders as data: arrays, pictures, sounds, and how they are prepared."""
