@@ -52,7 +52,7 @@ class Quantizer:
         dtype: INT8 or FP8.
         amax: the clipping range in the tensor's own unit, positive; scale = amax / 127 (INT8) or / 448 (FP8).
         calibrator: text form of the calibrator that chose it, or `shared:NAME` where another tensor's range is used.
-        observed: largest |x| seen.
+        observed: largest |x| seen; None where nothing was run.
         span: lowest and highest value of an unsigned grid with a zero point (INT8 on ONNX Runtime only); None for the
             symmetric grid, value = scale · integer.
         whole: every reader of the tensor gets the quantized value, not only the quantized nodes (ONNX Runtime only:
@@ -63,7 +63,7 @@ class Quantizer:
     dtype: DType
     amax: float
     calibrator: str
-    observed: float
+    observed: float | None
     span: tuple[float, float] | None = None
     whole: bool = False
 
@@ -216,6 +216,7 @@ class Candidate:
         scales: of a weight that came stored as INT8, [channels] or []: its integers and scales are kept. `weight` is
             then what its DequantizeLinear writes (see `legalize.open_stored`).
         amax: clipping range of a pair that the activation came with, whose scale is kept; None where there is none.
+        known: clipping range that the user gave for the activation; None where it is to be measured.
     """
 
     node: str
@@ -226,6 +227,7 @@ class Candidate:
     chain: tuple[str, ...] = ()
     scales: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
     amax: float | None = None
+    known: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

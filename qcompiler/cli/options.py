@@ -321,6 +321,7 @@ def _quantization(parser: argparse.ArgumentParser) -> None:
     _recipe_file(group)
     group.add_argument("--precision", choices=_Precisions(), metavar="P", help=_help("precision"))
     group.add_argument("--calibrator", metavar="C", help=_help("calibrator"))
+    group.add_argument("--ranges", metavar="FILE", help=_help("ranges"))
     group.add_argument("--high-precision", choices=HIGH_PRECISIONS, metavar="H", help=_help("high_precision"))
     group.add_argument("--keep", action="append", metavar="REGEX", help=f"{_help('keep')}; repeatable")
     group.add_argument(

@@ -59,11 +59,11 @@ class Paths:
         )
 
 
-def refuse_overwriting(model: models.Model, data: object, paths: Paths) -> None:
+def refuse_overwriting(model: models.Model, data: object, paths: Paths, option: str = "--data") -> None:
     """No artefact may take the place of the model, of its external data, or of the file that the samples are in."""
     sources = {path.resolve(): "the model itself or its weights" for path in (model.source, *model.files) if path}
     if isinstance(data, (str, Path)):
-        sources[Path(data).resolve()] = "the file that --data names"
+        sources[Path(data).resolve()] = f"the file that {option} names"
     if isinstance(data, Text):
         sources.update({file.resolve(): "the file that --text names" for file in data.files})
     for path in (paths.engine, paths.qdq, paths.qdq.with_suffix(".data"), paths.manifest, paths.report):

@@ -115,6 +115,7 @@ def ask(recipe: Recipe, data: Data | None, output: Path, *, build: bool) -> Aske
             batch_axes=recipe.batch_axis or {},
             ignored=recipe.ignore_output,
             preprocess=recipe.preprocess,
+            ranges=recipe.ranges,
         ),
         qfep=None if recipe.qfep.prefix == "off" else QfepOptions(recipe.qfep, recipe.text.tokenizer, bool(formats)),
         watch=Watch(target, recipe.attention),
@@ -194,6 +195,30 @@ def settled(recipe: Recipe, data: object) -> Recipe:
     return recipe.replace(text=table)
 
 
+def _refuse_ranges(recipe: Recipe, data: Data | None) -> None:
+    """What does not go together with ranges that are known."""
+    if recipe.ranges is None:
+        return
+    if not recipe.formats():
+        raise UsageError(
+            f"--ranges are of activations, and precision '{recipe.precision}' quantizes none: leave it out"
+        )
+    if recipe.equalize:
+        raise UsageError("--ranges do not fit a model that --equalize rescales: leave one of them out")
+    if data is not None:
+        return
+    if recipe.precision.startswith(AUTO):
+        raise UsageError(
+            f"precision '{recipe.precision}' compares formats on data, and --ranges alone has none: choose --precision "
+            "int8 or fp8, or give --data"
+        )
+    if recipe.attention != "float":
+        raise UsageError("--attention needs --data: what it costs is measured")
+    for name, asked in (("--min-sqnr", recipe.min_sqnr), ("--metric", recipe.metric)):
+        if asked is not None and recipe.verify_data is None and not recipe.verify_text:
+            raise UsageError(f"{name} needs something to compare on, and --ranges alone has none: give --verify-data")
+
+
 def _refused(recipe: Recipe, data: Data | None, paths: Paths) -> tuple[Target, tuple[str, ...]]:
     """What can be known to fail before anything is read; the target with what the precision needs of it."""
     target = methods.refuse_early(
@@ -217,10 +242,12 @@ def _refused(recipe: Recipe, data: Data | None, paths: Paths) -> tuple[Target, t
         require_fp8(target)
         if target.engine == "onnxruntime":
             warnings = (SLOW_FP8,)
-    if data is None and (recipe.formats() or target.high_precision is DType.FP16):
+    _refuse_ranges(recipe, data)
+    if data is None and recipe.ranges is None and (recipe.formats() or target.high_precision is DType.FP16):
         raise UsageError(
             f"precision '{recipe.precision}' needs the ranges of activations: give --data with real samples "
-            "(an .npz, a folder of .npz, or file.py:function), or --data random for a smoke test of the tools"
+            "(an .npz, a folder of .npz or of pictures, or file.py:function), --ranges with a calibration table, or "
+            "--data random for a smoke test of the tools"
         )
     if recipe.calibrator != AUTO:
         calibrators.parse(recipe.calibrator)

@@ -17,6 +17,7 @@ ABSENT: Final[Mapping[str, Any]] = {  # in this order; what no stage recorded di
     "source": None,
     "export": None,
     "data": None,
+    "ranges": None,
     "inputs": None,
     "random_data": False,
     "target": None,

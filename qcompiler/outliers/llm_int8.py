@@ -150,7 +150,11 @@ def split_outliers(
         The edited model; as given where the edits missed the check and were undone, which the report says.
     """
     table = options.table
-    fresh = [one for one in layers.found if one.op in PRODUCTS and one.scales is None and one.amax is None]
+    fresh = [
+        one
+        for one in layers.found
+        if one.op in PRODUCTS and one.scales is None and one.amax is None and one.known is None
+    ]
     groups = {name: members for name, members in candidates.by_activation(fresh).items() if _asked(members, table)}
     rows = recorded.record_rows(normal, dict.fromkeys(groups, -1), observed.kept)
     format = format_of(options.dtype)

@@ -42,6 +42,8 @@ def close(plan: Plan, found: Sequence[Candidate], released: Mapping[str, str]) -
             notes.append(f"the pair its activation came with was dropped because {released[one.activation]}")
         elif one.amax is not None and decision.precision.quantized:
             notes.append("its activation has the scale of the pair that it came with")
+        elif one.known is not None and decision.precision.quantized:
+            notes.append("the range of its activation was given")
         if notes:
             told.append(dataclasses.replace(decision, why="; ".join((decision.why, *notes))))
     return plan.deciding(*told).with_(axes=axes)

@@ -90,6 +90,13 @@ class Recipe(check.Keys):
         "which axis of an input counts samples (x=1), or that none does (x=none); unset: found by running the model",
         '{ x = 1, table = "none" }',
     )
+    ranges: str | None = check.option(
+        None,
+        check.text,
+        "ranges that are known: a TensorRT calibration table, JSON (tensor: amax or [lowest, highest]), or an earlier "
+        "manifest; what is not in it is measured, or stays float where there is no data",
+        '"calibration.cache"',
+    )
     workers: int = check.option(
         1, check.integer(1), "threads with a session each that measure ranges; the result does not depend on it"
     )

@@ -67,6 +67,11 @@ def short(value: Any) -> str:
     return "–" if figure is None else f"{figure:.4g}"
 
 
+def ranges_line(found: Mapping[str, Any]) -> str:
+    """Where ranges were taken from that nobody measured here."""
+    return f"{found['given']} given by {found['name']}, {found['kind']}"
+
+
 def seconds(value: Any) -> str:
     """`0.25 s`, `3.1 s` or `2 min 5 s`."""
     figure = number(value)

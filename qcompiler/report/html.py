@@ -26,6 +26,7 @@ from qcompiler.report.figures import (
     number,
     percent,
     precision,
+    ranges_line,
     score,
     seconds,
     short,
@@ -122,6 +123,8 @@ def _header(manifest: Record, name: str) -> str:
     chips = (recipe["precision"], engine, rest, f"calibrated by {recipe['calibrator']}")
     data = manifest.get("data") or {}
     line = f"{data['feeds']} feeds of {data['name']}" if data.get("feeds") else "no calibration data"
+    if manifest.get("ranges"):
+        line += f"; {ranges_line(manifest['ranges'])}"
     if data.get("preprocess"):
         line += f" ({data['files']}: {data['preprocess']})"
     bars = _verdict(manifest)

@@ -20,6 +20,7 @@ from qcompiler.report.figures import (
     moved,
     number,
     percent,
+    ranges_line,
     score,
     seconds,
     short,
@@ -202,6 +203,8 @@ def _summary_rows(manifest: Record) -> Iterator[tuple[str, str]]:
     source = manifest.get("source") or {}
     name = ":".join(filter(None, (target["engine"], ",".join(target["sms"]))))
     yield "model", str(source.get("name", "–"))
+    if manifest.get("ranges"):
+        yield "ranges", ranges_line(manifest["ranges"])
     data = manifest.get("data") or {}
     if data.get("preprocess"):
         yield "data", f"{data['files']}: {data['preprocess']}"

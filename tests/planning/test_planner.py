@@ -85,7 +85,7 @@ def test_a_named_calibrator_is_the_one_that_is_used(loaded: models.Model) -> Non
         for one in found.plan.quantizers.values():
             assert one.calibrator == str(calibrators.parse(text))
             assert one.dtype is DType.INT8
-            assert 0 < one.amax <= one.observed
+            assert 0 < one.amax <= (one.observed or 0)
     minmax = chosen(loaded, Recipe(calibrator="minmax")).plan.quantizers["x"]
     assert minmax.amax == minmax.observed
 

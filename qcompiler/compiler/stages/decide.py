@@ -12,7 +12,7 @@ from qcompiler.ir import model as models
 from qcompiler.outliers import llm_int8
 from qcompiler.passes.legalize.open_stored import OpenStored
 from qcompiler.plan import Candidate, Plan
-from qcompiler.planning import dynamic
+from qcompiler.planning import dynamic, given
 from qcompiler.planning.chosen import Chosen, Planning
 from qcompiler.planning.decisions import accounted, close
 from qcompiler.planning.placement import candidates
@@ -84,6 +84,9 @@ def _chosen(
     if planning.dynamic:
         every = candidates.find_candidates(model.graph, target, subject.scope.keep).refusing(subject.layers.refused)
         return dynamic.make_plan(model, every, subject.seen, planning, target)
+    if not subject.seen.kept and planning.formats and subject.scope.ranges:
+        found = given.make_plan(model, subject.layers, subject.scope.ranges, planning, target)
+        return dataclasses.replace(found, plan=close(found.plan, subject.layers.found, subject.released))
     if not subject.seen.kept:
         return Chosen(Plan(), SafetyNet())
     judge = None if subject.judge.metric is None else partial(score_by, subject.judge.metric)
@@ -92,7 +95,8 @@ def _chosen(
         chosen = make_plan(model, subject.layers, subject.seen, planning, target, advance, judge=judge, scores=scores)
     models.forget_pages(model)
     return_freed_memory()
-    return dataclasses.replace(chosen, plan=close(chosen.plan, subject.layers.found, subject.released))
+    plan = close(chosen.plan, subject.layers.found, subject.released)
+    return dataclasses.replace(chosen, plan=given.over(plan, model.graph, subject.scope.ranges))
 
 
 def stricter(
@@ -108,7 +112,7 @@ def stricter(
     plan, safety = decided.chosen.plan, planning.safety
     # at the floor that a gate on the share sets, a higher goal gives the same plan again
     stuck = planning.min_share > 0 and safety.min_share == 0 and not decided.chosen.net.met
-    if plan.quantized() and plan.quantizers and not stuck:
+    if plan.quantized() and plan.quantizers and not stuck and decided.chosen.net.curve:
         goal = max(safety.target_sqnr_db, decided.chosen.net.curve[-1].sqnr_db) + STEP_DB
         if goal <= MOST_DB:
             safety = dataclasses.replace(safety, target_sqnr_db=goal, min_share=0.0)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,22 @@ from qcompiler.compiler.base import Compilation, Done, stage
 from qcompiler.compiler.subject import Subject
 from qcompiler.data.batches import NO_BATCH
 from qcompiler.data.deal import deal
+from qcompiler.data.files import known_ranges
 from qcompiler.data.files.opened import UNPREPARED
 from qcompiler.data.find_batch import Told, check, find
 from qcompiler.data.source import Data, open_source, prepared, suited
+from qcompiler.errors import DataError
+from qcompiler.ir import graph as graphs
 from qcompiler.ir import model as models
 from qcompiler.ir.signature import inputs_of
 from qcompiler.judge.views import check_ignored
+from qcompiler.planning.placement import known
 from qcompiler.planning.placement.scope import Scope
 from qcompiler.recipe.tables import PreprocessTable
 from qcompiler.support.file import File
 from qcompiler.verification.held_out import HeldOut, judge_of
 
-_NAMED = 5  # inputs
+_NAMED = 5
 NOTHING_TO_JOIN = (
     "--batch {} joins nothing: no axis of the inputs was found to be a batch; if one is, say which: --batch-axis x=0"
 )
@@ -43,6 +47,7 @@ class LoadOptions:
         batch_axes: what the user says of the axes of inputs.
         ignored: outputs that nothing is to be judged by.
         preprocess: how pictures, sounds and other files become samples.
+        ranges: a file with ranges that are known; None for none.
     """
 
     paths: Paths
@@ -54,6 +59,7 @@ class LoadOptions:
     batch_axes: Told = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     preprocess: PreprocessTable = UNPREPARED
+    ranges: str | None = None
 
 
 @stage(kept=False)
@@ -62,15 +68,17 @@ def load(run: Compilation, source: str | Path | models.Model, data: Data | None,
 
     Raises:
         ModelError: it cannot be read, or a weight is not finite.
-        DataError: there is no such data, or it can be read only once.
+        DataError: there is no such data, or it can be read only once; ranges cannot be read, or are of another model.
         UsageError: an artefact would take the place of an input, a metric lacks its text, or a batch axis is named that
             the model does not have, or an output.
     """
     with run.working():
         model = source if isinstance(source, models.Model) else models.load(source)
         refuse_overwriting(model, data, options.paths)
+        refuse_overwriting(model, options.ranges, options.paths, "--ranges")
         models.check_finite(model)
         inputs = inputs_of(model.graph)
+        scope, ranges = _with_ranges(run, model, options)
         data = prepared(suited(data, model.graph), options.preprocess, options.held_out.data)
         samples = None if data is None else open_source(data, inputs, samples=options.samples, batch=options.batch)
         judge = judge_of(options.held_out, data, model)
@@ -89,14 +97,48 @@ def load(run: Compilation, source: str | Path | models.Model, data: Data | None,
         "export": options.export,
         "random_data": samples is not None and samples.random,
         "batch": axes.to_json(),
+        "ranges": ranges,
     }
-    return Done(Subject(model, model, samples, judge, options.scope, parts, axes), record)
+    return Done(Subject(model, model, samples, judge, scope, parts, axes), record)
+
+
+def _with_ranges(run: Compilation, model: models.Model, options: LoadOptions) -> tuple[Scope, Mapping[str, Any] | None]:
+    """The scope with the ranges that the user knows, and what the manifest says of them."""
+    if options.ranges is None:
+        return options.scope, None
+    found = known_ranges.read(Path(options.ranges))
+    there = {tensor.name for graph in graphs.graphs(model.graph) for tensor in graphs.tensors(graph)}
+    unknown = [name for name in (*found.spans, *found.left_out) if name not in there]
+    if not there & found.spans.keys():
+        listed = _listed(list(found.spans) or list(found.left_out))
+        raise DataError(
+            f"'{options.ranges}' ({found.kind}) has no range that is of use for a tensor of this model; it names "
+            f"{listed}: give the table that was made with this model, and look up names with qcompiler inspect"
+        )
+    if unknown:
+        run.warn(f"'{options.ranges}' names tensors that the model does not have: {_listed(unknown)}")
+    for why in dict.fromkeys(found.left_out.values()):
+        names = [name for name, one in found.left_out.items() if one == why and name in there]
+        if names:
+            run.warn(f"'{options.ranges}' has no range that is of use for {_listed(names)}: {why}")
+    record = {
+        "name": options.ranges,
+        "sha256": File.of(Path(options.ranges)).sha256,
+        "kind": found.kind,
+        "given": len(there & found.spans.keys()),
+        "unknown": unknown,
+        "left_out": dict(found.left_out),
+    }
+    return replace(options.scope, ranges=known.spread(model.graph, found.spans)), record
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(f"'{name}'" for name in names[:_NAMED]) + more
 
 
 def _kept_defaults(names: tuple[str, ...]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    listed = ", ".join(f"'{name}'" for name in names[:_NAMED])
     return (
-        f"inputs with a default value become that constant: {listed}{more}. To feed one, remove its initializer from "
+        f"inputs with a default value become that constant: {_listed(names)}. To feed one, remove its initializer from "
         "the file"
     )

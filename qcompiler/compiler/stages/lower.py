@@ -14,6 +14,7 @@ from qcompiler.outliers import llm_int8
 from qcompiler.passes.high_precision.high_precision import HighPrecision
 from qcompiler.passes.pipelines import lowering
 from qcompiler.plan import Decision, Plan
+from qcompiler.planning.placement.known import spread
 from qcompiler.planning.search import half_noise
 from qcompiler.planning.search.half_noise import HalfNoise
 from qcompiler.planning.simulation.half import HalfSimulator
@@ -107,8 +108,11 @@ def _ranges(
 
     What the stages behind the observation, or an earlier try, have changed is measured now.
     """
-    if target.high_precision is DType.FP32 or subject.samples is None:
+    if target.high_precision is DType.FP32:
         return ranges.Ranges(), True
+    if subject.samples is None:
+        here = spread(model.graph, subject.scope.ranges)
+        return ranges.Ranges({name: ranges.Range(one.low, one.high) for name, one in here.items()}), True
     known, measured = (before.ranges, before.inner) if before else (subject.seen.ranges, subject.measured)
     same = frozenset[str]() if measured is None else unchanged(measured.graph, model.graph)
     old = {name: one for name, one in known.items() if name in same}

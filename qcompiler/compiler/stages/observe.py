@@ -9,6 +9,7 @@ from qcompiler.compiler.base import Compilation, Done, stage
 from qcompiler.compiler.subject import Subject
 from qcompiler.data.samples import ShapeRange
 from qcompiler.data.source import Source
+from qcompiler.planning.placement import known
 from qcompiler.planning.search import evidence
 from qcompiler.planning.search.watch import Watch
 from qcompiler.runtime.memory import return_freed_memory
@@ -18,6 +19,7 @@ from qcompiler.statistics.observe import observe as measure
 
 KEPT_FEEDS = 16  # samples that outlive the data run, for the safety net, the ranges and the comparison
 RESIDUAL_FEEDS = 4
+_NAMED = 4
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def observe(run: Compilation, subject: Subject, watch: Watch, options: ObserveOp
         ModelError: an output is NaN and not meant to be; the message names the node where that arises.
     """
     if subject.samples is None or subject.parts is None:
-        return Done(subject, {"data": None, "outliers": [], "residuals": []})
+        return Done(_given_alone(run, subject, options), {"data": None, "outliers": [], "residuals": []})
     with run.working(options.samples) as advance:
         seen = measure(
             subject.model,
@@ -81,6 +83,23 @@ def observe(run: Compilation, subject: Subject, watch: Watch, options: ObserveOp
     }
     after = _weighed(run, subject, seen, options)
     return Done(after.with_(measured=subject.model, standing_out=standing_out), record)
+
+
+def _given_alone(run: Compilation, subject: Subject, options: ObserveOptions) -> Subject:
+    """The subject without the layers that no range was given for, where there is no data to measure one."""
+    if not options.ranges or not subject.scope.ranges:
+        return subject
+    refused = known.lacking(subject.layers.found)
+    if refused:
+        listed = ", ".join(f"'{one.node}'" for one in refused[:_NAMED])
+        more = f" and {len(refused) - _NAMED} more" if len(refused) > _NAMED else ""
+        layers = "1 layer reads" if len(refused) == 1 else f"{len(refused)} layers read"
+        run.warn(
+            f"nothing gives a range of what {layers} ({listed}{more}), so they stay in high precision; --data with "
+            "samples beside --ranges measures what is missing"
+        )
+    scope = dataclasses.replace(subject.scope, unseen=refused)
+    return subject.with_(scope=scope, layers=subject.layers.refusing(refused))
 
 
 def _shapes(source: Source) -> ShapeRange:

@@ -63,7 +63,7 @@ def verify(
         ModelError: an output of the float model is not finite; the message names the node.
         UsageError: the metric fails or returns no number.
     """
-    if subject.samples is None or not options.samples:
+    if not options.samples or (subject.samples is None and subject.judge.data is None):
         return Done(Proof(None), {"verification": None})
     judge, held = subject.judge, _judging(subject, options.samples)
     known = before and before.verification and before.verification.score
@@ -85,12 +85,12 @@ def verify(
             advance=lambda: advance(1),
         )
         without = before.score_without if before is not None else _without_prefix(subject, found)
-    if any(output.nan for output in found.outputs):
-        judging = held or subject.samples
+    judging = held or subject.samples
+    if judging is not None and any(output.nan for output in found.outputs):
         refuse_not_finite(subject.reference, judging, judging.place)
-    if held is None:
+    if held is None and subject.samples is not None:
         found = dataclasses.replace(found, data=subject.samples.name, random=subject.samples.random, in_sample=True)
-    elif judge.data is None:
+    elif held is not None and judge.data is None:
         found = dataclasses.replace(
             found, data=f"{held.name}, held out", positions=tuple(map(held.place, range(found.samples)))
         )

@@ -345,9 +345,9 @@ def _stored_type(tensor: gs.Tensor) -> DType | None:
 
 
 def smoothable(groups: Mapping[str, Sequence[Candidate]]) -> dict[str, Sequence[Candidate]]:
-    """The groups in which nothing came quantized: scales that are kept would not fit what smoothing makes."""
+    """The groups in which no scale came or was given: one that is kept would not fit what smoothing makes."""
     return {
         name: members
         for name, members in groups.items()
-        if all(one.scales is None and one.amax is None for one in members)
+        if all(one.scales is None and one.amax is None and one.known is None for one in members)
     }

@@ -128,7 +128,7 @@ def weigh(
         if lack is not None and not (name in whole and lack.rule in (CONSTANT, FEW)):
             lacks[name] = lack
     refused = refusals(found, lacks)
-    told = [one for one in found if one.activation in lacks and one.activation not in whole and one.amax is None]
+    told = [one for one in found if one.activation in lacks and one.activation not in whole and not _has_range(one)]
     return Evidence(lacks, refused, tuple(_warnings(graph, told, lacks, sights, samples)))
 
 
@@ -173,8 +173,13 @@ def refusals(found: Iterable[Candidate], lacks: Mapping[str, Lack]) -> tuple[Ref
     return tuple(
         Refusal(one.node, one.op, lack.rule, f"{why(one.activation, lack)}: no range can be known for it")
         for one in found
-        if one.amax is None and (lack := lacks.get(one.activation)) is not None
+        if not _has_range(one) and (lack := lacks.get(one.activation)) is not None
     )
+
+
+def _has_range(one: Candidate) -> bool:
+    """Whether a range came with it, or was given."""
+    return one.amax is not None or one.known is not None
 
 
 def why(tensor: str, lack: Lack) -> str:

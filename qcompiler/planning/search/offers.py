@@ -31,9 +31,9 @@ def given_scales(found: Sequence[Candidate], *, per_channel: bool) -> dict[str, 
 def pin(
     ranges: dict[str, list[float]], spelled: dict[str, list[str]], groups: Mapping[str, Sequence[Candidate]]
 ) -> None:
-    """Leaves the range of the pair that a tensor came with as the only one to choose from."""
+    """Leaves the range of the pair that a tensor came with, or that the user gave, as the only one to choose from."""
     for name, members in groups.items():
-        amax = next((one.amax for one in members if one.amax is not None), None)
+        amax = next((one.amax for one in members if one.amax is not None), members[0].known)
         if amax is not None:
             ranges[name], spelled[name] = [amax], ["given"]
 

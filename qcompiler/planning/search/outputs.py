@@ -102,10 +102,10 @@ def add(
     """
     extended = _extend(plan, model.graph, histograms, calibrator, spared)
     settled = _settle(extended, set(plan.quantizers), model, histograms, corrections, feeds, target_db, views)
-    return _without_unfused(settled, model.graph)
+    return without_unfused(settled, model.graph)
 
 
-def _without_unfused(plan: Plan, graph: gs.Graph) -> Plan:
+def without_unfused(plan: Plan, graph: gs.Graph) -> Plan:
     """The plan with those convolutions in float whose output is not quantized, and without quantizers nobody needs."""
     decisions, axes = dict(plan.decisions), dict(plan.axes)
     read = {node.inputs[0].name for node in graph.nodes if node.name in axes and plan.precision(node.name) is DType.FP8}

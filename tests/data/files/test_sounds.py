@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import wave
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qcompiler.data.files import sounds
 from qcompiler.data.files.sounds import feeds_of, waves
 from qcompiler.errors import DataError
 from qcompiler.ir.signature import Array, Inputs, Shape
@@ -91,12 +90,12 @@ def test_what_is_damaged_or_empty_is_named(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def soundfile(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+def soundfile(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Stands for the library, which need not be installed."""
     module = ModuleType("soundfile")
     monkeypatch.setitem(sys.modules, "soundfile", module)
-    monkeypatch.setattr(sounds.importlib.util, "find_spec", lambda name: object())
-    yield module
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    return module
 
 
 def test_other_forms_are_read_by_soundfile(tmp_path: Path, soundfile: ModuleType) -> None:
@@ -106,7 +105,7 @@ def test_other_forms_are_read_by_soundfile(tmp_path: Path, soundfile: ModuleType
 
 
 def test_without_soundfile_other_forms_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sounds.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     (tmp_path / "a.flac").write_bytes(b"fLaC")
     with pytest.raises(DataError, match="pip install soundfile"):
         read(tmp_path / "a.flac")

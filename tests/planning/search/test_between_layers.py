@@ -87,8 +87,8 @@ def test_shortcuts_are_read_through_pairs_and_the_plan_says_so(full: CompileResu
 
 def test_a_group_has_one_range_the_largest_and_says_whose(full: CompileResult) -> None:
     h, k = full.plan.quantizers["h"], full.plan.quantizers["k"]
-    assert h.amax == k.amax == max(h.observed, k.observed)
-    assert h.observed < k.observed
+    assert h.amax == k.amax == k.observed
+    assert (h.observed or 0) < (k.observed or 0)
     assert (h.calibrator, k.calibrator) == ("shared:k", "minmax")
     stored = {one.name: onnx.numpy_helper.to_array(one) for one in onnx.load(full.qdq_path).graph.initializer}
     assert stored["h/scale"] == stored["k/scale"] == np.float32(k.amax / 127)

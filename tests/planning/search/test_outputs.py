@@ -10,7 +10,7 @@ import onnx
 from qcompiler.plan import Decision, Plan, Quantizer
 from qcompiler.planning.placement import candidates
 from qcompiler.planning.search import outputs
-from qcompiler.planning.search.outputs import _extend, _most, _without_unfused
+from qcompiler.planning.search.outputs import _extend, _most, without_unfused
 from qcompiler.statistics.histogram import Histogram
 from qcompiler.target import DType, parse_target
 from tests.kit.rewrite import model, to_graph
@@ -52,7 +52,7 @@ def test_a_convolution_without_a_quantized_output_goes_back_to_float() -> None:
             for reads in ("x", "r")
         },
     )
-    found = _without_unfused(plan, to_graph(_two()))
+    found = without_unfused(plan, to_graph(_two()))
     assert {one.node: one.rule for one in found} == {"C": "linear", "Y": "unfused"}
     assert found.precision("Y") is DType.FP32
     assert set(found.quantizers) == {"x", "r"}
@@ -65,7 +65,7 @@ def test_fp8_layers_and_weights_that_alone_are_int8_are_left_as_they_are() -> No
     plan = Plan.of(decisions).with_(axes={"C": 0, "Y": 0}, quantizers=quantizers)
     graph = to_graph(_two())
     histograms = {"x": Histogram.of(np.linspace(0, 1, 9, dtype=np.float32))}
-    found = _without_unfused(_extend(plan, graph, histograms, "minmax", ()), graph)
+    found = without_unfused(_extend(plan, graph, histograms, "minmax", ()), graph)
     assert (found.quantizers, found.axes, found.decisions) == (plan.quantizers, plan.axes, plan.decisions)
 
 
