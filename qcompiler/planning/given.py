@@ -15,7 +15,7 @@ import onnx_graphsurgeon as gs
 from qcompiler.data.files.known_ranges import Span
 from qcompiler.ir import model as models
 from qcompiler.numerics import rounding
-from qcompiler.plan import Decision, Plan, Quantizer
+from qcompiler.plan import Decision, Plan, Quantizer, Refusal
 from qcompiler.planning.chosen import Chosen, Planning
 from qcompiler.planning.placement import candidates, known
 from qcompiler.planning.placement.candidates import Candidates
@@ -47,7 +47,7 @@ def make_plan(
     macs = count_macs_without_data(graph, usual)
     shapes = assumed_shapes(graph, usual) if usual else {}
     left = layers.refusing(candidates.small(graph, layers.found, shapes, target))
-    left = left.refusing(known.lacking(left.found))
+    left = left.refusing(lacking(graph, left, spans, target))
     per_channel = options.per_channel and (dtype is DType.INT8 or target.fp8_per_channel)
     decisions = [candidates.decision(one, target.high_precision, macs.get(one.node, 0)) for one in left.refused]
     quantizers: dict[str, Quantizer] = {}
@@ -64,6 +64,20 @@ def make_plan(
     if target.quantize_outputs and dtype is DType.INT8:
         plan = _with_outputs(plan, graph, left, here)
     return Chosen(plan, SafetyNet(), scales=given_scales(left.found, per_channel=options.per_channel))
+
+
+def lacking(graph: gs.Graph, layers: Candidates, spans: Mapping[str, Span], target: Target) -> tuple[Refusal, ...]:
+    """The layers that stay in high precision where nothing but what is known gives a range.
+
+    Where outputs are quantized, too, a convolution needs the range of what it writes: without it, it runs unfused.
+    """
+    reads = [known.refusal(one, one.activation) for one in layers.found if one.known is None and one.amax is None]
+    if not target.quantize_outputs:
+        return tuple(reads)
+    here, ends = known.spread(graph, spans), {tensor.name for tensor in graph.outputs}
+    done = {one.node for one in reads}
+    written = [(one, name) for one, name in outputs.written(graph, layers.found) if one.node not in done]
+    return (*reads, *(known.refusal(one, name) for one, name in written if name not in here and name not in ends))
 
 
 def _with_outputs(plan: Plan, graph: gs.Graph, layers: Candidates, here: Mapping[str, Span]) -> Plan:

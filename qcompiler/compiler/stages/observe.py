@@ -9,7 +9,7 @@ from qcompiler.compiler.base import Compilation, Done, stage
 from qcompiler.compiler.subject import Subject
 from qcompiler.data.samples import ShapeRange
 from qcompiler.data.source import Source
-from qcompiler.planning.placement import known
+from qcompiler.planning import given
 from qcompiler.planning.search import evidence
 from qcompiler.planning.search.watch import Watch
 from qcompiler.runtime.memory import return_freed_memory
@@ -89,16 +89,17 @@ def _given_alone(run: Compilation, subject: Subject, options: ObserveOptions) ->
     """The subject without the layers that no range was given for, where there is no data to measure one."""
     if not options.ranges or not subject.scope.ranges:
         return subject
-    refused = known.lacking(subject.layers.found)
+    scope = subject.scope
+    refused = given.lacking(subject.model.graph, subject.layers, scope.ranges, scope.target)
     if refused:
         listed = ", ".join(f"'{one.node}'" for one in refused[:_NAMED])
         more = f" and {len(refused) - _NAMED} more" if len(refused) > _NAMED else ""
-        layers = "1 layer reads" if len(refused) == 1 else f"{len(refused)} layers read"
+        layers = "1 layer needs" if len(refused) == 1 else f"{len(refused)} layers need"
         run.warn(
-            f"nothing gives a range of what {layers} ({listed}{more}), so they stay in high precision; --data with "
+            f"nothing gives a range that {layers} ({listed}{more}), so they stay in high precision; --data with "
             "samples beside --ranges measures what is missing"
         )
-    scope = dataclasses.replace(subject.scope, unseen=refused)
+    scope = dataclasses.replace(scope, unseen=refused)
     return subject.with_(scope=scope, layers=subject.layers.refusing(refused))
 
 

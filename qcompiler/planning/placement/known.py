@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import onnx_graphsurgeon as gs
@@ -70,13 +70,9 @@ def told(layers: Candidates, graph: gs.Graph, spans: Mapping[str, Span]) -> Cand
     return Candidates(tuple(found), layers.refused)
 
 
-def lacking(found: Iterable[Candidate]) -> tuple[Refusal, ...]:
-    """The layers that stay in high precision where nothing but what is known gives a range."""
-    return tuple(
-        Refusal(one.node, one.op, RULE, f"no range is given for '{one.activation}', and there is no data to measure it")
-        for one in found
-        if one.known is None and one.amax is None
-    )
+def refusal(one: Candidate, tensor: str) -> Refusal:
+    """The refusal of a layer that needs a range of a tensor, where nothing gives one."""
+    return Refusal(one.node, one.op, RULE, f"no range is given for '{tensor}', and there is no data to measure it")
 
 
 def grid(span: Span) -> tuple[float, float] | None:
