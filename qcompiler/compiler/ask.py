@@ -221,6 +221,7 @@ def _refuse_ranges(recipe: Recipe, data: Data | None) -> None:
 
 def _refused(recipe: Recipe, data: Data | None, paths: Paths) -> tuple[Target, tuple[str, ...]]:
     """What can be known to fail before anything is read; the target with what the precision needs of it."""
+    _refuse_ranges(recipe, data)
     target = methods.refuse_early(
         recipe.precision, recipe.weight_only, recipe.resolve(), attention=recipe.attention, data=data is not None
     )
@@ -242,7 +243,6 @@ def _refused(recipe: Recipe, data: Data | None, paths: Paths) -> tuple[Target, t
         require_fp8(target)
         if target.engine == "onnxruntime":
             warnings = (SLOW_FP8,)
-    _refuse_ranges(recipe, data)
     if data is None and recipe.ranges is None and (recipe.formats() or target.high_precision is DType.FP16):
         raise UsageError(
             f"precision '{recipe.precision}' needs the ranges of activations: give --data with real samples "

@@ -93,7 +93,7 @@ class Recipe(check.Keys):
     ranges: str | None = check.option(
         None,
         check.text,
-        "ranges that are known: a TensorRT calibration table, JSON (tensor: amax or [lowest, highest]), or an earlier "
+        "known ranges: a TensorRT calibration table, JSON (tensor: amax or [lowest, highest]), or an earlier "
         "manifest; what is not in it is measured, or stays float where there is no data",
         '"calibration.cache"',
     )

@@ -97,7 +97,7 @@ def test_a_model_that_cannot_be_read_is_exit_code_3(
 def test_data_that_does_not_fit_is_exit_code_4(
     models: tuple[str, str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    np.savez(tmp_path / "other.npz", z=np.zeros((2, 4), np.float32))
+    np.savez(tmp_path / "other.npz", x=np.zeros((2, 3, 5, 7), np.float32))
     assert main(["verify", models[0], models[1], "--data", str(tmp_path / "other.npz")]) == 4
     assert "'x'" in capfd.readouterr().err
 

@@ -10,7 +10,7 @@ import pytest
 from qcompiler.compiler.ask import SLOW_FP8, Asked, ask
 from qcompiler.errors import EngineError, QCompilerError, UsageError
 from qcompiler.recipe.recipe import Recipe
-from qcompiler.recipe.tables import LlmInt8Table, QfepTable
+from qcompiler.recipe.tables import LlmInt8Table, PreprocessTable, QfepTable
 from qcompiler.target import DType
 
 
@@ -92,3 +92,32 @@ def test_an_output_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "m.manifest.json").mkdir()
     with pytest.raises(UsageError, match=r"m\.manifest\.json"):
         asked(tmp_path)
+
+
+def test_ranges_stand_for_data(tmp_path: Path) -> None:
+    found = asked(tmp_path, None, ranges="calib.cache")
+    assert found.load.ranges == "calib.cache"
+    assert found.planning.formats == (DType.INT8,)
+    assert asked(tmp_path, ranges="calib.cache", precision="auto", min_sqnr=20.0).load.ranges == "calib.cache"
+    assert asked(tmp_path, None, ranges="calib.cache", min_sqnr=20.0, verify_data="e.npz").gates.min_sqnr == 20.0
+
+
+@pytest.mark.parametrize(
+    ("recipe", "text"),
+    [
+        ({"precision": "fp16"}, "--ranges are of activations, and precision 'fp16' quantizes none"),
+        ({"precision": "int8-weight"}, "quantizes none"),
+        ({"equalize": True}, "--equalize rescales"),
+        ({"precision": "auto"}, "compares formats on data"),
+        ({"attention": "int8"}, "--attention needs --data"),
+        ({"min_sqnr": 20.0}, "--min-sqnr needs something to compare on"),
+    ],
+)
+def test_what_ranges_alone_cannot_do_is_refused(tmp_path: Path, recipe: dict[str, Any], text: str) -> None:
+    with pytest.raises(UsageError, match=text):
+        asked(tmp_path, None, ranges="calib.cache", **recipe)
+
+
+def test_how_files_are_prepared_is_known_where_data_is_opened(tmp_path: Path) -> None:
+    found = asked(tmp_path, preprocess={"method": "imagenet"}).load
+    assert found.preprocess == found.held_out.preprocess == PreprocessTable("imagenet")

@@ -180,3 +180,32 @@ def test_batch_axes_that_cannot_be_read_are_refused(wrong: Any) -> None:
         checks.batch_axes(wrong)
     with pytest.raises(UsageError, match="recipe key 'batch_axis'"):
         Recipe(batch_axis=wrong)
+
+
+@pytest.mark.parametrize(("value", "size"), [(8, (8, 8)), ("8", (8, 8)), ("6x8", (6, 8)), ([6, 8], (6, 8))])
+def test_a_size_of_pictures_is_one_number_or_two(value: Any, size: tuple[int, int]) -> None:
+    assert checks.picture_size(value) == size
+
+
+@pytest.mark.parametrize("value", [0, "x", "8x", [1, 2, 3], [], True, 2.5, "-1"])
+def test_other_sizes_of_pictures_are_refused(value: Any) -> None:
+    with pytest.raises(checks.WrongError, match="height x width in pixels"):
+        checks.picture_size(value)
+
+
+def test_numbers_may_stand_alone() -> None:
+    assert checks.numbers(0.5) == (0.5,)
+    assert checks.numbers([1, 2.5]) == (1.0, 2.5)
+    for wrong in ("1", [1, "2"], [math.nan], None):
+        with pytest.raises(checks.WrongError, match="a list of numbers"):
+            checks.numbers(wrong)
+
+
+def test_a_preparation_is_a_name_a_configuration_or_a_function() -> None:
+    check = checks.preprocessing(("imagenet", "yolo"))
+    for right in ("imagenet", "m/preprocessor_config.json", "pre.py:load", "package.module:load"):
+        assert check(right) == right
+    with pytest.raises(checks.WrongError, match="did you mean 'imagenet'"):
+        check("imagnet")
+    with pytest.raises(checks.WrongError, match=r"one of imagenet, yolo, a preprocessor_config\.json, or a function"):
+        check(3)

@@ -91,6 +91,8 @@ def load(run: Compilation, source: str | Path | models.Model, data: Data | None,
         run.warn(_kept_defaults(model.defaults))
     if samples is not None and samples.batch and not axes.axes:
         run.warn(NOTHING_TO_JOIN.format(samples.batch))
+    for given, name in ({} if samples is None else samples.details.get("renamed", {})).items():
+        run.warn(f"array '{given}' of {samples.name} is taken for the only input, '{name}'")
     file = File.of(model.source) if model.source else None
     record = {
         "source": file,
@@ -107,8 +109,9 @@ def _with_ranges(run: Compilation, model: models.Model, options: LoadOptions) ->
     if options.ranges is None:
         return options.scope, None
     found = known_ranges.read(Path(options.ranges))
-    there = {tensor.name for graph in graphs.graphs(model.graph) for tensor in graphs.tensors(graph)}
-    unknown = [name for name in (*found.spans, *found.left_out) if name not in there]
+    every = [tensor for graph in graphs.graphs(model.graph) for tensor in graphs.tensors(graph)]
+    there = {tensor.name for tensor in every if not graphs.is_constant(tensor)}
+    unknown = [name for name in (*found.spans, *found.left_out) if name not in {tensor.name for tensor in every}]
     if not there & found.spans.keys():
         listed = _listed(list(found.spans) or list(found.left_out))
         raise DataError(

@@ -94,9 +94,11 @@ def _given_alone(run: Compilation, subject: Subject, options: ObserveOptions) ->
     if refused:
         listed = ", ".join(f"'{one.node}'" for one in refused[:_NAMED])
         more = f" and {len(refused) - _NAMED} more" if len(refused) > _NAMED else ""
-        layers = "1 layer needs" if len(refused) == 1 else f"{len(refused)} layers need"
+        layers, stay = (
+            ("1 layer needs", "it stays") if len(refused) == 1 else (f"{len(refused)} layers need", "they stay")
+        )
         run.warn(
-            f"nothing gives a range that {layers} ({listed}{more}), so they stay in high precision; --data with "
+            f"nothing gives a range that {layers} ({listed}{more}), so {stay} in high precision; --data with "
             "samples beside --ranges measures what is missing"
         )
     scope = dataclasses.replace(scope, unseen=refused)

@@ -14,6 +14,7 @@ from qcompiler.ir.signature import Array, Feeds, Inputs, Shape
 from qcompiler.support.npz import Member, members
 
 KINDS = (".npz", ".npy")
+UNNAMED = "arr_0"  # what np.savez calls an array that was given no name
 
 
 def samples(path: Path, inputs: Inputs) -> Callable[[], Iterator[Feeds]]:
@@ -25,6 +26,19 @@ def samples(path: Path, inputs: Inputs) -> Callable[[], Iterator[Feeds]]:
     if not path.is_file():
         raise DataError(f"there is no file '{path}'; check the spelling of the path.")
     return lambda: _npy_rows(path, inputs) if path.suffix == ".npy" else _rows(path, inputs)
+
+
+def renamed(path: Path, inputs: Inputs) -> dict[str, str]:
+    """By the name of an array the input that it is for, where they differ and somebody chose the name.
+
+    Raises:
+        DataError: the archive is damaged.
+    """
+    if path.suffix != ".npz" or not path.is_file():
+        return {}
+    found = members(path)
+    own = dict(zip(found, _named(found, inputs), strict=True))
+    return {name: to for name, to in own.items() if name != to and name != UNNAMED}
 
 
 def in_folder(files: Iterable[Path], inputs: Inputs) -> Iterator[Feeds]:

@@ -62,7 +62,8 @@ def open_path(path: Path, inputs: Inputs, table: PreprocessTable, samples: int |
     function = table.method is not None and ":" in table.method and table.method not in PREPARATIONS
     if not path.is_dir() and kind_of(path) == "arrays" and not function:
         _refuse_table(path, table)
-        return Opened(f"'{path}'", arrays.samples(path, inputs))
+        start, names = arrays.samples(path, inputs), arrays.renamed(path, inputs)
+        return Opened(f"'{path}'", start, {"renamed": names} if names else {})
     if not path.exists() or (path.is_file() and kind_of(path) == "files" and not function):
         return None
     found = listing(path, None if samples is None else samples * _together_in(inputs))

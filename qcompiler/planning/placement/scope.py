@@ -29,7 +29,7 @@ class Scope:
     keep: tuple[str, ...] = ()
     quantizes: bool = True
     unseen: tuple[Refusal, ...] = ()
-    ranges: Mapping[str, Span] = field(default_factory=dict)
+    ranges: Mapping[str, Span] = field(default_factory=dict, hash=False)
 
     def layers(self, model: models.Model) -> Candidates:
         """What the structural rules let through and what they refuse, in graph order.

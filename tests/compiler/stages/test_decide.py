@@ -72,3 +72,31 @@ def test_stored_weights_go_back_where_nothing_else_can(tmp_path: Path) -> None:
     assert again[0].stored is not None
     assert len(again[0].stored.restored) == 1
     assert not standing.subject.stored.restored  # as it was handed on
+
+
+RANGES = '{"x": 4.5, "r1": [0.0, 6.0], "r2": 7.0, "f": 3.0}'
+
+
+def test_ranges_alone_make_a_plan_without_a_search(tmp_path: Path) -> None:
+    (tmp_path / "ranges.json").write_text(RANGES)
+    standing = before("decide", prepared(tmp_path, "conv"), data=False, ranges=str(tmp_path / "ranges.json"))
+    decided = standing.run(decide, standing.subject, standing.asked.target, standing.asked.planning)
+    plan = decided.chosen.plan
+    assert {one.node for one in plan.quantized()} >= {"C1", "C2", "C3"}
+    assert {(one.calibrator, one.observed) for one in plan.quantizers.values()} == {("given", None)}
+    assert {name: plan.quantizers[name].amax for name in ("x", "r1", "r2")} == {"x": 4.5, "r1": 6.0, "r2": 7.0}
+    assert not decided.chosen.net.curve
+
+
+@pytest.mark.parametrize("target", ["tensorrt-rtx", "onnxruntime"])
+def test_ranges_beside_data_win_and_the_rest_is_measured(tmp_path: Path, target: str) -> None:
+    (tmp_path / "ranges.json").write_text('{"x": 4.5, "r2": 7.0}')
+    case = prepared(tmp_path, "conv")
+    standing = before("decide", case, ranges=str(tmp_path / "ranges.json"), target=target)
+    decided = standing.run(decide, standing.subject, standing.asked.target, standing.asked.planning)
+    quantizers = decided.chosen.plan.quantizers
+    given = {name: one.amax for name, one in quantizers.items() if one.calibrator == "given"}
+    assert given == {"x": 4.5, "r2": 7.0}
+    assert quantizers["r1"].calibrator != "given"
+    assert quantizers["x"].observed is not None
+    assert "the range of its activation was given" in decided.chosen.plan.decisions["C1"].why

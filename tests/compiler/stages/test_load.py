@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from onnx import helper
+from PIL import Image
 
 from qcompiler.compiler.ask import ask
 from qcompiler.compiler.base import Compilation
 from qcompiler.compiler.content import digest
 from qcompiler.compiler.stages.load import load
 from qcompiler.data.batches import NO_BATCH, BatchAxes
+from qcompiler.data.source import Prepared
 from qcompiler.errors import DataError, UsageError
 from qcompiler.recipe.recipe import Recipe
 from tests.kit.cases import Case, prepared, state
 from tests.kit.rewrite import model
-from tests.kit.subjects import before
+from tests.kit.subjects import Standing, before
 
 
 def test_the_source_is_recorded_and_not_touched(tmp_path: Path) -> None:
@@ -99,3 +102,59 @@ def test_an_input_with_a_default_value_is_told_unless_all_weights_are_inputs(
     assert [text for text in standing.run.warnings if "'bias'" in text and "default value" in text] == (
         [standing.run.warnings[0]] if told else []
     )
+
+
+def with_ranges(folder: Path, text: str, **recipe: Any) -> Standing:
+    case = prepared(folder, "conv")
+    (folder / "ranges.json").write_text(text)
+    return before("clean_up", case, ranges=str(folder / "ranges.json"), **recipe)
+
+
+def test_ranges_of_tensors_of_the_model_are_kept_and_the_others_named(tmp_path: Path) -> None:
+    standing = with_ranges(tmp_path, '{"x": 4.0, "r3": [0, 2], "b3": 1.0, "r1": 0}', data=False)
+    assert standing.subject.scope.ranges["x"].amax == 4.0
+    assert {name: one.high for name, one in standing.subject.scope.ranges.items()} == {"x": 4.0, "r3": 2.0}
+    record = standing.run.records["ranges"]
+    assert (record["given"], record["unknown"], record["left_out"]) == (2, ["b3"], {"r1": "it is 0 throughout"})
+    assert record["kind"] == "JSON with ranges"
+    assert any("names tensors that the model does not have: 'b3'" in text for text in standing.run.warnings)
+    assert any("for 'r1': it is 0 throughout" in text for text in standing.run.warnings)
+
+
+def test_ranges_of_another_model_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no range that is of use for a tensor of this model; it names 'a', 'w9'"):
+        with_ranges(tmp_path, '{"a": 4.0, "w9": 2.0}')
+    with pytest.raises(DataError, match="no range that is of use"):
+        with_ranges(tmp_path, '{"w1": 4.0}')  # a weight, whose range is its own
+
+
+def test_an_output_that_is_the_file_of_the_ranges_is_refused(tmp_path: Path) -> None:
+    case = prepared(tmp_path, "conv")
+    case.out.mkdir()
+    (case.out / "m.manifest.json").write_text('{"x": 1.0}')
+    with pytest.raises(UsageError, match="is the file that --ranges names, which is never written to"):
+        before("clean_up", case, ranges=str(case.out / "m.manifest.json"))
+
+
+def test_pictures_are_prepared_as_asked_for_calibration_and_for_judging(tmp_path: Path) -> None:
+    case = prepared(tmp_path, "conv")
+    rng = np.random.default_rng(0)
+    for index in range(9):
+        Image.fromarray(rng.integers(0, 256, (20, 20, 3)).astype(np.uint8)).save(tmp_path / f"{index}.png")
+    (tmp_path / "pictures").mkdir()
+    for index in range(9):
+        (tmp_path / f"{index}.png").rename(tmp_path / "pictures" / f"{index}.png")
+    recipe = Recipe(preprocess={"method": "plain"}, verify_data=str(tmp_path / "pictures"))  # type: ignore[arg-type]
+    for data in (str(tmp_path / "pictures"), str(case.data)):
+        asked = ask(recipe, data, case.out / "m.qdq.onnx", build=False)
+        subject = Compilation()(load, case.source, data, asked.load)
+        assert subject.samples is not None
+        assert ("preprocess" in subject.samples.details) is (data != str(case.data))
+        assert subject.judge.data == Prepared(str(tmp_path / "pictures"), recipe.preprocess)
+
+
+def test_an_array_of_another_name_for_the_only_input_is_told(tmp_path: Path) -> None:
+    case = prepared(tmp_path, "conv")
+    np.savez(case.data, pictures=case.rows)
+    standing = before("clean_up", case)
+    assert f"array 'pictures' of '{case.data}' is taken for the only input, 'x'" in standing.run.warnings

@@ -105,3 +105,15 @@ def test_noise_that_nobody_is_to_blame_for_is_a_warning(tmp_path: Path, monkeypa
     monkeypatch.setattr(half_noise, "find", lambda *_, **__: HalfNoise(54.0, 30.0, 31.0))
     standing.run(lower, standing.subject, standing.decided, standing.asked.target, standing.asked.lower)
     assert any("rounding to fp16 alone leaves 31.0 dB" in text for text in standing.run.warnings)
+
+
+def test_ranges_alone_tell_what_fits_into_half(tmp_path: Path) -> None:
+    (tmp_path / "ranges.json").write_text('{"x": 4.5, "c1": 9.0, "r1": 6.0, "r2": 7.0, "f": 3.0}')
+    standing = before("lower", prepared(tmp_path, "conv"), data=False, ranges=str(tmp_path / "ranges.json"))
+    assert standing.decided is not None
+    done = standing.run(lower, standing.subject, standing.decided, standing.asked.target, standing.asked.lower)
+    assert done.ranges["c1"] == ranges.Range(-9.0, 9.0)
+    assert done.ranges["p"] == done.ranges["f"]  # the same values in another shape
+    assert "s2" not in done.ranges
+    assert {one.precision for one in done.plan} == {DType.INT8}
+    assert done.half is None  # nothing was run

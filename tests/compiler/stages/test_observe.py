@@ -68,3 +68,25 @@ def test_where_no_range_is_chosen_nothing_is_lacking(tmp_path: Path, precision: 
     after = standing.run(observe, standing.subject, standing.asked.watch, standing.asked.observe)
     assert after.layers == standing.subject.layers
     assert standing.run.warnings == told
+
+
+def test_ranges_alone_leave_float_what_they_do_not_name(tmp_path: Path) -> None:
+    case = prepared(tmp_path, "conv")
+    (tmp_path / "ranges.json").write_text('{"x": 4.0, "r2": 9.0}')
+    standing = before("observe", case, data=False, ranges=str(tmp_path / "ranges.json"))
+    after = standing.run(observe, standing.subject, standing.asked.watch, standing.asked.observe)
+    assert {one.node for one in after.layers.found} == {"C1", "C3"}
+    assert {one.node: one.rule for one in after.layers.refused if one.rule == "no-range"} == {
+        "C2": "no-range",
+        "Y": "no-range",
+    }
+    assert after.scope.layers(after.model) == after.layers
+    assert any("nothing gives a range that 2 layers need ('C2', 'Y')" in text for text in standing.run.warnings)
+
+
+def test_with_data_what_ranges_do_not_name_is_measured(tmp_path: Path) -> None:
+    case = silent(tmp_path)
+    (tmp_path / "ranges.json").write_text('{"x": 4.0}')
+    standing = before("observe", case, ranges=str(tmp_path / "ranges.json"))
+    after = standing.run(observe, standing.subject, standing.asked.watch, standing.asked.observe)
+    assert "C1" in {one.node for one in after.layers.found}  # what the data does not show of x, the user knows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -77,3 +78,18 @@ def test_the_float_score_of_an_earlier_try_is_not_measured_again(tmp_path: Path)
     assert again.verification is not None
     assert first.verification.score is not None
     assert again.verification.score == first.verification.score
+
+
+def test_ranges_alone_are_judged_on_other_data_or_not_at_all(tmp_path: Path) -> None:
+    case = prepared(tmp_path, "conv")
+    known = {"x": 5.0, "r1": 8.0, "r2": 12.0, "f": 5.0}
+    (tmp_path / "ranges.json").write_text(json.dumps(known))
+    for other in (None, str(case.data)):
+        standing = before("verify", case, data=False, ranges=str(tmp_path / "ranges.json"), verify_data=other)
+        assert standing.lowered is not None
+        found = standing.run(verify, standing.subject, standing.lowered, standing.asked.verify).verification
+        assert (found is None) is (other is None)
+    assert found is not None
+    assert (found.samples, found.in_sample) == (24, False)
+    assert found.worst_sqnr_db is not None
+    assert found.worst_sqnr_db > 20

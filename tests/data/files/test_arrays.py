@@ -65,6 +65,9 @@ def test_a_folder_of_npy_has_a_sample_each_with_or_without_its_batch_axis(tmp_pa
 def test_the_name_of_the_only_array_for_the_only_input_does_not_matter(tmp_path: Path) -> None:
     write(tmp_path / "set.npz", images=ROWS)
     same(list(open_source(tmp_path / "set.npz", MODEL)), [{"x": ROWS[i : i + 1]} for i in range(6)])
+    assert open_source(tmp_path / "set.npz", MODEL).details == {"renamed": {"images": "x"}}
+    write(tmp_path / "set.npz", arr_0=ROWS)
+    assert not open_source(tmp_path / "set.npz", MODEL).details
     write(tmp_path / "set.npz", images=ROWS, labels=np.arange(6))
     assert "has 'images', 'labels', which the model does not take" in refused(tmp_path / "set.npz", MODEL)
 

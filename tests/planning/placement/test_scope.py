@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
+from qcompiler.data.files.known_ranges import Span
 from qcompiler.ir import model as models
 from qcompiler.plan import Refusal
 from qcompiler.planning.placement import candidates
@@ -68,3 +69,9 @@ def test_layers_that_the_data_has_shown_too_little_of_are_refused_as_long_as_the
     found, refused = Scope(RTX, unseen=unseen).layers(loaded)
     assert [one.node for one in found] == ["B"]
     assert [one.node for one in refused if one.rule == "zero"] == ["A"]
+
+
+def test_layers_know_the_ranges_that_were_given(loaded: models.Model) -> None:
+    scope = Scope(RTX, ranges={"a": Span(-2.0, 1.0)})
+    assert {one.node: one.known for one in scope.layers(loaded).found} == {"A": None, "B": 2.0}
+    assert scope != Scope(RTX)

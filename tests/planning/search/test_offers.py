@@ -93,3 +93,11 @@ def test_no_room_is_offered_where_none_is_needed_or_the_user_chose(calibrator: s
     assert offered_uses((DType.INT8,), calibrator, ADA, FREE, HISTOGRAMS, louder) == offered_uses(
         (DType.INT8,), calibrator, ADA, FREE, HISTOGRAMS
     )
+
+
+def test_a_range_that_was_given_is_the_only_one_in_every_format() -> None:
+    groups = {"x": [Candidate("X", "MatMul", "x", "w", 1, known=2.0)], "r": FREE["r"]}
+    found, spelled = offered_uses(BOTH, "auto", ADA, groups, HISTOGRAMS)
+    assert found["x"] == [Use(DType.INT8, 2.0), Use(DType.FP8, 2.0)]
+    assert set(spelled["x"].values()) == {"given"}
+    assert len(found["r"]) == len(AUTO_RANGES) + len(FP8_RANGES)
