@@ -183,7 +183,7 @@ def empty_folder(room: Room) -> Path:
 
 
 DATA: dict[str, tuple[Callable[[Room], object], tuple[str, ...]]] = {
-    "input-missing": (arrays(z=rows()), ("data.npz", "'z'", "'x'")),
+    "input-missing": (arrays(z=rows(), u=rows()), ("data.npz", "'z'", "'x'")),
     "input-too-many": (arrays(x=rows(), mask=rows()), ("data.npz", "'mask'")),
     "other-type": (arrays(x=rows().astype(np.float64)), ("sample 0", "'x'", "float64", "x.astype(np.float32)")),
     "other-rank": (arrays(x=rows()[:, 0, 0]), ("sample 0", "'x'", "1 axis", "takes 3")),
@@ -205,7 +205,11 @@ DATA: dict[str, tuple[Callable[[Room], object], tuple[str, ...]]] = {
     "no-module": (named("nowhere.to_be:found"), ("nowhere", "cannot be imported")),
     "no-file": (named("FOLDER/none.npz"), ("there is no file", "none.npz")),
     "no-python-file": (named("FOLDER/none.py:samples"), ("there is no file", "none.py")),
-    "neither": (named("FOLDER/m.onnx"), ("m.onnx", "is not something that can be read as data", ".npz")),
+    "neither": (named("FOLDER/m.onnx"), ("m.onnx", "is a model and no data", ".npz")),
+    "text": (
+        lambda room: room.data.rename(room.folder / "data.csv"),
+        ("data.csv", "is not something that can be read as"),
+    ),
     "cut-archive": (cut_archive, ("data.npz", "zip")),
     "no-archive": (lambda room: room.data.write_bytes(b"x,y\n1,2\n"), ("data.npz", "zip")),
 }

@@ -91,8 +91,9 @@ def load(run: Compilation, source: str | Path | models.Model, data: Data | None,
         run.warn(_kept_defaults(model.defaults))
     if samples is not None and samples.batch and not axes.axes:
         run.warn(NOTHING_TO_JOIN.format(samples.batch))
-    for given, name in ({} if samples is None else samples.details.get("renamed", {})).items():
-        run.warn(f"array '{given}' of {samples.name} is taken for the only input, '{name}'")
+    if samples is not None:
+        for given, name in samples.details.get("renamed", {}).items():
+            run.warn(f"array '{given}' of {samples.name} is taken for the only input, '{name}'")
     file = File.of(model.source) if model.source else None
     record = {
         "source": file,

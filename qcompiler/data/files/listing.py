@@ -20,7 +20,7 @@ _NOISE = ("Thumbs.db", "desktop.ini")
 
 
 @dataclass(frozen=True)
-class Listing:
+class FileList:
     """The samples of a folder.
 
     Attributes:
@@ -59,7 +59,7 @@ def kind_at(path: Path) -> str:
         return ""
 
 
-def listing(path: Path, samples: int | None) -> Listing:
+def listing(path: Path, samples: int | None) -> FileList:
     """The samples of a file or folder.
 
     Arrays are taken from the folder itself, all of them, in natural order. Of pictures, sounds and other files, which
@@ -70,16 +70,16 @@ def listing(path: Path, samples: int | None) -> Listing:
         DataError: there are none.
     """
     if path.is_file():
-        return Listing(kind_of(path), (path,), 1, 1)
+        return FileList(kind_of(path), (path,), 1, 1)
     arrays = sorted((file for file in path.iterdir() if kind_of(file) == "arrays"), key=lambda one: natural(one.name))
     if arrays:
-        return Listing("arrays", tuple(arrays), len(arrays), 1)
+        return FileList("arrays", tuple(arrays), len(arrays), 1)
     every = list(_below(path))
     for kind in ("pictures", "sounds", "files"):
         found = [file for file in every if kind_of(file) == kind]
         if found:
             chosen = spread(path, found, samples or MOST)
-            return Listing(kind, tuple(chosen), len(found), len({file.parent for file in found}))
+            return FileList(kind, tuple(chosen), len(found), len({file.parent for file in found}))
     raise DataError(
         f"folder '{path}' has no .npz file, no .npy file, no picture and no sound; give one file for each sample, such "
         "as an .npz with an array per input."

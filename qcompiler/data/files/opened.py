@@ -11,7 +11,7 @@ import numpy as np
 
 from qcompiler.data.files import arrays, known_ranges, pictures, sounds
 from qcompiler.data.files.layout import in_rank
-from qcompiler.data.files.listing import Listing, kind_of, listing
+from qcompiler.data.files.listing import FileList, kind_of, listing
 from qcompiler.data.files.preparation import WAYS, preparation
 from qcompiler.errors import DataError, UsageError
 from qcompiler.ir.signature import Array, Feeds, Inputs
@@ -82,7 +82,7 @@ def open_path(path: Path, inputs: Inputs, table: PreprocessTable, samples: int |
     return _sounds(name, found, inputs, table) if found.kind == "sounds" else _pictures(name, found, inputs, table)
 
 
-def _pictures(name: str, found: Listing, inputs: Inputs, table: PreprocessTable) -> Opened:
+def _pictures(name: str, found: FileList, inputs: Inputs, table: PreprocessTable) -> Opened:
     if table == UNPREPARED:
         listed = ", ".join(f"'{one}' {_spelled(shape)}" for one, (_, shape) in inputs.items())
         raise DataError(
@@ -96,13 +96,13 @@ def _pictures(name: str, found: Listing, inputs: Inputs, table: PreprocessTable)
     return Opened(name, lambda: _joined((pictures.feed_of(file, how) for file in taken), rows), details)
 
 
-def _sounds(name: str, found: Listing, inputs: Inputs, table: PreprocessTable) -> Opened:
+def _sounds(name: str, found: FileList, inputs: Inputs, table: PreprocessTable) -> Opened:
     how = sounds.waves(table, inputs)
     details = {"files": str(found), "preprocess": str(how), "preparation": how.to_json()}
     return Opened(name, lambda: (feed for file in found.files for feed in sounds.feeds_of(file, how)), details)
 
 
-def _by_function(name: str, found: Listing, inputs: Inputs, text: str) -> Opened:
+def _by_function(name: str, found: FileList, inputs: Inputs, text: str) -> Opened:
     function = _CODE.load(text)[0]
 
     def feeds() -> Iterator[Any]:

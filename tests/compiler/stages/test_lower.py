@@ -115,5 +115,7 @@ def test_ranges_alone_tell_what_fits_into_half(tmp_path: Path) -> None:
     assert done.ranges["c1"] == ranges.Range(-9.0, 9.0)
     assert done.ranges["p"] == done.ranges["f"]  # the same values in another shape
     assert "s2" not in done.ranges
-    assert {one.precision for one in done.plan} == {DType.INT8}
+    assert {done.plan.precision(name) for name in ("C1", "C2", "C3")} == {DType.INT8}
+    assert done.plan.precision("R1") is DType.FP16
+    assert done.plan.precision("S2") is DType.FP32  # nobody knows what fits there
     assert done.half is None  # nothing was run
