@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from itertools import islice
 
 import onnx_graphsurgeon as gs
 
 from qcompiler.compiler.base import Compilation, Done, stage, tell_undone
 from qcompiler.compiler.subject import Subject
+from qcompiler.data.files.known_ranges import Span
+from qcompiler.ir import graph as graphs
+from qcompiler.ir import model as models
 from qcompiler.passes import pipelines
 from qcompiler.passes.base import Report, Skipped
 from qcompiler.passes.channels.equalize_channels import EqualizeChannels
@@ -16,6 +20,8 @@ from qcompiler.passes.legalize.release_quantizers import warning
 from qcompiler.runtime import shapes
 from qcompiler.runtime.finite import overflowing
 from qcompiler.runtime.randomness import OLDEST, random_nodes
+from qcompiler.statistics.followed import follow
+from qcompiler.statistics.unchanged import unchanged
 from qcompiler.target import Target
 from qcompiler.verification.equivalence import Equivalence, Probes, probes, run_checked
 
@@ -46,6 +52,7 @@ def clean_up(run: Compilation, subject: Subject, target: Target, equalize: bool,
         _tell(run, subject, drawn, probed, equal)
         model, checked = run_checked(pipeline, subject.model, equal, lambda: advance(1))
         shapes.infer(model)
+        ranges = _followed(subject, model, probed)
     reports = [report for report, _ in checked]
     tell_undone(run, reports, strict=strict)
     if equalize:
@@ -58,7 +65,20 @@ def clean_up(run: Compilation, subject: Subject, target: Target, equalize: bool,
         "equivalence": probed.to_json(),
         "random": [{"node": node.name, "op": node.op} for node in _moving(drawn, equal)],
     }
-    return Done(subject.editing(model, released=released), record, tuple(checked))
+    scope = dataclasses.replace(subject.scope, ranges=ranges)
+    return Done(subject.with_(scope=scope).editing(model, released=released), record, tuple(checked))
+
+
+def _followed(subject: Subject, model: models.Model, probed: Probes) -> Mapping[str, Span]:
+    """What is known of the user's tensors, by the names under which the passes have left their values."""
+    known, loaded = subject.scope.ranges, subject.model.graph
+    if not known:
+        return known
+    same = {name: name for name in unchanged(loaded, model.graph)}
+    if probed.feeds:
+        outer = [tensor.name for tensor in graphs.tensors(loaded) if tensor.name in known]
+        same |= follow(loaded, model.graph, list(dict.fromkeys(outer)), (*probed.made, *probed.samples)[0])
+    return {name: known[old] for name, old in same.items() if old in known}
 
 
 def _tell_equalized(run: Compilation, reports: Sequence[Report]) -> None:

@@ -121,6 +121,8 @@ def preparation(table: PreprocessTable, inputs: Inputs) -> Preparation:
     if "rate" in known:
         raise DataError(f"'{table.method}' prepares sounds, and the data is pictures.")
     given = {key.name: getattr(table, key.name) for key in dataclasses.fields(table)}
+    if table.colour == "bgr":  # a method names the colours in the order red, green, blue
+        known |= {key: tuple(reversed(known[key])) for key in ("mean", "std") if known.get(key)}
     known |= {key: value for key, value in given.items() if value is not None and key not in ("method", "layout")}
     size = _size(name, own, known.get("size"), table)
     if known.get("resize") is None:

@@ -82,9 +82,10 @@ def offered_uses(
     for dtype in dict.fromkeys([*formats, *([DType.INT8] if fixed else [])]):
         own = {name: members for name, members in groups.items() if name in fixed or dtype in formats}
         own = {name: members for name, members in own.items() if name not in fixed or dtype is DType.INT8}
-        ranges, texts = offered(calibrator, {name: histograms[name] for name in own}, dtype)
+        free = {name: histograms[name] for name, members in own.items() if members[0].known is None}
+        ranges, texts = offered(calibrator, free, dtype)
         if calibrator == AUTO and louder and dtype is DType.INT8:
-            _add_headroom(ranges, texts, {name: histograms[name] for name in own}, louder)
+            _add_headroom(ranges, texts, free, louder)
         pin(ranges, texts, own)
         for name in own:
             for amax, text in zip(ranges[name], texts[name], strict=True):

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 
 SWITCH = "qcompiler/half/"
+CONSTANT = "qcompiler/half-constant/"  # apart from switches, which have the names of the user's nodes
 _FLOAT = onnx.TensorProto.FLOAT
 _ELEMENT = {DType.FP16: onnx.TensorProto.FLOAT16, DType.BF16: onnx.TensorProto.BFLOAT16}
 _INTERPOLATES = ("Resize", "Upsample")
@@ -159,7 +160,7 @@ class _Builder:
         return self._stored[key]
 
     def _initializer(self, array: NDArray[Any]) -> str:
-        name = f"{SWITCH}c{len(self._stored)}"
+        name = f"{CONSTANT}{len(self._stored)}"
         tensor = onnx.TensorProto(name=name, dims=array.shape, data_type=graphs.onnx_type(array.dtype))
         if array.size * array.itemsize < _SMALL:
             tensor.raw_data = array.tobytes()

@@ -135,3 +135,14 @@ def test_an_equalization_that_found_something_is_no_news(tmp_path: Path) -> None
     standing = before("clean_up", prepared(tmp_path, "conv"))
     standing.run(clean_up, standing.subject, standing.asked.target, True)
     assert standing.run.warnings == []
+
+
+def test_known_ranges_follow_values_to_the_names_that_passes_leave_them_under(tmp_path: Path) -> None:
+    case = prepared(tmp_path, "conv")
+    (tmp_path / "ranges.json").write_text(
+        '{"c2": 1.0, "n2": 2.0, "r1": 3.0}'
+    )  # n2 normalizes c2, and is folded into it
+    for data in (True, False):
+        standing = before("qfep", case, data=data, ranges=str(tmp_path / "ranges.json"))
+        here = {name: one.amax for name, one in standing.subject.scope.ranges.items()}
+        assert here == {"c2": 2.0, "r1": 3.0}

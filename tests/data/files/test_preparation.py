@@ -89,6 +89,12 @@ def test_keys_stand_over_the_method() -> None:
     assert found.mean == METHODS["imagenet"]["mean"]
 
 
+def test_colours_of_a_method_turn_with_the_pixels_and_those_of_the_user_do_not() -> None:
+    turned = made(("n", 3, 8, 8), method="imagenet", colour="bgr", std=[1, 2, 3])
+    assert turned.mean == tuple(reversed(METHODS["imagenet"]["mean"]))
+    assert turned.std == (1.0, 2.0, 3.0)
+
+
 def test_one_number_stands_for_all_colours_where_they_are_alike() -> None:
     assert made(("n", 1, 8, 8), mean=[0.5, 0.5, 0.5], std=0.25).mean == (0.5,)
     assert made(("n", 3, 8, 8), mean=0.5).mean == (0.5, 0.5, 0.5)

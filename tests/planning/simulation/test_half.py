@@ -107,3 +107,14 @@ def test_what_a_discrete_output_is_made_of_is_compared() -> None:
     simulator = HalfSimulator(loaded, HighPrecision(DType.FP16, ranges.measure(loaded, [feeds])))
     assert [view.tensor for view in simulator.views] == ["s"]
     assert np.abs(simulator.run(feeds, ["S"])["s"] - simulator.run(feeds, [])["s"]).max() > 0
+
+
+def test_nodes_may_be_called_like_anything() -> None:
+    proto = model(("MatMul", "x w", "c0"), ("Tanh", "c0", "y"), inputs={"x": (4, 32)}, weights={"w": weight(32, 16)})
+    for index, node in enumerate(proto.graph.node):
+        node.name = f"c{index}"
+    loaded = held(proto)
+    feeds = random_feeds(loaded.graph)
+    simulator = HalfSimulator(loaded, HighPrecision(DType.FP16, ranges.measure(loaded, [feeds])))
+    assert simulator.units == ("c0", "c1")
+    assert np.abs(simulator.run(feeds, ["c0"])["y"] - simulator.run(feeds, [])["y"]).max() > 0
