@@ -24,7 +24,7 @@ _CLOSE = 1e-4  # relative: folding rounds anew
 
 
 @dataclass(frozen=True, slots=True)
-class Trace:
+class Holding:
     """What a tensor held in one run, whatever the order of its elements.
 
     Attributes:
@@ -46,7 +46,7 @@ class Trace:
         """Whether it tells one tensor from another: it holds several numbers, all finite."""
         return bool(np.isfinite(self.power)) and self.size > 1 and self.low < self.high
 
-    def like(self, other: Trace) -> bool:
+    def like(self, other: Holding) -> bool:
         """Whether both are of the same numbers, but for rounding."""
         reach, own = max(-self.low, self.high), float(np.sqrt(self.power * self.size))
         return (
@@ -63,7 +63,7 @@ class _Traces:
 
     def __init__(self, tensors: Iterable[str]) -> None:
         self._names = list(tensors)
-        self.found: dict[str, Trace] = {}
+        self.found: dict[str, Holding] = {}
 
     @property
     def tensors(self) -> Sequence[str]:
@@ -76,7 +76,7 @@ class _Traces:
             value = np.asarray(part.values[name]).astype(np.float64)
             if value.size:
                 ends = float(value.min()), float(value.max())
-                self.found[name] = Trace(value.size, *ends, float(value.sum()), float(np.square(value).sum()))
+                self.found[name] = Holding(value.size, *ends, float(value.sum()), float(np.square(value).sum()))
 
 
 def follow(before: gs.Graph, after: gs.Graph, names: Iterable[str], feed: Feeds) -> Mapping[str, str]:

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from qcompiler.runtime import shapes
-from qcompiler.statistics.followed import Trace, follow
+from qcompiler.statistics.followed import Holding, follow
 from tests.kit.rewrite import model, to_graph
 
 RNG = np.random.default_rng(0)
@@ -43,5 +43,5 @@ def test_values_that_are_all_alike_tell_nothing() -> None:
     still = {"x": np.zeros_like(FEED["x"])}
     before = graph(("Conv", "x w", "c"), ("Relu", "c", "y"))
     assert follow(before, before, ["x", "c"], still) == {}
-    assert not Trace(4, 1.0, 1.0, 4.0, 4.0).tells
-    assert not Trace(4, 0.0, float("inf"), float("inf"), float("inf")).tells
+    assert not Holding(4, 1.0, 1.0, 4.0, 4.0).tells
+    assert not Holding(4, 0.0, float("inf"), float("inf"), float("inf")).tells
