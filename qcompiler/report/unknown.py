@@ -12,7 +12,18 @@ from qcompiler.report.page import OPEN_ROWS, fold, section, table
 
 KNOWN: Final = frozenset(  # keys that another section shows, or that are about the manifest itself
     {
-        *("schema", "qcompiler", "environment", "source", "export", "data", "random_data", "target", "recipe"),
+        *(
+            "schema",
+            "qcompiler",
+            "environment",
+            "source",
+            "export",
+            "data",
+            "ranges",
+            "random_data",
+            "target",
+            "recipe",
+        ),
         *("passes", "macs", "plan", "quantizers", "safety", "outliers", "residuals", "smooth_quant", "qfem", "qfep"),
         *("weight_only", "llm_int8", "verification", "engine", "cache", "audit", "files", "timings", "peak_memory_mb"),
         *("warnings", "verdict", "missed", "tries", "inputs", "equivalence"),

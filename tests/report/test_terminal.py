@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qcompiler.report import terminal
+from qcompiler.report import html, terminal
 from tests.kit.report.pages import EVIL, example, inspected, words
 
 
@@ -70,3 +70,17 @@ def test_the_terminal_shows_where_activations_spike_the_strongest_first() -> Non
     assert "2 (id 101) 7816" in text
     assert "depth" not in text
     assert text.index("add_1") < text.index("add_0")
+
+
+def test_how_data_was_prepared_and_where_ranges_come_from_is_told(tmp_path: Path) -> None:
+    found = {
+        **example(tmp_path),
+        "data": {"name": "folder 'a'", "feeds": 8, "files": "8 of 90 pictures", "preprocess": "stretched to 8x8"},
+        "ranges": {"name": "calib.cache", "kind": "a calibration table of TensorRT", "given": 7},
+    }
+    text = words(terminal.summary(found))
+    assert "8 of 90 pictures: stretched to 8x8" in text
+    assert "7 given by calib.cache, a calibration table of TensorRT" in text
+    page = html.render(found)
+    assert "(8 of 90 pictures: stretched to 8x8)" in page
+    assert "7 given by calib.cache" in page
