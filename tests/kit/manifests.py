@@ -98,6 +98,7 @@ def build(
                 "source": source,
                 "export": export,
                 "data": data,
+                "ranges": None,
                 "inputs": inputs,
                 "random_data": random_data,
                 "target": recipe.resolve(),
