@@ -25,6 +25,7 @@ from qcompiler.passes.cleanup.split_skip_norm import SplitSkipNorm
 from qcompiler.passes.cleanup.unroll_lstm import UnrollLSTM
 from qcompiler.passes.cleanup.unshare_weights import UnshareWeights
 from qcompiler.passes.high_precision.high_precision import HighPrecision
+from qcompiler.passes.layout.move_transposes import MoveTransposes
 from qcompiler.passes.legalize.convert_qoperator import ConvertQoperator
 from qcompiler.passes.legalize.legalize import Legalize
 from qcompiler.passes.legalize.mend_quantized import MendQuantized
@@ -58,6 +59,7 @@ ALL: tuple[type[Pass], ...] = (
     UnrollLSTM,
     LoosenSqueeze,
     EliminateIdentities,
+    MoveTransposes,
     FoldPad,
     FoldBatchNorm,
     FoldChannelAffine,
