@@ -25,6 +25,7 @@ from qcompiler.passes.cleanup.split_skip_norm import SplitSkipNorm
 from qcompiler.passes.cleanup.unroll_lstm import UnrollLSTM
 from qcompiler.passes.cleanup.unshare_weights import UnshareWeights
 from qcompiler.passes.high_precision.high_precision import HighPrecision
+from qcompiler.passes.layout.cast_bytes import CastBytes
 from qcompiler.passes.layout.move_transposes import MoveTransposes
 from qcompiler.passes.legalize.convert_qoperator import ConvertQoperator
 from qcompiler.passes.legalize.legalize import Legalize
@@ -59,6 +60,7 @@ ALL: tuple[type[Pass], ...] = (
     UnrollLSTM,
     LoosenSqueeze,
     EliminateIdentities,
+    CastBytes,
     MoveTransposes,
     FoldPad,
     FoldBatchNorm,

@@ -25,6 +25,7 @@ from qcompiler.passes.cleanup.split_skip_norm import SplitSkipNorm
 from qcompiler.passes.cleanup.unroll_lstm import UnrollLSTM
 from qcompiler.passes.cleanup.unshare_weights import UnshareWeights
 from qcompiler.passes.high_precision.high_precision import HighPrecision
+from qcompiler.passes.layout.cast_bytes import CastBytes
 from qcompiler.passes.layout.move_transposes import MoveTransposes
 from qcompiler.passes.legalize.convert_qoperator import ConvertQoperator
 from qcompiler.passes.legalize.legalize import Legalize
@@ -63,6 +64,7 @@ def clean_up(target: Target, *, equalize: bool = False) -> Pipeline:
         FoldConstants(),  # what stood in branches
         EliminateIdentities(),  # Paddle puts Identity and Cast between a Conv and its bias
         InferShapes(),  # folding makes shapes known, and its nodes come without
+        *(() if target.engine == "onnxruntime" else (CastBytes(),)),
         MoveTransposes(),  # TensorFlow has them between a Conv and what belongs to it
         FoldPad(),  # a Pad between producer and Conv would take the Q/DQ pair that belongs at the Conv
         FoldBatchNorm(),

@@ -171,7 +171,13 @@ def test_pooling_over_the_image_reads_either_order(op: str, keep: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "tail", [("Flatten", "t", "y"), ("Reshape", "t s", "y"), ("Squeeze", "t a", "y"), ("ArgMax", "t", "y", {"axis": 3})]
+    "tail",
+    [
+        ("Flatten", "t", "y"),
+        ("Reshape", "t s", "y"),
+        ("Squeeze", "t a", "y"),
+        ("ArgMax", "t", "y", {"axis": 3, "keepdims": 0}),
+    ],
 )
 def test_what_moves_nothing_reads_either_order(tail: Spec) -> None:
     proto = model(
