@@ -29,6 +29,7 @@ from qcompiler.ir.edit import (
 from qcompiler.ir.graph import consumers, graphs, is_constant, is_op, is_output, permutation, producer, shape_of, walk
 from qcompiler.ir.names import Names
 from qcompiler.ir.operators import LINEAR
+from qcompiler.judge.views import tensors_of, views_of
 from qcompiler.passes.base import Changed, Fact, Note, Pass
 from qcompiler.passes.layout._axes import Layout, between, straight, then
 from qcompiler.passes.layout._choice import Moved, Place, Problem, choose
@@ -51,10 +52,11 @@ class MoveTransposes(Pass):
         if graph.opset < _OLDEST or not any(is_op(node, "Transpose") for node in walk(graph)):
             return
         names, changed = Names(graph), False
+        judged = frozenset(tensors_of(views_of(graph)))
         for inner in graphs(graph):
             looks = Looks(inner)
             for region in regions(inner, looks):
-                for note in _Choice(inner, names, looks, region).improve():
+                for note in _Choice(inner, names, looks, region, judged).improve():
                     changed = True
                     yield note
         if changed:
@@ -66,6 +68,7 @@ class _Choice:
     """One region: what its operators may choose, and the graph made so.
 
     Attributes:
+        judged: names of tensors that the result is judged by: they stay as they are, and are read so.
         here: for each source, by identity, the tensors that hold it, by their layout.
     """
 
@@ -73,6 +76,7 @@ class _Choice:
     names: Names
     looks: Looks
     region: Region
+    judged: frozenset[str]
     here: dict[int, dict[Layout, gs.Tensor]] = field(default_factory=dict)
 
     def improve(self) -> Iterator[Note]:
@@ -93,7 +97,7 @@ class _Choice:
     def _tensor(self, source: gs.Tensor, number: dict[int, int], few: int) -> Moved:
         own, node = self.region.layouts[id(source)], producer(source)
         looks = self.looks.all_of(source, self.region.rank)
-        read: list[Place] = [then(own, look.order) for look in looks if is_output(self.graph, look.tensor)]
+        read: list[Place] = [then(own, look.order) for look in looks if self._stays(look.tensor)]
         read += [
             number.get(id(reader), then(own, look.order))
             for look, reader, _ in self.looks.readers(source, self.region.rank)
@@ -123,11 +127,16 @@ class _Choice:
     def _costs(self, node: gs.Node, own: Layout, layouts: set[Layout]) -> dict[Layout, int]:
         """Every layout that a node can take with what speaks against it: it stays, or goes to its convolution."""
         wanted = self._of_linear(node)
+        moves = not any(tensor.name in self.judged for tensor in node.inputs)
         return {
             layout: (layout != own) + (2 if wanted is not None and layout != wanted else 0)
             for layout in layouts
-            if layout == own or fits(node, between(own, layout))
+            if layout == own or (moves and fits(node, between(own, layout)))
         }
+
+    def _stays(self, tensor: gs.Tensor) -> bool:
+        """Whether a tensor must be there under its name, in its own order."""
+        return is_output(self.graph, tensor) or tensor.name in self.judged
 
     def _of_linear(self, node: gs.Node) -> Layout | None:
         """The order in which a linear node writes what only activations and constants lie between it and this one."""
@@ -182,11 +191,11 @@ class _Choice:
         return gs.Variable(name, like.dtype, None if shape is None else [shape[axis] for axis in order])
 
     def _outputs(self, source: gs.Tensor) -> list[gs.Node]:
-        """Transposes for looks that are outputs of the graph; an Identity where nothing is left to transpose."""
+        """Transposes for looks that stay; an Identity where nothing is left to transpose."""
         own, made = self.region.layouts[id(source)], []
         for look in self.looks.all_of(source, self.region.rank):
             (layout, stored), *_ = self.here[id(source)].items()
-            if not is_output(self.graph, look.tensor) or look.tensor is stored:
+            if not self._stays(look.tensor) or look.tensor is stored:
                 continue
             wanted = then(own, look.order)
             node = look.node
@@ -238,7 +247,7 @@ class _Choice:
             if node is None:
                 continue
             straightened = permutation(node, self.region.rank) == straight(self.region.rank)
-            if not consumers(tensor) and not is_output(self.graph, tensor):
+            if not consumers(tensor) and not self._stays(tensor):
                 yield Changed(node.name, "Transpose removed: it meets its inverse, or nobody reads it any more")
             elif straightened and why_not_replace(self.graph, tensor, node.inputs[0]):
                 node.op, node.attrs = "Identity", {}

@@ -270,3 +270,17 @@ def test_a_body_that_reads_a_tensor_finds_it_in_its_order() -> None:
 def test_models_of_old_opsets_are_left_alone() -> None:
     proto = model(("Transpose", "x", "t", NHWC), ("Transpose", "t", "y", NCHW), inputs=IMAGE, opset=12)
     check_untouched(MoveTransposes(), proto)
+
+
+def test_what_a_discrete_step_reads_stays_as_it_is() -> None:
+    proto = model(
+        ("Conv", "x w", "c"), ("Transpose", "c", "t", NHWC), ("Add", "t b", "logits"),
+        ("ArgMax", "logits", "y", {"axis": 3}), inputs=IMAGE, weights={"w": W, "b": _floats(4)},
+    )  # fmt: skip
+    graph, _ = check(MoveTransposes(), proto, ops=["Conv", "Add", "Transpose", "ArgMax"])
+    assert graph.nodes[-1].inputs[0].name == "logits"
+
+
+def test_what_a_sigmoid_at_the_end_reads_stays_as_it_is() -> None:
+    nodes = [("Conv", "x w", "c"), ("Transpose", "c", "t", NHWC), ("Sigmoid", "t", "y")]
+    check_untouched(MoveTransposes(), model(*nodes, inputs=IMAGE, weights={"w": W}))
