@@ -64,8 +64,8 @@ def clean_up(target: Target, *, equalize: bool = False) -> Pipeline:
         FoldConstants(),  # what stood in branches
         EliminateIdentities(),  # Paddle puts Identity and Cast between a Conv and its bias
         InferShapes(),  # folding makes shapes known, and its nodes come without
-        *(() if target.engine == "onnxruntime" else (CastBytes(),)),
         MoveTransposes(),  # TensorFlow has them between a Conv and what belongs to it
+        *(() if target.engine == "onnxruntime" else (CastBytes(),)),
         FoldPad(),  # a Pad between producer and Conv would take the Q/DQ pair that belongs at the Conv
         FoldBatchNorm(),
         FoldChannelAffine(),  # the scales, shifts and normalisations that are left between them
