@@ -11,7 +11,7 @@ import onnxruntime as ort
 import pytest
 
 from qcompiler.cli.main import main
-from qcompiler.numerics.sqnr import sqnr_db
+from qcompiler.numerics.sqnr import sqnr_of
 from qcompiler.report import manifest
 from tests.kit.vision import nets
 
@@ -45,7 +45,7 @@ def test_an_engine_computes_the_detector_as_planned(tmp_path: Path) -> None:
 def compiled(name: str, folder: Path, command: str, output: str, *options: str) -> Any:
     """The manifest of a net that was compiled in a folder."""
     onnx.save(nets.NETS[name](), folder / "m.onnx")
-    np.savez(folder / "data.npz", **{nets.INPUT: pictures(name, 48, seed=1)})
+    np.savez(folder / "data.npz", image=pictures(name, 48, seed=1))
     files = [str(folder / "m.onnx"), "--data", str(folder / "data.npz"), "-o", str(folder / "out" / output)]
     assert main([command, *files, "--quiet", *options]) == 0
     return manifest.read(folder / "out" / "m.manifest.json")
@@ -68,7 +68,7 @@ def measured(name: str, folder: Path) -> dict[str, float]:
     found: dict[str, float] = {}
     for i, output in enumerate(outputs):
         expected, got = (np.stack([run[which][i] for run in runs]) for which in (0, 1))
-        found[output] = sqnr_db(expected, got)
+        found[output] = sqnr_of(expected, expected - got)
         for part in PARTS.get(name, {}).get(output, []):
-            found[f"{output}[{part.start}:{part.stop}]"] = sqnr_db(expected[:, :, part], got[:, :, part])
+            found[f"{output}[{part.start}:{part.stop}]"] = sqnr_of(expected[:, :, part], (expected - got)[:, :, part])
     return found

@@ -90,7 +90,9 @@ def detector() -> onnx.ModelProto:
         above, wide = pyramid[0]
         joined = net.concat(net.twice(above), lateral)
         pyramid.insert(0, (net.relu(net.conv(joined, wide + count, count)), count))
-    boxes, scores, marks = [], [], []
+    boxes: list[str] = []
+    scores: list[str] = []
+    marks: list[str] = []
     for x, count in pyramid:
         tower = net.relu(net.conv(x, count, 32))
         for parts, last in ((boxes, 4 * _BINS), (scores, 8), (marks, 10)):
