@@ -45,14 +45,14 @@ SAMPLED = ("Resize", "Upsample")
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class Ordered:
     """Indexes of the inputs and outputs of a node that have the order of axes in question."""
 
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
 
 
-def parts(node: gs.Node, rank: int) -> Parts | None:
+def parts(node: gs.Node, rank: int) -> Ordered | None:
     """What of a node would be reordered with it; None where it cannot be, or is not known to have this rank."""
     if not is_standard(node) or not node.inputs or not node.outputs:
         return None
@@ -61,11 +61,11 @@ def parts(node: gs.Node, rank: int) -> Parts | None:
     if node.op == "Concat":
         return _broadcasting(node, rank) if _same_ranks(node, rank) else None
     if node.op in ("Split", "TopK"):
-        return Parts((0,), tuple(range(len(node.outputs))))
+        return Ordered((0,), tuple(range(len(node.outputs))))
     rule = _RULES.get(node.op)
     if rule is None or is_constant(node.inputs[0]) or not rule(node, rank):
         return None
-    return Parts((0,), () if ends(node) else (0,))
+    return Ordered((0,), () if ends(node) else (0,))
 
 
 def ends(node: gs.Node) -> bool:
@@ -88,7 +88,7 @@ def fits(node: gs.Node, order: Layout) -> bool:
     return left == sorted(left)
 
 
-def _broadcasting(node: gs.Node, rank: int) -> Parts | None:
+def _broadcasting(node: gs.Node, rank: int) -> Ordered | None:
     moving = []
     for index, tensor in enumerate(node.inputs):
         shape = shape_of(tensor)
@@ -98,7 +98,7 @@ def _broadcasting(node: gs.Node, rank: int) -> Parts | None:
             return None
         if shape:
             moving.append(index)
-    return Parts(tuple(moving), (0,)) if moving else None
+    return Ordered(tuple(moving), (0,)) if moving else None
 
 
 def _same_ranks(node: gs.Node, rank: int) -> bool:

@@ -14,7 +14,7 @@ import onnx_graphsurgeon as gs
 
 from qcompiler.ir.graph import consumers, is_constant, is_op, permutation, producer, shape_of, tensors
 from qcompiler.passes.layout._axes import Layout, back, straight, then
-from qcompiler.passes.layout._operators import Parts, parts
+from qcompiler.passes.layout._operators import Ordered, parts
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +35,7 @@ class Look:
 
 
 @dataclass(eq=False)
-class Region:
+class Neighbourhood:
     """What shares a common order of axes.
 
     Attributes:
@@ -92,11 +92,11 @@ class Looks:
                     yield look, node, index
 
 
-def regions(graph: gs.Graph, looks: Looks) -> list[Region]:
+def regions(graph: gs.Graph, looks: Looks) -> list[Neighbourhood]:
     """The regions of a graph that Transposes lie in, each once."""
     stuck: set[int] = set()
     while True:
-        found: list[Region] = []
+        found: list[Neighbourhood] = []
         seen: set[int] = set()
         before = len(stuck)
         for node in graph.nodes:
@@ -110,9 +110,9 @@ def regions(graph: gs.Graph, looks: Looks) -> list[Region]:
             return found
 
 
-def _flood(start: gs.Tensor, rank: int, looks: Looks, stuck: set[int]) -> Region:
+def _flood(start: gs.Tensor, rank: int, looks: Looks, stuck: set[int]) -> Neighbourhood:
     """The region of a tensor; an operator that would have to stand in two orders at once is added to `stuck`."""
-    region = Region(rank)
+    region = Neighbourhood(rank)
     waiting: list[tuple[gs.Tensor, Layout]] = [(start, straight(rank))]
     while waiting:
         source, layout = waiting.pop()
@@ -135,7 +135,7 @@ def _flood(start: gs.Tensor, rank: int, looks: Looks, stuck: set[int]) -> Region
     return region
 
 
-def _concerns(node: gs.Node, found: Parts, source: gs.Tensor, looks: Looks) -> bool:
+def _concerns(node: gs.Node, found: Ordered, source: gs.Tensor, looks: Looks) -> bool:
     """Whether a tensor is one of those of a node that share its order of axes."""
     if any(node.outputs[i] is source for i in found.outputs):
         return True
@@ -143,7 +143,7 @@ def _concerns(node: gs.Node, found: Parts, source: gs.Tensor, looks: Looks) -> b
     return any(look is not None and look.source is source for look in seen)
 
 
-def _around(node: gs.Node, found: Parts, own: Layout, looks: Looks) -> Iterator[tuple[gs.Tensor, Layout]]:
+def _around(node: gs.Node, found: Ordered, own: Layout, looks: Looks) -> Iterator[tuple[gs.Tensor, Layout]]:
     for index in found.inputs:
         look = looks.at(node.inputs[index], len(own))
         if look is not None:
@@ -153,7 +153,7 @@ def _around(node: gs.Node, found: Parts, own: Layout, looks: Looks) -> Iterator[
             yield node.outputs[index], own
 
 
-def _hold(region: Region, looks: Looks, stuck: set[int]) -> None:
+def _hold(region: Neighbourhood, looks: Looks, stuck: set[int]) -> None:
     """Takes note of operators whose tensors do not agree on one order."""
     for node, own in region.movable.values():
         found = parts(node, region.rank)

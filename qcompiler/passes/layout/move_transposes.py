@@ -34,7 +34,7 @@ from qcompiler.passes.base import Changed, Fact, Note, Pass
 from qcompiler.passes.layout._axes import Layout, between, straight, then
 from qcompiler.passes.layout._choice import Moved, Place, Problem, choose
 from qcompiler.passes.layout._operators import BROADCASTING, UNARY, fits, parts
-from qcompiler.passes.layout._regions import Look, Looks, Region, regions
+from qcompiler.passes.layout._regions import Look, Looks, Neighbourhood, regions
 from qcompiler.passes.layout._reorder import Reorder
 
 _OLDEST = 13  # before it, Softmax means another thing and axes are attributes
@@ -75,7 +75,7 @@ class _Choice:
     graph: gs.Graph
     names: Names
     looks: Looks
-    region: Region
+    region: Neighbourhood
     judged: frozenset[str]
     here: dict[int, dict[Layout, gs.Tensor]] = field(default_factory=dict)
 
