@@ -20,7 +20,6 @@ from qcompiler.passes.cleanup.loosen_squeeze import LoosenSqueeze
 from qcompiler.passes.cleanup.name_dimensions import NameDimensions
 from qcompiler.passes.cleanup.name_everything import NameEverything
 from qcompiler.passes.cleanup.normalize_constants import NormalizeConstants
-from qcompiler.passes.cleanup.raise_opset import RaiseOpset
 from qcompiler.passes.cleanup.split_skip_norm import SplitSkipNorm
 from qcompiler.passes.cleanup.unroll_lstm import UnrollLSTM
 from qcompiler.passes.cleanup.unshare_weights import UnshareWeights
@@ -32,6 +31,7 @@ from qcompiler.passes.legalize.legalize import Legalize
 from qcompiler.passes.legalize.mend_quantized import MendQuantized
 from qcompiler.passes.legalize.open_stored import OpenStored
 from qcompiler.passes.legalize.release_quantizers import ReleaseQuantizers
+from qcompiler.passes.opsets.raise_opset import RaiseOpset
 from qcompiler.passes.qfep.bake_prefix import BakePrefix
 from qcompiler.passes.quantize.dynamic_quant import DynamicQuant
 from qcompiler.passes.quantize.flatten_rows import FlattenRows

@@ -13,6 +13,7 @@ import onnx_graphsurgeon as gs
 from qcompiler.errors import ModelError
 from qcompiler.ir.graph import dtype_of, is_constant, np_dtype, shape_of, values_of
 from qcompiler.ir.model import to_proto
+from qcompiler.ir.weights import to_tensor
 from qcompiler.runtime.session import Session
 
 if TYPE_CHECKING:
@@ -43,7 +44,16 @@ def alone(node: gs.Node, opset: int, known: Collection[str]) -> onnx.ModelProto:
     reads = [inputs[t.name] if t.name else gs.Variable.empty() for t in node.inputs]
     twin = gs.Node(node.op, node.name, dict(node.attrs), reads, outputs, node.domain)
     fed = [t for t in inputs.values() if not is_constant(t)]
-    return to_proto(gs.Graph([twin], fed, [t for t in outputs if t.name], opset=opset))[0]
+    return with_weights(gs.Graph([twin], fed, [t for t in outputs if t.name], opset=opset))
+
+
+def with_weights(graph: gs.Graph) -> onnx.ModelProto:
+    """A small graph as a model that stands alone: its weights are copied into it, for nobody could lend them."""
+    proto, beside = to_proto(graph)
+    for initializer in proto.graph.initializer:
+        if initializer.name in beside:
+            initializer.CopyFrom(to_tensor(initializer.name, beside[initializer.name]))
+    return proto
 
 
 def small_constants(node: gs.Node) -> set[str]:

@@ -1,0 +1,76 @@
+"""In which opsets ONNX Runtime runs the nodes of a graph: it lacks the newest version of some operators."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from qcompiler.ir.edit import set_opset
+from qcompiler.ir.from_proto import graph_from_proto
+from qcompiler.ir.graph import dtype_of, is_standard, subgraphs, walk
+from qcompiler.ir.names import Names
+from qcompiler.ir.weights import Weights
+from qcompiler.passes.opsets import _schemas
+from qcompiler.passes.opsets._place import Place
+from qcompiler.passes.opsets._steps import raised
+from qcompiler.runtime.one_node import alone, lacks_kernel, small_constants, with_weights
+
+
+def kinds(graph: gs.Graph) -> Iterator[gs.Node]:
+    """One node of each kind that needs a kernel: the same operator, types, number of outputs and attributes."""
+    known = set[object]()
+    for node in walk(graph):
+        if not is_standard(node) or subgraphs(node):
+            continue
+        kind = (node.op, tuple(str(dtype_of(t)) for t in node.inputs), len(node.outputs), tuple(sorted(node.attrs)))
+        if kind not in known:
+            known.add(kind)
+            yield node
+
+
+def highest(graph: gs.Graph, old: int, wanted: int) -> tuple[int, str]:
+    """The highest opset in which ONNX Runtime has kernels for all that it has them for now, and why not the next."""
+    opset, why = wanted, ""
+    for node in kinds(graph):
+        while opset > old and _lost(node, old, opset):
+            found = _schemas.schema(node.op, opset)
+            why = f"ONNX Runtime has no kernel for {node.op} ('{node.name}') of opset {opset}"
+            opset = max(old, min(opset, int(found.since_version)) - 1)
+    return opset, why
+
+
+def _lost(node: gs.Node, old: int, new: int) -> bool:
+    """Whether ONNX Runtime runs a node in the old opset and has no kernel for what becomes of it in the new one."""
+    before, after = _schemas.schema(node.op, old), _schemas.schema(node.op, new)
+    if before is None or after is None or before.since_version == after.since_version:
+        return False
+    return lacks_kernel(_raised(node, old, new)) and not lacks(node, old)
+
+
+def _raised(node: gs.Node, old: int, new: int) -> onnx.ModelProto:
+    """A model of what becomes of a node."""
+    proto = _alone(node, old)
+    if _schemas.same_signature(node, old, new):
+        proto.opset_import[0].version = new
+        return proto
+    graph = graph_from_proto(proto, Weights(Path(node.name), np.empty(0, np.uint8)))
+    graph.nodes[:] = raised(graph.nodes[0], old, new, Place(graph, Names(graph)))
+    set_opset(graph, new)
+    return with_weights(graph)
+
+
+def lacks(node: gs.Node, opset: int) -> bool:
+    """Whether ONNX Runtime has no kernel for a node in an opset; a type that nobody knows is taken for FP32."""
+    return lacks_kernel(_alone(node, opset))
+
+
+def _alone(node: gs.Node, opset: int) -> onnx.ModelProto:
+    proto = alone(node, opset, small_constants(node))
+    for value in (*proto.graph.input, *proto.graph.output):
+        if not value.type.WhichOneof("value"):
+            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    return proto

@@ -1,0 +1,88 @@
+"""What ONNX says of an operator: which opsets changed its signature."""
+
+from __future__ import annotations
+
+import itertools
+from functools import cache
+from typing import Any
+
+import onnx
+import onnx_graphsurgeon as gs
+
+Signature = tuple[object, ...]
+
+
+def schema(op: str, opset: int) -> Any:
+    """The definition of a standard operator that is in force in an opset; None where it has none."""
+    try:
+        return onnx.defs.get_schema(op, max_inclusive_version=opset)
+    except onnx.defs.SchemaError:
+        return None
+
+
+def signature(one: Any) -> Signature:
+    """Inputs, outputs, attributes and their defaults; not types."""
+    return (
+        tuple((value.name, value.option) for value in one.inputs),
+        tuple((value.name, value.option) for value in one.outputs),
+        tuple(
+            (name, value.type, value.required, value.default_value.SerializeToString())
+            for name, value in sorted(one.attributes.items())
+        ),
+        one.deprecated,
+    )
+
+
+@cache
+def versions(op: str) -> tuple[int, ...]:
+    """The opsets that defined a standard operator, oldest first."""
+    found: list[int] = []
+    opset = int(onnx.defs.onnx_opset_version())
+    while (one := schema(op, opset)) is not None:
+        found.append(int(one.since_version))
+        opset = found[-1] - 1
+    return tuple(reversed(found))
+
+
+@cache
+def changes(op: str) -> tuple[int, ...]:
+    """The opsets that gave an operator another signature than the one before."""
+    known = versions(op)
+    return tuple(
+        new for old, new in itertools.pairwise(known) if signature(schema(op, old)) != signature(schema(op, new))
+    )
+
+
+def same_signature(node: gs.Node, old: int, new: int) -> bool:
+    """Whether inputs, outputs, attributes and defaults are the same in both opsets, so that only types were added."""
+    before, after = schema(node.op, old), schema(node.op, new)
+    if before is None or after is None:
+        return False
+    return before.since_version == after.since_version or signature(before) == signature(after)
+
+
+def says_the_same(node: gs.Node, old: int, new: int) -> bool:
+    """Whether a node as it stands is a node of the other opset, and means the same there.
+
+    That is so where all its attributes, inputs and outputs exist there, and attributes that it leaves out have the same
+    default.
+    """
+    before, after = schema(node.op, old), schema(node.op, new)
+    if before is None or after is None or after.deprecated:
+        return False
+    if len(node.inputs) > after.max_input or len(node.outputs) > after.max_output:
+        return False
+    if any(name not in after.attributes for name in node.attrs):
+        return False
+    for name in {*before.attributes, *after.attributes} - node.attrs.keys():
+        first, second = before.attributes.get(name), after.attributes.get(name)
+        if first is not None and second is not None and _default(first) != _default(second):
+            return False
+        if second is not None and second.required:
+            return False
+    count = max(len(node.inputs), after.min_input)
+    return [one.name for one in before.inputs][:count] == [one.name for one in after.inputs][:count]
+
+
+def _default(attribute: Any) -> bytes:
+    return bytes(attribute.default_value.SerializeToString())

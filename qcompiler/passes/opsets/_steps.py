@@ -1,0 +1,50 @@
+"""One node through the rows of the table, from one opset to another."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import onnx_graphsurgeon as gs
+
+from qcompiler.errors import ModelError
+from qcompiler.passes.opsets import _schemas
+from qcompiler.passes.opsets._place import CannotRaiseError, Place
+from qcompiler.passes.opsets._table import OLDEST, TABLE
+
+
+def raised(node: gs.Node, old: int, new: int, place: Place) -> list[gs.Node]:
+    """The nodes that stand for a node of opset `old` in opset `new`, in order; its graph's list is left to the caller.
+
+    Raises:
+        ModelError: the new opset has no word for it.
+    """
+    first = next((opset for opset in _stops(node.op) if old < opset <= new), None)
+    if first is None:
+        _refuse_unknown(node, old, new)
+        return [node]
+    how = TABLE.get((node.op, first))
+    if how is None and not _schemas.says_the_same(node, old, first):
+        raise _refused(node, old, new, f"opset {first} changed it")
+    try:
+        made = [node] if how is None else how(node, place)
+    except CannotRaiseError as why:
+        raise _refused(node, old, new, str(why)) from why
+    return [last for one in made for last in raised(one, first, new, place)]
+
+
+@cache
+def _stops(op: str) -> tuple[int, ...]:
+    """The opsets with a row for an operator, and those that changed its signature."""
+    return tuple(sorted({*_schemas.changes(op), *(opset for name, opset in TABLE if name == op)}))
+
+
+def _refuse_unknown(node: gs.Node, old: int, new: int) -> None:
+    if old >= OLDEST and _schemas.versions(node.op) and _schemas.schema(node.op, old) is None:
+        raise _refused(node, old, new, f"opset {old} has no such operator")
+
+
+def _refused(node: gs.Node, old: int, new: int, why: str) -> ModelError:
+    return ModelError(
+        f"node '{node.name}' ({node.op}) cannot be taken from opset {old} to {new}, which the target needs: {why}. "
+        f"Export the model again with opset {new}, or with one between."
+    )

@@ -1,0 +1,69 @@
+"""The graph is rewritten in the terms of a newer opset, node by node, as the rows of `table` say.
+
+    Squeeze{axes=[1]}(x)   ⇒  Squeeze(x, [1])                                  from opset 13
+    Softmax{axis=1}(x)     ⇒  Reshape(Softmax{axis=-1}(Flatten{axis=1}(x)))    from opset 13, where rank(x) > 2
+
+Nested graphs are rewritten like the main one; weights are never copied; foreign domains and names stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_graphsurgeon as gs
+
+from qcompiler.ir.edit import set_opset
+from qcompiler.ir.graph import graphs, is_standard
+from qcompiler.ir.names import Names
+from qcompiler.passes.base import Changed, Fact, Note, Pass, Skipped
+from qcompiler.passes.opsets import _runs
+from qcompiler.passes.opsets._place import Place
+from qcompiler.passes.opsets._steps import raised
+
+
+@dataclass(frozen=True)
+class RaiseOpset(Pass):
+    """Raise the model to an ONNX opset, as far as ONNX Runtime has kernels; a newer one stays as it is.
+
+    ONNX Runtime runs the model for every measurement, and it lacks the newest version of some operators. So the opset
+    is the highest one, up to that which is asked for, in which it has a kernel for all that it runs now.
+
+    Raises:
+        ModelError: the new opset has no word for what a node does; the message names the node.
+    """
+
+    opset: int = 21
+
+    requires: ClassVar[frozenset[Fact]] = frozenset({Fact.NAMED})
+    breaks: ClassVar[frozenset[Fact]] = frozenset({Fact.FOLDED})
+
+    def rewrite(self, graph: gs.Graph) -> Iterator[Note]:
+        """Yields a note per node that had to be written differently, and one for the number."""
+        old = int(graph.opset)
+        if old >= self.opset:
+            return
+        new, why = _runs.highest(graph, old, self.opset)
+        if new == old:
+            yield Skipped(graph.name, f"opset {old} stays: {why}")
+            return
+        names = Names(graph)
+        for inner in list(graphs(graph)):
+            yield from _rewritten(Place(inner, names), old, new)
+        set_opset(graph, new)
+        yield Changed(graph.name, f"opset {old} raised to {new}" + (f": {why}" if why else ""))
+
+
+def _rewritten(place: Place, old: int, new: int) -> Iterator[Note]:
+    nodes: list[gs.Node] = []
+    for node in list(place.graph.nodes):
+        if not is_standard(node):
+            nodes.append(node)
+            continue
+        op, before = node.op, (dict(node.attrs), len(node.inputs))
+        made = raised(node, old, new, place)
+        nodes += made
+        if made != [node] or node.op != op or (dict(node.attrs), len(node.inputs)) != before:
+            yield Changed(node.name, f"{op} is now {' → '.join(one.op for one in made)}")
+    place.graph.nodes[:] = nodes

@@ -1,0 +1,1 @@
+"""Nodes of old opsets, for the differential test."""
