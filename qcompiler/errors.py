@@ -50,15 +50,26 @@ class PipelineError(UsageError):
 
 
 class ModelError(QCompilerError):
-    """The model file or graph cannot be used; the message names the file, node or initializer."""
+    """The model file or graph cannot be used; the message names the file, node or initializer.
+
+    Attributes:
+        fed: what a graph was run on when this happened, by input; empty where it could not even be opened, None where
+            nothing was run.
+    """
 
     exit_code = 3
+    fed: Mapping[str, Any] | None = None
 
 
 class DataError(QCompilerError):
-    """The data does not fit the model; the message names the sample and the input."""
+    """The data does not fit the model; the message names the sample and the input.
+
+    Attributes:
+        fed: as of `ModelError`.
+    """
 
     exit_code = 4
+    fed: Mapping[str, Any] | None = None
 
 
 class AccuracyError(QCompilerError):

@@ -21,9 +21,11 @@ from types import MappingProxyType
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
 
 from qcompiler.compiler.content import digest
+from qcompiler.compiler.subject import Subject
 from qcompiler.errors import EquivalenceError
 from qcompiler.passes.base import Report
 from qcompiler.support.progress import Progress, silent
+from qcompiler.verification.blame import blaming
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -158,10 +160,13 @@ class Compilation:
         return value
 
     def _made(self, one: Stage[P, T], *inputs: P.args, **options: P.kwargs) -> Done[T]:
+        """Runs a stage; a graph that fails although the model itself runs is never told as a fault of the data."""
         told = len(self.warnings)
         outer, self._running = self._running, one.name
+        subject = next((given for given in (*inputs, *options.values()) if isinstance(given, Subject)), None)
         try:
-            done = one.function(self, *inputs, **options)
+            with blaming(f"stage '{one.name}'", None if subject is None else subject.reference):
+                done = one.function(self, *inputs, **options)
         finally:
             self._running = outer
         return Done(done.value, MappingProxyType(dict(done.record)), done.passes, tuple(self.warnings[told:]))

@@ -32,6 +32,7 @@ from qcompiler.passes.legalize.mend_quantized import MendQuantized
 from qcompiler.passes.legalize.open_stored import OpenStored
 from qcompiler.passes.legalize.release_quantizers import ReleaseQuantizers
 from qcompiler.passes.opsets.raise_opset import RaiseOpset
+from qcompiler.passes.opsets.spell_axes import SpellAxes
 from qcompiler.passes.qfep.bake_prefix import BakePrefix
 from qcompiler.passes.quantize.dynamic_quant import DynamicQuant
 from qcompiler.passes.quantize.flatten_rows import FlattenRows
@@ -52,6 +53,7 @@ ALL: tuple[type[Pass], ...] = (
     InferShapes,
     RaiseOpset,
     UnpackSequences,
+    SpellAxes,
     FoldConstants,
     ConvertQoperator,
     MendQuantized,
@@ -121,6 +123,7 @@ __all__ = [
     "RaiseOpset",
     "ReleaseQuantizers",
     "SmoothQuant",
+    "SpellAxes",
     "SplitSkipNorm",
     "StoreTables",
     "UnpackSequences",

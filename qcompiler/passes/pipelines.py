@@ -31,6 +31,7 @@ from qcompiler.passes.legalize.legalize import Legalize
 from qcompiler.passes.legalize.mend_quantized import MendQuantized
 from qcompiler.passes.legalize.release_quantizers import ReleaseQuantizers
 from qcompiler.passes.opsets.raise_opset import RaiseOpset
+from qcompiler.passes.opsets.spell_axes import SpellAxes
 from qcompiler.passes.quantize.dynamic_quant import RULE, DynamicQuant
 from qcompiler.passes.quantize.flatten_rows import FlattenRows
 from qcompiler.passes.quantize.insert_qdq import InsertQDQ
@@ -57,6 +58,7 @@ def clean_up(target: Target, *, equalize: bool = False) -> Pipeline:
         InferShapes(),  # before all that asks for a rank or a type
         RaiseOpset(target.opset),  # before folding, because the new spelling computes shapes that can be folded
         UnpackSequences(),  # PyTorch writes chunks and lists of tensors so
+        SpellAxes(),
         FoldConstants(),
         *_for_quantized(target),  # what they leave float is then cleaned up as such
         FoldIfs(),  # PyTorch asks for ranks and sizes that are known

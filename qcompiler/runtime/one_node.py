@@ -85,9 +85,9 @@ def lacks_kernel(proto: onnx.ModelProto) -> bool:
     It is asked by making a session. What it refuses for another reason it may well run inside of a model.
     """
     try:
-        Session((proto, {}), quick=True, threads=1, draw=None)
+        Session((proto, {}), quick=True, threads=1, draw=None, older=False)
     except ModelError as error:
-        return _NO_KERNEL in str(error)
+        return _NO_KERNEL in str(error.__cause__)
     return False
 
 

@@ -14,7 +14,7 @@ import onnx_graphsurgeon as gs
 from qcompiler.errors import DataError, ModelError
 from qcompiler.ir import graph as graphs
 from qcompiler.ir import model as models
-from qcompiler.runtime import fp8, randomness
+from qcompiler.runtime import fp8, randomness, schemas
 from qcompiler.runtime.memory import pool, release_pages, take_from_pool
 from qcompiler.support.machine import available_processors
 
@@ -34,6 +34,8 @@ _DTYPES: dict[str, str] = {
     **{f"tensor({name})": name for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")},
 }
 _UNKNOWN = re.compile(r"([\w.]*):(\w+)\(-?\d+\) is not a registered function/op")
+_NO_KERNEL = re.compile(r"Could not find an implementation for (\w+)\((\d+)\) node with name '([^']*)'")
+_OLDEST = 7  # ONNX Runtime promises nothing for older opsets
 _MISFITS = ("Required inputs", "Invalid Feed", "INVALID_ARGUMENT", "Got invalid dimensions")
 
 
@@ -53,6 +55,8 @@ class Session:
             keeps its own otherwise, as long as it lives. `return_freed_memory` gives it back.
         draw: which numbers random operators give, the same in every run (see `randomness`); None leaves them random.
         profile: the beginning of the name of a file that lists every node that runs; None for no such file.
+        older: where ONNX Runtime lacks the newest version of an operator, run the model in an older opset, if that says
+            the same.
 
     Raises:
         ModelError: ONNX Runtime refuses the model; the message has its reason.
@@ -69,6 +73,7 @@ class Session:
         pooled: bool = False,
         draw: int | None = 0,
         profile: Path | None = None,
+        older: bool = True,
     ) -> None:
         import onnxruntime as ort
 
@@ -93,13 +98,11 @@ class Session:
         try:
             self._session = _open(content, options)
         except Exception as error:  # ONNX Runtime raises a class of its own for each kind of failure
-            unknown = _UNKNOWN.search(str(error))
-            if unknown:
-                raise _unknown_operator(source, *unknown.groups()) from error
-            raise ModelError(
-                f"ONNX Runtime refuses {self._label}: {reason(error)}. Check the model with onnx.checker, or simplify "
-                "the part that is named."
-            ) from error
+            self._session = self._in_older(error, content, options, draw) if older else None
+            if self._session is None:
+                refused = _refused(error, source, self._label)
+                refused.fed = {}
+                raise refused from error
         release_pages(self._lent)
         found = [value.name for value in self._session.get_outputs()]
         self.outputs: list[str] = list(outputs) if outputs is not None else found
@@ -131,6 +134,21 @@ class Session:
         content: bytes = proto.SerializeToString()
         return content, fp8.in_proto(proto)
 
+    def _in_older(self, error: Exception, content: str | bytes | None, options: Any, draw: int | None) -> Any:
+        """A session over the model in an older opset that has kernels for it and says the same; None without one."""
+        lacking = _NO_KERNEL.search(str(error))
+        if lacking is not None and isinstance(content, str):
+            content, _ = self._content(models.load(content), None, draw, options)
+        while lacking is not None and isinstance(content, bytes):
+            content = _in_last_opset_before(content, int(lacking[2]))
+            if content is None:
+                return None
+            try:
+                return _open(content, options)
+            except Exception as again:  # see above
+                lacking = _NO_KERNEL.search(str(again))
+        return None
+
     @property
     def inputs(self) -> dict[str, tuple[np.dtype[Any] | None, Shape]]:
         """dtype and shape of each input; dtype None where the input is no tensor or its type is not numpy's."""
@@ -149,11 +167,15 @@ class Session:
             text = reason(error)
             if any(sign in f"{error} {text}" for sign in _MISFITS):
                 shapes = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in feeds.items())
-                raise DataError(
+                misfit = DataError(
                     f"ONNX Runtime cannot run {self._label} on the feed ({shapes}): {text}. "
                     "Give each input the dtype and shape that `qcompiler inspect` lists."
-                ) from error
-            raise ModelError(f"ONNX Runtime failed while running {self._label}: {text}.") from error
+                )
+                misfit.fed = feeds
+                raise misfit from error
+            failed = ModelError(f"ONNX Runtime failed while running {self._label}: {text}.")
+            failed.fed = feeds
+            raise failed from error
         return dict(zip(self.outputs, values, strict=True))
 
     def profile(self) -> Path:
@@ -183,6 +205,38 @@ def _open(content: str | bytes, options: Any) -> Any:
             raise
     options.add_session_config_entry("session.qdqisint8allowed", "1")
     return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def _in_last_opset_before(content: bytes, since: int) -> bytes | None:
+    """The model in the last opset before that which brought an operator; None where that cannot say the same."""
+    proto = onnx.ModelProto.FromString(content)
+    if since <= _OLDEST or schemas.unsaid(proto, since - 1) is not None:
+        return None
+    for one in proto.opset_import:
+        if one.domain in schemas.STANDARD:
+            one.version = since - 1
+    older: bytes = proto.SerializeToString()
+    return older
+
+
+def _refused(error: Exception, source: Source, label: str) -> ModelError:
+    """Why there is no session, with what helps."""
+    unknown = _UNKNOWN.search(str(error))
+    if unknown:
+        return _unknown_operator(source, *unknown.groups())
+    lacking = _NO_KERNEL.search(str(error))
+    if lacking is None:
+        return ModelError(
+            f"ONNX Runtime refuses {label}: {reason(error)}. Check the model with onnx.checker, or simplify the part "
+            "that is named."
+        )
+    op, since, node = lacking.groups()
+    return ModelError(
+        f"ONNX Runtime has no kernel for node '{node}' ({op} of opset {since}) of {label} in its types: the model "
+        "cannot be run over data, so nothing can be measured or compared. Export the model with "
+        + (f"an opset below {since}" if int(since) > _OLDEST else f"opset {_OLDEST} or newer")
+        + ", or with that part in other operators or types."
+    )
 
 
 def _unknown_operator(source: Source, domain: str, op: str) -> ModelError:

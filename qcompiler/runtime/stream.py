@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from qcompiler.errors import DataError, ModelError
 from qcompiler.ir import graph as graphs
 from qcompiler.ir import model as models
 from qcompiler.ir.signature import Feeds, Inputs
@@ -188,7 +189,11 @@ class Stream:
         left = [set(segment.reads) for segment, _ in self._pieces]
         held: Feeds = {}
         for at, (segment, session) in enumerate(self._pieces):
-            found = session.run({name: value for name, value in {**feed, **held}.items() if name in segment.reads})
+            try:
+                found = session.run({name: value for name, value in {**feed, **held}.items() if name in segment.reads})
+            except (DataError, ModelError) as error:
+                error.fed = feed  # of the model, not of the segment
+                raise
             needed = set().union(*left[at + 1 :])
             held = {name: value for name, value in {**held, **found}.items() if name in needed}
             values = {**given, **{name: found[name] for name in segment.tensors}}

@@ -26,6 +26,7 @@ from qcompiler.judge.views import Role, Views, find_views, tensors_of
 from qcompiler.numerics.sqnr import cosine, sqnr_db
 from qcompiler.runtime.finite import flat
 from qcompiler.runtime.randomness import random_nodes
+from qcompiler.runtime.session import reason
 from qcompiler.support.as_json import plain
 from qcompiler.support.suggest import did_you_mean
 from qcompiler.verification import emulation
@@ -297,6 +298,8 @@ class _Pair:
         advance: Callable[[], None] | None,
     ) -> None:
         self.views, self._advance = views, advance
+        file = candidate.source.name if isinstance(candidate, models.Model) and candidate.source else ""
+        self._name = f"'{file}'" if file else "the quantized model"
         self.outputs = [output.name for output in reference.graph.outputs]
         inner = [name for name in tensors_of(views) if name not in self.outputs]
         written = _written(candidate) if isinstance(candidate, models.Model) else frozenset[str]()
@@ -314,7 +317,7 @@ class _Pair:
         count = 0
         for feed in feeds:
             draw = count % len(self._float)
-            expected, got = self._float[draw](feed), self._quantized[draw](feed)
+            expected, got = self._float[draw](feed), self._run_quantized(draw, feed)
             _same_outputs(self.outputs, list(got))
             figures.add(feed, expected, got)
             padding = Padding(feed)
@@ -324,6 +327,20 @@ class _Pair:
             if self._advance is not None:
                 self._advance()
         return count
+
+    def _run_quantized(self, draw: int, feed: Feeds) -> Mapping[str, Any]:
+        """Behind the float model, which took the feed: whatever fails here is not the data's fault."""
+        try:
+            return self._quantized[draw](feed)
+        except (DataError, ModelError) as error:
+            if error.fed is None:
+                raise
+            refused = ModelError(
+                f"{self._name} does not run on a feed that the float model takes: {reason(error.__cause__ or error)}. "
+                "Make it again, or compare what runs."
+            )
+            refused.fed = feed
+            raise refused from error
 
     def worst(self, feeds: Iterable[Feeds]) -> float | None:
         """SQNR in dB of the worst view on some samples; None where none has a figure."""

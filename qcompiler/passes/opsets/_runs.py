@@ -12,11 +12,13 @@ import onnx_graphsurgeon as gs
 from qcompiler.ir.edit import set_opset
 from qcompiler.ir.from_proto import graph_from_proto
 from qcompiler.ir.graph import dtype_of, is_standard, subgraphs, walk
+from qcompiler.ir.model import to_proto
 from qcompiler.ir.names import Names
 from qcompiler.ir.weights import Weights
-from qcompiler.passes.opsets import _schemas
 from qcompiler.passes.opsets._place import Place
 from qcompiler.passes.opsets._steps import raised
+from qcompiler.passes.opsets._table import OLDEST
+from qcompiler.runtime import schemas
 from qcompiler.runtime.one_node import alone, lacks_kernel, small_constants, with_weights
 
 
@@ -37,15 +39,31 @@ def highest(graph: gs.Graph, old: int, wanted: int) -> tuple[int, str]:
     opset, why = wanted, ""
     for node in kinds(graph):
         while opset > old and _lost(node, old, opset):
-            found = _schemas.schema(node.op, opset)
+            found = schemas.schema(node.op, opset)
             why = f"ONNX Runtime has no kernel for {node.op} ('{node.name}') of opset {opset}"
             opset = max(old, min(opset, int(found.since_version)) - 1)
     return opset, why
 
 
+def runnable(graph: gs.Graph, opset: int) -> tuple[int, str]:
+    """The last opset up to this one in which ONNX Runtime has kernels for all nodes, and why not this one.
+
+    It is this one where no older one says the same: then ONNX Runtime tells what it lacks when the model is opened.
+    """
+    proto, _ = to_proto(graph)
+    found, why = opset, ""
+    for node in kinds(graph):
+        while (known := schemas.schema(node.op, found)) is not None and lacks(node, found):
+            why = f"ONNX Runtime has no kernel for {node.op} ('{node.name}') of opset {known.since_version}"
+            found = int(known.since_version) - 1
+            if found < OLDEST or schemas.unsaid(proto, found) is not None:
+                return opset, ""
+    return found, why
+
+
 def _lost(node: gs.Node, old: int, new: int) -> bool:
     """Whether ONNX Runtime runs a node in the old opset and has no kernel for what becomes of it in the new one."""
-    before, after = _schemas.schema(node.op, old), _schemas.schema(node.op, new)
+    before, after = schemas.schema(node.op, old), schemas.schema(node.op, new)
     if before is None or after is None or before.since_version == after.since_version:
         return False
     return lacks_kernel(_raised(node, old, new)) and not lacks(node, old)
@@ -54,7 +72,7 @@ def _lost(node: gs.Node, old: int, new: int) -> bool:
 def _raised(node: gs.Node, old: int, new: int) -> onnx.ModelProto:
     """A model of what becomes of a node."""
     proto = _alone(node, old)
-    if _schemas.same_signature(node, old, new):
+    if schemas.same_signature(node, old, new):
         proto.opset_import[0].version = new
         return proto
     graph = graph_from_proto(proto, Weights(Path(node.name), np.empty(0, np.uint8)))

@@ -7,9 +7,9 @@ from functools import cache
 import onnx_graphsurgeon as gs
 
 from qcompiler.errors import ModelError
-from qcompiler.passes.opsets import _schemas
 from qcompiler.passes.opsets._place import CannotRaiseError, Place
 from qcompiler.passes.opsets._table import OLDEST, TABLE
+from qcompiler.runtime import schemas
 
 
 def raised(node: gs.Node, old: int, new: int, place: Place) -> list[gs.Node]:
@@ -23,10 +23,10 @@ def raised(node: gs.Node, old: int, new: int, place: Place) -> list[gs.Node]:
         _refuse_unknown(node, old, new)
         return [node]
     how = TABLE.get((node.op, first))
-    if how is None and not _schemas.says_the_same(node, old, first):
+    if how is None:
         raise _refused(node, old, new, f"opset {first} changed it")
     try:
-        made = [node] if how is None else how(node, place)
+        made = how(node, place)
     except CannotRaiseError as why:
         raise _refused(node, old, new, str(why)) from why
     return [last for one in made for last in raised(one, first, new, place)]
@@ -35,11 +35,11 @@ def raised(node: gs.Node, old: int, new: int, place: Place) -> list[gs.Node]:
 @cache
 def _stops(op: str) -> tuple[int, ...]:
     """The opsets with a row for an operator, and those that changed its signature."""
-    return tuple(sorted({*_schemas.changes(op), *(opset for name, opset in TABLE if name == op)}))
+    return tuple(sorted({*schemas.changes(op), *(opset for name, opset in TABLE if name == op)}))
 
 
 def _refuse_unknown(node: gs.Node, old: int, new: int) -> None:
-    if old >= OLDEST and _schemas.versions(node.op) and _schemas.schema(node.op, old) is None:
+    if old >= OLDEST and schemas.versions(node.op) and schemas.schema(node.op, old) is None:
         raise _refused(node, old, new, f"opset {old} has no such operator")
 
 

@@ -15,12 +15,13 @@ from typing import ClassVar
 import onnx_graphsurgeon as gs
 
 from qcompiler.ir.edit import set_opset
-from qcompiler.ir.graph import graphs, is_standard
+from qcompiler.ir.graph import dtype_of, graphs, is_standard, walk
 from qcompiler.ir.names import Names
 from qcompiler.passes.base import Changed, Fact, Note, Pass, Skipped
 from qcompiler.passes.opsets import _runs
 from qcompiler.passes.opsets._place import Place
 from qcompiler.passes.opsets._steps import raised
+from qcompiler.runtime import shapes
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class RaiseOpset(Pass):
     """Raise the model to an ONNX opset, as far as ONNX Runtime has kernels; a newer one stays as it is.
 
     ONNX Runtime runs the model for every measurement, and it lacks the newest version of some operators. So the opset
-    is the highest one, up to that which is asked for, in which it has a kernel for all that it runs now.
+    is the highest one, up to that which is asked for, in which it has a kernel for all that it runs now. A model of an
+    opset in which it lacks one is lowered to the last one that it runs, if that says the same.
 
     Raises:
         ModelError: the new opset has no word for what a node does; the message names the node.
@@ -42,12 +44,19 @@ class RaiseOpset(Pass):
     def rewrite(self, graph: gs.Graph) -> Iterator[Note]:
         """Yields a note per node that had to be written differently, and one for the number."""
         old = int(graph.opset)
+        runs, why = _runs.runnable(graph, old)
+        if runs < old:
+            set_opset(graph, runs)
+            yield Changed(graph.name, f"opset {old} lowered to {runs}: {why}")
+            return
         if old >= self.opset:
             return
         new, why = _runs.highest(graph, old, self.opset)
         if new == old:
             yield Skipped(graph.name, f"opset {old} stays: {why}")
             return
+        if any(dtype_of(tensor) is None for node in walk(graph) for tensor in node.inputs if tensor.name):
+            shapes.infer(graph)  # attributes that become inputs have the type of the data
         names = Names(graph)
         for inner in list(graphs(graph)):
             yield from _rewritten(Place(inner, names), old, new)

@@ -38,6 +38,7 @@ from qcompiler.support.progress import Progress, silent
 from qcompiler.target import DType, Target
 from qcompiler.tools.sensitivity.formats import DEFAULT, parse
 from qcompiler.tools.sensitivity.layer_study import Noise, Study
+from qcompiler.verification.blame import blaming
 
 FEW: Final = 4  # samples that layers are measured on at most
 ENOUGH: Final = 8_000_000  # activation elements that are as good as more samples
@@ -206,7 +207,7 @@ def sensitivity(
     name = loaded.source.name if loaded.source else "the model"
     _require(layers, name, target)
     groups = layers.by_activation
-    with progress.stage("observe", recipe.samples) as stage:
+    with blaming("sensitivity", loaded), progress.stage("observe", recipe.samples) as stage:
         axes = find_batch.find(normal.graph, source, inputs, recipe.batch_axis or {})
         parts = deal(source.along(axes))
         channels = {tensor: 1 if members[0].op.startswith("Conv") else -1 for tensor, members in groups.items()}
@@ -234,7 +235,7 @@ def sensitivity(
     _require(layers, name, target)
     groups = layers.by_activation
     few = observed.choosing[: _enough(sizes, groups, len(observed.choosing))]
-    with progress.stage("study", len(groups)) as stage:
+    with blaming("sensitivity", loaded), progress.stage("study", len(groups)) as stage:
         study = Study(normal, groups, observed.histograms, few, per_channel=recipe.weight_granularity == "channel")
         noise = dict(study.run(chosen, stage.advance))
     macs = count_macs(normal.graph, observed.kept[0], sizes)

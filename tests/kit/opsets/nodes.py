@@ -2,125 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-Array = np.ndarray[Any, Any]
-
-
-class Held:
-    """An input that is an initializer of the model."""
-
-    def __init__(self, values: Any, dtype: Any = None) -> None:
-        self.values: NDArray[Any] = np.asarray(values, dtype)
-
-
-@dataclass(frozen=True)
-class Node:
-    """A node and what it is run on.
-
-    Attributes:
-        op: operator.
-        attrs: attributes.
-        inputs: arrays that are fed, `Held` ones, None for omitted ones.
-        outputs: whether each is read.
-        least: the oldest opset that it is a node of, where its schema does not tell.
-        most: the newest one.
-    """
-
-    op: str
-    attrs: dict[str, Any]
-    inputs: tuple[Any, ...]
-    outputs: Sequence[bool] = (True,)
-    least: int = 7
-    most: int = 99
-
-    def fits(self, opset: int) -> bool:
-        """Whether it is a node of this opset."""
-        try:
-            schema = onnx.defs.get_schema(self.op, max_inclusive_version=opset)
-        except onnx.defs.SchemaError:
-            return False
-        gone = (
-            schema.deprecated and self.op != "GroupNormalization"
-        )  # whose old form runs, though nobody should write it
-        if gone or not self.least <= opset <= self.most or any(name not in schema.attributes for name in self.attrs):
-            return False
-        if any(one.required and name not in self.attrs for name, one in schema.attributes.items()):
-            return False
-        if not schema.min_input <= len(self.inputs) <= schema.max_input or len(self.outputs) > schema.max_output:
-            return False
-        return all(_takes(schema, index, value) for index, value in enumerate(self.inputs))
-
-    def model(self, opset: int) -> onnx.ModelProto:
-        """The node as a model of an opset."""
-        names = [f"i{index}" if value is not None else "" for index, value in enumerate(self.inputs)]
-        held = [
-            numpy_helper.from_array(value.values, name)
-            for name, value in zip(names, self.inputs, strict=True)
-            if isinstance(value, Held)
-        ]
-        fed = [
-            helper.make_tensor_value_info(
-                name, helper.np_dtype_to_tensor_dtype(value.dtype), [None, *value.shape[1:]] if value.ndim else []
-            )
-            for name, value in self.fed().items()
-        ]
-        outputs = [f"o{index}" if read else "" for index, read in enumerate(self.outputs)]
-        node = helper.make_node(self.op, names, outputs, name="node", **self.attrs)
-        graph = helper.make_graph([node], "g", fed, [onnx.ValueInfoProto(name=name) for name in outputs if name], held)
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
-
-    def fed(self) -> dict[str, Array]:
-        """What it is run on."""
-        return {
-            f"i{index}": value
-            for index, value in enumerate(self.inputs)
-            if value is not None and not isinstance(value, Held)
-        }
-
-    def __str__(self) -> str:
-        shapes = [
-            "_" if one is None else "x".join(map(str, np.shape(one.values if isinstance(one, Held) else one)))
-            for one in self.inputs
-        ]
-        said = ",".join(
-            f"{name}={value}" for name, value in self.attrs.items() if not hasattr(value, "SerializeToString")
-        )
-        return f"{self.op}({' '.join(shapes)}){said}".replace(" ", "_")
-
-
-def _takes(schema: Any, index: int, value: Any) -> bool:
-    formal = schema.inputs[min(index, len(schema.inputs) - 1)]
-    if value is None:
-        return bool(formal.option != onnx.defs.OpSchema.FormalParameterOption.Single)
-    dtype = value.values.dtype if isinstance(value, Held) else value.dtype
-    name = TensorProto.DataType.Name(helper.np_dtype_to_tensor_dtype(dtype)).lower()
-    return f"tensor({name})" in formal.types
-
-
-def real(*shape: int, seed: int = 0, dtype: Any = np.float32, scale: float = 1.0) -> Array:
-    """Normal numbers."""
-    return np.asarray(np.random.default_rng(seed).normal(0, scale, shape), dtype)
-
-
-def whole(*shape: int, least: int = -4, most: int = 5, dtype: Any = np.int64, seed: int = 0) -> Array:
-    """Integers."""
-    return np.random.default_rng(seed).integers(least, most, shape).astype(dtype)
-
-
-def axis(*values: int) -> Held:
-    """A held list of int64."""
-    return Held(values, np.int64)
-
+from tests.kit.opsets.bodies import drawn, with_bodies
+from tests.kit.opsets.node import Held, Node, axis, real, whole
 
 X = real(2, 3, 4)
 IMAGE = real(2, 4, 8, 6)
@@ -139,8 +28,8 @@ def nodes() -> Iterator[Node]:
     yield from _recurrent()
     yield from _quantized()
     yield from _others()
-    yield from _drawn()
-    yield from _with_bodies()
+    yield from drawn()
+    yield from with_bodies()
 
 
 def _elementwise() -> Iterator[Node]:
@@ -379,13 +268,9 @@ def _resizes() -> Iterator[Node]:
                     attrs = {"coordinate_transformation_mode": rule, "mode": "linear"}
                     yield Node("Resize", attrs, (x, roi, Held(scales, np.float32)))
     x, to = real(1, 2, 4, 5), axis(1, 2, 7, 9)
-    for attrs in (
-        {},
-        {"mode": "linear"},
-        {"mode": "cubic"},
-        {"mode": "cubic", "cubic_coeff_a": -0.5, "exclude_outside": 1},
-    ):
-        yield Node("Resize", attrs, (x, Held(np.empty(0, np.float32)), Held(np.empty(0, np.float32)), to))
+    sharper: dict[str, Any] = {"mode": "cubic", "cubic_coeff_a": -0.5, "exclude_outside": 1}
+    for sized in ({}, {"mode": "linear"}, {"mode": "cubic"}, sharper):
+        yield Node("Resize", sized, (x, Held(np.empty(0, np.float32)), Held(np.empty(0, np.float32)), to))
     cropped: dict[str, Any] = {
         "coordinate_transformation_mode": "tf_crop_and_resize",
         "extrapolation_value": 0.5,
@@ -464,69 +349,3 @@ def _others() -> Iterator[Node]:
     yield Node("NegativeLogLikelihoodLoss", {"reduction": "none"}, (log, labels, Held(np.abs(real(3)))))
     yield Node("SoftmaxCrossEntropyLoss", {}, (scores, labels))
     yield Node("SoftmaxCrossEntropyLoss", {"reduction": "sum"}, (scores, labels))
-
-
-def _drawn() -> Iterator[Node]:
-    """What is drawn is held fixed by whoever runs them."""
-    yield Node("Bernoulli", {}, (np.abs(np.tanh(X)),))
-    yield Node("Multinomial", {"sample_size": 5}, (real(2, 3),))
-    for op in ("RandomNormal", "RandomUniform"):
-        yield Node(op, {"shape": [2, 3]}, ())
-        yield Node(f"{op}Like", {}, (X,))
-
-
-def _with_bodies() -> Iterator[Node]:
-    """Their bodies hold operators that changed: Softmax over two axes, Squeeze with an attribute."""
-    flag = np.array(True)
-    yield Node("If", {"then_branch": _graph("s", "softmax"), "else_branch": _graph("e", "softmax")}, (flag,), most=12)
-    yield Node("If", {"then_branch": _graph("s", "mean"), "else_branch": _graph("e", "mean")}, (flag,), most=17)
-    yield Node("If", {"then_branch": _graph("s", "relu"), "else_branch": _graph("e", "relu")}, (flag,))
-    for kind, most in (("softmax", 12), ("mean", 17), ("relu", 99)):
-        count, state = Held(3, np.int64), real(2, 3, 4)
-        yield Node("Loop", {"body": _loop(kind)}, (count, Held(True), state), (True, True), most=most)
-        scan = {"body": _scan(kind), "num_scan_inputs": 1}
-        yield Node("Scan", scan, (real(3, 4), real(5, 3, 4, seed=1)), (True, True), least=9, most=most)
-    old = {"body": _scan("softmax"), "num_scan_inputs": 1}
-    given = (None, real(2, 3, 4), real(2, 5, 3, 4, seed=1))
-    yield Node("Scan", old, given, (True, True), most=8)
-    yield Node("Scan", {**old, "directions": [1]}, given, (True, True), most=8)
-
-
-_KINDS: dict[str, tuple[str, dict[str, Any]]] = {
-    "softmax": ("Softmax", {"axis": 0}),
-    "mean": ("ReduceMean", {"axes": [1]}),
-    "relu": ("Relu", {}),
-}
-
-
-def _one(kind: str, read: str, name: str) -> onnx.NodeProto:
-    op, attrs = _KINDS[kind]
-    return helper.make_node(op, [read], [name], name=f"{name}_node", **attrs)
-
-
-def _graph(prefix: str, kind: str) -> onnx.GraphProto:
-    held = numpy_helper.from_array(X, f"{prefix}_x")
-    out = onnx.ValueInfoProto(name=f"{prefix}_y")
-    out.type.tensor_type.elem_type = TensorProto.FLOAT
-    return helper.make_graph([_one(kind, held.name, out.name)], prefix, [], [out], [held])
-
-
-def _value(name: str, dtype: int, shape: Sequence[int] | None = None) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, dtype, shape)
-
-
-def _loop(kind: str) -> onnx.GraphProto:
-    inputs = [_value("at", TensorProto.INT64, []), _value("on", TensorProto.BOOL, []), _value("h", 1, [2, 3, 4])]
-    body = [helper.make_node("Identity", ["on"], ["on_too"]), _one(kind, "h", "made")]
-    body.append(helper.make_node("Add", ["h", "made"], ["next"]))
-    outputs = [_value("on_too", TensorProto.BOOL, []), _value("next", 1, [2, 3, 4]), _value("made", 1)]
-    return helper.make_graph(body, "body", inputs, outputs)
-
-
-def _scan(kind: str) -> onnx.GraphProto:
-    body = [_one(kind, "part", "made"), helper.make_node("Add", ["h", "made"], ["next"])]
-    inputs, outputs = (
-        [_value("h", 1, [3, 4]), _value("part", 1, [3, 4])],
-        [_value("next", 1, [3, 4]), _value("made", 1)],
-    )
-    return helper.make_graph(body, "body", inputs, outputs)

@@ -8,11 +8,12 @@ import numpy as np
 import onnx
 import pytest
 
-from qcompiler.passes.opsets._schemas import versions
 from qcompiler.passes.opsets._table import NEWEST
 from qcompiler.passes.opsets.raise_opset import RaiseOpset
+from qcompiler.runtime.schemas import versions
 from qcompiler.runtime.session import Session
-from tests.kit.opsets.nodes import Node, nodes
+from tests.kit.opsets.node import Node
+from tests.kit.opsets.nodes import nodes
 from tests.kit.rewrite import to_graph
 
 NODES = list(nodes())

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any
 
 import onnx
 import onnx_graphsurgeon as gs
+from onnx import AttributeProto, ModelProto, NodeProto
 
 Signature = tuple[object, ...]
+STANDARD = ("", "ai.onnx")
 
 
 def schema(op: str, opset: int) -> Any:
@@ -61,28 +64,48 @@ def same_signature(node: gs.Node, old: int, new: int) -> bool:
     return before.since_version == after.since_version or signature(before) == signature(after)
 
 
-def says_the_same(node: gs.Node, old: int, new: int) -> bool:
+def says_the_same(node: NodeProto, old: int, new: int) -> bool:
     """Whether a node as it stands is a node of the other opset, and means the same there.
 
     That is so where all its attributes, inputs and outputs exist there, and attributes that it leaves out have the same
     default.
     """
-    before, after = schema(node.op, old), schema(node.op, new)
+    before, after = schema(node.op_type, old), schema(node.op_type, new)
     if before is None or after is None or after.deprecated:
         return False
-    if len(node.inputs) > after.max_input or len(node.outputs) > after.max_output:
+    if len(node.input) > after.max_input or len(node.output) > after.max_output:
         return False
-    if any(name not in after.attributes for name in node.attrs):
+    given = {one.name for one in node.attribute}
+    if given - after.attributes.keys():
         return False
-    for name in {*before.attributes, *after.attributes} - node.attrs.keys():
+    for name in {*before.attributes, *after.attributes} - given:
         first, second = before.attributes.get(name), after.attributes.get(name)
         if first is not None and second is not None and _default(first) != _default(second):
             return False
         if second is not None and second.required:
             return False
-    count = max(len(node.inputs), after.min_input)
+    count = max(len(node.input), after.min_input)
     return [one.name for one in before.inputs][:count] == [one.name for one in after.inputs][:count]
 
 
 def _default(attribute: Any) -> bytes:
     return bytes(attribute.default_value.SerializeToString())
+
+
+def unsaid(proto: ModelProto, opset: int) -> NodeProto | None:
+    """The first node, nested graphs included, that an older opset cannot say; None where it says them all."""
+    old = next((one.version for one in proto.opset_import if one.domain in STANDARD), 1)
+    for node in _walk(proto.graph.node):
+        if node.domain not in STANDARD or not versions(node.op_type):
+            continue  # of a function or a plugin
+        if not says_the_same(node, old, opset):
+            return node
+    return None
+
+
+def _walk(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            if attribute.type == AttributeProto.GRAPH:
+                yield from _walk(attribute.g.node)
