@@ -33,21 +33,7 @@ def check(raw: object, inputs: Inputs, where: str) -> Feeds:
         raise DataError(
             f"{where} lacks input {_listed(missing)} of the model; it has {_listed(raw) or 'nothing'}. Add it."
         )
-    found = {name: _check_array(raw[name], *inputs[name], f"{where}: input '{name}'") for name in inputs}
-    _refuse_empty(found, inputs, where)
-    return found
-
-
-def _refuse_empty(feeds: Feeds, inputs: Inputs, where: str) -> None:
-    """Refuses a sample without anything in it. A cache that is still empty, or no edges, are fine beside the rest."""
-    arrays = {name: value for name, value in feeds.items() if isinstance(value, np.ndarray) and value.ndim}
-    front = {name: (inputs[name][1] or (None,))[0] for name in arrays}
-    filled = {front[name] for name, value in arrays.items() if value.shape[0]}
-    for name, value in arrays.items():
-        if not value.shape[0] and (not filled or (front[name] is not None and front[name] in filled)):
-            raise DataError(
-                f"{where}: input '{name}' is empty: its shape is {list(value.shape)}; leave this sample out."
-            )
+    return {name: _check_array(raw[name], *inputs[name], f"{where}: input '{name}'") for name in inputs}
 
 
 def _check_array(value: Any, dtype: np.dtype[Any] | None, shape: Shape, where: str) -> Array:

@@ -35,6 +35,11 @@ class Sight:
         """Whether the data says nothing of what another content would do; False where that is the input's nature."""
         return self.elements > 0 and not self.counts and (self.value is not None or self.same)
 
+    @property
+    def hollow(self) -> bool:
+        """Whether no sample had a single element of it."""
+        return self.samples > 0 and self.same and not self.elements
+
 
 class Sights:
     """Watches samples. It keeps the first of them, and looks no further at an input that has changed."""

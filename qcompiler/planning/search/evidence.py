@@ -202,9 +202,12 @@ def _warnings(
     if missed:
         parts = list(dict.fromkeys(_part(one) for one in missed))
         it = "it" if len(parts) == 1 else "them"
+        hollow = [f"'{name}'" for name, one in sights.items() if one.hollow]
+        was = f"input{'s' * (len(hollow) > 1)} {', '.join(hollow)} {'were' if len(hollow) > 1 else 'was'}"
+        empty = f" ({was} empty in each of them)" if hollow else ""
         yield (
-            f"{_unreached(parts, samples)}: nothing is known of the ranges there, so {_stay(missed)}; give calibration "
-            f"data that reaches {it}"
+            f"{_unreached(parts, samples)}{empty}: nothing is known of the ranges there, so {_stay(missed)}; give "
+            f"calibration data that reaches {it}"
         )
     rare = [one for one in told if by_rule[one.node] == FEW]
     if rare:

@@ -100,6 +100,14 @@ def test_positions_that_are_all_alike_are_no_evidence() -> None:
     assert "'e' had the same values at every position in all 16 calibration samples" in found.refused[0].why
 
 
+def test_inputs_that_were_always_empty_are_named() -> None:
+    hollow = Sight(16, 0, None, same=True)
+    (text,) = weighed(every(b=Histogram()), {"x": MOVES, "side": hollow}).warnings
+    assert text.startswith(
+        "'C' was not reached by any of 16 calibration samples (input 'side' was empty in each of them): nothing is"
+    )
+
+
 def test_too_few_elements_are_told_apart_from_none() -> None:
     few, none = Histogram.of(np.arange(99, dtype=np.float32)), Histogram()
     found = weighed(every(e=few, b=none), {"x": MOVES, "side": MOVES})
