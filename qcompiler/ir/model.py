@@ -76,8 +76,12 @@ def skeleton(path: str | Path) -> ModelProto | None:
     return proto
 
 
-def load(path: str | Path) -> Model:
-    """Reads an ONNX file of opset 7 or newer without copying its weights and without touching it.
+def load(path: str | Path, *, oldest: int = OLDEST_OPSET) -> Model:
+    """Reads an ONNX file without copying its weights and without touching it.
+
+    Args:
+        path: of the file.
+        oldest: opset that the reader knows what to do with.
 
     Raises:
         ModelError: no such file, not an ONNX model, or a malformed one; the message names file, node and tensor.
@@ -85,7 +89,7 @@ def load(path: str | Path) -> Model:
     path = Path(path)
     weights = Weights(path, _content(path))
     proto = _parse(path, weights)
-    _check(path, proto)
+    _check(path, proto, oldest)
     graph = graph_from_proto(proto, weights)
     metadata = {entry.key: entry.value for entry in proto.metadata_props if isinstance(entry.value, str)}
     return Model(graph, metadata, path, proto.ir_version, tuple(weights.files), _defaults(proto))
@@ -257,15 +261,15 @@ def _parse(path: Path, weights: Weights) -> ModelProto:
     return proto
 
 
-def _check(path: Path, proto: ModelProto) -> None:
+def _check(path: Path, proto: ModelProto, oldest: int) -> None:
     if not proto.HasField("graph") or not proto.graph.output:
         raise ModelError(f"'{path}' holds no graph with outputs: it is not an ONNX model, or it computes nothing.")
     opset = max((one.version for one in proto.opset_import if one.domain in ("", "ai.onnx")), default=0)
     newest = onnx.defs.onnx_opset_version()
     only_custom = not opset and proto.opset_import
-    if not only_custom and opset < OLDEST_OPSET:
+    if not only_custom and opset < oldest:
         raise ModelError(
-            f"'{path}' uses opset {opset or 'none at all'}; the oldest that is read is {OLDEST_OPSET}. "
+            f"'{path}' uses opset {opset or 'none at all'}; the oldest that is read is {oldest}. "
             f"Export the model again with a newer opset, or raise it with onnx.version_converter."
         )
     if opset > newest or proto.ir_version > onnx.IR_VERSION:

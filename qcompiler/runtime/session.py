@@ -36,6 +36,7 @@ _DTYPES: dict[str, str] = {
 _UNKNOWN = re.compile(r"([\w.]*):(\w+)\(-?\d+\) is not a registered function/op")
 _NO_KERNEL = re.compile(r"Could not find an implementation for (\w+)\((\d+)\) node with name '([^']*)'")
 _OLDEST = 7  # ONNX Runtime promises nothing for older opsets
+_REUSED = "Shape mismatch attempting to re-use buffer"
 _MISFITS = ("Required inputs", "Invalid Feed", "INVALID_ARGUMENT", "Got invalid dimensions")
 
 
@@ -165,6 +166,12 @@ class Session:
             values = self._session.run(self.outputs, dict(feeds))
         except Exception as error:  # see above
             text = reason(error)
+            clash = _clash(self.inputs, feeds) if _REUSED in text else ""
+            if clash:
+                raise ModelError(
+                    f"ONNX Runtime failed while running {self._label}: {clash}, and it relies on these names. Export "
+                    "the model with a name for each size."
+                ) from error
             if any(sign in f"{error} {text}" for sign in _MISFITS):
                 shapes = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in feeds.items())
                 misfit = DataError(
@@ -181,6 +188,19 @@ class Session:
     def profile(self) -> Path:
         """Ends the profile that was asked for; returns the file, JSON with an event on each line."""
         return Path(self._session.end_profiling())
+
+
+def _clash(inputs: Mapping[str, tuple[Any, Shape]], feeds: Mapping[str, NDArray[Any]]) -> str:
+    """Two axes of inputs that have one name and different sizes in a feed, as a sentence; empty where none have."""
+    known: dict[str, tuple[str, int]] = {}
+    for name, (_, shape) in inputs.items():
+        for axis, size in zip(shape, np.shape(feeds.get(name, ())), strict=False):
+            if not isinstance(axis, str):
+                continue
+            first, other = known.setdefault(axis, (name, size))
+            if size != other:
+                return f"inputs '{first}' and '{name}' have {other} and {size} where the model says '{axis}' of both"
+    return ""
 
 
 def described(values: Iterable[Any]) -> dict[str, tuple[np.dtype[Any] | None, Shape]]:

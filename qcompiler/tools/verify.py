@@ -19,6 +19,7 @@ from qcompiler.verification.alignment import aligned
 from qcompiler.verification.compare import Verification
 from qcompiler.verification.compare import verify as compare
 from qcompiler.verification.held_out import HeldOut, chosen_metric, evaluation, runs_of
+from qcompiler.verification.reading import read
 
 
 def verify(
@@ -38,15 +39,15 @@ def verify(
         DataError: the data does not fit.
     """
     asked = recipe or Recipe()
-    reference = float_model if isinstance(float_model, models.Model) else models.load(float_model)
+    reference = read(float_model)
     inputs = inputs_of(reference.graph)
     check_ignored(asked.ignore_output, [output.name for output in reference.graph.outputs])
     other = HeldOut(asked.verify_samples, asked.verify_data, asked.verify_text, asked.metric, asked.text)
     if isinstance(data, Text):  # what is named here stands over what the recipe's compilation compared on
         here = HeldOut(asked.verify_samples, asked.verify_data, (), asked.metric, asked.text)
         data = evaluation(here, data, reference.graph) or data
-    read = data if isinstance(data, Text) else evaluation(other, None, reference.graph)
-    metric = chosen_metric(other, read, inputs)
+    judged = data if isinstance(data, Text) else evaluation(other, None, reference.graph)
+    metric = chosen_metric(other, judged, inputs)
     most = asked.samples or (asked.verify_samples or None if isinstance(data, Text) else None)
     source = open_source(prepared(data, asked.preprocess), inputs, samples=most)
     with (progress or silent).stage("verify", asked.verify_samples + runs_of(metric)) as stage:

@@ -26,6 +26,7 @@ from qcompiler.planning.placement.scope import Scope
 from qcompiler.recipe.tables import PreprocessTable
 from qcompiler.support.file import File
 from qcompiler.verification.held_out import HeldOut, judge_of
+from qcompiler.verification.reading import read
 
 _NAMED = 5
 NOTHING_TO_JOIN = (
@@ -73,7 +74,7 @@ def load(run: Compilation, source: str | Path | models.Model, data: Data | None,
             the model does not have, or an output.
     """
     with run.working():
-        model = source if isinstance(source, models.Model) else models.load(source)
+        model = read(source)
         refuse_overwriting(model, data, options.paths)
         refuse_overwriting(model, options.ranges, options.paths, "--ranges")
         models.check_finite(model)

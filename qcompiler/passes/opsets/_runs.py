@@ -71,7 +71,7 @@ def _lost(node: gs.Node, old: int, new: int) -> bool:
 
 def _raised(node: gs.Node, old: int, new: int) -> onnx.ModelProto:
     """A model of what becomes of a node."""
-    proto = _alone(node, old)
+    proto = alone_typed(node, old)
     if schemas.same_signature(node, old, new):
         proto.opset_import[0].version = new
         return proto
@@ -83,10 +83,11 @@ def _raised(node: gs.Node, old: int, new: int) -> onnx.ModelProto:
 
 def lacks(node: gs.Node, opset: int) -> bool:
     """Whether ONNX Runtime has no kernel for a node in an opset; a type that nobody knows is taken for FP32."""
-    return lacks_kernel(_alone(node, opset))
+    return lacks_kernel(alone_typed(node, opset))
 
 
-def _alone(node: gs.Node, opset: int) -> onnx.ModelProto:
+def alone_typed(node: gs.Node, opset: int) -> onnx.ModelProto:
+    """A model of a node, with a type on everything: FP32 where nobody knows it."""
     proto = alone(node, opset, small_constants(node))
     for value in (*proto.graph.input, *proto.graph.output):
         if not value.type.WhichOneof("value"):

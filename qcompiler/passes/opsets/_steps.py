@@ -8,7 +8,7 @@ import onnx_graphsurgeon as gs
 
 from qcompiler.errors import ModelError
 from qcompiler.passes.opsets._place import CannotRaiseError, Place
-from qcompiler.passes.opsets._table import OLDEST, TABLE
+from qcompiler.passes.opsets._table import TABLE
 from qcompiler.runtime import schemas
 
 
@@ -39,12 +39,13 @@ def _stops(op: str) -> tuple[int, ...]:
 
 
 def _refuse_unknown(node: gs.Node, old: int, new: int) -> None:
-    if old >= OLDEST and schemas.versions(node.op) and schemas.schema(node.op, old) is None:
+    if schemas.versions(node.op) and schemas.schema(node.op, old) is None:
         raise _refused(node, old, new, f"opset {old} has no such operator")
 
 
 def _refused(node: gs.Node, old: int, new: int, why: str) -> ModelError:
+    later = max(new, 13)
     return ModelError(
-        f"node '{node.name}' ({node.op}) cannot be taken from opset {old} to {new}, which the target needs: {why}. "
-        f"Export the model again with opset {new}, or with one between."
+        f"node '{node.name}' ({node.op}) cannot be taken from opset {old} to {new}: {why}. Export the model again with "
+        f"opset {later}" + (" or newer." if later > new else ", or with one between.")
     )

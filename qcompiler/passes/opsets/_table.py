@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from qcompiler.passes.opsets import _norms, _resize, _scan, _softmax
+from qcompiler.passes.opsets import _early, _norms, _resize, _scan, _softmax
 from qcompiler.passes.opsets._inputs import As, split_evenly, to_inputs
 from qcompiler.passes.opsets._place import How, same
 
-OLDEST = 7  # ONNX Runtime promises nothing for older ones
+OLDEST = 7  # ONNX Runtime promises nothing for older ones: their rows, of what was in use then, are tried by hand
 NEWEST = 23
 
 _AXES = to_inputs(("axes", As.SOME))
@@ -23,8 +23,26 @@ _REDUCE = (
     "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSumSquare".split()
 )
 
+_IN_PLACE = (
+    "Abs Add BatchNormalization Ceil Clip Div Dropout Elu Exp Floor Gemm HardSigmoid InstanceNormalization LeakyRelu "
+    "Log Max Mean Min Mul Neg PRelu Reciprocal Relu Sigmoid Sqrt Sub Sum Tanh"
+)
+
 # (operators, the opset that changed them, how)
 _ROWS: tuple[tuple[str, int, How], ...] = (
+    ("Concat", 4, _norms.told("axis", 1)),
+    ("Pad", 2, _early.renamed_pads),
+    ("Reshape", 5, to_inputs(("shape", As.INTS))),
+    ("Cast", 6, _early.typed_by_number),
+    (_IN_PLACE, 6, _early.without("consumed_inputs")),
+    ("Selu", 6, _early.older_selu),
+    ("BatchNormalization Dropout", 7, _early.tested),
+    ("Add And Div Equal Greater Less Mul Or Pow Sub Xor", 7, _early.broadcast),
+    ("Gemm", 7, _early.without("broadcast")),  # C meets the product as it does now
+    ("GRU LSTM RNN", 7, _early.without("output_sequence")),
+    ("GRU", 3, same),  # linear_before_reset
+    ("PRelu", 7, _early.slope_of_channels),
+    ("Upsample", 7, _early.scales_of_axes),
     ("ArgMax ArgMin", 12, same),  # select_last_index
     ("AveragePool", 10, same),  # ceil_mode
     ("AveragePool", 19, same),  # dilations

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import partial
+from typing import ClassVar, Protocol
 
 import onnx_graphsurgeon as gs
 
@@ -21,7 +22,15 @@ from qcompiler.passes.base import Changed, Fact, Note, Pass, Skipped
 from qcompiler.passes.opsets import _runs
 from qcompiler.passes.opsets._place import Place
 from qcompiler.passes.opsets._steps import raised
+from qcompiler.passes.opsets._table import OLDEST
 from qcompiler.runtime import shapes
+
+
+class Rewrite(Protocol):
+    """What stands for a node, in order."""
+
+    def __call__(self, node: gs.Node, *, place: Place) -> list[gs.Node]:
+        """The nodes; most often the node itself, edited."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +52,14 @@ class RaiseOpset(Pass):
 
     def rewrite(self, graph: gs.Graph) -> Iterator[Note]:
         """Yields a note per node that had to be written differently, and one for the number."""
-        old = int(graph.opset)
+        old, names = int(graph.opset), Names(graph)
+        for early in (OLDEST - 1, OLDEST):  # ONNX infers the shapes that broadcasting depends on from opset 6 on
+            if old < early <= self.opset:
+                shapes.infer(graph)
+                yield from _rewritten(graph, names, partial(raised, old=old, new=early))
+                set_opset(graph, early)
+                yield Changed(graph.name, f"opset {old} raised to {early}")
+                old = early
         runs, why = _runs.runnable(graph, old)
         if runs < old:
             set_opset(graph, runs)
@@ -57,22 +73,21 @@ class RaiseOpset(Pass):
             return
         if any(dtype_of(tensor) is None for node in walk(graph) for tensor in node.inputs if tensor.name):
             shapes.infer(graph)  # attributes that become inputs have the type of the data
-        names = Names(graph)
-        for inner in list(graphs(graph)):
-            yield from _rewritten(Place(inner, names), old, new)
+        yield from _rewritten(graph, names, partial(raised, old=old, new=new))
         set_opset(graph, new)
         yield Changed(graph.name, f"opset {old} raised to {new}" + (f": {why}" if why else ""))
 
 
-def _rewritten(place: Place, old: int, new: int) -> Iterator[Note]:
-    nodes: list[gs.Node] = []
-    for node in list(place.graph.nodes):
-        if not is_standard(node):
-            nodes.append(node)
-            continue
-        op, before = node.op, (dict(node.attrs), len(node.inputs))
-        made = raised(node, old, new, place)
-        nodes += made
-        if made != [node] or node.op != op or (dict(node.attrs), len(node.inputs)) != before:
-            yield Changed(node.name, f"{op} is now {' → '.join(one.op for one in made)}")
-    place.graph.nodes[:] = nodes
+def _rewritten(graph: gs.Graph, names: Names, how: Rewrite) -> Iterator[Note]:
+    for inner in list(graphs(graph)):
+        place, nodes = Place(inner, names), list[gs.Node]()
+        for node in list(inner.nodes):
+            if not is_standard(node):
+                nodes.append(node)
+                continue
+            op, before = node.op, (dict(node.attrs), len(node.inputs))
+            made = how(node, place=place)
+            nodes += made
+            if made != [node] or node.op != op or (dict(node.attrs), len(node.inputs)) != before:
+                yield Changed(node.name, f"{op} is now {' → '.join(one.op for one in made)}")
+        inner.nodes[:] = nodes

@@ -28,6 +28,7 @@ from qcompiler.target import Target
 from qcompiler.tools.inspect import inventory
 from qcompiler.tools.inspect.activations import Spike, Watched, watch
 from qcompiler.tools.inspect.layers import InspectedLayer, by_rule, judged, known_shapes, record, served_shapes
+from qcompiler.verification.reading import read
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def inspect(
     recipe, progress = recipe or Recipe(), progress or silent
     target = recipe.resolve()
     with progress.stage("load"):
-        loaded = model if isinstance(model, models.Model) else models.load(model)
+        loaded = read(model)
         raw, inputs = loaded.graph, inputs_of(loaded.graph)
         data = prepared(suited(data, raw), recipe.preprocess)
         source = None if data is None else open_source(data, inputs, samples=recipe.samples, batch=recipe.batch)

@@ -39,6 +39,7 @@ from qcompiler.target import DType, Target
 from qcompiler.tools.sensitivity.formats import DEFAULT, parse
 from qcompiler.tools.sensitivity.layer_study import Noise, Study
 from qcompiler.verification.blame import blaming
+from qcompiler.verification.reading import read
 
 FEW: Final = 4  # samples that layers are measured on at most
 ENOUGH: Final = 8_000_000  # activation elements that are as good as more samples
@@ -194,7 +195,7 @@ def sensitivity(
     target = recipe.resolve()
     chosen = parse(formats, recipe.weight_only.block_size, half=target.high_precision is not DType.FP32)
     with progress.stage("load"):
-        loaded = model if isinstance(model, models.Model) else models.load(model)
+        loaded = read(model)
         inputs = inputs_of(loaded.graph)
         source = open_source(
             prepared(suited(data, loaded.graph), recipe.preprocess), inputs, samples=recipe.samples, batch=recipe.batch
