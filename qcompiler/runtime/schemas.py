@@ -68,7 +68,7 @@ def says_the_same(node: NodeProto, old: int, new: int) -> bool:
     """Whether a node as it stands is a node of the other opset, and means the same there.
 
     That is so where all its attributes, inputs and outputs exist there, and attributes that it leaves out have the same
-    default.
+    default; where there is none of that name, one that does nothing: 0 or an empty text.
     """
     before, after = schema(node.op_type, old), schema(node.op_type, new)
     if before is None or after is None or after.deprecated:
@@ -80,16 +80,19 @@ def says_the_same(node: NodeProto, old: int, new: int) -> bool:
         return False
     for name in {*before.attributes, *after.attributes} - given:
         first, second = before.attributes.get(name), after.attributes.get(name)
-        if first is not None and second is not None and _default(first) != _default(second):
-            return False
-        if second is not None and second.required:
+        if first is not None and second is not None:
+            if first.default_value != second.default_value:
+                return False
+        elif _does_something(first or second):
             return False
     count = max(len(node.input), after.min_input)
     return [one.name for one in before.inputs][:count] == [one.name for one in after.inputs][:count]
 
 
-def _default(attribute: Any) -> bytes:
-    return bytes(attribute.default_value.SerializeToString())
+def _does_something(attribute: Any) -> bool:
+    """Whether leaving out an attribute means something else than not having it."""
+    default = attribute.default_value
+    return bool(attribute.required or default.i or default.f or default.s or default.ints or default.floats)
 
 
 def unsaid(proto: ModelProto, opset: int) -> NodeProto | None:

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from qcompiler.errors import DataError, ModelError
 from qcompiler.ir import model as models
 from qcompiler.runtime.session import Session, reason
-from tests.kit.rewrite import model, to_graph
+from tests.kit.rewrite import Spec, model, to_graph
 
 RNG = np.random.default_rng(5)
 W = RNG.standard_normal((32, 48)).astype(np.float32)
@@ -166,3 +166,40 @@ def test_a_profile_lists_the_nodes_that_ran(tmp_path: Path) -> None:
     written = session.profile()
     assert written.parent == tmp_path
     assert '"A_kernel_time"' in written.read_text()
+
+
+def test_an_older_opset_runs_where_the_newest_operator_has_no_kernel(tmp_path: Path) -> None:
+    proto = model(("GlobalLpPool", "x", "a"), ("Relu", "a", "y"), inputs={"x": (1, 2, 3, 3)}, opset=23)
+    x = np.ones((1, 2, 3, 3), np.float32)
+    wanted = np.full((1, 2, 1, 1), 3, np.float32)
+    np.testing.assert_array_equal(Session(to_graph(proto)).run({"x": x})["y"], wanted)
+    path = tmp_path / "model.onnx"
+    onnx.save(proto, path)
+    np.testing.assert_array_equal(Session(path).run({"x": x})["y"], wanted)
+
+
+def test_an_operator_without_a_kernel_is_named_with_its_opset() -> None:
+    inputs = {"x": (1, 2, 3, 3), "s": (3,)}
+    proto = model(("GlobalLpPool", "x", "a"), ("RMSNormalization", "a s", "y"), inputs=inputs, opset=23)
+    with pytest.raises(ModelError, match=r"no kernel for node 'A' \(GlobalLpPool of opset 22\) .* an opset below 22"):
+        Session(to_graph(proto))
+
+
+def test_what_was_run_is_told_with_the_error() -> None:
+    session = Session(to_graph(model(("Relu", "x", "y"))))
+    feed = {"x": np.ones((3, 4), np.float32)}
+    with pytest.raises(DataError) as caught:
+        session.run(feed)
+    assert caught.value.fed is feed
+
+
+def test_sizes_of_one_name_that_differ_are_named() -> None:
+    inputs = {"x": ("n", 64), "b": ("n", 64)}
+    nodes: list[Spec] = [("Relu", "x", "c0"), ("Relu", "b", "d0")]
+    for i in range(4):
+        nodes += [("Neg", f"c{i}", f"c{i + 1}"), ("Neg", f"d{i}", f"d{i + 1}")]
+    nodes += [("Abs", "c4", "y"), ("Abs", "d4", "z")]
+    session = Session(to_graph(model(*nodes, inputs=inputs, outputs=["y", "z"])))
+    feed = {"x": np.ones((40, 64), np.float32), "b": np.ones((3, 64), np.float32)}
+    with pytest.raises(ModelError, match="inputs 'x' and 'b' have 40 and 3 where the model says 'n' of both"):
+        session.run(feed)

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from qcompiler.errors import ModelError
 from qcompiler.ir.edit import set_opset
 from qcompiler.ir.from_proto import graph_from_proto
 from qcompiler.ir.graph import dtype_of, is_standard, subgraphs, walk
@@ -66,7 +67,11 @@ def _lost(node: gs.Node, old: int, new: int) -> bool:
     before, after = schemas.schema(node.op, old), schemas.schema(node.op, new)
     if before is None or after is None or before.since_version == after.since_version:
         return False
-    return lacks_kernel(_raised(node, old, new)) and not lacks(node, old)
+    try:
+        after_all = _raised(node, old, new)
+    except ModelError:  # what cannot be raised is told of where it is
+        return False
+    return lacks_kernel(after_all) and not lacks(node, old)
 
 
 def _raised(node: gs.Node, old: int, new: int) -> onnx.ModelProto:
