@@ -55,10 +55,12 @@ class ModelError(QCompilerError):
     Attributes:
         fed: what a graph was run on when this happened, by input; empty where it could not even be opened, None where
             nothing was run.
+        said: the words of ONNX Runtime; empty where it said nothing.
     """
 
     exit_code = 3
     fed: Mapping[str, Any] | None = None
+    said: str = ""
 
 
 class DataError(QCompilerError):
@@ -66,10 +68,12 @@ class DataError(QCompilerError):
 
     Attributes:
         fed: as of `ModelError`.
+        said: as of `ModelError`.
     """
 
     exit_code = 4
     fed: Mapping[str, Any] | None = None
+    said: str = ""
 
 
 class AccuracyError(QCompilerError):

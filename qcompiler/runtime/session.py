@@ -102,7 +102,7 @@ class Session:
             self._session = self._in_older(error, content, options, draw) if older else None
             if self._session is None:
                 refused = _refused(error, source, self._label)
-                refused.fed = {}
+                refused.fed, refused.said = {}, reason(error)
                 raise refused from error
         release_pages(self._lent)
         found = [value.name for value in self._session.get_outputs()]
@@ -178,10 +178,10 @@ class Session:
                     f"ONNX Runtime cannot run {self._label} on the feed ({shapes}): {text}. "
                     "Give each input the dtype and shape that `qcompiler inspect` lists."
                 )
-                misfit.fed = feeds
+                misfit.fed, misfit.said = feeds, text
                 raise misfit from error
             failed = ModelError(f"ONNX Runtime failed while running {self._label}: {text}.")
-            failed.fed = feeds
+            failed.fed, failed.said = feeds, text
             raise failed from error
         return dict(zip(self.outputs, values, strict=True))
 

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 
 from qcompiler.errors import DataError, InternalError, ModelError
 from qcompiler.ir.model import Model
-from qcompiler.runtime.session import reason
 from qcompiler.runtime.stream import OpenModel
 
 
@@ -30,7 +29,7 @@ def blaming(made: str, reference: Model | None) -> Iterator[None]:
         done = "runs on the same feed" if error.fed else "can be opened"
         raise InternalError(
             f"ONNX Runtime fails on a graph that {made} made of the model, while the model itself {done}: "
-            f"{reason(error.__cause__ or error)}. Neither the model nor the data is to blame: this is a defect of "
+            f"{error.said or error}. Neither the model nor the data is to blame: this is a defect of "
             "qcompiler; please report it with the model."
         ) from error
 

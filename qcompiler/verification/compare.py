@@ -26,7 +26,6 @@ from qcompiler.judge.views import Role, Views, find_views, tensors_of
 from qcompiler.numerics.sqnr import cosine, sqnr_db
 from qcompiler.runtime.finite import flat
 from qcompiler.runtime.randomness import random_nodes
-from qcompiler.runtime.session import reason
 from qcompiler.support.as_json import plain
 from qcompiler.support.suggest import did_you_mean
 from qcompiler.verification import emulation
@@ -336,10 +335,10 @@ class _Pair:
             if error.fed is None:
                 raise
             refused = ModelError(
-                f"{self._name} does not run on a feed that the float model takes: {reason(error.__cause__ or error)}. "
+                f"{self._name} does not run on a feed that the float model takes: {error.said or error}. "
                 "Make it again, or compare what runs."
             )
-            refused.fed = feed
+            refused.fed, refused.said = feed, error.said
             raise refused from error
 
     def worst(self, feeds: Iterable[Feeds]) -> float | None:
