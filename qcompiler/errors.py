@@ -106,7 +106,12 @@ class BuildError(EngineError):
         remedy: what to do.
     """
 
-    def __init__(self, head: str, why: str, remedy: str, said: str) -> None:
+    why: str = ""
+    remedy: str = ""
+
+    @classmethod
+    def of(cls, head: str, why: str, remedy: str, said: str) -> BuildError:
         """`head` is what failed, such as "TensorRT-RTX 1.7 could not build 'x.onnx'"."""
-        super().__init__(f"{head}: {why}. {remedy}")
-        self.why, self.remedy, self.said = why, remedy, said
+        error = cls(f"{head}: {why}. {remedy}")
+        error.why, error.remedy, error.said = why, remedy, said
+        return error

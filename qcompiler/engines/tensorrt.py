@@ -153,7 +153,7 @@ class TensorRT(Engine):
             )
         except PolygraphyException as error:
             words = " | ".join(parsed.logger.errors[-3:]) or " ".join(str(error).split())
-            raise BuildError(
+            raise BuildError.of(
                 f"TensorRT {trt.__version__} could not build '{model}'",
                 words,
                 "If it names a quantized node, keep that in high precision with --keep.",
