@@ -33,6 +33,10 @@ from qcompiler.passes.legalize.open_stored import OpenStored
 from qcompiler.passes.legalize.release_quantizers import ReleaseQuantizers
 from qcompiler.passes.opsets.raise_opset import RaiseOpset
 from qcompiler.passes.opsets.spell_axes import SpellAxes
+from qcompiler.passes.products.plain_gemm import PlainGemm
+from qcompiler.passes.products.split_experts import SplitExperts
+from qcompiler.passes.products.turn_products import TurnProducts
+from qcompiler.passes.products.write_einsum import WriteEinsum
 from qcompiler.passes.qfep.bake_prefix import BakePrefix
 from qcompiler.passes.quantize.dynamic_quant import DynamicQuant
 from qcompiler.passes.quantize.flatten_rows import FlattenRows
@@ -61,6 +65,10 @@ ALL: tuple[type[Pass], ...] = (
     FoldIfs,
     UnrollLSTM,
     LoosenSqueeze,
+    WriteEinsum,
+    PlainGemm,
+    TurnProducts,
+    SplitExperts,
     EliminateIdentities,
     MoveTransposes,
     CastBytes,
@@ -119,15 +127,19 @@ __all__ = [
     "NameEverything",
     "NormalizeConstants",
     "OpenStored",
+    "PlainGemm",
     "QuantizeOutputs",
     "RaiseOpset",
     "ReleaseQuantizers",
     "SmoothQuant",
     "SpellAxes",
+    "SplitExperts",
     "SplitSkipNorm",
     "StoreTables",
+    "TurnProducts",
     "UnpackSequences",
     "UnrollLSTM",
     "UnshareWeights",
     "WeightOnly",
+    "WriteEinsum",
 ]

@@ -32,6 +32,10 @@ from qcompiler.passes.legalize.mend_quantized import MendQuantized
 from qcompiler.passes.legalize.release_quantizers import ReleaseQuantizers
 from qcompiler.passes.opsets.raise_opset import RaiseOpset
 from qcompiler.passes.opsets.spell_axes import SpellAxes
+from qcompiler.passes.products.plain_gemm import PlainGemm
+from qcompiler.passes.products.split_experts import SplitExperts
+from qcompiler.passes.products.turn_products import TurnProducts
+from qcompiler.passes.products.write_einsum import WriteEinsum
 from qcompiler.passes.quantize.dynamic_quant import RULE, DynamicQuant
 from qcompiler.passes.quantize.flatten_rows import FlattenRows
 from qcompiler.passes.quantize.insert_qdq import InsertQDQ
@@ -64,6 +68,7 @@ def clean_up(target: Target, *, equalize: bool = False) -> Pipeline:
         FoldIfs(),  # PyTorch asks for ranks and sizes that are known
         *_for_branches(target),
         FoldConstants(),  # what stood in branches
+        *_PRODUCTS,
         EliminateIdentities(),  # Paddle puts Identity and Cast between a Conv and its bias
         InferShapes(),  # folding makes shapes known, and its nodes come without
         MoveTransposes(),  # TensorFlow has them between a Conv and what belongs to it
@@ -76,6 +81,10 @@ def clean_up(target: Target, *, equalize: bool = False) -> Pipeline:
         UnshareWeights(),  # late, because folding makes weights of its own
         *((EqualizeChannels(),) if equalize else ()),  # on what is left of the convolutions
     )
+
+
+# Any spelling of a product with a constant, as a MatMul or Gemm that has it on the right. Each leaves work to the next.
+_PRODUCTS: tuple[Pass, ...] = (WriteEinsum(), PlainGemm(), TurnProducts(), SplitExperts())
 
 
 def _for_quantized(target: Target) -> tuple[Pass, ...]:

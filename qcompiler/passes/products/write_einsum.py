@@ -51,7 +51,9 @@ class WriteEinsum(Pass):
 
     def rewrite(self, graph: gs.Graph) -> Iterator[Note]:
         """Yields a note per Einsum."""
-        found = [(inner, node) for inner in graphs.graphs(graph) for node in inner.nodes if graphs.is_op(node, "Einsum")]
+        found = [
+            (inner, node) for inner in graphs.graphs(graph) for node in inner.nodes if graphs.is_op(node, "Einsum")
+        ]
         if not found:
             return
         shapes.infer(graph)
@@ -59,7 +61,9 @@ class WriteEinsum(Pass):
         for inner, node in found:
             equation = _readable(node, int(graph.opset))
             why = equation if isinstance(equation, str) else _write(inner, node, equation, names)
-            yield Skipped(node.name, why) if why else Changed(node.name, f"{node.attrs['equation']} written as products")
+            yield (
+                Skipped(node.name, why) if why else Changed(node.name, f"{node.attrs['equation']} written as products")
+            )
 
 
 def _readable(node: gs.Node, opset: int) -> Equation | str:
@@ -130,7 +134,9 @@ def _product(writer: Writer, left: _Operand, right: _Operand, result: Labels, *,
 
 def _unlike(left: _Operand, right: _Operand, names: Sequence[str]) -> str:
     ours, theirs = left.sizes(), right.sizes()
-    return next((name for name in names if ours.get(name, 0) != theirs.get(name, 0) and name in ours.keys() & theirs), "")
+    return next(
+        (name for name in names if ours.get(name, 0) != theirs.get(name, 0) and name in ours.keys() & theirs), ""
+    )
 
 
 def _elementwise(writer: Writer, left: _Operand, right: _Operand, result: Labels) -> gs.Tensor:

@@ -17,9 +17,7 @@ def _weight(*shape: int) -> Any:
 
 def _with_constant(equation: str, x: tuple[Any, ...], w: tuple[int, ...], *, left: bool = False) -> Any:
     reads = "w x" if left else "x w"
-    return model(
-        ("Einsum", reads, "y", {"equation": equation}), inputs={"x": x}, opset=18, weights={"w": _weight(*w)}
-    )
+    return model(("Einsum", reads, "y", {"equation": equation}), inputs={"x": x}, opset=18, weights={"w": _weight(*w)})
 
 
 def _of_two(equation: str, a: tuple[Any, ...], b: tuple[Any, ...]) -> Any:
@@ -118,9 +116,7 @@ def test_three_operands_go_two_by_two(equation: str) -> None:
     shapes = {"a": 2, "b": 3, "c": 4, "d": 5, "e": 6}
     terms = equation.partition("->")[0].split(",")
     weights = {name: _weight(*(shapes[one] for one in term)) for name, term in zip("wv", terms[1:], strict=True)}
-    proto = model(
-        ("Einsum", "x w v", "y", {"equation": equation}), inputs={"x": (2, 3, 4)}, opset=18, weights=weights
-    )
+    proto = model(("Einsum", "x w v", "y", {"equation": equation}), inputs={"x": (2, 3, 4)}, opset=18, weights=weights)
     graph, _ = check(WriteEinsum(), proto, tolerance=2e-6)
     assert all(node.op != "Einsum" for node in graph.nodes)
 
