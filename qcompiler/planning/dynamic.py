@@ -17,7 +17,7 @@ from qcompiler.plan import Candidate, Decision, Plan, Refusal
 from qcompiler.planning.chosen import Chosen, Planning
 from qcompiler.planning.placement import candidates
 from qcompiler.planning.placement.candidates import Candidates
-from qcompiler.planning.placement.profile import USUAL, shapes_at
+from qcompiler.planning.placement.profile import shapes_of_many
 from qcompiler.planning.search.safety_net import SafetyNet
 from qcompiler.recipe.tables import LlmInt8Table
 from qcompiler.runtime.shapes import concrete_shapes
@@ -46,7 +46,7 @@ def make_plan(
     served: Shapes = {}
     if observed.kept:
         shapes = concrete_shapes(model.graph, observed.kept[0], tensors_for_shapes(model.graph))
-        served = shapes_at(model.graph, observed, options.shapes, USUAL, list(shapes))
+        served = shapes_of_many(model.graph, observed, options.shapes, list(shapes))
     macs = count_macs(model.graph, observed.kept[0], shapes) if shapes else count_macs_without_data(model.graph)
     left = {one.node: one for one in layers.refused}
     axes: dict[str, int | None] = {}

@@ -19,7 +19,7 @@ from qcompiler.planning.chosen import Chosen, Planning
 from qcompiler.planning.decisions import plan_of
 from qcompiler.planning.placement import attention, candidates
 from qcompiler.planning.placement.candidates import Candidates
-from qcompiler.planning.placement.profile import LARGEST, SMALLEST, USUAL, shapes_at
+from qcompiler.planning.placement.profile import LARGEST, SMALLEST, USUAL, shapes_of_many, shapes_at
 from qcompiler.planning.search import between_layers, cost, evidence, outputs, qfem, safety_net, weight_ranges
 from qcompiler.planning.search.offers import given_scales, offered_uses
 from qcompiler.planning.search.qfem import Spared
@@ -70,7 +70,7 @@ def make_plan(
     shapes = concrete_shapes(model.graph, observed.kept[0], tensors_for_shapes(model.graph))
     macs = count_macs(model.graph, observed.kept[0], shapes)
     views = find_views(model.graph, observed.choosing[0], options.ignored)
-    served = shapes_at(model.graph, observed, options.shapes, USUAL, list(shapes))
+    served = shapes_of_many(model.graph, observed, options.shapes, list(shapes))
     large = layers.refusing(candidates.small(model.graph, layers.found, served, target))
     large = large.refusing(candidates.not_numbers(large.found, observed.histograms))
     lacks = evidence.lacks_of(observed)

@@ -35,7 +35,7 @@ class PlainGemm(Pass):
         """Yields a note per Gemm with a constant matrix that is not plain yet; others multiply activations."""
         names = Names(graph)
         for inner in graphs.graphs(graph):
-            for node in [one for one in inner.nodes if graphs.is_op(one, "Gemm") and graphs.is_float(one.inputs[0])]:
+            for node in [one for one in inner.nodes if graphs.is_op(one, "Gemm")]:
                 if graphs.is_constant(node.inputs[1]):
                     done = [*_fold_alpha(node, names), *_fold_beta(inner, node, names), *_turn_left(inner, node, names)]
                 elif graphs.is_constant(node.inputs[0]):

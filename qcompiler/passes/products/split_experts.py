@@ -132,4 +132,5 @@ def _equalize(graph: gs.Graph, node: gs.Node, factors: NDArray[np.float32], name
     writer, values = Writer(names, node), graphs.values_of(node.inputs[1])
     weight = writer.constant("weight", (values / factors).astype(values.dtype))
     product = writer.matmul(node.inputs[0], weight)
+    product.shape = node.outputs[0].shape
     writer.finish(graph, writer.add("Mul", [product, writer.constant("ranges", factors)]))

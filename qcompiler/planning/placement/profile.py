@@ -19,6 +19,7 @@ from qcompiler.statistics.observe import Observations
 SMALLEST: Final = 0
 USUAL: Final = 1
 LARGEST: Final = 2
+_SEVERAL: Final = 2  # samples
 
 
 def shapes_at(
@@ -51,6 +52,36 @@ def shapes_at(
     except (DataError, ModelError):
         # Where shapes depend on values, values made up for another size need not run: one that was seen does
         return concrete_shapes(graph, first, names)
+
+
+def shapes_of_many(
+    graph: gs.Graph,
+    observed: Observations,
+    asked: Mapping[str, Sequence[tuple[int, ...]]] | None,
+    names: Sequence[str],
+) -> Shapes:
+    """Shapes of tensors as they may well be served: the usual ones, but a batch that nobody has chosen is several.
+
+    One sample at a time is how data is written, and nobody's choice, where the model leaves that axis free and no
+    profile was asked for. What is a matrix-vector product for one sample is a product of matrices for many.
+
+    Args:
+        graph: the float graph.
+        observed: shapes of the data and its batch axes, with at least one kept feed.
+        asked: smallest, usual and largest shape by input, as the user wants them; None for those of the data.
+        names: tensors.
+    """
+    axes, free = observed.axes.axes, inputs_of(graph)
+    fixed = any(isinstance((free[name][1] or ())[axis], int) for name, axis in axes.items())
+    if not axes or fixed or not axes.keys().isdisjoint(asked or {}):
+        return shapes_at(graph, observed, asked, USUAL, names)
+    usual = dict(_of_data(graph, observed, USUAL))
+    for name, axis in axes.items():
+        shape = list(usual.get(name, np.shape(observed.kept[0][name])))
+        shape[axis] = max(shape[axis], _SEVERAL)
+        usual[name] = tuple(shape)
+    three = {name: (shape, shape, shape) for name, shape in usual.items()}
+    return shapes_at(graph, observed, {**(asked or {}), **three}, USUAL, names)
 
 
 def _of_data(graph: gs.Graph, observed: Observations, which: int) -> Mapping[str, tuple[int, ...]]:

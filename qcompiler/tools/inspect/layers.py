@@ -15,7 +15,7 @@ from qcompiler.errors import ModelError
 from qcompiler.ir.macs import node_macs, tensors_for_shapes
 from qcompiler.plan import Candidate, Refusal
 from qcompiler.planning.placement import candidates
-from qcompiler.planning.placement.profile import USUAL, shapes_at
+from qcompiler.planning.placement.profile import shapes_of_many
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.runtime import shapes
 from qcompiler.runtime.shapes import concrete_shapes
@@ -82,7 +82,7 @@ def served_shapes(
     if source is None or not known or not seen.seen:
         return known
     observed = Observations(kept=(next(iter(source)),), shapes=seen, axes=axes)
-    return shapes_at(graph, observed, recipe.shapes, USUAL, list(known))
+    return shapes_of_many(graph, observed, recipe.shapes, list(known))
 
 
 def judged(

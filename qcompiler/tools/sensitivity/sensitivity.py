@@ -23,7 +23,7 @@ from qcompiler.passes.pipelines import clean_up
 from qcompiler.plan import Candidate
 from qcompiler.planning.placement import candidates
 from qcompiler.planning.placement.candidates import Candidates
-from qcompiler.planning.placement.profile import USUAL, shapes_at
+from qcompiler.planning.placement.profile import shapes_of_many
 from qcompiler.planning.search import evidence
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.runtime import shapes
@@ -228,7 +228,7 @@ def sensitivity(
     for text in lacking.warnings:
         progress.warn(text)
     sizes = concrete_shapes(normal.graph, observed.kept[0], tensors_for_shapes(normal.graph))
-    served = shapes_at(normal.graph, observed, recipe.shapes, USUAL, list(sizes))
+    served = shapes_of_many(normal.graph, observed, recipe.shapes, list(sizes))
     layers = layers.refusing(candidates.small(normal.graph, layers.found, served, target))  # as the compiler does
     layers = layers.refusing(candidates.not_numbers(layers.found, observed.histograms))
     left = {one.node for one in layers.found}

@@ -12,7 +12,7 @@ from qcompiler.data.batches import NO_BATCH, BatchAxes
 from qcompiler.data.samples import ShapeRange
 from qcompiler.errors import DataError
 from qcompiler.ir.signature import Feeds
-from qcompiler.planning.placement.profile import LARGEST, SMALLEST, USUAL, shapes_at
+from qcompiler.planning.placement.profile import LARGEST, SMALLEST, USUAL, shapes_at, shapes_of_many
 from qcompiler.statistics.observe import Observations
 from tests.kit.rewrite import Spec, model, to_graph
 
@@ -77,3 +77,28 @@ def test_ends_that_do_not_fit_together_are_an_error() -> None:
     with pytest.raises(DataError, match="--shapes"):
         shapes_at(g, seen(*feeds), None, SMALLEST, ["y"])
     assert shapes_at(g, seen(*feeds), None, USUAL, ["y"]) == {"y": (10, 4)}
+
+
+def test_a_batch_that_nobody_has_chosen_is_several() -> None:
+    g = graph(("MatMul", "x w", "y"), inputs={"x": ("n", 4)}, w=W)
+    assert shapes_of_many(g, seen(*rows(1, 1), axes=BatchAxes({"x": 0})), None, ["y"]) == {"y": (2, 8)}
+    assert shapes_of_many(g, seen(*rows(8, 8), axes=BatchAxes({"x": 0})), None, ["y"]) == {"y": (8, 8)}
+
+
+def test_several_are_several_of_each_input() -> None:
+    g = graph(("Add", "a b", "s"), ("MatMul", "s w", "y"), inputs={"a": ("n", 4), "b": ("n", 4)}, w=W)
+    feed = {name: np.ones((1, 4), np.float32) for name in "ab"}
+    assert shapes_of_many(g, seen(feed, axes=BatchAxes({"a": 0, "b": 0})), None, ["y"]) == {"y": (2, 8)}
+
+
+@pytest.mark.parametrize(
+    ("axis", "axes", "asked"),
+    [
+        pytest.param(1, BatchAxes({"x": 0}), None, id="the model has fixed it"),
+        pytest.param("n", BatchAxes({"x": 0}), {"x": ((1, 4),) * 3}, id="the user has"),
+        pytest.param("n", NO_BATCH, None, id="it is no batch"),
+    ],
+)
+def test_one_row_that_is_meant_so_stays_one(axis: Any, axes: BatchAxes, asked: Any) -> None:
+    g = graph(("MatMul", "x w", "y"), inputs={"x": (axis, 4)}, w=W)
+    assert shapes_of_many(g, seen(*rows(1, 1), axes=axes), asked, ["y"]) == {"y": (1, 8)}

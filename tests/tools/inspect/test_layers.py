@@ -118,6 +118,8 @@ def test_rows_are_counted_in_the_feeds_as_they_were_given(tmp_path: Path) -> Non
     proto = model(("Gemm", "x w", "y"), inputs={"x": ("rays", 32)}, weights=weights(w=(32, 48)))
     path = saved(tmp_path, proto)
     rng = np.random.default_rng(0)
-    for rows, rule in ((64, "linear"), (1, "gemv")):
-        found = inspect(path, data=[{"x": rng.standard_normal((rows, 32)).astype(np.float32)}] * 3)
+    one = {"x": ((1, 32),) * 3}
+    for rows, asked, rule in ((64, None, "linear"), (1, None, "linear"), (1, one, "gemv")):
+        data = [{"x": rng.standard_normal((rows, 32)).astype(np.float32)}] * 3
+        found = inspect(path, data=data, recipe=Recipe(shapes=asked))
         assert [(one.rule, one.macs) for one in found.layers] == [(rule, 32 * 48)]
