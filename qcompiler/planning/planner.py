@@ -19,7 +19,7 @@ from qcompiler.planning.chosen import Chosen, Planning
 from qcompiler.planning.decisions import plan_of
 from qcompiler.planning.placement import attention, candidates
 from qcompiler.planning.placement.candidates import Candidates
-from qcompiler.planning.placement.profile import LARGEST, SMALLEST, USUAL, shapes_of_many, shapes_at
+from qcompiler.planning.placement.profile import LARGEST, SMALLEST, USUAL, shapes_at, shapes_of_many
 from qcompiler.planning.search import between_layers, cost, evidence, outputs, qfem, safety_net, weight_ranges
 from qcompiler.planning.search.offers import given_scales, offered_uses
 from qcompiler.planning.search.qfem import Spared
