@@ -36,7 +36,9 @@ from qcompiler.passes.opsets.spell_axes import SpellAxes
 from qcompiler.passes.products.plain_gemm import PlainGemm
 from qcompiler.passes.products.split_experts import SplitExperts
 from qcompiler.passes.products.turn_products import TurnProducts
+from qcompiler.passes.products.unroll_loops import UnrollLoops
 from qcompiler.passes.products.write_einsum import WriteEinsum
+from qcompiler.passes.products.write_recurrent import WriteRecurrent
 from qcompiler.passes.qfep.bake_prefix import BakePrefix
 from qcompiler.passes.quantize.dynamic_quant import DynamicQuant
 from qcompiler.passes.quantize.flatten_rows import FlattenRows
@@ -65,6 +67,8 @@ ALL: tuple[type[Pass], ...] = (
     FoldIfs,
     UnrollLSTM,
     LoosenSqueeze,
+    WriteRecurrent,
+    UnrollLoops,
     WriteEinsum,
     PlainGemm,
     TurnProducts,
@@ -139,7 +143,9 @@ __all__ = [
     "TurnProducts",
     "UnpackSequences",
     "UnrollLSTM",
+    "UnrollLoops",
     "UnshareWeights",
     "WeightOnly",
     "WriteEinsum",
+    "WriteRecurrent",
 ]

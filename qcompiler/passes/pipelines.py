@@ -35,7 +35,9 @@ from qcompiler.passes.opsets.spell_axes import SpellAxes
 from qcompiler.passes.products.plain_gemm import PlainGemm
 from qcompiler.passes.products.split_experts import SplitExperts
 from qcompiler.passes.products.turn_products import TurnProducts
+from qcompiler.passes.products.unroll_loops import UnrollLoops
 from qcompiler.passes.products.write_einsum import WriteEinsum
+from qcompiler.passes.products.write_recurrent import WriteRecurrent
 from qcompiler.passes.quantize.dynamic_quant import RULE, DynamicQuant
 from qcompiler.passes.quantize.flatten_rows import FlattenRows
 from qcompiler.passes.quantize.insert_qdq import InsertQDQ
@@ -67,7 +69,9 @@ def clean_up(target: Target, *, equalize: bool = False) -> Pipeline:
         *_for_quantized(target),  # what they leave float is then cleaned up as such
         FoldIfs(),  # PyTorch asks for ranks and sizes that are known
         *_for_branches(target),
-        FoldConstants(),  # what stood in branches
+        *((WriteRecurrent(),) if target.engine != "onnxruntime" else ()),  # which has fast kernels of its own
+        UnrollLoops(),
+        FoldConstants(),  # what stood in branches, and slices of stacked weights
         *_PRODUCTS,
         EliminateIdentities(),  # Paddle puts Identity and Cast between a Conv and its bias
         InferShapes(),  # folding makes shapes known, and its nodes come without

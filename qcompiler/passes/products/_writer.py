@@ -35,10 +35,10 @@ class Writer:
         self._nodes.append(made)
         return output
 
-    def split(self, tensor: gs.Tensor, axis: int, count: int) -> list[gs.Tensor]:
-        """`count` slices of one element each along an axis that has as many."""
-        parts = [gs.Variable(self._names.fresh(f"{self._node.name}/part"), self.dtype) for _ in range(count)]
-        sizes = self.constant("sizes", np.ones(count, np.int64))
+    def split(self, tensor: gs.Tensor, axis: int, widths: Sequence[int]) -> list[gs.Tensor]:
+        """Parts of these widths along an axis."""
+        parts = [gs.Variable(self._names.fresh(f"{self._node.name}/part"), self.dtype) for _ in widths]
+        sizes = self.constant("sizes", np.asarray(widths, np.int64))
         name = self._names.fresh(f"{self._node.name}/Split")
         self._nodes.append(gs.Node("Split", name, {"axis": axis}, [tensor, sizes], list(parts)))
         return list(parts)
@@ -93,10 +93,19 @@ class Writer:
 
     def finish(self, graph: gs.Graph, result: gs.Tensor) -> None:
         """Puts the nodes in the place of the old one; `result` is one of their outputs, or a tensor handed through."""
-        at, output = edit.index_of(graph, self._node), self._node.outputs[0]
-        if not any(result is one for made in self._nodes for one in made.outputs):
-            result = self.add("Identity", [result])
+        self.finish_all(graph, [result])
+
+    def finish_all(self, graph: gs.Graph, results: Sequence[gs.Tensor | None]) -> None:
+        """The same for a node of several outputs; None for those that are left out."""
+        at, outputs = edit.index_of(graph, self._node), list(self._node.outputs)
+        own = {id(one) for made in self._nodes for one in made.outputs}
+        ends = [one if one is None or id(one) in own else self.add("Identity", [one]) for one in results]
         edit.remove_node(graph, self._node)
-        last = next(made for made in self._nodes if any(one is result for one in made.outputs))
-        edit.set_output(last, 0, output)
+        for end, output in zip(ends, outputs, strict=True):
+            if end is None:
+                continue
+            last = next(made for made in self._nodes if any(one is end for one in made.outputs))
+            for reader, index in graphs.consumers(end):
+                edit.set_input(reader, index, output)
+            edit.set_output(last, 0, output)
         edit.insert_at(graph, at, self._nodes)

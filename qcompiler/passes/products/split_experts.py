@@ -114,7 +114,7 @@ def _products(
     count = values.shape[0]
     if count == 1:
         return _products(writer, x, sizes, values[0], axis + 1, one)
-    parts = [x] * count if sizes[axis] == 1 else writer.split(x, axis, count)
+    parts = [x] * count if sizes[axis] == 1 else writer.split(x, axis, [1] * count)
     products = [_products(writer, part, sizes, values[index], axis + 1, one) for index, part in enumerate(parts)]
     return writer.add("Concat", products, axis=axis)
 
