@@ -17,7 +17,7 @@ from qcompiler.judge.views import Views, find_views
 from qcompiler.plan import Candidate, Plan, Quantizer, Refusal
 from qcompiler.planning.chosen import Chosen, Planning
 from qcompiler.planning.decisions import plan_of
-from qcompiler.planning.placement import attention, candidates
+from qcompiler.planning.placement import attention, candidates, rounds
 from qcompiler.planning.placement.candidates import Candidates
 from qcompiler.planning.placement.profile import LARGEST, SMALLEST, USUAL, shapes_at, shapes_of_many
 from qcompiler.planning.search import between_layers, cost, evidence, outputs, qfem, safety_net, weight_ranges
@@ -67,6 +67,7 @@ def make_plan(
     """
     if target.quantize_outputs:
         options = replace(options, safety=outputs.relaxed(options.safety))
+    observed = observed.with_(rounds.pooled(model.graph, layers.found, observed.histograms))
     shapes = concrete_shapes(model.graph, observed.kept[0], tensors_for_shapes(model.graph))
     macs = count_macs(model.graph, observed.kept[0], shapes)
     views = find_views(model.graph, observed.choosing[0], options.ignored)

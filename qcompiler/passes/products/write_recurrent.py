@@ -168,7 +168,7 @@ def _run(
 
 
 def _of_state(write: Writer, states: list[gs.Tensor], recurrent: gs.Tensor) -> gs.Tensor | None:
-    return write.matmul(states[0], recurrent, name=write.fresh("state")) if states else None
+    return write.matmul(states[0], recurrent, name=write.fresh("state/round")) if states else None
 
 
 def _with(write: Writer, gates: gs.Tensor, more: gs.Tensor | None) -> gs.Tensor:
