@@ -151,8 +151,8 @@ def with_function() -> onnx.ModelProto:
 
 ODD: dict[str, tuple[Callable[[], onnx.ModelProto], dict[str, str]]] = {
     "if": (lambda: parsed(IF), {"inner": "subgraph"}),
-    "loop": (lambda: parsed(LOOP), {"inner": "subgraph"}),
-    "scan": (lambda: parsed(SCAN), {"inner": "subgraph"}),
+    "loop": (lambda: parsed(LOOP), {"inner/round_0": "linear", "inner/round_2": "linear"}),
+    "scan": (lambda: parsed(SCAN), {}),
     "sequence": (lambda: parsed(SEQUENCE), {}),
     "custom": (lambda: parsed(CUSTOM), {"fused": "custom"}),
     "strings": (lambda: parsed(STRINGS), {}),
