@@ -214,12 +214,7 @@ def _names(pipeline: Pipeline) -> list[str]:
 def test_only_what_tensorrt_cannot_take_is_rewritten_for_tensorrt_alone() -> None:
     ours, theirs = _names(clean_up(TARGET)), _names(clean_up(parse_target("tensorrt-rtx")))
     assert set(theirs) - set(ours) == {
-<<<<<<< HEAD
-        "convert-qoperator", "mend-quantized", "release-quantizers", "unroll-lstm", "loosen-squeeze", "cast-bytes",
-=======
-        "convert-qoperator", "mend-quantized", "release-quantizers", "unroll-lstm", "loosen-squeeze",
-        "write-recurrent",
->>>>>>> c7052eb (Tests: what is written out is counted and quantized)
+        "cast-bytes", "convert-qoperator", "loosen-squeeze", "mend-quantized", "release-quantizers", "unroll-lstm", "write-recurrent",
     }  # fmt: skip
     assert set(ours) - set(theirs) == {"fuse-hard-swish", "split-skip-norm"}
 
