@@ -214,7 +214,8 @@ def _names(pipeline: Pipeline) -> list[str]:
 def test_only_what_tensorrt_cannot_take_is_rewritten_for_tensorrt_alone() -> None:
     ours, theirs = _names(clean_up(TARGET)), _names(clean_up(parse_target("tensorrt-rtx")))
     assert set(theirs) - set(ours) == {
-        "cast-bytes", "convert-qoperator", "loosen-squeeze", "mend-quantized", "release-quantizers", "unroll-lstm", "write-recurrent",
+        "cast-bytes", "convert-qoperator", "loosen-squeeze", "mend-quantized", "release-quantizers", "unroll-lstm",
+        "write-recurrent",
     }  # fmt: skip
     assert set(ours) - set(theirs) == {"fuse-hard-swish", "split-skip-norm"}
 
