@@ -244,7 +244,9 @@ def _error(outcome: _Outcome, model: Path, output: Path | None) -> QCompilerErro
         return _refused([Diagnostic(**row) for row in said["diagnostics"]], outcome, model)
     words = text or outcome.last_words() or "it gave no reason"
     head = f"TensorRT-RTX {outcome.version} could not build '{model}'"
-    return BuildError.of(head, why(words, nodes_in(words, graph_of(model))), remedy(words), outcome.all_words() or words)
+    return BuildError.of(
+        head, why(words, nodes_in(words, graph_of(model))), remedy(words), outcome.all_words() or words
+    )
 
 
 def _refused(found: list[Diagnostic], outcome: _Outcome, model: Path) -> EngineError:
