@@ -46,6 +46,7 @@ from qcompiler.passes.quantize.insert_qdq import InsertQDQ
 from qcompiler.passes.quantize.insert_qdq_pairs import InsertQDQPairs
 from qcompiler.passes.quantize.matmul_nbits import MatmulNbits
 from qcompiler.passes.quantize.quantize_outputs import QuantizeOutputs
+from qcompiler.passes.quantize.share_constants import ShareConstants
 from qcompiler.passes.quantize.store_tables import StoreTables
 from qcompiler.passes.quantize.weight_only import WeightOnly
 from qcompiler.passes.types.infer_shapes import InferShapes
@@ -98,6 +99,7 @@ ALL: tuple[type[Pass], ...] = (
     MatmulNbits,
     HighPrecision,
     FlattenRows,
+    ShareConstants,
     Legalize,
 )
 
@@ -135,6 +137,7 @@ __all__ = [
     "QuantizeOutputs",
     "RaiseOpset",
     "ReleaseQuantizers",
+    "ShareConstants",
     "SmoothQuant",
     "SpellAxes",
     "SplitExperts",

@@ -43,6 +43,7 @@ from qcompiler.passes.quantize.flatten_rows import FlattenRows
 from qcompiler.passes.quantize.insert_qdq import InsertQDQ
 from qcompiler.passes.quantize.insert_qdq_pairs import InsertQDQPairs
 from qcompiler.passes.quantize.quantize_outputs import QuantizeOutputs
+from qcompiler.passes.quantize.share_constants import ShareConstants
 from qcompiler.passes.types.infer_shapes import InferShapes
 from qcompiler.passes.types.unpack_sequences import UnpackSequences
 from qcompiler.plan import Plan
@@ -135,6 +136,7 @@ def lowering(
             noisy=noisy or {},
         ),
         *((FlattenRows(),) if target.engine == "tensorrt-rtx" else ()),  # typed: its tensors have no ranges
+        ShareConstants(),  # what was quantized alike is stored once
         # The last word belongs to the target.
         Legalize(target),
         given=NORMAL,
