@@ -19,7 +19,7 @@ from qcompiler.compiler.stages.observe import ObserveOptions
 from qcompiler.compiler.stages.verify import VerifyOptions
 from qcompiler.data.source import Data
 from qcompiler.data.text import Text
-from qcompiler.errors import UsageError
+from qcompiler.errors import EngineError, UsageError
 from qcompiler.outliers.llm_int8 import LlmInt8Options
 from qcompiler.outliers.qfep.find import QfepOptions
 from qcompiler.outliers.smooth_quant.trials import SmoothQuantOptions
@@ -238,6 +238,11 @@ def _refused(recipe: Recipe, data: Data | None, paths: Paths) -> tuple[Target, t
         )
     if recipe.precision in ("fp16", "bf16"):
         target = dataclasses.replace(target, high_precision=DType(recipe.precision))
+    if target.engine == "onnxruntime" and target.high_precision is DType.BF16:
+        raise EngineError(
+            "ONNX Runtime has no BF16 kernels for the CPU, so it could not run the result: use --high-precision fp32 "
+            "(also for a model that comes in BF16), or another target."
+        )
     asked = recipe.precision == "fp8" or recipe.precision.startswith("auto:")  # a bare `auto` takes what there is
     if recipe.attention == "fp8" or (asked and DType.FP8 in recipe.formats()):
         require_fp8(target)

@@ -9,12 +9,21 @@ import numpy as np
 
 from qcompiler.data.files.layout import channels_moved, fits, order
 from qcompiler.errors import DataError
-from qcompiler.ir.signature import Array, Feeds, Inputs, Shape
+from qcompiler.ir.signature import Array, Feeds, Inputs, Shape, Stored
 from qcompiler.support.suggest import did_you_mean
 
+_RAW = np.dtype("V2")  # how numpy reads bfloat16 back that it has written
 
-def check(raw: object, inputs: Inputs, where: str) -> Feeds:
+
+def check(raw: object, inputs: Inputs, where: str, stored: Stored | None = None) -> Feeds:
     """Returns `raw` as feeds for a model with `inputs`.
+
+    Args:
+        raw: a sample.
+        inputs: of the graph.
+        where: which sample it is, for errors.
+        stored: other float types that float32 inputs have in the source. They take values of that type, and float32,
+            which is rounded to it; what is returned is float32.
 
     Raises:
         DataError: it is not a dict of arrays, or names, types, shapes or values do not fit; begins with `where`.
@@ -33,15 +42,20 @@ def check(raw: object, inputs: Inputs, where: str) -> Feeds:
         raise DataError(
             f"{where} lacks input {_listed(missing)} of the model; it has {_listed(raw) or 'nothing'}. Add it."
         )
-    return {name: _check_array(raw[name], *inputs[name], f"{where}: input '{name}'") for name in inputs}
+    types = stored or {}
+    return {
+        name: _check_array(raw[name], *inputs[name], f"{where}: input '{name}'", types.get(name)) for name in inputs
+    }
 
 
-def _check_array(value: Any, dtype: np.dtype[Any] | None, shape: Shape, where: str) -> Array:
+def _check_array(
+    value: Any, dtype: np.dtype[Any] | None, shape: Shape, where: str, stored: np.dtype[Any] | None = None
+) -> Array:
     if dtype is None:
         return value  # type: ignore[no-any-return]  # a list of arrays or None: only the runtime can tell
     if not isinstance(value, (np.ndarray, np.generic)) and not hasattr(value, "__array__"):
         raise DataError(f"{where} is {kind_of(value)}; give a numpy array of {_type_name(dtype)}.")
-    array = np.asarray(value)
+    array = np.asarray(value) if stored is None else _from_stored(np.asarray(value), dtype, stored, where)
     if dtype.kind == "O":
         _check_strings(array, where)
     elif array.dtype != dtype:
@@ -55,6 +69,17 @@ def _check_array(value: Any, dtype: np.dtype[Any] | None, shape: Shape, where: s
             "leave this sample out or repair what produces it."
         )
     return array
+
+
+def _from_stored(array: Array, dtype: np.dtype[Any], stored: np.dtype[Any], where: str) -> Array:
+    """Values of an input that is `stored` in the source, as the `dtype` that the graph computes in."""
+    if array.dtype == _RAW and stored.itemsize == _RAW.itemsize and not hasattr(np, stored.name):
+        array = array.view(stored)
+    if array.dtype not in (stored, dtype):
+        advice = _bytes(array) or f"convert it with {_cast(array.dtype, stored)}."
+        raise DataError(f"{where} is {_type_name(array.dtype)}, the model takes {stored.name}; {advice}")
+    with np.errstate(over="ignore"):  # what is infinite then is refused below
+        return array.astype(stored).astype(dtype)
 
 
 def _check_strings(array: Array, where: str) -> None:

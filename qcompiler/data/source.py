@@ -24,7 +24,7 @@ from qcompiler.data.noise import RandomData, noise_for
 from qcompiler.data.samples import fingerprint, loudness
 from qcompiler.data.text import Text, fitted
 from qcompiler.errors import DataError, QCompilerError, UsageError
-from qcompiler.ir.signature import Array, Feeds, Inputs
+from qcompiler.ir.signature import Array, Feeds, Inputs, Stored
 from qcompiler.recipe.tables import PreprocessTable
 from qcompiler.support.user_code import UserCode
 
@@ -99,6 +99,7 @@ class Source:
         self._samples = samples
         self.batch = batch
         self._axes = NO_BATCH
+        self._stored: Stored = {}
         self._only = only
         self._counted: int | None = None
         self._prints: tuple[bytes, ...] = ()
@@ -166,7 +167,7 @@ class Source:
             only=only,
             places=lambda index: places[index] if self._places is None else self._places(places[index]),
         )
-        return other.along(self._axes)
+        return other.along(self._axes).stored_as(self._stored)
 
     def apart(self) -> Source:
         """The samples of the feeds one by one, joined again as many at a time; itself where no feed holds several.
@@ -193,6 +194,12 @@ class Source:
         other._axes, other._begins = axes, [0]
         return other
 
+    def stored_as(self, types: Stored) -> Source:
+        """The same data for a model whose source has other types than float32 for these inputs, as of `check`."""
+        other = copy(self)
+        other._stored = dict(types)
+        return other
+
     def __iter__(self) -> Iterator[Feeds]:
         """Yields dicts from input name to array.
 
@@ -215,7 +222,7 @@ class Source:
     def _checked(self) -> Iterator[Feeds]:
         count, missing = 0, set(self._only or ())
         for raw in self._raw():
-            feed = check(raw, self._inputs, f"sample {count} of {self.name}")
+            feed = check(raw, self._inputs, f"sample {count} of {self.name}", self._stored)
             count += 1
             if self._only is None:
                 yield feed
@@ -260,7 +267,14 @@ class Source:
             ) from error
 
 
-def open_source(data: Data, inputs: Inputs, *, samples: int | None = None, batch: int | None = None) -> Source:
+def open_source(
+    data: Data,
+    inputs: Inputs,
+    *,
+    samples: int | None = None,
+    batch: int | None = None,
+    stored: Stored | None = None,
+) -> Source:
     """Makes a `Source` of whatever the user gave.
 
     Args:
@@ -270,11 +284,17 @@ def open_source(data: Data, inputs: Inputs, *, samples: int | None = None, batch
         batch: join so many consecutive feeds along the batch axes, once these are known (`Source.along`), where the
             other sizes agree (inputs that have no batch axis, such as a sampling rate, must be equal instead); others
             stay as they are, and so does a last batch that is not full.
+        stored: types that inputs have in the model's source where they are float32 in `inputs`, as of `check`.
 
     Raises:
         DataError: there is no such source, or it can be read only once.
         UsageError: `samples` or `batch` is below 1.
     """
+    opened = _opened(data, inputs, samples, batch)
+    return opened.stored_as(stored) if stored else opened
+
+
+def _opened(data: Data, inputs: Inputs, samples: int | None, batch: int | None) -> Source:
     for name, value in (("samples", samples), ("batch", batch)):
         if value is not None and value < 1:
             raise UsageError(f"{name} is {value}; it must be at least 1.")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import onnx
@@ -48,6 +48,7 @@ class Model:
         files: all files that weights are mapped from. They must stay as they are while the model is in use.
         defaults: initializers that a caller may replace, as they are inputs as well; none where the exporter made
             inputs of all initializers, which means nothing.
+        ends: the element types that the source has for inputs and outputs which are float32 here, by name.
     """
 
     graph: gs.Graph
@@ -56,11 +57,13 @@ class Model:
     ir_version: int
     files: tuple[Path, ...] = ()
     defaults: tuple[str, ...] = ()
+    ends: Mapping[str, np.dtype[Any]] = field(default_factory=dict)
 
     def content(self) -> object:
         """What it computes, wherever its weights come from: the graph as bytes, the weights by name, metadata."""
         proto, weights = to_proto(self.graph)
-        return proto.SerializeToString(deterministic=True), weights, self.metadata, self.ir_version
+        ends = {name: dtype.name for name, dtype in self.ends.items()}
+        return proto.SerializeToString(deterministic=True), weights, self.metadata, self.ir_version, ends
 
 
 def skeleton(path: str | Path) -> ModelProto | None:

@@ -13,6 +13,7 @@ from qcompiler.ir import graph as graphs
 Array = np.ndarray[Any, Any]
 Feeds = dict[str, Array]
 Shape = tuple[int | str | None, ...] | None
+Stored = Mapping[str, np.dtype[Any]]  # types that inputs have in the source where the graph has float32
 Inputs = Mapping[str, tuple[np.dtype[Any] | None, Shape]]  # no type: a sequence or optional, passed on unseen
 
 
@@ -22,6 +23,17 @@ class InputShapes(NamedTuple):
     min: tuple[int, ...]
     opt: tuple[int, ...]
     max: tuple[int, ...]
+
+
+def in_float32(inputs: Inputs) -> tuple[Inputs, Stored]:
+    """Inputs of a file as float32 where they are floats of another width, and the types that these have."""
+    stored = {
+        name: dtype
+        for name, (dtype, _) in inputs.items()
+        if dtype is not None and dtype.name in ("float16", "bfloat16", "float64")
+    }
+    wide = np.dtype(np.float32)
+    return {name: (wide if name in stored else dtype, shape) for name, (dtype, shape) in inputs.items()}, stored
 
 
 def inputs_of(graph: gs.Graph) -> Inputs:

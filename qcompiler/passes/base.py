@@ -61,6 +61,11 @@ class Kept(Skipped):
 
 
 @dataclass(frozen=True, slots=True)
+class Widened(Skipped):
+    """An input or output of the model (`node` is its name) does not get its source's type again; `text` says why."""
+
+
+@dataclass(frozen=True, slots=True)
 class Released(Note):
     """A float tensor (`node` is its name) lost the quantizer that it came with; `text` says why."""
 
@@ -107,6 +112,15 @@ class Report:
     def kept(self) -> dict[str, str]:
         """Why inputs and outputs that were to change their type keep it, by name."""
         return {note.node: note.text for note in self.notes if isinstance(note, Kept)}
+
+    @property
+    def widened(self) -> dict[str, list[str]]:
+        """Inputs and outputs that have another type than in the source, by which types these are, and why."""
+        found: dict[str, list[str]] = {}
+        for note in self.notes:
+            if isinstance(note, Widened):
+                found.setdefault(note.text, []).append(note.node)
+        return found
 
     @property
     def released(self) -> dict[str, str]:

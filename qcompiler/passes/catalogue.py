@@ -50,10 +50,13 @@ from qcompiler.passes.quantize.share_constants import ShareConstants
 from qcompiler.passes.quantize.store_tables import StoreTables
 from qcompiler.passes.quantize.weight_only import WeightOnly
 from qcompiler.passes.types.infer_shapes import InferShapes
+from qcompiler.passes.types.restore_ends import RestoreEnds
 from qcompiler.passes.types.unpack_sequences import UnpackSequences
+from qcompiler.passes.types.widen_floats import WidenFloats
 
 ALL: tuple[type[Pass], ...] = (
     InlineFunctions,
+    WidenFloats,
     NameEverything,
     NameDimensions,
     NormalizeConstants,
@@ -98,6 +101,7 @@ ALL: tuple[type[Pass], ...] = (
     StoreTables,
     MatmulNbits,
     HighPrecision,
+    RestoreEnds,
     FlattenRows,
     ShareConstants,
     Legalize,
@@ -137,6 +141,7 @@ __all__ = [
     "QuantizeOutputs",
     "RaiseOpset",
     "ReleaseQuantizers",
+    "RestoreEnds",
     "ShareConstants",
     "SmoothQuant",
     "SpellAxes",
@@ -149,6 +154,7 @@ __all__ = [
     "UnrollLoops",
     "UnshareWeights",
     "WeightOnly",
+    "WidenFloats",
     "WriteEinsum",
     "WriteRecurrent",
 ]

@@ -45,10 +45,11 @@ from qcompiler.passes.quantize.insert_qdq_pairs import InsertQDQPairs
 from qcompiler.passes.quantize.quantize_outputs import QuantizeOutputs
 from qcompiler.passes.quantize.share_constants import ShareConstants
 from qcompiler.passes.types.infer_shapes import InferShapes
+from qcompiler.passes.types.restore_ends import RestoreEnds
 from qcompiler.passes.types.unpack_sequences import UnpackSequences
 from qcompiler.plan import Plan
 from qcompiler.statistics.ranges import Ranges
-from qcompiler.target import Target
+from qcompiler.target import DType, Target
 
 if TYPE_CHECKING:
     import numpy as np
@@ -116,12 +117,15 @@ def lowering(
     io_types: str = "keep",
     storing: Sequence[Pass] = (),
     noisy: Mapping[str, float] | None = None,
+    ends: Mapping[str, np.dtype[np.generic]] | None = None,
 ) -> Pipeline:
     """From the normalised float graph and its plan to a strongly typed graph that the target takes.
 
-    `storing` are the passes that store weights alone in few bits; `noisy` is as of `HighPrecision`.
+    `storing` are the passes that store weights alone in few bits; `noisy` is as of `HighPrecision`, `ends`
+    as of `RestoreEnds`.
     """
     dynamic = any(decision.rule == RULE for decision in plan)
+    restored = io_types == "keep" or target.high_precision is not DType.FP32  # else FP32 is what was asked for
     static = (InsertQDQ(plan, corrections, scales or {}), InsertQDQPairs(plan))
     return Pipeline(
         *((DynamicQuant(plan, "integer" if target.engine == "onnxruntime" else "pairs"),) if dynamic else static),
@@ -135,6 +139,7 @@ def lowering(
             io_types=io_types,
             noisy=noisy or {},
         ),
+        *((RestoreEnds(ends, target.engine),) if ends and restored else ()),
         *((FlattenRows(),) if target.engine == "tensorrt-rtx" else ()),  # typed: its tensors have no ranges
         ShareConstants(),  # what was quantized alike is stored once
         # The last word belongs to the target.

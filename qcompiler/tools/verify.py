@@ -13,6 +13,7 @@ from qcompiler.engines import for_target
 from qcompiler.ir import model as models
 from qcompiler.ir.signature import inputs_of
 from qcompiler.judge.views import check_ignored
+from qcompiler.passes.importing import imported
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.support.progress import Progress, silent
 from qcompiler.verification.alignment import aligned
@@ -39,7 +40,7 @@ def verify(
         DataError: the data does not fit.
     """
     asked = recipe or Recipe()
-    reference = read(float_model)
+    reference = imported(read(float_model))
     inputs = inputs_of(reference.graph)
     check_ignored(asked.ignore_output, [output.name for output in reference.graph.outputs])
     other = HeldOut(asked.verify_samples, asked.verify_data, asked.verify_text, asked.metric, asked.text)
@@ -49,7 +50,7 @@ def verify(
     judged = data if isinstance(data, Text) else evaluation(other, None, reference.graph)
     metric = chosen_metric(other, judged, inputs)
     most = asked.samples or (asked.verify_samples or None if isinstance(data, Text) else None)
-    source = open_source(prepared(data, asked.preprocess), inputs, samples=most)
+    source = open_source(prepared(data, asked.preprocess), inputs, samples=most, stored=reference.ends)
     with (progress or silent).stage("verify", asked.verify_samples + runs_of(metric)) as stage:
         done: Callable[[], None] = lambda: stage.advance(1)  # noqa: E731
         on = partial(

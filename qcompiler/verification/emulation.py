@@ -26,27 +26,59 @@ from qcompiler.ir.names import Names
 _BF16 = np.dtype(ml_dtypes.bfloat16)
 _FP16 = np.dtype(np.float16)
 _FP32 = np.dtype(np.float32)
+_FP64 = np.dtype(np.float64)
 _STATES_TYPE = ("to", "output_dtype", "dtype")
 
 
 def runnable(model: models.Model, *, half: bool = False) -> models.Model:
     """A model that ONNX Runtime's CPU can run: the model itself where nothing in it is BF16, else an emulation of it.
 
-    Names of tensors stay, and so does what they hold; inputs and outputs that were emulated become FP32.
+    Names of tensors stay, and so does what they hold; inputs and outputs that were emulated become FP32, and so do
+    those in double that stand before or behind a Cast from or to FP32.
 
     Args:
         model: stays as it is.
         half: emulate FP16 as well, so that its rounding and its overflows show.
     """
     emulates = {_BF16, _FP16} if half else {_BF16}
-    if not emulates & set(element_types.infer_all(model.graph).values()):
+    doubles = _double_ends(model.graph)
+    if not doubles and not emulates & set(element_types.infer_all(model.graph).values()):
         return model
     emulated = models.copy(model)
+    for tensor in _double_ends(emulated.graph):
+        _open_end(emulated.graph, tensor)
     names = Names(emulated.graph)
     types = element_types.infer_all(emulated.graph)  # before anything changes: nested graphs read from around them
     for inner in list(graphs.graphs(emulated.graph)):
         _widen(inner, names, {key: dtype for key, dtype in types.items() if dtype in emulates})
     return emulated
+
+
+def _double_ends(graph: gs.Graph) -> list[gs.Tensor]:
+    """Inputs and outputs in double that nothing computes with: a Cast alone stands at them."""
+    entering = [
+        tensor
+        for tensor in graph.inputs
+        if graphs.dtype_of(tensor) == _FP64 and all(_casts(node, _FP32) for node, _ in graphs.consumers(tensor))
+    ]
+    leaving = [
+        tensor
+        for tensor in graph.outputs
+        if graphs.dtype_of(tensor) == _FP64 and not tensor.outputs and _casts(graphs.producer(tensor), _FP64)
+    ]
+    return [*entering, *leaving]
+
+
+def _casts(node: gs.Node | None, to: np.dtype[Any]) -> bool:
+    return node is not None and graphs.is_op(node, "Cast") and graphs.np_dtype(node.attrs["to"]) == to
+
+
+def _open_end(graph: gs.Graph, tensor: gs.Tensor) -> None:
+    """Makes an end FP32; the Cast at it does nothing then."""
+    tensor.dtype = _FP32
+    node = graphs.producer(tensor)
+    if node is not None:
+        node.attrs["to"] = graphs.onnx_type(_FP32)
 
 
 def _widen(graph: gs.Graph, names: Names, types: element_types.Types) -> None:

@@ -140,9 +140,14 @@ def fitting_inputs(feed: Mapping[str, Array], wanted: Inputs) -> Feeds:
         if name not in wanted:
             continue
         dtype = wanted[name][0]
-        both_float = dtype is not None and dtype.kind == "f" and array.dtype.kind == "f"
+        both_float = _is_float(dtype) and _is_float(array.dtype)
         result[name] = array.astype(dtype, copy=False) if both_float else array
     return result
+
+
+def _is_float(dtype: np.dtype[Any] | None) -> bool:
+    """Whether feeds of a type may be fed as another float type; numpy knows no kind of bfloat16."""
+    return dtype is not None and (dtype.kind == "f" or dtype.name == "bfloat16")
 
 
 def _switch(name: str) -> onnx.NodeProto:

@@ -76,6 +76,7 @@ def test_what_the_user_should_know_is_told_later(tmp_path: Path) -> None:
         ({}, None, UsageError, "needs the ranges of activations"),
         ({"precision": "fp16", "high_precision": "bf16"}, "no.npz", UsageError, "contradict"),
         ({"precision": "fp8", "target": "tensorrt-rtx:sm80"}, "no.npz", EngineError, "sm80"),
+        ({"precision": "bf16", "target": "onnxruntime"}, "no.npz", EngineError, "no BF16 kernels"),
         ({"calibrator": "percentile{p=200}"}, "no.npz", UsageError, "p"),
         ({"metric": "nobody.py:knows"}, "no.npz", UsageError, "nobody.py"),
         ({"precision": "int4-weight", "target": "tensorrt-rtx:sm75"}, "no.npz", EngineError, "INT4"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from qcompiler.data.source import open_source
+from qcompiler.errors import DataError
 from qcompiler.ir.signature import Inputs
 from tests.data.samples import F32, I64, feeds, refused, same
 
@@ -105,3 +107,27 @@ def test_a_size_of_0_is_a_size() -> None:
     given = [{"x": x, "cache": cache, "same": x} for x in (full, none) for cache in (full, none)]
     same(list(open_source(given, inputs)), given)
     assert "shape [0, 5]" in refused([{**given[0], "x": np.ones((0, 5), np.float32)}], inputs)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
+def test_an_input_that_is_another_float_in_the_source_takes_both_and_gives_float32(dtype: Any, tmp_path: Path) -> None:
+    inputs: Inputs = {"x": (F32, ("n", 2))}
+    values = np.array([[0.1, 1.0], [3.3, -2.5]])
+    expected = [{"x": row[None].astype(dtype).astype(np.float32)} for row in values]
+    np.savez(tmp_path / "own.npz", x=values.astype(dtype))  # numpy reads bfloat16 back as |V2
+    np.savez(tmp_path / "wide.npz", x=values.astype(np.float32))
+    for name in ("own.npz", "wide.npz"):
+        same(list(open_source(tmp_path / name, inputs, stored={"x": np.dtype(dtype)})), expected)
+    parts = open_source(tmp_path / "own.npz", inputs, batch=2, stored={"x": np.dtype(dtype)})
+    same(list(parts.part(parts.prints()[:1])), expected[:1])
+
+
+def test_types_of_the_source_are_named_where_another_one_is_given() -> None:
+    inputs: Inputs = {"x": (F32, (2,))}
+    words = r"'x' is float64, the model takes bfloat16; convert it with .*ml_dtypes.bfloat16"
+    with pytest.raises(DataError, match=words):
+        list(open_source([{"x": np.ones(2)}], inputs, stored={"x": np.dtype(ml_dtypes.bfloat16)}))
+    with pytest.raises(DataError, match="NaN or infinite"):
+        list(open_source([{"x": np.array([1, 1e6], np.float32)}], inputs, stored={"x": np.dtype(np.float16)}))
+    with pytest.raises(DataError, match="takes float32"):  # raw bytes mean nothing where nobody says what they are
+        list(open_source([{"x": np.ones(2, "V2")}], inputs))

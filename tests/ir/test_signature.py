@@ -9,7 +9,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from qcompiler.ir import model as models
-from qcompiler.ir.signature import inputs_of
+from qcompiler.ir.signature import in_float32, inputs_of
 
 
 def test_inputs_have_the_type_and_the_fixed_and_free_sizes_of_the_graph(tmp_path: Path) -> None:
@@ -37,3 +37,10 @@ def test_inputs_stand_in_the_order_of_the_graph_and_none_is_none() -> None:
     graph = gs.Graph(inputs=[gs.Variable(name, np.float32, [1]) for name in names])
     assert list(inputs_of(graph)) == names
     assert inputs_of(gs.Graph()) == {}
+
+
+def test_other_floats_are_told_apart_from_what_they_are_computed_in() -> None:
+    half, wide, ids = np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.int64)
+    found, stored = in_float32({"h": (half, (2,)), "x": (wide, None), "i": (ids, ("n",)), "s": (None, None)})
+    assert found == {"h": (wide, (2,)), "x": (wide, None), "i": (ids, ("n",)), "s": (None, None)}
+    assert stored == {"h": half}

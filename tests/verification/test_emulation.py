@@ -119,3 +119,18 @@ def test_fp16_rounds_and_overflows_also_where_onnx_runtime_by_itself_does_neithe
     np.testing.assert_array_equal(rounded, np.full((2, 4), np.float16(3.0007), np.float32))
     assert np.all(session.run({"x": np.full((2, 4), 250, np.float32)})["y"] == 250)
     assert not np.any(np.isfinite(session.run({"x": np.full((2, 4), 260, np.float32)})["y"]))  # 260 * 256 overflows
+
+
+def test_ends_in_double_behind_a_cast_become_fp32() -> None:
+    double, single = onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT
+    proto = model(("Cast", "x", "a", {"to": single}), ("Relu", "a", "b"), ("Cast", "b", "y", {"to": double}),
+                  inputs={"x": (np.float64, (2, 4))})  # fmt: skip
+    original = Model(to_graph(proto), {}, None, 10)
+    found = runnable(original)
+    assert Session(found.graph).run({"x": np.ones((2, 4), np.float32)})["y"].dtype == np.float32
+    assert graphs.dtype_of(original.graph.inputs[0]) == np.float64
+
+
+def test_ends_in_double_that_something_computes_with_stay() -> None:
+    original = Model(to_graph(model(("Relu", "x", "y"), inputs={"x": (np.float64, (2, 4))})), {}, None, 10)
+    assert runnable(original) is original

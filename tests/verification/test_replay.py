@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -78,3 +79,10 @@ def test_feeds_are_cut_to_what_a_graph_reads_and_take_its_width(model: models.Mo
     found = fitting({"x": X["x"].astype(np.float64), "more": OTHER}, OpenModel(model, quick=True))
     assert list(found) == ["x"]
     assert found["x"].dtype == np.float32
+
+
+def test_feeds_of_any_float_fit(model: models.Model) -> None:
+    for dtype in (np.float16, ml_dtypes.bfloat16, np.float64):
+        found = fitting({"x": OTHER.astype(dtype)}, OpenModel(model))["x"]
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, OTHER.astype(dtype).astype(np.float32))

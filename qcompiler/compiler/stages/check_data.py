@@ -83,7 +83,7 @@ def _judging(subject: Subject, samples: int) -> dict[str, Spread]:
     data, front = subject.judge.data, subject.prefix and subject.prefix.front
     if data is None or not samples:
         return {}
-    source = open_source(data, subject.inputs, samples=samples)
+    source = open_source(data, subject.inputs, samples=samples, stored=subject.reference.ends)
     spreads = Spreads()
     for feed in islice(front.through(source) if front else source, samples):
         spreads.watch(feed)

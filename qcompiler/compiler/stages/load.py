@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,25 @@ from qcompiler.data.deal import deal
 from qcompiler.data.files import known_ranges
 from qcompiler.data.files.opened import UNPREPARED
 from qcompiler.data.find_batch import Told, check, find
-from qcompiler.data.source import Data, open_source, prepared, suited
+from qcompiler.data.source import Data, Source, open_source, prepared, suited
 from qcompiler.errors import DataError
 from qcompiler.ir import graph as graphs
 from qcompiler.ir import model as models
 from qcompiler.ir.signature import inputs_of
 from qcompiler.judge.views import check_ignored
+from qcompiler.passes.importing import imported
 from qcompiler.planning.placement import known
 from qcompiler.planning.placement.scope import Scope
 from qcompiler.recipe.tables import PreprocessTable
+from qcompiler.support.as_json import plain
 from qcompiler.support.file import File
 from qcompiler.verification.held_out import HeldOut, judge_of
+from qcompiler.verification.narrowing import Narrowing, is_narrower, narrowing
 from qcompiler.verification.reading import read
+from qcompiler.verification.replay import fitting_inputs
 
 _NAMED = 5
+_NARROWED = 4  # samples that double and FP32 are compared on
 NOTHING_TO_JOIN = (
     "--batch {} joins nothing: no axis of the inputs was found to be a batch; if one is, say which: --batch-axis x=0"
 )
@@ -65,31 +71,37 @@ class LoadOptions:
 
 @stage(kept=False)
 def load(run: Compilation, source: str | Path | models.Model, data: Data | None, options: LoadOptions) -> Done[Subject]:
-    """The model as it stands in the file.
+    """The model as it stands in the file, but for its float types, which become FP32.
 
     Raises:
-        ModelError: it cannot be read, or a weight is not finite.
+        ModelError: it cannot be read, a weight is not finite, or a type cannot be had in FP32.
         DataError: there is no such data, or it can be read only once; ranges cannot be read, or are of another model.
         UsageError: an artefact would take the place of an input, a metric lacks its text, or a batch axis is named that
             the model does not have, or an output.
     """
     with run.working():
-        model = read(source)
-        refuse_overwriting(model, data, options.paths)
-        refuse_overwriting(model, options.ranges, options.paths, "--ranges")
-        models.check_finite(model)
+        original = read(source)
+        refuse_overwriting(original, data, options.paths)
+        refuse_overwriting(original, options.ranges, options.paths, "--ranges")
+        models.check_finite(original)
+        model = imported(original)
         inputs = inputs_of(model.graph)
         scope, ranges = _with_ranges(run, model, options)
         data = prepared(suited(data, model.graph), options.preprocess, options.held_out.data)
-        samples = None if data is None else open_source(data, inputs, samples=options.samples, batch=options.batch)
+        samples = None
+        if data is not None:
+            samples = open_source(data, inputs, samples=options.samples, batch=options.batch, stored=model.ends)
         judge = judge_of(options.held_out, data, model)
         check(options.batch_axes, inputs)
         check_ignored(options.ignored, [output.name for output in model.graph.outputs])
+        narrower = None if data is None else _narrowing(original, model, data, samples)
         axes = NO_BATCH if samples is None else find(model.graph, samples, inputs, options.batch_axes)
         samples = None if samples is None else samples.along(axes)
         parts = None if samples is None else deal(samples, judged_apart=judge.data is not None)
     if model.defaults:
         run.warn(_kept_defaults(model.defaults))
+    if narrower is not None and narrower.warning:
+        run.warn(narrower.warning)
     if samples is not None and samples.batch and not axes.axes:
         run.warn(NOTHING_TO_JOIN.format(samples.batch))
     if samples is not None:
@@ -99,11 +111,27 @@ def load(run: Compilation, source: str | Path | models.Model, data: Data | None,
     record = {
         "source": file,
         "export": options.export,
+        "types": {
+            "ends": {name: dtype.name for name, dtype in model.ends.items()},
+            "narrowing": None if narrower is None else plain(narrower),
+        },
         "random_data": samples is not None and samples.random,
         "batch": axes.to_json(),
         "ranges": ranges,
     }
     return Done(Subject(model, model, samples, judge, scope, parts, axes), record)
+
+
+def _narrowing(original: models.Model, model: models.Model, data: Data, samples: Source | None) -> Narrowing | None:
+    """What it costs that doubles became FP32, on a few samples; None where none did."""
+    if samples is None or not is_narrower(original, model):
+        return None
+    exact = inputs_of(original.graph)
+    try:
+        given = list(islice(open_source(data, exact, samples=_NARROWED), _NARROWED))
+    except DataError:  # float32 is taken as well; where it was something else, the samples say so
+        given = [fitting_inputs(feed, exact) for feed in islice(samples, _NARROWED)]
+    return narrowing(original, model, given)
 
 
 def _with_ranges(run: Compilation, model: models.Model, options: LoadOptions) -> tuple[Scope, Mapping[str, Any] | None]:

@@ -76,7 +76,15 @@ def lower(
         storing = methods.passes(subject.stored)
         noisy = {} if half is None else half.noisy
         pipeline = lowering(
-            chosen.plan, target, seen, chosen.corrections, chosen.scales, options.io_types, storing, noisy
+            chosen.plan,
+            target,
+            seen,
+            chosen.corrections,
+            chosen.scales,
+            options.io_types,
+            storing,
+            noisy,
+            decided.model.ends,
         )
         reports = pipeline(model.graph)
     models.forget_pages(decided.model)
@@ -86,6 +94,8 @@ def lower(
         plan = _typed(plan, report.decisions)
         for name, why in report.kept.items():
             run.warn(f"'{name}' keeps its type: {why}")
+        for text, names in report.widened.items():
+            run.warn(f"{', '.join(map(repr, names))}: {text}")
     quantized = bool(plan.quantized())
     if half is not None and half.sqnr_db < half.goal_db - DOUBTFUL_DB[quantized]:
         run.warn(_doubt(half, target, quantized=quantized))

@@ -101,7 +101,7 @@ def _judging(subject: Subject, samples: int) -> Source | None:
     """What is compared on: other data, or the part of the data that nothing was chosen by; None where there is none."""
     if subject.judge.data is None:
         return None if subject.parts is None else subject.parts.judge
-    source = open_source(subject.judge.data, subject.inputs, samples=samples)
+    source = open_source(subject.judge.data, subject.inputs, samples=samples, stored=subject.reference.ends)
     front = subject.prefix and subject.prefix.front
     return front.through(source) if front else source
 

@@ -15,12 +15,10 @@ import onnx_graphsurgeon as gs
 from qcompiler.ir import graph as graphs
 from qcompiler.ir import nested
 from qcompiler.ir.element_types import FP32, Slots
-from qcompiler.ir.operators import MOVES, RECURRENT
 from qcompiler.ir.scopes import within
 from qcompiler.passes.high_precision._view import MARGIN, TypingView
+from qcompiler.passes.recurrent import recurrent_reader
 from qcompiler.target import DType
-
-_ROUNDS = 64  # nodes between an input and a recurrent layer, at most
 
 
 def of_model(view: TypingView) -> dict[str, str]:
@@ -39,7 +37,7 @@ def of_model(view: TypingView) -> dict[str, str]:
 
 def _unfit(tensor: gs.Tensor, view: TypingView) -> str:
     """Why an input or output of the model cannot have the lower type; empty where it can."""
-    if graphs.is_input(view.graph, tensor) and (layer := _recurrent_reader(tensor)):
+    if graphs.is_input(view.graph, tensor) and (layer := recurrent_reader(tensor)):
         return f"'{layer}' reads it, a recurrent layer, which TensorRT-RTX cannot build behind a Cast"
     if graphs.is_input(view.graph, tensor) and graphs.is_output(view.graph, tensor):
         return "it is input and output at once"
@@ -56,20 +54,6 @@ def _unfit(tensor: gs.Tensor, view: TypingView) -> str:
         return f"it reaches {seen.absmax:.4g}, times a margin of {MARGIN:g} more than FP16's 65504"
     if 0 < seen.absmax < view.format.normal:
         return f"it never exceeds {seen.absmax:.3g}, below the smallest normal {view.dtype} number"
-    return ""
-
-
-def _recurrent_reader(tensor: gs.Tensor) -> str:
-    """Name of a recurrent layer that reads a tensor, also where it is only moved on the way; else empty."""
-    waiting = [tensor]
-    for _ in range(_ROUNDS):
-        if not waiting:
-            return ""
-        for node, _ in graphs.consumers(waiting.pop()):
-            if graphs.is_op(node, *RECURRENT):
-                return str(node.name)
-            if graphs.is_op(node, *MOVES):
-                waiting += node.outputs
     return ""
 
 

@@ -1,1 +1,1 @@
-"""Passes about element types and shapes."""
+"""Element types and shapes: what is not FP32 is widened and typed again at the ends, what files say is not believed."""

@@ -30,7 +30,7 @@ from qcompiler.engines.onnxruntime import OnnxRuntime
 from qcompiler.errors import ModelError, UsageError
 from qcompiler.ir import decoder_io
 from qcompiler.ir.decoder_io import Decoder
-from qcompiler.ir.signature import Feeds, Inputs
+from qcompiler.ir.signature import Feeds, Inputs, in_float32
 from qcompiler.report import manifest
 from qcompiler.support import machine
 from qcompiler.support.as_json import plain
@@ -274,12 +274,13 @@ def _feeds(
                 "models that are compared must take the same inputs"
             )
     files = {}
-    source = "random numbers" if data is None else open_source(data, inputs).name
+    wide, stored = in_float32(inputs)  # what each model takes, its own process makes of it
+    source = "random numbers" if data is None else open_source(data, wide, stored=stored).name
     for case in cases:
         if data is None:
             feeds = _random(inputs, case.batch, shapes or {})
         else:
-            feeds = next(iter(open_source(data, inputs, batch=case.batch)))
+            feeds = next(iter(open_source(data, wide, batch=case.batch, stored=stored)))
         files[case] = _save(folder, _sized(feeds, inputs, case.batch, workers[0].name))
     return source, files
 
@@ -305,7 +306,7 @@ def _random(inputs: Inputs, batch: int, shapes: Shapes) -> Feeds:
             )
         size = [size if isinstance(size, int) else batch for size in given]
         drawn = rng.standard_normal(size, np.float32) if dtype.kind in "fV" else np.ones(size, np.int64)
-        found[name] = drawn.astype(dtype)
+        found[name] = drawn if dtype.kind in "fV" else drawn.astype(dtype)
     return found
 
 

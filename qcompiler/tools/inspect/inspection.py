@@ -17,6 +17,7 @@ from qcompiler.ir import graph as graphs
 from qcompiler.ir import model as models
 from qcompiler.ir.macs import countable, uncounted
 from qcompiler.ir.signature import inputs_of
+from qcompiler.passes.importing import imported
 from qcompiler.passes.pipelines import clean_up
 from qcompiler.planning.placement import candidates
 from qcompiler.recipe.recipe import Recipe
@@ -145,14 +146,17 @@ def inspect(
     """
     recipe, progress = recipe or Recipe(), progress or silent
     target = recipe.resolve()
+    problems: list[str] = []
     with progress.stage("load"):
         loaded = read(model)
-        raw, inputs = loaded.graph, inputs_of(loaded.graph)
-        data = prepared(suited(data, raw), recipe.preprocess)
-        source = None if data is None else open_source(data, inputs, samples=recipe.samples, batch=recipe.batch)
-    problems: list[str] = []
+        raw = loaded.graph
+        computed = _imported(loaded, problems)
+        inputs, source = inputs_of(computed.graph), None
+        data = prepared(suited(data, computed.graph), recipe.preprocess)
+        if data is not None:
+            source = open_source(data, inputs, samples=recipe.samples, batch=recipe.batch, stored=computed.ends)
     with progress.stage("clean_up"):
-        clean = _clean(loaded, target, problems)
+        clean = _clean(computed, target, problems)
         found, refused = candidates.find_candidates(clean.graph, target, recipe.keep)
         axes = NO_BATCH
         if source is not None:
@@ -205,6 +209,15 @@ def _total(graph: gs.Graph, macs: Mapping[str, int], source: Source | None, prob
         named = ", ".join(f"'{name}' ({nodes[name].op})" for name in missing[:3]) + ", ..." * (len(missing) > 3)
         problems.append(f"shares leave out what nobody can count: {named}")
     return sum(macs.values())
+
+
+def _imported(model: models.Model, problems: list[str]) -> models.Model:
+    """The model in FP32; as it is where it has types that are refused."""
+    try:
+        return imported(model)
+    except ModelError as error:
+        problems.append(f"it cannot be compiled: {error}")
+        return model
 
 
 def _clean(model: models.Model, target: Target, problems: list[str]) -> models.Model:

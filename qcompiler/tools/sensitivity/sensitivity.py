@@ -19,6 +19,7 @@ from qcompiler.ir import model as models
 from qcompiler.ir.macs import tensors_for_shapes
 from qcompiler.ir.signature import inputs_of
 from qcompiler.numerics.sqnr import decibel, gain_db
+from qcompiler.passes.importing import imported
 from qcompiler.passes.pipelines import clean_up
 from qcompiler.plan import Candidate
 from qcompiler.planning.placement import candidates
@@ -195,11 +196,10 @@ def sensitivity(
     target = recipe.resolve()
     chosen = parse(formats, recipe.weight_only.block_size, half=target.high_precision is not DType.FP32)
     with progress.stage("load"):
-        loaded = read(model)
+        loaded = imported(read(model))
         inputs = inputs_of(loaded.graph)
-        source = open_source(
-            prepared(suited(data, loaded.graph), recipe.preprocess), inputs, samples=recipe.samples, batch=recipe.batch
-        )
+        shown = prepared(suited(data, loaded.graph), recipe.preprocess)
+        source = open_source(shown, inputs, samples=recipe.samples, batch=recipe.batch, stored=loaded.ends)
     with progress.stage("clean_up"):
         normal = models.copy(loaded)
         clean_up(target)(normal.graph)
