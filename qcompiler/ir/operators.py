@@ -42,7 +42,7 @@ POINTWISE = frozenset(
         "Abs", "Acos", "Add", "Asin", "Atan", "Ceil", "Clip", "Cos", "Cosh", "Div", "Elu", "Erf", "Exp",
         "Floor", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Log", "Max", "Mean", "Min", "Mish", "Mod",
         "Mul", "Neg", "PRelu", "Pow", "Reciprocal", "Relu", "Round", "Selu", "Sigmoid", "Sign", "Sin",
-        "Sinh", "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Tan", "Tanh", "ThresholdedRelu", "Where",
+        "Sinh", "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Swish", "Tan", "Tanh", "ThresholdedRelu", "Where",
     }
 )  # fmt: skip
 # What lets channels be put in another order
@@ -52,7 +52,8 @@ ELEMENTWISE = frozenset(
 )
 # What may stand between a convolution and the sum of a shortcut
 ACTIVATIONS = (
-    "Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Elu", "PRelu", "Mish", "Gelu", "Mul",
+    "Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Elu", "PRelu", "Mish", "Gelu", "Swish",
+    "Mul",
 )  # fmt: skip
 HOMOGENEOUS = ("Relu", "LeakyRelu", "PRelu", "Neg", "Abs", "Dropout")  # f(x/s) = f(x)/s for positive s
 
