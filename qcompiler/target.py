@@ -53,6 +53,7 @@ class Target:
         fp8_per_channel: FP8 weights get a scale per output channel. TensorRT-RTX takes that, but then writes what every
             product and convolution computes in FP32 and scales it in the next kernel: half as many bytes again, for a
             few tenths of a dB, since E4M3 keeps its precision over 15 octaves.
+        plugins: shared libraries with operators of the user's, which the engine loads.
     """
 
     engine: str
@@ -66,6 +67,7 @@ class Target:
     share_scales: bool = True
     unsigned_activations: bool = False
     fp8_per_channel: bool = False
+    plugins: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """The form that `--target` takes."""

@@ -375,6 +375,7 @@ def _engine(parser: argparse.ArgumentParser) -> None:
         metavar="X=MIN,OPT,MAX",
         help="optimization profile, such as x=1x3x224x224,8x3x224x224,32x3x224x224; repeatable; unset: from data",
     )
+    group.add_argument("--plugin", action="append", metavar="LIB", help=f"{_help('plugin')}; repeatable")
     _batch_axis(group)
     group.add_argument("--strict", action="store_true", default=None, help=_help("strict"))
     for name in ("max_length", "prompt"):

@@ -22,7 +22,8 @@ from qcompiler.ir import decoder_io
 from qcompiler.ir import model as models
 from qcompiler.ir.signature import inputs_of
 from qcompiler.outliers.llm_int8 import Splits
-from qcompiler.passes.base import Pipeline
+from qcompiler.passes import pipelines
+from qcompiler.passes.base import Fact, Pipeline
 from qcompiler.passes.cleanup.name_everything import NameEverything
 from qcompiler.passes.cleanup.normalize_constants import NormalizeConstants
 from qcompiler.passes.legalize.legalize import Legalize
@@ -35,7 +36,7 @@ from qcompiler.statistics.observe import Observations
 from qcompiler.support.atomic import check_writable
 from qcompiler.support.file import File
 from qcompiler.support.progress import Progress, silent
-from qcompiler.target import Target
+from qcompiler.target import DType, Target
 from qcompiler.weight_only import methods
 
 
@@ -89,7 +90,9 @@ def legalize(
     """
     model = models.copy(loaded)
     with run.working():
-        reports = Pipeline(NameEverything(), NormalizeConstants(), Legalize(target))(model.graph)
+        reports = Pipeline(NameEverything(), NormalizeConstants())(model.graph)
+        reports += pipelines.readable(model.graph, target)(model.graph)
+        reports += Pipeline(Legalize(target), given=frozenset({Fact.NAMED}))(model.graph)
     work, decoder = count_macs_without_data(model.graph, usual), decoder_io.of_model(model)
     plan = accounted(existing(model.graph), model.graph, work, target.high_precision)
     record = {
@@ -97,6 +100,7 @@ def legalize(
         "plan": list(plan),
         "quantizers": list(plan.quantizers.values()),
         "cache": decoder and decoder.to_json(),
+        "holds": [str(one) for one in DType if one.quantized and any(kept.precision is one for kept in plan)],
     }
     return Done((model, plan), record, checked(reports, {}))
 

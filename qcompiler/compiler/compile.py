@@ -165,7 +165,7 @@ def life(run: Compilation, source: str | Path | Model, data: Data | None, asked:
             reasons = (*doubts, *(() if found is None else found.doubts()))
             run(conclude, *reached.judged(asked), reached.finite, decided.chosen.net, reasons, last=True)
         else:
-            run(write, lowered.model, subject.prefix, ArtefactNames.of(asked.paths, shop))
+            run(write, lowered.model, subject.prefix, ArtefactNames.of(asked.paths, shop), subject.behind)
         record = manifest(run, asked.recipe)
         finish(shop, asked.paths, record)
     return _result(lowered.model, lowered.plan, record, proof.verification, asked)
@@ -207,7 +207,7 @@ def _built(
     engine, names, target = shop / asked.paths.output.name, ArtefactNames.of(asked.paths, shop), asked.target
 
     def make(made: Lowered) -> Path:
-        written = run(write, made.model, subject.prefix, names)
+        written = run(write, made.model, subject.prefix, names, subject.behind)
         run(build_engine, written, engine, made.model, subject.seen, subject.inputs, asked.build)
         return written
 

@@ -20,6 +20,7 @@ ABSENT: Final[Mapping[str, Any]] = {  # in this order; what no stage recorded di
     "ranges": None,
     "inputs": None,
     "random_data": False,
+    "not_measured": [],
     "target": None,
     "recipe": None,
     "passes": [],

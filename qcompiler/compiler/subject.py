@@ -14,6 +14,7 @@ from qcompiler.ir.model import Model
 from qcompiler.ir.signature import Inputs, inputs_of
 from qcompiler.outliers.llm_int8 import Splits
 from qcompiler.outliers.qfep.find import Prefixed
+from qcompiler.passes.behind import Unmeasured
 from qcompiler.plan import Plan
 from qcompiler.planning.chosen import Chosen
 from qcompiler.planning.placement.candidates import Candidates
@@ -47,6 +48,7 @@ class Subject:
         prefix: what stands in front of all texts, and how it was found; None where nobody asked.
         splits: which channels are multiplied apart.
         stored: which weights are stored in few bits; None where nobody asked.
+        behind: what nobody can run here, and is written as it came behind the rest; None where there is nothing.
     """
 
     reference: Model
@@ -64,6 +66,7 @@ class Subject:
     prefix: Prefixed | None = None
     splits: Splits = field(default_factory=Splits)
     stored: Stored | None = None
+    behind: Unmeasured | None = None
 
     @property
     def inputs(self) -> Inputs:

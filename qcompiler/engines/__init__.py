@@ -23,7 +23,7 @@ def for_target(target: Target) -> Engine:
     if target.engine == "tensorrt":
         from qcompiler.engines.tensorrt import TensorRT
 
-        return TensorRT(sms=target.sms)
+        return TensorRT(sms=target.sms, plugins=target.plugins)
     if target.engine == "onnxruntime":
         from qcompiler.engines.onnxruntime import OnnxRuntime
 

@@ -19,7 +19,7 @@ import numpy as np
 from qcompiler.engines.base import Diagnostic, Engine, EngineFile, Profile, Progress, Runner, graph_of, model_file
 from qcompiler.engines.gpu import check_feeds
 from qcompiler.errors import DataError, EngineError, QCompilerError, UsageError
-from qcompiler.runtime import fp8
+from qcompiler.runtime import fp8, plugins
 from qcompiler.support.atomic import staged, unwritable
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -164,6 +164,7 @@ class OnnxRuntime(Engine):
 
     def _options(self, library: Any, level: str) -> Any:
         options = library.SessionOptions()
+        plugins.load_into(options)
         options.graph_optimization_level = getattr(library.GraphOptimizationLevel, LEVELS[level])
         options.intra_op_num_threads = self.threads
         options.log_severity_level = 3

@@ -6,6 +6,7 @@ always `tensorrt` (TensorRT-RTX runs in a process of its own and needs no polygr
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import time
@@ -49,6 +50,7 @@ class TensorRT(Engine):
         hardware_compatible: `ampere+` or `same-capability`: also for other GPUs than this one; None for this one only.
         workspace_mb: limit for scratch memory in MiB; None for all there is.
         optimization_level: 0..5, how long the builder looks for faster kernels; None for its default.
+        plugins: shared libraries whose plugins the parser and the runtime find beside TensorRT's own.
 
     Raises:
         UsageError: an option outside of what is written here.
@@ -62,6 +64,7 @@ class TensorRT(Engine):
     hardware_compatible: str | None = None
     workspace_mb: int | None = None
     optimization_level: int | None = None
+    plugins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.hardware_compatible is not None and self.hardware_compatible not in HARDWARE:
@@ -77,6 +80,7 @@ class TensorRT(Engine):
         """See `Engine.check`."""
         model = model_file(model_path)
         trt = _library()
+        _load(self.plugins)
         require_gpu("parsing with TensorRT")
         return _Parsed(trt, model, self._native_norm()).diagnostics
 
@@ -92,6 +96,7 @@ class TensorRT(Engine):
         started = time.perf_counter()
         model, output = model_file(model_path), Path(output_path)
         trt = _library()
+        _load(self.plugins)
         self._require(require_gpu("building with TensorRT"))
         with staged(output) as draft:
             if progress is not None:
@@ -125,7 +130,9 @@ class TensorRT(Engine):
         """See `Engine.open`."""
         path = engine_file.path if isinstance(engine_file, EngineFile) else Path(engine_file)
         plan = read_plan(path)
-        _library()
+        trt = _library()
+        _load(self.plugins)
+        trt.init_libnvinfer_plugins(_logger(trt), "")
         require_gpu(f"running '{path}'")
         return _PolygraphyRunner(path, plan)
 
@@ -265,6 +272,15 @@ def _library() -> Any:
             "polygraphy is set to TensorRT-RTX by POLYGRAPHY_USE_TENSORRT_RTX: unset it to build with TensorRT"
         )
     return tensorrt
+
+
+def _load(plugins: Sequence[str]) -> None:
+    """Loads libraries, which register their plugins by themselves when they are."""
+    for library in plugins:
+        try:
+            ctypes.CDLL(os.path.abspath(library))
+        except OSError as error:
+            raise UsageError(f"plugin '{library}' cannot be loaded: {error}; check what it links to") from error
 
 
 def _require_flag(trt: Any, kind: str, name: str) -> Any:

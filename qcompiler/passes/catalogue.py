@@ -23,6 +23,8 @@ from qcompiler.passes.cleanup.normalize_constants import NormalizeConstants
 from qcompiler.passes.cleanup.split_skip_norm import SplitSkipNorm
 from qcompiler.passes.cleanup.unroll_lstm import UnrollLSTM
 from qcompiler.passes.cleanup.unshare_weights import UnshareWeights
+from qcompiler.passes.foreign.read_trt_quantizers import ReadTrtQuantizers
+from qcompiler.passes.foreign.write_out_fused import WriteOutFused
 from qcompiler.passes.high_precision.high_precision import HighPrecision
 from qcompiler.passes.layout.cast_bytes import CastBytes
 from qcompiler.passes.layout.move_transposes import MoveTransposes
@@ -49,6 +51,7 @@ from qcompiler.passes.quantize.quantize_outputs import QuantizeOutputs
 from qcompiler.passes.quantize.share_constants import ShareConstants
 from qcompiler.passes.quantize.store_tables import StoreTables
 from qcompiler.passes.quantize.weight_only import WeightOnly
+from qcompiler.passes.standard.write_out_attention import WriteOutAttention
 from qcompiler.passes.types.infer_shapes import InferShapes
 from qcompiler.passes.types.restore_ends import RestoreEnds
 from qcompiler.passes.types.unpack_sequences import UnpackSequences
@@ -64,10 +67,13 @@ ALL: tuple[type[Pass], ...] = (
     RaiseOpset,
     UnpackSequences,
     SpellAxes,
+    ReadTrtQuantizers,
+    WriteOutFused,
     FoldConstants,
     ConvertQoperator,
     MendQuantized,
     ReleaseQuantizers,
+    WriteOutAttention,
     FoldIfs,
     UnrollLSTM,
     LoosenSqueeze,
@@ -140,6 +146,7 @@ __all__ = [
     "PlainGemm",
     "QuantizeOutputs",
     "RaiseOpset",
+    "ReadTrtQuantizers",
     "ReleaseQuantizers",
     "RestoreEnds",
     "ShareConstants",
@@ -156,5 +163,7 @@ __all__ = [
     "WeightOnly",
     "WidenFloats",
     "WriteEinsum",
+    "WriteOutAttention",
+    "WriteOutFused",
     "WriteRecurrent",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from qcompiler.ir import graph as graphs
 from qcompiler.passes.base import Fact, Pass, Pipeline
 from qcompiler.passes.channels.equalize_channels import EqualizeChannels
 from qcompiler.passes.cleanup.eliminate_dead import EliminateDead
@@ -23,6 +24,8 @@ from qcompiler.passes.cleanup.normalize_constants import NormalizeConstants
 from qcompiler.passes.cleanup.split_skip_norm import SplitSkipNorm
 from qcompiler.passes.cleanup.unroll_lstm import UnrollLSTM
 from qcompiler.passes.cleanup.unshare_weights import UnshareWeights
+from qcompiler.passes.foreign.read_trt_quantizers import ReadTrtQuantizers, opset_for
+from qcompiler.passes.foreign.write_out_fused import OLDEST, WriteOutFused, is_fused
 from qcompiler.passes.high_precision.high_precision import HighPrecision
 from qcompiler.passes.layout.cast_bytes import CastBytes
 from qcompiler.passes.layout.move_transposes import MoveTransposes
@@ -44,6 +47,7 @@ from qcompiler.passes.quantize.insert_qdq import InsertQDQ
 from qcompiler.passes.quantize.insert_qdq_pairs import InsertQDQPairs
 from qcompiler.passes.quantize.quantize_outputs import QuantizeOutputs
 from qcompiler.passes.quantize.share_constants import ShareConstants
+from qcompiler.passes.standard.write_out_attention import WriteOutAttention
 from qcompiler.passes.types.infer_shapes import InferShapes
 from qcompiler.passes.types.restore_ends import RestoreEnds
 from qcompiler.passes.types.unpack_sequences import UnpackSequences
@@ -53,6 +57,7 @@ from qcompiler.target import DType, Target
 
 if TYPE_CHECKING:
     import numpy as np
+    import onnx_graphsurgeon as gs
     from numpy.typing import NDArray
 
 
@@ -67,8 +72,10 @@ def clean_up(target: Target, *, equalize: bool = False) -> Pipeline:
         RaiseOpset(target.opset),  # before folding, because the new spelling computes shapes that can be folded
         UnpackSequences(),  # PyTorch writes chunks and lists of tensors so
         SpellAxes(),
+        WriteOutFused(target),  # in the terms of the new opset
         FoldConstants(),
         *_for_quantized(target),  # what they leave float is then cleaned up as such
+        *_for_new_operators(target),
         FoldIfs(),  # PyTorch asks for ranks and sizes that are known
         *_for_branches(target),
         *((WriteRecurrent(),) if target.engine != "onnxruntime" else ()),  # which has fast kernels of its own
@@ -93,11 +100,28 @@ def clean_up(target: Target, *, equalize: bool = False) -> Pipeline:
 _PRODUCTS: tuple[Pass, ...] = (WriteEinsum(), PlainGemm(), TurnProducts(), SplitExperts())
 
 
+def readable(graph: gs.Graph, target: Target) -> Pipeline:
+    """What a file that is built as it came needs where its operators are not ONNX's; nothing where they all are."""
+    fused = target.engine != "onnxruntime" and any(map(is_fused, graphs.walk(graph)))
+    opset = max(opset_for(graph), OLDEST if fused else 0)
+    return Pipeline(
+        *((RaiseOpset(opset),) if opset else ()),
+        *((WriteOutFused(target),) if fused else ()),
+        *((ReadTrtQuantizers(strict=False),) if opset_for(graph) else ()),
+        given=frozenset({Fact.NAMED, Fact.CONSTANTS}),
+    )
+
+
 def _for_quantized(target: Target) -> tuple[Pass, ...]:
     """What a model that comes quantized needs for TensorRT: exact forms first; ONNX Runtime takes all that ONNX has."""
     if target.engine == "onnxruntime":
         return ()
     return ConvertQoperator(target), MendQuantized(target), ReleaseQuantizers(target)
+
+
+def _for_new_operators(target: Target) -> tuple[Pass, ...]:
+    """Operators of opset 23 and 24 that TensorRT lacks or takes by half; ONNX Runtime has fast kernels for them."""
+    return () if target.engine == "onnxruntime" else (WriteOutAttention(),)
 
 
 def _for_branches(target: Target) -> tuple[Pass, ...]:

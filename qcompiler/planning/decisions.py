@@ -93,8 +93,9 @@ def accounted(plan: Plan, graph: gs.Graph, macs: Mapping[str, int], high: DType)
 
 def _unquantized(refusal: Refusal, came: Plan, high: DType) -> DType:
     """What a refused node computes in; the typing pass has the last word on the float types."""
-    if refusal.rule == "quantized-already":
-        return came.precision(refusal.node) or high
+    own = came.precision(refusal.node)
+    if own is not None and (refusal.rule == "quantized-already" or (refusal.rule == "weight-only" and own.weight_only)):
+        return own
     return DType.FP32 if refusal.rule == "subgraph" else high
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Self, TypeVar
 
-from qcompiler.errors import UsageError
+from qcompiler.errors import EngineError, UsageError
 from qcompiler.recipe import checks as check
 from qcompiler.recipe.checks import Shapes
 from qcompiler.recipe.tables import (
@@ -68,6 +68,11 @@ class Recipe(check.Keys):
         "tensorrt-rtx",
         check.target,
         "engine and GPU generations: tensorrt-rtx[:sm89,sm120], tensorrt[:sm89] or onnxruntime",
+    )
+    plugin: tuple[str, ...] = check.option(
+        (),
+        check.texts,
+        "shared libraries with operators of your own: plugins of TensorRT, or custom operators of ONNX Runtime",
     )
     high_precision: str | None = check.option(
         None,
@@ -205,6 +210,10 @@ class Recipe(check.Keys):
                 "in float only"
             )
 
+        if self.plugin and self.target.partition(":")[0] == "tensorrt-rtx":
+            raise EngineError(
+                f"'{self.plugin[0]}' cannot be loaded: TensorRT-RTX has no plugins. Choose '--target tensorrt'"
+            )
         if self.weight_only.storage == "matmulnbits" and self.target.partition(":")[0] != "onnxruntime":
             raise UsageError(
                 "recipe key 'weight_only.storage' = 'matmulnbits' is an operator of ONNX Runtime: choose target "
@@ -293,7 +302,7 @@ class Recipe(check.Keys):
         """The target as the passes need it; precision fp16 or bf16 means that type for everything."""
         whole = self.precision if self.precision in HIGH_PRECISIONS else None
         high = self.high_precision or whole
-        return parse_target(self.target, DType(high) if high else None)
+        return dataclasses.replace(parse_target(self.target, DType(high) if high else None), plugins=self.plugin)
 
 
 TABLES: Final[Mapping[str, type[Any]]] = MappingProxyType(

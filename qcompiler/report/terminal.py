@@ -210,7 +210,9 @@ def _summary_rows(manifest: Record) -> Iterator[tuple[str, str]]:
         yield "data", f"{data['files']}: {data['preprocess']}"
     if manifest.get("export"):
         yield "exported", f"{manifest['export']['kind']}, off by {manifest['export']['error']:.1e} from torch"
-    yield "compiled to", f"{recipe['precision']} for {name}, the rest in {target['high_precision']}"
+    held = manifest.get("holds")  # of what was built as it came
+    types = recipe["precision"] if held is None else " and ".join(held) or "no quantized type"
+    yield "compiled to", f"{types} for {name}, the rest in {target['high_precision']}"
     if found.get("score"):
         yield "metric", _score(found["score"])
     if found:

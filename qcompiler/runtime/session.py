@@ -14,7 +14,7 @@ import onnx_graphsurgeon as gs
 from qcompiler.errors import DataError, ModelError
 from qcompiler.ir import graph as graphs
 from qcompiler.ir import model as models
-from qcompiler.runtime import fp8, randomness, schemas
+from qcompiler.runtime import fp8, plugins, randomness, schemas
 from qcompiler.runtime.memory import pool, release_pages, take_from_pool
 from qcompiler.support.machine import available_processors
 
@@ -82,6 +82,7 @@ class Session:
         options.log_severity_level = 4  # its errors arrive as exceptions; printed as well they would only be noise
         options.intra_op_num_threads = threads or available_processors()
         options.inter_op_num_threads = 1
+        plugins.load_into(options)
         # Weights in few bits: without this, ONNX Runtime rounds the activations beside them to INT8
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         if quick:

@@ -14,6 +14,7 @@ from qcompiler.ir import model as models
 from qcompiler.ir.signature import inputs_of
 from qcompiler.judge.views import check_ignored
 from qcompiler.passes.importing import imported
+from qcompiler.passes.known_part import known_part
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.support.progress import Progress, silent
 from qcompiler.verification.alignment import aligned
@@ -33,14 +34,15 @@ def verify(
 ) -> Verification:
     """Compares two models, or a model and an engine, on `recipe.verify_samples` samples of `data`.
 
-    Of a `Text` the last 20 % are used, as `compile` does to compare.
+    Of a `Text` the last 20 % are used, as `compile` does to compare. Of a model with plugins the part in front of them
+    is compared, as `compile` does.
 
     Raises:
         EngineError: `quantized` is an engine and there is no hardware here to run it.
         DataError: the data does not fit.
     """
     asked = recipe or Recipe()
-    reference = imported(read(float_model))
+    reference = imported(known_part(read(float_model)).model)
     inputs = inputs_of(reference.graph)
     check_ignored(asked.ignore_output, [output.name for output in reference.graph.outputs])
     other = HeldOut(asked.verify_samples, asked.verify_data, asked.verify_text, asked.metric, asked.text)
@@ -63,7 +65,7 @@ def verify(
             advance=done,
         )
         if isinstance(quantized, models.Model) or Path(quantized).suffix == ".onnx":
-            rounded = quantized if isinstance(quantized, models.Model) else models.load(quantized)
+            rounded = known_part(quantized if isinstance(quantized, models.Model) else models.load(quantized)).model
             inner, remark = aligned(reference, rounded, asked.resolve())
             found = on(quantized=rounded, normal=inner)
             return dataclasses.replace(found, remarks=(*found.remarks, remark)) if remark else found

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
+import onnx
 import pytest
 
 from qcompiler.compiler.build import build
@@ -12,6 +14,7 @@ from qcompiler.compiler.compile import quantize
 from qcompiler.errors import UsageError
 from qcompiler.recipe.recipe import Recipe
 from tests.kit.cases import Case, prepared, state
+from tests.kit.rewrite import model
 
 
 @pytest.fixture
@@ -70,3 +73,22 @@ def test_the_profile_is_that_of_the_data_with_the_batch_from_one_up(case: Case) 
     assert profile["shapes"] == {"x": [[1, 3, 16, 16], [4, 3, 16, 16], [8, 3, 16, 16]]}
     told = build(case.source, output=case.out / "t.engine", data=feeds, recipe=Recipe(batch_axis={"x": None}))
     assert told.manifest["engine"]["profiles"][0]["shapes"]["x"][0] == [4, 3, 16, 16]
+
+
+def test_what_the_file_holds_is_told_whatever_the_recipe_would_do(tmp_path: Path) -> None:
+    """Quantizers of domain trt, as other tools write them."""
+    values = np.random.default_rng(0).integers(-100, 100, (64, 64)).astype(np.float32)
+    proto = model(
+        ("TRT_FP8QuantizeLinear", "x s", "q", {}, "trt"), ("TRT_FP8DequantizeLinear", "q s", "d", {}, "trt"),
+        ("TRT_FP8DequantizeLinear", "w s", "v", {}, "trt"), ("MatMul", "d v", "y"),
+        inputs={"x": (32, 64)}, weights={"s": np.float32(0.01)}, opset=21,
+    )  # fmt: skip
+    stored = values.astype(ml_dtypes.float8_e4m3fn).tobytes()
+    kind = onnx.TensorProto.FLOAT8E4M3FN
+    proto.graph.initializer.append(onnx.TensorProto(name="w", data_type=kind, dims=[64, 64], raw_data=stored))
+    proto.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [32, 64]))
+    onnx.save(proto, tmp_path / "m.onnx")
+    made = build(tmp_path / "m.onnx", output=tmp_path / "m.engine", recipe=Recipe(target="tensorrt-rtx:sm89"))
+    assert made.manifest["holds"] == ["fp8"]
+    assert made.manifest["macs"]["by_precision"] == {"fp8": 32 * 64 * 64}
+    assert made.manifest["audit"]["confirmed"] == 1

@@ -72,7 +72,11 @@ def model(
 ) -> onnx.ModelProto:
     """A model whose outputs got their types by inference; the default input is `x` float32 [2, 4]."""
     body = graph_proto(nodes, inputs or {"x": (2, 4)}, outputs, weights)
-    imports = [helper.make_opsetid("", opset), *(helper.make_opsetid(domain, 1) for domain in domains)]
+    used = {spec[4] for spec in nodes if len(spec) > 4 and spec[4]}
+    imports = [
+        helper.make_opsetid("", opset),
+        *(helper.make_opsetid(domain, 1) for domain in sorted({*domains, *used})),
+    ]
     proto = helper.make_model(body, opset_imports=imports, ir_version=8)
     inferred = onnx.shape_inference.infer_shapes(proto)
     for value, found in zip(proto.graph.output, inferred.graph.output, strict=True):
@@ -165,6 +169,35 @@ def check(
         assert facts.verify(fact, graph) == []
     _assert_settled(pass_, graph)
     return graph, report
+
+
+def check_written(
+    pass_: Pass, proto: onnx.ModelProto, feeds: Feeds | None = None, *, tolerance: float = 1e-5
+) -> gs.Graph:
+    """Runs a pass that writes out every operator of other domains, and compares with ONNX Runtime's own kernels.
+
+    Args:
+        pass_: the pass.
+        proto: the model before; the types of its outputs are found by running it.
+        feeds: what to run it on; random numbers where None.
+        tolerance: largest difference of an output, relative to its largest value.
+    """
+    graph = to_graph(proto)
+    feeds = feeds or random_feeds(graph)
+    for output in proto.graph.output:
+        output.ClearField("type")
+    before = _run(to_graph(proto), feeds)
+    report = pass_(graph)
+    left = [(one.op, one.domain) for one in graph.nodes if one.domain not in (None, "", "ai.onnx")]
+    assert not left, report.notes
+    assert report.changed
+    after = _run(graph, feeds)
+    for name, (value,) in before.items():
+        assert after[name][0].dtype == value.dtype, name
+    errors = differences(before, after)
+    assert all(error <= tolerance for error in errors.values()), errors
+    _assert_settled(pass_, graph)
+    return graph
 
 
 def check_skipped(pass_: Pass, proto: onnx.ModelProto, why: str) -> Report:

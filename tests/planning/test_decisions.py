@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 from qcompiler.plan import Candidate, Decision, Plan, Refusal
 from qcompiler.planning.decisions import accounted, close, plan_of
-from qcompiler.planning.placement.candidates import Candidates
+from qcompiler.planning.placement.candidates import Candidates, find_candidates
 from qcompiler.planning.search.blocks import Block
 from qcompiler.planning.search.safety_net import HIGH, SafetyNet, Step
 from qcompiler.statistics.histogram import Histogram
@@ -156,3 +157,16 @@ def test_every_node_that_multiplies_counts_also_those_of_which_no_rule_speaks() 
     assert found.share() == 7 / 519
     assert found.macs_by_precision()["uncounted"] == ["E"]
     assert [one.node for one in start] == ["P", "R"]
+
+
+def test_a_weight_that_came_in_blocks_of_few_bits_counts_as_stored() -> None:
+    parts = {"w": np.ones((16, 16), ml_dtypes.int4), "s": np.ones((2, 16), np.float32)}
+    graph = to_graph(
+        model(
+            ("DequantizeLinear", "w s", "v", {"axis": 0, "block_size": 8}), ("MatMul", "x v", "y"),
+            inputs={"x": (4, 16)}, weights=parts, opset=21,
+        )
+    )  # fmt: skip
+    layers = find_candidates(graph, RTX)
+    found = plan_of(graph, layers, net(amax={}, formats={}, noise={}), {"Y": 9}, RTX, {}, "an RTX 4090")
+    assert (found.decisions["Y"].precision, found.decisions["Y"].rule) == (DType.INT4_WEIGHT, "weight-only")

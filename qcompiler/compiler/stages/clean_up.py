@@ -16,6 +16,7 @@ from qcompiler.ir import model as models
 from qcompiler.passes import pipelines
 from qcompiler.passes.base import Report, Skipped
 from qcompiler.passes.channels.equalize_channels import EqualizeChannels
+from qcompiler.passes.foreign.write_out_fused import refuse_left
 from qcompiler.passes.legalize.release_quantizers import warning
 from qcompiler.runtime import shapes
 from qcompiler.runtime.finite import overflowing
@@ -41,7 +42,8 @@ def clean_up(run: Compilation, subject: Subject, target: Target, equalize: bool,
 
     Raises:
         EquivalenceError: strict, and a pass changed what the model computes.
-        ModelError: the model gives NaN that is not meant so.
+        ModelError: the model gives NaN that is not meant so, or an operator of ONNX Runtime's own is left that the
+            target does not have.
     """
     pipeline = pipelines.clean_up(target, equalize=equalize)
     drawn = random_nodes(subject.model.graph)
@@ -55,6 +57,7 @@ def clean_up(run: Compilation, subject: Subject, target: Target, equalize: bool,
         ranges = _followed(subject, model, probed)
     reports = [report for report, _ in checked]
     tell_undone(run, reports, strict=strict)
+    refuse_left(model.graph, target, reports)
     if equalize:
         _tell_equalized(run, reports)
     for report in reports:

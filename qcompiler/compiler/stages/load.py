@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qcompiler.compiler.artefacts import Paths, refuse_overwriting
-from qcompiler.compiler.base import Compilation, Done, stage
+from qcompiler.compiler.base import Compilation, Done, checked, stage
 from qcompiler.compiler.subject import Subject
 from qcompiler.data.batches import NO_BATCH
 from qcompiler.data.deal import deal
@@ -23,9 +23,11 @@ from qcompiler.ir import model as models
 from qcompiler.ir.signature import inputs_of
 from qcompiler.judge.views import check_ignored
 from qcompiler.passes.importing import imported
+from qcompiler.passes.known_part import known_part, refuse_unknown
 from qcompiler.planning.placement import known
 from qcompiler.planning.placement.scope import Scope
 from qcompiler.recipe.tables import PreprocessTable
+from qcompiler.runtime import plugins
 from qcompiler.support.as_json import plain
 from qcompiler.support.file import File
 from qcompiler.verification.held_out import HeldOut, judge_of
@@ -80,9 +82,14 @@ def load(run: Compilation, source: str | Path | models.Model, data: Data | None,
             the model does not have, or an output.
     """
     with run.working():
-        original = read(source)
-        refuse_overwriting(original, data, options.paths)
-        refuse_overwriting(original, options.ranges, options.paths, "--ranges")
+        plugins.use(options.scope.target.plugins if options.scope.target.engine == "onnxruntime" else ())
+        loaded = read(source)
+        refuse_overwriting(loaded, data, options.paths)
+        refuse_overwriting(loaded, options.ranges, options.paths, "--ranges")
+        check_ignored(options.ignored, [output.name for output in loaded.graph.outputs])
+        part = known_part(loaded)
+        refuse_unknown(part, options.scope.target)
+        original = part.model
         models.check_finite(original)
         model = imported(original)
         inputs = inputs_of(model.graph)
@@ -93,7 +100,6 @@ def load(run: Compilation, source: str | Path | models.Model, data: Data | None,
             samples = open_source(data, inputs, samples=options.samples, batch=options.batch, stored=model.ends)
         judge = judge_of(options.held_out, data, model)
         check(options.batch_axes, inputs)
-        check_ignored(options.ignored, [output.name for output in model.graph.outputs])
         narrower = None if data is None else _narrowing(original, model, data, samples)
         axes = NO_BATCH if samples is None else find(model.graph, samples, inputs, options.batch_axes)
         samples = None if samples is None else samples.along(axes)
@@ -107,6 +113,8 @@ def load(run: Compilation, source: str | Path | models.Model, data: Data | None,
     if samples is not None:
         for given, name in samples.details.get("renamed", {}).items():
             run.warn(f"array '{given}' of {samples.name} is taken for the only input, '{name}'")
+    if part.behind is not None:
+        run.warn(part.behind.told())
     file = File.of(model.source) if model.source else None
     record = {
         "source": file,
@@ -118,8 +126,10 @@ def load(run: Compilation, source: str | Path | models.Model, data: Data | None,
         "random_data": samples is not None and samples.random,
         "batch": axes.to_json(),
         "ranges": ranges,
+        "not_measured": part.to_json(),
     }
-    return Done(Subject(model, model, samples, judge, scope, parts, axes), record)
+    subject = Subject(model, model, samples, judge, scope, parts, axes, behind=part.behind)
+    return Done(subject, record, checked(part.reports, {}))
 
 
 def _narrowing(original: models.Model, model: models.Model, data: Data, samples: Source | None) -> Narrowing | None:

@@ -21,6 +21,7 @@ from qcompiler.errors import BuildError, EngineError
 from qcompiler.ir import model as models
 from qcompiler.passes.base import Pass, Pipeline
 from qcompiler.passes.high_precision.high_precision import HighPrecision
+from qcompiler.passes.known_part import whole
 from qcompiler.passes.legalize.legalize import Legalize
 from qcompiler.passes.pipelines import NORMAL
 from qcompiler.statistics.observe import Observations
@@ -48,7 +49,7 @@ def preflight(run: Compilation, subject: Subject, target: Target, paths: Paths, 
     engine = for_target(target)
     with run.working(), workshop(paths) as shop:
         path = shop / "preflight.onnx"
-        _refuse_unknown(engine, _written(subject.model, path, Legalize(target)), target)
+        _refuse_unknown(engine, _written(subject, path, Legalize(target)), target)
         if target.engine != "onnxruntime":
             _build(engine, subject, target, options, path)
     return Done(None)
@@ -59,7 +60,7 @@ def _build(engine: Engine, subject: Subject, target: Target, options: BuildOptio
     served = profiles_of(subject.model, _shapes(subject), subject.inputs, options, _untold)
     output, failed = path.with_suffix(".engine"), None
     for typing in _typings(target):
-        written = _written(subject.model, path, *typing, Legalize(target))
+        written = _written(subject, path, *typing, Legalize(target))
         try:
             engine.quick().build(written, output, served)
         except BuildError as error:
@@ -77,11 +78,11 @@ def _typings(target: Target) -> Iterator[tuple[Pass, ...]]:
     yield ()
 
 
-def _written(model: models.Model, path: Path, *passes: Pass) -> Path:
-    """A copy of the model behind some passes, as a file."""
-    legal = models.copy(model)
+def _written(subject: Subject, path: Path, *passes: Pass) -> Path:
+    """A copy of the model behind some passes, with what stands behind it, as a file."""
+    legal = models.copy(subject.model)
     Pipeline(*passes, given=NORMAL)(legal.graph)  # a model that came quantized may need repairs
-    models.save(legal, path)
+    models.save(whole(legal, subject.behind), path)
     return path
 
 

@@ -10,6 +10,8 @@ from qcompiler.compiler.base import Compilation, Done, stage
 from qcompiler.ir import decoder_io
 from qcompiler.ir import model as models
 from qcompiler.outliers.qfep.find import Prefixed, save
+from qcompiler.passes.behind import Unmeasured
+from qcompiler.passes.known_part import whole
 from qcompiler.support.file import File
 
 
@@ -34,10 +36,20 @@ class ArtefactNames:
 
 
 @stage(kept=False)
-def write(run: Compilation, lowered: models.Model, prefix: Prefixed | None, names: ArtefactNames) -> Done[Path]:
-    """The quantized ONNX file; large weights stand beside it."""
+def write(
+    run: Compilation,
+    lowered: models.Model,
+    prefix: Prefixed | None,
+    names: ArtefactNames,
+    behind: Unmeasured | None = None,
+) -> Done[Path]:
+    """The quantized ONNX file, with what stands `behind`; large weights stand beside it.
+
+    Raises:
+        ModelError: what stands behind cannot be written in the same opset.
+    """
     with run.working():
-        written = models.save(lowered, names.folder / names.qdq)
+        written = models.save(whole(lowered, behind), names.folder / names.qdq)
         front = save(prefix, names.folder, names.stem)
     decoder = decoder_io.of_model(lowered)
     files = {"qdq": File.of(written[0])} | ({"prefix": File.of(front)} if front else {})

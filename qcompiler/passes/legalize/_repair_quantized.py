@@ -42,6 +42,7 @@ from qcompiler.target import Target
 Rule = Callable[[gs.Graph, Target], Iterator[Note]]
 
 _FP32 = np.dtype(np.float32)
+_TYPED_Q = 21  # the opset that gave QuantizeLinear `output_dtype`
 _INTEGERS = (INT8, UINT8, np.dtype(np.int16), np.dtype(np.uint16))
 
 
@@ -60,7 +61,7 @@ def written_zero_points(graph: gs.Graph, target: Target) -> Iterator[Note]:
         if graphs.is_present(node, 2):
             continue
         dtype, scale = stored_type(node), scale_of(node)
-        if dtype not in (INT8, UINT8, INT4, FP8) or scale is None:
+        if dtype not in (INT8, UINT8, INT4, FP8) or scale is None or _typed_fp8(node):
             continue
         zero = gs.Constant(names.fresh(f"{node.name}/zero_point"), np.zeros(scale.shape, dtype))
         if len(node.inputs) > 2:
@@ -70,6 +71,28 @@ def written_zero_points(graph: gs.Graph, target: Target) -> Iterator[Note]:
         if is_q(node):
             node.attrs.pop("output_dtype", None)
         yield Changed(node.name, f"{dtype.name} zero point written out")
+
+
+def typed_fp8(graph: gs.Graph, target: Target) -> Iterator[Note]:
+    """A Q of FP8 behind a Relu says its type by `output_dtype` (opset 21) and has no zero point.
+
+    ONNX Runtime 1.31 takes the zero point for the lowest value of the type, as it is of uint8, and drops the Relu
+    without a word: the file that is written would give something else there.
+    """
+    if graph.opset < _TYPED_Q:
+        return
+    for node in pairs(graph):
+        before, zero = graphs.producer(node.inputs[0]), zero_point_of(node)
+        if not is_q(node) or stored_type(node) != FP8 or zero is None or not graphs.is_op(before, "Relu", "Clip"):
+            continue
+        edit.set_input(node, 2, gs.Variable(""))
+        list.pop(node.inputs)
+        node.attrs["output_dtype"] = graphs.onnx_type(FP8)
+        yield Changed(node.name, "its type is an attribute in place of the zero point, which ONNX Runtime misreads")
+
+
+def _typed_fp8(node: gs.Node) -> bool:
+    return is_q(node) and graphs.np_dtype(node.attrs.get("output_dtype")) == FP8
 
 
 def stored_constants(graph: gs.Graph, target: Target) -> Iterator[Note]:

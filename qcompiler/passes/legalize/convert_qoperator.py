@@ -6,14 +6,14 @@ within FP32's resolution of the middle between two integers they may take differ
 which is what the tolerance is for.
 
     bias₃₂   counts in steps of input scale times weight scale  ⇒  float constant
-    MatMulNBits(x, w₄)                                          ⇒  MatMul(x, DQ(w₄)), blocks along the depth
+    MatMulNBits(x, w₄), GatherBlockQuantized                    ⇒  MatMul(x, DQ(w₄)), or the weight in floats
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -21,13 +21,10 @@ import onnx_graphsurgeon as gs
 from qcompiler.ir import edit
 from qcompiler.ir import graph as graphs
 from qcompiler.ir.names import Names
-from qcompiler.ir.qdq import INT4, MICROSOFT
+from qcompiler.ir.qdq import MICROSOFT
 from qcompiler.passes.base import Changed, Fact, Note, Pass, Skipped
+from qcompiler.passes.legalize._few_bits import STORED, few_bits
 from qcompiler.target import Target
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
 
 FP32 = np.dtype(np.float32)
 
@@ -87,14 +84,14 @@ class ConvertQoperator(Pass):
 
 def quantized_operators(graph: gs.Graph, target: Target) -> Iterator[Note]:
     """The rewrite of one graph; nodes that are added stand at its end."""
-    if not any(node.op in FORMS or node.op == "MatMulNBits" for node in graph.nodes):
+    if not any(node.op in FORMS or node.op in STORED for node in graph.nodes):
         return
     names = Names(graph)
     for node in list(graph.nodes):
         if node.domain not in (None, "", "ai.onnx", MICROSOFT):
             continue
-        if node.op == "MatMulNBits":
-            yield _four_bits(graph, names, node)
+        if node.op in STORED:
+            yield few_bits(graph, names, node)
             continue
         form = FORMS.get(node.op)
         if form is None:
@@ -214,70 +211,3 @@ def _float_bias(names: Names, node: gs.Node, index: int) -> gs.Tensor:
         return node.inputs[index]
     steps = x.astype(np.float64).reshape(-1) * w.astype(np.float64).reshape(-1) * float(node.attrs.get("alpha", 1.0))
     return gs.Constant(names.fresh(f"{node.inputs[index].name}/float"), (bias * steps).astype(np.float32))
-
-
-# --- Four bits --------------------------------------------------------------------------------------------------------
-
-
-def _four_bits(graph: gs.Graph, names: Names, node: gs.Node) -> Note:
-    """MatMulNBits keeps its weight as [columns, blocks, packed bytes]; DQ wants [depth, columns] and signed values."""
-    why = _why_not_four_bits(graph, node)
-    if why:
-        return Skipped(node.name, why)
-    depth, width = int(node.attrs["K"]), int(node.attrs["N"])
-    size = int(node.attrs["block_size"])
-    packed, scales = (_known(node.inputs[i]) for i in (1, 2))
-    count = -(-depth // size)
-    pairs = packed.reshape(width, count, -1)
-    values = np.stack([pairs & 15, pairs >> 4], -1).reshape(width, -1)[:, :depth]
-    signed = (values.astype(np.int8) - 8).T.astype(INT4)
-    steps = scales.reshape(width, count).T.astype(np.float32)
-    base = node.inputs[1].name
-    parts = [
-        gs.Constant(names.fresh(f"{base}/int4"), np.ascontiguousarray(signed)),
-        gs.Constant(names.fresh(f"{base}/scale"), np.ascontiguousarray(steps)),
-        gs.Constant(names.fresh(f"{base}/zero_point"), np.zeros(steps.shape, INT4)),
-    ]
-    weight = gs.Variable(names.fresh(f"{base}/dequantized"), FP32, (depth, width))
-    attrs = {"axis": 0, "block_size": size}
-    graph.nodes.append(gs.Node("DequantizeLinear", names.fresh(f"{base}/DequantizeLinear"), attrs, parts, [weight]))
-    bias = node.inputs[5] if graphs.is_present(node, 5) else None
-    x, out, name, at = node.inputs[0], node.outputs[0], node.name, edit.index_of(graph, node)
-    edit.remove_node(graph, node)
-    product = out if bias is None else gs.Variable(names.fresh(f"{out.name}/product"), FP32, out.shape)
-    made = [gs.Node("MatMul", name, {}, [x, weight])]
-    _write(made[0], product)
-    if bias is not None:
-        made.append(gs.Node("Add", names.fresh(f"{name}/Add"), {}, [product, bias]))
-        _write(made[1], out)
-    edit.insert_at(graph, at, made)
-    return Changed(name, f"MatMulNBits written as MatMul with an INT4 weight in blocks of {size}")
-
-
-def _write(node: gs.Node, tensor: gs.Tensor) -> None:
-    list.append(node.outputs, tensor)
-    list.append(tensor.inputs, node)
-
-
-def _known(tensor: gs.Tensor) -> NDArray[Any]:
-    values = graphs.constant_value(tensor)
-    return np.zeros(0) if values is None else values
-
-
-def _why_not_four_bits(graph: gs.Graph, node: gs.Node) -> str:
-    checks: tuple[tuple[Callable[[], bool], str], ...] = (
-        (lambda: int(node.attrs.get("bits", 4)) != 4, f"its weight has {node.attrs.get('bits')} bits"),
-        (lambda: graph.opset < 21, f"opset {graph.opset} has no blocked DequantizeLinear"),
-        (lambda: not _known(node.inputs[1]).size or not _known(node.inputs[2]).size, "its weight is not constant"),
-        (lambda: graphs.dtype_of(node.inputs[2]) != FP32, "its scales are not float32"),
-        (lambda: int(node.attrs["K"]) % int(node.attrs["block_size"]) != 0, "its last block is not full"),
-        (lambda: graphs.is_present(node, 3) and not _around_8(node.inputs[3]), "it is asymmetric"),
-        (lambda: graphs.is_present(node, 4), "its columns are permuted"),
-    )
-    return next((f"MatMulNBits stays: {why}" for applies, why in checks if applies()), "")
-
-
-def _around_8(tensor: gs.Tensor) -> bool:
-    """Zero points are packed like the values: two to a byte."""
-    values = _known(tensor)
-    return bool(values.size) and bool(np.all(values == 0x88)) and values.dtype == np.uint8

@@ -48,6 +48,7 @@ REPAIRS: tuple[Repair, ...] = (
     repair_operators.float_without_kernel,
     repair_operators.float_operands,
     repair_quantized.bare_constants,
+    repair_quantized.typed_fp8,
 )
 
 

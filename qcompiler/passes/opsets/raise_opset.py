@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Protocol
 
+import onnx
 import onnx_graphsurgeon as gs
 
 from qcompiler.ir.edit import set_opset
@@ -82,7 +83,7 @@ def _rewritten(graph: gs.Graph, names: Names, how: Rewrite) -> Iterator[Note]:
     for inner in list(graphs(graph)):
         place, nodes = Place(inner, names), list[gs.Node]()
         for node in list(inner.nodes):
-            if not is_standard(node):
+            if not is_standard(node) or not onnx.defs.has(node.op):  # plugins and others stand in ONNX's domain, too
                 nodes.append(node)
                 continue
             op, before = node.op, (dict(node.attrs), len(node.inputs))

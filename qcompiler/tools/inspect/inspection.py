@@ -18,6 +18,7 @@ from qcompiler.ir import model as models
 from qcompiler.ir.macs import countable, uncounted
 from qcompiler.ir.signature import inputs_of
 from qcompiler.passes.importing import imported
+from qcompiler.passes.known_part import known_part
 from qcompiler.passes.pipelines import clean_up
 from qcompiler.planning.placement import candidates
 from qcompiler.recipe.recipe import Recipe
@@ -148,8 +149,11 @@ def inspect(
     target = recipe.resolve()
     problems: list[str] = []
     with progress.stage("load"):
-        loaded = read(model)
+        readable = known_part(read(model))
+        loaded = readable.model
         raw = loaded.graph
+        if readable.behind is not None:
+            problems.append(readable.behind.told())
         computed = _imported(loaded, problems)
         inputs, source = inputs_of(computed.graph), None
         data = prepared(suited(data, computed.graph), recipe.preprocess)

@@ -20,6 +20,7 @@ from qcompiler.ir.macs import tensors_for_shapes
 from qcompiler.ir.signature import inputs_of
 from qcompiler.numerics.sqnr import decibel, gain_db
 from qcompiler.passes.importing import imported
+from qcompiler.passes.known_part import known_part
 from qcompiler.passes.pipelines import clean_up
 from qcompiler.plan import Candidate
 from qcompiler.planning.placement import candidates
@@ -196,7 +197,7 @@ def sensitivity(
     target = recipe.resolve()
     chosen = parse(formats, recipe.weight_only.block_size, half=target.high_precision is not DType.FP32)
     with progress.stage("load"):
-        loaded = imported(read(model))
+        loaded = imported(known_part(read(model)).model)
         inputs = inputs_of(loaded.graph)
         shown = prepared(suited(data, loaded.graph), recipe.preprocess)
         source = open_source(shown, inputs, samples=recipe.samples, batch=recipe.batch, stored=loaded.ends)

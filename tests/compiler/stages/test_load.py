@@ -13,11 +13,12 @@ from PIL import Image
 
 from qcompiler.compiler.ask import ask
 from qcompiler.compiler.base import Compilation
+from qcompiler.compiler.compile import quantize
 from qcompiler.compiler.content import digest
 from qcompiler.compiler.stages.load import load
 from qcompiler.data.batches import NO_BATCH, BatchAxes
 from qcompiler.data.source import Prepared
-from qcompiler.errors import DataError, UsageError
+from qcompiler.errors import DataError, EngineError, ModelError, UsageError
 from qcompiler.recipe.recipe import Recipe
 from tests.kit.cases import Case, prepared, state
 from tests.kit.rewrite import model
@@ -158,3 +159,68 @@ def test_an_array_of_another_name_for_the_only_input_is_told(tmp_path: Path) -> 
     np.savez(case.data, pictures=case.rows)
     standing = before("clean_up", case)
     assert f"array 'pictures' of '{case.data}' is taken for the only input, 'x'" in standing.run.warnings
+
+
+def detector(folder: Path) -> Path:
+    """Two linear layers, and a plugin of TensorRT that reads what they give."""
+    rng = np.random.default_rng(0)
+    weights = rng.standard_normal((2, 64, 64)).astype(np.float32) / 4
+    proto = model(
+        ("MatMul", "x v", "h"), ("Relu", "h", "r"), ("MatMul", "r w", "boxes"), ("Sigmoid", "boxes", "scores"),
+        ("EfficientNMS_TRT", "boxes scores", "n y", {"max_output_boxes": 3}, "TRT"), ("Neg", "n", "count"),
+        inputs={"x": ("batch", 16, 64)}, weights={"v": weights[0], "w": weights[1]}, outputs=("y", "count"),
+        domains=("TRT",),
+    )  # fmt: skip
+    for value in proto.graph.output:
+        value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, onnx.TensorProto.FLOAT, ["batch", None]))
+    onnx.save(proto, folder / "m.onnx")
+    np.savez(folder / "d.npz", x=rng.standard_normal((16, 16, 64)).astype(np.float32))
+    return folder / "m.onnx"
+
+
+def test_what_stands_in_front_of_a_plugin_is_quantized_and_the_plugin_written_as_it_came(tmp_path: Path) -> None:
+    source = detector(tmp_path)
+    made = quantize(source, data=str(tmp_path / "d.npz"), output=tmp_path / "q.onnx", recipe=Recipe(target="tensorrt"))
+    assert made.manifest["not_measured"] == [{"node": "N", "op": "EfficientNMS_TRT", "domain": "TRT"}]
+    assert any(text.startswith("not measured: node 'N'") for text in made.manifest["warnings"])
+    assert len(made.plan.quantized()) == 2
+    assert made.verification is not None
+    assert {one.name for one in made.verification.outputs} == {"boxes", "scores"}
+    written = onnx.load(made.qdq_path)
+    onnx.checker.check_model(written)
+    assert [value.name for value in written.graph.output] == ["y", "count"]
+    (plugin,) = [node for node in written.graph.node if node.domain == "TRT"]
+    assert (plugin.name, list(plugin.input)) == ("N", ["boxes", "scores"])
+    assert onnx.helper.get_attribute_value(plugin.attribute[0]) == 3
+
+
+@pytest.mark.parametrize(("target", "kind"), [("tensorrt-rtx", EngineError), ("onnxruntime", ModelError)])
+def test_a_target_that_lacks_the_plugin_refuses_before_the_work(
+    tmp_path: Path, target: str, kind: type[Exception]
+) -> None:
+    with pytest.raises(kind, match=r"node 'N' \(EfficientNMS_TRT of domain 'TRT'\)"):
+        quantize(
+            detector(tmp_path), data=str(tmp_path / "d.npz"), output=tmp_path / "q.onnx", recipe=Recipe(target=target)
+        )
+    assert not (tmp_path / "q.onnx").exists()
+
+
+def test_a_plugin_that_is_not_there_is_told(tmp_path: Path) -> None:
+    recipe = Recipe(target="onnxruntime", plugin=(str(tmp_path / "none.so"),))
+    with pytest.raises(UsageError, match="there is no plugin"):
+        quantize(detector(tmp_path), data=str(tmp_path / "d.npz"), output=tmp_path / "q.onnx", recipe=recipe)
+    with pytest.raises(EngineError, match="TensorRT-RTX has no plugins"):
+        Recipe(plugin=("mine.so",))
+
+
+def test_an_operator_of_onnxruntime_alone_is_refused_before_the_calibration(tmp_path: Path) -> None:
+    weights = {"w": np.ones((8, 24), np.float32), "b": np.ones(24, np.float32)}
+    proto = model(
+        ("Attention", "x w b p", "y", {"num_heads": 2}, "com.microsoft"),
+        inputs={"x": (2, 5, 8), "p": (np.int32, (8,))}, weights=weights, opset=18,
+    )  # fmt: skip
+    proto.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [2, 5, 8]))
+    onnx.save(proto, tmp_path / "m.onnx")
+    recipe = Recipe(target="tensorrt")
+    with pytest.raises(ModelError, match=r"node 'Y' \(Attention.*has a mask of 8 numbers for 2 texts"):
+        quantize(tmp_path / "m.onnx", data="random", output=tmp_path / "q.onnx", recipe=recipe)

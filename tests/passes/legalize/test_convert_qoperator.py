@@ -144,11 +144,13 @@ def test_four_bit_weights_become_blocks_along_the_depth() -> None:
     assert (weight.attrs["axis"], weight.attrs["block_size"], weight.inputs[1].shape) == (0, 16, (2, 8))
 
 
-def test_four_bit_weights_of_another_kind_stay() -> None:
+def test_four_bit_weights_of_another_kind_become_floats() -> None:
     proto = four_bits()
     proto.graph.initializer.append(onnx.numpy_helper.from_array(np.full(8, 0x79, np.uint8), "wz"))
     proto.graph.node[0].input.append("wz")
-    check_skipped(ConvertQoperator(), proto, "asymmetric")
+    graph, report = check(ConvertQoperator(), proto, tolerance=1e-5)
+    assert "DequantizeLinear" not in [node.op for node in graph.nodes]
+    assert "its weight in floats: it is asymmetric" in report.notes[0].text
 
 
 def test_pairs_and_float_models_are_left_alone() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import onnx
+import onnxruntime
 
 from qcompiler.engines.tensorrt_rtx import TensorRTRTX
 from qcompiler.ir import graph as graphs
@@ -115,3 +116,22 @@ def test_onnx_runtime_s_own_domain_is_onnx_s() -> None:
     assert Legalize(RTX)(graph).changed == 3
     assert all(graphs.is_standard(node) for node in graph.nodes)
     np.testing.assert_array_equal(Session(graph, optimize=False).run(feeds)["y"], before)
+
+
+def test_an_fp8_quantizer_behind_a_relu_keeps_the_relu_in_onnxruntime() -> None:
+    """Which takes the zero point for the lowest value of the type, and optimises the Relu away."""
+    proto = newer(
+        model(
+            ("Relu", "x", "r"), ("QuantizeLinear", "r s z", "q"), ("DequantizeLinear", "q s z", "y"),
+            weights={"s": f32(0.01)}, opset=21,
+        )
+    )  # fmt: skip
+    zero = onnx.TensorProto(name="z", data_type=onnx.TensorProto.FLOAT8E4M3FN, raw_data=b"\0")
+    proto.graph.initializer.append(zero)
+    graph = to_graph(proto)
+    Legalize(RTX)(graph)
+    quantizer = op_named(graph, "Q")
+    assert (len(quantizer.inputs), quantizer.attrs["output_dtype"]) == (2, onnx.TensorProto.FLOAT8E4M3FN)
+    found = onnxruntime.InferenceSession(whole(graph).SerializeToString(), providers=["CPUExecutionProvider"])
+    (y,) = found.run(["y"], {"x": np.full((2, 4), -1, np.float32)})
+    np.testing.assert_array_equal(y, 0)

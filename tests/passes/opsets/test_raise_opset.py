@@ -142,3 +142,12 @@ def test_what_onnx_runtime_does_not_run_now_holds_nothing_back() -> None:
     graph = to_graph(proto)
     RaiseOpset(23)(graph)
     assert graph.opset == 23
+
+
+def test_what_onnx_never_had_in_its_domain_is_left_to_others() -> None:
+    """Optimisers put their operators there, and so do plugins of TensorRT."""
+    spec = ("EfficientNMS_TRT", "x x", "n b s c", {"max_output_boxes": 3})
+    graph = to_graph(model(spec, ("ReduceMean", "s", "y", {"axes": [1]}), inputs=CUBE, opset=13))
+    report = RaiseOpset(21)(graph)
+    assert (graph.opset, [node.op for node in graph.nodes]) == (21, ["EfficientNMS_TRT", "ReduceMean"])
+    assert report.changed == 2

@@ -1,0 +1,1 @@
+"""Passes that write operators of other domains in those of ONNX."""
