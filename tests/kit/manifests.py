@@ -101,6 +101,7 @@ def build(
                 "ranges": None,
                 "inputs": inputs,
                 "random_data": random_data,
+                "not_measured": [],
                 "target": recipe.resolve(),
                 "recipe": recipe.to_dict(),
                 "passes": [_pass(report, errors) for report in passes],
