@@ -216,7 +216,6 @@ def test_only_what_tensorrt_cannot_take_is_rewritten_for_tensorrt_alone() -> Non
     assert set(theirs) - set(ours) == {
         "cast-bytes", "convert-qoperator", "loosen-squeeze", "mend-quantized", "release-quantizers", "unroll-lstm",
         "write-recurrent",
-        "convert-qoperator", "mend-quantized", "release-quantizers", "unroll-lstm", "loosen-squeeze", "cast-bytes",
         "write-out-attention",
     }  # fmt: skip
     assert set(ours) - set(theirs) == {"fuse-hard-swish", "split-skip-norm"}
