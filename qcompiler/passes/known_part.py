@@ -117,4 +117,7 @@ def whole(model: Model, behind: Unmeasured | None) -> Model:
         return model
     rest = models.copy(behind.model)
     Pipeline(RaiseOpset(int(model.graph.opset)), given=frozenset({Fact.NAMED}))(rest.graph)
+    for tensor, declared in zip(rest.graph.outputs, behind.model.graph.outputs, strict=True):
+        # Nobody infers what is behind an unknown operator, so what the file says of it stays
+        tensor.dtype, tensor.shape = declared.dtype, declared.shape
     return joined(model, rest, behind.outputs)

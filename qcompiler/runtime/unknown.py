@@ -70,11 +70,12 @@ def _called(body: onnx.FunctionProto) -> Iterator[gs.Node]:
 def _refused(node: gs.Node, graph: gs.Graph) -> bool:
     """Whether ONNX Runtime says that it has no such operator, or no kernel for it; what else it says is no matter."""
     try:
-        Session((_wide(node, graph), {}), quick=True, threads=1, draw=None)
+        Session((_wide(node, graph), {}), quick=True, threads=1, draw=None, older=False)
     except ModelError as error:
         # In ONNX's own domain, of which ONNX does not know it: ONNX Runtime has it for another processor, if at all
-        unofficial = graphs.is_standard(node) and "Type Error" not in str(error)
-        return unofficial or any(sign in str(error) for sign in _SIGNS)
+        said = f"{error} {error.__cause__}"
+        unofficial = graphs.is_standard(node) and "Type Error" not in said
+        return unofficial or any(sign in said for sign in _SIGNS)
     return False
 
 
