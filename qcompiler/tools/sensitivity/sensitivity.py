@@ -23,9 +23,9 @@ from qcompiler.passes.importing import imported
 from qcompiler.passes.known_part import known_part
 from qcompiler.passes.pipelines import clean_up
 from qcompiler.plan import Candidate
-from qcompiler.planning.placement import candidates
+from qcompiler.planning.placement import candidates, few_rows
 from qcompiler.planning.placement.candidates import Candidates
-from qcompiler.planning.placement.profile import shapes_of_many
+from qcompiler.planning.placement.profile import USUAL, shapes_at, shapes_of_many
 from qcompiler.planning.search import evidence
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.runtime import shapes
@@ -231,6 +231,11 @@ def sensitivity(
     sizes = concrete_shapes(normal.graph, observed.kept[0], tensors_for_shapes(normal.graph))
     served = shapes_of_many(normal.graph, observed, recipe.shapes, list(sizes))
     layers = layers.refusing(candidates.small(normal.graph, layers.found, served, target))  # as the compiler does
+    usual = shapes_at(normal.graph, observed, recipe.shapes, USUAL, list(sizes))
+    macs = count_macs(normal.graph, observed.kept[0], sizes)
+    layers = layers.refusing(
+        few_rows.refusals(normal.graph, layers.found, usual, macs, target, recipe.safety.min_share)
+    )
     layers = layers.refusing(candidates.not_numbers(layers.found, observed.histograms))
     left = {one.node for one in layers.found}
     layers = layers.refusing(one for one in lacking.refused if one.node in left)
@@ -240,7 +245,6 @@ def sensitivity(
     with blaming("sensitivity", loaded), progress.stage("study", len(groups)) as stage:
         study = Study(normal, groups, observed.histograms, few, per_channel=recipe.weight_granularity == "channel")
         noise = dict(study.run(chosen, stage.advance))
-    macs = count_macs(normal.graph, observed.kept[0], sizes)
     budget = recipe.safety.target_sqnr_db + gain_db(len(groups), 1)
     note = "; made up, so the figures mean nothing" if source.random else "; in sample" if observed.in_sample else ""
     return Sensitivity(

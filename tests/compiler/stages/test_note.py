@@ -13,7 +13,7 @@ from tests.kit.subjects import before
 
 
 def test_tries_stand_in_order_with_what_they_missed(tmp_path: Path) -> None:
-    standing = before("verify", prepared(tmp_path, "conv"), keep=("Y",))
+    standing = before("verify", prepared(tmp_path, "conv"))
     run, decided, lowered = standing.run, standing.decided, standing.lowered
     assert decided is not None
     assert lowered is not None
