@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from qcompiler.cli.view import Screen
 from qcompiler.errors import AccuracyError, UsageError
-from qcompiler.recipe.checks import parse_batch_axes, parse_shapes
+from qcompiler.recipe.checks import parse_batch_axes, parse_fixed_inputs, parse_fixed_shapes, parse_shapes
 from qcompiler.recipe.recipe import PRESETS, Recipe, preset
 from qcompiler.recipe.tables import PreprocessTable
 from qcompiler.support.suggest import did_you_mean
@@ -283,6 +283,9 @@ def _recipe(options: argparse.Namespace) -> Recipe:
         changes["shapes"] = parse_shapes(";".join(changes["shapes"]))
     if "batch_axis" in changes:
         changes["batch_axis"] = {**(base.batch_axis or {}), **parse_batch_axes(changes["batch_axis"])}
+    for key, read in (("fix_input", parse_fixed_inputs), ("fix_shape", parse_fixed_shapes)):
+        if key in changes:
+            changes[key] = {**(getattr(base, key) or {}), **read(changes[key])}
     if "keep" in changes:
         changes["keep"] = (*base.keep, *changes["keep"])
     tables: dict[str, dict[str, Any]] = {}

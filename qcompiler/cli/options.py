@@ -97,6 +97,7 @@ def parser() -> _Parser:
     _positional(compile_, "source", "SOURCE", f"the float ONNX model, or {_MODULES}")
     _data(compile_, "calibration data")
     _output(compile_, "the engine; .qdq.onnx, .manifest.json and .report.html go beside it (default: SOURCE's name)")
+    _fixing(compile_.add_argument_group("model"))
     _quantization(compile_)
     _engine(compile_)
     _gates(compile_)
@@ -111,6 +112,7 @@ def parser() -> _Parser:
     _positional(quantize, "source", "SOURCE", f"the float ONNX model, or {_MODULES}")
     _data(quantize, "calibration data")
     _output(quantize, "the quantized ONNX model; manifest and report go beside it (default: SOURCE's name)")
+    _fixing(quantize.add_argument_group("model"))
     _quantization(quantize)
     _engine(quantize)
     _gates(quantize)
@@ -165,6 +167,7 @@ def parser() -> _Parser:
     _positional(verify, "quantized", "QUANTIZED", "the quantized ONNX model, or an engine where it can run")
     _data(verify, "data to compare on", required=True)
     _recipe_file(verify)
+    _fixing(verify)
     verify.add_argument(
         "--samples", dest="verify_samples", type=int, metavar="N", help="compare on so many feeds at most (default: 64)"
     )
@@ -181,6 +184,7 @@ def parser() -> _Parser:
     _data(inspect, "data to measure ranges on; without it only the graph is looked at")
     _recipe_file(inspect)
     inspect.add_argument("--target", metavar="T", help=_help("target"))
+    _fixing(inspect)
     _batch_axis(inspect)
     inspect.add_argument("--samples", type=int, metavar="N", help=_help("samples"))
     inspect.add_argument("--report", metavar="FILE.html", help="write everything as an HTML file too, with plots")
@@ -202,6 +206,7 @@ def parser() -> _Parser:
         metavar="F",
         help="some of int8, fp8, e5m2, int4, nf4, fp4; layers are ranked by the first (default: int8,fp8)",
     )
+    _fixing(sensitivity)
     _batch_axis(sensitivity)
     sensitivity.add_argument("--samples", type=int, metavar="N", help=_help("samples"))
     sensitivity.add_argument("--target", metavar="T", help=_help("target"))
@@ -306,6 +311,11 @@ def _preprocess(parser: argparse.ArgumentParser) -> None:
 
 def _batch_axis(parser: Any) -> None:
     parser.add_argument("--batch-axis", action="append", metavar="X=N", help=f"{_help('batch_axis')}; repeatable")
+
+
+def _fixing(parser: Any) -> None:
+    parser.add_argument("--fix-input", action="append", metavar="X=VALUE", help=f"{_help('fix_input')}; repeatable")
+    parser.add_argument("--fix-shape", action="append", metavar="X=SHAPE", help=f"{_help('fix_shape')}; repeatable")
 
 
 def _recipe_file(parser: Any) -> None:

@@ -23,6 +23,7 @@ from qcompiler.errors import EngineError, UsageError
 from qcompiler.outliers.llm_int8 import LlmInt8Options
 from qcompiler.outliers.qfep.find import QfepOptions
 from qcompiler.outliers.smooth_quant.trials import SmoothQuantOptions
+from qcompiler.passes.fixed import fixed_by
 from qcompiler.planning import dynamic
 from qcompiler.planning.chosen import Planning
 from qcompiler.planning.placement.scope import Scope
@@ -116,6 +117,7 @@ def ask(recipe: Recipe, data: Data | None, output: Path, *, build: bool) -> Aske
             ignored=recipe.ignore_output,
             preprocess=recipe.preprocess,
             ranges=recipe.ranges,
+            fixed=fixed_by(recipe.fix_input, recipe.fix_shape),
         ),
         qfep=None if recipe.qfep.prefix == "off" else QfepOptions(recipe.qfep, recipe.text.tokenizer, bool(formats)),
         watch=Watch(target, recipe.attention),

@@ -9,7 +9,7 @@ import numpy as np
 
 from qcompiler.data.files.layout import channels_moved, fits, order
 from qcompiler.errors import DataError
-from qcompiler.ir.signature import Array, Feeds, Inputs, Shape, Stored
+from qcompiler.ir.signature import Array, Feeds, Inputs, Shape, Stored, fixed_of
 from qcompiler.support.suggest import did_you_mean
 
 _RAW = np.dtype("V2")  # how numpy reads bfloat16 back that it has written
@@ -30,6 +30,7 @@ def check(raw: object, inputs: Inputs, where: str, stored: Stored | None = None)
     """
     if not isinstance(raw, Mapping):
         raise DataError(f"{where} is {kind_of(raw)}; each sample must be a dict from input name to numpy array.")
+    raw = _without_fixed(raw, fixed_of(inputs), where)
     missing = [name for name in inputs if name not in raw]
     extra = [str(name) for name in raw if name not in inputs]
     if extra:
@@ -46,6 +47,21 @@ def check(raw: object, inputs: Inputs, where: str, stored: Stored | None = None)
     return {
         name: _check_array(raw[name], *inputs[name], f"{where}: input '{name}'", types.get(name)) for name in inputs
     }
+
+
+def _without_fixed(raw: Mapping[Any, Any], fixed: Mapping[str, Array], where: str) -> Mapping[Any, Any]:
+    """A sample without what is a constant of the model now; it must have given that very value."""
+    for name in fixed.keys() & raw.keys():
+        given, value = np.asarray(raw[name]), fixed[name]
+        if given.size in (1, value.size) and bool(np.all(given.reshape(-1) == value.reshape(-1))):
+            continue
+        shown = f"{given.reshape(-1)[0]}, and --fix-input made it {value.reshape(-1)[0]}"
+        if given.size != 1 or value.size != 1:
+            shown = "not what --fix-input made it"
+        raise DataError(
+            f"{where}: input '{name}' is {shown}: leave out the sample or the input, or fix it to what it really gets."
+        )
+    return {name: value for name, value in raw.items() if name not in fixed}
 
 
 def _check_array(

@@ -95,7 +95,7 @@ class Source:
         self.random = random
         self.details = dict(details or {})
         self._start = start
-        self._inputs = dict(inputs)
+        self._inputs = inputs
         self._samples = samples
         self.batch = batch
         self._axes = NO_BATCH

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,14 @@ Scope = Mapping[str, gs.Tensor]
 
 
 class Graph(gs.Graph):  # type: ignore[misc]
-    """A gs.Graph whose `copy` keeps everything that ONNX can say."""
+    """A gs.Graph whose `copy` keeps everything that ONNX can say.
+
+    `fixed` are the values of what was an input and is a constant now, which data may go on giving.
+    """
 
     carried: GraphProto | None = None
     carried_model: ModelProto | None = None
+    fixed: Mapping[str, Array] = MappingProxyType({})
 
     def copy(self, tensor_map: Scope | None = None) -> Graph:
         """An independent graph; arrays are shared, `tensor_map` gives the copies of tensors from outside."""
@@ -106,6 +111,7 @@ def _copy_graph(graph: gs.Graph, twins: dict[int, gs.Tensor], given: Scope) -> G
     )
     result.carried = vars(graph).get("carried")
     result.carried_model = vars(graph).get("carried_model")
+    result.fixed = vars(graph).get("fixed", MappingProxyType({}))
     return result
 
 

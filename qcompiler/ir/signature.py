@@ -36,6 +36,20 @@ def in_float32(inputs: Inputs) -> tuple[Inputs, Stored]:
     return {name: (wide if name in stored else dtype, shape) for name, (dtype, shape) in inputs.items()}, stored
 
 
+class FixedInputs(dict[str, tuple["np.dtype[Any] | None", Shape]]):
+    """Inputs beside some that are constants of the model: `fixed` are their values, which data may go on giving."""
+
+    def __init__(self, inputs: Inputs, fixed: Mapping[str, Array]) -> None:
+        super().__init__(inputs)
+        self.fixed = fixed
+
+
+def fixed_of(inputs: Inputs) -> Mapping[str, Array]:
+    """The values of what was an input and is a constant now."""
+    return inputs.fixed if isinstance(inputs, FixedInputs) else {}
+
+
 def inputs_of(graph: gs.Graph) -> Inputs:
     """Element type and shape of each input by name: int for a fixed size, text or None for a free one."""
-    return {tensor.name: (graphs.dtype_of(tensor), graphs.shape_of(tensor)) for tensor in graph.inputs}
+    found = {tensor.name: (graphs.dtype_of(tensor), graphs.shape_of(tensor)) for tensor in graph.inputs}
+    return FixedInputs(found, vars(graph)["fixed"]) if vars(graph).get("fixed") else found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qcompiler.passes.base import Pass
+from qcompiler.passes.branches.merge_branches import MergeBranches
 from qcompiler.passes.channels.equalize_channels import EqualizeChannels
 from qcompiler.passes.channels.follow_scales import FollowScales
 from qcompiler.passes.channels.llm_int8 import LlmInt8
@@ -23,9 +24,12 @@ from qcompiler.passes.cleanup.normalize_constants import NormalizeConstants
 from qcompiler.passes.cleanup.split_skip_norm import SplitSkipNorm
 from qcompiler.passes.cleanup.unroll_lstm import UnrollLSTM
 from qcompiler.passes.cleanup.unshare_weights import UnshareWeights
+from qcompiler.passes.fixing.fix_inputs import FixInputs
+from qcompiler.passes.fixing.fix_shapes import FixShapes
 from qcompiler.passes.foreign.read_trt_quantizers import ReadTrtQuantizers
 from qcompiler.passes.foreign.write_out_fused import WriteOutFused
 from qcompiler.passes.high_precision.high_precision import HighPrecision
+from qcompiler.passes.high_precision.store_once import StoreOnce
 from qcompiler.passes.layout.cast_bytes import CastBytes
 from qcompiler.passes.layout.move_transposes import MoveTransposes
 from qcompiler.passes.legalize.convert_qoperator import ConvertQoperator
@@ -52,12 +56,18 @@ from qcompiler.passes.quantize.share_constants import ShareConstants
 from qcompiler.passes.quantize.store_tables import StoreTables
 from qcompiler.passes.quantize.weight_only import WeightOnly
 from qcompiler.passes.standard.write_out_attention import WriteOutAttention
+from qcompiler.passes.standard.write_out_rms_norm import WriteOutRmsNorm
+from qcompiler.passes.standard.write_out_rotary import WriteOutRotary
+from qcompiler.passes.standard.write_out_swish import WriteOutSwish
+from qcompiler.passes.standard.write_out_tensor_scatter import WriteOutTensorScatter
 from qcompiler.passes.types.infer_shapes import InferShapes
 from qcompiler.passes.types.restore_ends import RestoreEnds
 from qcompiler.passes.types.unpack_sequences import UnpackSequences
 from qcompiler.passes.types.widen_floats import WidenFloats
 
 ALL: tuple[type[Pass], ...] = (
+    FixShapes,
+    FixInputs,
     InlineFunctions,
     WidenFloats,
     NameEverything,
@@ -74,7 +84,12 @@ ALL: tuple[type[Pass], ...] = (
     MendQuantized,
     ReleaseQuantizers,
     WriteOutAttention,
+    WriteOutTensorScatter,
+    WriteOutRmsNorm,
+    WriteOutRotary,
+    WriteOutSwish,
     FoldIfs,
+    MergeBranches,
     UnrollLSTM,
     LoosenSqueeze,
     WriteRecurrent,
@@ -108,6 +123,7 @@ ALL: tuple[type[Pass], ...] = (
     MatmulNbits,
     HighPrecision,
     RestoreEnds,
+    StoreOnce,
     FlattenRows,
     ShareConstants,
     Legalize,
@@ -121,6 +137,8 @@ __all__ = [
     "EliminateDead",
     "EliminateIdentities",
     "EqualizeChannels",
+    "FixInputs",
+    "FixShapes",
     "FlattenRows",
     "FoldBatchNorm",
     "FoldChannelAffine",
@@ -139,6 +157,7 @@ __all__ = [
     "LoosenSqueeze",
     "MatmulNbits",
     "MendQuantized",
+    "MergeBranches",
     "NameDimensions",
     "NameEverything",
     "NormalizeConstants",
@@ -154,6 +173,7 @@ __all__ = [
     "SpellAxes",
     "SplitExperts",
     "SplitSkipNorm",
+    "StoreOnce",
     "StoreTables",
     "TurnProducts",
     "UnpackSequences",
@@ -165,5 +185,9 @@ __all__ = [
     "WriteEinsum",
     "WriteOutAttention",
     "WriteOutFused",
+    "WriteOutRmsNorm",
+    "WriteOutRotary",
+    "WriteOutSwish",
+    "WriteOutTensorScatter",
     "WriteRecurrent",
 ]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from qcompiler.ir import graph as graphs
 from qcompiler.passes.base import Fact, Pass, Pipeline
+from qcompiler.passes.branches.merge_branches import MergeBranches
 from qcompiler.passes.channels.equalize_channels import EqualizeChannels
 from qcompiler.passes.cleanup.eliminate_dead import EliminateDead
 from qcompiler.passes.cleanup.eliminate_identities import EliminateIdentities
@@ -27,6 +28,7 @@ from qcompiler.passes.cleanup.unshare_weights import UnshareWeights
 from qcompiler.passes.foreign.read_trt_quantizers import ReadTrtQuantizers, opset_for
 from qcompiler.passes.foreign.write_out_fused import OLDEST, WriteOutFused, is_fused
 from qcompiler.passes.high_precision.high_precision import HighPrecision
+from qcompiler.passes.high_precision.store_once import StoreOnce
 from qcompiler.passes.layout.cast_bytes import CastBytes
 from qcompiler.passes.layout.move_transposes import MoveTransposes
 from qcompiler.passes.legalize.convert_qoperator import ConvertQoperator
@@ -48,6 +50,10 @@ from qcompiler.passes.quantize.insert_qdq_pairs import InsertQDQPairs
 from qcompiler.passes.quantize.quantize_outputs import QuantizeOutputs
 from qcompiler.passes.quantize.share_constants import ShareConstants
 from qcompiler.passes.standard.write_out_attention import WriteOutAttention
+from qcompiler.passes.standard.write_out_rms_norm import WriteOutRmsNorm
+from qcompiler.passes.standard.write_out_rotary import WriteOutRotary
+from qcompiler.passes.standard.write_out_swish import WriteOutSwish
+from qcompiler.passes.standard.write_out_tensor_scatter import WriteOutTensorScatter
 from qcompiler.passes.types.infer_shapes import InferShapes
 from qcompiler.passes.types.restore_ends import RestoreEnds
 from qcompiler.passes.types.unpack_sequences import UnpackSequences
@@ -77,6 +83,7 @@ def clean_up(target: Target, *, equalize: bool = False) -> Pipeline:
         *_for_quantized(target),  # what they leave float is then cleaned up as such
         *_for_new_operators(target),
         FoldIfs(),  # PyTorch asks for ranks and sizes that are known
+        MergeBranches(),  # decoders without and with a cache in one file
         *_for_branches(target),
         *((WriteRecurrent(),) if target.engine != "onnxruntime" else ()),  # which has fast kernels of its own
         UnrollLoops(),
@@ -120,8 +127,14 @@ def _for_quantized(target: Target) -> tuple[Pass, ...]:
 
 
 def _for_new_operators(target: Target) -> tuple[Pass, ...]:
-    """Operators of opset 23 and 24 that TensorRT lacks or takes by half; ONNX Runtime has fast kernels for them."""
-    return () if target.engine == "onnxruntime" else (WriteOutAttention(),)
+    """Operators of opset 23 and 24 that TensorRT lacks or takes by half; ONNX Runtime has fast kernels for them.
+
+    TensorRT-RTX 1.7 takes the others in every float type, and compiles them to the same kernels.
+    """
+    if target.engine == "onnxruntime":
+        return ()
+    older = (WriteOutRmsNorm(), WriteOutRotary(), WriteOutSwish()) if target.engine == "tensorrt" else ()
+    return WriteOutAttention(), WriteOutTensorScatter(), *older
 
 
 def _for_branches(target: Target) -> tuple[Pass, ...]:
@@ -164,6 +177,7 @@ def lowering(
             noisy=noisy or {},
         ),
         *((RestoreEnds(ends, target.engine),) if ends and restored else ()),
+        StoreOnce(target.high_precision),  # each branch has been typed by itself
         *((FlattenRows(),) if target.engine == "tensorrt-rtx" else ()),  # typed: its tensors have no ranges
         ShareConstants(),  # what was quantized alike is stored once
         # The last word belongs to the target.

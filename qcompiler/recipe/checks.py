@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -269,6 +270,91 @@ def _axis(name: str, value: Any) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise WrongError(f"for input '{name}' the number of an axis, from 0, or none")
     return value
+
+
+def fixed_inputs(value: Any) -> Mapping[str, Any]:
+    """A table of input = value, or texts `input=value`: numbers, truth values, lists of them, an .npy or .npz file."""
+    entries = _entries(value, "input=value, such as use_cache_branch=true, or x=values.npy")
+    return {name: _fixed_value(name, one) for name, one in entries.items()}
+
+
+def _fixed_value(name: str, value: Any) -> Any:
+    """As JSON has it, or the name of a file."""
+    if isinstance(value, str) and value.endswith((".npy", ".npz")):
+        return value
+    if isinstance(value, str):
+        try:
+            value = json.loads(value.lower() if value in ("True", "False") else value)
+        except json.JSONDecodeError:
+            value = None
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if not _is_numbers(value):
+        raise WrongError(f"for input '{name}' a number, true, false, a list of them, or an .npy or .npz file")
+    return _in_lists(value)
+
+
+def _in_lists(value: Any) -> Any:
+    return [_in_lists(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def _is_numbers(value: Any) -> bool:
+    """Numbers in lists of one length each."""
+    if not isinstance(value, list | tuple):
+        return isinstance(value, bool | int | float)
+    inner = {len(one) if isinstance(one, list | tuple) else -1 for one in value}
+    return len(inner) < 2 and all(map(_is_numbers, value))
+
+
+def fixed_shapes(value: Any) -> Mapping[str, str]:
+    """A table of input = shape or axis = size, or texts of them: `x=1x3x224x224`, `batch=1`."""
+    entries = _entries(value, "input=shape, such as x=1x3x224x224, or axis=size, such as batch=1")
+    return {name: spell_shape(read_fixed_shape(name, one)) for name, one in entries.items()}
+
+
+def read_fixed_shape(name: str, value: Any) -> Shape:
+    """The sizes of one entry of `fixed_shapes`."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = [value]
+    return _shape(name, value.replace(",", "x") if isinstance(value, str) else value)
+
+
+def parse_fixed_inputs(texts: Sequence[str]) -> Mapping[str, Any]:
+    """Reads `x=true`, `x=[1, 2]` or `x=file.npy`, one text an input.
+
+    Raises:
+        UsageError: anything else, or an input that is there twice.
+    """
+    return _parsed(fixed_inputs, texts, "fixed input")
+
+
+def parse_fixed_shapes(texts: Sequence[str]) -> Mapping[str, str]:
+    """Reads `x=1x3x224x224` or `batch=1`, one text an input or axis.
+
+    Raises:
+        UsageError: anything else, or a name that is there twice.
+    """
+    return _parsed(fixed_shapes, texts, "fixed shape")
+
+
+def _parsed(check: Callable[[Any], Mapping[str, Any]], texts: Sequence[str], what: str) -> Mapping[str, Any]:
+    try:
+        return check(texts)
+    except WrongError as error:
+        raise UsageError(f"{what} '{' '.join(texts)}' cannot be read: allowed is {error}") from error
+
+
+def _entries(value: Any, allowed: str) -> Mapping[str, Any]:
+    """A table as it is, or made of texts `name=value`."""
+    listed = [value] if isinstance(value, str) else value
+    if isinstance(listed, Mapping):
+        return {str(name): one for name, one in listed.items()}
+    if not isinstance(listed, Sequence) or not all(isinstance(one, str) and all(one.rpartition("=")) for one in listed):
+        raise WrongError(allowed)
+    parts = [one.rpartition("=") for one in listed]
+    names = [name.strip() for name, _, _ in parts]
+    if len(set(names)) != len(names):
+        raise WrongError("every name once")
+    return {name: text.strip() for name, (_, _, text) in zip(names, parts, strict=True)}
 
 
 def shapes(value: Any) -> Shapes:

@@ -102,6 +102,19 @@ class Recipe(check.Keys):
         "manifest; what is not in it is measured, or stays float where there is no data",
         '"calibration.cache"',
     )
+    fix_input: Mapping[str, Any] | None = check.option(
+        None,
+        check.fixed_inputs,
+        "inputs that are one value in deployment and become constants: a number, true or false, a list, or an .npy or "
+        ".npz file",
+        "{ use_cache_branch = true }",
+    )
+    fix_shape: Mapping[str, str] | None = check.option(
+        None,
+        check.fixed_shapes,
+        "sizes of free axes: all of an input (x=1x3x224x224), or one by the name of the axis (batch=1)",
+        '{ x = "1x3x224x224", batch = "1" }',
+    )
     workers: int = check.option(
         1, check.integer(1), "threads with a session each that measure ranges; the result does not depend on it"
     )

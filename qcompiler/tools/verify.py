@@ -13,6 +13,7 @@ from qcompiler.engines import for_target
 from qcompiler.ir import model as models
 from qcompiler.ir.signature import inputs_of
 from qcompiler.judge.views import check_ignored
+from qcompiler.passes.fixed import Fixed, fixed, fixed_by
 from qcompiler.passes.importing import imported
 from qcompiler.passes.known_part import known_part
 from qcompiler.recipe.recipe import Recipe
@@ -42,7 +43,8 @@ def verify(
         DataError: the data does not fit.
     """
     asked = recipe or Recipe()
-    reference = imported(known_part(read(float_model)).model)
+    wanted = fixed_by(asked.fix_input, asked.fix_shape)
+    reference = imported(known_part(fixed(read(float_model), wanted)[0]).model)
     inputs = inputs_of(reference.graph)
     check_ignored(asked.ignore_output, [output.name for output in reference.graph.outputs])
     other = HeldOut(asked.verify_samples, asked.verify_data, asked.verify_text, asked.metric, asked.text)
@@ -65,9 +67,16 @@ def verify(
             advance=done,
         )
         if isinstance(quantized, models.Model) or Path(quantized).suffix == ".onnx":
-            rounded = known_part(quantized if isinstance(quantized, models.Model) else models.load(quantized)).model
+            rounded = quantized if isinstance(quantized, models.Model) else models.load(quantized)
+            rounded = known_part(fixed(rounded, _still_there(wanted, rounded))[0]).model
             inner, remark = aligned(reference, rounded, asked.resolve())
             found = on(quantized=rounded, normal=inner)
             return dataclasses.replace(found, remarks=(*found.remarks, remark)) if remark else found
         with for_target(asked.resolve()).open(quantized) as runner:
             return on(quantized=runner.infer)
+
+
+def _still_there(wanted: Fixed, model: models.Model) -> Fixed:
+    """Those of the inputs that are to be constants which a model still has; the compiler writes models without."""
+    names = {tensor.name for tensor in model.graph.inputs}
+    return Fixed({name: value for name, value in wanted.inputs.items() if name in names})

@@ -24,6 +24,8 @@ Call = dict[str, Any]
         ("compile m.onnx --samples many", "argument --samples: invalid int value: 'many'"),
         ("compile m.onnx --samples 0", "recipe key 'samples' = 0: allowed is an integer of at least 1"),
         ("compile m.onnx --shapes x", "shapes 'x' cannot be read"),
+        ("compile m.onnx --fix-input x", "fixed input 'x' cannot be read: allowed is"),
+        ("inspect m.onnx --fix-shape x=ax3", "fixed shape 'x=ax3' cannot be read: allowed is"),
         ("compile m.onnx --batch-axis x", "batch axis 'x' cannot be read: allowed is"),
         ("compile m.onnx --max-drop 0.1", "recipe key 'max_drop' needs 'metric'"),
         (

@@ -215,10 +215,14 @@ def test_only_what_tensorrt_cannot_take_is_rewritten_for_tensorrt_alone() -> Non
     ours, theirs = _names(clean_up(TARGET)), _names(clean_up(parse_target("tensorrt-rtx")))
     assert set(theirs) - set(ours) == {
         "cast-bytes", "convert-qoperator", "loosen-squeeze", "mend-quantized", "release-quantizers", "unroll-lstm",
-        "write-recurrent",
-        "write-out-attention",
+        "write-out-attention", "write-out-tensor-scatter", "write-recurrent",
     }  # fmt: skip
     assert set(ours) - set(theirs) == {"fuse-hard-swish", "split-skip-norm"}
+
+
+def test_the_newest_operators_are_written_out_for_the_older_parser() -> None:
+    older, newer = _names(clean_up(parse_target("tensorrt"))), _names(clean_up(parse_target("tensorrt-rtx")))
+    assert set(older) - set(newer) == {"write-out-rms-norm", "write-out-rotary", "write-out-swish"}
 
 
 def test_channels_are_equalized_last_and_on_request() -> None:

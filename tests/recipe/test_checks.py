@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -209,3 +210,54 @@ def test_a_preparation_is_a_name_a_configuration_or_a_function() -> None:
         check("imagnet")
     with pytest.raises(checks.WrongError, match=r"one of imagenet, yolo, a preprocessor_config\.json, or a function"):
         check(3)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("true", True),
+        ("False", False),
+        ("3", 3),
+        ("-1.5e3", -1500.0),
+        ("[1, 2]", [1, 2]),
+        ("[[true], [false]]", [[True], [False]]),
+        ("a/b.npy", "a/b.npy"),
+    ],
+)
+def test_values_of_inputs_are_a_table_or_texts(text: str, value: Any) -> None:
+    assert checks.fixed_inputs({"a=b": value}) == {"a=b": value}
+    assert checks.fixed_inputs([f"a=b={text}", "c=1"]) == {"a=b": value, "c": 1}
+    assert checks.parse_fixed_inputs([f"x={text}"]) == {"x": value}
+
+
+def test_values_of_inputs_may_be_arrays_in_python() -> None:
+    assert checks.fixed_inputs({"x": np.array([True]), "n": np.int64(3), "t": (1, (2,))[:1]}) == {
+        "x": [True], "n": 3, "t": [1]
+    }  # fmt: skip
+    assert Recipe(fix_input={"x": np.array([[1, 2]])}).to_dict()["fix_input"] == {"x": [[1, 2]]}
+
+
+@pytest.mark.parametrize(
+    "wrong", [["x"], ["x=yes"], ["x=1", "x=2"], "=1", {"x": "text"}, {"x": [[1], 2]}, {"x": None}, 3]
+)
+def test_values_of_inputs_that_cannot_be_read_are_refused(wrong: Any) -> None:
+    with pytest.raises(checks.WrongError):
+        checks.fixed_inputs(wrong)
+    with pytest.raises(UsageError, match="recipe key 'fix_input'"):
+        Recipe(fix_input=wrong)
+
+
+def test_fixed_shapes_are_a_table_or_texts() -> None:
+    wanted = {"x": "1x3x8", "batch": "1", "scalar": "()"}
+    assert checks.fixed_shapes({"x": [1, 3, 8], "batch": 1, "scalar": []}) == wanted
+    assert checks.fixed_shapes(["x=1x3x8", "batch=1", "scalar=()"]) == wanted
+    assert checks.parse_fixed_shapes(["x=1,3,8"]) == {"x": "1x3x8"}
+    assert checks.read_fixed_shape("x", "1x3x8") == (1, 3, 8)
+
+
+@pytest.mark.parametrize("wrong", [["x"], ["x=-1"], ["x=1xa"], ["x=1", "x=2"], {"x": True}, {"x": 1.5}, 3])
+def test_fixed_shapes_that_cannot_be_read_are_refused(wrong: Any) -> None:
+    with pytest.raises(checks.WrongError):
+        checks.fixed_shapes(wrong)
+    with pytest.raises(UsageError, match="recipe key 'fix_shape'"):
+        Recipe(fix_shape=wrong)

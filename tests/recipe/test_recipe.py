@@ -32,6 +32,8 @@ recipes = st.builds(
     samples=st.none() | st.integers(1, 10**9),
     batch=st.none() | st.integers(1, 1024),
     batch_axis=st.none() | st.dictionaries(texts, st.none() | st.integers(0, 4)),
+    fix_input=st.none() | st.dictionaries(texts, st.booleans() | st.integers(0, 9) | st.lists(st.floats(-9, 9))),
+    fix_shape=st.none() | st.dictionaries(texts, st.lists(st.integers(0, 9), min_size=1)),
     workers=st.integers(1, 64),
     keep=st.lists(texts.map(re.escape)).map(tuple),
     shapes=st.none() | st.dictionaries(texts, profiles(), min_size=1),

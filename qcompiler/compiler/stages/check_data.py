@@ -13,6 +13,7 @@ from qcompiler.data.alike import differences
 from qcompiler.data.source import open_source
 from qcompiler.data.spread import Spread, Spreads
 from qcompiler.ir import decoder_io
+from qcompiler.planning.search import deciders
 from qcompiler.verification.compare import Verification
 
 CALIBRATION = "calibration data"
@@ -94,6 +95,7 @@ def _lacking(subject: Subject, options: CheckDataOptions) -> Iterator[str]:
     """What there is too little of."""
     seen, decoder = subject.seen, decoder_io.of_model(subject.reference)
     yield from lacks.samples(seen.spreads.different)
+    yield from deciders.told(subject.model.graph, seen.sights)
     if options.profile and (decoder is None or not decoder.pairs or decoder.unknown):
         yield from lacks.sizes(profiles.by_itself(seen.shapes, subject.inputs, seen.axes), subject.inputs)
 

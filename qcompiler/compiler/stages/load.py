@@ -22,6 +22,7 @@ from qcompiler.ir import graph as graphs
 from qcompiler.ir import model as models
 from qcompiler.ir.signature import inputs_of
 from qcompiler.judge.views import check_ignored
+from qcompiler.passes.fixed import Fixed, fixed
 from qcompiler.passes.importing import imported
 from qcompiler.passes.known_part import known_part, refuse_unknown
 from qcompiler.planning.placement import known
@@ -57,6 +58,7 @@ class LoadOptions:
         ignored: outputs that nothing is to be judged by.
         preprocess: how pictures, sounds and other files become samples.
         ranges: a file with ranges that are known; None for none.
+        fixed: inputs that become constants, axes that get a size.
     """
 
     paths: Paths
@@ -69,6 +71,7 @@ class LoadOptions:
     ignored: tuple[str, ...] = ()
     preprocess: PreprocessTable = UNPREPARED
     ranges: str | None = None
+    fixed: Fixed = field(default_factory=Fixed)
 
 
 @stage(kept=False)
@@ -79,7 +82,7 @@ def load(run: Compilation, source: str | Path | models.Model, data: Data | None,
         ModelError: it cannot be read, a weight is not finite, or a type cannot be had in FP32.
         DataError: there is no such data, or it can be read only once; ranges cannot be read, or are of another model.
         UsageError: an artefact would take the place of an input, a metric lacks its text, or a batch axis is named that
-            the model does not have, or an output.
+            the model does not have, or an output, or an input cannot be fixed as it is asked.
     """
     with run.working():
         plugins.use(options.scope.target.plugins if options.scope.target.engine == "onnxruntime" else ())
@@ -87,6 +90,7 @@ def load(run: Compilation, source: str | Path | models.Model, data: Data | None,
         refuse_overwriting(loaded, data, options.paths)
         refuse_overwriting(loaded, options.ranges, options.paths, "--ranges")
         check_ignored(options.ignored, [output.name for output in loaded.graph.outputs])
+        loaded, fixings = fixed(loaded, options.fixed)
         part = known_part(loaded)
         refuse_unknown(part, options.scope.target)
         original = part.model
@@ -127,6 +131,7 @@ def load(run: Compilation, source: str | Path | models.Model, data: Data | None,
         "batch": axes.to_json(),
         "ranges": ranges,
         "not_measured": part.to_json(),
+        "fixed": fixings,
     }
     subject = Subject(model, model, samples, judge, scope, parts, axes, behind=part.behind)
     return Done(subject, record, checked(part.reports, {}))

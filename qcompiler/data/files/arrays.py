@@ -10,7 +10,7 @@ from numpy.lib import format as npy
 
 from qcompiler.data.files.layout import fits, in_rank, order
 from qcompiler.errors import DataError
-from qcompiler.ir.signature import Array, Feeds, Inputs, Shape
+from qcompiler.ir.signature import Array, Feeds, Inputs, Shape, fixed_of
 from qcompiler.support.npz import Member, members
 
 KINDS = (".npz", ".npy")
@@ -116,11 +116,13 @@ def _rows_of(shape: Shape) -> int:
 def _rows(path: Path, inputs: Inputs) -> Iterator[Feeds]:
     """One feed for each sample of an archive: rows of axis 0, in the number that fixed inputs ask for.
 
-    An array without axes is the same in every feed. Where the model takes an axis less than the array has, the sample
-    axis is dropped.
+    An array without axes is the same in every feed, and so is one that is a constant of the model now. Where the model
+    takes an axis less than the array has, the sample axis is dropped.
     """
     found = _named(members(path), inputs)
-    sizes = {name: member.shape[0] for name, member in found.items() if member.shape}
+    known = fixed_of(inputs)
+    once = {name for name, member in found.items() if name in known and member.shape == known[name].shape}
+    sizes = {name: member.shape[0] for name, member in found.items() if member.shape and name not in once}
     if len(set(sizes.values())) > 1:
         listed = ", ".join(f"'{name}' {size}" for name, size in sizes.items())
         raise DataError(f"the arrays of '{path}' have different numbers of samples along axis 0: {listed}.")

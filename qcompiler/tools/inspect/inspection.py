@@ -17,6 +17,7 @@ from qcompiler.ir import graph as graphs
 from qcompiler.ir import model as models
 from qcompiler.ir.macs import countable, uncounted
 from qcompiler.ir.signature import inputs_of
+from qcompiler.passes.fixed import fixed, fixed_by
 from qcompiler.passes.importing import imported
 from qcompiler.passes.known_part import known_part
 from qcompiler.passes.pipelines import clean_up
@@ -136,7 +137,8 @@ def inspect(
     Args:
         model: an ONNX file, or a loaded model.
         data: samples to run; without them nothing is run.
-        recipe: its target, `keep` and `samples` are used, and its shapes where there is no data.
+        recipe: its target, `keep`, `samples`, `fix_input` and `fix_shape` are used, and its shapes where there is no
+            data.
         progress: where stages are shown.
 
     Raises:
@@ -149,7 +151,7 @@ def inspect(
     target = recipe.resolve()
     problems: list[str] = []
     with progress.stage("load"):
-        loaded = read(model)
+        loaded, _ = fixed(read(model), fixed_by(recipe.fix_input, recipe.fix_shape))
         raw = loaded.graph
         computed = _imported(_known(loaded, problems), problems)
         inputs, source = inputs_of(computed.graph), None

@@ -19,6 +19,7 @@ from qcompiler.ir import model as models
 from qcompiler.ir.macs import tensors_for_shapes
 from qcompiler.ir.signature import inputs_of
 from qcompiler.numerics.sqnr import decibel, gain_db
+from qcompiler.passes.fixed import fixed, fixed_by
 from qcompiler.passes.importing import imported
 from qcompiler.passes.known_part import known_part
 from qcompiler.passes.pipelines import clean_up
@@ -183,8 +184,8 @@ def sensitivity(
         model: a float ONNX file, or a loaded model.
         data: samples; all of them set the ranges, and a few are measured on.
         formats: some of int8, fp8, e5m2, int4, nf4, fp4, as a list or separated by commas; the first one ranks.
-        recipe: its target, `keep`, `samples`, `batch`, `batch_axis`, `workers`, `weight_granularity`,
-            `safety.target_sqnr_db` and, for INT4, `weight_only.block_size` are used.
+        recipe: its target, `keep`, `samples`, `batch`, `batch_axis`, `fix_input`, `fix_shape`, `workers`,
+            `weight_granularity`, `safety.target_sqnr_db` and, for INT4, `weight_only.block_size` are used.
         progress: where stages are shown.
 
     Raises:
@@ -197,7 +198,8 @@ def sensitivity(
     target = recipe.resolve()
     chosen = parse(formats, recipe.weight_only.block_size, half=target.high_precision is not DType.FP32)
     with progress.stage("load"):
-        loaded = imported(known_part(read(model)).model)
+        whole, _ = fixed(read(model), fixed_by(recipe.fix_input, recipe.fix_shape))
+        loaded = imported(known_part(whole).model)
         inputs = inputs_of(loaded.graph)
         shown = prepared(suited(data, loaded.graph), recipe.preprocess)
         source = open_source(shown, inputs, samples=recipe.samples, batch=recipe.batch, stored=loaded.ends)
