@@ -13,7 +13,7 @@ from qcompiler.ir import graph as graphs
 Key = tuple[int, int]  # ids of a tensor of either branch
 
 
-class Way(Enum):
+class Becomes(Enum):
     """What becomes of a pair of tensors."""
 
     SAME = "same"  # one tensor, or constants of one content
@@ -35,7 +35,7 @@ class Pairs:
 
     then: dict[int, tuple[gs.Node, int]]
     other: dict[int, tuple[gs.Node, int]]
-    ways: dict[Key, Way] = field(default_factory=dict)
+    ways: dict[Key, Becomes] = field(default_factory=dict)
     tensors: dict[Key, tuple[gs.Tensor, gs.Tensor]] = field(default_factory=dict)
 
     @classmethod
@@ -46,7 +46,7 @@ class Pairs:
         )
         return cls(first, second)
 
-    def look(self, a: gs.Tensor, b: gs.Tensor) -> Way:
+    def look(self, a: gs.Tensor, b: gs.Tensor) -> Becomes:
         """Finds out about two tensors and all that they are computed from; without recursion, for models are deep."""
         waiting = [(a, b)]
         while waiting:
@@ -72,13 +72,13 @@ class Pairs:
             return None
         return [(x, y) for x, y in zip(first.inputs, second.inputs, strict=True) if x.name or y.name]
 
-    def _way(self, a: gs.Tensor, b: gs.Tensor) -> Way:
+    def _way(self, a: gs.Tensor, b: gs.Tensor) -> Becomes:
         if a is b or _equal(a, b):
-            return Way.SAME
+            return Becomes.SAME
         reads = self.reads(a, b)
-        if reads is not None and all(self.ways[id(x), id(y)] is not Way.APART for x, y in reads):
-            return Way.MERGED
-        return Way.CHOSEN if _can_be_chosen(a, b) else Way.APART
+        if reads is not None and all(self.ways[id(x), id(y)] is not Becomes.APART for x, y in reads):
+            return Becomes.MERGED
+        return Becomes.CHOSEN if _can_be_chosen(a, b) else Becomes.APART
 
 
 def alike(a: gs.Node, b: gs.Node) -> bool:

@@ -20,7 +20,7 @@ from qcompiler.ir import graph as graphs
 from qcompiler.ir.names import Names
 from qcompiler.ir.operators import MULTIPLYING
 from qcompiler.passes.base import Changed, Fact, Note, Pass
-from qcompiler.passes.branches._pairs import Key, Pairs, Way, alike
+from qcompiler.passes.branches._pairs import Becomes, Key, Pairs, alike
 from qcompiler.runtime import shapes
 
 
@@ -61,7 +61,7 @@ class _Merger:
     owner: gs.Node
     names: Names
     pairs: Pairs = field(init=False)
-    wanted: dict[Key, Way] = field(init=False, default_factory=dict)
+    wanted: dict[Key, Becomes] = field(init=False, default_factory=dict)
     _others: set[int] = field(init=False, default_factory=set)
 
     def __post_init__(self) -> None:
@@ -71,7 +71,7 @@ class _Merger:
         self._others = {id(node) for node in other.nodes}
         ends = list(zip(then.outputs, other.outputs, strict=True))
         ways = [self.pairs.look(a, b) for a, b in ends]
-        if Way.APART in ways:  # no If may give it by the rules here, and it does already
+        if Becomes.APART in ways:  # no If may give it by the rules here, and it does already
             return
         self._want(ends)
         for node in then.nodes:
@@ -87,8 +87,8 @@ class _Merger:
                 continue
             self.wanted[key] = self.pairs.ways[key]
             read = self.pairs.reads(a, b) or []
-            if self.wanted[key] is not Way.MERGED:  # such as a Reshape to two sizes: what it moves may be one thing
-                read = [(x, y) for x, y in read if self.pairs.ways[id(x), id(y)] is Way.MERGED]
+            if self.wanted[key] is not Becomes.MERGED:  # such as a Reshape to two sizes: what it moves may be one thing
+                read = [(x, y) for x, y in read if self.pairs.ways[id(x), id(y)] is Becomes.MERGED]
             waiting += read
 
     def _twins(self, node: gs.Node) -> list[tuple[gs.Tensor, gs.Tensor]]:
@@ -109,19 +109,19 @@ class _Merger:
         if found is None:
             return []
         ends = list(zip(node.outputs, found.outputs, strict=True))
-        return [(a, b) for a, b in ends if a.name and b.name and self.pairs.look(a, b) is Way.MERGED]
+        return [(a, b) for a, b in ends if a.name and b.name and self.pairs.look(a, b) is Becomes.MERGED]
 
     def _is_twin(self, node: gs.Node, other: gs.Node, around: dict[int, Key]) -> bool:
         """Whether two nodes compute the same of what is the same."""
         if not alike(node, other):
             return False
         pairs = [(a, b) for a, b in zip(node.inputs, other.inputs, strict=True) if a.name]
-        return all(around.get(id(a)) == (id(a), id(b)) or self.pairs.look(a, b) is Way.SAME for a, b in pairs)
+        return all(around.get(id(a)) == (id(a), id(b)) or self.pairs.look(a, b) is Becomes.SAME for a, b in pairs)
 
     def _branches(self) -> tuple[gs.Graph, gs.Graph]:
         return self.owner.attrs["then_branch"], self.owner.attrs["else_branch"]
 
-    def _of(self, way: Way) -> list[Key]:
+    def _of(self, way: Becomes) -> list[Key]:
         return [key for key, found in self.wanted.items() if found is way]
 
     @property
@@ -129,7 +129,7 @@ class _Merger:
         """How many layers with weights are merged."""
         nodes = {
             (id(self.pairs.then[a][0]), id(self.pairs.other[b][0])): self.pairs.then[a][0]
-            for a, b in self._of(Way.MERGED)
+            for a, b in self._of(Becomes.MERGED)
         }
         return sum(graphs.is_linear(node) and any(map(graphs.is_constant, node.inputs)) for node in nodes.values())
 
@@ -137,7 +137,7 @@ class _Merger:
         """Whether no product is left in more than one of the smaller Ifs, and none of them waits for itself."""
         for side, made in enumerate((self.pairs.then, self.pairs.other)):
             left: set[int] = set()
-            for key in self._of(Way.CHOSEN):
+            for key in self._of(Becomes.CHOSEN):
                 inside = self._needed(self.pairs.tensors[key][side], made, side)
                 if any(map(graphs.subgraphs, inside)):
                     return False
@@ -149,7 +149,7 @@ class _Merger:
 
     def _merged(self, side: int) -> dict[int, Key]:
         """The pair that a tensor of a branch is computed by around the If."""
-        return {key[side]: key for key in self._of(Way.MERGED)}
+        return {key[side]: key for key in self._of(Becomes.MERGED)}
 
     def _needed(self, tensor: gs.Tensor, made: dict[int, tuple[gs.Node, int]], side: int) -> list[gs.Node]:
         """The nodes of a branch that compute a tensor out of what is around it."""
@@ -170,9 +170,9 @@ class _Merger:
         needs: dict[Key, set[Key]] = {}
         for key, way in self.wanted.items():
             a, b = self.pairs.tensors[key]
-            if way is Way.MERGED:
+            if way is Becomes.MERGED:
                 needs[key] = {(id(x), id(y)) for x, y in self.pairs.reads(a, b) or ()}
-            elif way is Way.CHOSEN:
+            elif way is Becomes.CHOSEN:
                 needs[key] = set()
                 for side, (end, made) in enumerate(((a, self.pairs.then), (b, self.pairs.other))):
                     inside = self._needed(end, made, side)
@@ -192,7 +192,7 @@ class _Merger:
         around = self._tensors_around()
         condition, outputs = self.owner.inputs[0], list(self.owner.outputs)
         made = [*self._nodes_around(around)]
-        made += [self._choice(key, condition, around) for key in self._of(Way.CHOSEN)]
+        made += [self._choice(key, condition, around) for key in self._of(Becomes.CHOSEN)]
         ends = [(id(a), id(b)) for a, b in zip(then.outputs, other.outputs, strict=True)]
         edit.remove_node(self.graph, self.owner)
         edit.insert_at(self.graph, at, made)
@@ -200,23 +200,23 @@ class _Merger:
             if old.name:
                 copied = gs.Node("Identity", self.names.fresh(f"{old.name}/Identity"), {}, [around[key]], [old])
                 edit.insert_at(self.graph, at + len(made), [copied])
-        return len(self._of(Way.CHOSEN))
+        return len(self._of(Becomes.CHOSEN))
 
     def _tensors_around(self) -> dict[Key, gs.Tensor]:
         """What stands around the If for each pair."""
         found: dict[Key, gs.Tensor] = {}
         for key, way in self.wanted.items():
             tensor = self.pairs.tensors[key][0]
-            if way is Way.SAME:
+            if way is Becomes.SAME:
                 found[key] = tensor
-            elif way in (Way.MERGED, Way.CHOSEN):
-                what = "merged" if way is Way.MERGED else "chosen"
+            elif way in (Becomes.MERGED, Becomes.CHOSEN):
+                what = "merged" if way is Becomes.MERGED else "chosen"
                 found[key] = gs.Variable(self.names.fresh(f"{tensor.name}/{what}"), graphs.dtype_of(tensor))
         return found
 
     def _nodes_around(self, around: dict[Key, gs.Tensor]) -> Iterator[gs.Node]:
         done: set[tuple[int, int]] = set()
-        for a, b in self._of(Way.MERGED):
+        for a, b in self._of(Becomes.MERGED):
             first, second = self.pairs.then[a][0], self.pairs.other[b][0]
             if (id(first), id(second)) in done:
                 continue
