@@ -11,11 +11,21 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from qcompiler.errors import QCompilerError, UsageError
-from qcompiler.frontends import decoder, encoder, encoder_decoder, module, names
-from qcompiler.frontends.check import TOLERANCE, Check, Compared, check
+from qcompiler.errors import ModelError, QCompilerError, UsageError
+from qcompiler.frontends import file_set, names
+from qcompiler.frontends.check import TOLERANCE, Compared, check
+from qcompiler.frontends.kinds import (
+    decoder,
+    dual_encoder,
+    encoder,
+    encoder_decoder,
+    module,
+    prompted,
+    vision_language,
+)
+from qcompiler.frontends.kinds.parts import Kind, Part
 from qcompiler.frontends.sources import Axes, LoadedModule, is_exportable, load
-from qcompiler.frontends.torch_onnx import Job, need, trace
+from qcompiler.frontends.torch_onnx import FUNCTION, need, reason, trace
 from qcompiler.frontends.tracing import evaluating, exportable
 from qcompiler.ir import model as models
 from qcompiler.support.atomic import check_writable, make_folder, remove_empty, unwritable
@@ -33,9 +43,10 @@ class ExportResult:
     """What an export made.
 
     Attributes:
-        paths: the ONNX files; one, but for encoder-decoders, which become two.
-        files: all files written, also external data and the tokenizer.
-        kind: "decoder", "decoder with cache", "encoder-decoder", "encoder" or "module".
+        paths: the ONNX files; one, but for encoder-decoders, dual encoders and vision-language models.
+        files: all files written, also external data, the tokenizer, and of a set of files what feeds what.
+        kind: "decoder", "decoder with cache", "encoder-decoder", "encoder", "dual encoder", "vision-language",
+            "prompted segmentation", "sentence encoder" or "module".
         inputs: shape of each input of each file: sizes, or names of free dimensions.
         outputs: the same of the outputs.
         checked: what was compared with torch.
@@ -54,7 +65,7 @@ class ExportResult:
 
     @property
     def path(self) -> Path:
-        """The ONNX file, or the first of two."""
+        """The ONNX file, or the first of several."""
         return self.paths[0]
 
     @property
@@ -80,15 +91,6 @@ class ExportResult:
         }
 
 
-@dataclass(frozen=True)
-class _Part:
-    """One file: its name, how it is traced, how it is checked."""
-
-    file: str
-    job: Job
-    check: Check
-
-
 def export(
     source: Any,
     output: str | Path,
@@ -106,10 +108,11 @@ def export(
         source: a folder of a Hugging Face model (config.json with safetensors, or one .gguf file), a .gguf file,
             `file.py:function` where the function returns a torch.nn.Module or (module, inputs, axes), or a module.
         output: the ONNX file. Weights go to `<stem>.data` beside it if they exceed 1 GiB; the tokenizer, if there is
-            one in the folder, to tokenizer.json. Encoder-decoders become two files, whose names get encoder_ and
-            decoder_ in front.
+            one in the folder, to tokenizer.json. What becomes several files gets the name of each in front:
+            encoder_, decoder_, text_, vision_, embed_; and `<stem>.set.json`, which says what feeds what.
         past: decoders read and return the keys and values of earlier tokens; None: yes.
-        inputs: example inputs of a module that is not transformers': tensors or arrays by the names of the parameters.
+        inputs: example inputs: tensors or arrays by the names of forward's parameters, or in their order. A
+            transformers model needs none; where they are given, they are what is used.
         axes: their free dimensions: by input, a name for each axis; equal names are equal sizes. None: axis 0 of each
             is "batch".
         tolerance: largest error against torch, relative to the largest value of an output.
@@ -150,26 +153,34 @@ def _made(
 
 
 def _export(loaded: LoadedModule, past: bool | None, output: Path, tolerance: float, shown: Progress) -> ExportResult:
-    kind, parts = _parts(loaded, past, output)
-    _refuse_overwriting(loaded, [output.with_name(part.file) for part in parts])
+    kind = _kind(loaded, past)
+    several = len(kind.parts) > 1
+    files = {part.name: f"{part.name}_{output.name}" if several else output.name for part in kind.parts}
+    _refuse_overwriting(loaded, [output.with_name(file) for file in files.values()])
     with _workshop(output) as shop:
-        for part in parts:
-            with shown.stage(f"trace {part.file}" if len(parts) > 1 else "trace"):
-                _make(loaded, part, shop)
-        written = [shop / part.file for part in parts]
-        with shown.stage("check against torch"):
-            checked = check(written, [part.check for part in parts], tolerance, loaded.name)
-        described = [models.load(path).graph for path in written]
+        for part in kind.parts:
+            stage = f"trace {files[part.name]}" if several else "trace"
+            with shown.stage(stage), _blamed(loaded, "converted to ONNX"):
+                _make(part, shop / files[part.name], loaded.module)
+        written = [shop / file for file in files.values()]
+        with shown.stage("check against torch"), _blamed(loaded, "run in torch to compare with it"):
+            checked = check(written, [part.check for part in kind.parts], tolerance, loaded.name)
+        described = {path.name: models.load(path).graph for path in written}
+        inputs = {file: names.shapes(graph.inputs) for file, graph in described.items()}
+        outputs = {file: names.shapes(graph.outputs) for file, graph in described.items()}
+        if several:
+            file_set.write(shop / f"{output.stem}.set.json", kind, files, inputs, outputs)
         _keep_tokenizer(loaded, shop, output.parent)
-        files = _finish(shop, output.parent)
+        kept = _finish(shop, output.parent)
+    notes = (*loaded.notes, *kind.notes, *(note for part in kind.parts for note in part.job.notes))
     return ExportResult(
-        tuple(output.with_name(part.file) for part in parts),
-        files,
-        kind,
-        {part.file: names.shapes(graph.inputs) for part, graph in zip(parts, described, strict=True)},
-        {part.file: names.shapes(graph.outputs) for part, graph in zip(parts, described, strict=True)},
+        tuple(output.with_name(file) for file in files.values()),
+        kept,
+        kind.name,
+        inputs,
+        outputs,
         tuple(checked),
-        tuple(loaded.notes),
+        tuple(dict.fromkeys(notes)),
         loaded.checkpoint,
     )
 
@@ -191,39 +202,59 @@ def exported(source: Any, output: Path, progress: Progress) -> Iterator[tuple[An
         made = _made(source, file, None, None, None, TOLERANCE, False, progress)
         if len(made.paths) > 1:
             raise UsageError(
-                f"{source} is an encoder-decoder and becomes two ONNX files: run 'qcompiler export' first, and compile "
-                "each of them."
+                f"{source} ({made.kind}) becomes {len(made.paths)} ONNX files that feed each other "
+                f"({', '.join(path.name for path in made.paths)}): run 'qcompiler export {source} -o NAME.onnx', and "
+                "compile each of them with its own data. NAME.set.json says which output goes where."
             )
         yield made.path, made
 
 
-def _parts(loaded: LoadedModule, past: bool | None, output: Path) -> tuple[str, list[_Part]]:
-    """What kind of model it is, and the files that it becomes."""
+def _kind(loaded: LoadedModule, past: bool | None) -> Kind:
+    """What kind of model it is, and the graphs that it becomes.
+
+    Raises:
+        ModelError: this kind is not known, or its code fails on the inputs that its configuration describes.
+        UsageError: options or example inputs do not fit it.
+    """
+    with _blamed(loaded, "prepared for the export"):
+        return _known(loaded, past)
+
+
+@contextmanager
+def _blamed(loaded: LoadedModule, what: str) -> Iterator[None]:
+    """Whatever transformers', torch's or the user's code raises is about the model, not a defect of this program."""
+    try:
+        yield
+    except QCompilerError:
+        raise
+    except OSError:  # a full disk, say, which the workshop tells of
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"{loaded.name} ({type(loaded.module).__name__}) cannot be {what}: {reason(error)}. {FUNCTION}"
+        ) from error
+
+
+def _known(loaded: LoadedModule, past: bool | None) -> Kind:
     model, label = loaded.module, loaded.name
     config = getattr(model, "config", None)
-    if config is None or not hasattr(model, "main_input_name"):
+    if loaded.inputs is not None or not (hasattr(config, "to_dict") and hasattr(model, "main_input_name")):
         _refuse_past(past, label)
-        job = module.plain_job(loaded)
-        return "module", [_Part(output.name, job, module.plain_check(loaded, job))]
+        return module.kind_of(loaded)
+    if dual_encoder.is_dual(model):
+        _refuse_past(past, label)
+        return dual_encoder.kind_of(loaded)
+    if prompted.is_prompted(model):
+        _refuse_past(past, label)
+        return prompted.kind_of(loaded)
     if getattr(config, "is_encoder_decoder", False) and model.can_generate():
-        return "encoder-decoder", _pair(loaded, past, output)
+        return encoder_decoder.kind_of(loaded, past)
     if not model.can_generate():
         _refuse_past(past, label)
-        job = encoder.job(loaded)
-        return "encoder", [_Part(output.name, job, encoder.check(loaded, job))]
-    cache = decoder.cache_of(model, label) if past is not False else None
-    job = decoder.job(model, cache, label)
-    kind = "decoder" if cache is None else "decoder with cache"
-    return kind, [_Part(output.name, job, decoder.check(model, job, cache, loaded.tokenizer))]
-
-
-def _pair(loaded: LoadedModule, past: bool | None, output: Path) -> list[_Part]:
-    cache = encoder_decoder.cache_of(loaded) if past is not False else None
-    first, second = encoder_decoder.encoder_job(loaded, cache), encoder_decoder.decoder_job(loaded, cache)
-    return [
-        _Part(f"encoder_{output.name}", first, encoder_decoder.encoder_check(loaded, first, cache)),
-        _Part(f"decoder_{output.name}", second, encoder_decoder.decoder_check(loaded, second, cache)),
-    ]
+        return encoder.kind_of(loaded)
+    if vision_language.is_vision_language(model):
+        return vision_language.kind_of(loaded, past)
+    return decoder.kind_of(loaded, past)
 
 
 def _refuse_past(past: bool | None, label: str) -> None:
@@ -231,15 +262,15 @@ def _refuse_past(past: bool | None, label: str) -> None:
         raise UsageError(f"{label} is no decoder and has no cache: leave --past out.")
 
 
-def _make(loaded: LoadedModule, part: _Part, shop: Path) -> None:
+def _make(part: Part, path: Path, owner: Any) -> None:
     """Traces one part and writes it with good names, weights where they belong."""
-    raw = shop / "raw"
+    raw = path.parent / "raw"
     raw.mkdir()
-    with exportable(loaded.module):
+    with exportable(owner):
         trace(part.job, raw / "model.onnx")
     made = models.load(raw / "model.onnx")
     names.tidy(made, part.job)
-    models.save(made, shop / part.file)
+    models.save(made, path)
     del made
     shutil.rmtree(raw)
 

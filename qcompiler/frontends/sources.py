@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from qcompiler.errors import ModelError, UsageError
-from qcompiler.frontends import checkpoint, dequantize, left_over
-from qcompiler.frontends.checkpoint import Checkpoint
-from qcompiler.frontends.dequantize import Dequantized
 from qcompiler.frontends.torch_onnx import need, quiet
+from qcompiler.frontends.weights import checkpoint, dequantize, left_over
+from qcompiler.frontends.weights.checkpoint import Checkpoint
+from qcompiler.frontends.weights.dequantize import Dequantized
 from qcompiler.support.user_code import UserCode
 
 Axes = Mapping[str, Mapping[int, str]]
@@ -29,10 +30,11 @@ class LoadedModule:
         module: in float32.
         name: of the source, for messages: the folder, the file or the class.
         tokenizer: transformers' tokenizer; None where the source has none.
-        inputs: example inputs of a module that is not transformers', by the names of the parameters of its forward.
+        inputs: example inputs by the names of the parameters of its forward; None for: transformers' class says them.
         axes: free dimensions of those inputs; None for: the first axis of each is the batch.
         files: the files that it was read from.
         notes: what the user should know.
+        preprocessor: what the folder says of pictures and sound (preprocessor_config.json).
         checkpoint: what became of the tensors of the folder, for the manifest: "dequantized" and "unused".
     """
 
@@ -44,6 +46,7 @@ class LoadedModule:
     files: tuple[Path, ...] = ()
     notes: list[str] = field(default_factory=list)
     checkpoint: Mapping[str, Any] = field(default_factory=dict)
+    preprocessor: Mapping[str, Any] = field(default_factory=dict)
 
 
 def is_module(source: object) -> bool:
@@ -105,30 +108,51 @@ def _is_function(text: str) -> bool:
 
 
 def _checked(loaded: LoadedModule) -> LoadedModule:
+    """The module in float32: half precision is widened in a copy, which is exact.
+
+    Raises:
+        ModelError: parameters are integers, or of a type that cannot be widened.
+    """
     import torch
 
+    half = {torch.float16, torch.bfloat16}
     for name, weight in loaded.module.named_parameters():
+        kind = str(weight.dtype).removeprefix("torch.")
         if not weight.is_floating_point() and not weight.is_complex() and weight.dim() > 1:
             raise ModelError(
-                f"parameter '{name}' of {loaded.name} is {str(weight.dtype).removeprefix('torch.')}: it is quantized "
-                "already, and what its numbers mean is not certain. Export the float model that it was made from."
+                f"parameter '{name}' of {loaded.name} is {kind}: it is quantized already, and what its numbers mean is "
+                "not certain. Export the float model that it was made from."
             )
-        if weight.is_floating_point() and weight.dtype != torch.float32:
+        if weight.is_floating_point() and weight.dtype not in {torch.float32, *half}:
             raise ModelError(
-                f"parameter '{name}' of {loaded.name} is {str(weight.dtype).removeprefix('torch.')}, and only float32 "
-                "modules are exported, because the precision is chosen when the model is compiled: call module.float() "
-                "before."
+                f"parameter '{name}' of {loaded.name} is {kind}, and only modules in float32 and half precision are "
+                "exported, because the precision is chosen when the model is compiled: call module.float() before."
             )
-    return loaded
+    found = {one.dtype for one in (*loaded.module.parameters(), *loaded.module.buffers())} & half
+    if not found:
+        return loaded
+    names = " and ".join(sorted(str(one).removeprefix("torch.") for one in found))
+    note = f"{loaded.name} is {names}: widened to float32, which is exact; the precision is chosen when it is compiled"
+    wide = copy.deepcopy(loaded.module).float()
+    return replace(loaded, module=wide, inputs=_widened(loaded.inputs, half), notes=[*loaded.notes, note])
 
 
-def _from_function(text: str, inputs: Mapping[str, Any] | None, axes: Axes | None) -> LoadedModule:
+def _widened(value: Any, half: Collection[Any]) -> Any:
+    """Example inputs in float32, where they lie in dicts and lists too."""
+    if isinstance(value, Mapping):
+        return {key: _widened(one, half) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_widened(one, half) for one in value]
+    return value.float() if getattr(value, "dtype", None) in half else value
+
+
+def _from_function(text: str, inputs: Any, axes: Axes | None) -> LoadedModule:
     function, _ = _CODE.load(text)
     try:
-        made = function()
+        made = function if is_module(function) else function()
     except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise ModelError(f"{text} fails with {type(error).__name__}: {error}.") from error
-    parts = made if isinstance(made, tuple) else (made,)
+    parts = tuple(made) if isinstance(made, tuple | list) else (made,)
     if not 1 <= len(parts) <= 3 or not is_module(parts[0]):
         raise ModelError(
             f"{text} returned a {type(made).__name__}; it must return a torch.nn.Module, or a tuple of the module, its "
@@ -175,7 +199,25 @@ def _from_folder(path: Path, trust_remote_code: bool) -> LoadedModule:
         "dequantized": {} if read is None else dict(read.layers),
         "unused": [*rest.harmless, *rest.parts],
     }
-    return LoadedModule(module, str(path), tokenizer, files=files, notes=notes, checkpoint=became)
+    return LoadedModule(
+        module, str(path), tokenizer, files=files, notes=notes, checkpoint=became, preprocessor=_preprocessor(folder)
+    )
+
+
+def _preprocessor(folder: Path) -> dict[str, Any]:
+    """What a folder says of the sizes of its pictures and sounds; nothing where it has no such file."""
+    found: dict[str, Any] = {}
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            content = json.loads(path.read_text(encoding="utf8"))
+        except (OSError, ValueError) as error:
+            raise ModelError(f"'{path}' cannot be read as JSON ({error}): fetch it again.") from error
+        for part in (content, *(content.get(one) for one in ("image_processor", "feature_extractor"))):
+            found |= part if isinstance(part, dict) else {}
+    return found
 
 
 def _gguf(path: Path) -> tuple[Path, str]:

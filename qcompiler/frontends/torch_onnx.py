@@ -20,6 +20,11 @@ from qcompiler.errors import ModelError, UsageError
 
 OPSET = 18  # what the exporter's own decompositions are written for; `compile` raises it to what a target needs
 LONGEST = 1 << 20  # of a free dimension; only torch's own bookkeeping needs an end
+FUNCTION = (
+    "Any module can be exported by a function that returns it with example inputs and the names of its free axes: "
+    "qcompiler export file.py:build, where build() returns (module, {'x': tensor}, {'x': {0: 'batch'}})."
+)
+"""What to do where a kind of model is not known, or is not exported."""
 EXTRA = "pip install 'onnx-qcompiler[torch]'"
 Tensors = Mapping[str, Any]
 """torch tensors by name."""
@@ -38,6 +43,7 @@ class Job:
             "past + sequence" is one that follows from others.
         outputs: names of the outputs.
         label: what it is called in messages.
+        notes: what the user should know of how it is called.
     """
 
     forward: Callable[..., Any]
@@ -46,6 +52,7 @@ class Job:
     axes: Mapping[str, Mapping[int, str]]
     outputs: Sequence[str]
     label: str
+    notes: tuple[str, ...] = ()
 
 
 def need(*libraries: str) -> None:
@@ -76,19 +83,36 @@ def trace(job: Job, path: Path, opset: int = OPSET) -> None:
     module = _calling(job)
     with quiet(), torch.no_grad():
         try:
-            program = torch.onnx.export(
-                module,
-                tuple(job.inputs.values()),
-                dynamo=True,
-                input_names=list(job.inputs),
-                output_names=list(job.outputs),
-                dynamic_shapes=(_free(job),),
-                opset_version=opset,
-                verbose=False,
-            )
+            program = _program(module, job, opset)
         except Exception as error:  # torch raises whatever goes wrong in tracing somebody's code
-            raise ModelError(_refused(job.label, error)) from error
+            raise ModelError(_refused(job, error)) from error
         program.save(str(path), external_data=True)
+
+
+def _program(module: Any, job: Job, opset: int) -> Any:
+    """The exporter's program; where the code has limits of its own for a free dimension, torch finds them."""
+    try:
+        return _exported(module, job, opset, _free(job))
+    except Exception as error:
+        free = [axes for axes in job.axes.values() if axes]
+        if not free or "Constraint" not in str(error) + str(error.__cause__):
+            raise
+        return _exported(module, job, opset, _automatic(job))
+
+
+def _exported(module: Any, job: Job, opset: int, shapes: tuple[dict[int, Any], ...]) -> Any:
+    import torch
+
+    return torch.onnx.export(
+        module,
+        tuple(job.inputs.values()),
+        dynamo=True,
+        input_names=list(job.inputs),
+        output_names=list(job.outputs),
+        dynamic_shapes=(shapes,),
+        opset_version=opset,
+        verbose=False,
+    )
 
 
 def _calling(job: Job) -> Any:
@@ -118,15 +142,22 @@ def _free(job: Job) -> tuple[dict[int, Any], ...]:
     )
 
 
-def _refused(label: str, error: Exception) -> str:
+def _automatic(job: Job) -> tuple[dict[int, Any], ...]:
+    """torch's description of the free dimensions where it finds out itself which sizes they can have."""
+    import torch
+
+    return tuple(dict.fromkeys(job.axes.get(key, {}), torch.export.Dim.AUTO) for key in job.inputs)
+
+
+def _refused(job: Job, error: Exception) -> str:
     return (
-        f"torch cannot export {label}: {_reason(error)}. Its code may decide by the values of tensors, or use what "
-        "ONNX has no operator for. Try a newer torch and transformers, or a module that is rewritten without that "
-        "part: qcompiler export file.py:build. A model that other tools exported to ONNX can be compiled as it is."
+        f"torch cannot export {job.label} ({type(job.owner).__name__}): {reason(error)}. Its code may decide by the "
+        "values of tensors, or use what ONNX has no operator for. Try a newer torch and transformers, or a module that "
+        f"is rewritten without that part. {FUNCTION} An ONNX file that another tool made can be compiled as it is."
     )
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """The innermost cause in one line: torch wraps it into pages of advice."""
     while error.__cause__ is not None:
         error = error.__cause__

@@ -16,6 +16,8 @@ import numpy as np
 
 from qcompiler.errors import ModelError
 from qcompiler.frontends.check import Check, Compared, Run, compare, token_ids
+from qcompiler.frontends.kinds.parts import Kind, Part
+from qcompiler.frontends.sources import LoadedModule
 from qcompiler.frontends.torch_onnx import Job, Tensors, quiet
 
 BATCH, SEQUENCE, PAST = 2, 3, 5
@@ -64,14 +66,50 @@ def cache_of(model: Any, label: str) -> CacheSizes:
     return CacheSizes(tuple((int(k.shape[1]), int(k.shape[3]), int(v.shape[3])) for k, v in keys))
 
 
-def job(model: Any, cache: CacheSizes | None, label: str) -> Job:
-    """How the decoder is traced; without a cache if there is None."""
+def kind_of(loaded: LoadedModule, past: bool | None) -> Kind:
+    """One graph, with the cache where the model keeps one and nobody asked for none.
+
+    Raises:
+        ModelError: a cache is asked for, and the model does not keep one key and one value for each position.
+    """
+    model, label = loaded.module, loaded.name
+    cache = kept_of(model, label, past)
+    note = (
+        f"{label} ({type(model).__name__}) keeps no key and value for each position in each layer, as state space "
+        "models and shared caches do not: exported without a cache, it computes whole texts"
+    )
+    notes = (note,) if cache is None and past is not False else ()
+    made = job(model, cache, label)
+    name = "decoder" if cache is None else "decoder with cache"
+    return Kind(name, (Part("", made, check(model, made, cache, loaded.tokenizer)),), notes=notes)
+
+
+def kept_of(model: Any, label: str, past: bool | None) -> CacheSizes | None:
+    """What the graph keeps: nothing where that is asked for, or where nobody asked and the model does not keep it.
+
+    Raises:
+        ModelError: a cache is asked for, and the model does not keep one key and one value for each position.
+    """
+    if past is False:
+        return None
+    try:
+        return cache_of(model, label)
+    except ModelError:
+        if past:
+            raise
+        return None
+
+
+def job(model: Any, cache: CacheSizes | None, label: str, *, embeds: bool = False) -> Job:
+    """How the decoder is traced; without a cache if there is None; with `embeds` it reads embeddings and no tokens."""
     import torch
 
     past = PAST if cache is not None else 0
     known = inspect.signature(model.forward).parameters
-    inputs: dict[str, Any] = {"input_ids": torch.ones(BATCH, SEQUENCE, dtype=torch.int64)}
-    axes: dict[str, dict[int, str]] = {"input_ids": {0: "batch", 1: "sequence"}}
+    ids = torch.ones(BATCH, SEQUENCE, dtype=torch.int64)
+    first = "inputs_embeds" if embeds else "input_ids"
+    inputs: dict[str, Any] = {first: embedded(model, ids) if embeds else ids}
+    axes: dict[str, dict[int, str]] = {first: {0: "batch", 1: "sequence"}}
     if "attention_mask" in known:
         inputs["attention_mask"] = torch.ones(BATCH, past + SEQUENCE, dtype=torch.int64)
         axes["attention_mask"] = {0: "batch", 1: TOTAL if past else "sequence"}
@@ -113,6 +151,14 @@ def cache_with(tensors: Any) -> Any:
         layer.keys, layer.values = key, value
         cache.layers.append(layer)
     return cache
+
+
+def embedded(model: Any, ids: Any) -> Any:
+    """What the model's own embedding makes of token ids."""
+    import torch
+
+    with torch.no_grad(), quiet():
+        return model.get_input_embeddings()(ids)
 
 
 def check(model: Any, traced: Job, cache: CacheSizes | None, tokenizer: Any) -> Check:
@@ -167,10 +213,12 @@ def _walk(
     for length in lengths:
         here = slice(at, at + length)
         feeds = {"input_ids": rows[:, here], "attention_mask": mask[:, : here.stop], "position_ids": positions[:, here]}
-        feeds = {name: value for name, value in feeds.items() if name in traced.inputs}
+        asked = {name: value for name, value in feeds.items() if name in traced.inputs or name == "input_ids"}
         with torch.no_grad(), quiet():
-            want = model(**_torch(feeds), past_key_values=before, use_cache=cache is not None, return_dict=True)
-        got = run({**feeds, **kept})
+            want = model(**_torch(asked), past_key_values=before, use_cache=cache is not None, return_dict=True)
+        if "inputs_embeds" in traced.inputs:
+            asked["inputs_embeds"] = embedded(model, torch.from_numpy(asked.pop("input_ids"))).numpy()
+        got = run({**asked, **kept})
         step = f"{'decode' if at else 'prefill'} {batch}x{length}" + (f" after {at}" if at else "")
         real = mask[:, here].astype(bool)
         yield compare(step, "logits", got["logits"][real], want.logits.numpy()[real])

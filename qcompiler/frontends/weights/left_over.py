@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from qcompiler.errors import ModelError
-from qcompiler.frontends.checkpoint import FLOAT, Checkpoint
-from qcompiler.frontends.dequantize import Dequantized, some
+from qcompiler.frontends.weights.checkpoint import FLOAT, Checkpoint
+from qcompiler.frontends.weights.dequantize import Dequantized, some
 
 _MADE = (
     r"(^|[._])(position_ids|token_type_ids|inv_freq|(cos|sin)_cached|masked_bias|causal_mask|attn_mask)$"

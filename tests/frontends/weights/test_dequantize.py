@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from qcompiler.errors import ModelError
-from qcompiler.frontends.checkpoint import read
-from qcompiler.frontends.dequantize import weights
 from qcompiler.frontends.export import export
 from qcompiler.frontends.sources import load
+from qcompiler.frontends.weights.checkpoint import read
+from qcompiler.frontends.weights.dequantize import weights
 from qcompiler.runtime.session import Session
 from tests.kit.architectures import MODELS
 from tests.kit.frontends import checkpoints

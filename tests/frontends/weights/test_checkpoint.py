@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file
 
 from qcompiler.errors import ModelError
-from qcompiler.frontends.checkpoint import Declared, read
+from qcompiler.frontends.weights.checkpoint import Declared, read
 from tests.kit.frontends.checkpoints import describe, fp8_tensor, quantize, shard
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qcompiler.errors import ModelError
-from qcompiler.frontends.checkpoint import FLOAT, INTEGER, Checkpoint
+from qcompiler.frontends.weights.checkpoint import FLOAT, INTEGER, Checkpoint
 
 FROM_FLOAT = "export the float model that they were made from, or let the library that made them write float weights"
 _KNOWN = ("compressed-tensors", "modelopt", "fp8", "fbgemm_fp8", "bitsandbytes")
