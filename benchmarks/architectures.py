@@ -211,9 +211,9 @@ def page(rows: Sequence[Mapping[str, Any]]) -> str:
     head = ["architecture", "kind", "exported", "INT8 share", "dB, worst view", "engine", "audit", "command"]
     about = (
         f"{passed} of {len(rows)} architectures of transformers, with random weights, through `qcompiler` without a "
-        "flag beyond the data: exported and held against torch, quantized for TensorRT-RTX (the default target), judged on "
-        "data that nothing was chosen by, built, and the engine's own listing of kernels compared with the plan. The "
-        "weights are random: the figures say how graphs survive, not how trained models would."
+        "flag beyond the data: exported and held against torch, quantized for TensorRT-RTX (the default target), "
+        "judged on data that nothing was chosen by, built, and the engine's own listing of kernels compared with the "
+        "plan. The weights are random: the figures say how graphs survive, not how trained models would."
     )
     how = (
         "`python -m benchmarks.architectures OUT` makes this page, `… OUT NAME` one row; a row's command runs in the "

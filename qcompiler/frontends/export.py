@@ -21,6 +21,7 @@ from qcompiler.frontends.kinds import (
     encoder_decoder,
     module,
     prompted,
+    sentence,
     vision_language,
 )
 from qcompiler.frontends.kinds.parts import Kind, Part
@@ -241,6 +242,9 @@ def _known(loaded: LoadedModule, past: bool | None) -> Kind:
     if loaded.inputs is not None or not (hasattr(config, "to_dict") and hasattr(model, "main_input_name")):
         _refuse_past(past, label)
         return module.kind_of(loaded)
+    if loaded.pipeline:
+        _refuse_past(past, label)
+        return sentence.kind_of(loaded)
     if dual_encoder.is_dual(model):
         _refuse_past(past, label)
         return dual_encoder.kind_of(loaded)

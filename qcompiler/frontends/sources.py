@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qcompiler.errors import ModelError, UsageError
+from qcompiler.frontends.pipeline import Listed, files, listed, transformer
 from qcompiler.frontends.torch_onnx import need, quiet
 from qcompiler.frontends.weights import checkpoint, dequantize, left_over
 from qcompiler.frontends.weights.checkpoint import Checkpoint
@@ -34,6 +35,7 @@ class LoadedModule:
         axes: free dimensions of those inputs; None for: the first axis of each is the batch.
         files: the files that it was read from.
         notes: what the user should know.
+        pipeline: what follows the model, of a sentence-transformers folder.
         preprocessor: what the folder says of pictures and sound (preprocessor_config.json).
         checkpoint: what became of the tensors of the folder, for the manifest: "dequantized" and "unused".
     """
@@ -47,6 +49,7 @@ class LoadedModule:
     notes: list[str] = field(default_factory=list)
     checkpoint: Mapping[str, Any] = field(default_factory=dict)
     preprocessor: Mapping[str, Any] = field(default_factory=dict)
+    pipeline: tuple[Listed, ...] = ()
 
 
 def is_module(source: object) -> bool:
@@ -66,7 +69,8 @@ def is_exportable(source: object) -> bool:
         return False
     text, path = str(source), Path(source)
     if path.is_dir():
-        return bool([*path.glob("config.json"), *path.glob("*.gguf"), *path.glob("*.safetensors")])
+        known = ("config.json", "modules.json", "adapter_config.json", "*.gguf", "*.safetensors")
+        return any(True for pattern in known for _ in path.glob(pattern))
     return path.suffix == ".gguf" or _is_function(text)
 
 
@@ -169,6 +173,8 @@ def _from_function(text: str, inputs: Any, axes: Axes | None) -> LoadedModule:
 def _from_folder(path: Path, trust_remote_code: bool) -> LoadedModule:
     need("transformers")
     folder, gguf = _gguf(path)
+    modules = () if gguf else listed(folder)
+    folder = transformer(folder) if modules else folder
     left_over.refuse_adapter(folder)
     config = {} if gguf else _config(folder)
     if not gguf:
@@ -185,23 +191,39 @@ def _from_folder(path: Path, trust_remote_code: bool) -> LoadedModule:
     stored = Checkpoint(folder, (), {}, ()) if gguf else checkpoint.read(folder, config)
     read = None if gguf else dequantize.weights(stored)
     with quiet():
+        if modules:
+            config = _headless(config)
         module, told = _model(folder, config, gguf, options, read)
         tokenizer, lack = _tokenizer(folder, options)
     rest = left_over.judge(module, told, stored, read)
     notes = [] if read is None else [read.note()]
-    notes += [*rest.notes(type(module).__name__), *([] if gguf else left_over.beside(stored))]
+    notes += [*rest.notes(type(module).__name__), *([] if gguf else left_over.beside(stored, files(modules)))]
     if gguf:
         notes.append(f"the weights of '{gguf}' are rounded to its format once and float32 from here on")
     if lack and getattr(module, "main_input_name", "") == "input_ids":
         notes.append(lack)
-    files = tuple(sorted(one for one in folder.iterdir() if one.is_file()))
+    read_files = (*sorted(one for one in folder.iterdir() if one.is_file()), *files(modules))
     became = {
         "dequantized": {} if read is None else dict(read.layers),
         "unused": [*rest.harmless, *rest.parts],
     }
     return LoadedModule(
-        module, str(path), tokenizer, files=files, notes=notes, checkpoint=became, preprocessor=_preprocessor(folder)
+        module,
+        str(path),
+        tokenizer,
+        files=read_files,
+        notes=notes,
+        checkpoint=became,
+        preprocessor=_preprocessor(folder),
+        pipeline=modules,
     )
+
+
+def _headless(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration for the class that sentence-transformers takes: without a head, and of T5 the encoder."""
+    encoders = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel"}
+    known = encoders.get(str(config.get("model_type")))
+    return {**config, "architectures": [known] if known else None}
 
 
 def _preprocessor(folder: Path) -> dict[str, Any]:

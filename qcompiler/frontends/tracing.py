@@ -23,6 +23,7 @@ def exportable(model: Any) -> Iterator[None]:
     with contextlib.ExitStack() as undo:
         undo.enter_context(_eager_attention(model))
         undo.enter_context(_plain_masks())
+        undo.enter_context(_plain_repeats())
         undo.enter_context(_unrolled_experts(model))
         yield
 
@@ -41,15 +42,53 @@ def evaluating(model: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _eager_attention(model: Any) -> Iterator[None]:
-    before = getattr(getattr(model, "config", None), "_attn_implementation", None)
-    change = before not in (None, "eager") and hasattr(model, "set_attn_implementation")
-    if change:
-        model.set_attn_implementation("eager")
+    """The attention of their own code for all transformers models inside; put back by hand, as not all can be asked."""
+    key = "_attn_implementation_internal"
+    known = [one for one in model.modules() if hasattr(getattr(one, "config", None), key)]
+    parts = [one.config for one in known]
+    parts += [inner for one in parts for inner in vars(one).values() if hasattr(inner, key)]
+    before = [(one, getattr(one, key)) for one in parts]
+    try:
+        for one in _outermost(model):
+            if getattr(one.config, "_attn_implementation", None) not in (None, "eager"):
+                one.set_attn_implementation("eager")
+        yield
+    finally:
+        for one, value in before:
+            setattr(one, key, value)
+
+
+def _outermost(model: Any) -> Iterator[Any]:
+    """The transformers models in a module that lie in no other one."""
+    if hasattr(model, "set_attn_implementation") and hasattr(model, "config"):
+        yield model
+        return
+    for child in model.children():
+        yield from _outermost(child)
+
+
+@contextlib.contextmanager
+def _plain_repeats() -> Iterator[None]:
+    """Repeats of whole entries as an Expand: the exporter's own form of it runs at one number of repeats only."""
+    import torch
+
+    method, function = torch.Tensor.repeat_interleave, torch.repeat_interleave
+
+    def repeated(tensor: Any, repeats: Any, dim: int | None = None, **more: Any) -> Any:
+        if isinstance(repeats, torch.Tensor) or dim is None or more:
+            return method(tensor, repeats, dim, **more)
+        at = dim % tensor.dim()
+        wide = tensor.unsqueeze(at + 1)
+        sizes = [repeats if axis == at + 1 else -1 for axis in range(wide.dim())]
+        return wide.expand(sizes).flatten(at, at + 1)
+
+    torch.Tensor.repeat_interleave = repeated
+    torch.repeat_interleave = repeated
     try:
         yield
     finally:
-        if change:
-            model.set_attn_implementation(before)
+        torch.Tensor.repeat_interleave = method
+        torch.repeat_interleave = function
 
 
 @contextlib.contextmanager

@@ -34,7 +34,7 @@ def kind_of(loaded: LoadedModule) -> Kind:
     return Kind("encoder", (Part("", job, check(loaded, inputs, outputs)),))
 
 
-def job_of(loaded: LoadedModule, inputs: Inputs, outputs: Outputs, label: str) -> Job:
+def job_of(loaded: LoadedModule, inputs: Inputs, outputs: Outputs, label: str, owner: Any = None) -> Job:
     """How a function of a model is traced.
 
     Args:
@@ -42,6 +42,7 @@ def job_of(loaded: LoadedModule, inputs: Inputs, outputs: Outputs, label: str) -
         inputs: what the function reads.
         outputs: the function.
         label: what the graph is called in messages.
+        owner: the module that has the weights, if it is not the model itself.
 
     Raises:
         ModelError: it does not run on its inputs, or returns no tensors.
@@ -68,7 +69,7 @@ def job_of(loaded: LoadedModule, inputs: Inputs, outputs: Outputs, label: str) -
         found = outputs(dict(zip(inputs.names, tensors, strict=True)))
         return tuple(found[name] for name in names)
 
-    return Job(forward, loaded.module, example, inputs.axes, names, label, inputs.notes)
+    return Job(forward, owner or loaded.module, example, inputs.axes, names, label, inputs.notes)
 
 
 def tensors_of(found: Any) -> dict[str, Any]:

@@ -5,9 +5,8 @@ A check against torch cannot find it, because the torch model lacks the same ten
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -227,11 +226,10 @@ def refuse_adapter(folder: Path) -> None:
         )
 
 
-def beside(stored: Checkpoint) -> Iterator[str]:
-    """Sentences on what else a folder holds, which is not in the graph: modules of sentence-transformers, weights."""
-    folder = stored.folder
-    yield from _sentence_modules(folder)
-    others = sorted(path.relative_to(folder).as_posix() for path in _weight_files(folder) if path not in stored.files)
+def beside(stored: Checkpoint, used: Collection[Path] = ()) -> Iterator[str]:
+    """Sentences on files with weights that are not in the graph; `used` are those of modules behind the class."""
+    folder, known = stored.folder, {*stored.files, *used}
+    others = sorted(path.relative_to(folder).as_posix() for path in _weight_files(folder) if path not in known)
     others = [name for name in others if not re.search(_COPIES, name)]
     if others:
         yield f"files with weights that are not in the graph, because the class does not read them: {some(others)}"
@@ -241,21 +239,3 @@ def _weight_files(folder: Path) -> Iterable[Path]:
     for pattern in _WEIGHT_FILES:
         yield from folder.glob(pattern)
         yield from folder.glob(f"*/{pattern}")
-
-
-def _sentence_modules(folder: Path) -> Iterator[str]:
-    path = folder / "modules.json"
-    if not path.is_file():
-        return
-    try:
-        listed = json.loads(path.read_text(encoding="utf8"))
-        modules = [(str(one["type"]).rpartition(".")[2], str(one["path"])) for one in listed]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"'{path}' lists no modules of sentence-transformers ({error}): fetch it again.") from error
-    rest = [f"{kind} ({path})" if path else kind for kind, path in modules if kind != "Transformer"]
-    if rest:
-        yield (
-            "modules.json lists a sentence-transformers model, and only its Transformer is in the graph: "
-            f"{', '.join(rest)} are not. The outputs are not its sentence embeddings: compute the rest behind the "
-            "engine, or write a function that returns the whole pipeline as one module, and export file.py:function"
-        )
