@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,7 @@ class Inputs:
         axes: their free dimensions.
         notes: what was assumed.
         loaded: the model.
+        batch: the number of rows where it is fixed; None where it is free.
     """
 
     main: str
@@ -53,9 +54,16 @@ class Inputs:
     axes: Mapping[str, Mapping[int, str]]
     notes: tuple[str, ...]
     loaded: LoadedModule
+    batch: int | None = None
+
+    def one_by_one(self) -> Inputs:
+        """The same where each call takes one row."""
+        axes = {name: {axis: one for axis, one in free.items() if axis} for name, free in self.axes.items()}
+        return replace(self, axes=axes, batch=1)
 
     def example(self, batch: int, length: int, padded: int = 0, seed: int = 0) -> Example:
         """A sample of so many rows: `length` tokens or steps of sound, the last ones of the first row padded."""
+        batch = self.batch or batch
         feeds: Feeds = {}
         mask = None
         for name in self.names:

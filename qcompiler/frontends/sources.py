@@ -13,7 +13,8 @@ from typing import Any
 from qcompiler.errors import ModelError, UsageError
 from qcompiler.frontends.pipeline import Listed, files, listed, transformer
 from qcompiler.frontends.torch_onnx import need, quiet
-from qcompiler.frontends.weights import checkpoint, dequantize, left_over
+from qcompiler.frontends.weights import adapter, checkpoint, dequantize, left_over
+from qcompiler.frontends.weights.adapter import Adapter
 from qcompiler.frontends.weights.checkpoint import Checkpoint
 from qcompiler.frontends.weights.dequantize import Dequantized
 from qcompiler.support.user_code import UserCode
@@ -175,7 +176,8 @@ def _from_folder(path: Path, trust_remote_code: bool) -> LoadedModule:
     folder, gguf = _gguf(path)
     modules = () if gguf else listed(folder)
     folder = transformer(folder) if modules else folder
-    left_over.refuse_adapter(folder)
+    found = None if gguf else adapter.find(folder)
+    added, folder = folder, folder if found is None else found.base
     config = {} if gguf else _config(folder)
     if not gguf:
         _check_weights(folder)
@@ -193,19 +195,23 @@ def _from_folder(path: Path, trust_remote_code: bool) -> LoadedModule:
     with quiet():
         if modules:
             config = _headless(config)
-        module, told = _model(folder, config, gguf, options, read)
-        tokenizer, lack = _tokenizer(folder, options)
+        module, told = _model(folder, config, gguf, options, _tensors(stored, read, found))
+        tokenizer, lack = _tokenizer(added if (added / "tokenizer_config.json").is_file() else folder, options)
+    beside = (*files(modules), *(() if found is None else found.files))
     rest = left_over.judge(module, told, stored, read)
     notes = [] if read is None else [read.note()]
-    notes += [*rest.notes(type(module).__name__), *([] if gguf else left_over.beside(stored, files(modules)))]
+    notes += [*rest.notes(type(module).__name__), *([] if gguf else left_over.beside(stored, beside))]
+    merged = () if found is None else adapter.merge(found, module)
+    notes += [] if found is None else adapter.note(found, merged)
     if gguf:
         notes.append(f"the weights of '{gguf}' are rounded to its format once and float32 from here on")
     if lack and getattr(module, "main_input_name", "") == "input_ids":
         notes.append(lack)
-    read_files = (*sorted(one for one in folder.iterdir() if one.is_file()), *files(modules))
+    read_files = (*sorted(one for one in folder.iterdir() if one.is_file()), *beside)
     became = {
         "dequantized": {} if read is None else dict(read.layers),
         "unused": [*rest.harmless, *rest.parts],
+        **({"merged": list(merged)} if merged else {}),
     }
     return LoadedModule(
         module,
@@ -217,6 +223,13 @@ def _from_folder(path: Path, trust_remote_code: bool) -> LoadedModule:
         preprocessor=_preprocessor(folder),
         pipeline=modules,
     )
+
+
+def _tensors(stored: Checkpoint, read: Dequantized | None, found: Adapter | None) -> Mapping[str, Any] | None:
+    """The weights, where transformers must not read the files: it takes what is quantized, and adapters, its own way."""
+    if read is not None:
+        return read.tensors
+    return stored.load() if found is not None and found.base == found.folder else None
 
 
 def _headless(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -306,7 +319,7 @@ def _code(config: Mapping[str, Any]) -> list[str]:
 
 
 def _model(
-    folder: Path, config: Mapping[str, Any], gguf: str, options: Mapping[str, Any], read: Dequantized | None
+    folder: Path, config: Mapping[str, Any], gguf: str, options: Mapping[str, Any], tensors: Mapping[str, Any] | None
 ) -> tuple[Any, Mapping[str, Any]]:
     """The model in evaluation mode, and what transformers tells of its weights."""
     import torch
@@ -314,14 +327,14 @@ def _model(
     cls = _class(folder, config, gguf, bool(options["trust_remote_code"]))
     given: dict[str, Any] = dict(options)
     try:
-        if read is not None:
+        if tensors is not None:
             plain = _float_config(cls, folder, options)
             cls = _concrete(cls, plain, options)
-            given |= {"config": plain, "state_dict": read.tensors}
+            given |= {"config": plain, "state_dict": tensors}
         elif not gguf:
             given["use_safetensors"] = True
         model, told = cls.from_pretrained(
-            None if read is not None else folder,
+            None if tensors is not None else folder,
             dtype=torch.float32,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # what misfits is named, and refused, by left_over

@@ -46,6 +46,8 @@ def kind_of(loaded: LoadedModule, past: bool | None) -> Kind:
 
     model, label = loaded.module, loaded.name
     pictures = inputs_of(loaded, "pixel_values")
+    if isinstance(_raw(model, torch.from_numpy(pictures.example(1, 1).feeds["pixel_values"])), list | tuple):
+        pictures = pictures.one_by_one()  # a list of one entry for each picture has a fixed length in a graph
 
     def features(tensors: Mapping[str, Any]) -> Mapping[str, Any]:
         return {FEATURES: _features(model, tensors["pixel_values"])}
@@ -73,14 +75,22 @@ def kind_of(loaded: LoadedModule, past: bool | None) -> Kind:
     return Kind("vision-language", parts, links, (("image_token", float(token or 0)),), (note,))
 
 
+def _raw(model: Any, pixels: Any) -> Any:
+    """What the model makes of pictures: a tensor, or a list of one for each."""
+    import torch
+
+    with torch.no_grad(), quiet():
+        found = model.get_image_features(pixel_values=pixels)
+    return getattr(found, "pooler_output", found)
+
+
 def _features(model: Any, pixels: Any) -> Any:
     """Features of pictures as one tensor, [pictures, tokens, width] or [tokens, width]."""
     import torch
 
-    found = model.get_image_features(pixel_values=pixels)
-    found = getattr(found, "pooler_output", found)
+    found = _raw(model, pixels)
     if isinstance(found, list | tuple):
-        found = torch.cat(list(found)) if found[0].dim() == 2 else torch.stack(list(found))
+        found = torch.cat(list(found))
     if not isinstance(found, torch.Tensor):
         raise ModelError(f"{type(model).__name__} returns no features of a picture that go between tokens. {FUNCTION}")
     return found

@@ -2,27 +2,38 @@
 
 The tensors themselves decide. Read are weights in float8 (E4M3, E5M2) and INT8 with scales per tensor, channel, group
 or block of two dimensions beside them, as compressed-tensors, modelopt, DeepSeek's and FBGEMM's FP8 have them; INT4 and
-INT8 that compressed-tensors packed into 32-bit words; and INT8 of bitsandbytes. Each is (value - zero point) * scale in
-float32, with the scales of the file. Everything else is refused by name.
+INT8 that compressed-tensors packed into 32-bit words; INT8 of bitsandbytes; and the formats of `few_bits`. Each is
+(value - zero point) * scale in float32, with the scales of the file. Everything else is refused by name.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qcompiler.errors import ModelError
+from qcompiler.frontends.weights import few_bits
 from qcompiler.frontends.weights.checkpoint import FLOAT, INTEGER, Checkpoint
 
 FROM_FLOAT = "export the float model that they were made from, or let the library that made them write float weights"
-_KNOWN = ("compressed-tensors", "modelopt", "fp8", "fbgemm_fp8", "bitsandbytes")
+_KNOWN = (
+    "compressed-tensors",
+    "modelopt",
+    "fp8",
+    "fbgemm_fp8",
+    "bitsandbytes",
+    "mxfp4",
+    "gptqmodel",
+    *few_bits.FORMATS,
+)
 """Methods whose float8 and INT8 tensors are read, and whose float tensors are the weights themselves."""
-_LAYOUTS = ("float-quantized", "int-quantized", "naive-quantized", "pack-quantized", "mixed-precision", "dense")
+_LAYOUTS = ("float-quantized", "int-quantized", "naive-quantized", "pack-quantized", "mixed-precision", "dense",
+            "nvfp4-pack-quantized", "mxfp4-pack-quantized")  # fmt: skip
 """Of compressed-tensors, those that are read."""
 _FOREIGN = {
-    r"\.(qweight|qzeros)$": "4-bit words of GPTQ or AWQ",
+    r"\.(qweight|qzeros)$": "words of a format that is neither GPTQ's nor AWQ's",
     r"\.(absmax|quant_map|nested_absmax)$|\.quant_state\.": "4-bit blocks of bitsandbytes",
     r"(_|\.)(weight_scale_2|weight_global_scale)$": "4-bit blocks with scales of two levels (NVFP4)",
     r"_blocks$": "4-bit blocks (MXFP4)",
@@ -31,7 +42,6 @@ _FOREIGN = {
     r"\._(data|scale)$": "tensors of quanto",
     r"\.W_q$": "weights of HQQ",
     r"(\.|_)(bitmask|compressed)$": "sparse tensors of compressed-tensors",
-    r"(\.|_)pre_quant_scale$": "scales that multiply the inputs of layers (modelopt's AWQ or SmoothQuant)",
 }
 """Names that only a format has which is not read."""
 _SCALES = ("_scale", "_scale_inv")  # both are multiplied with, whatever the second one is called
@@ -93,14 +103,23 @@ def weights(stored: Checkpoint) -> Dequantized | None:
     """
     if not stored.declared and all(one.dtype in FLOAT for one in stored.tensors.values()):
         return None
-    _refuse_foreign(stored)
+    packed = list(few_bits.packed(stored))
+    rest = _without(stored, {part for one in packed for part in one.parts.values()})
+    _refuse_foreign(rest)
     _refuse_declared(stored)
-    quantized = list(_quantized(stored))
-    if not quantized and not stored.declared:
+    quantized = list(_quantized(rest))
+    if not quantized and not packed and not stored.declared:
         return None  # integers without scales are buffers; the class will tell
     tensors, blocks = stored.load(), _blocks(stored)
     used: list[str] = []
     layers: dict[str, str] = {}
+    for one in packed:
+        values = one.read(one.parts, tensors)
+        layers[one.name] = one.kind
+        for name in one.parts.values():
+            tensors.pop(name, None)
+        used += [name for name in one.parts.values() if name != one.name]
+        tensors[one.name] = values
     for weight in quantized:
         values = _dequantized(weight, tensors, blocks, stored)
         layers[weight.name] = _kind(weight, stored)
@@ -108,8 +127,26 @@ def weights(stored: Checkpoint) -> Dequantized | None:
         for name in (weight.values, *weight.beside.values()):
             tensors.pop(name, None)
         tensors[weight.name] = values
+    used += _multiply_inputs(tensors)
     methods = sorted({one.method for one in stored.declared}) or ["described nowhere"]
     return Dequantized(tensors, layers, tuple(sorted(used)), ", ".join(methods))
+
+
+def _without(stored: Checkpoint, names: set[str]) -> Checkpoint:
+    return replace(stored, tensors={name: one for name, one in stored.tensors.items() if name not in names})
+
+
+def _multiply_inputs(tensors: dict[str, Any]) -> list[str]:
+    """Puts scales that a layer multiplies its inputs with (modelopt's AWQ and SmoothQuant) into the layer's weight."""
+    import torch
+
+    found = [name for name in tensors if name.endswith(".pre_quant_scale")]
+    for name in found:
+        weight, scale = f"{name.rpartition('.')[0]}.weight", tensors.pop(name).to(torch.float32)
+        if weight not in tensors or tensors[weight].shape[-1] != scale.numel():
+            raise ModelError(f"'{name}' multiplies the inputs of a layer whose weight it does not fit: {FROM_FLOAT}.")
+        tensors[weight] = tensors[weight].to(torch.float32) * scale.reshape(-1)
+    return found
 
 
 def _quantized(stored: Checkpoint) -> Iterator[_Weight]:

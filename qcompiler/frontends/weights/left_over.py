@@ -213,19 +213,6 @@ def _front(name: str) -> str:
     return ".".join(parts[: next((at + 1 for at, one in enumerate(parts) if one.isdigit()), 2)])
 
 
-def refuse_adapter(folder: Path) -> None:
-    """Adapters change the weights of another folder, and one beside a model may or may not be meant to be applied.
-
-    Raises:
-        ModelError: there is one.
-    """
-    if (folder / "adapter_config.json").is_file():
-        raise ModelError(
-            f"'{folder}' holds an adapter (adapter_config.json), which is not applied to the weights of the model: "
-            "merge it first (merge_and_unload() of peft's model, then save_pretrained), or remove it from the folder."
-        )
-
-
 def beside(stored: Checkpoint, used: Collection[Path] = ()) -> Iterator[str]:
     """Sentences on files with weights that are not in the graph; `used` are those of modules behind the class."""
     folder, known = stored.folder, {*stored.files, *used}
