@@ -226,7 +226,7 @@ def _from_folder(path: Path, trust_remote_code: bool) -> LoadedModule:
 
 
 def _tensors(stored: Checkpoint, read: Dequantized | None, found: Adapter | None) -> Mapping[str, Any] | None:
-    """The weights, where transformers must not read the files: it takes what is quantized, and adapters, its own way."""
+    """The weights, where transformers must not read the files: it has its own ways with quantized ones and adapters."""
     if read is not None:
         return read.tensors
     return stored.load() if found is not None and found.base == found.folder else None

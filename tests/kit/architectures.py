@@ -71,7 +71,86 @@ def t5() -> Any:
     return _seeded(lambda: transformers.T5ForConditionalGeneration(config))
 
 
-MODELS: dict[str, Callable[[], Any]] = {"llama": llama, "gemma": gemma, "mixtral": mixtral, "bert": bert, "t5": t5}
+VISION: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 32,
+    "patch_size": 16,
+}
+
+
+def clip() -> Any:
+    """A tower of text and one of pictures, each with a projection, and embeddings of length 1."""
+    text = transformers.CLIPTextConfig(**SIZES | {"eos_token_id": 2}, max_position_embeddings=32, projection_dim=24)
+    vision = transformers.CLIPVisionConfig(**VISION, projection_dim=24)
+    config = transformers.CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=24)
+    return _seeded(lambda: transformers.CLIPModel(config))
+
+
+def llava() -> Any:
+    """A tower of pictures and a projector, whose results go between the tokens of a Llama."""
+    config = transformers.LlavaConfig(
+        text_config=transformers.LlamaConfig(**SIZES, num_key_value_heads=2),
+        vision_config=transformers.CLIPVisionConfig(**VISION),
+        image_token_index=VOCABULARY - 1,
+        image_seq_length=4,
+    )
+    return _seeded(lambda: transformers.LlavaForConditionalGeneration(config))
+
+
+def sam() -> Any:
+    """An encoder of pictures with windows, and a decoder of masks."""
+    sizes = {"hidden_size": 16, "image_size": 32, "patch_size": 8}
+    vision = transformers.SamVisionConfig(
+        **sizes | {"hidden_size": 32}, mlp_dim=48, num_hidden_layers=2, num_attention_heads=4, output_channels=16,
+        window_size=2, global_attn_indexes=[1], num_pos_feats=8,
+    )  # fmt: skip
+    prompt = transformers.SamPromptEncoderConfig(**sizes, mask_input_channels=4)
+    masks = transformers.SamMaskDecoderConfig(hidden_size=16, mlp_dim=32, num_attention_heads=4, iou_head_hidden_dim=16)
+    config = transformers.SamConfig(
+        vision_config=vision.to_dict(), prompt_encoder_config=prompt.to_dict(), mask_decoder_config=masks.to_dict()
+    )
+    return _seeded(lambda: transformers.SamModel(config))
+
+
+def whisper() -> Any:
+    """An encoder of spectrograms of one length, and a decoder of text."""
+    sizes = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}
+    config = transformers.WhisperConfig(
+        **sizes, vocab_size=VOCABULARY, encoder_attention_heads=4, decoder_attention_heads=4, num_mel_bins=8,
+        max_source_positions=12, max_target_positions=32, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        decoder_start_token_id=1,
+    )  # fmt: skip
+    return _seeded(lambda: transformers.WhisperForConditionalGeneration(config))
+
+
+def wav2vec2() -> Any:
+    """Convolutions on a raw wave of any length that they can take, and a transformer."""
+    config = transformers.Wav2Vec2Config(
+        **SIZES, conv_dim=(16, 16), conv_stride=(4, 2), conv_kernel=(8, 3), num_feat_extract_layers=2,
+        num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=2,
+    )  # fmt: skip
+    return _seeded(lambda: transformers.Wav2Vec2ForCTC(config))
+
+
+def detr() -> Any:
+    """A detector: a ResNet, a transformer of queries, boxes and classes."""
+    backbone = transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", out_features=["stage2"]
+    )
+    sizes = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}
+    config = transformers.DetrConfig(
+        **sizes, encoder_attention_heads=4, decoder_attention_heads=4, use_timm_backbone=False, backbone=None,
+        use_pretrained_backbone=False, backbone_config=backbone, num_queries=5,
+    )  # fmt: skip
+    return _seeded(lambda: transformers.DetrForObjectDetection(config))
+
+
+MODELS: dict[str, Callable[[], Any]] = {
+    one.__name__: one for one in (llama, gemma, mixtral, bert, t5, clip, llava, sam, whisper, wav2vec2, detr)
+}
 
 
 def _seeded(make: Callable[[], Any]) -> Any:

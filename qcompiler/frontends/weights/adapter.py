@@ -80,8 +80,8 @@ def _base(folder: Path, said: Mapping[str, Any]) -> Path:
             return place
     raise ModelError(
         f"'{folder}' holds an adapter, and the model that it changes ('{named}') is no folder here, and nothing is "
-        "fetched: name its folder as base_model_name_or_path in adapter_config.json, or put the adapter's two files into that "
-        "folder."
+        "fetched: name its folder as base_model_name_or_path in adapter_config.json, or put the adapter's two files "
+        "into that folder."
     )
 
 

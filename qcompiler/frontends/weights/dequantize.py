@@ -106,7 +106,7 @@ def weights(stored: Checkpoint) -> Dequantized | None:
     packed = list(few_bits.packed(stored))
     rest = _without(stored, {part for one in packed for part in one.parts.values()})
     _refuse_foreign(rest)
-    _refuse_declared(stored)
+    _refuse_declared(stored, bool(packed))
     quantized = list(_quantized(rest))
     if not quantized and not packed and not stored.declared:
         return None  # integers without scales are buffers; the class will tell
@@ -114,7 +114,7 @@ def weights(stored: Checkpoint) -> Dequantized | None:
     used: list[str] = []
     layers: dict[str, str] = {}
     for one in packed:
-        values = one.read(one.parts, tensors)
+        values = few_bits.made(one, tensors, stored)
         layers[one.name] = one.kind
         for name in one.parts.values():
             tensors.pop(name, None)
@@ -212,9 +212,10 @@ def _methods(stored: Checkpoint, otherwise: str) -> str:
     return ", ".join(f"{one.method}, in {one.file}" for one in stored.declared) or otherwise
 
 
-def _refuse_declared(stored: Checkpoint) -> None:
+def _refuse_declared(stored: Checkpoint, packed: bool) -> None:
     for one in stored.declared:
-        reason = _unreadable(one.method, one.detail)
+        lacks = one.method in few_bits.FORMATS and not packed
+        reason = "none of its tensors is packed so" if lacks else _unreadable(one.method, one.detail)
         if reason:
             raise ModelError(
                 f"the weights in '{stored.folder}' are quantized already ({one.method}), as {one.file} says: {reason}. "

@@ -58,6 +58,22 @@ def packed(stored: Checkpoint) -> Iterator[Packed]:
             yield from _fp4(name, stored)
 
 
+def made(one: Packed, tensors: Tensors, stored: Checkpoint) -> Any:
+    """The weight in float32.
+
+    Raises:
+        ModelError: the tensors that it is made of do not fit each other.
+    """
+    try:
+        return one.read(one.parts, tensors)
+    except (RuntimeError, IndexError, KeyError, ValueError, TypeError) as error:
+        shapes = ", ".join(f"{name} {stored.tensors[name].shape}" for name in one.parts.values())
+        raise ModelError(
+            f"'{one.name}' in '{stored.folder}' is {one.kind}, and its tensors do not fit each other ({shapes}): "
+            f"{type(error).__name__}: {' '.join(str(error).split())[:150].rstrip('.')}. Fetch the folder again."
+        ) from error
+
+
 def _gptq_or_awq(owner: str, stored: Checkpoint) -> Packed:
     """Shapes tell them apart: GPTQ packs rows of the inputs into words, AWQ columns of the outputs."""
     parts = {
@@ -183,7 +199,7 @@ def _nvfp4(names: Parts, tensors: Tensors, divided: bool) -> Any:
     values, whole = _levels(tensors[names["values"]]), tensors[names["second"]].to(torch.float32).reshape(())
     scale = tensors[names["scale"]].to(torch.float32)
     scale = scale / whole if divided else scale * whole
-    return values * scale.repeat_interleave(values.shape[-1] // scale.shape[-1], -1)
+    return values * scale.repeat_interleave(16, -1)
 
 
 def _mxfp4(names: Parts, tensors: Tensors) -> Any:
@@ -191,7 +207,7 @@ def _mxfp4(names: Parts, tensors: Tensors) -> Any:
 
     values = _levels(tensors[names["values"]])
     scale = torch.exp2(tensors[names["scale"]].to(torch.float32) - 127)
-    return values * scale.repeat_interleave(values.shape[-1] // scale.shape[-1], -1)
+    return values * scale.repeat_interleave(32, -1)
 
 
 def _mxfp4_experts(names: Parts, tensors: Tensors) -> Any:

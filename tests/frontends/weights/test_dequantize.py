@@ -188,8 +188,15 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
         swap("weight", F8, weight_scale=SCALE, weight_scale_inv=SCALE), "scales that are not known"
     ),
     "a scale of integers": words_of(swap("weight", F8, weight_scale=SCALE.to(torch.uint8)), r"weight_scale \(U8\)"),
-    "GPTQ": words_of(swap("qweight", I32, qzeros=I32, scales=SCALE, g_idx=torch.arange(32)), "GPTQ or AWQ", "qweight"),
-    "NVFP4": words_of(swap("weight", U8, weight_scale=F8, weight_scale_2=torch.ones(())), "NVFP4", "weight_scale_2"),
+    "GPTQ": words_of(
+        swap("qweight", I32, qzeros=I32, scales=SCALE, g_idx=torch.arange(32)),
+        "packed as GPTQ does",
+        "nothing says in which version",
+        "qweight",
+    ),
+    "NVFP4": words_of(
+        swap("weight", U8, weight_scale=F8, weight_scale_2=torch.ones(())), "NVFP4", "do not fit", "weight_scale_2"
+    ),
     "two values to a byte": words_of(swap("weight", U8, weight_scale=SCALE), "U8 with .*weight_scale", "to a byte"),
     "bitsandbytes": words_of(swap("weight", U8, **{"weight.absmax": SCALE}), "bitsandbytes", "absmax"),
     "tiles": words_of(
@@ -208,7 +215,10 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
         lambda f: describe(f, quantization_config=compressed("dense") | {"transform_config": group()}),
         ("transform_config", "rotates"),
     ),
-    "a file of AutoGPTQ": (lambda f: describe(f, "quantize_config.json", bits=4), ("gptq", "quantize_config.json")),
+    "a file of AutoGPTQ": (
+        lambda f: describe(f, "quantize_config.json", bits=4),
+        ("gptq", "quantize_config.json", "none of its tensors"),
+    ),
     "words of 3 bits": words_of(
         swap("weight_packed", I32.repeat(8, 1)[:, :3], weight_scale=SCALE, weight_shape=torch.tensor([32, 32])),
         "neither 4 nor 8 bits",

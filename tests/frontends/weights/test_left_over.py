@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 import qcompiler
 from qcompiler.errors import ModelError
@@ -147,26 +145,6 @@ def test_integer_buffers_of_the_class_are_no_quantized_weights(bert: Path) -> No
     found = loaded(bert)
     assert found.notes == []
     assert found.checkpoint["unused"] == ["embeddings.position_ids"]
-
-
-def test_an_adapter_in_the_folder_is_refused(folder: Path) -> None:
-    describe(folder, "adapter_config.json", peft_type="LORA")
-    with pytest.raises(ModelError, match="holds an adapter .*merge it first"):
-        loaded(folder)
-
-
-def test_modules_of_sentence_transformers_are_named(bert: Path) -> None:
-    kinds = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "2_Dense"), ("Normalize", "")]
-    modules = [{"type": f"sentence_transformers.models.{kind}", "path": path} for kind, path in kinds]
-    (bert / "modules.json").write_text(json.dumps(modules))
-    (bert / "2_Dense").mkdir()
-    save_file({"linear.weight": torch.ones(2, 2)}, bert / "2_Dense" / "model.safetensors")
-    first, second = loaded(bert).notes
-    assert "Pooling (1_Pooling), Dense (2_Dense), Normalize are not" in first
-    assert second.endswith(": 2_Dense/model.safetensors")
-    (bert / "modules.json").write_text('[{"name": "0"}]')
-    with pytest.raises(ModelError, match="lists no modules"):
-        loaded(bert)
 
 
 def test_copies_and_states_of_training_are_no_parts(folder: Path) -> None:
