@@ -19,6 +19,7 @@ from qcompiler.frontends.torch_onnx import FUNCTION
 
 USUAL_SIZE = 224  # of a picture, where nobody says it
 FRAMES = 20  # of a sound: steps of the encoder in the example that is traced
+_SENSES = ("pixel_values", "pixel_values_videos", "input_features", "input_values", "bbox", "visual_embeds")
 Feeds = dict[str, Any]
 """numpy arrays by name."""
 
@@ -89,13 +90,14 @@ def inputs_of(loaded: LoadedModule, main: str = "") -> Inputs:
         ModelError: its main input is none that is known.
     """
     known = inspect.signature(loaded.module.forward).parameters
-    main = main or getattr(loaded.module, "main_input_name", "input_ids")
+    asked, main = main, main or getattr(loaded.module, "main_input_name", "input_ids")
     if main not in known:
         main = next(
             (one for one in ("input_ids", "pixel_values", "input_values", "input_features") if one in known), main
         )
     names = (main, *_beside(loaded, main, known))
-    return Inputs(main, names, {name: _axes(loaded, main) for name in names}, tuple(_notes(loaded, names)), loaded)
+    notes = [*(() if asked else left_out(loaded, names)), *_notes(loaded, names)]
+    return Inputs(main, names, {name: _axes(loaded, main) for name in names}, tuple(notes), loaded)
 
 
 def _beside(loaded: LoadedModule, main: str, known: Collection[str]) -> Iterator[str]:
@@ -117,6 +119,17 @@ def _axes(loaded: LoadedModule, main: str) -> dict[int, str]:
     if main in ("input_values", "input_features"):
         return {0: "batch", 1: "time"} if _free_time(loaded, main) else {0: "batch"}
     return {0: "batch"} if main.startswith("pixel_values") else {0: "batch", 1: "sequence"}
+
+
+def left_out(loaded: LoadedModule, names: Collection[str]) -> Iterator[str]:
+    """A sentence on what the model can read beside these inputs, where that is more than another form of them."""
+    known = inspect.signature(loaded.module.forward).parameters
+    others = [name for name in _SENSES if name in known and name not in names]
+    if others and "inputs_embeds" not in names:
+        yield (
+            f"{loaded.name} ({type(loaded.module).__name__}) also reads {', '.join(others)}, which the graph does not: to have "
+            "it in, write a function that returns (module, inputs, axes), and export file.py:function"
+        )
 
 
 def _notes(loaded: LoadedModule, names: tuple[str, ...]) -> Iterator[str]:

@@ -138,9 +138,13 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_modules_that_cannot_be_made_are_named(case: str, tmp_path: Path) -> None:
     ruin, words = REFUSED[case]
-    with pytest.raises(ModelError, match=words):
+
+    def made() -> None:
         ruin(tmp_path)
         pipeline(Given(), listed(tmp_path))
+
+    with pytest.raises(ModelError, match=words):
+        made()
 
 
 @pytest.mark.parametrize("inside", ["", "0_Transformer"])

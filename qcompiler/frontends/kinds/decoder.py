@@ -16,6 +16,7 @@ import numpy as np
 
 from qcompiler.errors import ModelError
 from qcompiler.frontends.check import Check, Compared, Run, compare, token_ids
+from qcompiler.frontends.examples import left_out
 from qcompiler.frontends.kinds.parts import Kind, Part
 from qcompiler.frontends.sources import LoadedModule
 from qcompiler.frontends.torch_onnx import Job, Tensors, quiet
@@ -78,7 +79,7 @@ def kind_of(loaded: LoadedModule, past: bool | None) -> Kind:
         f"{label} ({type(model).__name__}) keeps no key and value for each position in each layer, as state space "
         "models and shared caches do not: exported without a cache, it computes whole texts"
     )
-    notes = (note,) if cache is None and past is not False else ()
+    notes = (*((note,) if cache is None and past is not False else ()), *left_out(loaded, ("input_ids",)))
     made = job(model, cache, label)
     name = "decoder" if cache is None else "decoder with cache"
     return Kind(name, (Part("", made, check(model, made, cache, loaded.tokenizer)),), notes=notes)
