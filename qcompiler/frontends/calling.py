@@ -73,8 +73,6 @@ def _parameters(module: Any) -> dict[str, Any]:
 
 
 def _by_parameter(module: Any, given: Any, label: str) -> dict[str, Any]:
-    import torch
-
     known = list(_parameters(module))
     if given is None or (isinstance(given, Mapping | list | tuple) and not given):
         raise UsageError(
@@ -89,8 +87,6 @@ def _by_parameter(module: Any, given: Any, label: str) -> dict[str, Any]:
                 raise UsageError(f"the forward of {label} has no parameter '{name}': {did_you_mean(name, known)}.")
         return named
     values = list(given) if isinstance(given, list | tuple) else [given]
-    if not isinstance(given, list | tuple) and not hasattr(torch.as_tensor(given), "shape"):
-        raise UsageError(f"the example inputs of {label} must be a dict of tensors by name.")
     if len(values) > len(known):
         raise UsageError(
             f"{len(values)} example inputs are given, and the forward of {label} has {len(known)} parameters "
@@ -155,17 +151,16 @@ def _tensors(found: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...
 
 
 def _leaves(found: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
-    for name, value in _members(found):
-        yield from _leaves(value, (*path, name))
-    if _members(found) is _NONE:
+    inside = _members(found)
+    if inside is None:
         yield path, found
+        return
+    for name, value in inside:
+        yield from _leaves(value, (*path, name))
 
 
-_NONE: tuple[tuple[str, Any], ...] = ()
-
-
-def _members(found: Any) -> Sequence[tuple[str, Any]]:
-    """What lies inside of a dict, a list, a named tuple or a dataclass; `_NONE` itself for what is none of them."""
+def _members(found: Any) -> Sequence[tuple[str, Any]] | None:
+    """What lies inside of a dict, a list, a named tuple or a dataclass; None for what is none of them."""
     if isinstance(found, Mapping):
         return [(str(name), value) for name, value in found.items()]
     if isinstance(found, tuple) and hasattr(found, "_fields"):
@@ -174,7 +169,7 @@ def _members(found: Any) -> Sequence[tuple[str, Any]]:
         return [(str(at), value) for at, value in enumerate(found)]
     if dataclasses.is_dataclass(found) and not isinstance(found, type):
         return [(one.name, getattr(found, one.name)) for one in dataclasses.fields(found)]
-    return _NONE
+    return None
 
 
 def _is_tensor(value: Any) -> bool:

@@ -127,8 +127,8 @@ def left_out(loaded: LoadedModule, names: Collection[str]) -> Iterator[str]:
     others = [name for name in _SENSES if name in known and name not in names]
     if others and "inputs_embeds" not in names:
         yield (
-            f"{loaded.name} ({type(loaded.module).__name__}) also reads {', '.join(others)}, which the graph does not: to have "
-            "it in, write a function that returns (module, inputs, axes), and export file.py:function"
+            f"{loaded.name} ({type(loaded.module).__name__}) reads {', '.join(others)}, which the graph does not: to "
+            "have that too, write a function that returns (module, inputs, axes), and export file.py:function"
         )
 
 

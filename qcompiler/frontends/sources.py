@@ -44,7 +44,7 @@ class LoadedModule:
     module: Any
     name: str
     tokenizer: Any = None
-    inputs: Mapping[str, Any] | None = None
+    inputs: Any = None
     axes: Axes | None = None
     files: tuple[Path, ...] = ()
     notes: list[str] = field(default_factory=list)
@@ -75,7 +75,7 @@ def is_exportable(source: object) -> bool:
     return path.suffix == ".gguf" or _is_function(text)
 
 
-def load(source: Any, *, inputs: Mapping[str, Any] | None, axes: Axes | None, trust_remote_code: bool) -> LoadedModule:
+def load(source: Any, *, inputs: Any, axes: Axes | None, trust_remote_code: bool) -> LoadedModule:
     """The module of a source.
 
     Args:

@@ -47,6 +47,9 @@ def _job(loaded: LoadedModule) -> tuple[Job, Call]:
         )
     found = _run(call, inputs)
     outputs = named(found, tuple(inputs))
+    odd = [one for one in (loaded.axes if isinstance(loaded.axes, Mapping) else ()) if one not in {**inputs, **outputs}]
+    if odd:
+        raise UsageError(f"free dimensions are given for '{odd[0]}': {did_you_mean(str(odd[0]), inputs)}.")
     if not outputs:
         raise ModelError(f"{loaded.name} returned no tensor but a {type(found).__name__}: there is nothing to export.")
     lost = dropped(found)
@@ -84,11 +87,8 @@ def _axes(inputs: Mapping[str, Any], given: Any) -> dict[str, dict[int, str]]:
     named_axes = given if isinstance(given, Mapping) else dict(zip(inputs, given, strict=False))
     made: dict[str, dict[int, str]] = {name: {} for name in inputs}
     for name, axes in named_axes.items():
-        if name not in inputs:
-            if str(name).startswith("output") or name in ("logits", "last_hidden_state"):
-                continue  # as torch.onnx.export takes them: outputs follow from inputs
-            raise UsageError(f"free dimensions are given for '{name}': {did_you_mean(name, inputs)}.")
-        made[name] = _of_input(str(name), axes, inputs[name].dim())
+        if name in inputs:  # torch.onnx.export takes those of outputs too, which follow from those of inputs
+            made[name] = _of_input(str(name), axes, inputs[name].dim())
     return made
 
 

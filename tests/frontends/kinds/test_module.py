@@ -61,6 +61,20 @@ class Fixed(torch.nn.Module):  # type: ignore[misc]
         return x * 2 if x.shape[0] == 2 else x * 3
 
 
+class Stuck(torch.nn.Module):  # type: ignore[misc]
+    """Runs at one width."""
+
+    def forward(self, x: Any) -> Any:
+        return x * torch.ones(4)[: max(x.shape[1], 2)].reshape(1, 4)
+
+
+class Nothing(torch.nn.Module):  # type: ignore[misc]
+    """Returns no tensor."""
+
+    def forward(self, x: Any) -> Any:
+        return {"size": x.shape[0]}
+
+
 ROW = {"x": torch.ones(2, 4)}
 
 
@@ -78,7 +92,14 @@ MODULES: dict[str, tuple[Any, dict[str, Any], type[QCompilerError], str]] = {
         "free dimensions are given for 'z'",
     ),
     "far axis": (Fixed(), {"inputs": ROW, "axes": {"x": {5: "n"}}}, UsageError, "axis 5 is not one of them"),
-    "half": (torch.nn.Linear(3, 3).half(), {"inputs": ROW}, ModelError, "float16.*module.float()"),
+    "double": (torch.nn.Linear(3, 3).double(), {"inputs": ROW}, ModelError, "float64.*module.float()"),
+    "stuck": (
+        Stuck(),
+        {"inputs": ROW, "axes": {"x": {1: "width"}}},
+        ModelError,
+        "free dimension 'width' of Stuck has no other size than the 4",
+    ),
+    "nothing": (Nothing(), {"inputs": ROW}, ModelError, "returned no tensor but a dict"),
     "cache": (Fixed(), {"inputs": ROW, "past": True}, UsageError, "leave --past out"),
     "text": (3, {}, UsageError, "a int cannot be exported"),
 }
@@ -90,3 +111,56 @@ def test_modules_that_cannot_be_exported_say_what_to_do(case: str, tmp_path: Pat
     with pytest.raises(kind, match=words):
         export(module, tmp_path / "m.onnx", **options)
     assert list(tmp_path.iterdir()) == []
+
+
+class Convolving(torch.nn.Module):  # type: ignore[misc]
+    """Needs 12 steps at least, and makes one of every four."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Conv1d(2, 4, 12, stride=4)
+
+    def forward(self, sound: Any) -> Any:
+        return self.layer(sound)
+
+
+def test_free_axes_are_tried_at_sizes_that_the_module_can_have(tmp_path: Path) -> None:
+    axes: Any = {"sound": {0: "batch", -1: "time"}, "output": {0: "batch"}}
+    made = export(Convolving(), tmp_path / "m.onnx", inputs={"sound": torch.randn(1, 2, 40)}, axes=axes)
+    assert made.inputs["m.onnx"] == {"sound": ("batch", 2, "time")}
+    steps = {one.step for one in made.checked}
+    assert steps == {"as traced", "smaller (batch 1, time 20)", "larger (batch 3, time 41)"}
+
+
+class OneRow(torch.nn.Module):  # type: ignore[misc]
+    """Runs with one row."""
+
+    def forward(self, x: Any) -> Any:
+        return x.reshape(1, -1) @ torch.eye(4)
+
+
+def test_a_batch_that_the_module_cannot_have_is_fixed_with_a_note(tmp_path: Path) -> None:
+    made = export(OneRow(), tmp_path / "m.onnx", inputs=(torch.ones(1, 4),))
+    assert made.inputs["m.onnx"] == {"x": (1, 4)}
+    assert "no dimension is free" in made.notes[0]
+
+
+def test_half_precision_is_widened_and_the_module_left_as_it_was(tmp_path: Path) -> None:
+    module = torch.nn.Linear(3, 3).bfloat16()
+    made = export(module, tmp_path / "m.onnx", inputs={"input": torch.ones(2, 3).bfloat16()})
+    assert module.weight.dtype == torch.bfloat16
+    assert "is bfloat16: widened to float32, which is exact" in made.notes[0]
+    got = Session(made.path).run({"input": np.ones((1, 3), np.float32)})["output"]
+    want = module.weight.detach().float().sum(1) + module.bias.detach().float()
+    np.testing.assert_allclose(got[0], want.numpy(), rtol=1e-5)
+
+
+def test_a_transformers_model_is_called_with_the_inputs_that_came_with_it(tmp_path: Path) -> None:
+    from tests.kit.architectures import MODELS
+
+    ids = torch.arange(1, 7).reshape(2, 3)
+    axes: Any = {"input_ids": {1: "words"}}
+    made = export(MODELS["llama"](), tmp_path / "m.onnx", inputs={"input_ids": ids}, axes=axes)
+    assert made.kind == "module"
+    assert made.inputs["m.onnx"] == {"input_ids": (2, "words")}
+    assert list(made.outputs["m.onnx"]) == ["logits"]
