@@ -4,6 +4,8 @@ The model is changed in place and put back as it was. What it computes stays the
 
 * Attention is the "eager" one of the model's own code: two products with a softmax between them.
 * Masks are made of ranges and comparisons. transformers' own look the padding up with GatherND.
+* The recurrence of Mamba, a loop over the tokens, is computed by doubling: each step joins neighbours that are twice as
+  far apart, so that a few steps serve any text of up to `LONGEST_SCAN` tokens. Longer ones do not run.
 * Experts (transformers 5 keeps them as one array, and loops over those that the router hit, which depends on data)
   become one GLU of ordinary layers each. All of them compute all tokens; those that a token is not routed to get zeros
   at the input of their second layer and weight zero at the end. So each layer can be quantized for itself, and the
@@ -13,8 +15,12 @@ The model is changed in place and put back as it was. What it computes stays the
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
+
+LONGEST_SCAN = 4096
+"""Tokens that a recurrence can reach back."""
 
 
 @contextlib.contextmanager
@@ -24,6 +30,7 @@ def exportable(model: Any) -> Iterator[None]:
         undo.enter_context(_eager_attention(model))
         undo.enter_context(_plain_masks())
         undo.enter_context(_plain_repeats())
+        undo.enter_context(_doubling_scans(model))
         undo.enter_context(_unrolled_experts(model))
         yield
 
@@ -51,6 +58,9 @@ def _eager_attention(model: Any) -> Iterator[None]:
     try:
         for one in _outermost(model):
             if getattr(one.config, "_attn_implementation", None) not in (None, "eager"):
+                one.set_attn_implementation("eager")
+        for one in known:  # configurations of parts may be copies, which the whole does not reach
+            if getattr(one.config, key) != "eager" and hasattr(one, "set_attn_implementation"):
                 one.set_attn_implementation("eager")
         yield
     finally:
@@ -127,6 +137,55 @@ def _mask_maker(original: Callable[..., Any]) -> Callable[..., Any]:
         return torch.where(allowed, torch.zeros((), dtype=dtype, device=device), torch.finfo(dtype).min)
 
     return mask
+
+
+@contextlib.contextmanager
+def _doubling_scans(model: Any) -> Iterator[None]:
+    """Puts `selective_scan` in the place of transformers' loop, in the Python modules of the model's layers."""
+    name = "mamba_selective_scan"
+    places = {id(one): one for part in model.modules() if (one := sys.modules.get(type(part).__module__)) is not None}
+    before = [(one, getattr(one, name)) for one in places.values() if hasattr(one, name)]
+    for one, _ in before:
+        setattr(one, name, selective_scan)
+    try:
+        yield
+    finally:
+        for one, original in before:
+            setattr(one, name, original)
+
+
+def selective_scan(
+    hidden_states: Any,
+    dt: Any,
+    A: Any,  # noqa: N803 # transformers' name, as are the next three
+    B: Any,  # noqa: N803
+    C: Any,  # noqa: N803
+    D: Any = None,  # noqa: N803
+    z: Any = None,
+    delta_bias: Any = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+    **_: Any,
+) -> Any:
+    """transformers' function of that name, whose states [batch, channels, tokens, states] are found by doubling."""
+    from torch.nn import functional
+
+    tokens = hidden_states.shape[2]
+    dt = dt if delta_bias is None else dt + delta_bias.to(dt.dtype)[..., None]
+    dt = functional.softplus(dt) if delta_softplus else dt
+    decay = (A[None, :, None, :] * dt[:, :, :, None]).exp()
+    state = (dt * hidden_states)[:, :, :, None] * B.transpose(1, 2)[:, None]
+    state = state * hidden_states.new_ones(LONGEST_SCAN)[:tokens, None]  # a longer text does not fit, and does not run
+    reach = 1
+    while reach < LONGEST_SCAN:
+        earlier = functional.pad(state, (0, 0, reach, 0))[:, :, :tokens]
+        state = decay * earlier + state
+        decay = decay * functional.pad(decay, (0, 0, reach, 0), value=1.0)[:, :, :tokens]
+        reach *= 2
+    result = (state * C.transpose(1, 2)[:, None]).sum(dim=-1)
+    result = result if D is None else result + hidden_states * D[None, :, None]
+    result = result if z is None else result * functional.silu(z)
+    return (result, state[:, :, -1]) if return_last_state else result
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qcompiler.frontends.tracing import expert_layers, exportable
+from qcompiler.frontends.tracing import LONGEST_SCAN, expert_layers, exportable, selective_scan
 from tests.kit.architectures import MODELS
 
 
@@ -51,3 +51,40 @@ def test_model_is_put_back_as_it_was() -> None:
     assert block.experts is experts
     assert model.config._attn_implementation == kind != "eager"
     assert MAKERS["eager"] is maker
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 33])
+def test_states_found_by_doubling_are_those_of_the_loop(tokens: int) -> None:
+    from transformers.models.mamba.modeling_mamba import mamba_selective_scan
+
+    generator = torch.Generator().manual_seed(tokens)
+
+    def drawn(*sizes: int) -> Any:
+        return torch.randn(*sizes, generator=generator)
+
+    given = [drawn(2, 6, tokens), drawn(2, 6, tokens), -drawn(6, 3).exp(), drawn(2, 3, tokens), drawn(2, 3, tokens)]
+    more = {"D": drawn(6), "z": drawn(2, 6, tokens), "delta_bias": drawn(6), "delta_softplus": True}
+    want = mamba_selective_scan(*given, **more, return_last_state=True)
+    got = selective_scan(*given, **more, return_last_state=True)
+    for ours, theirs in zip(got, want, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_text_that_the_doubling_does_not_reach_is_an_error() -> None:
+    ones = torch.ones(1, 1, LONGEST_SCAN + 1)
+    with pytest.raises(RuntimeError, match="must match"):
+        selective_scan(ones, ones, -torch.ones(1, 1), ones, ones)
+
+
+def test_repeats_and_attention_are_put_back() -> None:
+    before = torch.Tensor.repeat_interleave
+    model = MODELS["detr"]()
+    attention = {name: one.config._attn_implementation for name, one in model.named_modules() if hasattr(one, "config")}
+    with exportable(model):
+        assert model.config._attn_implementation == "eager"
+        tensor = torch.arange(6).reshape(2, 3)
+        assert torch.equal(tensor.repeat_interleave(2, 1), before(tensor, 2, 1))
+        assert torch.equal(torch.repeat_interleave(tensor, 3, dim=-2), before(tensor, 3, 0))
+        assert torch.equal(tensor.repeat_interleave(torch.tensor([1, 2]), 0), before(tensor, torch.tensor([1, 2]), 0))
+    assert torch.Tensor.repeat_interleave is before
+    assert attention == {n: m.config._attn_implementation for n, m in model.named_modules() if hasattr(m, "config")}

@@ -1,4 +1,4 @@
-"""Vision-language models such as LLaVA, PaliGemma and InternVL: pictures to features, tokens to embeddings, decoder.
+"""Vision-language models such as LLaVA and InternVL: pictures to features, tokens to embeddings, decoder.
 
 `vision` is the tower and the projector: from pixel_values to image_features, as wide as the decoder. `embed` looks
 token ids up. Whoever runs them puts the features in the places of the image tokens; `decoder` reads the result as
@@ -7,6 +7,7 @@ inputs_embeds, and is a decoder like any other from there on.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -20,7 +21,7 @@ from qcompiler.frontends.kinds.decoder import CacheSizes
 from qcompiler.frontends.kinds.encoder import check, job_of
 from qcompiler.frontends.kinds.parts import Kind, Link, Part
 from qcompiler.frontends.sources import LoadedModule
-from qcompiler.frontends.torch_onnx import FUNCTION, Job, quiet
+from qcompiler.frontends.torch_onnx import FUNCTION, Job, quiet, reason
 
 FEATURES, EMBEDS = "image_features", "inputs_embeds"
 
@@ -45,6 +46,12 @@ def kind_of(loaded: LoadedModule, past: bool | None) -> Kind:
     import torch
 
     model, label = loaded.module, loaded.name
+    if "token_type_ids" in inspect.signature(model.forward).parameters:
+        raise ModelError(
+            f"{label} ({type(model).__name__}) lets the tokens of a picture see each other in its first step alone "
+            "(token_type_ids), which a decoder that serves all steps does not: export its parts by themselves, such as "
+            f"model.get_image_features and model.language_model. {FUNCTION}"
+        )
     pictures = inputs_of(loaded, "pixel_values")
     if isinstance(_raw(model, torch.from_numpy(pictures.example(1, 1).feeds["pixel_values"])), list | tuple):
         pictures = pictures.one_by_one()  # a list of one entry for each picture has a fixed length in a graph
@@ -79,8 +86,15 @@ def _raw(model: Any, pixels: Any) -> Any:
     """What the model makes of pictures: a tensor, or a list of one for each."""
     import torch
 
-    with torch.no_grad(), quiet():
-        found = model.get_image_features(pixel_values=pixels)
+    try:
+        with torch.no_grad(), quiet():
+            found = model.get_image_features(pixel_values=pixels)
+    except Exception as error:  # transformers raises whatever its code meets
+        raise ModelError(
+            f"pictures of {type(model).__name__} cannot be encoded from pixel_values {tuple(pixels.shape)} alone, as "
+            f"those that are cut into tiles by their size cannot: {reason(error)}. Fix the sizes in a function of your "
+            f"own. {FUNCTION}"
+        ) from error
     return getattr(found, "pooler_output", found)
 
 
