@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -63,9 +65,10 @@ def test_states_found_by_doubling_are_those_of_the_loop(tokens: int) -> None:
         return torch.randn(*sizes, generator=generator)
 
     given = [drawn(2, 6, tokens), drawn(2, 6, tokens), -drawn(6, 3).exp(), drawn(2, 3, tokens), drawn(2, 3, tokens)]
-    more = {"D": drawn(6), "z": drawn(2, 6, tokens), "delta_bias": drawn(6), "delta_softplus": True}
-    want = mamba_selective_scan(*given, **more, return_last_state=True)
-    got = selective_scan(*given, **more, return_last_state=True)
+    more: dict[str, Any] = {"D": drawn(6), "z": drawn(2, 6, tokens), "delta_bias": drawn(6), "delta_softplus": True}
+    more["return_last_state"] = True
+    want = mamba_selective_scan(*given, **more)
+    got = selective_scan(*given, **more)
     for ours, theirs in zip(got, want, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
