@@ -140,7 +140,10 @@ def _made(
     tolerance: float,
     trust_remote_code: bool,
     shown: Progress,
+    *,
+    alone: bool = False,
 ) -> ExportResult:
+    """The export; `alone`: what becomes several files is refused before the work."""
     if output.suffix != ".onnx":
         raise UsageError(f"output '{output}' must end in .onnx: an export writes an ONNX file.")
     check_writable(output)
@@ -150,11 +153,22 @@ def _made(
         need("torch", "onnxscript")
         loaded = load(source, inputs=inputs, axes=axes, trust_remote_code=trust_remote_code)
     with evaluating(loaded.module):
-        return _export(loaded, past, output, tolerance, shown)
+        kind = _kind(loaded, past)
+        if alone and len(kind.parts) > 1:
+            raise UsageError(_one_by_one(loaded.name, kind))
+        return _export(loaded, kind, output, tolerance, shown)
 
 
-def _export(loaded: LoadedModule, past: bool | None, output: Path, tolerance: float, shown: Progress) -> ExportResult:
-    kind = _kind(loaded, past)
+def _one_by_one(source: str, kind: Kind) -> str:
+    files = ", ".join(f"{part.name}_NAME.onnx" for part in kind.parts)
+    return (
+        f"{source} ({kind.name}) becomes {len(kind.parts)} ONNX files that feed each other ({files}): run 'qcompiler "
+        f"export {source} -o NAME.onnx', and compile each of them with its own data. NAME.set.json says which output "
+        "goes where."
+    )
+
+
+def _export(loaded: LoadedModule, kind: Kind, output: Path, tolerance: float, shown: Progress) -> ExportResult:
     several = len(kind.parts) > 1
     files = {part.name: f"{part.name}_{output.name}" if several else output.name for part in kind.parts}
     _refuse_overwriting(loaded, [output.with_name(file) for file in files.values()])
@@ -200,13 +214,7 @@ def exported(source: Any, output: Path, progress: Progress) -> Iterator[tuple[An
     with _workshop(output) as shop:
         name = Path(str(source).rpartition(":")[0] or str(source)).stem if isinstance(source, str | Path) else ""
         file = shop / f"{name or type(source).__name__}.onnx"
-        made = _made(source, file, None, None, None, TOLERANCE, False, progress)
-        if len(made.paths) > 1:
-            raise UsageError(
-                f"{source} ({made.kind}) becomes {len(made.paths)} ONNX files that feed each other "
-                f"({', '.join(path.name for path in made.paths)}): run 'qcompiler export {source} -o NAME.onnx', and "
-                "compile each of them with its own data. NAME.set.json says which output goes where."
-            )
+        made = _made(source, file, None, None, None, TOLERANCE, False, progress, alone=True)
         yield made.path, made
 
 
