@@ -176,7 +176,9 @@ def _export(loaded: LoadedModule, kind: Kind, output: Path, tolerance: float, sh
         for part in kind.parts:
             stage = f"trace {files[part.name]}" if several else "trace"
             with shown.stage(stage), _blamed(loaded, "converted to ONNX"):
-                _make(part, shop / files[part.name], loaded.module)
+                fixed = _make(part, shop / files[part.name], loaded.module)
+            if "batch" in fixed and kind.one_by_one is not None:
+                return _export(loaded, kind.one_by_one(), output, tolerance, shown)
         written = [shop / file for file in files.values()]
         with shown.stage("check against torch"), _blamed(loaded, "run in torch to compare with it"):
             checked = check(written, [part.check for part in kind.parts], tolerance, loaded.name)
@@ -274,8 +276,8 @@ def _refuse_past(past: bool | None, label: str) -> None:
         raise UsageError(f"{label} is no decoder and has no cache: leave --past out.")
 
 
-def _make(part: Part, path: Path, owner: Any) -> None:
-    """Traces one part and writes it with good names, weights where they belong."""
+def _make(part: Part, path: Path, owner: Any) -> set[str]:
+    """Traces one part and writes it with good names, weights where they belong; which free dimensions it fixed."""
     raw = path.parent / "raw"
     raw.mkdir()
     with exportable(owner):
@@ -283,8 +285,11 @@ def _make(part: Part, path: Path, owner: Any) -> None:
     made = models.load(raw / "model.onnx")
     names.tidy(made, part.job)
     models.save(made, path)
+    shapes = names.shapes(made.graph.inputs)
+    axes = [(called, shapes[name][axis]) for name, free in part.job.axes.items() for axis, called in free.items()]
     del made
     shutil.rmtree(raw)
+    return {called for called, size in axes if isinstance(size, int)}
 
 
 def _keep_tokenizer(loaded: LoadedModule, shop: Path, folder: Path) -> None:

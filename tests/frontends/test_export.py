@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import qcompiler
 from qcompiler.cli.main import main
@@ -17,7 +18,7 @@ from qcompiler.errors import UsageError
 from qcompiler.frontends.export import export
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.recipe.tables import SmoothQuantTable
-from tests.kit.architectures import VOCABULARY
+from tests.kit.architectures import MODELS, VOCABULARY
 from tests.kit.frontends.torch_source import BUILD, written
 
 
@@ -95,3 +96,58 @@ def test_torch_is_not_loaded_before_a_model_is_exported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_a_set_of_files_is_refused_by_compile_before_the_work(tmp_path: Path) -> None:
+    MODELS["t5"]().save_pretrained(tmp_path / "t5")
+    data = [{"input_ids": np.ones((1, 3), np.int64)}]
+    with pytest.raises(UsageError, match=r"becomes 2 ONNX files .*encoder_NAME.onnx.*qcompiler export"):
+        qcompiler.quantize(tmp_path / "t5", data=data, output=tmp_path / "m.qdq.onnx")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["t5"]
+
+
+RAISING = """
+import torch
+
+class Raising(torch.nn.Module):
+    calls = 0
+
+    def forward(self, x):
+        Raising.calls += 1
+        if Raising.calls > LIMIT:
+            raise KeyError("a page of advice")
+        return x + 1
+
+def build():
+    return Raising(), {"x": torch.ones(2, 3)}, {"x": {}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("limit", "words"), [(0, "fails on its example inputs"), (1, "cannot be prepared"), (2, "torch cannot export")]
+)
+def test_what_torch_raises_is_never_a_defect(
+    limit: int, words: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source = written(tmp_path, RAISING.replace("LIMIT", str(limit)))
+    assert main(["export", source, "-o", str(tmp_path / "m.onnx"), "--quiet"]) == 3
+    told = " ".join(capfd.readouterr().err.split())
+    assert words in told
+    assert "a page of advice" in told
+    assert "defect" not in told
+
+
+def test_a_model_whose_code_fixes_the_rows_takes_one_a_call(tmp_path: Path) -> None:
+    import transformers
+
+    class OneByOne(transformers.ViTModel):  # type: ignore[misc] # transformers is not typed here
+        def forward(self, pixel_values: Any, **more: Any) -> Any:
+            rows = [super(OneByOne, self).forward(one[None], **more).pooler_output for one in list(pixel_values)]
+            return transformers.utils.ModelOutput(pooled=rows[0] if len(rows) == 1 else torch.cat(rows))
+
+    config = transformers.ViTConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8
+    )
+    made = export(OneByOne(config).eval(), tmp_path / "m.onnx")
+    assert made.inputs["m.onnx"] == {"pixel_values": (1, 3, 16, 16)}
+    assert "one row a call" in made.notes[0]

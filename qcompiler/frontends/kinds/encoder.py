@@ -19,19 +19,28 @@ Outputs = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """Tensors by name into the outputs of a graph by name."""
 
 
-def kind_of(loaded: LoadedModule) -> Kind:
+def kind_of(loaded: LoadedModule, *, alone: bool = False) -> Kind:
     """One graph: a transformers model without a cache, as its class says what it reads and returns.
+
+    Args:
+        loaded: the model.
+        alone: each call takes one row.
 
     Raises:
         ModelError: its inputs are not known, or it does not run on them.
     """
     inputs, model = inputs_of(loaded), loaded.module
+    inputs = inputs.one_by_one() if alone else inputs
+    note = f"the code of {type(model).__name__} fixes the number of rows while it is traced: one row a call"
 
     def outputs(tensors: Mapping[str, Any]) -> Mapping[str, Any]:
         return tensors_of(model(**tensors, return_dict=True))
 
     job = job_of(loaded, inputs, outputs, loaded.name)
-    return Kind("encoder", (Part("", job, check(loaded, inputs, outputs)),))
+    parts = (Part("", job, check(loaded, inputs, outputs)),)
+    if alone:
+        return Kind("encoder", parts, notes=(note,))
+    return Kind("encoder", parts, one_by_one=lambda: kind_of(loaded, alone=True))
 
 
 def job_of(loaded: LoadedModule, inputs: Inputs, outputs: Outputs, label: str, owner: Any = None) -> Job:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from qcompiler.frontends.check import Check
@@ -51,6 +51,8 @@ class Kind:
         links: how they feed each other.
         constants: numbers that are used outside of the graphs, such as the scale of a dual encoder's logits.
         notes: what the user should know.
+        one_by_one: the same with one row a call, where the model's code fixes the number of rows while it is traced;
+            None where that cannot be.
     """
 
     name: str
@@ -58,3 +60,4 @@ class Kind:
     links: Sequence[Link] = ()
     constants: tuple[tuple[str, float], ...] = ()
     notes: tuple[str, ...] = ()
+    one_by_one: Callable[[], Kind] | None = None
