@@ -52,10 +52,9 @@ def test_pictures_are_as_large_as_the_folder_says(config: Any, preprocessor: Any
     assert picture(loaded(config, preprocessor)) == size
 
 
-def test_a_size_that_nobody_says_is_told(tmp_path: Any) -> None:
-    (note,) = inputs_of(loaded(Config())).notes
-    assert "224 x 224 is taken" in note
-    assert inputs_of(loaded(Config(image_size=8))).notes == ()
+def test_a_size_that_nobody_says_is_told() -> None:
+    assert any("224 x 224 is taken" in note for note in inputs_of(loaded(Config())).notes)
+    assert not any("is taken" in note for note in inputs_of(loaded(Config(image_size=8))).notes)
 
 
 @pytest.mark.parametrize(
