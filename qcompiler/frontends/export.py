@@ -24,7 +24,7 @@ from qcompiler.frontends.kinds import (
     sentence,
     vision_language,
 )
-from qcompiler.frontends.kinds.parts import Kind, Part
+from qcompiler.frontends.kinds.parts import ModelKind, ModelPart
 from qcompiler.frontends.sources import Axes, LoadedModule, is_exportable, load
 from qcompiler.frontends.torch_onnx import FUNCTION, need, reason, trace
 from qcompiler.frontends.tracing import evaluating, exportable
@@ -159,7 +159,7 @@ def _made(
         return _export(loaded, kind, output, tolerance, shown)
 
 
-def _one_by_one(source: str, kind: Kind) -> str:
+def _one_by_one(source: str, kind: ModelKind) -> str:
     files = ", ".join(f"{part.name}_NAME.onnx" for part in kind.parts)
     return (
         f"{source} ({kind.name}) becomes {len(kind.parts)} ONNX files that feed each other ({files}): run 'qcompiler "
@@ -168,7 +168,7 @@ def _one_by_one(source: str, kind: Kind) -> str:
     )
 
 
-def _export(loaded: LoadedModule, kind: Kind, output: Path, tolerance: float, shown: Progress) -> ExportResult:
+def _export(loaded: LoadedModule, kind: ModelKind, output: Path, tolerance: float, shown: Progress) -> ExportResult:
     several = len(kind.parts) > 1
     files = {part.name: f"{part.name}_{output.name}" if several else output.name for part in kind.parts}
     _refuse_overwriting(loaded, [output.with_name(file) for file in files.values()])
@@ -220,7 +220,7 @@ def exported(source: Any, output: Path, progress: Progress) -> Iterator[tuple[An
         yield made.path, made
 
 
-def _kind(loaded: LoadedModule, past: bool | None) -> Kind:
+def _kind(loaded: LoadedModule, past: bool | None) -> ModelKind:
     """What kind of model it is, and the graphs that it becomes.
 
     Raises:
@@ -246,7 +246,7 @@ def _blamed(loaded: LoadedModule, what: str) -> Iterator[None]:
         ) from error
 
 
-def _known(loaded: LoadedModule, past: bool | None) -> Kind:
+def _known(loaded: LoadedModule, past: bool | None) -> ModelKind:
     model, label = loaded.module, loaded.name
     config = getattr(model, "config", None)
     if loaded.inputs is not None or not (hasattr(config, "to_dict") and hasattr(model, "main_input_name")):
@@ -276,7 +276,7 @@ def _refuse_past(past: bool | None, label: str) -> None:
         raise UsageError(f"{label} is no decoder and has no cache: leave --past out.")
 
 
-def _make(part: Part, path: Path, owner: Any) -> set[str]:
+def _make(part: ModelPart, path: Path, owner: Any) -> set[str]:
     """Traces one part and writes it with good names, weights where they belong; which free dimensions it fixed."""
     raw = path.parent / "raw"
     raw.mkdir()

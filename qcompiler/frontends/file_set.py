@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qcompiler.frontends.kinds.parts import Kind
+from qcompiler.frontends.kinds.parts import ModelKind
 from qcompiler.support.as_json import plain
 from qcompiler.support.atomic import write_text
 
@@ -16,7 +16,7 @@ Shapes = Mapping[str, Mapping[str, Any]]
 """By file, the shape of each tensor by name."""
 
 
-def described(kind: Kind, files: Mapping[str, str], inputs: Shapes, outputs: Shapes) -> dict[str, Any]:
+def described(kind: ModelKind, files: Mapping[str, str], inputs: Shapes, outputs: Shapes) -> dict[str, Any]:
     """The set as plain data.
 
     Args:
@@ -45,6 +45,6 @@ def described(kind: Kind, files: Mapping[str, str], inputs: Shapes, outputs: Sha
     }
 
 
-def write(path: Path, kind: Kind, files: Mapping[str, str], inputs: Shapes, outputs: Shapes) -> None:
+def write(path: Path, kind: ModelKind, files: Mapping[str, str], inputs: Shapes, outputs: Shapes) -> None:
     """Writes it as JSON."""
     write_text(path, json.dumps(plain(described(kind, files, inputs, outputs)), indent=1))

@@ -17,7 +17,7 @@ import numpy as np
 from qcompiler.errors import ModelError
 from qcompiler.frontends.check import Check, Compared, Run, compare, token_ids
 from qcompiler.frontends.examples import left_out
-from qcompiler.frontends.kinds.parts import Kind, Part
+from qcompiler.frontends.kinds.parts import ModelKind, ModelPart
 from qcompiler.frontends.sources import LoadedModule
 from qcompiler.frontends.torch_onnx import Job, Tensors, quiet
 
@@ -67,7 +67,7 @@ def cache_of(model: Any, label: str) -> CacheSizes:
     return CacheSizes(tuple((int(k.shape[1]), int(k.shape[3]), int(v.shape[3])) for k, v in keys))
 
 
-def kind_of(loaded: LoadedModule, past: bool | None) -> Kind:
+def kind_of(loaded: LoadedModule, past: bool | None) -> ModelKind:
     """One graph, with the cache where the model keeps one and nobody asked for none.
 
     Raises:
@@ -82,7 +82,7 @@ def kind_of(loaded: LoadedModule, past: bool | None) -> Kind:
     notes = (*((note,) if cache is None and past is not False else ()), *left_out(loaded, ("input_ids",)))
     made = job(model, cache, label)
     name = "decoder" if cache is None else "decoder with cache"
-    return Kind(name, (Part("", made, check(model, made, cache, loaded.tokenizer)),), notes=notes)
+    return ModelKind(name, (ModelPart("", made, check(model, made, cache, loaded.tokenizer)),), notes=notes)
 
 
 def kept_of(model: Any, label: str, past: bool | None) -> CacheSizes | None:

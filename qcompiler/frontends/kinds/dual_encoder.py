@@ -12,7 +12,7 @@ from typing import Any
 from qcompiler.errors import ModelError
 from qcompiler.frontends.examples import Inputs, inputs_of
 from qcompiler.frontends.kinds.encoder import Outputs, check, job_of
-from qcompiler.frontends.kinds.parts import Kind, Part
+from qcompiler.frontends.kinds.parts import ModelKind, ModelPart
 from qcompiler.frontends.sources import LoadedModule
 from qcompiler.frontends.torch_onnx import FUNCTION
 
@@ -26,7 +26,7 @@ def is_dual(model: Any) -> bool:
     return hasattr(model, "get_text_features") and any(hasattr(model, one) for one in features)
 
 
-def kind_of(loaded: LoadedModule) -> Kind:
+def kind_of(loaded: LoadedModule) -> ModelKind:
     """Two graphs: text, and pictures or sound.
 
     Raises:
@@ -42,14 +42,14 @@ def kind_of(loaded: LoadedModule) -> Kind:
     for name, (own, rest, output) in sides.items():
         outputs = _one(loaded, rest, output)
         job = job_of(loaded, own, outputs, f"the {name} encoder of {loaded.name}")
-        parts.append(Part(name, job, check(loaded, own, outputs)))
+        parts.append(ModelPart(name, job, check(loaded, own, outputs)))
     scales = ((one, getattr(model, one, None)) for one in ("logit_scale", "logit_bias", "logit_scale_t"))
     constants = tuple(
         (one, float(value.detach().exp() if "scale" in one else value.detach()))
         for one, value in scales
         if value is not None and value.numel() == 1
     )
-    return Kind("dual encoder", parts, constants=constants)
+    return ModelKind("dual encoder", parts, constants=constants)
 
 
 def _one(loaded: LoadedModule, rest: Inputs, output: str) -> Outputs:

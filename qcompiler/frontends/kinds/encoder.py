@@ -8,7 +8,7 @@ from typing import Any
 from qcompiler.errors import ModelError
 from qcompiler.frontends.check import Check, Compared, Run, compare
 from qcompiler.frontends.examples import FRAMES, Example, Inputs, inputs_of, longest
-from qcompiler.frontends.kinds.parts import Kind, Part
+from qcompiler.frontends.kinds.parts import ModelKind, ModelPart
 from qcompiler.frontends.sources import LoadedModule
 from qcompiler.frontends.torch_onnx import FUNCTION, Job, quiet, reason
 
@@ -19,7 +19,7 @@ Outputs = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """Tensors by name into the outputs of a graph by name."""
 
 
-def kind_of(loaded: LoadedModule, *, alone: bool = False) -> Kind:
+def kind_of(loaded: LoadedModule, *, alone: bool = False) -> ModelKind:
     """One graph: a transformers model without a cache, as its class says what it reads and returns.
 
     Args:
@@ -37,10 +37,10 @@ def kind_of(loaded: LoadedModule, *, alone: bool = False) -> Kind:
         return tensors_of(model(**tensors, return_dict=True))
 
     job = job_of(loaded, inputs, outputs, loaded.name)
-    parts = (Part("", job, check(loaded, inputs, outputs)),)
+    parts = (ModelPart("", job, check(loaded, inputs, outputs)),)
     if alone:
-        return Kind("encoder", parts, notes=(note,))
-    return Kind("encoder", parts, one_by_one=lambda: kind_of(loaded, alone=True))
+        return ModelKind("encoder", parts, notes=(note,))
+    return ModelKind("encoder", parts, one_by_one=lambda: kind_of(loaded, alone=True))
 
 
 def job_of(loaded: LoadedModule, inputs: Inputs, outputs: Outputs, label: str, owner: Any = None) -> Job:

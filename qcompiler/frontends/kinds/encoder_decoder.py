@@ -18,7 +18,7 @@ from qcompiler.errors import ModelError
 from qcompiler.frontends.check import Check, Compared, Run, compare, token_ids
 from qcompiler.frontends.examples import Inputs, inputs_of
 from qcompiler.frontends.kinds.decoder import CacheSizes, cache_with
-from qcompiler.frontends.kinds.parts import Kind, Link, Part
+from qcompiler.frontends.kinds.parts import Link, ModelKind, ModelPart
 from qcompiler.frontends.sources import LoadedModule
 from qcompiler.frontends.torch_onnx import Job, quiet
 
@@ -60,7 +60,7 @@ class _Pair:
         return self.model.get_encoder()(**tensors, return_dict=True)
 
 
-def kind_of(loaded: LoadedModule, past: bool | None) -> Kind:
+def kind_of(loaded: LoadedModule, past: bool | None) -> ModelKind:
     """Two graphs: encoder and decoder.
 
     Raises:
@@ -73,10 +73,10 @@ def kind_of(loaded: LoadedModule, past: bool | None) -> Kind:
     pair = plain if past is False else _Pair(loaded, inputs, _cache_of(plain))
     first, second = _encoder_job(pair), _decoder_job(pair)
     parts = (
-        Part("encoder", first, _encoder_check(pair, first)),
-        Part("decoder", second, _decoder_check(pair, second)),
+        ModelPart("encoder", first, _encoder_check(pair, first)),
+        ModelPart("decoder", second, _decoder_check(pair, second)),
     )
-    return Kind("encoder-decoder", parts, tuple(_links(pair)), notes=inputs.notes)
+    return ModelKind("encoder-decoder", parts, tuple(_links(pair)), notes=inputs.notes)
 
 
 def _links(pair: _Pair) -> Iterator[Link]:

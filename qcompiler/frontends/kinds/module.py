@@ -8,7 +8,7 @@ from typing import Any
 from qcompiler.errors import ModelError, UsageError
 from qcompiler.frontends.calling import Call, call_of, dropped, named
 from qcompiler.frontends.check import Check, Compared, Run, compare
-from qcompiler.frontends.kinds.parts import Kind, Part
+from qcompiler.frontends.kinds.parts import ModelKind, ModelPart
 from qcompiler.frontends.sources import Axes, LoadedModule
 from qcompiler.frontends.torch_onnx import Job, quiet
 from qcompiler.support.suggest import did_you_mean
@@ -17,7 +17,7 @@ Sizes = Mapping[str, int]
 """Sizes of free dimensions by name."""
 
 
-def kind_of(loaded: LoadedModule) -> Kind:
+def kind_of(loaded: LoadedModule) -> ModelKind:
     """One graph: a module on the inputs that came with it.
 
     Raises:
@@ -25,7 +25,7 @@ def kind_of(loaded: LoadedModule) -> Kind:
         ModelError: it does not run on them, or does not return tensors.
     """
     job, call = _job(loaded)
-    return Kind("module", (Part("", job, _check(loaded, job, call)),))
+    return ModelKind("module", (ModelPart("", job, _check(loaded, job, call)),))
 
 
 def _job(loaded: LoadedModule) -> tuple[Job, Call]:

@@ -10,7 +10,7 @@ from qcompiler.frontends.torch_onnx import Job
 
 
 @dataclass(frozen=True)
-class Part:
+class ModelPart:
     """One graph: how it is traced, and how it is checked.
 
     Attributes:
@@ -42,7 +42,7 @@ class Link:
 
 
 @dataclass(frozen=True)
-class Kind:
+class ModelKind:
     """What is exported.
 
     Attributes:
@@ -56,8 +56,8 @@ class Kind:
     """
 
     name: str
-    parts: Sequence[Part]
+    parts: Sequence[ModelPart]
     links: Sequence[Link] = ()
     constants: tuple[tuple[str, float], ...] = ()
     notes: tuple[str, ...] = ()
-    one_by_one: Callable[[], Kind] | None = None
+    one_by_one: Callable[[], ModelKind] | None = None

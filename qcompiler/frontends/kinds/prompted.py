@@ -9,7 +9,7 @@ from typing import Any
 from qcompiler.frontends.check import Check, Compared, Run, compare
 from qcompiler.frontends.examples import inputs_of
 from qcompiler.frontends.kinds.encoder import check, job_of, tensors_of
-from qcompiler.frontends.kinds.parts import Kind, Link, Part
+from qcompiler.frontends.kinds.parts import Link, ModelKind, ModelPart
 from qcompiler.frontends.sources import LoadedModule
 from qcompiler.frontends.torch_onnx import Job, quiet
 
@@ -26,7 +26,7 @@ def is_prompted(model: Any) -> bool:
     return hasattr(model, "get_image_embeddings") and {EMBEDDINGS, *PROMPTS} <= set(known)
 
 
-def kind_of(loaded: LoadedModule) -> Kind:
+def kind_of(loaded: LoadedModule) -> ModelKind:
     """Two graphs: vision, and decoder."""
     import torch
 
@@ -54,10 +54,10 @@ def kind_of(loaded: LoadedModule) -> Kind:
 
     masks = Job(forward, model, inputs, axes, outputs, f"the mask decoder of {loaded.name}")
     parts = (
-        Part("vision", vision, check(loaded, pictures, embeddings)),
-        Part("decoder", masks, _check(model, masks, list(encoded), int(example.shape[-1]))),
+        ModelPart("vision", vision, check(loaded, pictures, embeddings)),
+        ModelPart("decoder", masks, _check(model, masks, list(encoded), int(example.shape[-1]))),
     )
-    return Kind("prompted segmentation", parts, tuple(Link("vision", name, "decoder", name) for name in encoded))
+    return ModelKind("prompted segmentation", parts, tuple(Link("vision", name, "decoder", name) for name in encoded))
 
 
 def _masks(model: Any, tensors: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,14 +7,14 @@ from typing import Any
 
 from qcompiler.frontends.examples import inputs_of
 from qcompiler.frontends.kinds.encoder import check, job_of
-from qcompiler.frontends.kinds.parts import Kind, Part
+from qcompiler.frontends.kinds.parts import ModelKind, ModelPart
 from qcompiler.frontends.pipeline import pipeline
 from qcompiler.frontends.sources import LoadedModule
 
 EMBEDDING = "sentence_embedding"
 
 
-def kind_of(loaded: LoadedModule) -> Kind:
+def kind_of(loaded: LoadedModule) -> ModelKind:
     """One graph: from tokens to the embedding of the sentence.
 
     Raises:
@@ -26,4 +26,4 @@ def kind_of(loaded: LoadedModule) -> Kind:
         return {EMBEDDING: whole(**tensors)}
 
     job = job_of(loaded, inputs, outputs, loaded.name, owner=whole)
-    return Kind("sentence encoder", (Part("", job, check(loaded, inputs, outputs)),))
+    return ModelKind("sentence encoder", (ModelPart("", job, check(loaded, inputs, outputs)),))

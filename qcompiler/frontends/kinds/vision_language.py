@@ -19,7 +19,7 @@ from qcompiler.frontends.examples import Inputs, inputs_of, tokens
 from qcompiler.frontends.kinds import decoder
 from qcompiler.frontends.kinds.decoder import CacheSizes
 from qcompiler.frontends.kinds.encoder import check, job_of
-from qcompiler.frontends.kinds.parts import Kind, Link, Part
+from qcompiler.frontends.kinds.parts import Link, ModelKind, ModelPart
 from qcompiler.frontends.sources import LoadedModule
 from qcompiler.frontends.torch_onnx import FUNCTION, Job, quiet, reason
 
@@ -37,7 +37,7 @@ def image_token(config: Any) -> int | None:
     return next((int(one) for one in found if one is not None), None)
 
 
-def kind_of(loaded: LoadedModule, past: bool | None) -> Kind:
+def kind_of(loaded: LoadedModule, past: bool | None) -> ModelKind:
     """Three graphs: vision, embed, decoder.
 
     Raises:
@@ -69,9 +69,9 @@ def kind_of(loaded: LoadedModule, past: bool | None) -> Kind:
     cache = decoder.kept_of(model, label, past)
     text = decoder.job(model, cache, f"the decoder of {label}", embeds=True)
     parts = (
-        Part("vision", vision, check(loaded, pictures, features)),
-        Part("embed", embed, _embedding_check(loaded)),
-        Part("decoder", text, _check(loaded, pictures, text, cache)),
+        ModelPart("vision", vision, check(loaded, pictures, features)),
+        ModelPart("embed", embed, _embedding_check(loaded)),
+        ModelPart("decoder", text, _check(loaded, pictures, text, cache)),
     )
     links = (Link("embed", EMBEDS, "decoder", EMBEDS), Link("vision", FEATURES, "decoder", EMBEDS))
     token = image_token(model.config)
@@ -79,7 +79,7 @@ def kind_of(loaded: LoadedModule, past: bool | None) -> Kind:
         f"image_features go in the places of token {token} in inputs_embeds, row after row, before the decoder reads "
         "them: that step is outside of the graphs"
     )
-    return Kind("vision-language", parts, links, (("image_token", float(token or 0)),), (note,))
+    return ModelKind("vision-language", parts, links, (("image_token", float(token or 0)),), (note,))
 
 
 def _raw(model: Any, pixels: Any) -> Any:

@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import architecture_models as models
-from benchmarks.architecture_models import MODELS, Model
+from benchmarks.architectures import models
+from benchmarks.architectures.models import MODELS, Model
 
 SAMPLES, HELD = 24, 8
 """Samples to calibrate, and others to judge by."""

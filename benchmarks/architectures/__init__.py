@@ -1,0 +1,1 @@
+"""What people bring from Hugging Face: thirty architectures through qcompiler, a row each."""
