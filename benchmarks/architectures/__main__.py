@@ -118,6 +118,10 @@ def _for(part: Mapping[str, Any], feed: Feed) -> Feed:
             found[name] = feed[f"{part['name']}.{name}"]
         elif name in feed:
             found[name] = feed[name]
+        elif name == "encoder_attention_mask":
+            found[name] = feed["attention_mask"]
+        elif name == "position_ids":
+            found[name] = np.arange(feed["input_ids"].shape[1])[None]
         elif name.startswith("past_key_values"):
             sizes = [size if isinstance(size, int) else batch if size == "batch" else 0 for size in shape]
             found[name] = np.zeros(sizes, np.float32)
@@ -137,7 +141,16 @@ def _handed_on(path: Path, part: Mapping[str, Any], links: Sequence[Mapping[str,
     wanted = sorted({one["output"] for one in mine})
     for feed in feeds:
         got = dict(zip(wanted, session.run(wanted, dict(_for(part, feed))), strict=True))
-        feed.update({f"{one['to']}.{one['input']}": got[one["output"]] for one in mine})
+        for one in mine:
+            key, made = f"{one['to']}.{one['input']}", got[one["output"]]
+            feed[key] = _joined(feed[key], made) if key in feed else made
+
+
+def _joined(features: Any, embeds: Any) -> Any:
+    """Embeddings of a text behind its first token of which a picture stands: its features in the places of tokens."""
+    made, rows = np.array(embeds), features.reshape(-1, embeds.shape[-1])
+    made[:, 1 : 1 + len(rows)] = rows
+    return made
 
 
 def _text(place: Path) -> list[str]:
