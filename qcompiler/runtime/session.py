@@ -252,12 +252,29 @@ def _refused(error: Exception, source: Source, label: str) -> ModelError:
             "that is named."
         )
     op, since, node = lacking.groups()
+    types = _types(source, node)
+    listed = f" ({', '.join(types)})" if types else ""
     return ModelError(
-        f"ONNX Runtime has no kernel for node '{node}' ({op} of opset {since}) of {label} in its types: the model "
-        "cannot be run over data, so nothing can be measured or compared. Export the model with "
+        f"ONNX Runtime has no kernel for node '{node}' ({op} of opset {since}) of {label} in its types{listed}: the "
+        "model cannot be run over data, so nothing can be measured or compared. Export the model with "
         + (f"an opset below {since}" if int(since) > _OLDEST else f"opset {_OLDEST} or newer")
         + ", or with that part in other operators or types."
+        + (" 'qcompiler build' takes what came quantized as it is, where the GPU has the type." * (op in _PAIRS))
     )
+
+
+_PAIRS = ("QuantizeLinear", "DequantizeLinear")
+
+
+def _types(source: Source, name: str) -> list[str]:
+    """Element types that a node reads, each once; none where they are not known here."""
+    graph = source.graph if isinstance(source, models.Model) else source
+    if isinstance(source, str | Path):
+        graph = models.load(source).graph
+    if not isinstance(graph, gs.Graph):
+        return []
+    read = (tensor for node in graphs.walk(graph) if node.name == name for tensor in node.inputs)
+    return list(dict.fromkeys(dtype.name for tensor in read if (dtype := graphs.dtype_of(tensor)) is not None))
 
 
 def _unknown_operator(source: Source, domain: str, op: str) -> ModelError:
