@@ -166,7 +166,8 @@ def _promise(recipe: Recipe) -> Promise:
     """What the user asks of the share: where `auto` may choose float, that nothing is quantized is its good right."""
     quantizes = bool(recipe.formats()) or recipe.precision in (dynamic.PRECISION, *methods.PRECISIONS)
     chooses = recipe.precision.startswith(AUTO) and not recipe.everything
-    return Promise(recipe.precision, quantizes, quantizes and not chooses, recipe.min_share)
+    certain = quantizes and not chooses
+    return Promise(recipe.precision, quantizes, certain, recipe.min_share, recipe.safety.min_share)
 
 
 def planning(recipe: Recipe) -> Planning:

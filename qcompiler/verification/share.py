@@ -12,6 +12,8 @@ from qcompiler.plan import Decision, Plan
 LAYERS = frozenset({*MULTIPLYING, *RECURRENT, *QUANTIZED_OPS})
 KINDS = "convolution, matrix product or recurrent layer"
 SHOWN = 3  # reasons that are told
+# by the search, or by the user, or, as all engines do it, because scores and values of an attention are fused in half
+_EXPECTED = frozenset({"sensitive", "kept", "qfem", "attention"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +25,31 @@ class Promise:
         asks: that is a quantized type.
         something: it is so for certain: not where float was among what was asked for, as with `auto`.
         min_share: so much of all multiply-accumulates must be quantized, 0..1; None: no gate.
+        usual: so much of them is quantized where nothing stands against it, 0..1: less is told.
     """
 
     precision: str
     asks: bool
     something: bool
     min_share: float | None = None
+    usual: float = 0.0
+
+
+def left_float(plan: Plan, promise: Promise) -> str | None:
+    """What stays in float because of what it is, where that is more than may go back for accuracy; None where not.
+
+    What accuracy or the user has given back is told elsewhere, and attention stays in half unless it is asked for.
+
+    Args:
+        plan: what was reached.
+        promise: what was asked for.
+    """
+    total = sum(one.macs for one in plan)
+    left = [one for one in plan if one.macs and not one.precision.quantized and one.rule not in _EXPECTED]
+    share = sum(one.macs for one in left) / total if total else 0.0
+    if not promise.something or share <= 1 - promise.usual or not plan.quantized():
+        return None
+    return f"{share:.0%} of the work stays in float whatever its accuracy: {_reasons(left, of=len(_layers(plan)))}"
 
 
 def nothing_quantized(plan: Plan, promise: Promise) -> str | None:
@@ -43,7 +64,7 @@ def nothing_quantized(plan: Plan, promise: Promise) -> str | None:
     """
     if not promise.asks:
         return None
-    layers = [one for one in plan if one.macs or one.op in LAYERS]
+    layers = _layers(plan)
     if any(one.precision.quantized for one in layers):
         return None
     head = f"nothing of what was asked for was quantized ({promise.precision})"
@@ -91,15 +112,25 @@ def _advice(others: Collection[Decision]) -> str:
     return f"{text[0].upper()}{text[1:]}; the report has the reason for every layer."
 
 
-def _reasons(layers: Collection[Decision]) -> str:
-    """`rule 'gemv' leaves 5 of 6 layers in float (such as 'fc', Gemm: ...), 'kept' 1`, the most work first."""
+def _layers(plan: Plan) -> list[Decision]:
+    return [one for one in plan if one.macs or one.op in LAYERS]
+
+
+def _reasons(layers: Collection[Decision], of: int | None = None) -> str:
+    """`rule 'gemv' leaves 5 of 6 layers in float (such as 'fc', Gemm: ...), 'kept' 1`, the most work first.
+
+    Args:
+        layers: that stay in float.
+        of: how many there are in all; None for no others.
+    """
     groups: dict[str, list[Decision]] = {}
     for one in layers:
         groups.setdefault(one.rule, []).append(one)
     order = sorted(groups, key=lambda rule: (-sum(one.macs for one in groups[rule]), -len(groups[rule]), rule))
     first = max(groups[order[0]], key=lambda one: one.macs)
     such = "such as " if len(groups[order[0]]) > 1 else ""
-    head = f"rule '{order[0]}' leaves {len(groups[order[0]])} of {len(layers)} layers in float"
+    count = len(layers) if of is None else of
+    head = f"rule '{order[0]}' leaves {len(groups[order[0]])} of {count} layers in float"
     parts = [f"{head} ({such}'{first.node}', {first.op}: {first.why})"]
     parts += [f"'{rule}' {len(groups[rule])}" for rule in order[1:SHOWN]]
     more = len(order) - SHOWN

@@ -7,7 +7,7 @@ import pytest
 from qcompiler.errors import AccuracyError
 from qcompiler.plan import Decision, Plan
 from qcompiler.target import DType
-from qcompiler.verification.share import Promise, nothing_quantized, require
+from qcompiler.verification.share import Promise, left_float, nothing_quantized, require
 
 INT8 = Promise("int8", asks=True, something=True)
 
@@ -67,3 +67,22 @@ def test_what_the_engine_does_not_confirm_does_not_count() -> None:
     require(found, promise, ("a", "b"))
     with pytest.raises(AccuracyError, match=r"60\.0% .* quantized and confirmed by the engine's own listing"):
         require(found, promise, ("a",))
+
+
+@pytest.mark.parametrize(
+    ("rule", "macs", "told"),
+    [("subgraph", 60, True), ("subgraph", 5, False), ("sensitive", 60, False), ("kept", 60, False)],
+)
+def test_work_that_stays_float_by_what_it_is_is_told_where_it_is_much(rule: str, macs: int, told: bool) -> None:
+    plan = Plan.of(
+        [
+            Decision("A", "MatMul", DType.INT8, "linear", "constant weight", 100 - macs),
+            Decision("B", "MatMul", DType.FP16, rule, "inside the body of 'L' (Loop)", macs),
+        ]
+    )
+    found = left_float(plan, Promise("int8", asks=True, something=True, usual=0.9))
+    assert (found is not None) == told
+    if found is not None:
+        assert "60% of the work" in found
+        assert "rule 'subgraph' leaves 1 of 2 layers in float ('B', MatMul: inside" in found
+    assert left_float(plan, Promise("auto", asks=True, something=False, usual=0.9)) is None

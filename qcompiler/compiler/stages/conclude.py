@@ -50,6 +50,9 @@ def conclude(
     if last:
         for text in _told(verdict, verification, net, gates):
             run.warn(text)
+        left = share.left_float(plan, promise)
+        if left:
+            run.warn(left)
     return Done(verdict, {"verdict": verdict.to_json()})
 
 
