@@ -89,7 +89,8 @@ def test_a_positive_scale_passes_through_what_is_homogeneous(op: str) -> None:
     np.testing.assert_array_equal(scaled, y / 4)
 
 
-@pytest.mark.parametrize("op", sorted(operators.ELEMENTWISE & operators.POINTWISE - {"Where"}))
+# Swish begins with opset 24, for which ONNX Runtime has no kernel
+@pytest.mark.parametrize("op", sorted(operators.ELEMENTWISE & operators.POINTWISE - {"Where", "Swish"}))
 def test_channels_may_stand_in_another_order_where_elements_are_computed_alone(op: str) -> None:
     order, positive = [2, 0, 3, 1], np.abs(X) + np.float32(0.1)
     schema = onnx.defs.get_schema(op, max_inclusive_version=20)

@@ -154,7 +154,7 @@ ODD: dict[str, tuple[Callable[[], onnx.ModelProto], dict[str, str]]] = {
     "loop": (lambda: parsed(LOOP), {"inner/round_0": "linear", "inner/round_2": "linear"}),
     "scan": (lambda: parsed(SCAN), {}),
     "sequence": (lambda: parsed(SEQUENCE), {}),
-    "custom": (lambda: parsed(CUSTOM), {"fused": "custom"}),
+    "fused": (lambda: parsed(CUSTOM), {}),
     "strings": (lambda: parsed(STRINGS), {}),
     "function": (with_function, {}),
 }
@@ -180,15 +180,15 @@ def test_an_odd_model_is_quantized_where_it_can_be_and_the_rest_has_a_reason(
     assert record["verification"]["worst_sqnr_db"] > 20
 
 
-@pytest.mark.parametrize("name", ["if", "loop", "function"])
-def test_control_flow_and_functions_build(room: Room, name: str) -> None:
+@pytest.mark.parametrize("name", ["if", "loop", "function", "fused"])
+def test_control_flow_functions_and_fused_operators_build(room: Room, name: str) -> None:
     proto, _ = ODD[name]
     odd_data(room, name)
     record = room.passes(proto(), command="compile", output=room.output.with_name("m.engine"))
     assert record["audit"]["mismatches"] == []
 
 
-@pytest.mark.parametrize(("name", "node"), [("custom", "FusedMatMul"), ("strings", "such as text")])
+@pytest.mark.parametrize(("name", "node"), [("strings", "such as text")])
 def test_what_tensorrt_lacks_is_refused_before_the_data_is_read(room: Room, name: str, node: str) -> None:
     proto, _ = ODD[name]
     onnx.save(proto(), room.model)
