@@ -362,7 +362,7 @@ def _has_files(data: object) -> bool:
         return True
     if not isinstance(data, (str, Path)) or not Path(data).exists():
         return False
-    return kind_at(Path(data)) not in ("", "arrays")
+    return kind_at(Path(data), prepared=True) not in ("", "arrays")
 
 
 def _open_text(text: str, table: PreprocessTable, inputs: Inputs, samples: int | None, batch: int | None) -> Source:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -69,12 +70,13 @@ def value_of(name: str, value: Any) -> np.ndarray[Any, Any]:
         return np.asarray(value)
     where = f"--fix-input {name}={value}"
     try:
-        held = np.load(Path(value), allow_pickle=False)  # noqa: TID251  # a value, not data: one array
-    except (OSError, ValueError, EOFError) as error:
+        with Path(value).open("rb") as file:
+            held = np.load(file, allow_pickle=False)  # noqa: TID251  # a value, not data: one array
+            if isinstance(held, np.ndarray):
+                return held
+            if name in held.files or len(held.files) == 1:
+                return np.asarray(held[name if name in held.files else held.files[0]])
+            names = ", ".join(held.files)
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise UsageError(f"{where}: the file cannot be read: {error}") from error
-    if isinstance(held, np.ndarray):
-        return held
-    with held:
-        if name in held.files or len(held.files) == 1:
-            return np.asarray(held[name if name in held.files else held.files[0]])
-        raise UsageError(f"{where}: the file has no array '{name}', but {', '.join(held.files) or 'nothing'}")
+    raise UsageError(f"{where}: the file has no array '{name}', but {names or 'nothing'}")

@@ -138,6 +138,14 @@ def numbers(value: Any) -> tuple[float, ...]:
         raise WrongError("a list of numbers, such as [0.485, 0.456, 0.406]") from error
 
 
+def numbers_above_zero(value: Any) -> tuple[float, ...]:
+    """As `numbers`, and each of them is positive."""
+    found = numbers(value)
+    if not found or min(found) <= 0:
+        raise WrongError("a list of numbers above 0, such as [0.229, 0.224, 0.225]")
+    return found
+
+
 def preprocessing(known: Sequence[str]) -> Check:
     """One of the built-in ways to prepare a file, a Hugging Face configuration, or a function of the user's."""
 

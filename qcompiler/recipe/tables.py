@@ -225,7 +225,7 @@ class PreprocessTable(check.Keys):
         None, check.numbers, "what is subtracted then, a number for each colour", "[0.485, 0.456, 0.406]"
     )
     std: tuple[float, ...] | None = check.option(
-        None, check.numbers, "what it is divided by then, a number for each colour", "[0.229, 0.224, 0.225]"
+        None, check.numbers_above_zero, "what it is divided by then, a number for each colour", "[0.229, 0.224, 0.225]"
     )
     colour: str | None = check.option(
         None, check.one_of("rgb", "bgr"), "order of the colours; bgr is OpenCV's", '"bgr"'

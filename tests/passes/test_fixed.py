@@ -67,3 +67,16 @@ def test_an_archive_has_the_value_once_or_for_each_sample(rows: int, tmp_path: P
     np.savez(tmp_path / "d.npz", x=np.ones((5, 4), np.float32), n=np.full(rows, 2, np.float32))
     inputs = inputs_of(fixed(two(), fixed_by({"n": 2}, None))[0].graph)
     assert len(list(open_source(str(tmp_path / "d.npz"), inputs))) == 5
+
+
+@pytest.mark.parametrize("content", [b"PK\x03\x04 and no more", b"", b"\x93NUMPY\x01\x00"])
+def test_a_damaged_file_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "value.npz").write_bytes(content)
+    with pytest.raises(UsageError, match="cannot be read"):
+        value_of("x", str(tmp_path / "value.npz"))
+
+
+def test_objects_in_an_archive_are_not_read(tmp_path: Path) -> None:
+    np.savez(tmp_path / "value.npz", x=np.array([{}], dtype=object))
+    with pytest.raises(UsageError, match="cannot be read"):
+        value_of("x", str(tmp_path / "value.npz"))

@@ -261,3 +261,9 @@ def test_fixed_shapes_that_cannot_be_read_are_refused(wrong: Any) -> None:
         checks.fixed_shapes(wrong)
     with pytest.raises(UsageError, match="recipe key 'fix_shape'"):
         Recipe(fix_shape=wrong)
+
+
+@pytest.mark.parametrize("wrong", [0, [0.2, 0], [-1.0], [], "x"])
+def test_what_is_divided_by_is_above_zero(wrong: Any) -> None:
+    with pytest.raises(checks.WrongError, match="numbers"):
+        checks.numbers_above_zero(wrong)

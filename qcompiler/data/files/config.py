@@ -24,11 +24,18 @@ def of_config(path: Path) -> dict[str, Any]:
         DataError: no such file, or it asks for what is not done here.
     """
     try:
-        found = json.loads(path.read_text("utf8"))
-    except (OSError, ValueError) as error:
+        found = json.loads(path.read_text("utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"'{path}' cannot be read as a configuration of preprocessing: {error}.") from error
     if not isinstance(found, Mapping):
         raise DataError(f"'{path}' is no configuration of preprocessing: it holds no keys.")
+    try:
+        return _keys(path, found)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"'{path}' has a value that cannot be used ({error}): mend it, or {_FUNCTION}.") from error
+
+
+def _keys(path: Path, found: Mapping[str, Any]) -> dict[str, Any]:
     if "sampling_rate" in found:
         return _of_sounds(path, found)
     if "size" not in found and "image_mean" not in found and "crop_size" not in found:
@@ -46,7 +53,7 @@ def of_config(path: Path) -> dict[str, Any]:
 def _sizes(path: Path, found: Mapping[str, Any]) -> dict[str, Any]:
     size, crop = found.get("size"), found.get("crop_size") if found.get("do_center_crop") else None
     resized, square = _edges(path, size) if found.get("do_resize", True) and size is not None else (None, False)
-    share = found.get("crop_pct")
+    share = float(found.get("crop_pct") or 0)
     if resized is not None and share and not square:
         return {"size": resized, **({"resize": "crop", "keep": share} if resized[0] < _CONVNEXT else _STRETCH)}
     if crop is not None:
@@ -64,12 +71,18 @@ _STRETCH: Final[Mapping[str, Any]] = {"resize": "stretch", "keep": 1.0}
 def _edges(path: Path, size: Any) -> tuple[tuple[int, int], bool]:
     """Height and width, and whether both are fixed; of a shortest edge that alone."""
     if isinstance(size, int):
-        return (size, size), False
+        return _positive(size, size), False
     if isinstance(size, Mapping) and {"height", "width"} <= size.keys():
-        return (int(size["height"]), int(size["width"])), True
+        return _positive(size["height"], size["width"]), True
     if isinstance(size, Mapping) and "shortest_edge" in size:
-        return (int(size["shortest_edge"]),) * 2, False
+        return _positive(size["shortest_edge"], size["shortest_edge"]), False
     raise DataError(f"'{path}' has size {json.dumps(size)}, which is not understood here: {_FUNCTION}.")
+
+
+def _positive(height: Any, width: Any) -> tuple[int, int]:
+    if int(height) < 1 or int(width) < 1:
+        raise ValueError(f"a size of {height}x{width}")
+    return int(height), int(width)
 
 
 def _of_sounds(path: Path, found: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from typing import Any, Final
 from qcompiler.errors import DataError
 
 _HEADER = re.compile(r"(TRT-\d+-\S*Calibrat\S*|TRT-\d+-\S+|1)\s*$")
-_HEX = re.compile(r"(?P<name>.+?):\s*(?P<hex>[0-9a-fA-F]{8})\s*$")
-_DECIMAL = re.compile(r"(?P<name>\S.*?)[\s:]+(?P<value>[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?)\s*$")
+_HEX = re.compile(r"[0-9a-fA-F]{8}")
+_DECIMAL = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?")
 _STEPS: Final = 127  # of INT8 on each side of zero
 _TABLE: Final = "a calibration table of TensorRT"
 FORMS: Final = (
@@ -76,7 +76,7 @@ def read(path: Path) -> KnownRanges:
         DataError: it cannot be read, or holds no ranges.
     """
     try:
-        text = path.read_text("utf8")
+        text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         why = "it is no text" if isinstance(error, UnicodeDecodeError) else error.strerror or str(error)
         raise DataError(f"'{path}' cannot be read as ranges ({why}); give {FORMS}.") from error
@@ -96,20 +96,25 @@ def _of_table(path: Path, text: str) -> KnownRanges:
     spans: dict[str, Span] = {}
     zero: dict[str, str] = {}
     for number, line in enumerate(lines[header:], start=1 + header):
-        match = _HEX.match(line) if header else _DECIMAL.match(line)
-        if match is None:
+        name, value = _split(line.strip(), header)
+        if not name or (_HEX if header else _DECIMAL).fullmatch(value) is None:
             raise DataError(f"'{path}' cannot be read as ranges: line {number} is {line[:60]!r}; give {FORMS}.")
-        name = match["name"].strip()
-        amax = struct.unpack(">f", bytes.fromhex(match["hex"]))[0] * _STEPS if header else float(match["value"])
+        amax = struct.unpack(">f", bytes.fromhex(value))[0] * _STEPS if header else float(value)
         _put(path, name, Span(-amax, amax, exact=False), spans, zero)
     kind = _TABLE if header else "a calibration table"
     return KnownRanges(str(path), kind, spans, zero)
 
 
+def _split(line: str, header: bool) -> tuple[str, str]:
+    """Name and number of a line: behind its last colon, or, without a header, its last colon or space."""
+    cut = max(line.rfind(one) for one in (":" if header else ": \t"))
+    return line[: max(cut, 0)].rstrip(": \t"), line[cut + 1 :].strip()
+
+
 def _of_json(path: Path, text: str) -> KnownRanges:
     try:
-        found = json.loads(text)
-    except ValueError as error:
+        found = json.loads(text, object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
         raise DataError(f"'{path}' cannot be read as ranges ({error}); give {FORMS}.") from error
     if not isinstance(found, Mapping):
         raise DataError(f"'{path}' cannot be read as ranges: it is a list; give {FORMS}.")
@@ -120,6 +125,16 @@ def _of_json(path: Path, text: str) -> KnownRanges:
     for name, value in _entries(found):
         _put(path, name, _span(path, name, value), spans, zero)
     return KnownRanges(str(path), "JSON with ranges", spans, zero)
+
+
+def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, in which no key may be twice: nothing says which of them is meant."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"'{key}' is there twice")
+        found[key] = value
+    return found
 
 
 def _entries(found: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -149,7 +164,7 @@ def _span(path: Path, name: str, value: Any) -> Span:
             value = [_number(low), _number(high)]
         elif value.get("amax") is not None:
             value = _number(value["amax"])
-        elif value.get("scale") is not None and not _number(value.get("zero_point", value.get("offset", 0))):
+        elif value.get("scale") is not None and _number(value.get("zero_point", value.get("offset", 0))) == 0:
             scale = _number(value["scale"])
             value = None if scale is None else scale * _STEPS
     if isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 2:
@@ -157,7 +172,7 @@ def _span(path: Path, name: str, value: Any) -> Span:
         if low is not None and high is not None and low <= high:
             return Span(low, high)
     if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0:
-        return Span(-float(value), float(value), exact=False)
+        return Span(-_float(value), _float(value), exact=False)
     raise DataError(
         f"'{path}' says of tensor '{name}' {json.dumps(value)[:80]}, which is no range: give its largest |x|, [lowest, "
         'highest], or {"amax": ...}.'
@@ -170,12 +185,22 @@ def _number(value: Any) -> float | None:
         value = value.get("data")
     while isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 1:
         value = value[0]
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    return _float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _float(value: float) -> float:
+    """Infinite where an integer is beyond all floats."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def _put(path: Path, name: str, span: Span, spans: dict[str, Span], zero: dict[str, str]) -> None:
     if not (math.isfinite(span.low) and math.isfinite(span.high)) or span.amax < 0:
         raise DataError(f"'{path}' says of tensor '{name}' that it goes from {span.low:g} to {span.high:g}: no range.")
+    if (name in zero or name in spans) and spans.get(name, Span(0.0, 0.0)).amax != span.amax:
+        raise DataError(f"'{path}' names tensor '{name}' twice, with different ranges: leave one of them out.")
     if span.amax == 0:
         zero[name] = "it is 0 throughout"
     else:
@@ -184,21 +209,26 @@ def _put(path: Path, name: str, span: Span, spans: dict[str, Span], zero: dict[s
 
 def _of_manifest(path: Path, found: Mapping[str, Any]) -> KnownRanges:
     """The quantizers of an earlier run, without the tensors that it has rescaled."""
-    smoothed = found.get("smooth_quant") or found.get("smoothing") or {}  # its name before schema 2
-    rescaled = {str(one["tensor"]) for one in smoothed.get("groups", []) if one.get("alpha") is not None}
-    equalized = bool((found.get("recipe") or {}).get("equalize"))
     spans: dict[str, Span] = {}
     left: dict[str, str] = {}
-    for row in found["quantizers"] or []:
-        name, span, amax = str(row["tensor"]), row.get("span"), float(row["amax"])
+    try:
+        smoothed = found.get("smooth_quant") or found.get("smoothing") or {}  # its name before schema 2
+        rescaled = {str(one["tensor"]) for one in smoothed.get("groups", []) if one.get("alpha") is not None}
+        equalized = bool((found.get("recipe") or {}).get("equalize"))
+        known = [(str(row["tensor"]), _quantizer(row)) for row in found["quantizers"] or []]
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"'{path}' is a manifest whose quantizers cannot be read ({type(error).__name__}: {error}): take it from "
+            f"the folder of that compilation again, or give {FORMS}."
+        ) from error
+    for name, span in known:
         if name in rescaled or equalized:
             left[name] = f"{'equalization' if equalized else 'SmoothQuant'} had rescaled it there"
         else:
-            _put(
-                path,
-                name,
-                Span(float(span[0]), float(span[1])) if span else Span(-amax, amax, exact=False),
-                spans,
-                left,
-            )
+            _put(path, name, span, spans, left)
     return KnownRanges(str(path), "the manifest of an earlier compilation", spans, left)
+
+
+def _quantizer(row: Mapping[str, Any]) -> Span:
+    amax, span = float(row["amax"]), row.get("span")
+    return Span(float(span[0]), float(span[1])) if span else Span(-amax, amax, exact=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ SOUNDS: Final = (".wav", ".flac", ".ogg", ".mp3", ".m4a")
 MOST: Final = 512  # of a folder, where nobody says how many
 _OF_PICTURES = ("images", "JPEGImages", "imgs")  # folders beside those in which the answers are, some as pictures
 _NOISE = ("Thumbs.db", "desktop.ini")
+_HIDDEN = (".", "__MACOSX")
 
 
 @dataclass(frozen=True)
@@ -51,30 +53,40 @@ def kind_of(path: Path) -> str:
     return "files"
 
 
-def kind_at(path: Path) -> str:
-    """What the samples of a file or folder are; empty for a folder without any."""
+def kind_at(path: Path, *, prepared: bool = False) -> str:
+    """What the samples of a file or folder are, as of `listing`; empty for a folder without any."""
     try:
-        return listing(path, 1).kind
+        return listing(path, 1, prepared=prepared).kind
     except DataError:
         return ""
 
 
-def listing(path: Path, samples: int | None) -> FileList:
+def listing(path: Path, samples: int | None, *, prepared: bool = False) -> FileList:
     """The samples of a file or folder.
 
     Arrays are taken from the folder itself, all of them, in natural order. Of pictures, sounds and other files, which
     are looked for in its folders too, so many as are asked for are chosen (`MOST`, where nobody says), as many as
     possible from every folder, by a hash of their path: neighbours in a folder are often alike.
 
+    Args:
+        path: it exists.
+        samples: how many are asked for.
+        prepared: somebody said how pictures, sounds or other files become samples: where there are any, arrays beside
+            them are answers and the like.
+
     Raises:
         DataError: there are none.
     """
     if path.is_file():
         return FileList(kind_of(path), (path,), 1, 1)
-    arrays = sorted((file for file in path.iterdir() if kind_of(file) == "arrays"), key=lambda one: natural(one.name))
-    if arrays:
+    try:
+        own = list(path.iterdir())
+    except OSError as error:
+        raise DataError(f"folder '{path}' cannot be read: {error.strerror}.") from error
+    arrays = sorted((file for file in own if kind_of(file) == "arrays"), key=lambda one: natural(one.name))
+    every = [] if arrays and not prepared else list(_below(path))
+    if arrays and not any(kind_of(file) in ("pictures", "sounds") for file in every):
         return FileList("arrays", tuple(arrays), len(arrays), 1)
-    every = list(_below(path))
     for kind in ("pictures", "sounds", "files"):
         found = [file for file in every if kind_of(file) == kind]
         if found:
@@ -104,13 +116,22 @@ def natural(name: str) -> list[tuple[int, int, str]]:
 
 
 def _below(path: Path) -> Iterator[Path]:
-    """All files but hidden ones; only those below `images` and the like, where answers lie beside them."""
+    """All files but hidden ones; only those below `images` and the like, where answers lie beside them.
+
+    Links to folders are followed, such as classes that were chosen by linking them; each folder is read once.
+    """
     homes = [path / name for name in _OF_PICTURES if (path / name).is_dir()]
+    seen: set[str] = set()
     for root in homes or [path]:
-        for file in root.rglob("*"):
-            hidden = any(part.startswith((".", "__MACOSX")) for part in file.relative_to(root).parts)
-            if not hidden and file.name not in _NOISE and file.is_file():
-                yield file
+        for folder, folders, names in os.walk(root, followlinks=True):
+            real = os.path.realpath(folder)
+            folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith(_HIDDEN))
+            files = [] if real in seen else names
+            seen.add(real)
+            for name in files:
+                file = Path(folder, name)
+                if not name.startswith(_HIDDEN) and name not in _NOISE and file.is_file():
+                    yield file
 
 
 def _hash(root: Path, path: Path) -> bytes:

@@ -66,7 +66,8 @@ def open_path(path: Path, inputs: Inputs, table: PreprocessTable, samples: int |
         return Opened(f"'{path}'", start, {"renamed": names} if names else {})
     if not path.exists() or (path.is_file() and kind_of(path) == "files" and not function):
         return None
-    found = listing(path, None if samples is None else samples * _together_in(inputs))
+    wanted = None if samples is None else samples * _together_in(inputs)
+    found = listing(path, wanted, prepared=table != UNPREPARED)
     name = f"'{path}'" if path.is_file() else f"folder '{path}'"
     if function:
         return _by_function(name, found, inputs, str(table.method))

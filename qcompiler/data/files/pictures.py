@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from qcompiler.ir.signature import Array, Feeds
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+_LARGEST: Final = 1 << 27
+"""Pixels that a picture may have when it is resized: more than any camera makes."""
+
 
 def feed_of(path: Path, how: Preparation) -> Feeds:
     """The feed of one picture: `{input: [1, c, h, w]}`, in the layout and type of the input.
@@ -22,7 +25,7 @@ def feed_of(path: Path, how: Preparation) -> Feeds:
     Raises:
         DataError: the file is damaged, or no picture of 8 or 16 bits a colour.
     """
-    pixels = np.asarray(_resized(_opened(path, grey=how.channels == 1), how))
+    pixels = np.asarray(_resized(_opened(path, grey=how.channels == 1), how, path))
     pixels = pixels.reshape(*how.size, how.channels)
     if how.colour == "bgr":
         pixels = pixels[..., ::-1]
@@ -52,7 +55,9 @@ def _opened(path: Path, *, grey: bool) -> Image:
             with Image.open(path) as file:
                 picture = ImageOps.exif_transpose(file)
                 return _in_bytes(picture, path).convert("L" if grey else "RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # whatever the reader of a format raises at a damaged file
         raise DataError(
             f"picture '{path}' cannot be read ({type(error).__name__}: {error}); repair it or take it out."
         ) from error
@@ -72,7 +77,7 @@ def _in_bytes(picture: Image, path: Path) -> Image:
     return picture.convert("RGBA") if picture.mode in ("P", "PA") else picture
 
 
-def _resized(picture: Image, how: Preparation) -> Image:
+def _resized(picture: Image, how: Preparation, path: Path) -> Image:
     """In the model's size."""
     from PIL import Image
 
@@ -88,6 +93,12 @@ def _resized(picture: Image, how: Preparation) -> Image:
         outer = max(width, round(width / how.keep)), max(height, round(height / how.keep))
     else:
         outer = _covering(picture, max(height, round(height / how.keep)), max(width, round(width / how.keep)))
+    if outer[0] * outer[1] > _LARGEST:
+        raise DataError(
+            f"picture '{path}' is {picture.height}x{picture.width}, and with its shorter side as the model needs it it "
+            f"would be {outer[1]}x{outer[0]}; take it out, or do not crop: resize = 'letterbox' in the table "
+            "[preprocess]"
+        )
     left, top = round((outer[0] - width) / 2.0), round((outer[1] - height) / 2.0)
     return picture.resize(outer, method).crop((left, top, left + width, top + height))
 

@@ -78,3 +78,22 @@ def test_what_cannot_be_done_is_said(tmp_path: Path, found: Any, words: str) -> 
 def test_a_configuration_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none\.json' cannot be read"):
         of_config(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        {"size": {"height": None, "width": 3}},
+        {"size": 0, "crop_size": 0, "do_center_crop": True},
+        {"size": {"height": -1, "width": 3}},
+        {"size": 224, "image_mean": "x"},
+        {"size": 224, "image_mean": [None]},
+        {"size": 224, "rescale_factor": None},
+        {"size": 224, "crop_pct": "much"},
+        {"sampling_rate": "x"},
+        {"sampling_rate": None},
+    ],
+)
+def test_a_value_of_another_kind_is_refused_with_the_file(tmp_path: Path, found: Any) -> None:
+    with pytest.raises(DataError, match="has a value that cannot be used"):
+        keys(tmp_path, found)

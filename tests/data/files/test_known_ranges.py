@@ -137,3 +137,50 @@ def test_other_files_are_none(tmp_path: Path) -> None:
     assert looks_like(tmp_path / "a.npz") == looks_like(tmp_path) == looks_like(tmp_path / "none") == ""
     (tmp_path / "calib").write_text(table(x=1.0))
     assert looks_like(tmp_path / "calib") == "a calibration table of TensorRT"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("TRT-8601-X\na: 3f800000\na: 3c800000\n", "'a' twice"),
+        ("a 1\na 0\n", "'a' twice"),
+        ('{"a": 1, "a": 2}', "'a' is there twice"),
+        ('{"a": 1' + "0" * 400 + "}", "no range"),
+        ('{"a": [0, 1' + "0" * 400 + "]}", "no range"),
+        ("[" * 100_000, "cannot be read as ranges"),
+        ('{"a": {"scale": 0.1, "offset": "x"}}', "no range"),
+        ("a" + " " * 100_000 + "b", "line 1"),
+        ("a " + "1" * 100_000 + "b", "line 1"),
+        ("TRT-8601-X\n: 3f800000\n", "line 2"),
+        ("TRT-8601-X\na: bf800000\n", "no range"),
+        ("TRT-8601-X\na: 7fc00000\n", "no range"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_and_takes_no_time(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        read_text(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"quantizers": 3},
+        {"quantizers": [{}]},
+        {"quantizers": [{"tensor": "a", "amax": None}]},
+        {"smooth_quant": [1]},
+        {"recipe": 3},
+    ],
+)
+def test_a_manifest_of_another_form_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match="whose quantizers cannot be read"):
+        read_text(tmp_path, manifest(**changes))
+    assert looks_like(tmp_path / "ranges") == ""
+
+
+def test_the_same_range_may_be_there_twice(tmp_path: Path) -> None:
+    assert read_text(tmp_path, "a 1\na 1\n").spans["a"].amax == 1.0
+
+
+def test_the_mark_that_windows_puts_in_front_is_not_part_of_it(tmp_path: Path) -> None:
+    (tmp_path / "ranges").write_text('{"a": 1}', "utf-8-sig")
+    assert set(read(tmp_path / "ranges").spans) == {"a"}

@@ -73,3 +73,17 @@ def test_files_are_spread_whatever_order_they_come_in(tmp_path: Path) -> None:
 
 def test_numbers_sort_by_value() -> None:
     assert sorted(["x10", "x9", "y1"], key=natural) == ["x9", "x10", "y1"]
+
+
+def test_folders_that_are_links_are_followed_once(tmp_path: Path) -> None:
+    put(tmp_path / "all", "cat/1.png", "dog/2.png")
+    (tmp_path / "few").mkdir()
+    (tmp_path / "few/cat").symlink_to(tmp_path / "all/cat")
+    (tmp_path / "few/round").symlink_to(tmp_path / "few")
+    assert listing(tmp_path / "few", None).there == 1
+
+
+def test_what_is_prepared_is_pictures_and_no_arrays_beside_them(tmp_path: Path) -> None:
+    put(tmp_path, "a/1.png", "labels.npy")
+    assert listing(tmp_path, None).kind == "arrays"
+    assert listing(tmp_path, None, prepared=True).kind == "pictures"

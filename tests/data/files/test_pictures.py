@@ -129,3 +129,22 @@ def test_every_shape_of_picture_gets_the_model_s_size(tmp_path: Path, size: tupl
     found = read(path, {"x": (F32, ("n", 3, 6, 10))}, resize=resize, keep=0.9, fill=255)
     assert found.shape == (1, 3, 6, 10)
     np.testing.assert_allclose(found, 1.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(1, 30_000), (30_000, 1)])
+def test_a_strip_is_refused_before_it_takes_all_memory(tmp_path: Path, size: tuple[int, int]) -> None:
+    Image.new("RGB", size).save(tmp_path / "strip.png")
+    how = preparation(PreprocessTable("imagenet", (224, 224)), {"x": (F32, (None, 3, None, None))})
+    with pytest.raises(DataError, match=r"strip.png' is .*letterbox"):
+        feed_of(tmp_path / "strip.png", how)
+
+
+def test_whatever_a_reader_raises_names_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def damaged(_: Any) -> None:
+        raise KeyError(274)
+
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    monkeypatch.setattr("PIL.ImageOps.exif_transpose", damaged)
+    how = preparation(PreprocessTable("plain", (8, 8)), {"x": (F32, (None, 3, None, None))})
+    with pytest.raises(DataError, match="a.png' cannot be read"):
+        feed_of(tmp_path / "a.png", how)
