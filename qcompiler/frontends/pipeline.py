@@ -146,7 +146,10 @@ def _weights(folder: Path, wanted: Sequence[str]) -> dict[str, Any]:
             + (f", only '{pickled[0]}', and nothing pickled is ever loaded" if pickled else "")
             + f": save the model with safetensors, or fetch the folder again. {_WHAT_TO_DO}."
         )
-    found = load_file(path)
+    try:
+        found = load_file(path)
+    except Exception as error:  # safetensors' own errors have no common base
+        raise ModelError(f"cannot load '{path}': {error}. Fetch it again.") from error
     odd = sorted(set(found) ^ set(wanted))
     if odd:
         raise ModelError(f"'{path}' has {sorted(found)} where {sorted(wanted)} are expected: fetch it again.")

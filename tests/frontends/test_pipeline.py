@@ -111,6 +111,11 @@ def pickled(folder: Path) -> None:
     (folder / "2_Dense" / "pytorch_model.bin").write_bytes(b"never read")
 
 
+def damaged(folder: Path) -> None:
+    without_weights(folder)
+    (folder / "2_Dense" / "model.safetensors").write_bytes(b"\xff" * 40)
+
+
 def without_configuration(folder: Path) -> None:
     write(folder, [("Pooling", {})])
     (folder / "1_Pooling" / "config.json").unlink()
@@ -131,6 +136,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "no weights": (without_weights, "has no model.safetensors"),
     "pickled weights": (pickled, "nothing pickled is ever loaded"),
+    "damaged weights": (damaged, "cannot load .*2_Dense/model.safetensors"),
     "no configuration": (without_configuration, "which modules.json needs"),
 }
 

@@ -6,6 +6,7 @@ An adapter lies beside the weights that it changes, or in a folder of its own th
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ MERGE = "Merge it first: merge_and_unload() of peft's model, then save_pretraine
 _CHANGED = ("pissa", "olora", "corda", "loftq")
 """Initialisations that change the weights of the model too: the adapter alone does not say what they were."""
 _FACTORS = re.compile(r"^(.*)\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector)(?:\.[^.]+)??(?:\.(weight|bias))?$")
+_UNFIT = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, ZeroDivisionError, re.error)
+_SHOWN = 80
 _SAVED = re.compile(r"^(.*?)(?:\.modules_to_save(?:\.default)?)?\.(weight|bias)$")
 
 
@@ -76,10 +79,11 @@ def _base(folder: Path, said: Mapping[str, Any]) -> Path:
         return folder
     named = str(said.get("base_model_name_or_path") or "")
     for place in (folder / named, Path(named)):
-        if named and (place / "config.json").is_file():
+        if named and os.path.isfile(place / "config.json"):  # noqa: PTH113  # False where no path can be so long
             return place
+    shown = named if len(named) <= _SHOWN else f"{named[:_SHOWN]}…"
     raise ModelError(
-        f"'{folder}' holds an adapter, and the model that it changes ('{named}') is no folder here, and nothing is "
+        f"'{folder}' holds an adapter, and the model that it changes ('{shown}') is no folder here, and nothing is "
         "fetched: name its folder as base_model_name_or_path in adapter_config.json, or put the adapter's two files "
         "into that folder."
     )
@@ -92,13 +96,29 @@ def merge(adapter: Adapter, module: Any) -> tuple[str, ...]:
         Names of the layers that were changed or replaced.
 
     Raises:
-        ModelError: a tensor of it belongs to no layer, or does not fit its layer.
+        ModelError: its file is damaged, a tensor of it belongs to no layer, or does not fit its layer, or its
+            configuration says what is no number or pattern.
     """
     from safetensors.torch import load_file
 
+    try:
+        tensors = load_file(adapter.folder / WEIGHTS)
+    except Exception as error:  # safetensors' own errors have no common base
+        raise ModelError(f"cannot load '{adapter.folder / WEIGHTS}': {error}. Fetch it again.") from error
+    try:
+        return _merged(adapter, module, tensors)
+    except _UNFIT as error:
+        text = " ".join(str(error).split())[:200].rstrip(".")
+        raise ModelError(
+            f"the adapter in '{adapter.folder}' cannot be merged, because its tensors do not fit each other or its "
+            f"{CONFIG} ({type(error).__name__}: {text}): fetch it again. {MERGE}."
+        ) from error
+
+
+def _merged(adapter: Adapter, module: Any, tensors: Mapping[str, Any]) -> tuple[str, ...]:
     factors: dict[str, dict[str, Any]] = {}
     saved: dict[str, dict[str, Any]] = {}
-    for key, value in load_file(adapter.folder / WEIGHTS).items():
+    for key, value in tensors.items():
         name = key.removeprefix("base_model.model.")
         found, whole = _FACTORS.match(name), _SAVED.match(name)
         if found:

@@ -51,6 +51,7 @@ def packed(stored: Checkpoint) -> Iterator[Packed]:
     for name in stored.tensors:
         owner, _, last = name.rpartition(".")
         if last == "qweight" and f"{owner}.scales" in stored.tensors and f"{owner}.qzeros" in stored.tensors:
+            _check_matrices(owner, stored)
             yield _gptq_or_awq(owner, stored)
         elif f"{name}.absmax" in stored.tensors:
             yield _bitsandbytes(name, stored)
@@ -72,6 +73,14 @@ def made(one: Packed, tensors: Tensors, stored: Checkpoint) -> Any:
             f"'{one.name}' in '{stored.folder}' is {one.kind}, and its tensors do not fit each other ({shapes}): "
             f"{type(error).__name__}: {' '.join(str(error).split())[:150].rstrip('.')}. Fetch the folder again."
         ) from error
+
+
+def _check_matrices(owner: str, stored: Checkpoint) -> None:
+    names = [f"{owner}.{one}" for one in ("qweight", "qzeros", "scales")]
+    shapes = [stored.tensors[name].shape for name in names]
+    if any(len(shape) != 2 or 0 in shape for shape in shapes):
+        listed = ", ".join(f"'{name}' {shape}" for name, shape in zip(names, shapes, strict=True))
+        raise ModelError(f"{listed} in '{stored.folder}' are no packed weight: fetch the folder again.")
 
 
 def _gptq_or_awq(owner: str, stored: Checkpoint) -> Packed:
@@ -114,8 +123,8 @@ def _of_gptq(shapes: Mapping[str, Sequence[int]], stored: Checkpoint, label: str
             "config.json), so its zero points are not certain: fetch the whole folder again."
         )
     bits = _WORD * shapes["qzeros"][1] // shapes["scales"][1]
-    declared = int(said[0].get("bits") or bits)
-    if declared != bits or bits not in (2, 3, 4, 8):
+    declared = said[0].get("bits") or bits
+    if str(declared) != str(bits) or bits not in (2, 3, 4, 8):
         raise ModelError(f"{label} has zero points of {bits} bits, and the folder says {declared}: fetch it again.")
     form = str(said[0].get("checkpoint_format") or "gptq").lower()
     if form not in ("gptq", "gptq_v2"):
@@ -151,6 +160,8 @@ def _gptq(names: Parts, tensors: Tensors, bits: int, added: int, size: int) -> A
     zeros = (unpacked(tensors[names["qzeros"]], bits) + added) & ((1 << bits) - 1)  # [groups, out]
     scales = tensors[names["scales"]].to(torch.float32)
     order = tensors[names["g_idx"]].long() if "g_idx" in names else torch.arange(numbers.shape[1]) // size
+    if order.min() < 0:
+        raise ValueError(f"g_idx has {int(order.min())}")
     made = (numbers - zeros[order].T).to(torch.float32) * scales[order].T
     return made.contiguous()
 

@@ -117,6 +117,25 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {"init_lora_weights": "pissa_niter_16"},
         "changes the weights of the model",
     ),
+    "factors of two ranks": (
+        {
+            f"base_model.model.{Q}.lora_{one}.weight": torch.ones(shape)
+            for one, shape in (("A", (4, 32)), ("B", (32, 5)))
+        },
+        {},
+        "do not fit each other",
+    ),
+    "no rank": (
+        {
+            f"base_model.model.{Q}.lora_{one}.weight": torch.ones(shape)
+            for one, shape in (("A", (0, 32)), ("B", (32, 0)))
+        },
+        {},
+        "do not fit each other",
+    ),
+    "a pattern that is none": (factors(Q, 32, 32), {"alpha_pattern": {"(": 3}}, "do not fit each other"),
+    "patterns in a list": (factors(Q, 32, 32), {"alpha_pattern": [1]}, "do not fit each other"),
+    "an alpha that is no number": (factors(Q, 32, 32), {"lora_alpha": "x"}, "do not fit each other"),
 }
 
 
@@ -140,6 +159,10 @@ PLACES: dict[str, tuple[Callable[[Path], Any], str]] = {
         "nothing pickled is ever loaded",
     ),
     "damaged": (lambda folder: (folder / "adapter_config.json").write_text("{"), "cannot be read as JSON"),
+    "damaged weights": (
+        lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"\xff" * 40),
+        "cannot load .*adapter_model.safetensors",
+    ),
 }
 
 
@@ -150,3 +173,11 @@ def test_adapters_without_their_files_say_what_to_do(case: str, folder: Path) ->
     ruin(folder)
     with pytest.raises(ModelError, match=words):
         loaded(folder)
+
+
+@pytest.mark.parametrize("named", ["https://example.org/model", "a" * 5000, "a\0b", "/etc"])
+def test_a_model_that_is_no_folder_is_named_and_not_fetched(named: str, tmp_path: Path) -> None:
+    write(tmp_path, factors(Q, 32, 32), base_model_name_or_path=named)
+    with pytest.raises(ModelError, match="is no folder here, and nothing is fetched") as caught:
+        loaded(tmp_path)
+    assert len(str(caught.value)) < 1000

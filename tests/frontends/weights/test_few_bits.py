@@ -134,6 +134,25 @@ REFUSED: dict[str, tuple[How, dict[str, Any] | None, str]] = {
         {"quant_method": "modelopt"},
         "do not fit each other",
     ),
+    "flat words": (
+        lambda weight: (dict(packing.gptq(weight)[0]) | {"qweight": torch.zeros(4, dtype=torch.int32)}, weight),
+        {"quant_method": "gptq", "bits": 4},
+        "are no packed weight",
+    ),
+    "no scales": (
+        lambda weight: (dict(packing.gptq(weight)[0]) | {"scales": torch.zeros(0, weight.shape[0])}, weight),
+        {"quant_method": "gptq", "bits": 4},
+        "are no packed weight",
+    ),
+    "bits in words": (packing.gptq, {"quant_method": "gptq", "bits": "four"}, "of 4 bits, and the folder says four"),
+    "groups in front of the first": (
+        lambda weight: (
+            dict(packing.gptq(weight)[0]) | {"g_idx": torch.full((weight.shape[1],), -1, dtype=torch.int32)},
+            weight,
+        ),
+        {"quant_method": "gptq", "bits": 4},
+        "g_idx has -1",
+    ),
     "no state": (
         lambda weight: ({k: v for k, v in packing.nf4(weight)[0].items() if "state" not in k}, weight),
         {"quant_method": "bitsandbytes"},
