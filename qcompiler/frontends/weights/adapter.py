@@ -79,7 +79,7 @@ def _base(folder: Path, said: Mapping[str, Any]) -> Path:
         return folder
     named = str(said.get("base_model_name_or_path") or "")
     for place in (folder / named, Path(named)):
-        if named and os.path.isfile(place / "config.json"):  # noqa: PTH113  # False where no path can be so long
+        if named and os.path.isfile(place / "config.json"):  # False where no path can be so long
             return place
     shown = named if len(named) <= _SHOWN else f"{named[:_SHOWN]}…"
     raise ModelError(
