@@ -18,6 +18,9 @@ def line(found: Record) -> str:
         return "none"
     forms = ", ".join(f"{count} {form}" for form, count in found["forms"].items())
     text = f"{forms}, by {_methods(found)}: {size(found['bytes_before'])} to {size(found['bytes_after'])}"
+    tables = found.get("tables") or ()  # a manifest may be older than these
+    if tables:
+        text += f"; {len(tables)} table{'s' * (len(tables) > 1)} int8 per row"
     if found["restored"]:
         text += f"; {len(found['restored'])} went back to float for a gate"
     worst = min(found["layers"], key=_known)

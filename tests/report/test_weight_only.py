@@ -26,6 +26,7 @@ def test_the_line_has_form_method_bytes_and_the_worst_layer() -> None:
     text = weight_only.line(found(layer("up"), layer("down <1>", output_db=21.0)))
     assert text == "2 int4 in blocks of 64, by awq+gptq: 131 kB to 34 kB; down <1> errs most, 21.0 dB"
     assert "; 2 went back to float for a gate;" in weight_only.line(found(layer("up"), restored=["a", "b"]))
+    assert "; 1 table int8 per row; up errs" in weight_only.line(found(layer("up"), tables=["embed"]))
     assert weight_only.line(found()) == "none"
 
 
