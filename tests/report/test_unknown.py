@@ -19,7 +19,10 @@ def known() -> dict[str, Any]:
 
 
 def test_every_key_that_is_written_has_its_place() -> None:
-    assert set(manifests.build(source=None, recipe=Recipe())) == unknown.KNOWN
+    plain = {"not_measured"}  # a table of nodes says all there is to say
+    assert set(manifests.build(source=None, recipe=Recipe())) - plain == unknown.KNOWN
+    (shown,) = [unknown.sections({one: [{"node": "n", "op": "Top", "domain": "mine"}]}) for one in plain]
+    assert "Top" in shown
 
 
 def test_a_manifest_of_known_keys_has_no_such_section(known: dict[str, Any]) -> None:
