@@ -176,6 +176,9 @@ def _in_words(message: str) -> str:
         return "there is no such operator here, nor a plugin of that name"
     if "Failed to convert ONNX date type" in message:
         return "it takes or gives a type that TensorRT does not have, such as text"
+    constant = re.search(r"Failed to import initializer: ([^\s:]+?)\.?$", message)
+    if constant is not None:
+        return f"its constant '{constant[1]}' has a type that TensorRT does not have, such as text"
     words = re.search(r'&& "(.+)"', message) or re.match(r"Assertion failed: (?:[^:]|::)*: (.+)", message)
     return (words.group(1) if words else message).rstrip(". ")
 

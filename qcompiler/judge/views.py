@@ -112,9 +112,10 @@ def find_views(graph: gs.Graph, feed: Feeds | None, ignored: Collection[str] = (
     Raises:
         ModelError: a size can only be told by running the model, and that fails.
     """
-    names = [name for output in graph.outputs for name in tensors_for_cuts(output)]
-    joins = len(names) > len(graph.outputs)
-    if feed is None or (not joins and not any(graphs.is_linear(graphs.producer(output)) for output in graph.outputs)):
+    held = [_held(output) for output in graph.outputs]
+    names = [name for tensor in held for name in tensors_for_cuts(tensor)]
+    joins = len(names) > len(held)
+    if feed is None or (not joins and not any(graphs.is_linear(graphs.producer(tensor)) for tensor in held)):
         return views_of(graph, NOTHING, ignored)
     shapes = concrete_shapes(graph, feed, list(dict.fromkeys(names)))
     views = views_of(graph, shapes, ignored)
@@ -135,6 +136,35 @@ def _levels(graph: gs.Graph, feed: Feeds, views: Views, shapes: Shapes) -> Itera
             yield View(name + _spelled(piece, len(shapes[name])), name, name, Role.PART, piece=piece)
 
 
+def stand_ins(views: Sequence[View], others: Sequence[View], missing: Collection[str]) -> dict[str, str]:
+    """Tensors of another graph of the same model that hold what views of this one compare, by the name they have here.
+
+    A step that does nothing, such as a bias of zeros or an Identity, may be gone from the other graph, and the name of
+    its result with it. What the Softmax, Sigmoid or discrete step of that output reads there is the same quantity.
+
+    Args:
+        views: the views of this graph.
+        others: those of the other graph.
+        missing: names that the other graph lacks.
+    """
+    there = _sources_by_place(others)
+    found: dict[str, str] = {}
+    for place, tensors in _sources_by_place(views).items():
+        twins = there.get(place, [])
+        pairs = zip(tensors, twins, strict=True) if len(tensors) == len(twins) else ()
+        found |= {one: twin for one, twin in pairs if one in missing}
+    return found
+
+
+def _sources_by_place(views: Sequence[View]) -> dict[tuple[str, str], list[str]]:
+    """What is read in front of an output, by output and step, in the order of the views."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for view in views:
+        if view.role is Role.SOURCE and view.piece is None:
+            found.setdefault((view.output, view.step), []).append(view.tensor)
+    return found
+
+
 def views_of(graph: gs.Graph, shapes: Shapes = NOTHING, ignored: Collection[str] = ()) -> Views:
     """The views of a model whose joined tensors have these shapes, in the order of its outputs.
 
@@ -148,7 +178,8 @@ def views_of(graph: gs.Graph, shapes: Shapes = NOTHING, ignored: Collection[str]
         elif output.name in weak:
             found.append(View(output.name, output.name, output.name, weak[output.name]))
         else:
-            found += _views(output, tails, shapes)
+            own = _views(_held(output), tails, shapes)
+            found += [replace(view, output=output.name) for view in own]
     if not any(view.judged for view in found):
         found = [replace(view, role=Role.OUTPUT) if _may_count(view, graph, tails) else view for view in found]
     return tuple({(view.tensor, view.piece, view.role): view for view in found}.values())
@@ -211,6 +242,12 @@ def _before(output: str, soft: gs.Node) -> View:
     return View(f"{tensor} (before {soft.op})", output, tensor, Role.SOURCE, soft.op, level=level)
 
 
+def _held(output: gs.Tensor) -> gs.Tensor:
+    """The numbers of an output: those that a ZipMap of a classifier puts into maps, else the output itself."""
+    node = graphs.producer(output)
+    return node.inputs[0] if node is not None and node.op == "ZipMap" and not graphs.is_standard(node) else output
+
+
 def _soft(tensor: gs.Tensor) -> gs.Node | None:
     """The Softmax or Sigmoid whose result a tensor holds, perhaps in another order or type."""
     node = graphs.producer(tensor)
@@ -246,7 +283,7 @@ def _weak(graph: gs.Graph) -> dict[str, Role]:
     decoder = decoder_io.of_graph(graph)
     caches = {pair.present for pair in decoder.pairs} if decoder is not None else set()
     names = [tensor.name for tensor in graph.inputs]
-    found = {}
+    found: dict[str, str] = {}
     for output in graph.outputs:
         origin = _origin(output)
         if graphs.is_constant(origin) or id(origin) in inputs:

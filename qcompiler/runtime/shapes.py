@@ -209,6 +209,10 @@ def inferred_shapes(proto: onnx.ModelProto, feeds: Mapping[str, NDArray[Any]]) -
 def _measured(graph: gs.Graph, feeds: Mapping[str, NDArray[Any]], names: Sequence[str]) -> dict[str, tuple[int, ...]]:
     proto, weights = models.to_proto(graph)
     present = {name for node in proto.graph.node for name in node.output} | {value.name for value in proto.graph.input}
+    kinds = {value.name: value.type.WhichOneof("value") for value in (*proto.graph.input, *proto.graph.output)}
+    present -= {
+        name for name, kind in kinds.items() if kind not in (None, "tensor_type")
+    }  # sequences and maps have none
     asked = [name for name in names if name in present]
     if not asked:
         return {}

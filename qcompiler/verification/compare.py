@@ -22,7 +22,7 @@ from qcompiler.data.padding import Padding
 from qcompiler.errors import DataError, ModelError
 from qcompiler.ir import model as models
 from qcompiler.judge.figures import Figures, ViewFigure
-from qcompiler.judge.views import Role, Views, find_views, tensors_of
+from qcompiler.judge.views import Role, Views, find_views, stand_ins, tensors_of
 from qcompiler.numerics.sqnr import cosine, sqnr_db
 from qcompiler.runtime.finite import flat
 from qcompiler.runtime.randomness import random_nodes
@@ -237,7 +237,9 @@ def verify(
     first = next(iter(itertools.islice(source, 1)), None)
     if first is None:
         raise DataError("there is no sample to compare the models on: the data is empty. Check what --data yields.")
-    pair = _Pair(reference, candidate, find_views(reference.graph, dict(first), ignored), optimize, quick, advance)
+    views = find_views(reference.graph, dict(first), ignored)
+    twins = _twins(views, candidate, dict(first), ignored)
+    pair = _Pair(reference, candidate, views, twins, optimize, quick, advance)
     figures, tallies = Figures(pair.views, pair.missing), {name: _Tally(name) for name in pair.outputs}
     count = pair.compare(itertools.islice(source, samples), figures, tallies)
     parts = {part: worst for part, feeds in (others or {}).items() if (worst := pair.worst(feeds)) is not None}
@@ -292,6 +294,7 @@ class _Pair:
         reference: models.Model,
         candidate: models.Model | Run,
         views: Views,
+        twins: Mapping[str, str],
         optimize: bool,
         quick: bool,
         advance: Callable[[], None] | None,
@@ -304,12 +307,15 @@ class _Pair:
         written = _written(candidate) if isinstance(candidate, models.Model) else frozenset[str]()
         if isinstance(candidate, models.Model):
             _same_outputs(self.outputs, [output.name for output in candidate.graph.outputs])
-        self.missing = [name for name in inner if name not in written]
-        fetched = [*self.outputs, *(name for name in inner if name in written)]
+        self.missing = [name for name in inner if name not in written and name not in twins]
+        compared = [name for name in inner if name in written or name in twins]
+        fetched = [*self.outputs, *compared]
+        renamed = [*self.outputs, *dict.fromkeys(twins.get(name, name) for name in compared)]
+        self._twins = {name: twins[name] for name in compared if name in twins}
         # A model that draws is judged as what it is, a distribution: samples take turns at several draws
         draws = range(DRAWS if random_nodes(reference.graph) else 1)
         self._float = [runner_of(reference, True, quick=quick, outputs=fetched, draw=draw)[0] for draw in draws]
-        self._quantized = [runner_of(candidate, optimize, quick=quick, outputs=fetched, draw=draw)[0] for draw in draws]
+        self._quantized = [runner_of(candidate, optimize, quick=quick, outputs=renamed, draw=draw)[0] for draw in draws]
 
     def compare(self, feeds: Iterable[Feeds], figures: Figures, tallies: Mapping[str, _Tally]) -> int:
         """Adds up over samples; returns how many there were."""
@@ -318,7 +324,7 @@ class _Pair:
             draw = count % len(self._float)
             expected, got = self._float[draw](feed), self._run_quantized(draw, feed)
             _same_outputs(self.outputs, list(got))
-            figures.add(feed, expected, got)
+            figures.add(feed, expected, {**got, **{name: got[twin] for name, twin in self._twins.items()}})
             padding = Padding(feed)
             for name, tally in tallies.items():
                 tally.add(expected[name], got[name], padding)
@@ -358,6 +364,17 @@ class _Pair:
     def close(self) -> None:
         """Lets the sessions go."""
         del self._float, self._quantized
+
+
+def _twins(
+    views: Views, candidate: models.Model | Run, feed: dict[str, NDArray[Any]], ignored: Collection[str]
+) -> Mapping[str, str]:
+    """What the quantized graph calls the tensors of views whose names it lost, by the name in the float model."""
+    if not isinstance(candidate, models.Model):
+        return {}
+    outputs, written = {output.name for output in candidate.graph.outputs}, _written(candidate)
+    missing = {name for name in tensors_of(views) if name not in written and name not in outputs}
+    return stand_ins(views, find_views(candidate.graph, feed, ignored), missing) if missing else {}
 
 
 def _written(model: models.Model) -> frozenset[str]:

@@ -6,7 +6,7 @@ import pytest
 from onnx import helper
 
 from qcompiler.engines import for_target
-from qcompiler.engines.base import Input, Phases, Profile, nodes_in, profile_error
+from qcompiler.engines.base import Diagnostic, Input, Phases, Profile, nodes_in, profile_error
 from qcompiler.errors import EngineError, ModelError, UsageError
 from qcompiler.target import ENGINES, Target, parse_target
 
@@ -102,3 +102,9 @@ def test_nodes_that_a_library_names_are_found_with_their_operators() -> None:
     assert nodes_in("k_nms_181 has no runners that implement it", graph) == [("k_nms", "NonMaxSuppression")]
     assert nodes_in("[r_1] and 'k_nms'", graph) == [("k_nms", "NonMaxSuppression"), ("r_1", "Relu")]
     assert nodes_in("something else went wrong", graph) == []
+
+
+def test_a_constant_of_text_is_called_so() -> None:
+    said = "UNSUPPORTED_NODE: Assertion failed: ctx->f(initializer, &w): Failed to import initializer: labels."
+    told = str(Diagnostic("", "", said))
+    assert told == "model: its constant 'labels' has a type that TensorRT does not have, such as text"

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
 from qcompiler.errors import UsageError
-from qcompiler.judge.views import Role, check_ignored, find_views, tensors_of, views_of
+from qcompiler.judge.views import Role, check_ignored, find_views, stand_ins, tensors_of, views_of
 from tests.kit.rewrite import Spec, model, random_feeds, to_graph
 
 W = np.ones((4, 4), np.float32)
@@ -115,3 +116,25 @@ def test_an_output_that_is_not_there_cannot_be_ignored_nor_can_all() -> None:
         check_ignored(["debgu"], ["y", "debug"])
     with pytest.raises(UsageError, match="takes out every output"):
         check_ignored(["y", "debug"], ["y", "debug"])
+
+
+def test_what_a_softmax_reads_in_another_graph_stands_in_for_a_name_that_is_gone() -> None:
+    here = views_of(to_graph(model(H, ("Identity", "h", "i"), ("Softmax", "i", "y"), weights={"w": W})))
+    there = views_of(to_graph(model(H, ("Softmax", "h", "y"), weights={"w": W})))
+    other = views_of(to_graph(model(H, ("Sigmoid", "h", "y"), weights={"w": W})))
+    assert stand_ins(here, there, {"i"}) == {"i": "h"}
+    assert stand_ins(here, there, set()) == {}
+    assert stand_ins(here, other, {"i"}) == {}
+
+
+def test_a_classifier_that_gives_maps_is_judged_by_its_logits() -> None:
+    nodes: list[Spec] = [("MatMul", "x w", "h"), ("Softmax", "h", "p", {"axis": -1})]
+    proto = model(*nodes, weights={"w": W}, outputs=("p",), domains=("ai.onnx.ml",))
+    proto.graph.node.append(
+        helper.make_node("ZipMap", ["p"], ["maps"], domain="ai.onnx.ml", classlabels_strings=list("abcd"))
+    )
+    entry = helper.make_map_type_proto(TensorProto.STRING, helper.make_tensor_type_proto(TensorProto.FLOAT, None))
+    proto.graph.output[0].CopyFrom(helper.make_value_info("maps", helper.make_sequence_type_proto(entry)))
+    graph = to_graph(proto)
+    found = [(one.output, one.tensor, one.role) for one in find_views(graph, random_feeds(graph))]
+    assert found == [("maps", "p", Role.RESULT), ("maps", "h", Role.SOURCE)]

@@ -109,6 +109,19 @@ def test_a_missing_output_is_refused(tmp_path: Path) -> None:
         verify(chain(tmp_path / "f.onnx", WEIGHTS), lambda _: {"z": np.zeros(1, np.float32)}, Samples())
 
 
+def test_logits_whose_name_is_gone_are_compared_all_the_same(tmp_path: Path) -> None:
+    weights = {"w": np.eye(4, dtype=np.float32), "zeros": np.zeros(4, np.float32)}
+    nodes: list[rewrite.Spec] = [("MatMul", "x w", "h"), ("Add", "h zeros", "logits"), ("Softmax", "logits", "y")]
+    without: list[rewrite.Spec] = [("MatMul", "x w", "h"), ("Softmax", "h", "y")]
+    onnx.save(rewrite.model(*nodes, weights=weights), tmp_path / "f.onnx")
+    onnx.save(rewrite.model(*without, weights=weights | {"w": weights["w"] * 1.1}), tmp_path / "q.onnx")
+    feeds = [{"x": np.arange(8, dtype=np.float32).reshape(2, 4)}]
+    found = verify(tmp_path / "f.onnx", tmp_path / "q.onnx", feeds, drift=False)
+    (source,) = [view for view in found.views if view.judged]
+    assert (source.tensor, source.missing) == ("logits", False)
+    assert source.sqnr_db == pytest.approx(20, abs=1e-3)  # a tenth off
+
+
 def test_empty_data_is_refused(tmp_path: Path) -> None:
     model = chain(tmp_path / "f.onnx", WEIGHTS)
     with pytest.raises(DataError, match="the data is empty"):
