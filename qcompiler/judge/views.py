@@ -283,7 +283,7 @@ def _weak(graph: gs.Graph) -> dict[str, Role]:
     decoder = decoder_io.of_graph(graph)
     caches = {pair.present for pair in decoder.pairs} if decoder is not None else set()
     names = [tensor.name for tensor in graph.inputs]
-    found: dict[str, str] = {}
+    found = {}
     for output in graph.outputs:
         origin = _origin(output)
         if graphs.is_constant(origin) or id(origin) in inputs:
