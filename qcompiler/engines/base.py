@@ -176,6 +176,10 @@ def _in_words(message: str) -> str:
         return "there is no such operator here, nor a plugin of that name"
     if "Failed to convert ONNX date type" in message:
         return "it takes or gives a type that TensorRT does not have, such as text"
+    if "Unsupported reduction type" in message:
+        return "a ScatterElements or ScatterND that adds up or picks (its attribute 'reduction') has no kernel here"
+    if "training_mode == 1" in message:
+        return "it was exported in training mode, in which results depend on the batch: export it behind model.eval()"
     constant = re.search(r"Failed to import initializer: ([^\s:]+?)\.?$", message)
     if constant is not None:
         return f"its constant '{constant[1]}' has a type that TensorRT does not have, such as text"

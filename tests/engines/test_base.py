@@ -104,7 +104,16 @@ def test_nodes_that_a_library_names_are_found_with_their_operators() -> None:
     assert nodes_in("something else went wrong", graph) == []
 
 
-def test_a_constant_of_text_is_called_so() -> None:
-    said = "UNSUPPORTED_NODE: Assertion failed: ctx->f(initializer, &w): Failed to import initializer: labels."
-    told = str(Diagnostic("", "", said))
-    assert told == "model: its constant 'labels' has a type that TensorRT does not have, such as text"
+@pytest.mark.parametrize(
+    ("said", "means"),
+    [
+        (
+            "UNSUPPORTED_NODE: Assertion failed: ctx->f(initializer, &w): Failed to import initializer: labels.",
+            "its constant 'labels' has a type that TensorRT does not have, such as text",
+        ),
+        ("Unsupported reduction type", "a ScatterElements or ScatterND that adds up"),
+        ("This version of TensorRT does not support training_mode == 1 in BatchNormalization", "model.eval()"),
+    ],
+)
+def test_words_of_the_parser_say_what_they_mean(said: str, means: str) -> None:
+    assert means in str(Diagnostic("", "", said))

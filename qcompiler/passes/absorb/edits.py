@@ -158,7 +158,7 @@ def scaled_constants(edits: Sequence[Edit], factors: NDArray[np.float32]) -> lis
     for edit, wide in values.values():
         old = values_of(edit.constant)
         with np.errstate(over="ignore"):
-            new = wide.astype(old.dtype)
+            new = np.asarray(wide.astype(old.dtype))  # of no axes numpy makes a number
         if not (np.isfinite(new) | ~np.isfinite(old)).all():
             return f"'{edit.constant.name}' of '{edit.node.name}' would leave the range of {old.dtype}"
         done.append((edit, new))

@@ -11,6 +11,9 @@ from qcompiler.passes.opsets._place import CannotRaiseError, Place
 from qcompiler.passes.opsets._table import TABLE
 from qcompiler.runtime import schemas
 
+# What ONNX Runtime's optimiser put into ONNX's own domain before ONNX had it, with the first opset that says the same
+EARLIER = {"LayerNormalization": 17}
+
 
 def raised(node: gs.Node, old: int, new: int, place: Place) -> list[gs.Node]:
     """The nodes that stand for a node of opset `old` in opset `new`, in order; its graph's list is left to the caller.
@@ -18,6 +21,7 @@ def raised(node: gs.Node, old: int, new: int, place: Place) -> list[gs.Node]:
     Raises:
         ModelError: the new opset has no word for it.
     """
+    old = max(old, min(EARLIER.get(node.op, old), new))
     first = next((opset for opset in _stops(node.op) if old < opset <= new), None)
     if first is None:
         _refuse_unknown(node, old, new)

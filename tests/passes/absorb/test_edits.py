@@ -100,3 +100,12 @@ def test_integers_are_no_constant_to_scale() -> None:
     graph = to_graph(build([("Gather", "x i", "y")], {"i": np.array([0, 1])}, VECTORS))
     assert edit_of(graph.nodes[0], 1, along(0, np.arange(2), 1)) == "constant 'i' of 'Y' is not float"
     assert edit_of(graph.nodes[0], 0, along(0, np.arange(3), 2)) is None
+
+
+def test_a_constant_of_no_axes_stays_an_array() -> None:
+    graph = to_graph(build([("Mul", "x k", "t"), DENSE], {"k": np.float32(3), "w": (8, 5)}, TOKENS))
+    edit = Edit(graph.nodes[0], 1, np.zeros((), np.int64), multiply=False)
+    values = scaled_constants([edit], np.array([2, 1], np.float32))
+    assert not isinstance(values, str)
+    assert isinstance(values[0][1], np.ndarray)
+    assert values[0][1] == pytest.approx(1.5)

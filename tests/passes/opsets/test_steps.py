@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import numpy as np
+import onnx_graphsurgeon as gs
 import pytest
 
 from qcompiler.errors import ModelError
@@ -30,3 +32,10 @@ def test_a_change_without_a_row_is_refused() -> None:
         ModelError, match=r"node 'Y' \(Range\) cannot be taken from opset 26 to 27: opset 27 changed it"
     ):
         raised(graph.nodes[0], 26, 27, Place(graph, Names(graph)))
+
+
+def test_a_norm_that_onnx_runtime_had_before_onnx_is_onnx_s() -> None:
+    graph = to_graph(model(("Relu", "x", "y"), weights={"g": np.ones(4, np.float32)}, opset=13))
+    norm = gs.Node("LayerNormalization", "N", {"epsilon": 1e-3}, [graph.inputs[0]], [gs.Variable("n")])
+    assert raised(norm, 13, 23, Place(graph, Names(graph))) == [norm]
+    assert (norm.op, norm.attrs) == ("LayerNormalization", {"epsilon": 1e-3})
