@@ -10,7 +10,7 @@ from qcompiler.compiler.artefacts import Paths, finish, refuse_overwriting, work
 from qcompiler.compiler.base import Compilation, Done, checked, stage
 from qcompiler.compiler.compile import CompileResult
 from qcompiler.compiler.record import manifest
-from qcompiler.compiler.serving import BuildOptions
+from qcompiler.compiler.serving import BuildOptions, shown
 from qcompiler.compiler.stages.audit import audit
 from qcompiler.compiler.stages.build_engine import build_engine
 from qcompiler.data import find_batch, lacks, profiles
@@ -58,7 +58,7 @@ def load(
         seen = Observations() if data is None else _seen(loaded, data, samples, batch_axes)
     inputs, decoder = inputs_of(loaded.graph), decoder_io.of_model(loaded)
     if seen.feeds and profile and (decoder is None or not decoder.pairs):
-        for text in lacks.sizes(profiles.by_itself(seen.shapes, inputs, seen.axes), inputs):
+        for text in lacks.sizes(shown(loaded, seen, inputs), inputs):
             run.warn(text)
     return Done((loaded, seen), {"source": File.of(source), "batch": seen.axes.to_json()})
 

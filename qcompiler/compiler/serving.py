@@ -9,7 +9,7 @@ from qcompiler.data import profiles
 from qcompiler.engines import Profile
 from qcompiler.ir import decoder_io
 from qcompiler.ir.model import Model
-from qcompiler.ir.signature import Inputs
+from qcompiler.ir.signature import Inputs, InputShapes
 from qcompiler.recipe.checks import Shapes
 from qcompiler.recipe.tables import GenerationTable
 from qcompiler.runtime.fitting import Fitting
@@ -54,10 +54,18 @@ def profiles_of(
     return [Profile(one) for one in (phases[:1] if asked.phases == "one" else phases)]
 
 
+def shown(model: Model, seen: Observations, inputs: Inputs) -> dict[str, InputShapes]:
+    """Smallest, usual and largest shapes of the data, each of which fits together; none without data or free axes.
+
+    Raises:
+        DataError: as of `profiles.consistent`.
+    """
+    if not seen.kept:
+        return {}
+    return profiles.consistent(seen.shapes, inputs, seen.axes, Fitting(model.graph, seen.kept[0]).misfit)
+
+
 def _shown(model: Model, seen: Observations, inputs: Inputs) -> list[Profile]:
     """The profile of the data; none where there is no data, or no free axis."""
-    if not seen.kept:
-        return []
-    fitting = Fitting(model.graph, seen.kept[0])
-    found = profiles.consistent(seen.shapes, inputs, seen.axes, fitting.misfit)
+    found = shown(model, seen, inputs)
     return [Profile({name: (three.min, three.opt, three.max) for name, three in found.items()})] if found else []

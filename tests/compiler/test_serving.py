@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import onnx
 
-from qcompiler.compiler.serving import BuildOptions, profiles_of
+from qcompiler.compiler.serving import BuildOptions, profiles_of, shown
+from qcompiler.data import lacks
 from qcompiler.data.samples import ShapeRange
 from qcompiler.ir import model as models
 from qcompiler.ir.signature import inputs_of
@@ -30,10 +32,10 @@ def test_the_profile_is_what_the_user_says_else_what_the_data_showed(tmp_path: P
     subject, seen, inputs = standing.subject.model, standing.subject.seen, standing.subject.inputs
     shapes = {"x": ((1, 3, 16, 16), (2, 3, 16, 16), (4, 3, 16, 16))}
     (given,) = profiles_of(subject, seen, inputs, BuildOptions(TARGET, shapes, GenerationTable(), False), untold)
-    (shown,) = profiles_of(subject, seen, inputs, BuildOptions(TARGET, None, GenerationTable(), False), untold)
+    (seen_alone,) = profiles_of(subject, seen, inputs, BuildOptions(TARGET, None, GenerationTable(), False), untold)
     none = profiles_of(subject, Observations(), inputs, BuildOptions(TARGET, None, GenerationTable(), False), untold)
     assert given.shapes == shapes
-    assert shown.shapes["x"][0] == (1, 3, 16, 16)
+    assert seen_alone.shapes["x"][0] == (1, 3, 16, 16)
     assert none == []
 
 
@@ -51,5 +53,7 @@ def test_a_profile_of_sizes_that_depend_on_each_other_fits_together(tmp_path: Pa
     options = BuildOptions(TARGET, None, GenerationTable(), False)
     (found,) = profiles_of(loaded, seen, inputs_of(loaded.graph), options, untold)
     assert found.shapes["m"] == ((1, 3), (1, 8), (1, 15))
+    (told,) = lacks.sizes(shown(loaded, seen, inputs_of(loaded.graph)), inputs_of(loaded.graph))  # the batch alone
+    assert re.findall(r"[abm]=1x(\d+),\d+x(\d+),\d+x(\d+)", told)[2] == ("3", "8", "15")
     for end in range(3):
         assert found.shapes["a"][end][1] + found.shapes["b"][end][1] == found.shapes["m"][end][1]

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from itertools import islice
 
 from qcompiler.compiler.base import Compilation, Done, stage
+from qcompiler.compiler.serving import shown
 from qcompiler.compiler.subject import Subject
-from qcompiler.data import lacks, profiles
+from qcompiler.data import lacks
 from qcompiler.data.alike import differences
 from qcompiler.data.source import open_source
 from qcompiler.data.spread import Spread, Spreads
@@ -97,7 +98,7 @@ def _lacking(subject: Subject, options: CheckDataOptions) -> Iterator[str]:
     yield from lacks.samples(seen.spreads.different)
     yield from deciders.told(subject.model.graph, seen.sights)
     if options.profile and (decoder is None or not decoder.pairs or decoder.unknown):
-        yield from lacks.sizes(profiles.by_itself(seen.shapes, subject.inputs, seen.axes), subject.inputs)
+        yield from lacks.sizes(shown(subject.model, seen, subject.inputs), subject.inputs)
 
 
 def _unlike(subject: Subject, found: Mapping[str, Mapping[str, Spread]]) -> Iterator[str]:
