@@ -283,7 +283,7 @@ def _completed(
 ) -> tuple[Plan, Corrections]:
     """The plan with what stands between layers: quantized outputs, or shortcuts, attentions and shared scales."""
     table = options.safety
-    calibrator = outputs.RANGES if options.calibrator == AUTO else options.calibrator
+    ranges = outputs.RANGES if options.calibrator == AUTO else (options.calibrator,)
     if target.quantize_outputs:
         few = observed.choosing[: table.samples]
         extended = outputs.add(
@@ -292,7 +292,7 @@ def _completed(
             observed.histograms,
             corrections,
             few,
-            calibrator=calibrator,
+            ranges=ranges,
             target_db=table.target_sqnr_db,
             views=views,
             spared=net.restored,
@@ -306,7 +306,7 @@ def _completed(
         observed.kept,
         observed.choosing[: table.samples],
         views,
-        calibrator=calibrator,
+        calibrator=ranges[0],
         target_db=table.target_sqnr_db,
         per_channel=options.per_channel,
         attention=_asked(model.graph, observed, options, target),

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-RANGES = "percentile{p=99.999}"  # of outputs, where the recipe leaves the choice
+# Of outputs, where the recipe leaves the choice: of the largest values a maximum over places may read no others
+RANGES = ("percentile{p=99.999}", "minmax")
 SLACK_DB = 5.0  # how much less than elsewhere is good enough: a layer given back unfuses its neighbours too
 LOSS_DB = 3.0  # outputs may be as noisy as inputs
 GIVEN = frozenset({Fact.NAMED, Fact.CONSTANTS, Fact.FOLDED, Fact.UNSHARED})
@@ -82,7 +83,7 @@ def add(
     corrections: Mapping[str, NDArray[np.float32]],
     feeds: Sequence[Feeds],
     *,
-    calibrator: str,
+    ranges: Sequence[str],
     target_db: float,
     views: Views,
     spared: Collection[str] = (),
@@ -95,13 +96,18 @@ def add(
         histograms: of all tensors of the plan and of `tensors_for_outputs`.
         corrections: of biases, by node name.
         feeds: samples to measure the loss on.
-        calibrator: text form of the one that chooses ranges of outputs.
+        ranges: text forms of the calibrators that may choose the ranges of outputs; the one with the least noise does.
         target_db: SQNR of the model's outputs that is good enough.
         views: what is judged.
         spared: tensors that turned out too sensitive to be quantized for their linear readers.
     """
-    extended = _extend(plan, model.graph, histograms, calibrator, spared)
-    settled = _settle(extended, set(plan.quantizers), model, histograms, corrections, feeds, target_db, views)
+    inputs, measure = set(plan.quantizers), _OutputsTrial(model, corrections, feeds, views)
+    offered = [_extend(plan, model.graph, histograms, one, spared) for one in ranges]
+    different = [
+        one for at, one in enumerate(offered) if one.quantizers not in [other.quantizers for other in offered[:at]]
+    ]
+    extended = max(different, key=measure) if len(different) > 1 else different[0]
+    settled = _settle(extended, inputs, histograms, measure, target_db)
     return without_unfused(settled, model.graph)
 
 
@@ -169,12 +175,9 @@ def _quantizer(tensor: str, histogram: Histogram, method: Calibrator) -> Quantiz
 def _settle(
     plan: Plan,
     inputs: AbstractSet[str],
-    model: models.Model,
     histograms: Mapping[str, Histogram],
-    corrections: Mapping[str, NDArray[np.float32]],
-    feeds: Sequence[Feeds],
+    measure: Callable[[Plan], float],
     target_db: float,
-    views: Views,
 ) -> Plan:
     """The plan with as many quantized outputs as accuracy allows, quietest first.
 
@@ -186,7 +189,6 @@ def _settle(
     names = [quantizer.tensor for quantizer in order]
     if not names:
         return plan
-    measure = _OutputsTrial(model, corrections, feeds, views)
     allowed = min(target_db, measure(_limited(plan, inputs, ())) - LOSS_DB)
     kept = _most(names, lambda some: measure(_limited(plan, inputs, some)) >= allowed)
     return _limited(plan, inputs, kept)

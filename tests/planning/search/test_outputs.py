@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import onnx
 
+from qcompiler.ir import model as models
+from qcompiler.judge.views import views_of
 from qcompiler.plan import Decision, Plan, Quantizer
 from qcompiler.planning.placement import candidates
 from qcompiler.planning.search import outputs
@@ -15,6 +18,7 @@ from qcompiler.statistics.histogram import Histogram
 from qcompiler.target import DType, parse_target
 from tests.kit.rewrite import model, to_graph
 
+EYE = np.eye(8, dtype=np.float32).reshape(8, 8, 1, 1)
 NAMES = [f"t{i}" for i in range(16)]
 
 
@@ -67,6 +71,33 @@ def test_fp8_layers_and_weights_that_alone_are_int8_are_left_as_they_are() -> No
     histograms = {"x": Histogram.of(np.linspace(0, 1, 9, dtype=np.float32))}
     found = without_unfused(_extend(plan, graph, histograms, "minmax", ()), graph)
     assert (found.quantizers, found.axes, found.decisions) == (plan.quantizers, plan.axes, plan.decisions)
+
+
+def test_the_largest_values_are_kept_where_a_maximum_reads_nothing_else(tmp_path: Path) -> None:
+    picks = ("GlobalMaxPool", "r", "y")
+    proto = model(("Conv", "x w", "c"), ("Relu", "c", "r"), picks, inputs={"x": (1, 8, 64, 64)}, weights={"w": EYE})
+    onnx.save(proto, tmp_path / "m.onnx")
+    loaded, rng = models.load(tmp_path / "m.onnx"), np.random.default_rng(0)
+    feeds = [{"x": rng.standard_normal((1, 8, 64, 64)).astype(np.float32)} for _ in range(6)]
+    for feed in feeds:
+        feed["x"][0, 0, 3, 5] = 9.0
+    all_of = Histogram.of(np.concatenate([feed["x"] for feed in feeds]))
+    above = Histogram.of(np.maximum(np.concatenate([feed["x"] for feed in feeds]), 0))
+    plan = Plan.of([Decision("C", "Conv", DType.INT8, "linear", "")]).with_(
+        axes={"C": 0}, quantizers={"x": Quantizer("x", DType.INT8, 9.0, "minmax", 9.0)}
+    )
+    found = outputs.add(
+        plan,
+        loaded,
+        {"x": all_of, "r": above},
+        {},
+        feeds,
+        ranges=("percentile{p=99.99}", "minmax"),
+        target_db=20.0,
+        views=views_of(loaded.graph),
+    )
+    assert found.quantizers["r"].calibrator == "minmax"
+    assert found.quantizers["r"].amax == 9.0
 
 
 def _two() -> onnx.ModelProto:
