@@ -31,6 +31,7 @@ from qcompiler.runtime.stream import run_once
 from qcompiler.support.suggest import did_you_mean
 
 NOTHING: Shapes = {}
+_HOLDS = ("SequenceConstruct", "Optional")
 
 
 class Role(StrEnum):
@@ -112,7 +113,7 @@ def find_views(graph: gs.Graph, feed: Feeds | None, ignored: Collection[str] = (
     Raises:
         ModelError: a size can only be told by running the model, and that fails.
     """
-    held = [_held(output) for output in graph.outputs]
+    held = [tensor for output in graph.outputs for tensor in _held(output)]
     names = [name for tensor in held for name in tensors_for_cuts(tensor)]
     joins = len(names) > len(held)
     if feed is None or (not joins and not any(graphs.is_linear(graphs.producer(tensor)) for tensor in held)):
@@ -178,7 +179,7 @@ def views_of(graph: gs.Graph, shapes: Shapes = NOTHING, ignored: Collection[str]
         elif output.name in weak:
             found.append(View(output.name, output.name, output.name, weak[output.name]))
         else:
-            own = _views(_held(output), tails, shapes)
+            own = (view for tensor in _held(output) for view in _views(tensor, tails, shapes))
             found += [replace(view, output=output.name) for view in own]
     if not any(view.judged for view in found):
         found = [replace(view, role=Role.OUTPUT) if _may_count(view, graph, tails) else view for view in found]
@@ -242,10 +243,12 @@ def _before(output: str, soft: gs.Node) -> View:
     return View(f"{tensor} (before {soft.op})", output, tensor, Role.SOURCE, soft.op, level=level)
 
 
-def _held(output: gs.Tensor) -> gs.Tensor:
-    """The numbers of an output: those that a ZipMap of a classifier puts into maps, else the output itself."""
+def _held(output: gs.Tensor) -> list[gs.Tensor]:
+    """The tensors of an output: what a ZipMap puts into maps or a sequence is made of, else the output itself."""
     node = graphs.producer(output)
-    return node.inputs[0] if node is not None and node.op == "ZipMap" and not graphs.is_standard(node) else output
+    if node is not None and ((node.op == "ZipMap" and not graphs.is_standard(node)) or graphs.is_op(node, *_HOLDS)):
+        return list(node.inputs)
+    return [output]
 
 
 def _soft(tensor: gs.Tensor) -> gs.Node | None:

@@ -138,3 +138,13 @@ def test_a_classifier_that_gives_maps_is_judged_by_its_logits() -> None:
     graph = to_graph(proto)
     found = [(one.output, one.tensor, one.role) for one in find_views(graph, random_feeds(graph))]
     assert found == [("maps", "p", Role.RESULT), ("maps", "h", Role.SOURCE)]
+
+
+def test_what_a_sequence_is_made_of_is_judged() -> None:
+    proto = model(H, ("Relu", "h", "r"), weights={"w": W}, outputs=("r",))
+    proto.graph.node.append(helper.make_node("SequenceConstruct", ["h", "r"], ["both"]))
+    kind = helper.make_sequence_type_proto(helper.make_tensor_type_proto(TensorProto.FLOAT, None))
+    proto.graph.output[0].CopyFrom(helper.make_value_info("both", kind))
+    graph = to_graph(proto)
+    found = [(one.output, one.tensor, one.role) for one in find_views(graph, random_feeds(graph))]
+    assert found == [("both", "h", Role.OUTPUT), ("both", "r", Role.OUTPUT)]

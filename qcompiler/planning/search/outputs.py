@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 # Of outputs, where the recipe leaves the choice: of the largest values a maximum over places may read no others
-RANGES = ("percentile{p=99.999}", "minmax")
+RANGES = ("percentile{p=99.999}", "minmax", "headroom{times=1.25}")
 SLACK_DB = 5.0  # how much less than elsewhere is good enough: a layer given back unfuses its neighbours too
 LOSS_DB = 3.0  # outputs may be as noisy as inputs
 GIVEN = frozenset({Fact.NAMED, Fact.CONSTANTS, Fact.FOLDED, Fact.UNSHARED})
