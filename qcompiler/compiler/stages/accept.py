@@ -47,7 +47,8 @@ def accept(
     if nothing and promise.something and not gates.allow_broken:
         gated = gates.min_sqnr is not None or gates.max_drop is not None
         taken = " A gate took all of it back: ask for less." if gated and _gave_back(plan) else ""
-        raise AccuracyError(f"{nothing}.{taken} The manifest has a reason for every node. {FLOAT}.")
+        told = f"{taken}{_instead(plan)} The manifest has a reason for every node."
+        raise AccuracyError(f"{nothing}.{told} {FLOAT}.")
     begins = f" {verification.begins}" if verification is not None and verification.begins else ""
     if verdict.word is Word.BROKEN and not gates.allow_broken:
         raise AccuracyError(
@@ -60,3 +61,9 @@ def accept(
 
 def _gave_back(plan: Plan) -> bool:
     return any(one.rule == "sensitive" for one in plan if one.macs)
+
+
+def _instead(plan: Plan) -> str:
+    """What makes products of single rows faster, where it is these that stay float."""
+    rows = any(one.rule == "gemv" for one in plan)
+    return " Products of one row gain by smaller weights alone: --precision int8-weight." if rows else ""

@@ -10,7 +10,8 @@ import pytest
 from qcompiler.compiler.stages.accept import accept
 from qcompiler.compiler.stages.verify import verify
 from qcompiler.errors import AccuracyError
-from qcompiler.plan import Plan
+from qcompiler.plan import Decision, Plan
+from qcompiler.target import DType
 from qcompiler.verification.gates import Gates
 from qcompiler.verification.share import Promise
 from qcompiler.verification.verdict import Judgement
@@ -50,6 +51,13 @@ def test_a_model_in_which_nothing_was_quantized_is_broken_for_its_purpose(tmp_pa
     ):
         standing.run(accept, standing.subject, plan, None, Gates(), promise, Judgement())
     standing.run(accept, standing.subject, plan, None, Gates(allow_broken=True), promise, Judgement())
+
+
+def test_products_of_one_row_are_told_of_weights_in_few_bits(tmp_path: Path) -> None:
+    standing = before("accept", prepared(tmp_path, "conv"))
+    plan = Plan.of([Decision("fc", "MatMul", DType.FP16, "gemv", "one row", macs=100)])
+    with pytest.raises(AccuracyError, match=r"rule 'gemv' leaves 1 of 1 .*--precision int8-weight\. The manifest"):
+        standing.run(accept, standing.subject, plan, None, Gates(), INT8, Judgement())
 
 
 def test_what_is_broken_is_refused_unless_the_user_says_otherwise(tmp_path: Path) -> None:
