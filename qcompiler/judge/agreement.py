@@ -21,18 +21,21 @@ WIDEST_ROW = 8  # numbers of one thing, such as a box; a longer last axis counts
 MOST_ROWS = 4096  # of one sample; the first ones stand for more
 
 
-def agreement(reference: NDArray[Any], got: NDArray[Any], *, selected: bool) -> tuple[int, int]:
+def agreement(reference: NDArray[Any], got: NDArray[Any], *, selected: bool, amounts: bool = False) -> tuple[int, int]:
     """How many elements or rows agree, and of how many.
 
     Args:
         reference: of the float model.
         got: the other result, of any shape.
         selected: number and order may differ.
+        amounts: whole numbers that were rounded, as in a picture of bytes: they may differ by `NEAR` of what they span,
+            rounded down.
     """
     if not selected:
         if reference.shape != got.shape:
             return 0, max(reference.size, got.size)
-        return int(np.count_nonzero(_equal(reference, got))), reference.size
+        same = _close(reference, got) if amounts and reference.dtype.kind in "iu" else _equal(reference, got)
+        return int(np.count_nonzero(same)), reference.size
     if reference.dtype.kind not in "fV":
         one, other = (Counter(array.reshape(-1).tolist()) for array in (reference, got))
         return (one & other).total(), max(one.total(), other.total())
@@ -46,6 +49,13 @@ def agreement(reference: NDArray[Any], got: NDArray[Any], *, selected: bool) -> 
 def _equal(reference: NDArray[Any], got: NDArray[Any]) -> NDArray[np.bool_]:
     same = np.asarray(reference == got)
     return same | (np.isnan(reference) & np.isnan(got)) if reference.dtype.kind == "f" else same
+
+
+def _close(reference: NDArray[Any], got: NDArray[Any]) -> NDArray[np.bool_]:
+    if not reference.size:
+        return _equal(reference, got)
+    one, other = reference.astype(np.float64), got.astype(np.float64)
+    return np.asarray(np.abs(one - other) <= np.floor(NEAR * np.ptp(one)))
 
 
 def _rows(array: NDArray[Any]) -> NDArray[np.float32]:

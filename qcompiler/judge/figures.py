@@ -83,7 +83,9 @@ class Figures:
         if reference.shape != got.shape:
             sums.reshaped += 1
         if view.selected or reference.dtype.kind not in "fV":
-            sums.agree(self._count, *agreement(padding.keep(reference), padding.keep(got), selected=view.selected))
+            one, other = padding.keep(reference), padding.keep(got)
+            same = agreement(one, other, selected=view.selected, amounts=view.amounts)
+            sums.agree(self._count, *same)
             return
         kept = kept_by(view, reference)
         one, other = compared(view, reference, padding, kept), compared(view, got, padding, kept)

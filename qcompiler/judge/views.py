@@ -31,6 +31,9 @@ from qcompiler.runtime.stream import run_once
 from qcompiler.support.suggest import did_you_mean
 
 NOTHING: Shapes = {}
+AMOUNTS = frozenset(
+    {"Cast", "Round", "Floor", "Ceil", "QuantizeLinear"}
+)  # steps behind which numbers are still amounts
 _HOLDS = ("SequenceConstruct", "Optional")
 
 
@@ -64,6 +67,7 @@ class View:
         piece: of a part, where it lies; None for a whole tensor.
         level: an axis along which a constant may be added without changing the result, as in front of a Softmax.
         selected: rows are picked or ordered by numbers, so that their number and place may change.
+        amounts: whole numbers that were rounded from floats, as in a picture of bytes; not classes or positions.
     """
 
     name: str
@@ -74,6 +78,7 @@ class View:
     piece: Piece | None = None
     level: int | None = None
     selected: bool = False
+    amounts: bool = False
 
     @property
     def judged(self) -> bool:
@@ -196,7 +201,8 @@ def _views(output: gs.Tensor, tails: Tails, shapes: Shapes) -> Iterator[View]:
     name, is_float = output.name, tails.is_float(output)
     if not is_float:
         step = tail.steps[0] if tail.steps else ""
-        yield View(name, name, name, Role.RESULT, step, selected=tail.selected)
+        amounts = bool(tail.steps) and {*tail.steps} <= AMOUNTS
+        yield View(name, name, name, Role.RESULT, step, selected=tail.selected, amounts=amounts)
     elif tail.selected:
         yield View(name, name, name, Role.RESULT, tail.steps[0], selected=True)
     else:

@@ -38,3 +38,12 @@ def test_scores_are_rows_of_one() -> None:
     assert agreement(scores, scores[::-1], selected=True) == (21, 21)
     assert agreement(scores, np.zeros(0, np.float32), selected=True) == (0, 21)
     assert agreement(np.zeros(0, np.float32), np.zeros(0, np.float32), selected=True) == (0, 0)
+
+
+def test_amounts_agree_where_they_are_near_and_classes_where_they_are_equal() -> None:
+    picture, other = np.array([0, 100, 255], np.uint8), np.array([3, 112, 230], np.uint8)
+    assert agreement(picture, other, selected=False, amounts=True) == (2, 3)
+    assert agreement(picture, other, selected=False) == (0, 3)
+    few = np.array([0, 1, 2], np.uint8)  # of so few levels each one counts
+    assert agreement(few, few + 1, selected=False, amounts=True) == (0, 3)
+    assert agreement(few[:0], few[:0], selected=False, amounts=True) == (0, 0)

@@ -148,3 +148,16 @@ def test_what_a_sequence_is_made_of_is_judged() -> None:
     graph = to_graph(proto)
     found = [(one.output, one.tensor, one.role) for one in find_views(graph, random_feeds(graph))]
     assert found == [("both", "h", Role.OUTPUT), ("both", "r", Role.OUTPUT)]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "amounts"),
+    [
+        ([("Cast", "h", "y", {"to": 2})], True),  # a picture of bytes
+        ([("ArgMax", "h", "i", {"axis": 1}), ("Cast", "i", "f", {"to": 1}), ("Cast", "f", "y", {"to": 2})], False),
+        ([("Greater", "h zero", "b"), ("Cast", "b", "y", {"to": 2})], False),
+    ],
+)
+def test_numbers_that_were_rounded_are_amounts_and_classes_are_not(nodes: list[Spec], amounts: bool) -> None:
+    graph = to_graph(model(H, *nodes, weights={"w": W, "zero": np.zeros(1, np.float32)}))
+    assert [one.amounts for one in views_of(graph) if one.role is Role.RESULT] == [amounts]

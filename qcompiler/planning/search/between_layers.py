@@ -7,7 +7,7 @@ target of the safety net, the noisiest ones stay float and the groups whose rang
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -91,7 +91,7 @@ def extend(plan: Plan, corrections: Corrections, setting: Setting) -> tuple[Plan
     """
     graph, target = setting.model.graph, setting.target
     quantized = {decision.node for decision in plan.quantized() if decision.precision is DType.INT8}
-    chosen, refused = _seen(*shortcuts.shortcuts(graph, target, quantized), setting.lacks)
+    chosen, refused = _seen(*shortcuts.shortcuts(graph, target, quantized), setting.lacks, setting.histograms)
     try_groups = target.share_scales and bool(shared_scales.scale_groups(graph, _int8(plan)))
     whole, told = _attentions(plan, setting)
     measure = _PairsTrial(setting) if chosen or try_groups or whole else None
@@ -109,13 +109,21 @@ def extend(plan: Plan, corrections: Corrections, setting: Setting) -> tuple[Plan
 
 
 def _seen(
-    chosen: Sequence[Shortcut], refused: Sequence[Refusal], lacks: Mapping[str, Lack]
+    chosen: Sequence[Shortcut],
+    refused: Sequence[Refusal],
+    lacks: Mapping[str, Lack],
+    observed: Collection[str],
 ) -> tuple[list[Shortcut], list[Refusal]]:
     """The shortcuts that the data has shown enough of for a range, and the others refused."""
     unknown = [one for one in chosen if one.tensor in lacks]
     whys = [f"its shortcut {evidence.why(one.tensor, lacks[one.tensor])}: no range is known for it" for one in unknown]
-    more = [Refusal(one.add, "Add", "residual-float", why) for one, why in zip(unknown, whys, strict=True)]
-    return [one for one in chosen if one.tensor not in lacks], [*refused, *more]
+    # Beside a convolution that came quantized no shortcut is measured
+    came = [one for one in chosen if one.tensor not in lacks and one.tensor not in observed]
+    whys += [f"'{one.conv}' came quantized, and its shortcut '{one.tensor}' as it is: it stays so" for one in came]
+    pairs = zip([*unknown, *came], whys, strict=True)
+    more = [Refusal(one.add, "Add", "residual-float", why) for one, why in pairs]
+    left = [one for one in chosen if one.tensor not in lacks and one.tensor in observed]
+    return left, [*refused, *more]
 
 
 def _with_shortcuts(

@@ -12,6 +12,7 @@ import pytest
 from qcompiler.compiler.compile import CompileResult, quantize
 from qcompiler.engines.base import Profile
 from qcompiler.engines.tensorrt_rtx import TensorRTRTX
+from qcompiler.planning.placement.shortcuts import Shortcut
 from qcompiler.planning.search import between_layers
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.recipe.tables import SafetyTable
@@ -168,6 +169,14 @@ def test_a_shortcut_that_was_zero_in_all_samples_gets_no_range(tmp_path: Path) -
     decision = found.plan.decisions["C"]
     assert (decision.rule, decision.precision) == ("residual-float", DType.FP16)
     assert "its shortcut 's' was 0 in all 5 calibration samples" in decision.why
+
+
+def test_a_shortcut_beside_a_convolution_that_came_quantized_stays_as_it_is() -> None:
+    ours, theirs = Shortcut("A", "C", "s", 1), Shortcut("B", "D", "t", 1)
+    left, (refused,) = between_layers._seen([ours, theirs], [], {}, {"s"})
+    assert left == [ours]
+    assert (refused.node, refused.rule) == ("B", "residual-float")
+    assert "'D' came quantized" in refused.why
 
 
 def test_onnx_runtime_leaves_a_convolution_float_that_wrote_nothing_but_zeros(tmp_path: Path) -> None:
