@@ -83,14 +83,14 @@ class Figures:
         if reference.shape != got.shape:
             sums.reshaped += 1
         if view.selected or reference.dtype.kind not in "fV":
-            one, other = padding.keep(reference), padding.keep(got)
-            same = agreement(one, other, selected=view.selected, amounts=view.amounts)
+            mine, other = padding.keep(reference), padding.keep(got)
+            same = agreement(mine, other, selected=view.selected, amounts=view.amounts)
             sums.agree(self._count, *same)
             return
         kept = kept_by(view, reference)
-        one, other = compared(view, reference, padding, kept), compared(view, got, padding, kept)
-        if one is not None and other is not None and one.shape == other.shape:
-            sums.add(self._count, signal_of(one), squared_error(one, other))
+        first, second = compared(view, reference, padding, kept), compared(view, got, padding, kept)
+        if first is not None and second is not None and first.shape == second.shape:
+            sums.add(self._count, signal_of(first), squared_error(first, second))
 
     def result(self) -> tuple[ViewFigure, ...]:
         """The figures, in the order of the views."""
