@@ -23,7 +23,7 @@ from qcompiler.ir.graph import dtype_of, is_float, tensors
 from qcompiler.ir.model import Model
 from qcompiler.ir.signature import Feeds, Inputs
 from qcompiler.passes.base import Changed, Fact, Pass, Pipeline, Report, run_behind
-from qcompiler.runtime import synthetic
+from qcompiler.runtime import shapes, synthetic
 from qcompiler.runtime.finite import finite, flat, refuse_outputs
 from qcompiler.runtime.restless import differ, first_restless
 from qcompiler.runtime.stream import OpenModel
@@ -224,19 +224,28 @@ def run_checked(
     """
     have, promised = set(pipeline.given), dict[Fact, Pass]()
     done: list[tuple[Report, float | None]] = []
+    # A copy costs more than most passes do. One that changed nothing leaves it for the next one: what it may have found
+    # out are types and shapes, which are found again where a later pass is undone.
+    copy: Model | None = None
     for one in pipeline.passes:
         lacking = sorted(one.requires - have)
         if lacking:
             names = ", ".join(f"'{fact}' of pass '{promised[fact]}'" for fact in lacking)
             done.append((Report(str(one), (), 0.0, f"pass '{one}' did not run: it needs {names}."), None))
         else:
-            model, report, moved = _attempt(one, model, equal, [report for report, _ in done])
+            copy = copy or models.copy(model)
+            report, moved = _attempt(one, copy, equal, [report for report, _ in done])
             done.append((report, moved))
+            if report.undone:
+                copy = models.copy(model)
+                shapes.infer(copy)
+            elif report.changed:
+                model, copy = copy, None
         promised |= dict.fromkeys(one.provides, one)
         if not done[-1][0].undone:
             have = (have - one.breaks) | one.provides
         after()
-    return model, done
+    return copy or model, done
 
 
 def applied(one: Pass, model: Model, feeds: Sequence[Feeds]) -> tuple[Model, Report, float | None]:
@@ -251,18 +260,18 @@ def applied(one: Pass, model: Model, feeds: Sequence[Feeds]) -> tuple[Model, Rep
         The copy, what the pass did, and the largest relative error of a float output, None where nothing was run. Of a
         pass that missed the check: the model, and a report that says why the pass was undone.
     """
-    return _attempt(one, model, Equivalence(model, feeds[:FEEDS]), ())
-
-
-def _attempt(
-    one: Pass, model: Model, equal: Equivalence | None, done: Sequence[Report]
-) -> tuple[Model, Report, float | None]:
     after = models.copy(model)
+    report, moved = _attempt(one, after, Equivalence(model, feeds[:FEEDS]), ())
+    return model if report.undone else after, report, moved
+
+
+def _attempt(one: Pass, after: Model, equal: Equivalence | None, done: Sequence[Report]) -> tuple[Report, float | None]:
+    """Runs a pass on a model and checks it; where it misses the check the report says so, and the model is spoilt."""
     report = run_behind(done, one, after.graph)
     try:
-        return after, report, None if equal is None else equal.check(one, report, after)
+        return report, None if equal is None else equal.check(one, report, after)
     except EquivalenceError as error:
-        return model, dataclasses.replace(report, notes=(), undone=str(error)), None
+        return dataclasses.replace(report, notes=(), undone=str(error)), None
 
 
 def differences(reference: Outputs, outputs: Outputs) -> dict[str, float]:

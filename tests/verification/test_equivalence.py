@@ -12,6 +12,7 @@ import pytest
 
 from qcompiler.errors import DataError, EquivalenceError, ModelError
 from qcompiler.ir import model as models
+from qcompiler.ir.model import Model
 from qcompiler.ir.signature import inputs_of
 from qcompiler.passes.base import Changed, Fact, Note, Pass, Pipeline, Report, Skipped
 from qcompiler.runtime import randomness
@@ -246,6 +247,28 @@ def test_what_relies_on_an_undone_pass_does_not_run() -> None:
     assert done[1][0].undone == "pass 'rely{by=1.000005}' did not run: it needs 'folded' of pass 'promise{by=1.01}'."
     _, done = _run(Promise(1.01), Promise(1 + 5e-6), Rely(1 + 5e-6))
     assert [bool(report.undone) for report, _ in done] == [True, False, False]
+
+
+def test_a_model_is_copied_for_passes_that_change_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Model] = []
+    original = models.copy
+
+    def counted(source: Model) -> Model:
+        made.append(source)
+        return original(source)
+
+    monkeypatch.setattr(models, "copy", counted)
+    _run(*[ScaleWeights()] * 5)
+    assert len(made) == 1
+    _run(ScaleWeights(), ScaleWeights(1 + 5e-6), ScaleWeights(), ScaleWeights())
+    assert len(made) == 3
+
+
+def test_what_an_undone_pass_spoilt_is_taken_back_behind_one_that_changed_nothing() -> None:
+    graph, done = _run(ScaleWeights(), ScaleWeights(1.01), ScaleWeights())
+    assert [bool(report.undone) for report, _ in done] == [False, True, False]
+    assert np.array_equal(graph.nodes[0].inputs[1].values, W)
+    assert graph.outputs[0].shape == [2, 3]
 
 
 MASKED: list[Any] = [("MatMul", "x w", "a"), ("Where", "mask a odd", "y")]
