@@ -24,6 +24,8 @@ from qcompiler.ir.names import Names
 from qcompiler.passes.base import Changed, Fact, Note, Pass
 from qcompiler.passes.products._writer import Writer
 
+_BIAS_IS_OPTIONAL = 11  # from this opset on
+
 
 @dataclass(frozen=True)
 class PlainGemm(Pass):
@@ -48,7 +50,7 @@ class PlainGemm(Pass):
 
 def _scaled(tensor: gs.Tensor, factor: float, names: Names) -> gs.Constant:
     values = graphs.values_of(tensor)
-    return edit.add_constant(names.fresh(f"{tensor.name}/scaled"), (values * factor).astype(values.dtype))
+    return edit.add_constant(names.fresh(f"{tensor.name}/scaled"), np.asarray(values * factor, values.dtype))
 
 
 def _fold_alpha(node: gs.Node, names: Names) -> list[str]:
@@ -65,7 +67,10 @@ def _fold_beta(graph: gs.Graph, node: gs.Node, names: Names) -> list[str]:
         return []
     bias = node.inputs[2]
     if beta == 0.0:
-        edit.set_input(node, 2, gs.Variable.empty())
+        if int(graph.opset) >= _BIAS_IS_OPTIONAL:
+            del node.inputs[2]
+        else:
+            edit.set_input(node, 2, edit.add_constant(names.fresh(f"{node.name}/zero"), np.zeros(1, np.float32)))
         return ["beta=0 drops its bias"]
     if graphs.is_constant(bias):
         edit.set_input(node, 2, _scaled(bias, beta, names))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -24,6 +24,9 @@ from qcompiler.ir.names import Names
 from qcompiler.passes.base import Changed, Fact, Note, Pass, Skipped
 from qcompiler.passes.products._writer import AXES_ARE_INPUTS
 from qcompiler.runtime import shapes
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _MOST_ROUNDS = 64
 _MOST_NODES = 4096
@@ -151,8 +154,9 @@ def _unroll(graph: gs.Graph, node: gs.Node, body: gs.Graph, rounds: _Rounds, nam
     states, collected = list(rounds.states), [list[gs.Tensor]() for _ in rounds.results]
     for index in range(rounds.times):
         slices = [made.slice(one, axis, index if not last else -1 - index) for one, axis, last in rounds.sequences]
-        number = [made.constant("round", np.array(index)), made.constant("condition", np.array(True))]
-        given = [*number[: rounds.skipped], *states, *slices]
+        number = [np.array(index), np.array(True)][: rounds.skipped]
+        counted = [made.constant("round", _of_rank(one, body.inputs[i])) for i, one in enumerate(number)]
+        given = [*counted, *states, *slices]
         known = {id(inner): outer for inner, outer in zip(body.inputs, given, strict=True)}
         results = made.round(body, known, index)[rounds.skipped // 2 :]
         states = results[: len(states)]
@@ -165,6 +169,11 @@ def _unroll(graph: gs.Graph, node: gs.Node, body: gs.Graph, rounds: _Rounds, nam
     for output, values, (axis, last) in zip(outputs[len(states) :], collected, rounds.results, strict=True):
         made.join(list(reversed(values)) if last else values, axis, output)
     edit.insert_at(graph, at, made.nodes)
+
+
+def _of_rank(value: NDArray[Any], like: gs.Tensor) -> NDArray[Any]:
+    """A number as ONNX Runtime gives it to a body: with one axis where the body says that it has one."""
+    return value.reshape((1,) * len(graphs.shape_of(like) or ()))
 
 
 class _Copies:

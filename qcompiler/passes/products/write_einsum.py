@@ -71,6 +71,8 @@ def _readable(node: gs.Node, opset: int) -> Equation | str:
         return f"opset {opset} has no axes as inputs"
     if not graphs.is_float(node.inputs[0]):
         return "it is not known to compute in floats"
+    if any(graphs.is_constant(tensor) and 0 in (graphs.shape_of(tensor) or ()) for tensor in node.inputs):
+        return "one of its constants is empty"
     ranks = [None if (shape := graphs.shape_of(tensor)) is None else len(shape) for tensor in node.inputs]
     return parse(str(node.attrs.get("equation", "")), ranks)
 
@@ -133,9 +135,10 @@ def _product(writer: Writer, left: _Operand, right: _Operand, result: Labels, *,
 
 
 def _unlike(left: _Operand, right: _Operand, names: Sequence[str]) -> str:
+    """The first axis that is, or may be, repeated along the other operand, as Einsum does and a product does not."""
     ours, theirs = left.sizes(), right.sizes()
     return next(
-        (name for name in names if ours.get(name, 0) != theirs.get(name, 0) and name in ours.keys() & theirs), ""
+        (name for name in names if ours.get(name) != theirs.get(name) and 1 in (ours.get(name), theirs.get(name))), ""
     )
 
 

@@ -13,7 +13,7 @@ Source: ONNX operator specification, default activations.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
@@ -94,6 +94,9 @@ def _steps(node: gs.Node) -> int | None:
     return steps if isinstance(steps, int) else None
 
 
+States = Sequence[gs.Tensor | None]  # hidden, and of an LSTM the cell's; None is zero
+
+
 class _Cell(NamedTuple):
     """One direction of a layer.
 
@@ -130,9 +133,10 @@ def _write(graph: gs.Graph, node: gs.Node, names: Names) -> None:
     last: list[list[gs.Tensor]] = []
     for way, back in enumerate(backwards):
         states = [
-            write.squeeze(write.add("Slice", [node.inputs[index], *_range(write, way)]), [0])
+            None
+            if not graphs.is_present(node, index)
+            else write.squeeze(write.add("Slice", [node.inputs[index], *_range(write, way)]), [0])
             for index in (5, 6)[: 2 if node.op == "LSTM" else 1]
-            if graphs.is_present(node, index)
         ]
         hidden, ends = _run(write, node, _cell(node, way), steps, back, states)
         all_steps.append(hidden)
@@ -153,72 +157,69 @@ def _range(write: Writer, way: int) -> list[gs.Tensor]:
 
 
 def _run(
-    write: Writer, node: gs.Node, cell: _Cell, steps: int, back: bool, states: list[gs.Tensor]
+    write: Writer, node: gs.Node, cell: _Cell, steps: int, back: bool, states: States
 ) -> tuple[list[gs.Tensor], list[gs.Tensor]]:
     """All steps of one direction: the hidden state behind each, in the order of the data, and the last states."""
     product = write.matmul(node.inputs[0], write.constant("W", cell.weight), name=write.fresh("input"))
     inputs = write.add("Add", [product, write.constant("B", cell.bias)])
     recurrent, one_step = write.constant("R", cell.recurrent), _STEPS[node.op]
     hidden: list[gs.Tensor] = [inputs] * steps
+    last: list[gs.Tensor] = []
     for step in reversed(range(steps)) if back else range(steps):
         gates = write.add("Gather", [inputs, write.constant("step", np.array(step))], axis=0)
-        states = one_step(write, gates, recurrent, cell, states)
-        hidden[step] = states[0]
-    return hidden, states
+        last = one_step(write, gates, recurrent, cell, last or states)
+        hidden[step] = last[0]
+    return hidden, last
 
 
-def _of_state(write: Writer, states: list[gs.Tensor], recurrent: gs.Tensor) -> gs.Tensor | None:
-    return write.matmul(states[0], recurrent, name=write.fresh("state/round")) if states else None
+def _of_state(write: Writer, state: gs.Tensor | None, recurrent: gs.Tensor) -> gs.Tensor | None:
+    return None if state is None else write.matmul(state, recurrent, name=write.fresh("state/round"))
 
 
 def _with(write: Writer, gates: gs.Tensor, more: gs.Tensor | None) -> gs.Tensor:
     return gates if more is None else write.add("Add", [gates, more])
 
 
-def _lstm(
-    write: Writer, gates: gs.Tensor, recurrent: gs.Tensor, cell: _Cell, states: list[gs.Tensor]
-) -> list[gs.Tensor]:
+def _lstm(write: Writer, gates: gs.Tensor, recurrent: gs.Tensor, cell: _Cell, states: States) -> list[gs.Tensor]:
     width = cell.recurrent.shape[0]
-    whole = _with(write, gates, _of_state(write, states, recurrent))
+    hidden, kept = states
+    whole = _with(write, gates, _of_state(write, hidden, recurrent))
     i, o, f, g = write.split(whole, 1, [width] * 4)
     new = write.add("Mul", [write.add("Sigmoid", [i]), write.add("Tanh", [g])])
-    if len(states) > 1:
-        new = write.add("Add", [write.add("Mul", [write.add("Sigmoid", [f]), states[1]]), new])
+    if kept is not None:
+        new = write.add("Add", [write.add("Mul", [write.add("Sigmoid", [f]), kept]), new])
     return [write.add("Mul", [write.add("Sigmoid", [o]), write.add("Tanh", [new])]), new]
 
 
-def _gru(
-    write: Writer, gates: gs.Tensor, recurrent: gs.Tensor, cell: _Cell, states: list[gs.Tensor]
-) -> list[gs.Tensor]:
+def _gru(write: Writer, gates: gs.Tensor, recurrent: gs.Tensor, cell: _Cell, states: States) -> list[gs.Tensor]:
     width = cell.recurrent.shape[0]
+    (hidden,) = states
     of_gates, of_candidate = write.split(gates, 1, [2 * width, width])
     if cell.inner is not None:  # the product with the whole state stands in front of the reset gate
-        product = _of_state(write, states, recurrent)
+        product = _of_state(write, hidden, recurrent)
         given = [None, None] if product is None else write.split(product, 1, [2 * width, width])
         z, r = write.split(write.add("Sigmoid", [_with(write, of_gates, given[0])]), 1, [width] * 2)
         inner: gs.Tensor = write.constant("inner", cell.inner)
         inner = inner if given[1] is None else write.add("Add", [given[1], inner])
         of_candidate = write.add("Add", [of_candidate, write.add("Mul", [r, inner])])
     else:
-        front = write.constant("R_gates", cell.recurrent[:, : 2 * width]) if states else recurrent
-        of_gates = _with(write, of_gates, _of_state(write, states, front))
+        front = write.constant("R_gates", cell.recurrent[:, : 2 * width]) if hidden is not None else recurrent
+        of_gates = _with(write, of_gates, _of_state(write, hidden, front))
         z, r = write.split(write.add("Sigmoid", [of_gates]), 1, [width] * 2)
-        if states:
+        if hidden is not None:
             behind = write.constant("R_candidate", cell.recurrent[:, 2 * width :])
-            left = write.add("Mul", [r, states[0]])
-            of_candidate = _with(write, of_candidate, _of_state(write, [left], behind))
+            left = write.add("Mul", [r, hidden])
+            of_candidate = _with(write, of_candidate, _of_state(write, left, behind))
     candidate = write.add("Tanh", [of_candidate])
-    if not states:
+    if hidden is None:
         return [write.add("Sub", [candidate, write.add("Mul", [z, candidate])])]
     # (1 - z)·g + z·h
-    return [write.add("Add", [candidate, write.add("Mul", [z, write.add("Sub", [states[0], candidate])])])]
+    return [write.add("Add", [candidate, write.add("Mul", [z, write.add("Sub", [hidden, candidate])])])]
 
 
-def _rnn(
-    write: Writer, gates: gs.Tensor, recurrent: gs.Tensor, cell: _Cell, states: list[gs.Tensor]
-) -> list[gs.Tensor]:
-    return [write.add("Tanh", [_with(write, gates, _of_state(write, states, recurrent))])]
+def _rnn(write: Writer, gates: gs.Tensor, recurrent: gs.Tensor, cell: _Cell, states: States) -> list[gs.Tensor]:
+    return [write.add("Tanh", [_with(write, gates, _of_state(write, states[0], recurrent))])]
 
 
-_Step = Callable[[Writer, gs.Tensor, gs.Tensor, _Cell, list[gs.Tensor]], list[gs.Tensor]]
+_Step = Callable[[Writer, gs.Tensor, gs.Tensor, _Cell, States], list[gs.Tensor]]
 _STEPS: Final[dict[str, _Step]] = {"LSTM": _lstm, "GRU": _gru, "RNN": _rnn}

@@ -43,7 +43,18 @@ def test_a_shared_weight_keeps_its_other_reader() -> None:
 
 def test_a_bias_times_nothing_goes() -> None:
     graph, _ = check(PlainGemm(), _gemm("x w c", {"beta": 0.0}), ops=["Gemm"])
-    assert not graph.nodes[0].inputs[2].name
+    assert [tensor.name for tensor in graph.nodes[0].inputs] == ["x", "w"]
+
+
+def test_a_bias_that_must_be_there_is_zero_instead() -> None:
+    proto = model(("Gemm", "x w c", "y", {"beta": 0.0}), inputs={"x": (3, 4)}, opset=9, weights={"w": W, "c": C})
+    graph, _ = check(PlainGemm(), proto, ops=["Gemm"])
+    assert not graph.nodes[0].inputs[2].values.any()
+
+
+def test_a_bias_may_be_one_number() -> None:
+    graph, _ = check(PlainGemm(), _gemm("x w c", {"beta": 0.5}, c=np.array(3, np.float32)), ops=["Gemm"])
+    assert graph.nodes[0].inputs[2].values == 1.5
 
 
 def test_a_computed_bias_is_multiplied_in_front() -> None:

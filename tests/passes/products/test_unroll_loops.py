@@ -99,6 +99,13 @@ def test_the_number_of_the_round_is_a_constant() -> None:
     check(UnrollLoops(), _loop(nodes, {"h": ("n", 6)}, ("go", "new", "o"), ws=stacked), tolerance=2e-6)
 
 
+def test_a_body_may_give_the_number_of_the_round_an_axis() -> None:
+    nodes = [*ROUND[:3], ("Cast", "i", "f", {"to": TensorProto.FLOAT}), ("Identity", "f", "o")]
+    proto = _loop(nodes, {"i": (np.int64, (1,)), "h": ("n", 6)}, ("go", "new", "o"))
+    proto.graph.output[1].CopyFrom(helper.make_tensor_value_info("ys", TensorProto.FLOAT, (4, 1)))
+    check(UnrollLoops(), proto, tolerance=2e-6)
+
+
 def test_a_loop_that_may_end_early_stays() -> None:
     nodes = [("ReduceSum", "h", "t", {"keepdims": 0}), ("Less", "t limit", "go"), *ROUND[1:]]
     proto = _loop(nodes, {"h": ("n", 6)}, ("go", "new", "o"), limit=np.float32(9))

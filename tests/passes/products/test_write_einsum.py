@@ -166,5 +166,13 @@ def test_an_axis_of_one_against_several_stays() -> None:
     check_skipped(WriteEinsum(), _with_constant("abc,cd->abd", ("n", 3, 1), (4, 5)), "size 1")
 
 
+def test_an_axis_of_one_against_an_open_one_stays() -> None:
+    check_skipped(WriteEinsum(), _with_constant("abc,cd->abd", ("n", 3, "c"), (1, 5)), "size 1")
+
+
+def test_an_empty_constant_stays() -> None:
+    check_skipped(WriteEinsum(), _with_constant("abc,cde->abde", ("n", 3, 4), (4, 0, 5)), "empty")
+
+
 def test_other_operators_are_not_looked_at() -> None:
     check_untouched(WriteEinsum(), model(("MatMul", "x w", "y"), inputs={"x": (2, 4)}, weights={"w": _weight(4, 5)}))

@@ -40,6 +40,8 @@ def _layer(
     [
         pytest.param("LSTM", "y", "x w r b", id="LSTM"),
         pytest.param("LSTM", "y yh yc", "x w r b _ h c", id="LSTM with states"),
+        pytest.param("LSTM", "y yh yc", "x w r b _ _ c", id="LSTM with a cell and no hidden state"),
+        pytest.param("LSTM", "y yh yc", "x w r b _ h", id="LSTM with a hidden state and no cell"),
         pytest.param("LSTM", "_ yh", "x w r", id="LSTM, the last step of no bias"),
         pytest.param("GRU", "y yh", "x w r b", id="GRU"),
         pytest.param("GRU", "y yh", "x w r b _ h", id="GRU with a state"),
