@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import ClassVar
 
 import onnx_graphsurgeon as gs
@@ -63,6 +64,7 @@ class _Merger:
     pairs: Pairs = field(init=False)
     wanted: dict[Key, Becomes] = field(init=False, default_factory=dict)
     _others: set[int] = field(init=False, default_factory=set)
+    _around: tuple[dict[int, Key], dict[int, Key]] = field(init=False, default_factory=lambda: ({}, {}))
 
     def __post_init__(self) -> None:
         """Looks at all results, and keeps the pairs that are needed for them."""
@@ -87,7 +89,10 @@ class _Merger:
                 continue
             self.wanted[key] = self.pairs.ways[key]
             read = self.pairs.reads(a, b) or []
-            if self.wanted[key] is not Becomes.MERGED:  # such as a Reshape to two sizes: what it moves may be one thing
+            if self.wanted[key] is Becomes.MERGED:
+                for side, made in enumerate(self._around):
+                    made[key[side]] = key
+            else:  # such as a Reshape to two sizes: what it moves may be one thing
                 read = [(x, y) for x, y in read if self.pairs.ways[id(x), id(y)] is Becomes.MERGED]
             waiting += read
 
@@ -149,7 +154,7 @@ class _Merger:
 
     def _merged(self, side: int) -> dict[int, Key]:
         """The pair that a tensor of a branch is computed by around the If."""
-        return {key[side]: key for key in self._of(Becomes.MERGED)}
+        return self._around[side]
 
     def _needed(self, tensor: gs.Tensor, made: dict[int, tuple[gs.Node, int]], side: int) -> list[gs.Node]:
         """The nodes of a branch that compute a tensor out of what is around it."""
@@ -178,12 +183,18 @@ class _Merger:
                     inside = self._needed(end, made, side)
                     read = {id(t) for node in inside for t in node.inputs} | {id(end)}
                     needs[key] |= {around[side][one] for one in read if one in around[side]}
-        done: set[Key] = {key for key in self.wanted if key not in needs}
-        waiting = set(needs)
-        while ready := {key for key in waiting if needs[key] <= done}:
-            done |= ready
-            waiting -= ready
-        return bool(waiting)
+        readers: dict[Key, list[Key]] = {}
+        for key, needed in needs.items():
+            for one in needed:
+                readers.setdefault(one, []).append(key)
+        missing = {key: len(needed) for key, needed in needs.items()}
+        ready = [key for key in self.wanted if not missing.get(key)]
+        for key in ready:  # grows meanwhile
+            for reader in readers.get(key, ()):
+                missing[reader] -= 1
+                if not missing[reader]:
+                    ready.append(reader)
+        return any(missing.values())
 
     def apply(self) -> int:
         """Rewrites the graph. The number of Ifs that are left."""
@@ -233,6 +244,14 @@ class _Merger:
                 first.op, self.names.fresh(f"{first.name}/merged"), dict(first.attrs), reads, writes, first.domain
             )
 
+    @cached_property
+    def _empty(self) -> list[gs.Graph]:
+        """The branches without what is in them."""
+        empty = [branch.copy() for branch in self._branches()]
+        for one in empty:
+            one.nodes[:], one.outputs[:] = [], []
+        return empty
+
     def _choice(self, key: Key, condition: gs.Tensor, around: dict[Key, gs.Tensor]) -> gs.Node:
         """An If that gives one of two tensors."""
         bodies = {}
@@ -243,8 +262,7 @@ class _Merger:
     def _body(
         self, end: gs.Tensor, made: dict[int, tuple[gs.Node, int]], side: int, around: dict[Key, gs.Tensor]
     ) -> gs.Graph:
-        body: gs.Graph = self._branches()[side].copy()
-        body.nodes[:], body.outputs[:] = [], []
+        body: gs.Graph = self._empty[side].copy()
         inside = self._needed(end, made, side)
         outside = {one: around[key] for one, key in self._merged(side).items() if key in around}
         order = {id(node): place for place, node in enumerate(self._branches()[side].nodes)}
