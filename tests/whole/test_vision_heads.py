@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LEAST_DB, LEAST_SHARE = 25.0, 0.85
-# A score follows its logit exponentially far from 0.5, and nearly all of the power is in a few of them: where the logits
-# have 32 dB, scores have 24 dB on what is held out, and 17 to 20 dB on other pictures, short of what is asked of the rest
+# A score follows its logit exponentially far from 0.5, and nearly all of the power is in a few of them: where the
+# logits have 32 dB, scores have 24 dB on what is held out and 17 to 20 dB on other pictures, short of all the rest
 LOWER_DB = {"output0[:, 4:8]": 15.0, "output0[4:8]": 15.0}
 CHOICES = ("classes",)  # outputs that are no numbers
 
