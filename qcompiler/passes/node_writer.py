@@ -51,17 +51,22 @@ class NodeWriter:
         outputs: int,
         *,
         dtype: np.dtype[Any] | None = None,
+        name: str = "",
         **attrs: Any,
     ) -> list[gs.Tensor]:
-        """One more node with several outputs."""
+        """One more node with several outputs; it is called `name`, which must be new, where that is given."""
         base = f"{self.node.name}/{what}"
         made = [gs.Variable(self.names.fresh(base), dtype or self.dtype) for _ in range(outputs)]
-        self.nodes.append(gs.Node(op, self.names.fresh(f"{base}/{op}"), attrs, list(inputs), list(made)))
+        self.nodes.append(gs.Node(op, name or self.names.fresh(f"{base}/{op}"), attrs, list(inputs), list(made)))
         return list(made)
+
+    def fresh(self, what: str) -> str:
+        """A new name of the same origin."""
+        return self.names.fresh(f"{self.node.name}/{what}")
 
     def constant(self, what: str, values: Array) -> gs.Constant:
         """A constant of its own."""
-        return edit.add_constant(self.names.fresh(f"{self.node.name}/{what}"), values)
+        return edit.add_constant(self.fresh(what), values)
 
     def number(self, what: str, value: float) -> gs.Constant:
         """A scalar of the type that is computed in."""
@@ -107,17 +112,32 @@ class NodeWriter:
         if missing:
             raise InternalError(f"node '{self.node.name}' ({self.node.op}) is written out without {missing}")
         edit.remove_node(self.graph, self.node)
+        given: dict[int, gs.Tensor] = {}  # what stands for several outputs is the first of them, and copied for others
         for index, made in self._results.items():
+            if id(made) in given:
+                self._copy(given[id(made)], outputs[index])
+                continue
             self._hand_on(made, outputs[index])
+            given[id(made)] = outputs[index]
         edit.insert_at(self.graph, at, self.nodes)
         return len(self.nodes)
+
+    def discard(self) -> None:
+        """Takes back what was made: the node stays, and nothing else reads its inputs on its behalf."""
+        for made in self.nodes:
+            edit.detach(made)
+        self.nodes.clear()
+        self._results.clear()
 
     def _hand_on(self, made: gs.Tensor, output: gs.Tensor) -> None:
         """Makes what writes `made` write `output` in its place, or lets an Identity copy what is not ours."""
         maker = next((one for one in self.nodes if any(tensor is made for tensor in one.outputs)), None)
         if maker is None:
-            self.nodes.append(gs.Node("Identity", self.names.fresh(f"{output.name}/Identity"), {}, [made], [output]))
+            self._copy(made, output)
             return
         edit.set_output(maker, next(i for i, tensor in enumerate(maker.outputs) if tensor is made), output)
         for reader, index in graphs.consumers(made):
             edit.set_input(reader, index, output)
+
+    def _copy(self, tensor: gs.Tensor, output: gs.Tensor) -> None:
+        self.nodes.append(gs.Node("Identity", self.names.fresh(f"{output.name}/Identity"), {}, [tensor], [output]))

@@ -56,3 +56,29 @@ def test_an_input_that_is_left_out() -> None:
     assert w.read(1) is None
     with pytest.raises(InternalError, match="no input 1"):
         w.reads(1)
+
+
+def test_what_stands_for_two_outputs_is_copied_for_the_second() -> None:
+    w = writer()
+    both = w.op("Exp", "both", [w.reads(0)])
+    w.result(0, both)
+    w.result(1, both)
+    assert w.finish() == 2
+    assert [node.op for node in w.graph.nodes] == ["Relu", "Exp", "Identity", "Neg"]
+    assert w.graph.nodes[2].inputs[0] is w.graph.nodes[1].outputs[0]
+    assert [node.outputs[0].name for node in w.graph.nodes] == ["a", "left", "right", "y"]
+
+
+def test_a_node_may_be_called_like_the_one_it_stands_for() -> None:
+    w = writer()
+    w.ops("Neg", "negative", [w.reads(0)], 1, name=w.node.name)
+    assert [node.name for node in w.nodes] == [w.node.name]
+
+
+def test_what_is_discarded_reads_nothing_any_more() -> None:
+    w = writer()
+    source = w.reads(0)
+    w.op("Neg", "again", [w.op("Exp", "first", [source])])
+    w.discard()
+    assert [node.op for node in source.outputs] == ["Split"]
+    assert not w.nodes

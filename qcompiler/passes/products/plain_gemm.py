@@ -96,7 +96,7 @@ def _turn_left(graph: gs.Graph, node: gs.Node, names: Names) -> list[str]:
 
 def _as_product(graph: gs.Graph, node: gs.Node, names: Names) -> list[str]:
     """Gemm(W, x, c) with its matrix on the right."""
-    writer, attrs = Writer(names, node), node.attrs
+    writer, attrs = Writer(graph, node, names), node.attrs
     w, x = graphs.values_of(node.inputs[0]), node.inputs[1]
     alpha, beta = float(attrs.get("alpha", 1.0)), float(attrs.get("beta", 1.0))
     w = w if attrs.get("transA", 0) else w.T
@@ -108,5 +108,5 @@ def _as_product(graph: gs.Graph, node: gs.Node, names: Names) -> list[str]:
         if beta != 1.0:
             bias = writer.add("Mul", [bias, writer.constant("beta", np.array(beta, w.dtype))])
         result = writer.add("Add", [result, bias])
-    writer.finish(graph, result)
+    writer.replace(result)
     return ["its matrix came to the right"]

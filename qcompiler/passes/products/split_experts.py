@@ -94,13 +94,13 @@ def _how(node: gs.Node, shape: tuple[int | str | None, ...]) -> str:
 
 def _split(graph: gs.Graph, node: gs.Node, shape: tuple[int | str | None, ...], names: Names) -> int:
     """Replaces a product of a stack; returns how many there are now."""
-    writer, stack = Writer(names, node), _stack(node)
+    writer, stack = Writer(graph, node, names), _stack(node)
     values = graphs.values_of(node.inputs[1])
     rank = max(len(shape), values.ndim)
     x = writer.unsqueeze(node.inputs[0], list(range(rank - len(shape))))
     sizes = (1,) * (rank - len(shape)) + tuple(shape)
     made = _products(writer, x, sizes, values, rank - values.ndim, math.prod(stack) == 1)
-    writer.finish(graph, made)
+    writer.replace(made)
     return math.prod(stack)
 
 
@@ -129,8 +129,8 @@ def _factors(values: NDArray[np.float32]) -> NDArray[np.float32] | None:
 
 
 def _equalize(graph: gs.Graph, node: gs.Node, factors: NDArray[np.float32], names: Names) -> None:
-    writer, values = Writer(names, node), graphs.values_of(node.inputs[1])
+    writer, values = Writer(graph, node, names), graphs.values_of(node.inputs[1])
     weight = writer.constant("weight", (values / factors).astype(values.dtype))
     product = writer.matmul(node.inputs[0], weight)
     product.shape = node.outputs[0].shape
-    writer.finish(graph, writer.add("Mul", [product, writer.constant("ranges", factors)]))
+    writer.replace(writer.add("Mul", [product, writer.constant("ranges", factors)]))

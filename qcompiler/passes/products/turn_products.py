@@ -52,14 +52,14 @@ def _is_left(node: gs.Node) -> bool:
 
 
 def _turn(graph: gs.Graph, node: gs.Node, rank: int, names: Names) -> None:
-    writer, values = Writer(names, node), graphs.values_of(node.inputs[0])
+    writer, values = Writer(graph, node, names), graphs.values_of(node.inputs[0])
     weight = writer.constant("weight", values.swapaxes(-1, -2))
     x = node.inputs[1]
     if rank == 1:
-        writer.finish(graph, writer.matmul(x, weight))
+        writer.replace(writer.matmul(x, weight))
         return
     product = writer.matmul(writer.transpose(x, _swapped(rank)), weight)
-    writer.finish(graph, writer.transpose(product, _swapped(max(rank, values.ndim))))
+    writer.replace(writer.transpose(product, _swapped(max(rank, values.ndim))))
 
 
 def _swapped(rank: int) -> list[int]:

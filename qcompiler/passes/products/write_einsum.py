@@ -23,7 +23,7 @@ from qcompiler.ir import graph as graphs
 from qcompiler.ir.names import Names
 from qcompiler.passes.base import Changed, Fact, Note, Pass, Skipped
 from qcompiler.passes.products._equation import Equation, Labels, parse
-from qcompiler.passes.products._writer import AXES_ARE_INPUTS, Writer
+from qcompiler.passes.products._writer import AXES_ARE_INPUTS, SIZES_ARE_READ, Writer
 from qcompiler.runtime import shapes
 
 
@@ -79,7 +79,7 @@ def _readable(node: gs.Node, opset: int) -> Equation | str:
 
 def _write(graph: gs.Graph, node: gs.Node, equation: Equation, names: Names) -> str:
     """Replaces an Einsum; returns why it stays where it does."""
-    writer = Writer(names, node)
+    writer = Writer(graph, node, names)
     operands = [_Operand(tensor, labels) for tensor, labels in zip(node.inputs, equation.operands, strict=True)]
     done = operands[0]
     for index, other in enumerate(operands[1:], start=1):
@@ -88,10 +88,11 @@ def _write(graph: gs.Graph, node: gs.Node, equation: Equation, names: Names) -> 
         result = equation.result if index == len(operands) - 1 else _any_order(done, other, later)
         found = _product(writer, done, other, result, last=index == len(operands) - 1)
         if isinstance(found, str):
+            writer.discard()
             return found
         done = found
     done = _sorted(writer, _without(writer, done, set(equation.result)), equation.result)
-    writer.finish(graph, done.tensor)
+    writer.replace(done.tensor)
     return ""
 
 
@@ -131,6 +132,9 @@ def _product(writer: Writer, left: _Operand, right: _Operand, result: Labels, *,
     unlike = _unlike(left, right, depth if len(rows) < 2 and len(columns) < 2 else [*depth, *stack])
     if unlike:
         return f"axis '{unlike}' has size 1 in one operand alone"
+    opset = int(writer.graph.opset)
+    if opset < SIZES_ARE_READ and len(depth) > 1 and not {*left.sizes(), *right.sizes()}.issuperset(depth):
+        return f"it sums over several axes of open sizes, which opset {opset} does not join where one may be empty"
     return _matrices(writer, left, right, _Axes(stack, rows, columns, depth), "" if last else "inner")
 
 
@@ -172,11 +176,15 @@ def _matrices(writer: Writer, left: _Operand, right: _Operand, axes: _Axes, what
     if vector:
         a = writer.unsqueeze(a, [len(lead)])
     b = _right(writer, right, axes)
+    # one column: for each matrix of a stack, or where the depth may be 0, by which ONNX Runtime multiplies no vector
+    column = not columns and (bool(stack) or not {*left.sizes(), *right.sizes()}.issuperset(depth))
+    if column:
+        b = writer.unsqueeze(b, [len(stack) + 1])
     name = "" if not what else writer.fresh(what)
     product = writer.matmul(a, b, name=name)
     if vector:
         product = writer.squeeze(product, [len(lead)])
-    if stack and not columns:
+    if column:
         product = writer.squeeze(product, [len(lead)])
     if len(columns) > 1:
         product = writer.reshape(product, [0] * len(lead) + [right.sizes()[one] for one in columns])
@@ -184,7 +192,7 @@ def _matrices(writer: Writer, left: _Operand, right: _Operand, axes: _Axes, what
 
 
 def _right(writer: Writer, right: _Operand, axes: _Axes) -> gs.Tensor:
-    """[stack.., depth, columns]: several columns only of constants; [depth] where there is neither."""
+    """[stack.., depth, columns]: several columns only of constants, and no last axis where there is none."""
     stack, _, columns, depth = axes
     sizes = right.sizes()
     if right.constant or len(depth) == 1:
@@ -196,7 +204,7 @@ def _right(writer: Writer, right: _Operand, axes: _Axes) -> gs.Tensor:
         moved = _joined(writer, _sorted(writer, right, [*stack, *columns, *depth]), len(stack + columns), depth, right)
         count = len(stack) + len(columns) + 1
         moved = writer.transpose(moved, [*range(count - 2), count - 1, count - 2]) if columns else moved
-    return writer.unsqueeze(moved, [len(stack) + 1]) if stack and not columns else moved
+    return moved
 
 
 def _joined(writer: Writer, operand: _Operand, kept: int, depth: list[str], other: _Operand) -> gs.Tensor:
@@ -204,5 +212,9 @@ def _joined(writer: Writer, operand: _Operand, kept: int, depth: list[str], othe
     if len(depth) < 2:
         return operand.tensor
     sizes = {**operand.sizes(), **other.sizes()}
-    known = math.prod(sizes[one] for one in depth) if all(one in sizes for one in depth) else -1
-    return writer.reshape(operand.tensor, [0] * kept + [known])
+    if all(one in sizes for one in depth):
+        return writer.reshape(operand.tensor, [0] * kept + [math.prod(sizes[one] for one in depth)])
+    if all(operand.sizes().get(one) for one in operand.labels[:kept]):
+        return writer.reshape(operand.tensor, [0] * kept + [-1])
+    # what -1 stands for is not known to ONNX Runtime where an axis in front is empty
+    return writer.flatten(operand.tensor, kept, len(operand.labels))

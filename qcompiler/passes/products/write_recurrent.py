@@ -125,7 +125,7 @@ def _cell(node: gs.Node, way: int) -> _Cell:
 
 
 def _write(graph: gs.Graph, node: gs.Node, names: Names) -> None:
-    write = Writer(names, node)
+    write = Writer(graph, node, names)
     steps = _steps(node) or 0
     direction = node.attrs.get("direction", "forward")
     backwards = {"forward": [False], "reverse": [True], "bidirectional": [False, True]}[direction]
@@ -141,14 +141,14 @@ def _write(graph: gs.Graph, node: gs.Node, names: Names) -> None:
         hidden, ends = _run(write, node, _cell(node, way), steps, back, states)
         all_steps.append(hidden)
         last.append(ends)
-    made: list[gs.Tensor | None] = [None, None, None]
-    if node.outputs[0].name:
+    if write.wants(0):
         ways = [write.add("Concat", [write.unsqueeze(one, [0]) for one in hidden], axis=0) for hidden in all_steps]
-        made[0] = write.add("Concat", [write.unsqueeze(one, [1]) for one in ways], axis=1)
-    for index, output in enumerate(node.outputs[1:], start=1):
-        if output.name:
-            made[index] = write.add("Concat", [write.unsqueeze(ends[index - 1], [0]) for ends in last], axis=0)
-    write.finish_all(graph, made[: len(node.outputs)])
+        write.result(0, write.add("Concat", [write.unsqueeze(one, [1]) for one in ways], axis=1))
+    for index in (1, 2):
+        if write.wants(index):
+            ends = [write.unsqueeze(states[index - 1], [0]) for states in last]
+            write.result(index, write.add("Concat", ends, axis=0))
+    write.finish()
 
 
 def _range(write: Writer, way: int) -> list[gs.Tensor]:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from qcompiler.passes.products.write_einsum import WriteEinsum
-from tests.kit.rewrite import check, check_skipped, check_untouched, model
+from qcompiler.runtime.session import Session
+from tests.kit.rewrite import check, check_skipped, check_untouched, model, to_graph
 
 RANDOM = np.random.default_rng(5)
 
@@ -94,6 +95,49 @@ def test_the_product_keeps_the_name_of_the_node() -> None:
 def test_two_computed_operands(equation: str, a: tuple[Any, ...], b: tuple[Any, ...]) -> None:
     graph, _ = check(WriteEinsum(), _of_two(equation, a, b), tolerance=2e-6)
     assert all(node.op != "Einsum" for node in graph.nodes)
+
+
+@pytest.mark.parametrize(
+    ("equation", "a", "b"),
+    [
+        pytest.param("deB,ecB", ("d", "e", "B"), ("e", "c", "B"), id="no arrow"),
+        pytest.param("bhwc,bhwd->bcd", ("b", "h", "w", "c"), ("b", "h", "w", "d"), id="attention over an image"),
+        pytest.param("bhwc,hwd->bcd", ("b", "h", "w", "c"), ("h", "w", "d"), id="two axes of one"),
+        pytest.param("hwc,hw->c", ("h", "w", "c"), ("h", "w"), id="one column"),
+        pytest.param("mk,k->m", ("m", "k"), ("k",), id="a vector"),
+        pytest.param("k,k->", ("k",), ("k",), id="a number of one axis"),
+        pytest.param("hw,hw->", ("h", "w"), ("h", "w"), id="a number"),
+    ],
+)
+def test_any_axis_may_be_empty(equation: str, a: tuple[str, ...], b: tuple[str, ...]) -> None:
+    graph = to_graph(_of_two(equation, a, b))
+    assert WriteEinsum()(graph).changed == 1
+    session, names = Session(graph), list(dict.fromkeys((*a, *b)))
+    for empty in ("", *names):  # numpy says what is right: ONNX Runtime's Einsum ends the process on some of them
+        sizes = {name: 0 if name == empty else 2 + i for i, name in enumerate(names)}
+        feeds = {key: _weight(*(sizes[one] for one in axes)) for key, axes in (("a", a), ("b", b))}
+        # without an arrow numpy sorts the letters of the result in ASCII order, as here: 'cd'
+        want = np.einsum(equation, feeds["a"], feeds["b"])
+        got = session.run(feeds)["y"]
+        assert got.shape == want.shape, empty
+        assert np.allclose(got, want, atol=1e-5), empty
+
+
+def test_several_open_axes_stay_in_an_old_opset() -> None:
+    proto = model(
+        ("Einsum", "a b", "y", {"equation": "hwc,hwd->cd"}),
+        inputs={"a": ("h", "w", "c"), "b": ("h", "w", "d")},
+        opset=13,
+    )
+    check_skipped(WriteEinsum(), proto, "opset 13")
+
+
+def test_an_einsum_that_stays_leaves_nothing_behind() -> None:
+    inputs = {"x": ("a", "b", 3), "v": (3, 4), "w": ("c", "d", 4)}
+    proto = model(("Einsum", "x v w", "y", {"equation": "abk,kl,cdl->abcd"}), inputs=inputs, opset=18)
+    graph = to_graph(proto)
+    assert not WriteEinsum()(graph).changed
+    assert all([node.op for node in tensor.outputs] == ["Einsum"] for tensor in graph.inputs)
 
 
 @pytest.mark.parametrize(
