@@ -5,7 +5,7 @@
 
 What is inside a body has no ranges and stays float; written out, its products are like all others. A scan over the
 layers of a model, as JAX writes it, becomes these layers. Left alone are bodies without such products, with graphs of
-their own, or that may end early, and what would become too large.
+their own, or that may end early, and what would become too large: alone, or with all that was written out before it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from qcompiler.ir import edit
 from qcompiler.ir import graph as graphs
 from qcompiler.ir.names import Names
 from qcompiler.passes.base import Changed, Fact, Note, Pass, Skipped
+from qcompiler.passes.products._budget import Budget
 from qcompiler.passes.products._writer import AXES_ARE_INPUTS
 from qcompiler.runtime import shapes
 
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _MOST_ROUNDS = 64
-_MOST_NODES = 4096
-_MOST_BYTES = 32 << 20  # of weights that all rounds share: each round stores them again
 
 
 class _Rounds(NamedTuple):
@@ -59,18 +58,17 @@ class UnrollLoops(Pass):
 
     def rewrite(self, graph: gs.Graph) -> Iterator[Note]:
         """Yields a note per Loop or Scan that multiplies, inner ones first."""
-        every = [(inner, node) for inner in graphs.graphs(graph) for node in inner.nodes]
-        found = [(inner, node) for inner, node in reversed(every) if graphs.is_op(node, "Loop", "Scan")]
+        found = [(inner, node) for inner, node in _inner_first(graph) if graphs.is_op(node, "Loop", "Scan")]
         if not found:
             return
         shapes.infer(graph)
-        names, done = Names(graph), False
+        names, done, budget = Names(graph), False, Budget()
         for inner, node in found:
             body = graphs.subgraphs(node)[0]
             if not _multiplies(body):
                 continue
             rounds = _loop(node, body) if node.op == "Loop" else _scan(node, body)
-            why = rounds if isinstance(rounds, str) else _refusal(body, rounds, int(graph.opset))
+            why = rounds if isinstance(rounds, str) else _refusal(body, rounds, int(graph.opset), budget)
             if isinstance(rounds, str) or why:
                 yield Skipped(node.name, f"{why}; its products stay float")
                 continue
@@ -81,24 +79,29 @@ class UnrollLoops(Pass):
             shapes.infer(graph)
 
 
+def _inner_first(graph: gs.Graph) -> Iterator[tuple[gs.Graph, gs.Node]]:
+    """All nodes with the graph that they stand in: in graph order, those of nested graphs in front of their owner."""
+    for node in graph.nodes:
+        for inner in graphs.subgraphs(node):
+            yield from _inner_first(inner)
+        yield graph, node
+
+
 def _multiplies(body: gs.Graph) -> bool:
     return any(graphs.is_linear(node) for node in body.nodes)
 
 
-def _refusal(body: gs.Graph, rounds: _Rounds, opset: int) -> str:
+def _refusal(body: gs.Graph, rounds: _Rounds, opset: int, budget: Budget) -> str:
+    """Why a loop is not written out; empty where it is, and has what it takes from the budget."""
     if any(graphs.subgraphs(node) for node in body.nodes):
         return "its body has bodies of its own"
     if opset < AXES_ARE_INPUTS:
         return f"opset {opset} has no axes as inputs"
     if rounds.times < 1 or rounds.times > _MOST_ROUNDS:
         return f"it has {rounds.times} rounds, and at most {_MOST_ROUNDS} are written out"
-    if rounds.times * len(body.nodes) > _MOST_NODES:
-        return f"{rounds.times} rounds of {len(body.nodes)} nodes are too many"
     weights = [tensor for node in body.nodes if graphs.is_linear(node) for tensor in node.inputs]
     size = sum(math.prod(one.shape) * 4 for one in weights if graphs.is_constant(one))
-    if size * rounds.times > _MOST_BYTES:
-        return f"{rounds.times} rounds would store {size} bytes of weights each"
-    return ""
+    return budget.take(rounds.times * len(body.nodes), rounds.times * size)  # each round stores its weights again
 
 
 def _loop(node: gs.Node, body: gs.Graph) -> _Rounds | str:

@@ -6,7 +6,8 @@
     RNN(x, W, R, B, h)      ⇒  h' = tanh(Xₜ + h·Rᵀ)
 
 TensorRT takes no quantized weights in a recurrent layer and computes it in FP32; written out its products are like all
-others. What has no state to begin with has no product in its first step.
+others. What has no state to begin with has no product in its first step. Layers are written out in their order, until
+the model has as many nodes and weights of theirs as it gets.
 
 Source: ONNX operator specification, default activations.
 """
@@ -24,6 +25,7 @@ from qcompiler.ir import graph as graphs
 from qcompiler.ir.names import Names
 from qcompiler.ir.operators import RECURRENT
 from qcompiler.passes.base import Changed, Fact, Note, Pass, Skipped
+from qcompiler.passes.products._budget import Budget
 from qcompiler.passes.products._writer import AXES_ARE_INPUTS, Writer
 from qcompiler.runtime import shapes
 
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 _MOST_STEPS = 64
-_MOST_BYTES = 32 << 20  # of the recurrent weights of all steps: each step stores its own
+_NODES: Final = {"LSTM": 14, "GRU": 15, "RNN": 5}  # of one step, at most
 _SMALLEST = 16  # channels: what is smaller than one INT8 tile is not quantized
 _PLAIN: Final = {
     "LSTM": ["Sigmoid", "Tanh", "Tanh"],
@@ -54,9 +56,9 @@ class WriteRecurrent(Pass):
         if not found:
             return
         shapes.infer(graph)
-        names = Names(graph)
+        names, budget = Names(graph), Budget()
         for node in found:
-            why = _refusal(node) if int(graph.opset) >= AXES_ARE_INPUTS else "its opset is too old"
+            why = _refusal(node, budget) if int(graph.opset) >= AXES_ARE_INPUTS else "its opset is too old"
             if why:
                 yield Skipped(node.name, f"{why}: it stays one operator, in floats")
                 continue
@@ -64,8 +66,8 @@ class WriteRecurrent(Pass):
             yield Changed(node.name, f"{node.op} written out")
 
 
-def _refusal(node: gs.Node) -> str:
-    """Why a recurrent layer is not written out."""
+def _refusal(node: gs.Node, budget: Budget) -> str:
+    """Why a recurrent layer is not written out; empty where it is, and has what it takes from the budget."""
     attrs = node.attrs
     ways = 2 if attrs.get("direction", "forward") == "bidirectional" else 1
     if list(attrs.get("activations", _PLAIN[node.op] * ways)) != _PLAIN[node.op] * ways:
@@ -84,8 +86,7 @@ def _refusal(node: gs.Node) -> str:
     w, r = (graphs.values_of(node.inputs[index]) for index in (1, 2))
     if min(w.shape[2], r.shape[2]) < _SMALLEST:
         return "its matrices are smaller than one INT8 tile"
-    size = steps * r.nbytes
-    return f"its steps would store {size} bytes of weights" if size > _MOST_BYTES else ""
+    return budget.take(ways * steps * _NODES[node.op], steps * r.nbytes)  # each step stores its recurrent weights
 
 
 def _steps(node: gs.Node) -> int | None:

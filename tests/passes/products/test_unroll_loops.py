@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from qcompiler.passes.base import Changed, Skipped
 from qcompiler.passes.products.unroll_loops import UnrollLoops
 from tests.kit.rewrite import check, check_skipped, check_untouched, graph_proto, model
 
@@ -118,6 +120,72 @@ def test_steps_of_an_open_number_stay() -> None:
 
 def test_many_steps_stay() -> None:
     check_skipped(UnrollLoops(), _scan((100, "n", 4)), "at most 64")
+
+
+def _scans(count: int, x: tuple[Any, ...], body: onnx.GraphProto, **weights: Any) -> onnx.ModelProto:
+    """So many scans, each over what the one before collected."""
+    chain = [f"x{index}" for index in range(count + 1)]
+    scans = [
+        ("Scan", f"h0 {a}", f"h{index + 1} {b}", {"body": body, "num_scan_inputs": 1})
+        for index, (a, b) in enumerate(itertools.pairwise(chain))
+    ]
+    width = x[-1]
+    return model(*scans, inputs={"h0": (1, width), "x0": x}, outputs=[chain[-1]], opset=18, weights=weights)
+
+
+def test_all_loops_of_a_model_share_its_nodes() -> None:
+    steps = [("MatMul", "h r", "t0"), *(("Neg", f"t{i}", f"t{i + 1}") for i in range(47)), ("Add", "t47 xt", "new")]
+    body = _cell([*steps, ("Tanh", "new", "o")], {"h": (1, 6), "xt": (1, 6)})  # 50 nodes
+    proto = _scans(4, (30, 1, 6), body, r=R / 4)
+    graph, report = check(UnrollLoops(), proto, tolerance=1e-5, settles=False)
+    assert sum(node.op == "Scan" for node in graph.nodes) == 2
+    why = "it would become 1500 nodes, and 1096 of the 4096 that one model gets are left; its products stay float"
+    assert [note.text for note in report.notes] == ["30 rounds written out"] * 2 + [why] * 2
+    assert [node.inputs[1].name for node in graph.nodes if node.op == "Scan"] == ["x2", "x3"]  # the last ones
+
+
+def test_all_loops_of_a_model_share_its_bytes() -> None:
+    wide = RANDOM.standard_normal((512, 512)).astype(np.float32) / 512  # 1 MiB, in each of 20 rounds
+    nodes = [("MatMul", "h r", "b"), ("Add", "b xt", "new"), ("Tanh", "new", "o")]
+    body = _cell(nodes, {"h": (1, 512), "xt": (1, 512)})
+    graph, report = check(UnrollLoops(), _scans(2, (20, 1, 512), body, r=wide), tolerance=1e-5, settles=False)
+    assert sum(node.op == "Scan" for node in graph.nodes) == 1
+    assert "20971520 bytes of weights, and 12582912 of the 33554432" in report.notes[1].text
+
+
+def test_a_loop_that_is_too_large_leaves_what_there_is_to_others() -> None:
+    long = [("MatMul", "h r", "t0"), *(("Neg", f"t{i}", f"t{i + 1}") for i in range(99)), ("Add", "t99 xt", "new")]
+    large, small = (
+        _cell([*nodes, ("Tanh", "new", "o")], {"h": (1, 6), "xt": (1, 6)})
+        for nodes in (long, [("MatMul", "h r", "b"), ("Add", "b xt", "new")])
+    )
+    proto = model(
+        ("Scan", "h0 x", "h1 ys", {"body": large, "num_scan_inputs": 1}),
+        ("Scan", "h0 ys", "h2 y", {"body": small, "num_scan_inputs": 1}),
+        inputs={"h0": (1, 6), "x": (50, 1, 6)},
+        opset=18,
+        weights={"r": R / 4},
+    )
+    _, report = check(UnrollLoops(), proto, tolerance=1e-5)
+    assert [type(note) for note in report.notes] == [Skipped, Changed]
+
+
+def test_a_loop_inside_another_is_written_out_before_it() -> None:
+    inner = _cell(
+        [("MatMul", "g r", "s"), ("Add", "s gt", "g1"), ("Tanh", "g1", "p")], {"g": (1, 6), "gt": (1, 6)}, ("g1", "p")
+    )
+    nodes = [("Scan", "h seq", "new o", {"body": inner, "num_scan_inputs": 1}), ("MatMul", "xt r", "z")]
+    body = _cell(nodes, {"h": (1, 6), "xt": (1, 6)}, ("new", "z"))
+    proto = model(
+        ("Scan", "h0 x", "y ys", {"body": body, "num_scan_inputs": 1}),
+        inputs={"h0": (1, 6), "x": (3, 1, 6), "seq": (2, 1, 6)},
+        outputs=("y", "ys"),
+        opset=18,
+        weights={"r": R / 4},
+    )
+    graph, report = check(UnrollLoops(), proto, tolerance=1e-5)
+    assert [note.text for note in report.notes] == ["2 rounds written out", "3 rounds written out"]
+    assert not any(node.op == "Scan" for node in graph.nodes)
 
 
 def test_a_body_without_products_is_not_looked_at() -> None:
