@@ -1,12 +1,13 @@
 """What people bring from Hugging Face: thirty architectures with random weights, each through `qcompiler compile`.
 
-    python -m benchmarks.architectures OUT [NAME ...] [--list] [--page FILE]
+    python -m benchmarks.architectures OUT [NAME ...] [--list] [--page docs/figures/architectures.md]
 
 Each row writes a folder as `save_pretrained` leaves it (seeded weights, a tokenizer where text is read, a
 preprocessor's sizes where pictures or sound are), data to calibrate, and other data to judge; then it runs the command
 of a user, without a flag beyond the data. What becomes several files is exported first, and each file is compiled, with
-what the files before it compute as its data. OUT gets a folder for each row and `NAME.json`; with all rows that it
-holds, `architectures.md` is written. Rows that have a JSON are not run again unless they are named.
+what the files before it compute as its data. OUT gets a folder for each row and `NAME.json`; the table of all rows that
+it holds is written to `OUT/architectures.md`, and between the marks of a page. Rows that have a JSON are not run again
+unless they are named.
 
 Weights are random, so figures say how the graph survives, not how a trained model would: channels of normalisations
 differ in size and a few are far larger, as in trained ones, and rows of weights have scales of their own.
@@ -20,6 +21,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,7 @@ import numpy as np
 
 from benchmarks.architectures import models
 from benchmarks.architectures.models import MODELS, Model
+from benchmarks.report import put_between_marks
 
 SAMPLES, HELD = 24, 8
 """Samples to calibrate, and others to judge by."""
@@ -39,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("out", type=Path, help="folder of the rows")
     parser.add_argument("names", nargs="*", metavar="NAME", help="rows to run, again if need be (default: all)")
     parser.add_argument("--list", action="store_true", help="name the rows and stop")
-    parser.add_argument("--page", type=Path, help="where the page goes (default: OUT/architectures.md)")
+    parser.add_argument("--page", type=Path, help="a page whose marked part becomes the table")
     options = parser.parse_args(arguments)
     if options.list:
         print("\n".join(MODELS))
@@ -53,7 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         (options.out / f"{name}.json").write_text(json.dumps(row, indent=1))
         print(line(row), flush=True)
     rows = [json.loads(path.read_text()) for one in MODELS if (path := options.out / f"{one}.json").is_file()]
-    (options.page or options.out / "architectures.md").write_text(page(rows))
+    (options.out / "architectures.md").write_text(table(rows))
+    if options.page:
+        put_between_marks(options.page, table(rows))
     return 0 if all(row["passed"] for row in rows) else 1
 
 
@@ -68,7 +74,22 @@ def run(name: str, out: Path) -> dict[str, Any]:
     except subprocess.CalledProcessError as error:
         lines = [one for one in str(error.output).splitlines() if one.startswith("error")] or ["no message"]
         found = {"passed": False, "code": error.returncode, "error": lines[0][:400], "engines": []}
-    return {"name": name, "kind": model.kind, "seconds": round(time.perf_counter() - started, 1), **found}
+    seconds = round(time.perf_counter() - started, 1)
+    return {"name": name, "kind": model.kind, "seconds": seconds, **_circumstances(), **found}
+
+
+def _circumstances() -> dict[str, Any]:
+    """Day, the last commit that touched the package, and versions."""
+    import onnx
+    import onnxruntime
+    import torch
+    import transformers
+
+    last = ["git", "log", "-1", "--format=%h", "--abbrev=7", "--", "qcompiler"]
+    done = subprocess.run(last, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
+    versions = {one.__name__: one.__version__ for one in (torch, transformers, onnx, onnxruntime)}
+    versions["tensorrt_rtx"] = version("tensorrt_rtx")
+    return {"when": f"{datetime.now(UTC):%Y-%m-%d}", "commit": done.stdout.strip(), "versions": versions}
 
 
 def _alone(model: Model, place: Path) -> dict[str, Any]:
@@ -194,6 +215,7 @@ def _engine(stem: Path) -> dict[str, Any]:
         "file": stem.name,
         "share": (manifest.get("macs") or {}).get("quantized_share"),
         "worst_db": seen.get("worst_sqnr_db"),
+        "verdict": (manifest.get("verdict") or {}).get("verdict"),
         "audit": [audit.get("confirmed"), audit.get("promised")] if audit else None,
         "mib": round(stem.with_name(f"{stem.name}.engine").stat().st_size / 2**20, 2),
     }
@@ -208,12 +230,13 @@ def line(row: Mapping[str, Any]) -> str:
     cells = [row["name"], row["kind"]]
     if not row["passed"]:
         return " | ".join(
-            ("", *cells, f"no: exit {row['code']}", *4 * ("",), row["error"].replace("|", "/"), "")
+            ("", *cells, f"no: exit {row['code']}", *5 * ("",), row["error"].replace("|", "/"), "")
         ).strip()
     engines = row["engines"]
     cells += ["yes" if len(engines) == 1 else f"{len(engines)} files"]
     cells += ["<br>".join(_percent(one["share"]) for one in engines)]
     cells += ["<br>".join(_decibel(one["worst_db"]) for one in engines)]
+    cells += ["<br>".join(one["verdict"] or "–" for one in engines)]
     cells += ["<br>".join(f"{one['mib']} MiB" for one in engines)]
     cells += ["<br>".join("–" if not one["audit"] else "{} of {}".format(*one["audit"]) for one in engines)]
     cells += ["<br>".join(f"`{one}`" for one in row["commands"])]
@@ -228,22 +251,25 @@ def _decibel(figure: Any) -> str:
     return "–" if figure is None else "equal" if figure == "inf" else f"{float(figure):.1f}"
 
 
-def page(rows: Sequence[Mapping[str, Any]]) -> str:
-    """All rows as a page."""
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """All rows, and when and with what they were measured."""
     passed = sum(bool(row["passed"]) for row in rows)
-    head = ["architecture", "kind", "exported", "INT8 share", "dB, worst view", "engine", "audit", "command"]
+    head = ["architecture", "kind", "exported", "INT8 share", "dB, worst view", "verdict", "engine", "audit", "command"]
     about = (
-        f"{passed} of {len(rows)} architectures of transformers, with random weights, through `qcompiler` without a "
-        "flag beyond the data: exported and held against torch, quantized for TensorRT-RTX (the default target), "
-        "judged on data that nothing was chosen by, built, and the engine's own listing of kernels compared with the "
-        "plan. The weights are random: the figures say how graphs survive, not how trained models would."
+        f"**{passed} of {len(rows)}** went from the folder to the engine without a flag beyond the data. {_when(rows)}"
     )
-    how = (
-        "`python -m benchmarks.architectures OUT` makes this page, `… OUT NAME` one row; a row's command runs in the "
-        "folder that it made, `OUT/NAME`. What becomes a set of files has a line for each."
-    )
-    table = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *(line(row) for row in rows)]
-    return "\n".join(("# Architectures\n", f"{about}\n", f"{how}\n", *table, ""))
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *(line(row) for row in rows)]
+    return "\n".join(("", f"{about}\n", *lines, ""))
+
+
+def _when(rows: Sequence[Mapping[str, Any]]) -> str:
+    days, told = sorted({row["when"] for row in rows}), []
+    for commit in dict.fromkeys(row["commit"] for row in rows):
+        names = [row["name"] for row in rows if row["commit"] == commit]
+        told.append((f"{commit} ({', '.join(names)})" if len(names) < len(rows) else commit, len(names)))
+    commits = "; ".join(text for text, _ in sorted(told, key=lambda one: -one[1]))
+    versions = dict.fromkeys(f"{name} {found}" for row in rows for name, found in row["versions"].items())
+    return f"Measured {' to '.join(dict.fromkeys((days[0], days[-1])))} at {commits}, with {', '.join(versions)}."
 
 
 if __name__ == "__main__":

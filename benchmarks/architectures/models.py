@@ -49,7 +49,8 @@ class Model:
         text: its data is text (decoders, by --text).
         parts: it becomes several files.
         preprocessor: what preprocessor_config.json holds.
-        sizes: of its samples.
+        size: of its pictures.
+        queries: what its query weights are multiplied by, for attention that leaves its scores as they are.
     """
 
     make: Callable[[], Any]
@@ -59,6 +60,7 @@ class Model:
     parts: bool = False
     preprocessor: Mapping[str, Any] = field(default_factory=dict)
     size: int = 64
+    queries: float = 1.0
 
 
 def _encoder(config: str, cls: str, **more: Any) -> Callable[[], Any]:
@@ -242,7 +244,7 @@ MODELS: Final[Mapping[str, Model]] = {
             cls_token_id=1, sep_token_id=2,
         ), "encoder",
     ),
-    "t5": Model(_t5, "encoder-decoder", parts=True),
+    "t5": Model(_t5, "encoder-decoder", parts=True, queries=32**-0.5),  # T5 divides no score by the root of d_kv
     "bart": Model(_bart, "encoder-decoder", parts=True),
     "whisper": Model(_whisper, "speech", ("mel",), parts=True),
     "wav2vec2": Model(_wav2vec2, "speech", ("sound",), preprocessor=SOUND),
@@ -278,7 +280,7 @@ def write(model: Model, folder: Path) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = model.make()
-        _touch(module)
+        _touch(module, model.queries)
     module.eval().save_pretrained(folder)
     if "tokens" in model.reads or (model.parts and model.kind in ("encoder-decoder",)):
         _tokenizer(folder)
@@ -286,8 +288,11 @@ def write(model: Model, folder: Path) -> None:
         (folder / "preprocessor_config.json").write_text(json.dumps(model.preprocessor))
 
 
-def _touch(module: Any) -> None:
-    """What trained weights have: rows of different size, normalisations with a few large channels."""
+def _touch(module: Any, queries: float) -> None:
+    """What trained weights have: rows of different size, normalisations with a few large channels.
+
+    Queries as large as keys would make attention without a division choose one token, and another one after rounding.
+    """
     for name, weight in module.named_parameters():
         if "norm" in name.lower() and weight.dim() == 1 and name.endswith("weight"):
             weight.data = torch.exp(0.2 * torch.randn_like(weight)) * (weight.data.abs() if weight.data.any() else 1)
@@ -295,6 +300,7 @@ def _touch(module: Any) -> None:
         elif weight.dim() > 1 and "embed" not in name.lower():
             spread = torch.exp(0.3 * torch.randn(weight.shape[0], *(1 for _ in weight.shape[1:])))
             weight.data = torch.randn_like(weight) * spread * weight[0].numel() ** -0.5
+            weight.data *= queries if name.endswith("ttention.q.weight") else 1
         elif weight.dim() > 1:
             weight.data = torch.randn_like(weight) * 0.3
         elif weight.dim() == 1 and name.endswith("bias"):
