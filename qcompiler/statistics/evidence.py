@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 UNSEEN: Final = "unseen"
 ZERO: Final = "zero"
+ALWAYS_ZERO: Final = "always-zero"  # whatever is fed: no data would show more
 CONSTANT: Final = "constant"
 FEW: Final = "few-elements"
 FEWEST: Final = int(LEVELS)
@@ -40,7 +41,8 @@ class Lack:
     """What the data lacks of a tensor.
 
     Attributes:
-        rule: `unseen`, `zero`, `constant` or `few-elements`: the rule that keeps its readers in high precision.
+        rule: `unseen`, `zero`, `always-zero`, `constant` or `few-elements`: the rule that keeps its readers in high
+            precision.
         what: a clause that the name of the tensor stands in front of.
         sources: names of the tensors, inputs first of all, that never changed and that it is computed from alone;
             itself where it is computed from others.

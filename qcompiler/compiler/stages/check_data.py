@@ -15,6 +15,7 @@ from qcompiler.data.source import open_source
 from qcompiler.data.spread import Spread, Spreads
 from qcompiler.ir import decoder_io
 from qcompiler.planning.search import deciders
+from qcompiler.statistics.evidence import ALWAYS_ZERO
 from qcompiler.verification.compare import Verification
 
 CALIBRATION = "calibration data"
@@ -56,8 +57,9 @@ def check_data(run: Compilation, subject: Subject, options: CheckDataOptions) ->
     doubts = tuple(_unlike(subject, found))
     for text in (*_lacking(subject, options), *doubts):
         run.warn(text)
-    if subject.scope.unseen:
-        doubts = (*doubts, f"the data has not shown what {len(subject.scope.unseen)} layer(s) need a range for")
+    lacking = sum(one.rule != ALWAYS_ZERO for one in subject.scope.unseen)
+    if lacking:
+        doubts = (*doubts, f"the data has not shown what {lacking} layer(s) need a range for")
     told = {what: {name: one.to_json() for name, one in spreads.items()} for what, spreads in found.items()}
     return Done(doubts, {"inputs": told})
 

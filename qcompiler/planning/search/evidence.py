@@ -19,7 +19,7 @@ from qcompiler.ir import model as models
 from qcompiler.ir.operators import LINEAR
 from qcompiler.plan import Candidate, Refusal
 from qcompiler.planning.placement.dependence import unvarying
-from qcompiler.statistics.evidence import CONSTANT, FEW, UNSEEN, ZERO, Lack, alike, lack_of
+from qcompiler.statistics.evidence import ALWAYS_ZERO, CONSTANT, FEW, UNSEEN, ZERO, Lack, alike, lack_of
 from qcompiler.statistics.histogram import Histogram
 from qcompiler.statistics.observe import Observations
 
@@ -125,6 +125,8 @@ def weigh(
     lacks: dict[str, Lack] = {}
     for name in histograms:
         lack = _lack(name, bare.get(name), known.get(name), sights, samples)
+        if lack is not None and name in whole and lack.rule == ZERO:
+            lack = Lack(ALWAYS_ZERO, "is 0 whatever is fed", lack.sources)
         if lack is not None and not (name in whole and lack.rule in (CONSTANT, FEW)):
             lacks[name] = lack
     refused = refusals(found, lacks)

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from qcompiler.compiler.ask import ask
@@ -13,6 +14,7 @@ from qcompiler.compiler.compile import quantize
 from qcompiler.compiler.stages.check_data import CheckDataOptions, check_data
 from qcompiler.recipe.recipe import Recipe
 from tests.kit.cases import Case, prepared
+from tests.kit.rewrite import model
 from tests.kit.subjects import before
 
 
@@ -73,3 +75,25 @@ def test_without_data_or_with_random_data_there_is_nothing_to_compare(conv: Case
     assert standing.run.records["inputs"] is None
     result = quantize(conv.source, data="random", output=conv.out / "m.qdq.onnx")
     assert result.manifest["inputs"] is None
+
+
+def test_queries_that_begin_at_zero_in_every_use_are_no_doubt_of_the_data(tmp_path: Path) -> None:
+    random = np.random.default_rng(3)
+    weights = {name: (random.standard_normal((64, 64)) / 8).astype(np.float32) for name in ("w", "v", "u")}
+    proto = model(
+        ("MatMul", "x w", "a"),
+        ("Shape", "x", "size"),
+        ("Expand", "zero size", "queries"),
+        ("MatMul", "queries v", "value"),
+        ("Add", "value bias", "values"),
+        ("Add", "a values", "both"),
+        ("MatMul", "both u", "y"),
+        inputs={"x": ("n", 16, 64)},
+        weights={**weights, "zero": np.float32(0), "bias": random.standard_normal(64).astype(np.float32)},
+    )
+    onnx.save(proto, tmp_path / "m.onnx")
+    feeds = [{"x": random.standard_normal((1, 16, 64)).astype(np.float32)} for _ in range(16)]
+    found = quantize(tmp_path / "m.onnx", data=feeds, output=tmp_path / "q.onnx").manifest
+    rules = {one["rule"] for one in found["plan"]}
+    assert "always-zero" in rules
+    assert found["verdict"] == {"verdict": "holds", "reasons": []}

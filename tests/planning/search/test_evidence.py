@@ -153,7 +153,7 @@ def test_what_nothing_that_is_fed_can_change_is_no_lack_of_the_data() -> None:
     layers = [Candidate("M", "MatMul", "state", "w", 1), Candidate("N", "MatMul", "steady", "v", 1)]
     one = Histogram.of(np.ones(8, np.float32))
     found = weigh(graph, layers, {"state": ZERO, "steady": one}, {"x": MOVES}, samples=4)
-    assert rules(found) == {"M": "zero"}  # any scale would do: none is needed
+    assert rules(found) == {"M": "always-zero"}  # any scale would do: none is needed
     assert found.warnings == ()
 
 
