@@ -342,9 +342,11 @@ def _model(
         )
     except Exception as error:  # whatever transformers and its readers raise
         text = " ".join(str(error).split())
+        lacks = isinstance(error, ImportError)  # of a library that only some models need: it is named there
+        remedy = "Install what it lacks" if lacks else "Try a newer transformers, or fetch the folder again"
         raise ModelError(
             f"transformers cannot load '{folder / gguf if gguf else folder}' as {cls.__name__}: "
-            f"{type(error).__name__}: {text[:300].rstrip('.')}. Try a newer transformers, or fetch the folder again."
+            f"{type(error).__name__}: {text[:300].rstrip('.')}. {remedy}."
         ) from error
     return model.eval(), told
 

@@ -15,12 +15,14 @@ The model is changed in place and put back as it was. What it computes stays the
 from __future__ import annotations
 
 import contextlib
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 LONGEST_SCAN = 4096
 """Tokens that a recurrence can reach back."""
+_REFUSAL = "Attention mask should be of size"
 
 
 @contextlib.contextmanager
@@ -28,7 +30,7 @@ def exportable(model: Any) -> Iterator[None]:
     """The model in a form that can be traced, inside the `with` block."""
     with contextlib.ExitStack() as undo:
         undo.enter_context(_eager_attention(model))
-        undo.enter_context(_plain_masks())
+        undo.enter_context(_plain_masks(_measures_masks(model)))
         undo.enter_context(_plain_repeats())
         undo.enter_context(_doubling_scans(model))
         undo.enter_context(_unrolled_experts(model))
@@ -102,22 +104,32 @@ def _plain_repeats() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _plain_masks() -> Iterator[None]:
-    """Overrides how masks for "eager" attention are made, in this process and for as long as the block runs."""
+def _plain_masks(whole: bool) -> Iterator[None]:
+    """Overrides how masks for "eager" attention are made, in this process and for as long as the block runs.
+
+    `whole` masks have an entry for each of the batch, also where nothing is padded.
+    """
     try:
         from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS as MAKERS
     except ImportError:  # models then make their masks themselves
         yield
         return
     original = MAKERS["eager"]
-    MAKERS["eager"] = _mask_maker(original)
+    MAKERS["eager"] = _mask_maker(original, whole)
     try:
         yield
     finally:
         del MAKERS["eager"]  # the override; what it hid is there again
 
 
-def _mask_maker(original: Callable[..., Any]) -> Callable[..., Any]:
+def _measures_masks(model: Any) -> bool:
+    """Whether attention of its own code refuses a mask that is broadcast over the batch, as that of TrOCR does."""
+    homes = {type(one).__module__ for one in model.modules()}
+    found = (sys.modules[home] for home in homes if home.startswith("transformers.models."))
+    return any(_REFUSAL in inspect.getsource(one) for one in found)
+
+
+def _mask_maker(original: Callable[..., Any], whole: bool) -> Callable[..., Any]:
     def mask(**options: Any) -> Any:
         import torch
 
@@ -134,6 +146,8 @@ def _mask_maker(original: Callable[..., Any]) -> Callable[..., Any]:
         allowed = options["mask_function"](one, one, queries[None, None, :, None], keys[None, None, None, :])
         if padding is not None:
             allowed = allowed & padding.to(torch.bool)[:, None, None, :]
+        elif whole and "batch_size" in options:
+            allowed = allowed.expand(options["batch_size"], -1, -1, -1)
         return torch.where(allowed, torch.zeros((), dtype=dtype, device=device), torch.finfo(dtype).min)
 
     return mask

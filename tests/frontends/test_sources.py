@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from qcompiler.errors import ModelError, QCompilerError
 from qcompiler.frontends.export import export
@@ -142,6 +143,17 @@ def test_folders_that_cannot_be_used_say_what_to_do(case: str, folder: Path, tmp
     assert all(word in str(caught.value) for word in words), caught.value
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_library_that_a_model_lacks_is_what_to_install(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(self: object, config: object, *_: object, **__: object) -> None:
+        raise ImportError("MaskFormerLoss requires the scipy library: `pip install scipy`.")
+
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "__init__", refused)
+    with pytest.raises(ModelError, match=r"`pip install scipy`\. Install what it lacks\.$"):
+        export(folder, tmp_path / "m.onnx")
 
 
 def test_folder_without_configuration_points_to_the_onnx_file_in_it(folder: Path, tmp_path: Path) -> None:

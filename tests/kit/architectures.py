@@ -126,6 +126,20 @@ def whisper() -> Any:
     return _seeded(lambda: transformers.WhisperForConditionalGeneration(config))
 
 
+def trocr() -> Any:
+    """A vision transformer, and a decoder of text that is a model of its own and measures its masks."""
+    seen = transformers.ViTConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4, image_size=16, patch_size=8
+    )
+    said = transformers.TrOCRConfig(
+        vocab_size=VOCABULARY, d_model=32, decoder_layers=1, decoder_attention_heads=4, decoder_ffn_dim=48,
+        max_position_embeddings=32, cross_attention_hidden_size=32, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    config = transformers.VisionEncoderDecoderConfig.from_encoder_decoder_configs(seen, said)
+    config.decoder_start_token_id, config.pad_token_id = 1, 0
+    return _seeded(lambda: transformers.VisionEncoderDecoderModel(config=config))
+
+
 def wav2vec2() -> Any:
     """Convolutions on a raw wave of any length that they can take, and a transformer."""
     config = transformers.Wav2Vec2Config(
@@ -149,7 +163,7 @@ def detr() -> Any:
 
 
 MODELS: dict[str, Callable[[], Any]] = {
-    one.__name__: one for one in (llama, gemma, mixtral, bert, t5, clip, llava, sam, whisper, wav2vec2, detr)
+    one.__name__: one for one in (llama, gemma, mixtral, bert, t5, clip, llava, sam, whisper, trocr, wav2vec2, detr)
 }
 
 

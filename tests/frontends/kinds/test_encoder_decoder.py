@@ -28,3 +28,17 @@ def test_encoder_and_decoder_together_generate_what_transformers_does(exports: E
         kept = {name: got[name.replace("past_key_values", "present")] for name in own}
         words = np.concatenate([words, got["logits"].argmax(axis=-1)], axis=1)
     np.testing.assert_array_equal(words, want)
+
+
+def test_a_decoder_that_measures_its_masks_reads_pictures_in_batches(exports: Exports) -> None:
+    model, made = exports("trocr")
+    encoder, decoder = map(Session, made.paths)
+    pictures = np.random.default_rng(2).standard_normal((3, 3, 16, 16)).astype(np.float32)
+    words = np.asarray([[1, 5, 7], [1, 8, 9], [1, 3, 3]])
+    with torch.no_grad():
+        want = model(pixel_values=torch.from_numpy(pictures), decoder_input_ids=torch.from_numpy(words)).logits.numpy()
+    encoded = encoder.run({"pixel_values": pictures})
+    fixed = {name.replace("present", "past_key_values"): x for name, x in encoded.items() if "present" in name}
+    kept = {name: np.zeros((3, 4, 0, 8), np.float32) for name in decoder.inputs if ".decoder." in name}
+    got = decoder.run({"input_ids": words, **fixed, **kept})["logits"]
+    np.testing.assert_allclose(got, want, atol=1e-4)
