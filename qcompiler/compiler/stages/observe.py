@@ -10,6 +10,7 @@ from qcompiler.compiler.subject import Subject
 from qcompiler.data.samples import ShapeRange
 from qcompiler.data.source import Source
 from qcompiler.planning import given
+from qcompiler.planning.placement import candidates
 from qcompiler.planning.search import evidence
 from qcompiler.planning.search.watch import Watch
 from qcompiler.runtime.memory import return_freed_memory
@@ -117,7 +118,9 @@ def _weighed(run: Compilation, subject: Subject, seen: Observations, options: Ob
     """The subject without the layers that the data has shown too little of, where a range would be made of that."""
     if not options.ranges:
         return subject.with_(seen=seen)
-    found = evidence.look(subject.model, subject.layers.found, seen)
+    small = candidates.small(subject.model.graph, subject.layers.found, {}, subject.scope.target)
+    large = subject.layers.refusing(small)  # no data would make a layer larger than its weight
+    found = evidence.look(subject.model, large.found, seen)
     for text in found.warnings:
         run.warn(text)
     scope = dataclasses.replace(subject.scope, unseen=found.refused)

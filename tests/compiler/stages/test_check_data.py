@@ -97,3 +97,25 @@ def test_queries_that_begin_at_zero_in_every_use_are_no_doubt_of_the_data(tmp_pa
     rules = {one["rule"] for one in found["plan"]}
     assert "always-zero" in rules
     assert found["verdict"] == {"verdict": "holds", "reasons": []}
+
+
+def test_a_layer_that_is_too_small_for_int8_lacks_nothing(tmp_path: Path) -> None:
+    random = np.random.default_rng(3)
+    weights = {"turns": random.standard_normal((2, 64)), "w": random.standard_normal((64, 64)) / 8}
+    proto = model(
+        ("MatMul", "points turns", "angles"),  # what a prompt encoder makes of coordinates: few numbers a sample
+        ("Sin", "angles", "waves"),
+        ("MatMul", "x w", "seen"),
+        ("Add", "seen waves", "y"),
+        inputs={"points": ("n", 1, 2), "x": ("n", 16, 64)},
+        weights={name: value.astype(np.float32) for name, value in weights.items()},
+    )
+    onnx.save(proto, tmp_path / "m.onnx")
+    shapes = {"points": (1, 1, 2), "x": (1, 16, 64)}
+    feeds = [
+        {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()} for _ in range(16)
+    ]
+    found = quantize(tmp_path / "m.onnx", data=feeds, output=tmp_path / "q.onnx").manifest
+    assert [one["rule"] for one in found["plan"] if one["macs"]] == ["tiny", "linear"]
+    assert found["verdict"] == {"verdict": "holds", "reasons": []}
+    assert not any("fewer than" in text for text in found["warnings"])
