@@ -14,6 +14,7 @@ KINDS = "convolution, matrix product or recurrent layer"
 SHOWN = 3  # reasons that are told
 # by the search, or by the user, or, as all engines do it, because scores and values of an attention are fused in half
 _EXPECTED = frozenset({"sensitive", "kept", "qfem", "attention"})
+_OF_DATA = frozenset({"unseen", "zero", "constant", "few-elements"})  # a warning of their own says what data lacks
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +39,15 @@ class Promise:
 def left_float(plan: Plan, promise: Promise) -> str | None:
     """What stays in float because of what it is, where that is more than may go back for accuracy; None where not.
 
-    What accuracy or the user has given back is told elsewhere, and attention stays in half unless it is asked for.
+    What accuracy or the user has given back, or the data has not shown, is told elsewhere, and attention stays in half
+    unless it is asked for.
 
     Args:
         plan: what was reached.
         promise: what was asked for.
     """
     total = sum(one.macs for one in plan)
-    left = [one for one in plan if one.macs and not one.precision.quantized and one.rule not in _EXPECTED]
+    left = [one for one in plan if one.macs and not one.precision.quantized and one.rule not in _EXPECTED | _OF_DATA]
     share = sum(one.macs for one in left) / total if total else 0.0
     if not promise.something or share <= 1 - promise.usual or not plan.quantized():
         return None
