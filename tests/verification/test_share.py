@@ -71,7 +71,13 @@ def test_what_the_engine_does_not_confirm_does_not_count() -> None:
 
 @pytest.mark.parametrize(
     ("rule", "macs", "told"),
-    [("subgraph", 60, True), ("subgraph", 5, False), ("sensitive", 60, False), ("kept", 60, False), ("zero", 60, False)],
+    [
+        ("subgraph", 60, True),
+        ("subgraph", 5, False),
+        ("sensitive", 60, False),
+        ("kept", 60, False),
+        ("zero", 60, False),
+    ],
 )
 def test_work_that_stays_float_by_what_it_is_is_told_where_it_is_much(rule: str, macs: int, told: bool) -> None:
     plan = Plan.of(
