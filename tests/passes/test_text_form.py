@@ -102,7 +102,7 @@ def test_empty_braces_mean_the_defaults() -> None:
         ("insert-things{limit=x}", "option 'limit' of pass 'insert-things' is a number, not 'x'"),
         (
             "insert-things{type=int9}",
-            "is one of fp32, fp16, bf16, int8, fp8, int4, int8-weight, int4-weight, not 'int9'",
+            "is one of fp32, fp16, bf16, int8, fp8, int4, int8-weight, int4-weight, fp4-weight, not 'int9'",
         ),
         ("insert-things{mode=none}", "is one of some, all, not 'none'"),
         ("insert-things{axes=1}", "is a list such as (a,b), not '1'"),

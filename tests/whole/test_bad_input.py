@@ -97,8 +97,15 @@ MODELS: dict[str, tuple[Callable[[Room], object], tuple[str, ...]]] = {
     "external-absolute": (elsewhere("/etc/hostname"), ("'w1'", "'/etc/hostname'", "outside")),
     "weight-nan": (weight(np.nan), ("'w2'", "'Y'", "NaN")),
     "weight-infinite": (weight(np.inf), ("'w2'", "'Y'", "1 of 1024")),
-    "unknown-operator": (unknown_operator, ("AcmeClip", "com.acme", "'R'")),
 }
+
+
+@pytest.mark.parametrize(("target", "code"), [("tensorrt-rtx", 6), ("onnxruntime", 3)])
+def test_an_operator_that_nobody_knows_is_named_and_no_fault_of_the_file_where_an_engine_may_know_it(
+    room: Room, target: str, code: int
+) -> None:
+    unknown_operator(room)
+    room.refused(code, "AcmeClip", "com.acme", "'R'", options=("--target", target))
 
 
 @pytest.mark.parametrize("name", list(MODELS))

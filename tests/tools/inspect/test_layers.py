@@ -74,7 +74,7 @@ def test_inspect_and_compile_count_the_same_work(tmp_path: Path, flag: bool, inn
     assert plan["macs"]["total"] == found.macs
     assert plan["macs"]["uncounted"] == []
     assert found.quantizable is not None
-    assert plan["macs"]["quantized_share"] <= found.quantizable < 0.2  # two products of all that
+    assert plan["macs"]["quantized_share"] <= found.quantizable < 0.3  # two products, and one that both branches have
     assert inspect(path, recipe=recipe).macs == each * 12  # without data the branch with more work
 
 
