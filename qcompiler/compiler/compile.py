@@ -12,13 +12,11 @@ from qcompiler.compiler.ask import Asked, ask
 from qcompiler.compiler.base import Compilation
 from qcompiler.compiler.record import manifest
 from qcompiler.compiler.refused import told
-from qcompiler.compiler.stages.accept import accept
 from qcompiler.compiler.stages.audit import audit, unkept
 from qcompiler.compiler.stages.build_engine import build_engine
 from qcompiler.compiler.stages.check_data import check_data, check_metric_data
-from qcompiler.compiler.stages.check_finite import check_finite
 from qcompiler.compiler.stages.clean_up import clean_up
-from qcompiler.compiler.stages.conclude import conclude
+from qcompiler.compiler.stages.conclude import accept, conclude
 from qcompiler.compiler.stages.decide import decide, stricter
 from qcompiler.compiler.stages.llm_int8 import llm_int8
 from qcompiler.compiler.stages.load import load
@@ -28,7 +26,7 @@ from qcompiler.compiler.stages.observe import observe
 from qcompiler.compiler.stages.preflight import preflight
 from qcompiler.compiler.stages.qfep import qfep
 from qcompiler.compiler.stages.smooth_quant import smooth_quant
-from qcompiler.compiler.stages.verify import Proof, verify
+from qcompiler.compiler.stages.verify import Proof, check_finite, verify
 from qcompiler.compiler.stages.weight_only import weight_only
 from qcompiler.compiler.stages.write import ArtefactNames, write
 from qcompiler.compiler.subject import Lowered, Planned, Subject

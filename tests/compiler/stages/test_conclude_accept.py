@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qcompiler.compiler.stages.accept import accept
+from qcompiler.compiler.stages.conclude import accept
 from qcompiler.compiler.stages.verify import verify
 from qcompiler.errors import AccuracyError
 from qcompiler.plan import Decision, Plan

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qcompiler.compiler.stages.check_finite import check_finite
+from qcompiler.compiler.stages.verify import check_finite
 from tests.kit.cases import SAMPLES, prepared
 from tests.kit.subjects import before
 
