@@ -47,7 +47,7 @@ class Case:
 ADA, ORT, TRT = ({"target": name} for name in ("tensorrt-rtx:sm89", "onnxruntime", "tensorrt:sm89"))
 # nothing is given back and nothing is smoothed or spared, so that the option in question acts
 PLAIN: dict[str, Any] = {
-    "safety": {"target_sqnr_db": 199.0, "min_share": 1.0, "range_groups": 0},
+    "safety": {"target_sqnr_db": 199.0, "min_share": 1.0},
     "smooth_quant": {"alpha": "off"},
     "qfem": {"alpha": "off"},
 }

@@ -130,12 +130,9 @@ def _decide(
 
 
 def _effect(net: SafetyNet, activation: str) -> str:
-    """What quantizing a group does to the outputs, and what else was quantized when that was measured."""
-    block = net.blocks.get(activation)
-    if block is None:
-        return f"quantized alone it leaves {decibel(net.noise[activation]):.1f} dB at the outputs"
-    left = f"{decibel(block.noise):.1f} dB at the outputs"
-    return f"it was measured in a block of {block.groups} groups of layers, which together leave {left}"
+    """What quantizing a group does to the outputs, and how that is known."""
+    left = f"{decibel(net.noise[activation]):.1f} dB at the outputs"
+    return f"its own noise leaves {left}, as joint runs tell" if activation in net.joint else f"alone it leaves {left}"
 
 
 def _compared(net: SafetyNet, activation: str) -> str:
@@ -143,8 +140,7 @@ def _compared(net: SafetyNet, activation: str) -> str:
     noises = net.alone.get(activation, {})
     if len(noises) < 2:
         return ""
-    how = "its share of a block" if activation in net.blocks else "alone"
-    return "; " + ", ".join(f"{dtype}: {how} {decibel(noise):.1f} dB" for dtype, noise in noises.items())
+    return "; " + ", ".join(f"{dtype}: alone {decibel(noise):.1f} dB" for dtype, noise in noises.items())
 
 
 def _prices(net: SafetyNet, activation: str, high: DType, where: str) -> str:
@@ -163,10 +159,10 @@ def _type(name: str, high: DType) -> str:
 
 def _figures(activation: str, net: SafetyNet, histogram: Histogram, high: DType) -> dict[str, float]:
     figures = {"amax": net.amax[activation], "observed_amax": float(histogram.amax)}
-    if activation in net.blocks:
-        figures["block_sqnr_db"] = round(decibel(net.blocks[activation].noise), 3)
-    elif activation in net.noise:
-        figures["alone_sqnr_db"] = round(decibel(net.noise[activation]), 3)
+    if activation in net.noise:
+        figures["joint_sqnr_db" if activation in net.joint else "alone_sqnr_db"] = round(
+            decibel(net.noise[activation]), 3
+        )
     if activation in net.costs:
         figures |= {f"{dtype}_db": round(decibel(noise), 3) for dtype, noise in net.alone.get(activation, {}).items()}
         figures |= {f"{_type(name, high)}_us": round(time * 1e6, 3) for name, time in net.costs[activation].items()}

@@ -227,12 +227,11 @@ def _safety_net(
         ),
         useless_db=USELESS_DB,
         few=safety_net.enough(shapes, groups, 1, FEW) if options.calibrator == AUTO else 1,
-        range_groups=table.range_groups,
         high=not options.everything,
     )
     feeds = observed.choosing[: safety_net.enough(shapes, groups, 2, table.samples)]
     offers = {name: uses for name, uses in simulation.offers.items() if name not in spared.tensors}
-    return safety_net.cast(simulation, feeds, offers, prices, limits, advance)
+    return safety_net.find_net(simulation.simulator, feeds, offers, prices, limits, advance)
 
 
 def _quantizers(

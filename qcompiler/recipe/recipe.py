@@ -251,12 +251,13 @@ class Recipe(check.Keys):
             raise UsageError(
                 f"{where} is not TOML: {error}; 'qcompiler recipe show int8' prints a complete one"
             ) from error
+        _refuse_retired(data, where)
         return cls.from_dict(data, where)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: str = "recipe") -> Self:
-        """Reads plain data, such as the `recipe` entry of a manifest; None means unset."""
-        known = {key: value for key, value in data.items() if value is not None}
+        """Reads plain data, such as the `recipe` entry of a manifest; None means unset, and keys of old are left out."""
+        known = {key: _without_retired(key, value) for key, value in data.items() if value is not None}
         for name, kind in TABLES.items():
             if isinstance(known.get(name), Mapping):
                 known[name] = _build(kind, known[name], f"{where}, table [{name}]")
@@ -331,6 +332,25 @@ TABLES: Final[Mapping[str, type[Any]]] = MappingProxyType(
         "preprocess": PreprocessTable,
     }
 )
+
+
+# Keys of earlier versions by table: manifests of that time are replayed without them, recipes are told what to write
+RETIRED: Final[Mapping[str, Mapping[str, str]]] = MappingProxyType(
+    {"safety": {"range_groups": "how many layers try other ranges follows from the budget of the search"}}
+)
+
+
+def _without_retired(table: str, value: Any) -> Any:
+    gone = RETIRED.get(table, {})
+    return {key: one for key, one in value.items() if key not in gone} if isinstance(value, Mapping) else value
+
+
+def _refuse_retired(data: Mapping[str, Any], where: str) -> None:
+    for table, keys in RETIRED.items():
+        value = data.get(table)
+        for key in value if isinstance(value, Mapping) else ():
+            if key in keys:
+                raise UsageError(f"{where}, table [{table}]: '{key}' is gone: {keys[key]}; leave it out")
 
 
 def _names(kind: type) -> list[str]:

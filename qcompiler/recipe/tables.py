@@ -29,9 +29,6 @@ class SafetyTable(check.Keys):
     samples: int = check.option(
         8, check.integer(1), "samples that plans are compared on; fewer where samples are large"
     )
-    range_groups: int = check.option(
-        24, check.integer(0), "how many of the noisiest layers try other clipping ranges when `calibrator` is auto"
-    )
 
 
 @dataclass(frozen=True)

@@ -7,22 +7,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-import pytest
 
-from qcompiler.compiler.ask import planning
 from qcompiler.data.shorten import LEAST, shorten
-from qcompiler.data.source import open_source
 from qcompiler.ir import model as models
-from qcompiler.ir.signature import Inputs
-from qcompiler.planning import planner
-from qcompiler.planning.placement import candidates
-from qcompiler.planning.search.safety_net import Limits
-from qcompiler.planning.simulation.simulator import Simulator
-from qcompiler.recipe.recipe import Recipe
-from qcompiler.recipe.tables import SafetyTable
 from qcompiler.runtime.session import Session
-from qcompiler.statistics.observe import observe
-from qcompiler.statistics.points import Points
 from qcompiler.target import parse_target
 from tests.kit import decoder
 from tests.kit.rewrite import model
@@ -78,36 +66,6 @@ def test_a_model_of_fixed_shapes_keeps_its_samples(tmp_path: Path) -> None:
     onnx.save(proto, tmp_path / "f.onnx")
     given = [{"x": np.ones((4, 8), np.float32)}]
     np.testing.assert_array_equal(shorten(models.load(tmp_path / "f.onnx").graph, given, 0.1)[0]["x"], given[0]["x"])
-
-
-@pytest.mark.parametrize("wired", [False, True])
-def test_a_large_model_is_measured_on_short_samples_where_it_takes_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wired: bool
-) -> None:
-    loaded, given = text_model(tmp_path, wired=wired), feeds()
-    inputs: Inputs = {
-        "x": (np.dtype(np.float32), ("batch", "length", 32)),
-        "bias": (np.dtype(np.float32), ("length", "length")),
-    }
-    layers = candidates.find_candidates(loaded.graph, TARGET)
-    seen = observe(loaded, Points.of(histograms=list(layers.by_activation)), open_source(given, inputs))
-    recipe = Recipe(safety=SafetyTable(target_sqnr_db=70, min_share=0))
-    lengths: list[int] = []
-    run = Simulator.run
-
-    def watched(self: Any, feed: Any, uses: Any) -> Any:
-        lengths.append(feed["x"].shape[1])
-        return run(self, feed, uses)
-
-    monkeypatch.setattr(Simulator, "run", watched)
-    ample = planner.make_plan(loaded, layers, seen, planning(recipe), TARGET)
-    assert set(lengths) == {96}
-    monkeypatch.setattr("qcompiler.planning.planner.Limits", lambda **given: Limits(**given, work=5000))
-    lengths.clear()
-    scarce = planner.make_plan(loaded, layers, seen, planning(recipe), TARGET)
-    assert (lengths.count(LEAST) > 10) is not wired
-    assert scarce.net.restored
-    assert scarce.net.restored == ample.net.restored
 
 
 def test_a_mask_that_counts_cache_and_tokens_is_cut_with_the_tokens(tmp_path: Path) -> None:

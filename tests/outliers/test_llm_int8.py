@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
 
 
-EVERYTHING = SafetyTable(target_sqnr_db=199.0, min_share=1.0, range_groups=0)
+EVERYTHING = SafetyTable(target_sqnr_db=199.0, min_share=1.0)
 ALONE = {"safety": EVERYTHING, "smooth_quant": SmoothQuantTable(alpha="off"), "qfem": QfemTable(alpha="off")}
 FEEDS = glu.feeds(6)
 
@@ -129,7 +129,7 @@ def test_only_layers_that_were_asked_for_are_split(planted: Path, tmp_path: Path
 
 def test_products_are_joined_again_where_both_stay_in_high_precision(planted: Path, tmp_path: Path) -> None:
     """A net that asks for more than INT8 can give takes layers back as a whole."""
-    net = SafetyTable(target_sqnr_db=150.0, min_share=0.3, range_groups=0)
+    net = SafetyTable(target_sqnr_db=150.0, min_share=0.3)
     found = quantize(planted, tmp_path, safety=net, llm_int8=LlmInt8Table(threshold="auto"))
     joined = found.manifest["llm_int8"]["joined"]
     assert joined

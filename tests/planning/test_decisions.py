@@ -11,7 +11,6 @@ import pytest
 from qcompiler.plan import Candidate, Decision, Plan, Refusal
 from qcompiler.planning.decisions import accounted, close, plan_of
 from qcompiler.planning.placement.candidates import Candidates, find_candidates
-from qcompiler.planning.search.blocks import Block
 from qcompiler.planning.search.safety_net import HIGH, SafetyNet, Step
 from qcompiler.statistics.histogram import Histogram
 from qcompiler.target import DType, parse_target
@@ -52,7 +51,7 @@ def test_every_node_has_a_decision_in_graph_order_whatever_the_order_of_the_rule
     ]
     assert (
         done.decisions["P"].why
-        == "constant weight, activation 'x' clipped at 2.5, quantized alone it leaves 30.0 dB at the outputs"
+        == "constant weight, activation 'x' clipped at 2.5, alone it leaves 30.0 dB at the outputs"
     )
     assert done.decisions["P"].figures == {"amax": 2.5, "observed_amax": 3.0, "alone_sqnr_db": 30.0}
 
@@ -65,19 +64,18 @@ def test_a_restored_group_says_what_it_did_and_what_the_model_reaches() -> None:
     one = plan(net(restored=("p",))).decisions["Q"]
     assert (one.precision, one.rule) == (DType.FP16, "sensitive")
     assert one.why == (
-        "quantized alone it leaves 20.0 dB at the outputs; with 1 such group in fp16 the model reaches 25.0 dB with "
+        "alone it leaves 20.0 dB at the outputs; with 1 such group in fp16 the model reaches 25.0 dB with "
         "50% of MACs in INT8"
     )
 
 
-def test_a_figure_of_a_block_is_called_so_and_is_that_of_the_block() -> None:
-    block = Block(groups=12, noise=10**-1.9)
-    done = plan(net(restored=("p",), blocks={"p": block, "x": block}))
-    told = "it was measured in a block of 12 groups of layers, which together leave 19.0 dB at the outputs"
-    assert done.decisions["Q"].why.startswith(told)
-    assert done.decisions["P"].why.endswith(told)
+def test_a_figure_that_was_solved_for_is_never_called_measured_alone() -> None:
+    done = plan(net(restored=("p",), joint=("p", "x")))
+    told = "dB at the outputs, as joint runs tell"
+    assert done.decisions["Q"].why.startswith(f"its own noise leaves 20.0 {told}")
+    assert done.decisions["P"].why.endswith(f"its own noise leaves 30.0 {told}")
     for one in (done.decisions["P"], done.decisions["Q"]):
-        assert one.figures["block_sqnr_db"] == 19.0
+        assert "joint_sqnr_db" in one.figures
         assert "alone_sqnr_db" not in one.figures
         assert "alone" not in one.why
 

@@ -103,7 +103,7 @@ def test_a_layer_that_the_safety_net_gives_back_says_what_it_did(loaded: models.
 
 
 def test_auto_takes_the_range_that_the_outputs_like_best(loaded: models.Model) -> None:
-    strict = SafetyTable(target_sqnr_db=60, min_share=1, range_groups=100)
+    strict = SafetyTable(target_sqnr_db=60, min_share=1)
     auto = chosen(loaded, Recipe(safety=strict), spike=60)
     single = [
         chosen(loaded, Recipe(calibrator=text, safety=strict), spike=60)

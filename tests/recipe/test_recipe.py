@@ -95,3 +95,10 @@ def test_every_precision_has_a_preset_of_its_name() -> None:
     assert {preset(name).precision for name in PRESETS} == {*PRECISIONS, "auto"}
     with pytest.raises(UsageError, match=r"no preset 'int7': did you mean 'int8'\?"):
         preset("int7")
+
+
+def test_a_key_of_an_earlier_version_is_left_out_of_a_replay_and_told_in_a_recipe() -> None:
+    known = Recipe.from_dict({"safety": {"range_groups": 24, "min_share": 0.5}})
+    assert known == Recipe(safety=SafetyTable(min_share=0.5))
+    with pytest.raises(UsageError, match=r"'range_groups' is gone: .*budget of the search"):
+        Recipe.from_toml("[safety]\nrange_groups = 24\n")

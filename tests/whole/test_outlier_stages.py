@@ -17,7 +17,7 @@ from qcompiler.target import DType
 from tests.kit import glu
 from tests.kit.rewrite import model
 
-EVERYTHING = SafetyTable(target_sqnr_db=199.0, min_share=1.0, range_groups=0)  # no layer goes back for accuracy alone
+EVERYTHING = SafetyTable(target_sqnr_db=199.0, min_share=1.0)  # no layer goes back for accuracy alone
 
 
 class Setup:

@@ -49,7 +49,11 @@ def decide(
     settled, plan, splits = llm_int8.settle(model, chosen.plan, subject.splits)
     plan = record.into(plan, subject.stored, target, [node.name for node in model.graph.nodes])
     plan = accounted(plan, settled.graph, _work(settled, subject, planning), target.high_precision)
-    told = {"safety": chosen.net, "qfem": qfem.record_of(chosen.spared, subject.standing_out)}
+    told = {
+        "safety": dataclasses.replace(chosen.net, front=()),  # which stands under a key of its own
+        "front": [point.to_json(number) for number, point in enumerate(chosen.net.front)],
+        "qfem": qfem.record_of(chosen.spared, subject.standing_out),
+    }
     return Done(Planned(settled, dataclasses.replace(chosen, plan=plan), splits), told)
 
 

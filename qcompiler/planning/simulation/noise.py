@@ -2,64 +2,124 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from qcompiler.ir.signature import Feeds
-from qcompiler.judge.noise import Expected, Tally
+from qcompiler.judge.noise import Expected, Tally, compared
+from qcompiler.judge.views import View
 from qcompiler.planning.simulation.simulator import Simulator, Use, Uses
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 Advance = Callable[[int], None]
 _Sample = tuple[Feeds, Expected]  # inputs, what the float model gives
 
+MOST_ELEMENTS = 65_536  # of a view of one sample that products of errors look at: more tell nothing new
+
 
 class Measure:
-    """Tally-to-signal power of a plan at the worst view, pooled over samples.
+    """Noise-to-signal power of plans, view by view, pooled over samples.
 
     Args:
         simulator: runs the plans.
         feeds: samples.
         few: how many of them `noise(few=True)` runs.
         advance: called with the number of runs done.
-        brief: the samples of `noise(few=True)`, where they are not the first of `feeds`.
+
+    Attributes:
+        few: how many samples `noise(few=True)` runs.
+        runs: how often the model was run, the float runs included.
+        views: what is judged and has a signal, in the order of `noises`.
     """
 
-    def __init__(
-        self,
-        simulator: Simulator,
-        feeds: Sequence[Feeds],
-        few: int,
-        advance: Advance | None,
-        *,
-        brief: Sequence[Feeds] | None = None,
-    ) -> None:
+    def __init__(self, simulator: Simulator, feeds: Sequence[Feeds], few: int, advance: Advance | None) -> None:
         self._simulator, self._advance = simulator, advance
         self._all = [self._sample(feed) for feed in feeds]
-        self._few = self._all[:few] if brief is None else [self._sample(feed) for feed in brief]
-        self.few, self.runs = len(self._few), len(feeds) + len(brief or ())
-        self.shortness = _elements(brief or feeds[:few]) / max(_elements(feeds[: self.few]), 1)
-        self._known: dict[tuple[bool, tuple[tuple[str, Use], ...]], float] = {}
+        self.few, self.runs = min(few, len(feeds)), len(feeds)
+        self._known: dict[tuple[bool, tuple[tuple[str, Use], ...]], NDArray[np.float64]] = {}
+        seen = {view: signal for _, expected in self._all for view, signal in expected.signals.items() if signal > 0}
+        self.views: tuple[View, ...] = tuple(seen)
 
     def _sample(self, feed: Feeds) -> _Sample:
         return feed, Expected.of(self._simulator.views, self._simulator.run(feed, {}), feed)
 
     def noise(self, uses: Uses, *, few: bool = False) -> float:
-        """Tally-to-signal power with these groups quantized, all others in float; known results are not run again."""
+        """Noise-to-signal power of the worst view, these groups quantized; known results are not run again."""
+        return float(self.noises(uses, few=few).max(initial=0.0))
+
+    def noises(self, uses: Uses, *, few: bool = False) -> NDArray[np.float64]:
+        """Noise-to-signal power of each of `views` with these groups quantized, all others in float: [views]."""
+        few = few and self.few < len(self._all)
         key = (few, tuple(sorted(uses.items(), key=lambda one: one[0])))
         if key not in self._known:
-            self._known[key] = self._run(uses, self._few if few else self._all)
+            self._known[key] = self._run(uses, self._all[: self.few] if few else self._all)
         return self._known[key]
 
-    def _run(self, uses: Uses, samples: Sequence[_Sample]) -> float:
+    def _run(self, uses: Uses, samples: Sequence[_Sample]) -> NDArray[np.float64]:
         total = Tally()
         for feed, expected in samples:
             total.add(expected, self._simulator.run(feed, uses))
-        self.runs += len(samples)
+        self._ran(len(samples))
+        ratios = total.ratios()
+        return np.array([ratios.get(view, 0.0) for view in self.views])
+
+    def products(self, plans: Sequence[Uses], samples: int) -> NDArray[np.float64] | None:
+        """Products of the errors that plans make, two by two, over the signal of each view.
+
+        The diagonal is what `noises` gives on these samples, of large views on a part of their elements.
+
+        Args:
+            plans: the groups that are quantized in each run.
+            samples: so many of the first.
+
+        Returns:
+            [views, plans, plans]; None where an error is not finite.
+        """
+        total = np.zeros((len(self.views), len(plans), len(plans)))
+        signals = np.zeros(len(self.views))
+        for feed, expected in self._all[:samples]:
+            rows = [self._errors(expected, self._simulator.run(feed, uses)) for uses in plans]
+            self._ran(len(plans))
+            for at, view in enumerate(self.views):
+                if view not in expected.values:
+                    continue
+                own = [row.get(view) for row in rows]
+                errors = [one for one in own if one is not None]
+                if len(errors) < len(own):
+                    return None
+                share = max(expected.values[view].size, 1) / max(errors[0].size, 1)
+                stacked = np.asarray(errors, np.float64)
+                total[at] += stacked @ stacked.T * share
+                signals[at] += expected.signals[view]
+        return np.asarray(total / np.maximum(signals, np.finfo(np.float64).tiny)[:, None, None])
+
+    def _errors(self, expected: Expected, got: Mapping[str, NDArray[Any]]) -> dict[View, NDArray[np.float32] | None]:
+        """What a run errs by, view by view, thinned out; None of a view that is not finite or has another shape."""
+        found: dict[View, NDArray[np.float32] | None] = {}
+        for view in self.views:
+            if view not in expected.values:
+                continue
+            known = expected.values[view]
+            value = compared(view, got.get(view.tensor), expected.padding, expected.kept.get(view))
+            found[view] = None if value is None or value.shape != known.shape else _difference(value, known)
+        return found
+
+    def _ran(self, runs: int) -> None:
+        self.runs += runs
         if self._advance is not None:
-            self._advance(len(samples))
-        return total.worst()
+            self._advance(runs)
 
 
-def _elements(feeds: Sequence[Feeds]) -> int:
-    return sum(np.size(array) for feed in feeds for array in feed.values())
+def _difference(value: NDArray[Any], known: NDArray[Any]) -> NDArray[np.float32] | None:
+    """Some of the elements of `value - known`, the same ones for each size; infinities that both share are no error."""
+    ours, theirs = value.ravel(), known.ravel()
+    if ours.size > MOST_ELEMENTS:
+        picked = np.random.default_rng(ours.size).integers(0, ours.size, MOST_ELEMENTS)
+        ours, theirs = ours[picked], theirs[picked]
+    with np.errstate(invalid="ignore", over="ignore"):
+        error = np.where(ours == theirs, 0, np.asarray(ours, np.float32) - np.asarray(theirs, np.float32))
+    return np.asarray(error, np.float32) if np.isfinite(error).all() else None

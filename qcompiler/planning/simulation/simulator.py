@@ -25,8 +25,6 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from qcompiler.data.shorten import shorten
-from qcompiler.errors import DataError, ModelError
 from qcompiler.ir import graph as graphs
 from qcompiler.ir import model as models
 from qcompiler.ir.signature import Feeds
@@ -293,15 +291,6 @@ class Simulation:
         """The same with other scales of weights."""
         views = self.simulator.views
         return Simulation.of(self.model, self.groups, self.offers, self.feeds, self.grids, scales, views)
-
-    def shortened(self, feeds: Sequence[Feeds], share: float) -> list[Feeds] | None:
-        """Feeds cut to a share of their longest free dimension; None where the model does not run on them."""
-        short = shorten(self.model.graph, feeds, share)
-        try:
-            self.simulator.run(short[0], {})
-        except (DataError, ModelError):
-            return None
-        return short
 
 
 def formats_of(offers: Mapping[str, Sequence[Use]]) -> tuple[DType, ...]:

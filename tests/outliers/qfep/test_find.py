@@ -34,7 +34,7 @@ QUICK: dict[str, Any] = {
     "target": "onnxruntime",
     "smooth_quant": SmoothQuantTable(alpha="off"),
     "qfem": QfemTable(alpha="off"),
-    "safety": SafetyTable(min_share=1.0, range_groups=0),
+    "safety": SafetyTable(min_share=1.0),
     "verify_samples": 4,
 }
 

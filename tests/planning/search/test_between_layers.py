@@ -59,7 +59,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 FEEDS = [{"x": np.random.default_rng(i).standard_normal((1, 16, 12, 12)).astype(np.float32)} for i in range(6)]
-GIVEN = Recipe(safety=SafetyTable(target_sqnr_db=20, range_groups=0), calibrator="minmax")
+GIVEN = Recipe(safety=SafetyTable(target_sqnr_db=20), calibrator="minmax")
 
 
 def quantized(source: Path, folder: Path, target: str, recipe: Recipe = GIVEN) -> CompileResult:

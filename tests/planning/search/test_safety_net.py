@@ -80,18 +80,18 @@ def test_the_layer_that_does_the_damage_goes_back(net: Any) -> None:
 
 def test_other_ranges_are_tried_before_a_layer_is_given_up(net: Any) -> None:
     crossed = {"a1": [5.0, 0.05], "a2": [0.05, 5.0]}  # no calibrator is right for both
-    found = net(Limits(25, 0.5, 8, range_groups=50), crossed)
+    found = net(Limits(25, 0.5, 8), crossed)
     assert found.restored == ()
     assert (found.amax["a1"], found.amax["a2"]) == (5.0, 5.0)
     assert found.met
     assert found.curve[-1].share == 1
-    without = net(Limits(25, 0.5, 8, range_groups=0), crossed)
+    without = net(Limits(25, 0.5, 8, runs=0), crossed)
     assert 0.05 in (without.amax["a1"], without.amax["a2"])
     assert without.restored
 
 
 def test_the_search_starts_from_the_best_single_calibrator(net: Any) -> None:
-    found = net(Limits(25, 0.5, 8, range_groups=0), {"a2": [0.05, 5.0]})
+    found = net(Limits(25, 0.5, 8, runs=0), {"a2": [0.05, 5.0]})
     assert found.amax["a2"] == 5.0
     assert found.restored == ()
 
@@ -124,14 +124,14 @@ def test_progress_counts_runs_behind_the_reference(net: Any) -> None:
 
 
 def test_the_same_search_twice_is_the_same(net: Any) -> None:
-    limits, wrong = Limits(30, 0.3, 8, range_groups=20), {"a1": [0.1, 1.0], "a3": [0.5]}
+    limits, wrong = Limits(30, 0.3, 8), {"a1": [0.1, 1.0], "a3": [0.5]}
     assert net(limits, wrong) == net(limits, wrong)
 
 
 class Table:
     """A simulator whose outputs are the reference and, of each quantized group, its own noise of a given SQNR."""
 
-    views = (View("y", "y", "y", Role.OUTPUT),)
+    views: tuple[View, ...] = (View("y", "y", "y", Role.OUTPUT),)
 
     def __init__(self, table: dict[str, dict[DType, float]]) -> None:
         self._noise = {
@@ -219,18 +219,53 @@ def test_changes_that_a_dark_prediction_made_in_vain_are_taken_back() -> None:
     assert 17.5 < found.curve[-1].sqnr_db < 18.5
 
 
-def test_a_large_model_is_measured_in_blocks_and_the_loud_group_is_found_all_the_same() -> None:
+def test_of_many_groups_the_loud_one_is_found_in_few_runs() -> None:
     table = {f"g{i}": {INT8: 8.0 if i == 37 else 60.0} for i in range(64)}
-    limits = Limits(30, 0.5, 2, work=1)  # not even one run: the least there is
-    found = searched(table, {}, limits)
+    found = searched(table, {}, Limits(30, 0.5, 2, runs=48))
     assert found.restored == ("g37",)
-    assert "g37" not in found.blocks  # the loudest block was halved down to it
+    assert set(found.joint) == set(table)
     assert found.noise["g37"] == pytest.approx(10**-0.8, rel=1e-3)
-    for group, block in found.blocks.items():
-        assert 1 < block.groups < 64
-        assert block.noise > found.noise[group]
-    assert found.runs < 32
-    every = searched(table, {}, Limits(30, 0.5, 2))
+    assert found.runs < 64
+    every = searched(table, {}, Limits(30, 0.5, 2, runs=1000))
     assert every.restored == ("g37",)
-    assert every.blocks == {}
+    assert every.joint == ()
     assert every.runs > 64
+
+
+def test_the_first_calibrator_that_is_good_enough_ends_the_search(net: Any) -> None:
+    found = net(Limits(25, 0.5, 8), {"a2": [5.0, 4.0, 3.0]})
+    assert found.met
+    assert found.runs == 6  # three in float, three quantized
+    assert [point.chosen for point in found.front] == [True]
+
+
+def test_the_front_goes_from_all_quantized_to_none() -> None:
+    table = {f"g{i}": {INT8: 20.0 + i} for i in range(8)}
+    found = searched(table, {}, Limits(22, 0.2, -100))
+    shares = [point.share for point in found.front]
+    assert shares == sorted(shares, reverse=True)
+    assert (shares[0], shares[-1]) == (1, 0)
+    assert [point.sqnr_db for point in found.front] == sorted(point.sqnr_db for point in found.front)
+    (chosen,) = (point for point in found.front if point.chosen)
+    assert chosen.measured
+    assert chosen.restored == found.restored
+    assert chosen.sqnr_db == found.curve[-1].sqnr_db
+
+
+def test_each_view_has_to_be_good_enough() -> None:
+    class Two(Table):
+        """The first group disturbs the second view alone."""
+
+        views: tuple[View, ...] = (View("y", "y", "y", Role.OUTPUT), View("z", "z", "z", Role.OUTPUT))
+
+        def run(self, feeds: Feeds, uses: dict[str, Use]) -> Feeds:
+            quiet = {group: use for group, use in uses.items() if group != "g0"}
+            loud = {group: use for group, use in uses.items() if group == "g0"}
+            return {"y": super().run(feeds, quiet)["y"], "z": super().run(feeds, loud)["y"]}
+
+    table = {f"g{i}": {INT8: 15.0 if i == 0 else 30.0} for i in range(6)}
+    offers = {group: [Use(INT8, 1.0)] for group in table}
+    prices = Prices(dict.fromkeys(table, 10), 60)
+    found = find_net(cast(Simulator, Two(table)), [{}], offers, prices, Limits(20, 0.0, -100))
+    assert found.restored == ("g0",)
+    assert found.met

@@ -10,7 +10,7 @@ import pytest
 
 from qcompiler.ir.signature import Feeds
 from qcompiler.judge.views import Role, View
-from qcompiler.planning.simulation.noise import Measure
+from qcompiler.planning.simulation.noise import MOST_ELEMENTS, Measure
 from qcompiler.planning.simulation.simulator import Simulator, Use
 from qcompiler.target import DType
 
@@ -65,13 +65,51 @@ def test_what_is_known_is_not_run_again() -> None:
     assert measure.runs == 3 + 6
 
 
-def test_few_samples_are_the_first_ones_or_those_that_are_given() -> None:
+def test_few_samples_are_the_first_ones() -> None:
     measure, simulator = measured(feeds(4, 4, 4), few=2)
     runs = len(simulator.asked)
     measure.noise({"x": WHOLE}, few=True)
     assert len(simulator.asked) == runs + 2 == runs + measure.few
-    brief, simulator = measured(feeds(4, 4, 4), few=2, brief=feeds(1))
-    assert brief.few == 1
-    assert brief.runs == 4
-    assert brief.shortness == pytest.approx(1 / 4)
-    assert measured(feeds(4, 4))[0].shortness == 1
+
+
+def test_few_samples_that_are_all_of_them_are_not_run_twice() -> None:
+    measure, simulator = measured(feeds(4, 4), few=4)
+    measure.noise({"x": WHOLE}, few=True)
+    runs = len(simulator.asked)
+    measure.noise({"x": WHOLE})
+    assert len(simulator.asked) == runs
+
+
+def test_the_diagonal_of_the_products_is_the_noise_of_each_plan() -> None:
+    measure, _ = measured(feeds(4, 2, 3))
+    plans = [{"x": WHOLE}, {"x": WHOLE, "r": WHOLE}, {}]
+    products = measure.products(plans, 3)
+    assert products is not None
+    assert products.shape == (2, 3, 3)
+    for at, plan in enumerate(plans):
+        np.testing.assert_allclose(products[:, at, at], measure.noises(plan), rtol=1e-4)
+    assert products[0, 0, 1] == pytest.approx(0.1 * 0.2, rel=1e-4)
+    assert products[0, 0, 2] == 0
+
+
+def test_of_large_views_the_products_look_at_a_part() -> None:
+    rng = np.random.default_rng(3)
+    large: list[Feeds] = [{"x": rng.standard_normal(3 * MOST_ELEMENTS).astype(np.float32)}]
+    measure, _ = measured(large)
+    products = measure.products([{"x": WHOLE}], 1)
+    assert products is not None
+    assert products[0, 0, 0] == pytest.approx(measure.noise({"x": WHOLE}), rel=0.03)
+
+
+class Breaking(Doubling):
+    """What is quantized is not finite."""
+
+    def run(self, feed: Feeds, uses: Mapping[str, Use]) -> Feeds:
+        found = super().run(feed, uses)
+        return {**found, "y": found["y"] * np.float32(np.inf)} if uses else found
+
+
+def test_errors_that_are_not_finite_have_no_products() -> None:
+    measure = Measure(cast(Simulator, Breaking()), feeds(4), 1, None)
+    assert measure.products([{"x": WHOLE}, {}], 1) is None
+    assert measure.noise({"x": WHOLE}) == np.inf
