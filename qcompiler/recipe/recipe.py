@@ -256,7 +256,7 @@ class Recipe(check.Keys):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: str = "recipe") -> Self:
-        """Reads plain data, such as the `recipe` entry of a manifest; None means unset, and keys of old are left out."""
+        """Reads plain data, such as the `recipe` entry of a manifest; None means unset, retired keys are left out."""
         known = {key: _without_retired(key, value) for key, value in data.items() if value is not None}
         for name, kind in TABLES.items():
             if isinstance(known.get(name), Mapping):

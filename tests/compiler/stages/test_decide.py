@@ -23,7 +23,9 @@ def test_every_layer_that_can_be_is_quantized_with_a_reason(tmp_path: Path, name
     plan = decided.chosen.plan
     assert {one.node for one in plan.quantized()} == QUANTIZED[name]
     assert all(one.why for one in plan)
-    assert standing.run.records["safety"] is decided.chosen.net
+    assert standing.run.records["safety"].curve == decided.chosen.net.curve
+    (point,) = standing.run.records["front"]
+    assert (point["chosen"], point["high"]) == (True, [])
 
 
 def test_float_precisions_quantize_nothing_and_count_the_work(tmp_path: Path) -> None:
