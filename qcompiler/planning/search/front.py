@@ -25,7 +25,7 @@ MOST_POINTS = 24  # of a front that people look at
 
 
 @dataclass(frozen=True)
-class Point:
+class FrontPoint:
     """A plan of the front.
 
     Attributes:
@@ -61,7 +61,7 @@ class Point:
         }
 
 
-def front_of(board: Board, begin: Assignment, first: float, reached: Reached) -> tuple[Point, ...]:
+def front_of(board: Board, begin: Assignment, first: float, reached: Reached) -> tuple[FrontPoint, ...]:
     """The front, cheapest first: what the search began with, what it ended with, and plans on from both.
 
     Args:
@@ -81,14 +81,16 @@ def front_of(board: Board, begin: Assignment, first: float, reached: Reached) ->
     return _thinned(_undominated(points))
 
 
-def single(board: Board, chosen: Assignment, sqnr_db: float) -> tuple[Point, ...]:
+def single(board: Board, chosen: Assignment, sqnr_db: float) -> tuple[FrontPoint, ...]:
     """The front of a search that ended where it began."""
     return (_point(board, chosen, sqnr_db, np.ones(1), chosen=True),)
 
 
-def _point(board: Board, plan: Assignment, sqnr_db: float | None, scale: NDArray[np.float64], *, chosen: bool) -> Point:
+def _point(
+    board: Board, plan: Assignment, sqnr_db: float | None, scale: NDArray[np.float64], *, chosen: bool
+) -> FrontPoint:
     known = sqnr_db if sqnr_db is not None else decibel(float((board.left(plan) * scale).max(initial=0.0)))
-    return Point(
+    return FrontPoint(
         share=board.prices.share(plan),
         sqnr_db=known,
         seconds=board.prices.time(plan),
@@ -99,24 +101,24 @@ def _point(board: Board, plan: Assignment, sqnr_db: float | None, scale: NDArray
     )
 
 
-def _undominated(points: list[Point]) -> list[Point]:
+def _undominated(points: list[FrontPoint]) -> list[FrontPoint]:
     """Cheapest first, each more accurate than all before; what was run or chosen stays whatever is predicted."""
 
-    def cost(one: Point) -> float:
+    def cost(one: FrontPoint) -> float:
         return -one.share if one.seconds is None else one.seconds
 
-    kept: list[Point] = []
+    kept: list[FrontPoint] = []
     for one in sorted(points, key=lambda point: (cost(point), not point.measured, -point.sqnr_db)):
         if one.measured or one.chosen or not kept or one.sqnr_db > max(other.sqnr_db for other in kept):
             kept += [one] if not any(_same(one, other) for other in kept) else []
     return kept
 
 
-def _same(one: Point, other: Point) -> bool:
+def _same(one: FrontPoint, other: FrontPoint) -> bool:
     return one.uses == other.uses and set(one.restored) == set(other.restored)
 
 
-def _thinned(points: list[Point]) -> tuple[Point, ...]:
+def _thinned(points: list[FrontPoint]) -> tuple[FrontPoint, ...]:
     """So many that people can look at them; what was run stays."""
     free = [one for one in points if not one.measured]
     room = max(MOST_POINTS - (len(points) - len(free)), 0)
@@ -125,6 +127,6 @@ def _thinned(points: list[Point]) -> tuple[Point, ...]:
     return tuple(one for one in points if one.measured or id(one) in left)
 
 
-def formats_of(point: Point) -> tuple[DType, ...]:
+def formats_of(point: FrontPoint) -> tuple[DType, ...]:
     """The formats that a point uses."""
     return tuple(dict.fromkeys(use.dtype for use in point.uses.values()))

@@ -37,7 +37,7 @@ LEAST = 1e-4  # of its even share: no group is taken to be without any noise
 
 
 @dataclass(frozen=True, eq=False)
-class Estimates:
+class AloneNoise:
     """The noise of each group alone.
 
     Attributes:
@@ -58,7 +58,7 @@ def runs_to_solve(groups: int) -> int:
     return math.ceil(2 * math.sqrt(2 * groups))
 
 
-def each_alone(measure: Measure, plan: Mapping[str, Use], budget: int) -> Estimates:
+def each_alone(measure: Measure, plan: Mapping[str, Use], budget: int) -> AloneNoise:
     """The noise of every group of a plan.
 
     Groups are run one by one where that takes no more runs than joint ones, or where the budget has room for it.
@@ -82,12 +82,12 @@ def each_alone(measure: Measure, plan: Mapping[str, Use], budget: int) -> Estima
     if products is None:  # one group that is not finite hides all others
         return _one_by_one(measure, plan)
     solved = np.stack([solve(design, one) for one in products], axis=-1)  # [groups, views]
-    return Estimates(dict(zip(names, solved, strict=True)), joint=True, tests=tests, samples=samples)
+    return AloneNoise(dict(zip(names, solved, strict=True)), joint=True, tests=tests, samples=samples)
 
 
-def _one_by_one(measure: Measure, plan: Mapping[str, Use]) -> Estimates:
+def _one_by_one(measure: Measure, plan: Mapping[str, Use]) -> AloneNoise:
     noise = {name: measure.noises({name: use}, few=True) for name, use in plan.items()}
-    return Estimates(noise, joint=False, tests=len(plan), samples=measure.few)
+    return AloneNoise(noise, joint=False, tests=len(plan), samples=measure.few)
 
 
 def designed(groups: int, tests: int) -> NDArray[np.bool_]:

@@ -24,7 +24,7 @@ import numpy as np
 from qcompiler.ir.macs import Shapes
 from qcompiler.ir.signature import Feeds
 from qcompiler.numerics.sqnr import decibel, noise_power
-from qcompiler.planning.search.front import Point, front_of, single
+from qcompiler.planning.search.front import FrontPoint, front_of, single
 from qcompiler.planning.search.group_tests import each_alone
 from qcompiler.planning.search.moves import Board, Reached, Step, improve, quantized
 from qcompiler.planning.search.prices import FEW, HIGH, Assignment, Limits, Prices
@@ -94,7 +94,7 @@ class SafetyNet:
     uses: dict[str, dict[DType, Use]] = field(default_factory=dict)
     costs: dict[str, dict[str, float]] = field(default_factory=dict)
     joint: tuple[str, ...] = ()
-    front: tuple[Point, ...] = ()
+    front: tuple[FrontPoint, ...] = ()
 
 
 def find_net(
@@ -233,7 +233,7 @@ def _net(
     prices: Prices,
     limits: Limits,
     measure: Measure,
-    front: tuple[Point, ...],
+    front: tuple[FrontPoint, ...],
     joint: tuple[str, ...] = (),
 ) -> SafetyNet:
     shown, worst = (

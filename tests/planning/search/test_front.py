@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qcompiler.planning.search.front import MOST_POINTS, Point, front_of, single
+from qcompiler.planning.search.front import MOST_POINTS, FrontPoint, front_of, single
 from qcompiler.planning.search.moves import Board, Reached, Step
 from qcompiler.planning.search.prices import Assignment, Prices
 from qcompiler.planning.simulation.simulator import Use
@@ -15,7 +15,7 @@ INT8 = DType.INT8
 USE = Use(INT8, 1.0)
 
 
-def found(groups: int, high: int) -> tuple[Board, Assignment, tuple[Point, ...]]:
+def found(groups: int, high: int) -> tuple[Board, Assignment, tuple[FrontPoint, ...]]:
     """A front of so many groups, of which the first are in high precision where the search ended."""
     names = [f"g{i}" for i in range(groups)]
     noises = {name: {INT8: np.array([0.01 / (i + 1)])} for i, name in enumerate(names)}
