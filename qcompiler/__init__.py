@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from qcompiler.frontends.export import ExportResult, export
     from qcompiler.recipe import Recipe
     from qcompiler.tools.bench.bench import Bench, bench
+    from qcompiler.tools.diff import Difference, diff
+    from qcompiler.tools.explain import Explanation, explain
     from qcompiler.tools.inspect.inspection import Inspection, inspect
     from qcompiler.tools.sensitivity.sensitivity import Sensitivity, sensitivity
     from qcompiler.tools.verify import verify
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Bench",
     "CompileResult",
+    "Difference",
+    "Explanation",
     "ExportResult",
     "Inspection",
     "Recipe",
@@ -37,6 +41,8 @@ __all__ = [
     "bench",
     "build",
     "compile",
+    "diff",
+    "explain",
     "export",
     "inspect",
     "quantize",
@@ -47,6 +53,8 @@ __all__ = [
 _HOMES = {
     "Bench": "tools.bench.bench",
     "CompileResult": "compiler.compile",
+    "Difference": "tools.diff",
+    "Explanation": "tools.explain",
     "ExportResult": "frontends.export",
     "Inspection": "tools.inspect.inspection",
     "Recipe": "recipe",
@@ -55,6 +63,8 @@ _HOMES = {
     "bench": "tools.bench.bench",
     "build": "compiler.build",
     "compile": "compiler.compile",
+    "diff": "tools.diff",
+    "explain": "tools.explain",
     "export": "frontends.export",
     "inspect": "tools.inspect.inspection",
     "quantize": "compiler.compile",

@@ -218,6 +218,33 @@ def _numbers(name: str, text: str) -> list[int]:
         raise UsageError(f"{name} takes whole numbers with commas between them, such as 1,4,8, not '{text}'") from None
 
 
+def explain(options: argparse.Namespace, view: Screen) -> None:
+    """Everything known of one node."""
+    from qcompiler.report.questions import explain as report
+    from qcompiler.tools.explain import explain
+
+    found = explain(options.manifest, options.node).to_json()
+    view.people(*report.terminal(found))
+    view.result(found)
+
+
+def diff(options: argparse.Namespace, view: Screen) -> None:
+    """What changed between two compilations."""
+    from qcompiler.report.questions import diff as report
+    from qcompiler.tools.diff import diff
+
+    found = diff(
+        options.a,
+        options.b,
+        max_loss_db=options.max_loss_db,
+        max_slower=options.max_slower,
+        fail_on=[word.strip() for word in options.fail_on.split(",")] if options.fail_on else (),
+    )
+    view.people(*report.terminal(found.to_json(), everything=options.all))
+    view.result(found.to_json())
+    found.require()
+
+
 def passes(options: argparse.Namespace, view: Screen) -> None:
     """The graph rewrites."""
     from qcompiler.passes import text_form

@@ -243,6 +243,40 @@ def parser() -> _Parser:
         "--target", default="tensorrt-rtx", metavar="T", help="whose engines the other files are, if nothing says so"
     )
 
+    explain = _command(
+        listed,
+        "explain",
+        commands.explain,
+        "everything known of one node: why, what was tried, ranges, neighbours, kernel",
+        "qcompiler explain out/model.manifest.json Conv_3",
+    )
+    stored = "a manifest, an engine or model beside which it lies, or the folder of a compilation"
+    _positional(explain, "manifest", "MANIFEST", stored)
+    _positional(
+        explain, "node", "NODE", "its name, the tensor that it writes, a part of the name, or a regular expression"
+    )
+
+    diff = _command(
+        listed,
+        "diff",
+        commands.diff,
+        "what changed between two compilations: types, ranges, accuracy, size, predicted time",
+        "qcompiler diff before/model.manifest.json after/model.manifest.json --max-loss-db 0.5",
+    )
+    _positional(diff, "a", "A", f"{stored}, to compare with")
+    _positional(diff, "b", "B", "the other one, likewise")
+    diff.add_argument("--all", action="store_true", help="list every row of long tables")
+    gates = diff.add_argument_group("gates", "exit code 5 where B misses one of them; without any it is 0")
+    gates.add_argument("--max-loss-db", type=float, metavar="DB", help="most SQNR that each judged view may lose")
+    gates.add_argument(
+        "--max-slower", type=float, metavar="X", help="most that the predicted time may grow, relative: 0.05 for 5 %%"
+    )
+    gates.add_argument(
+        "--fail-on",
+        metavar="F",
+        help="some of precision, accuracy, size, time, with commas between them: B may not be worse in that at all",
+    )
+
     passes = _command(listed, "passes", commands.passes, "the graph rewrites and their options", "qcompiler passes")
     passes.add_argument("name", metavar="NAME", nargs="?", help="only this one")
 

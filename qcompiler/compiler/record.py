@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from qcompiler.compiler.base import Compilation
-from qcompiler.passes.base import Report
+from qcompiler.passes.base import Changed, Report
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.report.manifest import SCHEMA
 from qcompiler.support.as_json import plain
@@ -31,6 +31,9 @@ ABSENT: Final[Mapping[str, Any]] = {  # in this order; what no stage recorded di
     "quantizers": None,
     "goal": None,
     "rungs": [],
+    "histograms": {},
+    "graph": None,
+    "edits": {},
     "safety": None,
     "front": [],
     "outliers": [],
@@ -47,6 +50,8 @@ ABSENT: Final[Mapping[str, Any]] = {  # in this order; what no stage recorded di
     "audit": None,
     "files": {},
 }
+FLOAT: Final = ("load", "clean_up", "qfep", "smooth_quant", "llm_int8")  # stages that edit the float model
+TRIVIAL: Final = ("normalize-constants", "name-dimensions")  # passes whose edits say nothing of what is computed
 
 
 def manifest(run: Compilation, recipe: Recipe) -> dict[str, Any]:
@@ -58,7 +63,8 @@ def manifest(run: Compilation, recipe: Recipe) -> dict[str, Any]:
         run: with the records, passes, timings and warnings of its stages.
         recipe: as it was effectively used.
     """
-    given = {"target": recipe.resolve(), "recipe": recipe.to_dict(), "passes": _passes(run), **run.records}
+    asked = {"target": recipe.resolve(), "recipe": recipe.to_dict()}
+    given = {**asked, "passes": _passes(run), "edits": _edits(run), **run.records}
     return dict(
         plain(
             {
@@ -80,6 +86,22 @@ def _passes(run: Compilation) -> list[dict[str, Any]]:
     done = [one for passes in run.passes.values() for one in passes]
     errors = {report.name: error for report, error in done if error is not None}  # of a pass that ran twice, the last
     return [_pass(report, errors.get(report.name)) for report, _ in done]
+
+
+def _edits(run: Compilation) -> dict[str, dict[str, str]]:
+    """By pass, what it did to the float model, by the name of the node or tensor where it did it.
+
+    So a node of the source that the plan does not have is found all the same: folded, removed, written out.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for stage in FLOAT:
+        for report, _ in run.passes.get(stage, ()):
+            name = report.name.partition("{")[0]
+            for note in report.notes if not report.undone and name not in TRIVIAL else ():
+                if isinstance(note, Changed) and note.node:
+                    places = found.setdefault(name, {})
+                    places[note.node] = f"{places[note.node]}; {note.text}" if note.node in places else note.text
+    return found
 
 
 def _pass(report: Report, error: float | None) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from qcompiler.ir.operators import MULTIPLYING
 from qcompiler.target import DType
 
 PRODUCTS = frozenset({"fully_connected", "corrltn", "deconvolution"})
+MOST_TYPES = 4  # operands of a kernel that are named
 NOT_KERNELS = frozenset({"shape_call", "signal", "wait", "jmp", "cjmp", "label"})
 LOW = {"int8": "int8", "fp8_e4m3": "fp8", "fp4_e2m1": "fp4", "int4": "int4"}
 ACCEPTED = {
@@ -67,6 +68,19 @@ class Finding:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """A kernel, and which nodes of the plan it computes.
+
+    Attributes:
+        what: its kind, the types that it reads and the types that it writes: `corrltn int8 int8 -> half`.
+        nodes: places in the plan that was promised, ascending; mostly one, more where nodes were fused.
+    """
+
+    what: str
+    nodes: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class Audit:
     """What an engine's own listing says of a plan's promises.
@@ -80,6 +94,7 @@ class Audit:
         promised: how many nodes were promised.
         kernels: kernel launches of one inference.
         sms: compute capabilities in the plan.
+        launches: the kernels of one inference that say what they compute, in order.
     """
 
     confirmed: tuple[str, ...]
@@ -88,6 +103,7 @@ class Audit:
     promised: int = 0
     kernels: int = 0
     sms: tuple[str, ...] = ()
+    launches: tuple[Launch, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -135,8 +151,14 @@ class Audit:
             "nodes": dict(self.compiled),
             "kernels": self.kernels,
             "sms": list(self.sms),
+            **self._launched(),
             "mismatches": [{**dataclasses.asdict(one), "kind": str(one.kind)} for one in self.mismatches],
         }
+
+    def _launched(self) -> dict[str, Any]:
+        """Each kind of kernel once, and each launch as numbers: which kind, then the places of its nodes."""
+        kinds = {what: place for place, what in enumerate(dict.fromkeys(one.what for one in self.launches))}
+        return {"kinds": list(kinds), "launches": [[kinds[one.what], *one.nodes] for one in self.launches]}
 
 
 def audit(plan: str | Path, model: str | Path | onnx.ModelProto, promised: Mapping[str, DType]) -> Audit:
@@ -178,7 +200,20 @@ def audit(plan: str | Path, model: str | Path | onnx.ModelProto, promised: Mappi
         promised=len(wanted),
         kernels=sum(op.kind not in NOT_KERNELS for one in outer if not _later_profile(one) for op in one.ops),
         sms=tuple(dict.fromkeys(sm for one in outer for sm in one.sms)),
+        launches=tuple(_launches(outer, {node: place for place, node in enumerate(promised)})),
     )
+
+
+def _launches(listings: Iterable[Listing], places: Mapping[str, int]) -> Iterator[Launch]:
+    """Of the first profile; what computes no node of the plan (padding, copies, nodes made for it) is left out."""
+    for listing in listings:
+        if _later_profile(listing):
+            continue
+        for op in listing.ops:
+            found = sorted(places[node] for node in op.nodes if node in places)
+            if found and op.kind not in NOT_KERNELS:
+                types = f"{' '.join(op.input_types[:MOST_TYPES])} -> {' '.join(op.output_types[:MOST_TYPES])}"
+                yield Launch(f"{op.kind} {types}", tuple(found))
 
 
 class _Book:

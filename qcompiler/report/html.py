@@ -38,6 +38,7 @@ from qcompiler.report.figures import (
     work,
 )
 from qcompiler.report.page import OPEN_ROWS, code, fold, page, section, table
+from qcompiler.report.search import front, rungs
 
 Record = Mapping[str, Any]
 LIMIT_DB = 12.0
@@ -55,7 +56,9 @@ def render(manifest: Record) -> str:
         _macs(manifest.get("macs")),
         outliers.formats(manifest.get("plan") or ()),
         _drift(manifest.get("verification")),
+        rungs.rungs(manifest.get("rungs") or (), manifest.get("goal")),
         _safety(manifest.get("safety")),
+        front.front(manifest.get("front") or ()),
         tries.tries(manifest.get("tries") or ()),
         inputs.inputs(manifest.get("inputs")),
         outliers.activations(manifest.get("outliers") or (), manifest.get("qfem")),

@@ -9,6 +9,7 @@ Schema 1 had other names for a key and some stages; `read` gives them those of s
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -33,9 +34,15 @@ _STAGES: Final[Mapping[str, str]] = MappingProxyType(  # in `timings`, likewise
 )
 
 
+# A list of numbers over several lines. No string can look so: a line break in one is written as two letters.
+_FIGURE: Final = r"-?\d[\d.eE+-]*"
+_FIGURES: Final = re.compile(rf"\[\n\s*({_FIGURE}(?:,\n\s*{_FIGURE})*)\n\s*\]")
+
+
 def to_text(manifest: Mapping[str, Any]) -> str:
-    """The JSON text of a manifest, which holds neither NaN nor Infinity."""
-    return json.dumps(plain(manifest), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    """The JSON text of a manifest, which holds neither NaN nor Infinity; lists of numbers stand on one line."""
+    text = json.dumps(plain(manifest), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return _FIGURES.sub(lambda found: f"[{' '.join(found[1].split())}]", text)
 
 
 def read(path: str | Path) -> dict[str, Any]:

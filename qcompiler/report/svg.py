@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
@@ -66,6 +66,13 @@ def curve(steps: Sequence[Mapping[str, Any]], target_db: float | None) -> str:
     )
     target = "" if target_db is None else across(_y(target_db, low, high))
     return figure(_grid(low, high), target, _joined(dots), ticks, below("share of MACs that is quantized"))
+
+
+def decibels(values: Sequence[Any]) -> tuple[Callable[[Any], float], str]:
+    """The height of an SQNR in a plot that shows all of these values, and the grid of that plot."""
+    known = [_bounded(value) for value in values]
+    low, high = min([0.0, *known]), max([30.0, *known]) + 2
+    return lambda value: _y(_bounded(value), low, high), _grid(low, high)
 
 
 class Dot(NamedTuple):

@@ -32,6 +32,7 @@ from qcompiler.report.figures import (
     words,
     work,
 )
+from qcompiler.report.search.rungs import goal_line, rungs_line
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -222,6 +223,10 @@ def _summary_rows(manifest: Record) -> Iterator[tuple[str, str]]:
         )
     if manifest.get("macs"):
         yield "multiply-accumulates", work(manifest["macs"])
+    if manifest.get("goal"):
+        yield "goal", goal_line(manifest["goal"]).removeprefix("Goal: ")
+    if manifest.get("rungs"):
+        yield "methods", rungs_line(manifest["rungs"])
     if manifest.get("qfep"):
         yield "QFeP", qfep.line(manifest["qfep"])
     if manifest.get("llm_int8"):

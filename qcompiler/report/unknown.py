@@ -26,7 +26,8 @@ KNOWN: Final = frozenset(  # keys that another section shows, or that are about 
         ),
         *("passes", "macs", "plan", "quantizers", "safety", "outliers", "residuals", "smooth_quant", "qfem", "qfep"),
         *("weight_only", "llm_int8", "verification", "engine", "cache", "audit", "files", "timings", "peak_memory_mb"),
-        *("warnings", "verdict", "missed", "tries", "inputs", "equivalence"),
+        *("warnings", "verdict", "missed", "tries", "inputs", "equivalence", "rungs", "front", "goal"),
+        *("graph", "histograms", "edits"),  # what `explain` looks up
     }
 )
 

@@ -31,6 +31,7 @@ _PER_OCTAVE = 256
 _OCTAVES = 256
 _BUCKETS = _PER_OCTAVE * _OCTAVES
 _NONFINITE_OCTAVE = _OCTAVES - 1
+_BIAS = 127  # of the exponent of a float32: the octave of 1.0
 _BUCKET_MASK = np.uint32(_BUCKETS - 1)
 
 _CHUNK = 1 << 17  # float32 elements that stay in a level 2 cache between the counting and the min/max
@@ -245,6 +246,25 @@ class Histogram:
         below = float(mass[at - 1]) if at else float(self.zeros)
         lower, upper = self.bounds()
         return float(lower[at] + (upper[at] - lower[at]) * (rank - below) / (mass[at] - below))
+
+    def octaves(self, most: int = 32) -> dict[str, Any]:
+        """A few bars for people: how many elements have |x| in [2**k, 2**(k + 1)), for the largest `most` octaves.
+
+        Returns:
+            `first`: k of the first bar; `counts` of the bars; `zeros`, `below` (not zero, and smaller than all bars),
+            `minimum` and `maximum` of the values, and how many were seen in all (`elements`).
+        """
+        rows = [int(count) for count in self._counts.sum(axis=1)]
+        cut = max(len(rows) - most, 0)
+        return {
+            "first": self._first + cut - _BIAS,
+            "counts": rows[cut:],
+            "zeros": self.zeros,
+            "below": sum(rows[:cut]),
+            "minimum": self.minimum,
+            "maximum": self.maximum,
+            "elements": self.count,
+        }
 
     # ---- state
 

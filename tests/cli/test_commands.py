@@ -13,6 +13,7 @@ from qcompiler.recipe.recipe import PRESETS, Recipe
 from qcompiler.recipe.tables import SafetyTable
 from qcompiler.report import manifest
 from tests.kit import manifests
+from tests.kit.tools.stored import ODD, folder_of
 
 Call = dict[str, Any]
 
@@ -144,3 +145,26 @@ def test_passes_are_listed_with_their_options(capfd: pytest.CaptureFixture[str])
     assert [row["name"] for row in rows] == [one.name() for one in ALL]
     assert main(["passes", "fold-constants"]) == 0
     assert "requires" in capfd.readouterr().out
+
+
+def test_explain_prints_a_node_and_its_json(capfd: pytest.CaptureFixture[str]) -> None:
+    node = ODD["c1"]
+    assert main(["explain", str(folder_of("int8")), node]) == 0
+    assert f"{node}: Conv in int8" in capfd.readouterr().out
+    assert main(["explain", str(folder_of("failed") / "m.engine"), "größe", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert (found["node"], found["found_by"]) == (node, "part")
+    assert main(["explain", str(folder_of("int8")), "R"]) == 2
+    assert "name one of them: 'R1', 'R2', 'R3'" in capfd.readouterr().err
+
+
+def test_diff_ends_with_5_only_where_a_gate_is_missed(capfd: pytest.CaptureFixture[str]) -> None:
+    a, b = str(folder_of("int8")), str(folder_of("mixed"))
+    assert main(["diff", a, b]) == 0
+    assert "different in" in capfd.readouterr().out
+    assert main(["diff", a, b, "--fail-on", "precision, size", "--json"]) == 5
+    told = capfd.readouterr()
+    assert json.loads(told.out)["worse"]
+    assert "is worse than" in told.err
+    assert main(["diff", a, a, "--max-loss-db", "0", "--fail-on", "accuracy,size,precision"]) == 0
+    assert main(["diff", a, b, "--fail-on", "speed"]) == 2

@@ -9,7 +9,7 @@ import numpy as np
 
 from qcompiler.compiler.base import Compilation, Done, stage
 from qcompiler.compiler.record import ABSENT, manifest
-from qcompiler.passes.base import Changed, Report
+from qcompiler.passes.base import Changed, Report, Skipped
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.report.manifest import SCHEMA, to_text
 
@@ -54,3 +54,23 @@ def test_it_is_json_whatever_was_recorded() -> None:
     read = json.loads(to_text(manifest(run, Recipe())))
     assert read["audit"] == {"share": 0.5, "nodes": [1, 2]}
     assert read["verification"] == {"worst": "inf"}
+
+
+@stage()
+def smooth_quant(run: Compilation, reports: tuple[Report, ...]) -> Done[None]:
+    return Done(None, passes=tuple((report, None) for report in reports))
+
+
+def test_what_passes_did_is_told_by_the_place_where_they_did_it() -> None:
+    run = Compilation()
+    folded = (Changed("n", "folded into 'c'"), Skipped("m", "no"), Changed("n", "twice"))
+    run(
+        smooth_quant,
+        (
+            Report("fold-pad{much=1}", folded, 0.1),
+            Report("fold-constants", (Changed("k", "computed"),), 0.1, undone="it moved an output"),
+            Report("normalize-constants", (Changed("w", "an initializer"),), 0.1),
+        ),
+    )
+    run(rewriting, None)  # a stage that does not edit the float model
+    assert manifest(run, Recipe())["edits"] == {"fold-pad": {"n": "folded into 'c'; twice"}}

@@ -208,3 +208,25 @@ def test_the_audit_is_plain_data(build: Build) -> None:
     assert data["promised"] == data["confirmed"] == 1
     assert data["nodes"] == {"mm": "int8"}
     assert data["mismatches"][0]["kind"] == "half-accumulator"
+
+
+def test_kernels_name_the_nodes_of_the_plan_that_they_compute(build: Build) -> None:
+    model, engine = build(graphs.conv())
+    names = ["elsewhere", *(node.name for node in onnx.load(model).graph.node)]
+    found = audit(engine.path, model, dict.fromkeys(names, DType.INT8))
+    place = names.index("conv")
+    products = [one for one in found.launches if place in one.nodes and one.what.startswith("corrltn int8 int8")]
+    assert products
+    assert all(0 not in one.nodes and list(one.nodes) == sorted(one.nodes) for one in found.launches)
+    told = found.to_json()
+    assert [(told["kinds"][kind], tuple(nodes)) for kind, *nodes in told["launches"]] == [
+        (one.what, one.nodes) for one in found.launches
+    ]
+
+
+def test_kernels_of_a_second_profile_are_not_told_again(build: Build) -> None:
+    model, one = build(graphs.matmul("batch"), BATCH)
+    single = audit(one.path, model, {"mm": DType.INT8})
+    model, two = build(graphs.matmul("batch"), BATCH, Profile({"x": ((1, 128), (1, 128), (2, 128))}))
+    assert single.launches
+    assert len(audit(two.path, model, {"mm": DType.INT8}).launches) == len(single.launches)

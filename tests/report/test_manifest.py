@@ -164,3 +164,18 @@ def test_plain_knows_what_json_does_not() -> None:
         "p": "a/b",
         "n": "-inf",
     }
+
+
+def test_lists_of_numbers_stand_on_one_line_and_nothing_else_is_changed() -> None:
+    data = {
+        "a": [1, -2.5, 1e-07, 3],
+        "b": [[1, 2], []],
+        "c": ["[\n 1\n]", 1],
+        "d": ["1", "2"],
+        "e": [1, None],
+        "f": [7],
+    }
+    text = manifest.to_text(data)
+    assert json.loads(text) == data
+    for line in (' "a": [1, -2.5, 1e-07, 3],', "  [1, 2],", ' "f": [7]'):
+        assert line in text.splitlines()

@@ -13,10 +13,12 @@ import pytest
 import qcompiler
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("bench", "build", "compile", "export", "inspect", "quantize", "sensitivity", "verify")
+COMMANDS = ("bench", "build", "compile", "diff", "explain", "export", "inspect", "quantize", "sensitivity", "verify")
 NAMES = (
     "Bench",
     "CompileResult",
+    "Difference",
+    "Explanation",
     "ExportResult",
     "Inspection",
     "Recipe",

@@ -216,3 +216,17 @@ def test_padding_does_not_count() -> None:
     assert (seen.found["x"].amax, seen.found["x"].count) == (1.0, 12)
     seen.update(Part(1, {"attention_mask": np.ones_like(mask)}, {"x": x}, last=True))
     assert seen.found["x"].amax == 93
+
+
+def test_octaves_count_what_lies_between_powers_of_two() -> None:
+    found = Histogram.of(np.array([0.0, 0.0, 1.0, -1.5, 1.999, 2.0, -7.5, 0.3], np.float32)).octaves()
+    assert (found["first"], found["counts"]) == (-2, [1, 0, 3, 1, 1])
+    assert (found["zeros"], found["below"], found["elements"]) == (2, 0, 8)
+    assert (found["minimum"], found["maximum"]) == (-7.5, 2.0)
+
+
+def test_octaves_are_the_largest_ones() -> None:
+    values = 2.0 ** np.arange(-10, 3).astype(np.float32)
+    found = Histogram.of(values).octaves(3)
+    assert (found["first"], found["counts"], found["below"]) == (0, [1, 1, 1], 10)
+    assert Histogram().octaves()["counts"] == []

@@ -49,10 +49,13 @@ def decide(
     settled, plan, splits = llm_int8.settle(model, chosen.plan, subject.splits)
     plan = record.into(plan, subject.stored, target, [node.name for node in model.graph.nodes])
     plan = accounted(plan, settled.graph, _work(settled, subject, planning), target.high_precision)
+    asked = [*chosen.net.amax, *plan.quantizers, *chosen.spared.tensors]
+    seen = subject.seen.histograms
     told = {
         "safety": dataclasses.replace(chosen.net, front=()),  # which stands under a key of its own
         "front": [point.to_json(number) for number, point in enumerate(chosen.net.front)],
         "qfem": qfem.record_of(chosen.spared, subject.standing_out),
+        "histograms": {name: seen[name].octaves() for name in dict.fromkeys(asked) if name in seen},
     }
     return Done(Planned(settled, dataclasses.replace(chosen, plan=plan), splits), told)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from qcompiler.compiler.base import Compilation, Done, stage
 from qcompiler.compiler.subject import Lowered, Planned, Subject
+from qcompiler.compiler.wiring import wiring
 from qcompiler.ir import model as models
 from qcompiler.judge.views import find_views
 from qcompiler.outliers import llm_int8
@@ -103,6 +104,7 @@ def lower(
         "macs": plan.macs_by_precision(),
         "plan": list(plan),
         "quantizers": list(plan.quantizers.values()),
+        "graph": wiring(decided.model.graph, plan),
         "llm_int8": llm_int8.record_of(decided.splits, plan, options.llm_int8),
         "weight_only": weights.record_of(subject.stored),
         "half": None if half is None else half.to_json(),

@@ -75,6 +75,8 @@ class SafetyNet:
         costs: what each format of each group costs, in seconds; the key "high" is high precision; empty where
             multiply-accumulates are the cost.
         joint: activation tensors of the groups whose noise was solved for from joint runs; the others were run alone.
+        tried: by activation tensor and format, every clipping range that was really run for that group alone, with the
+            noise that it sent to the worst view.
         curve: the plans that were really run; the first with everything as cheap as possible.
         target_db: what was aimed at.
         met: whether the last plan meets it.
@@ -95,6 +97,7 @@ class SafetyNet:
     costs: dict[str, dict[str, float]] = field(default_factory=dict)
     joint: tuple[str, ...] = ()
     front: tuple[FrontPoint, ...] = ()
+    tried: dict[str, dict[DType, list[tuple[float, float]]]] = field(default_factory=dict)
 
 
 def find_net(
@@ -254,6 +257,7 @@ def _net(
         costs={group: dict(prices.seconds[group]) for group in uses} if prices.seconds else {},
         joint=joint,
         front=front,
+        tried=measure.alone,
     )
 
 

@@ -11,6 +11,7 @@ from qcompiler.ir.signature import Feeds
 from qcompiler.judge.noise import Expected, Tally, compared
 from qcompiler.judge.views import View
 from qcompiler.planning.simulation.simulator import Simulator, Use, Uses
+from qcompiler.target import DType
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -58,6 +59,22 @@ class Measure:
         if key not in self._known:
             self._known[key] = self._run(uses, self._all[: self.few] if few else self._all)
         return self._known[key]
+
+    @property
+    def alone(self) -> dict[str, dict[DType, list[tuple[float, float]]]]:
+        """What each group sends that was run alone, by format: each clipping range and its noise, the worst view's.
+
+        Where a range was run on few samples and on all of them, those on all count.
+        """
+        ways: dict[str, dict[Use, float]] = {}
+        for (_, uses), noises in sorted(self._known.items(), key=lambda one: not one[0][0]):
+            for group, use in uses if len(uses) == 1 else ():
+                ways.setdefault(group, {})[use] = float(noises.max(initial=0.0))
+        found: dict[str, dict[DType, list[tuple[float, float]]]] = {}
+        for group, tried in ways.items():
+            for use, noise in tried.items():
+                found.setdefault(group, {}).setdefault(use.dtype, []).append((use.amax, noise))
+        return found
 
     def _run(self, uses: Uses, samples: Sequence[_Sample]) -> NDArray[np.float64]:
         total = Tally()

@@ -102,3 +102,13 @@ def test_ranges_beside_data_win_and_the_rest_is_measured(tmp_path: Path, target:
     assert quantizers["r1"].calibrator != "given"
     assert quantizers["x"].observed is not None
     assert "the range of its activation was given" in decided.chosen.plan.decisions["C1"].why
+
+
+def test_what_was_seen_of_every_activation_is_told_in_a_few_bars(tmp_path: Path) -> None:
+    standing = before("decide", prepared(tmp_path, "conv"))
+    decided = standing.run(decide, standing.subject, standing.asked.target, standing.asked.planning)
+    bars = standing.run.records["histograms"]
+    assert set(bars) == set(decided.chosen.plan.quantizers)
+    for name, one in bars.items():
+        assert one["maximum"] <= standing.subject.seen.histograms[name].amax
+        assert sum(one["counts"]) + one["zeros"] + one["below"] == one["elements"]

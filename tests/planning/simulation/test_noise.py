@@ -113,3 +113,19 @@ def test_errors_that_are_not_finite_have_no_products() -> None:
     measure = Measure(cast(Simulator, Breaking()), feeds(4), 1, None)
     assert measure.products([{"x": WHOLE}, {}], 1) is None
     assert measure.noise({"x": WHOLE}) == np.inf
+
+
+def test_what_was_run_alone_is_told_with_its_range() -> None:
+    measure, _ = measured(feeds(1, 1))
+    measure.noise({"x": WHOLE, "r": NARROW}, few=True)
+    assert measure.alone == {}
+    alone = [measure.noise({"x": use}, few=True) for use in (WHOLE, NARROW, WHOLE)]
+    assert measure.alone == {"x": {DType.INT8: [(4.0, alone[0]), (1.0, alone[1])]}}
+
+
+def test_of_a_range_that_was_run_on_few_samples_and_on_all_those_on_all_count() -> None:
+    measure, _ = measured(feeds(1, 1))
+    whole = measure.noise({"x": WHOLE})
+    few = measure.noise({"x": NARROW}, few=True)
+    measure.noise({"x": WHOLE}, few=True)
+    assert dict(measure.alone["x"][DType.INT8]) == {4.0: whole, 1.0: few}

@@ -1,0 +1,1 @@
+"""What `explain` and `diff` found in stored manifests, as text for the terminal."""
