@@ -47,6 +47,7 @@ class Explanation:
         writes: of each tensor: its `tensor`, who reads it, whether it is an `output` of the model.
         methods: what SmoothQuant, QFeM, LLM.int8() and the others did here, by their key in the manifest.
         accuracy: of what it writes: `sqnr_db`, `own_db`, and how much it is to blame.
+        front: of each plan of the front: its `id`, and the `type` of the group there (`high` for high precision).
         rungs: of the whole model: which methods were tried, and which were kept.
         warnings: those that name it.
         unknown: what this manifest cannot tell, in sentences.
@@ -70,6 +71,7 @@ class Explanation:
     writes: Sequence[Record] = ()
     methods: Record = field(default_factory=dict)
     accuracy: Record | None = None
+    front: Sequence[Record] = ()
     rungs: Sequence[Record] = ()
     warnings: Sequence[str] = ()
     unknown: Sequence[str] = ()
@@ -116,6 +118,7 @@ def explain(manifest: str | Path | Record, node: str) -> Explanation:
         [wires.readers(tensor) for tensor in writes],
         dict(_methods(found, activation, said)),
         _accuracy(found, said),
+        list(_front(activation, said)),
         said.get("rungs") or [],
         _warnings([found, *tensors], said),
         list(_unknown(found, decision, activation, said, wires)),
@@ -164,7 +167,7 @@ def _meant(asked: str, said: Record, wires: Wires) -> tuple[str, str]:
             f"the plan has no node '{asked}'; of {len(gone)} that passes edited, name one: {_listed(gone)}"
         )
     if not nodes:
-        raise UsageError("the manifest has no plan: the compilation ended before anything was decided")
+        raise UsageError("the manifest has no plan: nothing was decided, as in a build of a model that came quantized")
     close = did_you_mean(asked, [*nodes, *edited])
     hint = close if close.startswith("did you mean") else f"it has {len(nodes)}, such as {_listed(nodes[:3])}"
     raise UsageError(f"the manifest has no node '{asked}': {hint}")
@@ -372,6 +375,16 @@ def _accuracy(node: str, said: Record) -> Record | None:
     keys = ("tensor", "sqnr_db", "before_db", "own_db", "drifts")
     told = {key: layer.get(key) for key in keys} if layer else {}
     return {**told, "blamed": blamed, "samples": found.get("samples")}
+
+
+def _front(activation: str | None, said: Record) -> Iterator[Record]:
+    """The type of the group in each plan of the front; nothing where there is one plan alone."""
+    points = said.get("front") or ()
+    for one in points if len(points) > 1 else ():
+        kind = (one.get("formats") or {}).get(activation)
+        high = activation in (one.get("high") or ())
+        if high or kind is not None:
+            yield {"id": one.get("id"), "type": HIGH if high else kind}
 
 
 def _warnings(names: Iterable[str], said: Record) -> list[str]:

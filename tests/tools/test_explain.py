@@ -192,7 +192,9 @@ def test_methods_and_warnings_that_name_it_are_told() -> None:
     manifest["warnings"] = [f"'{tensor}' is odd", "'something' else"]
     manifest["rungs"] = [{"name": "smooth-quant", "tried": True, "kept": False, "gain_db": -0.5, "why": "spikes"}]
     manifest["half"] = {"noisy": {ODD["c1"]: 51.5}}
+    manifest["front"] = [{"id": 0, "formats": {tensor: "int8"}, "high": []}, {"id": 1, "formats": {}, "high": [tensor]}]
     found = explain(manifest, ODD["c1"])
+    assert found.front == [{"id": 0, "type": "int8"}, {"id": 1, "type": "high"}]
     assert found.warnings == [f"'{tensor}' is odd"]
     assert found.methods["half"] == {"sqnr_db": 51.5}
     assert found.rungs[0]["name"] == "smooth-quant"

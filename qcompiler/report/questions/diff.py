@@ -38,9 +38,12 @@ def terminal(found: Record, *, everything: bool = False) -> Iterator[RenderableT
     yield from _table(
         "Precision", ("nodes", "A", "B", "rule", "why"), [*map(_type, found["precision"])], everything=everything
     )
-    yield from _table(
-        "Ranges", ("tensor", "A", "B", "B / A", "by"), [*map(_range, found["ranges"])], everything=everything
-    )
+    both = [row for row in found["ranges"] if row["a"] is not None and row["b"] is not None]
+    yield from _table("Ranges", ("tensor", "A", "B", "B / A", "by"), [*map(_range, both)], everything=everything)
+    for side, other in (("a", "b"), ("b", "a")):
+        alone = [f"{row['tensor']} ({short(row[side])})" for row in found["ranges"] if row[other] is None]
+        if alone:
+            yield Text(f"only {side.upper()} quantizes {_named(alone, len(alone) if everything else _NAMED)}")
     for kind, sign in (("new", "+"), ("gone", "−")):
         for text in found["warnings"][kind]:
             yield Text(f"{sign} warning: {text}", style="yellow" if kind == "new" else "dim")
@@ -110,8 +113,16 @@ def _view(row: Record) -> list[str]:
 
 
 def _type(row: Record) -> list[str]:
-    names = ", ".join(row["nodes"][:_NAMED]) + f" and {len(row['nodes']) - _NAMED} more" * (len(row["nodes"]) > _NAMED)
-    return [names, *(str(row[side] or "not there") for side in ("a", "b")), str(row["rule"]), str(row["why"])]
+    return [
+        _named(row["nodes"]),
+        *(str(row[side] or "not there") for side in ("a", "b")),
+        str(row["rule"]),
+        str(row["why"]),
+    ]
+
+
+def _named(names: Sequence[str], most: int = _NAMED) -> str:
+    return ", ".join(names[:most]) + f" and {len(names) - most} more" * (len(names) > most)
 
 
 def _range(row: Record) -> list[str]:

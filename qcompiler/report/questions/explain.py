@@ -102,6 +102,11 @@ def _tried(found: Record) -> Iterator[Line]:
         yield "tried", f"{into}: {decibel(one['sqnr_db'])} at the outputs ({one['how']}{chosen})"
     if net is not None:
         yield "tried", _of_net(net)
+    places: dict[str, list[str]] = {}
+    for one in found["front"]:
+        places.setdefault(str(one["type"]), []).append(str(one["id"]))
+    if places:
+        yield "front", "; ".join(f"{kind} at {', '.join(ids)}" for kind, ids in places.items())
     if found["costs"]:
         costs = ", ".join(f"{name} {_micro(value)}" for name, value in found["costs"].items())
         yield "cost", f"predicted time of the group: {costs}"

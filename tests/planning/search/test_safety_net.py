@@ -83,6 +83,9 @@ def test_other_ranges_are_tried_before_a_layer_is_given_up(net: Any) -> None:
     found = net(Limits(25, 0.5, 8), crossed)
     assert found.restored == ()
     assert (found.amax["a1"], found.amax["a2"]) == (5.0, 5.0)
+    tried = [dict(found.tried[name][DType.INT8]) for name in ("a1", "a2")]  # what each range gave is told
+    (both,) = [one for one in tried if set(one) == {5.0, 0.05}]
+    assert both[5.0] < both[0.05]
     assert found.met
     assert found.curve[-1].share == 1
     without = net(Limits(25, 0.5, 8, runs=0), crossed)

@@ -54,3 +54,11 @@ def test_long_tables_are_cut_unless_everything_is_asked_for() -> None:
     found = diff(one, other).to_json()
     assert "… and 3 more: --all lists them" in words(terminal(found))
     assert f"t{SHOWN + 2}" in words(terminal(found, everything=True))
+
+
+def test_what_only_one_quantizes_is_named_in_a_line() -> None:
+    other = stored("int8")
+    gone = other["quantizers"].pop(0)["tensor"]
+    found = diff(stored("int8"), other).to_json()
+    assert f"only A quantizes {gone} (" in words(terminal(found))
+    assert "Ranges" not in words(terminal(found))

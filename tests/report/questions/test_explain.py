@@ -89,6 +89,9 @@ def test_methods_of_the_whole_model_are_told() -> None:
         {"name": "equalize", "tried": True, "kept": True, "gain_db": 2.5, "why": "channels differ"},
         {"name": "qfem", "tried": False, "kept": False, "gain_db": None, "why": "no token stands out"},
     ]
+    tensor = explain(manifest, ODD["c1"]).reads[0]["tensor"]
+    manifest["front"] = [{"id": k, "formats": {tensor: "int8"}, "high": [tensor] * (k > 1)} for k in range(3)]
     text = words(terminal(explain(manifest, ODD["c1"]).to_json()))
+    assert "front int8 at 0, 1; high at 2" in text
     assert "equalize: kept, 2.5 dB gained for the model; channels differ" in text
     assert "qfem: not tried; no token stands out" in text
