@@ -8,7 +8,7 @@
     │   └── PipelineError     2   passes in an order that cannot work
     ├── ModelError            3   the model cannot be read, is malformed or not finite
     ├── DataError             4   the calibration or evaluation data does not fit the model
-    ├── AccuracyError         5   an accuracy gate was not met
+    ├── AccuracyError         5   a gate was not met: of accuracy, or of a comparison of two compilations
     └── EngineError           6   the engine library refuses, is missing or cannot serve the target
         └── BuildError        6   its builder gave up on what its parser took
 
