@@ -1,6 +1,8 @@
 """The figures of a comparison: each view with its SQNR or its agreement, its worst sample, and what cannot be compared.
 
 SQNR = 10 log10( sum ref^2 / sum (ref - got)^2 )   in dB, sums over all samples of a view
+
+and the same beside what varies of ref from sample to sample (`variation`), where that can be told.
 """
 
 from __future__ import annotations
@@ -8,15 +10,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from qcompiler.data.padding import Padding
 from qcompiler.judge.agreement import agreement
 from qcompiler.judge.noise import compared, kept_by, signal_of, squared_error
+from qcompiler.judge.variation import Spread
 from qcompiler.judge.views import WEAK, Role, View
 from qcompiler.numerics.sqnr import sqnr_db
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+APART_DB: Final = 3.0  # twice the noise: from here on it is told that what varies is the smaller part of a signal
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +43,8 @@ class ViewFigure:
         agreement: of discrete and of picked results, the share that agrees, 0..1; None of others.
         reshaped: samples whose shape differs between the models.
         missing: the quantized graph has no such tensor, so that nothing was compared.
+        varying_db: signal that varies from sample to sample beside the same noise, in dB; None where the samples do not
+            tell, or of what has a scale of its own.
     """
 
     name: str
@@ -49,11 +60,17 @@ class ViewFigure:
     agreement: float | None = None
     reshaped: int = 0
     missing: bool = False
+    varying_db: float | None = None
 
     @property
     def counts(self) -> bool:
         """Whether it counts where the worst figure is asked for: not what is weak, picked, or taken out by the user."""
         return self.sqnr_db is not None and self.role not in {*WEAK, Role.IGNORED}
+
+    @property
+    def least_db(self) -> float | None:
+        """The lower of both figures, which choices and verdicts go by; None where there is none."""
+        return min((db for db in (self.sqnr_db, self.varying_db) if db is not None), default=None)
 
 
 class Figures:
@@ -67,33 +84,45 @@ class Figures:
     def __init__(self, views: Sequence[View], missing: Iterable[str] = ()) -> None:
         self._missing = frozenset(missing)
         self._of = {view: _Sums() for view in views}
+        self._spread = Spread(views)
         self._count = 0
 
     def add(self, feed: Mapping[str, Any], reference: Mapping[str, Any], got: Mapping[str, Any]) -> None:
         """One sample."""
         padding = Padding(feed)
+        values: dict[View, NDArray[Any]] = {}
         for view, sums in self._of.items():
             if view.role is not Role.IGNORED and view.tensor not in self._missing:
-                self._add(view, sums, reference.get(view.tensor), got.get(view.tensor), padding)
+                value = self._add(view, sums, reference.get(view.tensor), got.get(view.tensor), padding)
+                values |= {} if value is None else {view: value}
+        self._spread.add(feed, values)
         self._count += 1
 
-    def _add(self, view: View, sums: _Sums, reference: Any, got: Any, padding: Padding) -> None:
+    def learn(self, others: Figures) -> None:
+        """What varies is told by other samples too: those of other figures of the same views, not used any more."""
+        self._spread.merge(others._spread)
+
+    def _add(self, view: View, sums: _Sums, reference: Any, got: Any, padding: Padding) -> NDArray[Any] | None:
+        """Returns what is compared of the float model; None of what has no SQNR."""
         if not isinstance(reference, np.ndarray) or not isinstance(got, np.ndarray):
-            return  # a sequence or map: its arrays are compared as outputs are, see `verification.compare`
+            return None  # a sequence or map: its arrays are compared as outputs are, see `verification.compare`
         if reference.shape != got.shape:
             sums.reshaped += 1
         if view.selected or reference.dtype.kind not in "fV":
             mine, other = padding.keep(reference), padding.keep(got)
             same = agreement(mine, other, selected=view.selected, amounts=view.amounts)
             sums.agree(self._count, *same)
-            return
+            return None
         kept = kept_by(view, reference)
         first, second = compared(view, reference, padding, kept), compared(view, got, padding, kept)
         if first is not None and second is not None and first.shape == second.shape:
             sums.add(self._count, signal_of(first), squared_error(first, second))
+            return first
+        return None
 
     def result(self) -> tuple[ViewFigure, ...]:
         """The figures, in the order of the views."""
+        shares = self._spread.shares()
         return tuple(
             ViewFigure(
                 view.name,
@@ -109,6 +138,7 @@ class Figures:
                 sums.agreed / sums.elements if sums.elements else None,
                 sums.reshaped,
                 view.tensor in self._missing,
+                sums.varying_db(shares.get(view)),
             )
             for view, sums in self._of.items()
         )
@@ -124,6 +154,9 @@ class _Sums:
     @property
     def sqnr_db(self) -> float | None:
         return sqnr_db(self.signal, self.noise) if self.signal > 0 or math.isinf(self.noise) else None
+
+    def varying_db(self, share: float | None) -> float | None:
+        return None if share is None or self.sqnr_db is None else sqnr_db(self.signal * share, self.noise)
 
     def add(self, index: int, signal: float, noise: float) -> None:
         self.samples += 1

@@ -1,6 +1,7 @@
 """How far a result is from float, view by view: noise-to-signal power, pooled over samples; the worst view counts.
 
-    noise(view) = sum (ref - got)^2 / sum ref^2
+    noise(view) = sum (ref - got)^2 / sum ref^2            and, where only a share of the power varies from sample to
+    noise(view) = sum (ref - got)^2 / (share * sum ref^2)  sample (`variation`), this: an error hides beside a constant
 
 Padding counts nowhere. An infinity that float and result share is meant, and no error; one that only the result has is
 one. A view that is zero throughout has no figure.
@@ -9,13 +10,14 @@ one. A view that is zero throughout has no figure.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from qcompiler.data.padding import Padding
+from qcompiler.judge.variation import Spread
 from qcompiler.judge.views import View, Views
 from qcompiler.numerics.sqnr import energy
 
@@ -47,12 +49,16 @@ class Expected:
     """What the float model gives for one sample, by view.
 
     Attributes:
+        views: what is compared.
+        feed: the sample.
         values: what is compared, padding left out; views that do not fit are missing.
         signals: its sum of squares, infinities left out.
         padding: of the feed.
         kept: of views in front of a Softmax, where it sees anything.
     """
 
+    views: Views
+    feed: Feeds
     values: Mapping[View, NDArray[Any]]
     signals: Mapping[View, float]
     padding: Padding
@@ -71,7 +77,8 @@ class Expected:
         found = {view: compared(view, reference.get(view.tensor), padding) for view in views}
         values = {view: value for view, value in found.items() if value is not None}
         kept = {view: kept for view in values if (kept := kept_by(view, reference[view.tensor])) is not None}
-        return Expected(values, {view: signal_of(value) for view, value in values.items()}, padding, kept)
+        signals = {view: signal_of(value) for view, value in values.items()}
+        return Expected(tuple(views), feed, values, signals, padding, kept)
 
     def error(self, view: View, got: Arrays) -> float:
         """Sum of squared errors of a view; infinite where shapes differ or a value is not finite that should be."""
@@ -80,9 +87,16 @@ class Expected:
 
 
 class Tally:
-    """Sums over samples."""
+    """Sums over samples.
 
-    def __init__(self) -> None:
+    Args:
+        shares: by view, which share of the signal varies from sample to sample, as `shares_of` finds it on all samples
+            once; None finds it on those that are added, which takes time with every one.
+    """
+
+    def __init__(self, shares: Mapping[View, float] | None = None) -> None:
+        self._shares = shares
+        self._spread: Spread | None = None
         self._signal: dict[View, float] = {}
         self._error: dict[View, float] = {}
 
@@ -91,14 +105,39 @@ class Tally:
         for view, signal in expected.signals.items():
             self._signal[view] = self._signal.get(view, 0.0) + signal
             self._error[view] = self._error.get(view, 0.0) + expected.error(view, got)
+        if self._shares is None:
+            self._spread = self._spread or Spread(expected.views)
+            self._spread.add(expected.feed, expected.values)
+
+    def signals(self) -> dict[View, float]:
+        """The power that the noise of a view is divided by: what varies of it, or all where that cannot be told.
+
+        Views without a signal are missing.
+        """
+        found = self._spread.shares() if self._spread is not None else {}
+        shares = found if self._shares is None else self._shares
+        return {view: signal * shares.get(view, 1.0) for view, signal in self._signal.items() if signal > 0}
 
     def ratios(self) -> dict[View, float]:
         """Noise-to-signal power of the views that have a signal."""
-        return {view: self._error[view] / signal for view, signal in self._signal.items() if signal > 0}
+        return {view: self._error[view] / signal for view, signal in self.signals().items()}
 
     def worst(self) -> float:
         """Noise-to-signal power of the worst view; 0 where none has a signal."""
         return max(self.ratios().values(), default=0.0)
+
+
+def shares_of(samples: Iterable[Expected]) -> dict[View, float]:
+    """By view, the share of the signal that varies from sample to sample; views where that cannot be told are missing.
+
+    Args:
+        samples: of the same views.
+    """
+    spread: Spread | None = None
+    for expected in samples:
+        spread = spread or Spread(expected.views)
+        spread.add(expected.feed, expected.values)
+    return spread.shares() if spread is not None else {}
 
 
 def judged(views: Views) -> Views:

@@ -63,7 +63,8 @@ class View:
         output: the output of the model that it belongs to.
         tensor: what is compared: that output, or a tensor of the main graph that it is computed from.
         role: see `Role`.
-        step: of a source and of a result, the operator between them; "" for none.
+        step: of a source and of a result, the operator between them; of an output or part, the Sigmoid or Softmax that
+            gives it; "" for none.
         piece: of a part, where it lies; None for a whole tensor.
         level: an axis along which a constant may be added without changing the result, as in front of a Softmax.
         selected: rows are picked or ordered by numbers, so that their number and place may change.
@@ -225,7 +226,9 @@ def _floats(output: gs.Tensor, tail: Tail, tails: Tails, shapes: Shapes) -> Iter
             tensors = [by_name[one] for one in piece.tensors if one in by_name]
             discrete = any(tails.of(one).steps for one in tensors) or not all(tails.computed(one) for one in tensors)
             role = Role.RESULT if discrete else Role.PART
-            yield View(name + _spelled(piece, len(shapes[name])), name, name, role, piece=piece)
+            steps = {step.op for one in tensors if (step := _soft(one)) is not None}
+            step = steps.pop() if len(steps) == 1 and all(_soft(one) for one in tensors) else ""
+            yield View(name + _spelled(piece, len(shapes[name])), name, name, role, step, piece=piece)
             yield from (_before(name, own) for one in tensors if (own := _soft(one)) and tails.computed(own.inputs[0]))
 
 

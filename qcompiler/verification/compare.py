@@ -127,6 +127,12 @@ class Verification:
         """SQNR in dB of the worst view."""
         return None if self.worst is None else self.worst.sqnr_db
 
+    @property
+    def worst_varying(self) -> ViewFigure | None:
+        """The view with the most noise for what varies from sample to sample; None where the samples do not tell."""
+        known = [view for view in self.views if view.counts and view.varying_db is not None]
+        return min(known, key=lambda view: _or(view.varying_db, 0.0), default=None)
+
     def sample(self, index: int) -> int:
         """Where one of the samples stands in the data, from 0."""
         return self.positions[index] if index < len(self.positions) else index
@@ -166,7 +172,7 @@ class Verification:
 
     def to_json(self) -> dict[str, Any]:
         """For the manifest: plain values, infinities as "inf"."""
-        worst, first = self.worst, self.first_drift
+        worst, first, varying = self.worst, self.first_drift, self.worst_varying
         result: dict[str, Any] = {
             "samples": self.samples,
             "data": self.data,
@@ -174,6 +180,8 @@ class Verification:
             "in_sample": self.in_sample,
             "worst_output": worst and worst.name,
             "worst_sqnr_db": self.worst_sqnr_db,
+            "worst_varying": varying and varying.name,
+            "worst_varying_db": varying and varying.varying_db,
             "first_drift": first and first.node,
             "begins": self.begins,
             "failures": self.failures,
@@ -242,7 +250,10 @@ def verify(
     pair = _Pair(reference, candidate, views, twins, optimize, quick, advance)
     figures, tallies = Figures(pair.views, pair.missing), {name: _Tally(name) for name in pair.outputs}
     count = pair.compare(itertools.islice(source, samples), figures, tallies)
-    parts = {part: worst for part, feeds in (others or {}).items() if (worst := pair.worst(feeds)) is not None}
+    apart = {part: pair.figures(feeds) for part, feeds in (others or {}).items()}
+    parts = {part: worst for part, of in apart.items() if (worst := _worst(of.result())) is not None}
+    for others_figures in apart.values():
+        figures.learn(others_figures)
     score = scoring and scoring(*pair.plain(), advance, float_score)
     pair.close()  # its sessions hold memory that the search for the drift needs
     inside, remarks = Trace(), tuple[str, ...]()
@@ -266,8 +277,13 @@ def verify(
 
 def _limit(views: Sequence[ViewFigure], close_db: float) -> float:
     """SQNR in dB below which an end of the graph is far from float; none is where the worst view is good enough."""
-    worst = min((_or(view.sqnr_db, 0.0) for view in views if view.counts), default=-math.inf)
+    worst = min((_or(view.least_db, 0.0) for view in views if view.counts), default=-math.inf)
     return close_db if worst < close_db else -math.inf
+
+
+def _worst(views: Sequence[ViewFigure]) -> float | None:
+    """SQNR in dB of the worst view; None where none has a figure."""
+    return min((_or(view.sqnr_db, 0.0) for view in views if view.counts), default=None)
 
 
 def _traced(
@@ -347,11 +363,11 @@ class _Pair:
             refused.fed, refused.said = feed, error.said
             raise refused from error
 
-    def worst(self, feeds: Iterable[Feeds]) -> float | None:
-        """SQNR in dB of the worst view on some samples; None where none has a figure."""
-        figures = Figures(self.views, self.missing)
-        self.compare(feeds, figures, {})
-        return min((_or(view.sqnr_db, 0.0) for view in figures.result() if view.counts), default=None)
+    def figures(self, feeds: Iterable[Feeds]) -> Figures:
+        """The figures of some samples."""
+        found = Figures(self.views, self.missing)
+        self.compare(feeds, found, {})
+        return found
 
     def plain(self) -> tuple[Run, Run]:
         """Functions that return the outputs alone, as the models do."""

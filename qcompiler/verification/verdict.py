@@ -20,7 +20,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from qcompiler.errors import AccuracyError
-from qcompiler.judge.figures import ViewFigure
+from qcompiler.judge.figures import APART_DB, ViewFigure
 from qcompiler.verification.compare import Verification
 from qcompiler.verification.drift import TappedLayer
 from qcompiler.verification.gates import Gates
@@ -117,8 +117,8 @@ def _views(verification: Verification, gates: Gates) -> Iterator[tuple[str, bool
             yield "nothing of what the model gives could be judged", False
     asked = math.inf if gates.min_sqnr is None else gates.min_sqnr
     for view in verification.views:
-        if view.judged and view.sqnr_db is not None and view.sqnr_db < min(DOUBTFUL_DB, asked):
-            yield f"{_named(view)} has {_db(view.sqnr_db)} dB", view.sqnr_db < min(BROKEN_DB, asked)
+        if view.judged and view.least_db is not None and view.least_db < min(DOUBTFUL_DB, asked):
+            yield f"{_named(view)} has {_both(view)}", view.least_db < min(BROKEN_DB, asked)
         elif view.agreement is not None and view.agreement < DOUBTFUL_AGREEMENT and view.role == "result":
             how = f"of output '{view.output}' {view.agreement:.1%} agree with the float model"
             yield (f"{how}, behind {view.step}" if view.step else how), view.agreement < BROKEN_AGREEMENT
@@ -181,6 +181,13 @@ def _named(view: ViewFigure) -> str:
     return (
         f"'{view.name}'" if view.tensor == view.output else f"'{view.name}', which output '{view.output}' is made of,"
     )
+
+
+def _both(view: ViewFigure) -> str:
+    """The figure that a view is doubted for."""
+    if view.sqnr_db is None or view.varying_db is None or view.varying_db >= view.sqnr_db - APART_DB:
+        return f"{_db(view.least_db or 0.0)} dB"
+    return f"{_db(view.varying_db)} dB of what varies from sample to sample ({_db(view.sqnr_db)} dB of all)"
 
 
 def _db(value: float) -> str:

@@ -17,7 +17,7 @@ from qcompiler import calibrators
 from qcompiler.calibrators import error_curve, mse
 from qcompiler.ir import model as models
 from qcompiler.ir.signature import Feeds
-from qcompiler.judge.noise import Expected, Tally, judged
+from qcompiler.judge.noise import Expected, Tally, judged, shares_of
 from qcompiler.judge.views import Views, tensors_of
 from qcompiler.numerics import rounding, sqnr
 from qcompiler.passes.base import Fact, Pipeline
@@ -333,12 +333,13 @@ class _PairsTrial:
         self._tensors = tensors_of(judged(setting.views))
         session = OpenModel(self._model, outputs=self._tensors)
         self._expected = [Expected.of(judged(setting.views), session.run(feed), feed) for feed in self._feeds]
+        self._shares = shares_of(self._expected)
 
     def __call__(self, plan: Plan, corrections: Corrections) -> float:
         lowered = models.copy(self._model)
         Pipeline(InsertQDQ(plan, corrections, self._scales), InsertQDQPairs(plan), given=GIVEN)(lowered.graph)
         session = OpenModel(lowered, outputs=self._tensors)
-        total = Tally()
+        total = Tally(self._shares)
         for feed, expected in zip(self._feeds, self._expected, strict=True):
             total.add(expected, session.run(feed))
         return sqnr.decibel(total.worst())

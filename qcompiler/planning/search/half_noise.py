@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from qcompiler.ir.signature import Feeds
-from qcompiler.judge.noise import Expected, Tally
+from qcompiler.judge.noise import Expected, Tally, shares_of
 from qcompiler.numerics.sqnr import decibel, noise_power
 from qcompiler.planning.simulation.half import HalfSimulator
 from qcompiler.support.as_json import plain
@@ -183,6 +183,7 @@ class _Measure:
     ) -> None:
         self._simulator, self.feeds, self._advance = simulator, feeds, advance
         self._expected = [Expected.of(simulator.views, simulator.run(feed, ()), feed) for feed in feeds]
+        self._shares = shares_of(self._expected)
         self._known: dict[frozenset[str], tuple[float, list[float]]] = {}
         self.tries = 0
 
@@ -204,9 +205,9 @@ class _Measure:
 
     def _run(self, low: frozenset[str]) -> tuple[float, list[float]]:
         self.tries += 1
-        total, alone = Tally(), list[float]()
+        total, alone = Tally(self._shares), list[float]()
         for feed, expected in zip(self.feeds, self._expected, strict=True):
-            got, one = self._simulator.run(feed, low), Tally()
+            got, one = self._simulator.run(feed, low), Tally(self._shares)
             total.add(expected, got)
             one.add(expected, got)
             alone.append(one.worst())

@@ -21,7 +21,7 @@ from qcompiler.calibrators.base import Calibrator
 from qcompiler.ir import graph as graphs
 from qcompiler.ir import model as models
 from qcompiler.ir.signature import Feeds
-from qcompiler.judge.noise import Expected, Tally, judged
+from qcompiler.judge.noise import Expected, Tally, judged, shares_of
 from qcompiler.judge.views import Views, tensors_of
 from qcompiler.numerics import rounding, sqnr
 from qcompiler.passes.base import Fact, Pipeline
@@ -234,12 +234,13 @@ class _OutputsTrial:
         self._tensors = tensors_of(judged(views))
         session = OpenModel(model, outputs=self._tensors)
         self._expected = [Expected.of(judged(views), session.run(feed), feed) for feed in feeds]
+        self._shares = shares_of(self._expected)
 
     def __call__(self, plan: Plan) -> float:
         lowered = models.copy(self._model)
         Pipeline(InsertQDQ(plan, self._corrections), QuantizeOutputs(plan), given=GIVEN)(lowered.graph)
         session = OpenModel(lowered, outputs=self._tensors)
-        total = Tally()
+        total = Tally(self._shares)
         for feed, expected in zip(self._feeds, self._expected, strict=True):
             total.add(expected, session.run(feed))
         return sqnr.decibel(total.worst())

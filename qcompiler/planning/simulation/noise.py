@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qcompiler.ir.signature import Feeds
-from qcompiler.judge.noise import Expected, Tally, compared
+from qcompiler.judge.noise import Expected, Tally, compared, shares_of
 from qcompiler.judge.views import View
 from qcompiler.planning.simulation.simulator import Simulator, Use, Uses
 from qcompiler.target import DType
@@ -44,6 +44,7 @@ class Measure:
         self._known: dict[tuple[bool, tuple[tuple[str, Use], ...]], NDArray[np.float64]] = {}
         seen = {view: signal for _, expected in self._all for view, signal in expected.signals.items() if signal > 0}
         self.views: tuple[View, ...] = tuple(seen)
+        self._shares = shares_of(expected for _, expected in self._all)
 
     def _sample(self, feed: Feeds) -> _Sample:
         return feed, Expected.of(self._simulator.views, self._simulator.run(feed, {}), feed)
@@ -77,7 +78,7 @@ class Measure:
         return found
 
     def _run(self, uses: Uses, samples: Sequence[_Sample]) -> NDArray[np.float64]:
-        total = Tally()
+        total = Tally(self._shares)
         for feed, expected in samples:
             total.add(expected, self._simulator.run(feed, uses))
         self._ran(len(samples))
@@ -85,7 +86,7 @@ class Measure:
         return np.array([ratios.get(view, 0.0) for view in self.views])
 
     def products(self, plans: Sequence[Uses], samples: int) -> NDArray[np.float64] | None:
-        """Products of the errors that plans make, two by two, over the signal of each view.
+        """Products of the errors that plans make, two by two, over what varies of the signal of each view.
 
         The diagonal is what `noises` gives on these samples, of large views on a part of their elements.
 
@@ -111,7 +112,7 @@ class Measure:
                 share = max(expected.values[view].size, 1) / max(errors[0].size, 1)
                 stacked = np.asarray(errors, np.float64)
                 total[at] += stacked @ stacked.T * share
-                signals[at] += expected.signals[view]
+                signals[at] += expected.signals[view] * self._shares.get(view, 1.0)
         return np.asarray(total / np.maximum(signals, np.finfo(np.float64).tiny)[:, None, None])
 
     def _errors(self, expected: Expected, got: Mapping[str, NDArray[Any]]) -> dict[View, NDArray[np.float32] | None]:

@@ -15,7 +15,7 @@ import onnx
 
 from qcompiler.ir import model as models
 from qcompiler.ir.signature import Feeds
-from qcompiler.judge.noise import Expected, Tally, judged
+from qcompiler.judge.noise import Expected, Tally, judged, shares_of
 from qcompiler.judge.views import Views, tensors_of, views_of
 from qcompiler.runtime import switches
 from qcompiler.runtime.stream import OpenModel
@@ -66,6 +66,7 @@ class Probe:
             for name, seen in self.inputs.items():
                 seen.append(np.asarray(values[name], np.float32))
             self._expected.append(Expected.of(views, values, feed))
+        self._shares = shares_of(self._expected)
 
     def noise(self, results: Mapping[str, Results]) -> float:
         """Tally-to-signal power at the worst view.
@@ -73,7 +74,7 @@ class Probe:
         Args:
             results: by activation; for each feed, what each of its readers is to give, in their order.
         """
-        total = Tally()
+        total = Tally(self._shares)
         for index, (feed, expected) in enumerate(zip(self._feeds, self._expected, strict=True)):
             total.add(expected, self._session.run({**feed, **self._given(results, index)}))
         return total.worst()

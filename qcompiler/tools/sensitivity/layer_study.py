@@ -27,7 +27,7 @@ import onnx_graphsurgeon as gs
 from qcompiler.ir import graph as graphs
 from qcompiler.ir import model as models
 from qcompiler.ir.signature import Feeds
-from qcompiler.judge.noise import Expected, Tally, judged
+from qcompiler.judge.noise import Expected, Tally, judged, shares_of
 from qcompiler.judge.views import find_views, tensors_of
 from qcompiler.numerics.sqnr import power
 from qcompiler.plan import Candidate
@@ -93,6 +93,7 @@ class Study:
         layers = [c.node for members in groups.values() for c in members]
         self._model = _Switched(model.graph, layers, tensors_of(views))
         self._reference = [Expected.of(views, self._model.run(feed, {}), feed) for feed in feeds]
+        self._shares = shares_of(self._reference)
 
     def run(
         self, formats: Sequence[NumberFormat], advance: Callable[[float], None]
@@ -119,7 +120,7 @@ class Study:
         axes = {c.weight: c.axis if self._per_channel else None for c in layers.members}
         rounded = {name: one.weights(values, axes[name]) for name, values in plain.items()}
         amax = one.range(self._histograms[activation]) if one.activations else 0.0
-        weights, activations, layer, outputs = _Sum(), _Sum(), _Sum(), Tally()
+        weights, activations, layer, outputs = _Sum(), _Sum(), _Sum(), Tally(self._shares)
         for feed, tap, reference in zip(self._feeds, taps, self._reference, strict=True):
             exact = layers.run(tap, plain)
             both = layers.run(tap, rounded)
