@@ -73,6 +73,13 @@ class ViewFigure:
         return min((db for db in (self.sqnr_db, self.varying_db) if db is not None), default=None)
 
 
+def worst_view(views: Iterable[ViewFigure], *, varying: bool = False) -> ViewFigure | None:
+    """The view that counts with the smallest SQNR, or `varying_db`; None where none has that figure."""
+    known = [(view, view.varying_db if varying else view.sqnr_db) for view in views if view.counts]
+    told = [(db, view) for view, db in known if db is not None]
+    return min(told, key=lambda one: one[0])[1] if told else None
+
+
 class Figures:
     """Sums over samples, by view.
 

@@ -162,10 +162,11 @@ def _figures(manifest: Record) -> Iterable[tuple[str, str, str, str]]:
         small = f"{moved(found['score'])} against float: {found['score']['name']}"
         yield "metric", score(found["score"]), small, good
     if found:
-        value = number(found["worst_sqnr_db"])
-        asked = number(recipe.get("min_sqnr"))
+        value, varies = number(found["worst_sqnr_db"]), views.varying(found)
+        asked, least = number(recipe.get("min_sqnr")), number(found["worst_varying_db"] if varies else value)
         good = "" if value is None else "good" if value >= (DOUBTFUL_DB if asked is None else asked) else "poor"
-        yield "SQNR", decibel(value), f"worst view, {views.judged_on(found)}", good
+        good = "poor" if least is not None and least < DOUBTFUL_DB and asked is None else good
+        yield "SQNR", decibel(value), f"worst view, {views.judged_on(found)}{varies and '; '}{varies}", good
     if manifest.get("macs"):
         macs = manifest["macs"]
         small = (

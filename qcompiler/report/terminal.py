@@ -15,7 +15,6 @@ from qcompiler.report import qfep, views, weight_only
 from qcompiler.report.figures import (
     QUANTIZED,
     audited,
-    decibel,
     is_table,
     moved,
     number,
@@ -217,10 +216,7 @@ def _summary_rows(manifest: Record) -> Iterator[tuple[str, str]]:
     if found.get("score"):
         yield "metric", _score(found["score"])
     if found:
-        yield (
-            "SQNR",
-            f"{decibel(found['worst_sqnr_db'])} on {views.judged_on(found)} (worst view {found['worst_output']})",
-        )
+        yield "SQNR", views.worst(found)
     if manifest.get("macs"):
         yield "multiply-accumulates", work(manifest["macs"])
     if manifest.get("goal"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from qcompiler.judge.figures import APART_DB
 from qcompiler.report.figures import decibel, number, percent, short
 
 Record = Mapping[str, Any]
@@ -20,7 +21,7 @@ def rows(found: Record) -> Iterator[tuple[str, ...]]:
         yield (
             view["name"],
             _role(view),
-            "not compared" if view["missing"] else decibel(view["sqnr_db"]),
+            "not compared" if view["missing"] else decibel(view["sqnr_db"]) + _beside(view),
             percent(view["agreement"] if view["agreement"] is not None else (whole or {}).get("equal")),
             _worst(view, found.get("positions") or ()),
             *_of_output(whole),
@@ -38,6 +39,20 @@ def judged_on(found: Record) -> str:
     return f"{text}, in sample" if found.get("in_sample") else text
 
 
+def worst(found: Record) -> str:
+    """The worst view; and the one with the most noise for what varies from sample to sample, where that says more."""
+    text = f"{decibel(found['worst_sqnr_db'])} on {judged_on(found)} (worst view {found['worst_output']})"
+    return text + (f"; {told}" if (told := varying(found)) else "")
+
+
+def varying(found: Record) -> str:
+    """The worst figure beside what varies from sample to sample; "" where it is about that of the whole, or unknown."""
+    db, of_all = number(found.get("worst_varying_db")), number(found["worst_sqnr_db"])
+    if db is None or of_all is None or db >= of_all - APART_DB:
+        return ""
+    return f"{decibel(db)} of what varies from sample to sample ({found['worst_varying']})"
+
+
 def parts(found: Record) -> str:
     """How other parts of the data come out; "" where that was not measured."""
     told = found.get("parts") or {}
@@ -48,6 +63,12 @@ def _role(view: Record) -> str:
     if view["role"] == "source":
         return f"judged for '{view['output']}'"
     return f"{view['role']} of {view['step']}" if view["role"] == "result" and view["step"] else str(view["role"])
+
+
+def _beside(view: Record) -> str:
+    db, of_all = number(view.get("varying_db")), number(view["sqnr_db"])
+    apart = db is not None and of_all is not None and db < of_all - APART_DB
+    return f" ({decibel(db)} of what varies)" if apart else ""
 
 
 def _worst(view: Record, positions: Any) -> str:

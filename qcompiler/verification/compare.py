@@ -21,7 +21,7 @@ import numpy as np
 from qcompiler.data.padding import Padding
 from qcompiler.errors import DataError, ModelError
 from qcompiler.ir import model as models
-from qcompiler.judge.figures import Figures, ViewFigure
+from qcompiler.judge.figures import Figures, ViewFigure, worst_view
 from qcompiler.judge.views import Role, Views, find_views, stand_ins, tensors_of
 from qcompiler.numerics.sqnr import cosine, sqnr_db
 from qcompiler.runtime.finite import flat
@@ -120,7 +120,7 @@ class Verification:
     @property
     def worst(self) -> ViewFigure | None:
         """The view with the smallest SQNR; None if there is none with a figure."""
-        return min((view for view in self.views if view.counts), key=lambda view: _or(view.sqnr_db, 0.0), default=None)
+        return worst_view(self.views)
 
     @property
     def worst_sqnr_db(self) -> float | None:
@@ -130,8 +130,7 @@ class Verification:
     @property
     def worst_varying(self) -> ViewFigure | None:
         """The view with the most noise for what varies from sample to sample; None where the samples do not tell."""
-        known = [view for view in self.views if view.counts and view.varying_db is not None]
-        return min(known, key=lambda view: _or(view.varying_db, 0.0), default=None)
+        return worst_view(self.views, varying=True)
 
     def sample(self, index: int) -> int:
         """Where one of the samples stands in the data, from 0."""
@@ -251,9 +250,10 @@ def verify(
     figures, tallies = Figures(pair.views, pair.missing), {name: _Tally(name) for name in pair.outputs}
     count = pair.compare(itertools.islice(source, samples), figures, tallies)
     apart = {part: pair.figures(feeds) for part, feeds in (others or {}).items()}
-    parts = {part: worst for part, of in apart.items() if (worst := _worst(of.result())) is not None}
-    for others_figures in apart.values():
-        figures.learn(others_figures)
+    worst = {part: worst_view(found.result()) for part, found in apart.items()}
+    parts = {part: view.sqnr_db for part, view in worst.items() if view is not None and view.sqnr_db is not None}
+    for found in apart.values():
+        figures.learn(found)
     score = scoring and scoring(*pair.plain(), advance, float_score)
     pair.close()  # its sessions hold memory that the search for the drift needs
     inside, remarks = Trace(), tuple[str, ...]()
@@ -277,13 +277,8 @@ def verify(
 
 def _limit(views: Sequence[ViewFigure], close_db: float) -> float:
     """SQNR in dB below which an end of the graph is far from float; none is where the worst view is good enough."""
-    worst = min((_or(view.least_db, 0.0) for view in views if view.counts), default=-math.inf)
+    worst = min((view.least_db for view in views if view.counts and view.least_db is not None), default=-math.inf)
     return close_db if worst < close_db else -math.inf
-
-
-def _worst(views: Sequence[ViewFigure]) -> float | None:
-    """SQNR in dB of the worst view; None where none has a figure."""
-    return min((_or(view.sqnr_db, 0.0) for view in views if view.counts), default=None)
 
 
 def _traced(
@@ -502,7 +497,3 @@ def _failures(output: Output, *, reshaped: bool) -> Iterable[str]:
         )
     if reshaped and output.reshaped and output.equal is None and output.sqnr_db is None:
         yield f"output '{output.name}' has another shape than in the float model in all {output.reshaped} samples"
-
-
-def _or(value: float | None, otherwise: float) -> float:
-    return otherwise if value is None else value

@@ -151,7 +151,8 @@ def _half(
     typing = HighPrecision(target.high_precision, ranges=seen, io_types=options.io_types)
     feeds = subject.seen.choosing
     views = find_views(decided.model.graph, feeds[0], options.ignored)
-    return half_noise.find(HalfSimulator(decided.model, typing, views), feeds, goal)
+    usual = half_noise.USUAL_DB[target.high_precision]
+    return half_noise.find(HalfSimulator(decided.model, typing, views), feeds, goal, usual_db=usual)
 
 
 def _doubt(half: HalfNoise, target: Target, *, quantized: bool) -> str:

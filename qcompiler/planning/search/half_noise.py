@@ -85,6 +85,7 @@ def find(
     feeds: Sequence[Feeds],
     goal_db: float,
     advance: Callable[[float], None] | None = None,
+    usual_db: float = USUAL_DB[DType.FP16],
 ) -> HalfNoise:
     """Measures, and finds the nodes that are to blame where the goal is missed.
 
@@ -93,16 +94,19 @@ def find(
         feeds: samples, one at least.
         goal_db: SQNR in dB that rounding to half alone should leave in every view.
         advance: called with the number of runs.
+        usual_db: what the type always costs: nobody is to blame for that beside all of a signal, however little of it
+            varies from sample to sample.
     """
     units = simulator.units
     if not units or not simulator.views:
         return HalfNoise(goal_db, math.inf, math.inf)
-    whole = _Measure(simulator, feeds[:SAMPLES], advance)
+    least = min(1.0, noise_power(usual_db - goal_db))
+    whole = _Measure(simulator, feeds[:SAMPLES], advance, least)
     allowed, everything = noise_power(goal_db), whole(units)
     measured = HalfNoise(goal_db, decibel(everything), decibel(everything), {}, 1, len(whole.feeds))
     if everything <= allowed:
         return measured
-    few = _Measure(simulator, whole.loudest(units, FEW), advance)
+    few = _Measure(simulator, whole.loudest(units, FEW), advance, least)
     found = _blamed(few, _parts(few, units, allowed), units, allowed)
     noisy = {name: decibel(part.noise) for part in found for name in part.units}
     left = whole([name for name in units if name not in noisy])
@@ -179,11 +183,15 @@ class _Measure:
     """Noise-to-signal power of the worst view, pooled over samples; known results are not run again."""
 
     def __init__(
-        self, simulator: HalfSimulator, feeds: Sequence[Feeds], advance: Callable[[float], None] | None
+        self,
+        simulator: HalfSimulator,
+        feeds: Sequence[Feeds],
+        advance: Callable[[float], None] | None,
+        least_share: float,
     ) -> None:
         self._simulator, self.feeds, self._advance = simulator, feeds, advance
         self._expected = [Expected.of(simulator.views, simulator.run(feed, ()), feed) for feed in feeds]
-        self._shares = shares_of(self._expected)
+        self._shares = {view: max(share, least_share) for view, share in shares_of(self._expected).items()}
         self._known: dict[frozenset[str], tuple[float, list[float]]] = {}
         self.tries = 0
 

@@ -41,10 +41,17 @@ def measured(samples: list[Feeds], few: int = 1, **options: Any) -> tuple[Measur
 
 
 def test_noise_is_error_power_over_signal_power_at_the_worst_view() -> None:
-    measure, _ = measured(feeds(4, 2, 3))
+    measure, _ = measured(feeds(4, 4, 4))
     assert measure.noise({}) == 0.0
     assert measure.noise({"x": WHOLE}) == pytest.approx(0.1**2, rel=1e-5)
     assert measure.noise({"x": WHOLE, "r": WHOLE}) == pytest.approx(0.2**2, rel=1e-5)
+
+
+def test_noise_is_held_against_what_varies_from_sample_to_sample() -> None:
+    samples = [{"x": np.array([10 + step, 10 - step], np.float32)} for step in (-1.0, 1.0, -1.0, 1.0)]
+    whole, short = measured(samples)[0].noise({"x": WHOLE}), measured(samples)[0].noise({"x": WHOLE}, few=True)
+    assert whole == pytest.approx(0.1**2 * 101 / (4 / 3), rel=1e-5)
+    assert short == pytest.approx(whole, rel=1e-5)  # what varies is told by all of them
 
 
 def test_a_view_of_zeros_does_not_count() -> None:
