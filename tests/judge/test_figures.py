@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from qcompiler.judge.figures import Figures
+from qcompiler.judge.figures import Figures, worst_view
 from qcompiler.judge.views import Role, View
 
 Y = View("y", "y", "y", Role.OUTPUT)
@@ -65,3 +65,40 @@ def test_weak_views_do_not_count() -> None:
     assert found.sqnr_db == 0
     assert not found.counts
     assert not found.judged
+
+
+def moved(figures: Figures, count: int, offset: float = 8.0, error: float = 0.5) -> Figures:
+    rng = np.random.default_rng(count)
+    for _ in range(count):
+        reference = (offset + rng.standard_normal((1, 4))).astype(np.float32)
+        figures.add({"x": rng.standard_normal(3)}, {"y": reference}, {"y": reference + np.float32(error)})
+    return figures
+
+
+def test_an_offset_is_no_signal() -> None:
+    (found,) = moved(Figures([Y]), 50).result()
+    assert found.sqnr_db == pytest.approx(10 * math.log10(65 / 0.25), abs=0.3)
+    assert found.varying_db == pytest.approx(10 * math.log10(1 / 0.25), abs=0.8)
+    assert found.least_db == found.varying_db
+
+
+def test_what_varies_is_told_by_other_samples_too() -> None:
+    figures = moved(Figures([Y]), 2)
+    assert figures.result()[0].varying_db is None
+    assert figures.result()[0].least_db == figures.result()[0].sqnr_db
+    before = figures.result()[0].sqnr_db
+    figures.learn(moved(Figures([Y]), 40, error=9.0))
+    (found,) = figures.result()
+    assert (found.sqnr_db, found.samples) == (before, 2)  # their errors are not counted
+    assert found.varying_db == pytest.approx(10 * math.log10(1 / 0.25), abs=1.5)
+
+
+def test_the_worst_view_by_either_figure() -> None:
+    offset, plain = View("o", "o", "o", Role.OUTPUT), View("p", "p", "p", Role.OUTPUT)
+    figures, rng = Figures([offset, plain]), np.random.default_rng(1)
+    for _ in range(12):
+        x = rng.standard_normal(6).astype(np.float32)
+        figures.add({"x": x}, {"o": x + 20, "p": x}, {"o": x + np.float32(20.5), "p": x + np.float32(0.2)})
+    worst, varying = worst_view(figures.result()), worst_view(figures.result(), varying=True)
+    assert (worst and worst.name, varying and varying.name) == ("p", "o")
+    assert worst_view([]) is None

@@ -10,7 +10,7 @@ import pytest
 
 from qcompiler.data.padding import Padding
 from qcompiler.judge.cuts import Piece
-from qcompiler.judge.noise import Expected, Tally, compared, cut, judged, squared_error
+from qcompiler.judge.noise import Expected, Tally, compared, cut, judged, shares_of, squared_error
 from qcompiler.judge.views import Role, View
 
 RNG = np.random.default_rng(0)
@@ -119,3 +119,34 @@ def test_what_is_zero_or_no_float_has_no_figure() -> None:
 def test_choices_go_by_what_is_judged() -> None:
     views = tuple(view(role.name, role) for role in Role)
     assert {one.role for one in judged(views)} == {Role.OUTPUT, Role.PART, Role.SOURCE}
+
+
+def scores(count: int, view_: View) -> list[Expected]:
+    values = 3 + 0.1 * RNG.standard_normal((count, 1, 3)).astype(np.float32)
+    return [Expected.of((view_,), {"y": value}, {"x": RNG.standard_normal(5)}) for value in values]
+
+
+def test_noise_beside_a_constant_is_held_against_what_varies() -> None:
+    one = view()
+    samples = scores(12, one)
+    shares, told, own = shares_of(samples), Tally(shares_of(samples)), Tally()
+    for expected in samples:
+        for tally in (told, own):
+            tally.add(expected, {"y": expected.values[one] + np.float32(0.1)})
+    plain = sum(expected.signals[one] for expected in samples)
+    assert shares[one] == pytest.approx(0.01 / 9.01, rel=0.5)
+    assert told.signals() == {one: pytest.approx(plain * shares[one])}
+    assert told.ratios()[one] == pytest.approx(36 * 0.01 / (plain * shares[one]), rel=1e-4)
+    assert own.worst() == pytest.approx(told.worst())
+    assert told.worst() > 0.4  # beside all of the power it is 0.001
+
+
+def test_one_sample_of_those_that_are_known_is_held_against_what_varies_in_all() -> None:
+    one = view()
+    samples = scores(12, one)
+    alone, beside = Tally(), Tally(shares_of(samples))
+    for tally in (alone, beside):
+        tally.add(samples[0], {"y": samples[0].values[one] + np.float32(0.1)})
+    assert alone.signals() == samples[0].signals  # it cannot tell by itself
+    assert beside.worst() == pytest.approx(alone.worst() / shares_of(samples)[one])
+    assert shares_of([]) == {}

@@ -57,3 +57,17 @@ def test_in_sample_is_said() -> None:
     assert views.judged_on(found(in_sample=True, samples=1)) == "1 feed of a.npz, in sample"
     assert views.parts(found(parts={"calibrate": 33.25})) == "calibrate 33.2 dB"
     assert views.parts(found()) == ""
+
+
+def test_what_varies_is_told_where_it_is_the_smaller_part() -> None:
+    (row,) = views.rows(found(view(varying_db=20.5)))
+    assert row[2] == "30.0 dB (20.5 dB of what varies)"
+    (row,) = views.rows(found(view(varying_db=28.0)))
+    assert row[2] == "30.0 dB"
+    figures = {"worst_sqnr_db": 30.0, "worst_output": "y", "worst_varying": "z", "worst_varying_db": 20.5}
+    assert views.worst(found(**figures)) == (
+        "30.0 dB on 8 feeds of a.npz (worst view y); 20.5 dB of what varies from sample to sample (z)"
+    )
+    assert views.worst(found(**figures | {"worst_varying_db": 28.0})) == "30.0 dB on 8 feeds of a.npz (worst view y)"
+    older = {name: value for name, value in figures.items() if "varying" not in name}
+    assert views.worst(found(**older)) == "30.0 dB on 8 feeds of a.npz (worst view y)"

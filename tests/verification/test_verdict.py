@@ -130,3 +130,25 @@ def test_a_layer_that_drifts_is_no_doubt_by_itself() -> None:
 
 def test_where_nothing_has_a_figure_that_is_a_doubt() -> None:
     assert "nothing of what the model gives" in verdict_of(verified(view(None)), Gates()).reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("varying", "word"), [(15.1, Word.HOLDS), (14.9, Word.DOUBTFUL), (2.9, Word.BROKEN), (None, Word.HOLDS)]
+)
+def test_noise_that_hides_beside_a_constant_is_told(varying: float | None, word: Word) -> None:
+    found = verdict_of(verified(dataclasses.replace(view(28.0), varying_db=varying)), Gates())
+    assert found.word is word
+    if varying is not None and word is not Word.HOLDS:
+        assert found.reasons == (f"'y' has {varying} dB of what varies from sample to sample (28.0 dB of all)",)
+
+
+def test_a_figure_that_is_about_the_same_is_told_once() -> None:
+    found = verdict_of(verified(dataclasses.replace(view(14.0), varying_db=12.5)), Gates())
+    assert found.reasons == ("'y' has 12.5 dB",)
+
+
+def test_a_metric_and_a_gate_overrule_what_varies_too() -> None:
+    low = dataclasses.replace(view(28.0), varying_db=11.0)
+    assert verdict_of(verified(low, score=Score("m", 1.0, 1.0, True)), Gates()).word is Word.HOLDS
+    assert verdict_of(verified(low), Gates(min_sqnr=10)).word is Word.HOLDS
+    assert Gates(min_sqnr=20).hold(verified(low))  # a gate of dB is one of all of a signal
