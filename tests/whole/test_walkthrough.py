@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 
 from qcompiler.compiler.compile import quantize
 from qcompiler.recipe.recipe import Recipe
-from qcompiler.recipe.tables import SafetyTable
+from qcompiler.recipe.tables import SafetyTable, SmoothQuantTable
 from qcompiler.verification.compare import verify
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "guide" / "figures.md"
@@ -21,9 +22,9 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "guide" / "figures.md"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf8"), re.DOTALL)
-    found = tmp_path_factory.mktemp("detector")
-    subprocess.run([sys.executable, "-c", code], cwd=found, check=True, timeout=120)
+    found = tmp_path_factory.mktemp("models")
+    for code in re.findall(r"```python\n(.*?)```", PAGE.read_text("utf8"), re.DOTALL):
+        subprocess.run([sys.executable, "-c", code], cwd=found, check=True, timeout=120)
     return found
 
 
@@ -46,6 +47,22 @@ def test_the_safety_net_judges_the_same_views_and_gives_the_layer_back(folder: P
     assert made.verification.worst.name == "logits (before Sigmoid)"
     assert (made.verification.worst_sqnr_db or 0) > 25
     assert made.manifest["macs"]["quantized_share"] > 0.97
+
+
+def test_a_figure_beside_an_offset_is_blind_to_what_a_score_says(folder: Path) -> None:
+    alone = Recipe(target="onnxruntime", smooth_quant=SmoothQuantTable(alpha="off"))
+    off = dataclasses.replace(alone, safety=SafetyTable(target_sqnr_db=0))
+    made = {
+        recipe: quantize(folder / "opinion.onnx", data=folder / "sounds.npz", recipe=recipe, output=folder / "o.onnx")
+        for recipe in (off, alone)
+    }
+    found = {recipe: one.manifest["verification"] for recipe, one in made.items()}
+    assert found[off]["worst_sqnr_db"] > 38
+    assert found[off]["worst_varying_db"] < 15
+    assert made[off].manifest["verdict"]["verdict"] == "doubtful"
+    assert found[alone]["worst_varying_db"] > 30
+    assert made[alone].manifest["verdict"]["verdict"] == "holds"
+    assert made[alone].manifest["macs"]["quantized_share"] > 0.9
 
 
 def _pictures(folder: Path) -> list[dict[str, Any]]:
