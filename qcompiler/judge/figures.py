@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,9 +23,6 @@ from qcompiler.numerics.sqnr import sqnr_db
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-
-APART_DB: Final = 3.0  # twice the noise: from here on it is told that what varies is the smaller part of a signal
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 NOTHING: Final = 1e-20  # noise-to-signal power below which two results are called equal
 EXACT_DB: Final = 200.0  # the same in dB
+APART_DB: Final = 3.0  # twice the noise: two figures that far apart are both told
 TINY: Final = 1e-30  # power that stands for none where two errors are compared
 STRETCH: Final = 1 << 14  # elements that are summed in FP32
 _BLOCK: Final = 1 << 20  # elements that are held as float64 at a time

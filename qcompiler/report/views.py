@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from qcompiler.judge.figures import APART_DB
+from qcompiler.numerics.sqnr import APART_DB
 from qcompiler.report.figures import decibel, number, percent, short
 
 Record = Mapping[str, Any]

@@ -20,7 +20,8 @@ from enum import StrEnum
 from typing import Any, Final
 
 from qcompiler.errors import AccuracyError
-from qcompiler.judge.figures import APART_DB, ViewFigure
+from qcompiler.judge.figures import ViewFigure
+from qcompiler.numerics.sqnr import APART_DB
 from qcompiler.verification.compare import Verification
 from qcompiler.verification.drift import TappedLayer
 from qcompiler.verification.gates import Gates
