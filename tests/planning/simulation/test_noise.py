@@ -88,7 +88,7 @@ def test_few_samples_that_are_all_of_them_are_not_run_twice() -> None:
 
 
 def test_the_diagonal_of_the_products_is_the_noise_of_each_plan() -> None:
-    measure, _ = measured(feeds(4, 2, 3))
+    measure, _ = measured(feeds(4, 4, 4))
     plans = [{"x": WHOLE}, {"x": WHOLE, "r": WHOLE}, {}]
     products = measure.products(plans, 3)
     assert products is not None
