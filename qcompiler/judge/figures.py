@@ -17,7 +17,7 @@ import numpy as np
 from qcompiler.data.padding import Padding
 from qcompiler.judge.agreement import agreement
 from qcompiler.judge.noise import compared, kept_by, signal_of, squared_error
-from qcompiler.judge.variation import Spread
+from qcompiler.judge.variation import Varying
 from qcompiler.judge.views import WEAK, Role, View
 from qcompiler.numerics.sqnr import sqnr_db
 
@@ -88,7 +88,7 @@ class Figures:
     def __init__(self, views: Sequence[View], missing: Iterable[str] = ()) -> None:
         self._missing = frozenset(missing)
         self._of = {view: _Sums() for view in views}
-        self._spread = Spread(views)
+        self._spread = Varying(views)
         self._count = 0
 
     def add(self, feed: Mapping[str, Any], reference: Mapping[str, Any], got: Mapping[str, Any]) -> None:

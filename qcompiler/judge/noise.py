@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qcompiler.data.padding import Padding
-from qcompiler.judge.variation import Spread
+from qcompiler.judge.variation import Varying
 from qcompiler.judge.views import View, Views
 from qcompiler.numerics.sqnr import energy
 
@@ -96,7 +96,7 @@ class Tally:
 
     def __init__(self, shares: Mapping[View, float] | None = None) -> None:
         self._shares = shares
-        self._spread: Spread | None = None
+        self._spread: Varying | None = None
         self._signal: dict[View, float] = {}
         self._error: dict[View, float] = {}
 
@@ -106,7 +106,7 @@ class Tally:
             self._signal[view] = self._signal.get(view, 0.0) + signal
             self._error[view] = self._error.get(view, 0.0) + expected.error(view, got)
         if self._shares is None:
-            self._spread = self._spread or Spread(expected.views)
+            self._spread = self._spread or Varying(expected.views)
             self._spread.add(expected.feed, expected.values)
 
     def signals(self) -> dict[View, float]:
@@ -133,9 +133,9 @@ def shares_of(samples: Iterable[Expected]) -> dict[View, float]:
     Args:
         samples: of the same views.
     """
-    spread: Spread | None = None
+    spread: Varying | None = None
     for expected in samples:
-        spread = spread or Spread(expected.views)
+        spread = spread or Varying(expected.views)
         spread.add(expected.feed, expected.values)
     return spread.shares() if spread is not None else {}
 

@@ -114,7 +114,7 @@ class Variation:
         self._pool(0)
 
 
-class Spread:
+class Varying:
     """What varies in each of some views.
 
     Args:
@@ -140,7 +140,7 @@ class Spread:
                 every = -(-array.size // LARGEST)
                 self._inputs.setdefault(name, Variation()).add(np.asarray(array.reshape(-1)[::every], np.float64))
 
-    def merge(self, other: Spread) -> None:
+    def merge(self, other: Varying) -> None:
         """Adds the samples of another one of the same views, which is not used any more."""
         for view, variation in self._of.items():
             variation.merge(other._of[view])

@@ -10,7 +10,7 @@ import pytest
 
 from qcompiler.judge import variation
 from qcompiler.judge.cuts import Piece
-from qcompiler.judge.variation import Spread, Variation, asked
+from qcompiler.judge.variation import Varying, Variation, asked
 from qcompiler.judge.views import Role, View
 
 RNG = np.random.default_rng(4)
@@ -135,7 +135,7 @@ def test_a_position_that_is_not_finite_counts_nowhere() -> None:
 
 
 def spread(values: list[Any], inputs: list[Any], *views: View) -> dict[View, float]:
-    found = Spread(views or (Y,))
+    found = Varying(views or (Y,))
     for value, given in zip(values, inputs, strict=True):
         found.add({"x": np.asarray(given)}, {view: np.asarray(value, np.float32) for view in views or (Y,)})
     return found.shares()
@@ -153,7 +153,7 @@ def test_copies_of_one_sample_do_not_tell() -> None:
 
 def test_many_samples_in_two_halves() -> None:
     values, inputs = 5 + RNG.standard_normal((10, 3)), RNG.standard_normal((10, 4))
-    one, other = Spread([Y]), Spread([Y])
+    one, other = Varying([Y]), Varying([Y])
     for index, (value, given) in enumerate(zip(values, inputs, strict=True)):
         (one if index < 3 else other).add({"x": given}, {Y: value})
     one.merge(other)
