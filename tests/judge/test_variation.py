@@ -10,7 +10,7 @@ import pytest
 
 from qcompiler.judge import variation
 from qcompiler.judge.cuts import Piece
-from qcompiler.judge.variation import Varying, Variation, asked
+from qcompiler.judge.variation import Variation, Varying, asked
 from qcompiler.judge.views import Role, View
 
 RNG = np.random.default_rng(4)
