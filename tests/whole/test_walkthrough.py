@@ -57,7 +57,7 @@ def test_a_figure_beside_an_offset_is_blind_to_what_a_score_says(folder: Path) -
         for recipe in (off, alone)
     }
     found = {recipe: one.manifest["verification"] for recipe, one in made.items()}
-    assert found[off]["worst_sqnr_db"] > 38
+    assert found[off]["worst_sqnr_db"] > 28
     assert found[off]["worst_varying_db"] < 15
     assert made[off].manifest["verdict"]["verdict"] == "doubtful"
     assert found[alone]["worst_varying_db"] > 30
