@@ -148,7 +148,7 @@ def improve(measure: Measure, board: Board, begin: Assignment, noises: Noise, li
         if _worst(noises) <= good:
             break
         scale = noises / np.maximum(board.left(current), 1e-9 * max(_worst(noises), NOTHING))
-        more = _wanted(board, current, np.maximum(scale, NOTHING), limits, useful=_worst(noises))
+        more = _wanted(board, current, np.maximum(scale, NOTHING), limits, noises * measure.shares, measure.shares)
         if not more:
             break
         missed = len(moves)
@@ -165,14 +165,18 @@ def improve(measure: Measure, board: Board, begin: Assignment, noises: Noise, li
     return Reached(best[1], tuple(curve), scale)
 
 
-def _wanted(board: Board, current: Assignment, scale: Noise, limits: Limits, *, useful: float) -> list[Move]:
-    """The changes of one round: to the target as far as the floor allows, else until the outputs are of any use."""
+def _wanted(board: Board, current: Assignment, scale: Noise, limits: Limits, plain: Noise, shares: Noise) -> list[Move]:
+    """The changes of one round: to the target as far as the floor allows, else until the outputs are of any use.
+
+    An output is useless by its noise over all of its power, `plain`: one that hardly varies need not be.
+    """
     most = len(board.groups) * 2
     good = noise_power(limits.target_db) / scale
     more = board.changes(current, good, lambda one: board.prices.share(one) >= limits.min_share, most)
-    if more or useful <= noise_power(limits.useless_db):
+    if more or _worst(plain) <= noise_power(limits.useless_db):
         return more
-    return board.changes(current, noise_power(limits.useless_db) / scale, lambda one: True, most)
+    useful = noise_power(limits.useless_db) / (scale * np.maximum(shares, NOTHING))
+    return board.changes(current, useful, lambda one: True, most)
 
 
 def _take_back(

@@ -35,6 +35,7 @@ class Measure:
         few: how many samples `noise(few=True)` runs.
         runs: how often the model was run, the float runs included.
         views: what is judged and has a signal, in the order of `noises`.
+        shares: of the power of each view, how much `noises` are relative to: what varies from sample to sample, 0..1.
     """
 
     def __init__(self, simulator: Simulator, feeds: Sequence[Feeds], few: int, advance: Advance | None) -> None:
@@ -45,6 +46,7 @@ class Measure:
         seen = {view: signal for _, expected in self._all for view, signal in expected.signals.items() if signal > 0}
         self.views: tuple[View, ...] = tuple(seen)
         self._shares = shares_of(expected for _, expected in self._all)
+        self.shares = np.array([self._shares.get(view, 1.0) for view in self.views])
 
     def _sample(self, feed: Feeds) -> _Sample:
         return feed, Expected.of(self._simulator.views, self._simulator.run(feed, {}), feed)
