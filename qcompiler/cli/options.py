@@ -9,9 +9,11 @@ from typing import Any, NoReturn, Self
 from qcompiler._version import __version__
 from qcompiler.cli import commands
 from qcompiler.errors import UsageError
+from qcompiler.recipe.budget import EFFORTS
 from qcompiler.recipe.recipe import (
     HIGH_PRECISIONS,
     IO_TYPES,
+    OBJECTIVES,
     PRECISIONS,
     PRESETS,
     WEIGHT_CLIPS,
@@ -387,6 +389,14 @@ def _quantization(parser: argparse.ArgumentParser) -> None:
     outliers.add_argument("--smooth-insert", help=argparse.SUPPRESS, **insert)
     _method(outliers, "--qfem", "qfem_alpha", "ALPHA", "QFeM", QfemTable)
     _method(outliers, "--qfep", "qfep_prefix", "PREFIX", "QFeP", QfepTable)
+    search = parser.add_argument_group("search", "which of the plans that meet the goal (see verification) is taken")
+    search.add_argument("--objective", choices=OBJECTIVES, metavar="O", help=_help("objective"))
+    search.add_argument("--pick", metavar="POINT", help=_help("pick"))
+    search.add_argument("--effort", choices=tuple(EFFORTS), metavar="E", help=_help("effort"))
+    search.add_argument("--search-time", metavar="T", help=_help("search_time"))
+    search.add_argument(
+        "--reproducible", action=argparse.BooleanOptionalAction, default=None, help=_help("reproducible")
+    )
     stored = parser.add_argument_group("weight-only", "keys of the recipe's table [weight_only]")
     _weight_only(stored, "method", "M", "--weight-method", choices=WEIGHT_METHODS)
     _weight_only(stored, "block_size", "N", "--block-size", type=int)
@@ -430,7 +440,7 @@ def _engine(parser: argparse.ArgumentParser) -> None:
 def _gates(parser: argparse.ArgumentParser, *, samples: bool = True) -> None:
     group = parser.add_argument_group("verification")
     group.add_argument("--min-sqnr", type=float, metavar="DB", help=_help("min_sqnr"))
-    group.add_argument("--max-drop", type=float, metavar="X", help=_help("max_drop"))
+    group.add_argument("--max-drop", metavar="X", help=_help("max_drop"))
     group.add_argument("--metric", metavar="M", help=_help("metric"))
     group.add_argument("--allow-broken", action="store_true", default=None, help=_help("allow_broken"))
     group.add_argument("--ignore-output", action="append", metavar="NAME", help=f"{_help('ignore_output')}; repeatable")

@@ -187,6 +187,11 @@ def planning(recipe: Recipe) -> Planning:
         attention=None if recipe.attention == "float" else DType(recipe.attention),
         shapes=recipe.shapes,
         ignored=recipe.ignore_output,
+        objective=recipe.objective,
+        pick=recipe.pick,
+        effort=recipe.effort,
+        search_time=recipe.search_time,
+        reproducible=recipe.reproducible,
     )
 
 

@@ -33,6 +33,14 @@ class Planning:
         min_sqnr: SQNR in dB that every output must reach; None for no gate.
         min_share: share of all multiply-accumulates that must be quantized whatever the outputs say, 0..1; 0 for no
             gate.
+        objective: what is least among the plans that meet the goal: `share` of work in high precision, `time` that is
+            predicted, or `size` of the weights.
+        pick: which plan of the front instead: `fastest`, `most-accurate`, `knee`, an id (int) or a share (float); None
+            for the cheapest that meets the goal.
+        effort: `quick`, `balanced` or `thorough`.
+        search_time: seconds that may be searched, in place of the effort; None for what the effort says (see
+            `recipe.budget`).
+        reproducible: the search counts runs, as many as that time pays for at the nominal speed; else the clock counts.
         per_channel: INT8 weights have a scale per output channel.
         clip_weights: weight ranges may be narrower than the largest weight.
         attention: INT8 or FP8 for the products of attentions; None where they stay float.
@@ -54,6 +62,11 @@ class Planning:
     shapes: Mapping[str, Sequence[tuple[int, ...]]] | None
     ignored: tuple[str, ...] = ()
     min_share: float = 0.0
+    objective: str = "share"
+    pick: str | float | None = None
+    effort: str = "balanced"
+    search_time: float | None = None
+    reproducible: bool = True
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,33 @@ def number(least: float, most: float = math.inf) -> Check:
     return check
 
 
+def relative(value: Any) -> float:
+    """A number from 0 on, or a text in percent: `0.5%`."""
+    try:
+        if isinstance(value, str) and value.strip().endswith("%"):
+            value = float(value.strip()[:-1]) / 100
+        return float(number(0)(float(value) if isinstance(value, str) else value))
+    except (ValueError, WrongError) as error:
+        raise WrongError("a number of at least 0, such as 0.005, or a percentage such as 0.5%") from error
+
+
+def point(*words: str) -> Check:
+    """A point of a front: one of `words`, its id as a whole number, or its share as a fraction."""
+
+    def check(value: Any) -> str | int | float:
+        if isinstance(value, str) and value in words:
+            return value
+        if isinstance(value, str) and re.fullmatch(r"\d+|\d*\.\d+|\d+\.", value, re.ASCII):
+            value = int(value) if value.isdigit() else float(value)
+        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+            raise WrongError(f"one of {', '.join(words)}, the id of a point such as 3, or a share such as 0.8")
+        if isinstance(value, float) and not value <= 1:
+            raise WrongError("a share from 0.0 to 1.0; an id is a whole number without a point")
+        return value
+
+    return check
+
+
 def flag(value: Any) -> bool:
     """True or false."""
     if not isinstance(value, bool):

@@ -16,6 +16,7 @@ from typing import Any, Final, Self, TypeVar
 
 from qcompiler.errors import EngineError, UsageError
 from qcompiler.recipe import checks as check
+from qcompiler.recipe.budget import EFFORTS, duration
 from qcompiler.recipe.checks import Shapes
 from qcompiler.recipe.tables import (
     GenerationTable,
@@ -41,6 +42,8 @@ WEIGHT_GRANULARITIES: Final = ("channel", "tensor")
 WEIGHT_CLIPS: Final = ("mse", "off")
 ATTENTIONS: Final = ("float", "int8", "fp8")
 IO_TYPES: Final = ("keep", "high-precision")
+OBJECTIVES: Final = ("share", "time", "size")
+PICKS: Final = ("fastest", "most-accurate", "knee")
 
 
 @dataclass(frozen=True)
@@ -132,8 +135,8 @@ class Recipe(check.Keys):
     )
     max_drop: float | None = check.option(
         None,
-        check.number(0),
-        "gate: the metric may lose so much of the float score, relative (0.01 is 1 %); needs metric",
+        check.relative,
+        "goal and gate: the metric may lose so much of the float score, relative (0.01 or 1%); needs metric",
         "0.01",
     )
     min_share: float | None = check.option(
@@ -142,6 +145,36 @@ class Recipe(check.Keys):
         "gate: so much of all multiply-accumulates must be quantized, 0 to 1; safety.min_share is no gate, but where "
         "the safety net stops; unset: no gate",
         "0.8",
+    )
+    objective: str = check.option(
+        "share",
+        check.one_of(*OBJECTIVES),
+        "what is least among the plans that meet the goal: share: work in high precision; time: predicted time; size: "
+        "bytes of weights",
+    )
+    pick: str | float | None = check.option(
+        None,
+        check.point(*PICKS),
+        "which plan of the front: fastest, most-accurate, knee, the id of a point (3), or the share next to a number "
+        "(0.8); unset: the cheapest that meets the goal",
+        '"knee"',
+    )
+    effort: str = check.option(
+        "balanced",
+        check.one_of(*EFFORTS),
+        "how much is searched: quick, balanced or thorough",
+    )
+    search_time: float | None = check.option(
+        None,
+        duration,
+        "in place of effort, how long is searched: 90s, 2m, or a number of seconds",
+        '"2m"',
+    )
+    reproducible: bool = check.option(
+        True,
+        check.flag,
+        "the search counts runs, what its time pays for at a nominal speed, so that the same input gives the same "
+        "bytes; false: it goes by the clock",
     )
     allow_broken: bool = check.option(
         False, check.flag, "write a result whose verdict is broken, with a warning; false: exit 5"
@@ -223,6 +256,7 @@ class Recipe(check.Keys):
                 "in float only"
             )
 
+        self._refuse_searches()
         if self.plugin and self.target.partition(":")[0] == "tensorrt-rtx":
             raise EngineError(
                 f"'{self.plugin[0]}' cannot be loaded: TensorRT-RTX has no plugins. Choose '--target tensorrt'"
@@ -231,6 +265,28 @@ class Recipe(check.Keys):
             raise UsageError(
                 "recipe key 'weight_only.storage' = 'matmulnbits' is an operator of ONNX Runtime: choose target "
                 "onnxruntime, or storage dequantize, which TensorRT fuses with the product"
+            )
+
+    def _refuse_searches(self) -> None:
+        """What of a search makes no sense with the rest."""
+        given = {
+            "objective": self.objective != "share",
+            "pick": self.pick is not None,
+            "effort": self.effort != "balanced",
+            "search_time": self.search_time is not None,
+        }
+        if self.search_time is not None and given["effort"]:
+            raise UsageError("recipe keys 'effort' and 'search_time' both say how long is searched: leave one out")
+        asked = next((name for name, is_given in given.items() if is_given), None)
+        if asked is not None and not self.formats():
+            raise UsageError(
+                f"recipe key '{asked}' = {getattr(self, asked)!r} is of the search for a plan, and precision "
+                f"'{self.precision}' has none: leave it out, or choose precision int8, fp8 or auto"
+            )
+        if self.objective == "time" and self.target.partition(":")[0] == "onnxruntime":
+            raise UsageError(
+                "recipe key 'objective' = 'time' needs a TensorRT target: nothing predicts the time of ONNX Runtime's "
+                "kernels; choose share or size"
             )
 
     def __hash__(self) -> int:

@@ -27,6 +27,11 @@ Call = dict[str, Any]
         ("compile m.onnx --fix-input x", "fixed input 'x' cannot be read: allowed is"),
         ("inspect m.onnx --fix-shape x=ax3", "fixed shape 'x=ax3' cannot be read: allowed is"),
         ("compile m.onnx --batch-axis x", "batch axis 'x' cannot be read: allowed is"),
+        ("compile m.onnx --objective speed", "there is no --objective 'speed'"),
+        ("compile m.onnx --effort all", "there is no --effort 'all'"),
+        ("quantize m.onnx --pick best", "recipe key 'pick' = 'best': allowed is one of fastest"),
+        ("quantize m.onnx --search-time soon", "recipe key 'search_time' = 'soon': allowed is a time such as"),
+        ("quantize m.onnx --effort quick --search-time 2m", "recipe keys 'effort' and 'search_time'"),
         ("compile m.onnx --max-drop 0.1", "recipe key 'max_drop' needs 'metric'"),
         (
             "compile m.onnx --recipe int7",

@@ -20,6 +20,9 @@ def test_planning_sees_of_a_recipe_what_it_needs() -> None:
     assert (found.formats, found.by_cost, found.everything) == ((DType.INT8, DType.FP8), True, True)
     assert (found.clip_weights, found.per_channel, found.attention) == (True, False, None)
     assert planning(recipe.replace(attention="int8")).attention is DType.INT8
+    asked = planning(recipe.replace(objective="time", pick="knee", search_time="2m", reproducible=False))
+    assert (asked.objective, asked.pick, asked.effort) == ("time", "knee", "balanced")
+    assert (asked.search_time, asked.reproducible) == (120.0, False)
 
 
 def test_what_is_asked_is_a_value() -> None:

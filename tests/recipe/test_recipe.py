@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -44,6 +45,7 @@ recipes = st.builds(
     verify_samples=st.integers(0, 1000),
     verify_data=st.none() | texts,
     weight_granularity=st.sampled_from(["channel", "tensor"]),
+    reproducible=st.booleans(),
     safety=st.builds(SafetyTable, st.floats(-100, 200), st.floats(0, 1), st.integers(1, 99)),
 )
 
@@ -102,3 +104,41 @@ def test_a_key_of_an_earlier_version_is_left_out_of_a_replay_and_told_in_a_recip
     assert known == Recipe(safety=SafetyTable(min_share=0.5))
     with pytest.raises(UsageError, match=r"'range_groups' is gone: .*budget of the search"):
         Recipe.from_toml("[safety]\nrange_groups = 24\n")
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"effort": "quick", "search_time": "2m"}, "'effort' and 'search_time' both say how long"),
+        ({"precision": "fp16", "pick": "knee"}, "'pick' = 'knee' is of the search .* precision 'fp16' has none"),
+        ({"precision": "int8-weight", "objective": "size"}, "'objective' = 'size' is of the search"),
+        ({"precision": "int8-dynamic", "search_time": 3}, "'search_time' = 3.0 is of the search"),
+        ({"precision": "bf16", "effort": "thorough"}, "'effort' = 'thorough' is of the search"),
+        ({"target": "onnxruntime", "objective": "time"}, "'objective' = 'time' needs a TensorRT target"),
+        ({"objective": "speed"}, "'objective' = 'speed': allowed is one of share, time, size"),
+        ({"pick": "best"}, "'pick' = 'best': allowed is one of fastest, most-accurate, knee, the id of a point"),
+        ({"pick": "1.5"}, "'pick' = '1.5': allowed is a share from 0.0 to 1.0; an id is a whole number"),
+        ({"search_time": "soon"}, "'search_time' = 'soon': allowed is a time such as 90s"),
+        ({"reproducible": "no"}, "'reproducible' = 'no': allowed is true or false"),
+        ({"metric": "m.py:f", "max_drop": "much"}, "'max_drop' = 'much': allowed is a number of at least 0, .* 0.5%"),
+        ({"metric": "m.py:f", "max_drop": "-1%"}, "'max_drop' = '-1%': allowed is"),
+        ({"metric": "m.py:f", "max_drop": "nan"}, "'max_drop' = 'nan': allowed is"),
+    ],
+)
+def test_a_search_that_makes_no_sense_is_refused(keys: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        Recipe(**keys)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("knee", "knee"), ("3", 3), (3, 3), ("0.8", 0.8), (0.8, 0.8), ("1.0", 1.0), ("0", 0)]
+)
+def test_a_pick_is_a_word_an_id_or_a_share(text: Any, value: Any) -> None:
+    found = Recipe(pick=text).pick
+    assert (found, type(found)) == (value, type(value))
+    assert Recipe.from_toml(Recipe(pick=text).to_toml()).pick == value
+
+
+def test_a_drop_may_be_a_percentage() -> None:
+    assert Recipe.from_toml('metric = "m.py:f"\nmax_drop = "0.5%"').max_drop == pytest.approx(0.005)
+    assert Recipe.from_toml('metric = "m.py:f"\nmax_drop = "0.01"').max_drop == 0.01
