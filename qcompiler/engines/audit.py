@@ -180,7 +180,7 @@ def audit(plan: str | Path, model: str | Path | onnx.ModelProto, promised: Mappi
         )
         return Audit((), (Finding(Kind.NO_LISTING, "", text),), promised=len(wanted))
     nodes = _Nodes(model)
-    book = _Book(listings, frozenset(nodes.linear))
+    book = Book(listings, frozenset(nodes.linear))
     compiled = {name: book.compiled(name) for name in dict.fromkeys([*nodes.linear, *wanted])}
     for name, twin in nodes.twins([name for name, what in compiled.items() if what == "unlisted"]):
         if compiled[name] == "unlisted" and compiled.get(twin, "unlisted") != "unlisted":
@@ -198,7 +198,7 @@ def audit(plan: str | Path, model: str | Path | onnx.ModelProto, promised: Mappi
         tuple(wrong),
         compiled,
         promised=len(wanted),
-        kernels=sum(op.kind not in NOT_KERNELS for one in outer if not _later_profile(one) for op in one.ops),
+        kernels=sum(op.kind not in NOT_KERNELS for one in outer if not later_profile(one) for op in one.ops),
         sms=tuple(dict.fromkeys(sm for one in outer for sm in one.sms)),
         launches=tuple(_launches(outer, {node: place for place, node in enumerate(promised)})),
     )
@@ -207,7 +207,7 @@ def audit(plan: str | Path, model: str | Path | onnx.ModelProto, promised: Mappi
 def _launches(listings: Iterable[Listing], places: Mapping[str, int]) -> Iterator[Launch]:
     """Of the first profile; what computes no node of the plan (padding, copies, nodes made for it) is left out."""
     for listing in listings:
-        if _later_profile(listing):
+        if later_profile(listing):
             continue
         for op in listing.ops:
             found = sorted(places[node] for node in op.nodes if node in places)
@@ -216,8 +216,13 @@ def _launches(listings: Iterable[Listing], places: Mapping[str, int]) -> Iterato
                 yield Launch(f"{op.kind} {types}", tuple(found))
 
 
-class _Book:
-    """Which ops compute which node, over all listings."""
+class Book:
+    """Which ops compute which node, over all listings.
+
+    Args:
+        listings: of one engine file, with the bodies of its fusions.
+        linear: names of the nodes that are products.
+    """
 
     def __init__(self, listings: Iterable[Listing], linear: frozenset[str]) -> None:
         self._linear = linear
@@ -228,30 +233,34 @@ class _Book:
                 for node in op.nodes:
                     (self._inside if one.body else self._ops).setdefault(node, []).append(op)
 
+    def ops(self, node: str) -> list[Op]:
+        """Every op that works for a node, outside of the bodies of fusions."""
+        return self._ops.get(node, [])
+
     def compiled(self, node: str) -> str:
         """One word for what a node became; the weakest if its ops differ."""
         ops = self._ops.get(node, [])
         if node not in self._linear:
             low = [next((LOW[kind] for kind in op.input_types if kind in LOW), "float") for op in ops]
             return "unlisted" if not low else next((kind for kind in low if kind != "float"), "float")
-        products = self._products(node)
+        products = self.products(node)
         if not products:
             return next((_generated(op) for op in ops), "unlisted")
-        kinds = [self._kind(node, op) for op in products]
+        kinds = [self.kind(node, op) for op in products]
         return next((kind for kind in kinds if kind not in LOW.values()), kinds[0])
 
     def describe(self, node: str, compiled: str) -> str:
         """Why it is not what was promised, with the op that shows it."""
-        shown = self._products(node) or self._ops.get(node, [])
+        shown = self.products(node) or self._ops.get(node, [])
         if not shown:
             return "the engine does not list it at all: it was folded away or has another name there"
-        op = next((one for one in shown if self._kind(node, one) not in LOW.values()), shown[0])
+        op = next((one for one in shown if self.kind(node, one) not in LOW.values()), shown[0])
         return (
             f"compiled to {compiled}: {op.kind} '{op.name}' takes {', '.join(op.input_types[:3])} "
             f"and writes {', '.join(op.output_types)}"
         )
 
-    def _products(self, node: str) -> list[Op]:
+    def products(self, node: str) -> list[Op]:
         """Products (or fused attention) that compute a node; those with its name where some have it.
 
         A product also lists nodes whose work it only took over in part, so a name is the better witness.
@@ -259,7 +268,8 @@ class _Book:
         ops = [op for op in self._ops.get(node, []) if op.kind in PRODUCTS | {"runtime_fusion"} or _attention(op)]
         return [op for op in ops if node in _own_names(op)] or ops
 
-    def _kind(self, node: str, op: Op) -> str:
+    def kind(self, node: str, op: Op) -> str:
+        """What an op that `products` gave for a node computes in: see `Audit.compiled`."""
         if _attention(op):
             low = Counter(LOW[kind] for kind in op.input_types if kind in LOW)
             return next((kind for kind, count in low.items() if count >= 3), "float")
@@ -299,7 +309,8 @@ def _generated(op: Op) -> str:
     return f"woq-{LOW[low[0].type]}" if low and all(one.constant for one in low) else "generated"
 
 
-def _later_profile(listing: Listing) -> bool:
+def later_profile(listing: Listing) -> bool:
+    """Whether a listing is of another optimization profile than the first."""
     return any(" [profile " in op.name for op in listing.ops if op.kind in PRODUCTS)
 
 

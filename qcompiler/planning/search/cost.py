@@ -2,7 +2,7 @@
 
     time = Σ over kernels  max(2 · MACs / (share · tops), bytes / (share · bandwidth)) + time between two kernels
 
-Bytes are those that TensorRT-RTX's own listings show (`tests/kit/traffic.py` reads them), h = 2 for FP16:
+Bytes are those that TensorRT-RTX's own listings show (`engines/roofline.py` reads them), h = 2 for FP16:
 
     float product          reads x and W and writes y, all at h; a convolution takes bias, Relu and a residual sum with
                            it, a matrix product what follows of it alone up to the next product (GELU); anything else
@@ -18,21 +18,18 @@ so a quantized convolution is two kernels where a float one is one, and INT8 wit
 than FP16. TensorRT (not RTX) fuses rounding and scales into its products; there both formats write what they need.
 
 Caches are not modelled, nor is how well a product fills the GPU: costs compare formats of one layer, they predict no
-latency. Rates are those of one GPU per compute capability, from `gpus.toml` with their sources.
+latency. Rates are those of one GPU per compute capability (`engines/rates.py`). What a whole engine takes is predicted from its
+own listing (`engines/roofline.py`).
 """
 
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
-from importlib import resources
 
 import onnx_graphsurgeon as gs
 
-from qcompiler.errors import UsageError
+from qcompiler.engines.rates import Kernel, gpus_of
 from qcompiler.ir import graph as graphs
 from qcompiler.ir.macs import Shapes, macs_of
 from qcompiler.ir.operators import LINEAR, PRODUCTS
@@ -41,7 +38,6 @@ from qcompiler.planning.search.safety_net import HIGH
 from qcompiler.planning.simulation.simulator import Use
 from qcompiler.target import DType, Target
 
-PORTABLE = "sm89"  # what is optimised for where a target names no GPU
 LONGEST = 16  # nodes of a chain that is fused
 PADDED = 4  # channels per group of a quantized convolution
 POINTWISE = frozenset(
@@ -49,85 +45,6 @@ POINTWISE = frozenset(
     "Sigmoid Softplus Sqrt Sub Tanh".split()
 )
 BYTES = {DType.FP32: 4.0, DType.FP16: 2.0, DType.BF16: 2.0, DType.INT8: 1.0, DType.FP8: 1.0, DType.INT4: 0.5}
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """Rates of a GPU.
-
-    Attributes:
-        sm: compute capability such as sm89.
-        name: of the product whose figures these are.
-        tops: dense operations per second in 10^12, by type; types it lacks are not there.
-        gbps: memory bandwidth in 10^9 bytes per second.
-        source: the publication.
-        sure: `verified`, `single` or `derived` (see the data file).
-        tensor: share of the peak that products reach.
-        memory: share of the bandwidth that is reached.
-        kernel_us: microseconds between two kernels.
-    """
-
-    sm: str
-    name: str
-    tops: Mapping[DType, float]
-    gbps: float
-    source: str
-    sure: str
-    tensor: float
-    memory: float
-    kernel_us: float
-
-
-@cache
-def gpus() -> Mapping[str, Gpu]:
-    """All GPUs of the data file, by compute capability."""
-    data = tomllib.loads(resources.files("qcompiler").joinpath("planning/search/gpus.toml").read_text(encoding="utf8"))
-    assumed = data.pop("assumptions")
-    return {
-        sm: Gpu(
-            sm,
-            row["name"],
-            {DType(name): float(value) for name, value in row["tops"].items()},
-            float(row["gbps"]),
-            row["source"],
-            row["sure"],
-            assumed["tensor"],
-            assumed["memory"],
-            assumed["kernel_us"],
-        )
-        for sm, row in data.items()
-    }
-
-
-def gpus_of(target: Target) -> list[Gpu]:
-    """The GPUs that a target is for.
-
-    Raises:
-        UsageError: a compute capability without figures.
-    """
-    known = gpus()
-    missing = [sm for sm in target.sms if sm not in known]
-    if missing:
-        raise UsageError(
-            f"there are no rates for {missing[0]} to compare formats by: choose precision int8, fp8 or fp16, or a "
-            f"target with {', '.join(known)}"
-        )
-    return [known[sm] for sm in target.sms or (PORTABLE,)]
-
-
-@dataclass(frozen=True, slots=True)
-class Kernel:
-    """One kernel: multiply-accumulates, the type they are done in, and bytes moved."""
-
-    macs: int
-    dtype: DType
-    bytes: float
-
-    def seconds(self, gpu: Gpu) -> float:
-        """Time at the rates of a GPU; inf where it lacks the type."""
-        rate = gpu.tops.get(self.dtype, 0.0) * gpu.tensor * 1e12
-        compute = 0.0 if not self.macs else 2 * self.macs / rate if rate else math.inf
-        return max(compute, self.bytes / (gpu.gbps * gpu.memory * 1e9)) + gpu.kernel_us * 1e-6
 
 
 class Costs:
