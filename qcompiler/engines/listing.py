@@ -35,6 +35,7 @@ _OUTPUT = re.compile(rf"(?<!\w)output(?:_args)?{_NAMES}")
 _LAYERS = re.compile(rf"(?<!\w)layers=({_QUOTED})")
 _ALPHA = re.compile(r"(?<!\w)alpha=([0-9A-F]{1,8})(?!\w)")
 _LAYER = "[ONNX Layer: "
+_MADE = re.compile(r"(?<=\])__\w+$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +193,8 @@ def _names(pattern: re.Pattern[str], line: str) -> list[str]:
 
 
 def _layer(text: str) -> str:
-    return re.sub(r"\\(.)", r"\1", text.removeprefix(_LAYER).removesuffix("]"))
+    """The name in `[ONNX Layer: NAME]`, or in what the compiler has made of it, `[ONNX Layer: NAME]__gemm_from_conv1x1`."""
+    return re.sub(r"\\(.)", r"\1", _MADE.sub("", text.removeprefix(_LAYER)).removesuffix("]"))
 
 
 def _prefixes(layer: str) -> Iterator[str]:

@@ -9,23 +9,14 @@ already goes back to high precision, where it is as fast and not rounded.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import replace
 
 import onnx_graphsurgeon as gs
 
-from qcompiler.plan import Decision, Plan
+from qcompiler.planning.changes import in_high_precision, with_one_scale
 from qcompiler.planning.chosen import Chosen
-from qcompiler.planning.placement.candidates import Candidates
 from qcompiler.target import DType
 
 RULE = "unkept"
-
-
-def changeable(chosen: Chosen, layers: Candidates) -> frozenset[str]:
-    """Names of the quantized layers whose plan is ours to change: what came quantized keeps its numbers."""
-    plan, ours = chosen.plan, (one for one in layers.found if one.scales is None and one.amax is None)
-    types = (DType.INT8, DType.FP8)
-    return frozenset(c.node for c in ours if plan.precision(c.node) in types and c.node not in plan.reads)
 
 
 def changed(chosen: Chosen, graph: gs.Graph, nodes: Collection[str], high: DType) -> Chosen:
@@ -34,37 +25,13 @@ def changed(chosen: Chosen, graph: gs.Graph, nodes: Collection[str], high: DType
     Args:
         chosen: the plan that was not kept.
         graph: the float graph that it speaks of.
-        nodes: names of these layers, all of them `changeable`.
+        nodes: names of these layers, all of them `changes.changeable`.
         high: the target's high-precision type.
     """
     plan = chosen.plan
     single = {name for name in nodes if plan.precision(name) is DType.INT8 and plan.axes.get(name) is not None}
-    after = plan.deciding(*(_told(plan.decisions[name], name in single, high) for name in nodes))
-    floats = {name for name in nodes if name not in single}
-    axes = {name: None if name in single else axis for name, axis in plan.axes.items() if name not in floats}
-    given = {node.inputs[0].name for node in graph.nodes if node.name in floats}
-    idle = given - _read(after, graph)
-    quantizers = {tensor: quantizer for tensor, quantizer in plan.quantizers.items() if tensor not in idle}
-    return replace(
-        chosen,
-        plan=after.with_(axes=axes, quantizers=quantizers),
-        corrections={name: shift for name, shift in chosen.corrections.items() if name not in nodes},
-        scales={name: scale for name, scale in chosen.scales.items() if name not in nodes},
+    after = with_one_scale(chosen, single, "one weight scale: with one per channel the engine computes it in float")
+    floats = [name for name in nodes if name not in single]
+    return in_high_precision(
+        after, graph, floats, high, RULE, lambda old: f"the engine computes it in float between pairs; {old.why}"
     )
-
-
-def _told(old: Decision, single: bool, high: DType) -> Decision:
-    """The new decision about a layer, with its reason in front of the old one."""
-    if single:
-        return replace(old, why=f"one weight scale: with one per channel the engine computes it in float; {old.why}")
-    return replace(old, precision=high, rule=RULE, why=f"the engine computes it in float between pairs; {old.why}")
-
-
-def _read(plan: Plan, graph: gs.Graph) -> set[str]:
-    """Names of the tensors that the plan's nodes read through a pair."""
-    found: set[str] = set()
-    for node in graph.nodes:
-        precision = plan.precision(node.name)
-        places = plan.reads.get(node.name, (0,) if precision is not None and precision.quantized else ())
-        found.update(node.inputs[place].name for place in places)
-    return found

@@ -1,0 +1,215 @@
+"""What is planned instead where an engine is predicted slower than in high precision: layers that cost more than they save.
+
+Kernels of two listings, of the engine and of the same model in high precision, are compared: a kernel stands for the
+layers that it works for, and kernels that share a layer form one region. A region that takes longer in the engine loses
+time, and its quantized layers go back to high precision, where their rounding, their wide outputs and their broken
+fusions end. What that does to the regions around them is known only from another build; so it is built again, a few
+times, and the fastest engine of all counts. The same is tried with one scale for each INT8 weight, which spares
+TensorRT-RTX writing FP32: accuracy must then be shown to hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx_graphsurgeon as gs
+
+from qcompiler.engines.prediction import Prediction
+from qcompiler.engines.rates import Gpu
+from qcompiler.engines.roofline import Launch, Roofline
+from qcompiler.plan import Decision
+from qcompiler.planning.changes import in_high_precision, with_one_scale
+from qcompiler.planning.chosen import Chosen
+from qcompiler.target import DType
+
+RULE = "slower"
+MOST = 4  # builds from the plan as it is, and from that with one scale for each weight
+ONE_SCALE = "one weight scale: with one per channel the engine writes FP32 and scales it in another kernel"
+
+Price = Callable[[Chosen], Prediction]
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """Layers whose kernels belong together.
+
+    Attributes:
+        nodes: names of ONNX nodes.
+        lost: by SM, how many seconds longer the engine takes here than in high precision; below 0 where it saves.
+    """
+
+    nodes: frozenset[str]
+    lost: Mapping[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Faster:
+    """A plan that is predicted to be faster than the one that stands.
+
+    Attributes:
+        chosen: the plan.
+        prediction: for it.
+        single: layers that have one weight scale now.
+        floats: layers that went back to high precision.
+    """
+
+    chosen: Chosen
+    prediction: Prediction
+    single: frozenset[str] = frozenset()
+    floats: frozenset[str] = frozenset()
+
+
+def regions(
+    engine: Roofline, high: Roofline, gpus: Sequence[Gpu], nodes: Collection[str], layers: Collection[str]
+) -> list[Region]:
+    """The regions of two engines of one model.
+
+    Args:
+        engine: with quantized layers.
+        high: without.
+        gpus: where times are compared.
+        nodes: names of the float graph's nodes.
+        layers: those of them that are quantized: rounding in a kernel that works for none of them belongs to those that
+            read it, otherwise to that kernel's own layer, which needs the kernel anyway.
+    """
+    groups, readers = _Groups(), _readers(engine, nodes)
+    both = ((launch, sign) for one, sign in ((engine, 1), (high, -1)) for launch in one.launches)
+    found = [(launch, _own(launch, nodes, layers, readers), sign) for launch, sign in both]
+    for _, own, _ in found:
+        groups.join(own)
+    members: dict[str, set[str]] = {}
+    lost: dict[str, dict[str, float]] = {}
+    for launch, own, sign in found:
+        if not own:
+            continue
+        root = groups.root(own[0])
+        members.setdefault(root, set()).update(own)
+        times = lost.setdefault(root, dict.fromkeys((gpu.sm for gpu in gpus), 0.0))
+        for gpu in gpus:
+            times[gpu.sm] += sign * launch.kernel.seconds(gpu)
+    return [Region(frozenset(members[root]), lost[root]) for root in members]
+
+
+def _own(
+    launch: Launch, nodes: Collection[str], layers: Collection[str], readers: Mapping[str, Sequence[str]]
+) -> list[str]:
+    """The float nodes that a kernel works for, and where none of them is quantized, those that read what it rounds."""
+    own = [node for node in launch.nodes if node in nodes]
+    if any(node in layers for node in own):
+        return own
+    rounded = (name for name in launch.nodes if name.endswith(_ROUND))
+    return own + [reader for name in rounded for reader in readers.get(_tensor(name), ())]
+
+
+def _readers(engine: Roofline, nodes: Collection[str]) -> dict[str, list[str]]:
+    """By the name of a quantized tensor, the float nodes whose kernels undo its rounding."""
+    found: dict[str, list[str]] = {}
+    for launch in engine.launches:
+        for name in launch.nodes:
+            if name.endswith(_UNDO):
+                found.setdefault(_tensor(name), []).extend(node for node in launch.nodes if node in nodes)
+    return found
+
+
+_ROUND, _UNDO = "/QuantizeLinear", "/DequantizeLinear"  # how `InsertQDQ` names a pair, behind the tensor
+
+
+def _tensor(name: str) -> str:
+    return name.removesuffix(_ROUND).removesuffix(_UNDO)
+
+
+class _Groups:
+    """Names that belong together."""
+
+    def __init__(self) -> None:
+        self._above: dict[str, str] = {}
+
+    def root(self, name: str) -> str:
+        while self._above.setdefault(name, name) != name:
+            self._above[name] = self._above[self._above[name]]
+            name = self._above[name]
+        return name
+
+    def join(self, names: Sequence[str]) -> None:
+        for other in names[1:]:
+            self._above[self.root(other)] = self.root(names[0])
+
+
+def cheaper(
+    chosen: Chosen, graph: gs.Graph, ours: frozenset[str], high: DType, now: Prediction, price: Price, least: float = 0.0
+) -> list[Faster]:
+    """Plans that are predicted faster than the one that stands and than high precision, the fastest first.
+
+    Args:
+        chosen: the plan that stands.
+        graph: the float graph that it speaks of.
+        ours: names of the layers whose plan may change (`changes.changeable`).
+        high: the target's high-precision type.
+        now: what is predicted for the plan that stands.
+        price: builds a plan and predicts what it takes.
+        least: share of the multiply-accumulates that must stay quantized, 0..1.
+
+    Returns:
+        At most one of the plan as it is and one of it with single scales; none where high precision is fastest.
+    """
+    found = [best] if (best := _descent(Faster(chosen, now), graph, ours, high, price, least)) is not None else []
+    wide = frozenset(n for n in ours if chosen.plan.precision(n) is DType.INT8 and chosen.plan.axes.get(n) is not None)
+    if wide:
+        one = with_one_scale(chosen, wide, ONE_SCALE)
+        best = _descent(Faster(one, price(one), wide), graph, ours, high, price, least)
+        found += [best] if best is not None else []
+    return sorted((one for one in found if one.prediction.ratio < 1.0), key=lambda one: one.prediction.ratio)
+
+
+def _descent(
+    start: Faster, graph: gs.Graph, ours: frozenset[str], high: DType, price: Price, least: float
+) -> Faster | None:
+    """The fastest of the plans that lose their slow regions one build after the other."""
+    steps = [start, *_steps(start, graph, ours, high, price, least)]
+    return min(steps, key=lambda one: one.prediction.ratio)
+
+
+def _steps(
+    now: Faster, graph: gs.Graph, ours: frozenset[str], high: DType, price: Price, least: float
+) -> Iterator[Faster]:
+    names = frozenset(node.name for node in graph.nodes)
+    for _ in range(MOST - 1):
+        slow = _slow(now, names, ours)
+        if not slow:
+            return
+        after = in_high_precision(now.chosen, graph, slow, high, RULE, lambda old: _why(old, slow))
+        if after.plan.share() < least or not after.plan.quantized():
+            return
+        now = Faster(after, price(after), now.single - slow.keys(), now.floats | slow.keys())
+        yield now
+
+
+def _slow(now: Faster, names: frozenset[str], ours: frozenset[str]) -> dict[str, float]:
+    """The quantized layers of regions that lose time on some GPU, with the microseconds that their region loses."""
+    found, one = {}, now.prediction
+    quantized = {decision.node for decision in now.chosen.plan.quantized()}
+    for region in regions(one.engine, one.high, one.gpus, names, quantized):
+        layers = region.nodes & ours & quantized
+        worst = max(region.lost.values())
+        if layers and worst > 0:
+            found.update(dict.fromkeys(layers, worst * 1e6))
+    return found
+
+
+def _why(old: Decision, slow: Mapping[str, float]) -> str:
+    return f"quantized, its kernels are predicted to take {slow[old.node]:.2f} µs longer than in float; {old.why}"
+
+
+def all_high(chosen: Chosen, graph: gs.Graph, nodes: Collection[str], high: DType, now: Prediction) -> Chosen:
+    """The plan with everything in high precision, because no part of it is predicted to be faster quantized.
+
+    Args:
+        chosen: the plan that stands.
+        graph: the float graph that it speaks of.
+        nodes: names of its quantized layers, all of them ours to change.
+        high: the target's high-precision type.
+        now: what is predicted for the plan that stands.
+    """
+    why = f"the model is predicted to take {now.ratio:.2f} times as long quantized, and no part of it is faster so"
+    return in_high_precision(chosen, graph, nodes, high, RULE, lambda old: f"{why}; {old.why}")
