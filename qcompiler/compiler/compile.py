@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qcompiler.compiler.artefacts import finish, workshop
 from qcompiler.compiler.ask import Asked, ask
 from qcompiler.compiler.base import Compilation
+from qcompiler.compiler.building import Building, Reached
 from qcompiler.compiler.record import manifest
 from qcompiler.compiler.refused import told
-from qcompiler.compiler.stages.audit import audit, unkept
-from qcompiler.compiler.stages.build_engine import build_engine
 from qcompiler.compiler.stages.check_data import check_data, check_metric_data
 from qcompiler.compiler.stages.clean_up import clean_up
 from qcompiler.compiler.stages.conclude import accept, conclude
@@ -26,24 +25,17 @@ from qcompiler.compiler.stages.observe import observe
 from qcompiler.compiler.stages.preflight import preflight
 from qcompiler.compiler.stages.qfep import qfep
 from qcompiler.compiler.stages.smooth_quant import smooth_quant
-from qcompiler.compiler.stages.verify import Proof, check_finite, verify
+from qcompiler.compiler.stages.verify import check_finite, verify
 from qcompiler.compiler.stages.weight_only import weight_only
 from qcompiler.compiler.stages.write import ArtefactNames, write
-from qcompiler.compiler.subject import Lowered, Planned, Subject
 from qcompiler.data.source import Data
-from qcompiler.engines.audit import Audit
 from qcompiler.frontends.export import exported
 from qcompiler.ir.model import Model
 from qcompiler.plan import Plan
-from qcompiler.planning.unkept import changeable, changed
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.support.progress import Progress, silent
 from qcompiler.verification.compare import Verification
-from qcompiler.verification.finite_on_all import Finiteness
-from qcompiler.verification.gates import Gates
-from qcompiler.verification.share import Promise
 from qcompiler.verification.share import require as require_share
-from qcompiler.verification.verdict import Word
 
 
 @dataclass(frozen=True)
@@ -157,7 +149,8 @@ def life(run: Compilation, source: str | Path | Model, data: Data | None, asked:
     run(accept, subject, *judged, verdict)
     with workshop(asked.paths) as shop:
         if build:
-            reached, found = _built(run, subject, decided, _Reached(lowered, proof, finite), doubts, asked, shop)
+            first = Reached(decided, lowered, proof, finite)
+            reached, found = Building(run, subject, doubts, asked, shop).built(first)
             lowered, proof = reached.lowered, reached.proof
             require_share(lowered.plan, asked.promise, None if found is None else found.listed)
             reasons = (*doubts, *(() if found is None else found.doubts()))
@@ -167,64 +160,6 @@ def life(run: Compilation, source: str | Path | Model, data: Data | None, asked:
         record = manifest(run, asked.recipe)
         finish(shop, asked.paths, record)
     return _result(lowered.model, lowered.plan, record, proof.verification, asked)
-
-
-@dataclass(frozen=True, eq=False)
-class _Reached:
-    """A graph, and what was shown of it."""
-
-    lowered: Lowered
-    proof: Proof
-    finite: Finiteness | None
-
-    @staticmethod
-    def by(run: Compilation, subject: Subject, decided: Planned, before: Proof, asked: Asked) -> _Reached:
-        """What becomes of a plan."""
-        lowered = run(lower, subject, decided, asked.target, asked.lower)
-        proof = run(verify, subject, lowered, asked.verify, before)
-        return _Reached(lowered, proof, run(check_finite, subject, lowered, asked.verify.samples > 0))
-
-    def judged(self, asked: Asked) -> tuple[Plan, Verification | None, Gates, Promise]:
-        """What a verdict goes by."""
-        return self.lowered.plan, self.proof.verification, asked.gates, asked.promise
-
-
-def _built(
-    run: Compilation,
-    subject: Subject,
-    decided: Planned,
-    first: _Reached,
-    doubts: Sequence[str],
-    asked: Asked,
-    shop: Path,
-) -> tuple[_Reached, Audit | None]:
-    """The files of the engine; once more with another plan where the engine did not keep the first one.
-
-    The second plan stands only if its gates hold, too, and it is not broken; what it does not keep is in the audit.
-    """
-    engine, names, target = shop / asked.paths.output.name, ArtefactNames.of(asked.paths, shop), asked.target
-
-    def make(made: Lowered) -> Path:
-        written = run(write, made.model, subject.prefix, names, subject.behind)
-        run(build_engine, written, engine, made.model, subject.seen, subject.inputs, asked.build)
-        return written
-
-    def audited(made: Lowered, written: Path, open_to_change: frozenset[str] = frozenset()) -> Audit | None:
-        return run(audit, engine, written, made.plan, made.splits, target, asked.recipe.strict, open_to_change)
-
-    ours = frozenset[str]() if first.lowered.splits.decided else changeable(decided.chosen, subject.layers)
-    written = make(first.lowered)
-    found = audited(first.lowered, written, ours)
-    missed = unkept(found, ours)
-    if not missed:
-        return first, found
-    other = replace(decided, chosen=changed(decided.chosen, decided.model.graph, missed, target.high_precision))
-    second = _Reached.by(run, subject, other, first.proof, asked)
-    verdict = run(conclude, *second.judged(asked), second.finite, decided.chosen.net, doubts, last=False)
-    if asked.gates.hold(second.proof.verification) and verdict.word is not Word.BROKEN:
-        return second, audited(second.lowered, make(second.lowered))
-    again = _Reached.by(run, subject, decided, first.proof, asked)  # the records are those of the last run
-    return again, audited(again.lowered, written)
 
 
 def _result(

@@ -1,7 +1,7 @@
 """What models take on the target: each is built for the usual shape, and its own listing is read.
 
-A listing has the sizes of all tensors only where the engine serves one shape. So an engine with free sizes is built once
-more, for the usual shape alone; that takes as long as the build.
+A listing has the sizes of all tensors only where the engine serves one shape. So an engine with free sizes is built
+once more, for the usual shape alone; that takes as long as the build.
 """
 
 from __future__ import annotations

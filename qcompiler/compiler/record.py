@@ -48,6 +48,7 @@ ABSENT: Final[Mapping[str, Any]] = {  # in this order; what no stage recorded di
     "engine": None,
     "cache": None,
     "audit": None,
+    "prediction": None,
     "files": {},
 }
 FLOAT: Final = ("load", "clean_up", "qfep", "smooth_quant", "llm_int8")  # stages that edit the float model

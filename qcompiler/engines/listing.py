@@ -193,7 +193,7 @@ def _names(pattern: re.Pattern[str], line: str) -> list[str]:
 
 
 def _layer(text: str) -> str:
-    """The name in `[ONNX Layer: NAME]`, or in what the compiler has made of it, `[ONNX Layer: NAME]__gemm_from_conv1x1`."""
+    """The name in `[ONNX Layer: NAME]`, also where the compiler puts what it made of it behind: `]__gemm_from_conv`."""
     return re.sub(r"\\(.)", r"\1", _MADE.sub("", text.removeprefix(_LAYER)).removesuffix("]"))
 
 

@@ -1,4 +1,4 @@
-"""What an engine takes by its own listing: kernels, bytes, multiply-accumulates by type, and the time they need at best.
+"""What an engine takes by its own listing: kernels, bytes, multiply-accumulates by type, and their time at best.
 
 A TensorRT-RTX plan lists every kernel launch with the tensors it reads and writes, and the ONNX nodes it works for (see
 `listing`). So what one inference moves is known without a GPU, wherever all sizes are known: build for one shape. The

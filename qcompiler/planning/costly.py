@@ -1,4 +1,4 @@
-"""What is planned instead where an engine is predicted slower than in high precision: layers that cost more than they save.
+"""What is planned instead, where quantized layers are predicted to cost more than they save.
 
 Kernels of two listings, of the engine and of the same model in high precision, are compared: a kernel stands for the
 layers that it works for, and kernels that share a layer form one region. A region that takes longer in the engine loses
@@ -12,12 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import onnx_graphsurgeon as gs
 
 from qcompiler.engines.prediction import Prediction
 from qcompiler.engines.rates import Gpu
 from qcompiler.engines.roofline import Launch, Roofline
+from qcompiler.ir import graph as graphs
 from qcompiler.plan import Decision
 from qcompiler.planning.changes import in_high_precision, with_one_scale
 from qcompiler.planning.chosen import Chosen
@@ -137,7 +139,13 @@ class _Groups:
 
 
 def cheaper(
-    chosen: Chosen, graph: gs.Graph, ours: frozenset[str], high: DType, now: Prediction, price: Price, least: float = 0.0
+    chosen: Chosen,
+    graph: gs.Graph,
+    ours: frozenset[str],
+    high: DType,
+    now: Prediction,
+    price: Price,
+    least: float = 0.0,
 ) -> list[Faster]:
     """Plans that are predicted faster than the one that stands and than high precision, the fastest first.
 
@@ -159,7 +167,8 @@ def cheaper(
         one = with_one_scale(chosen, wide, ONE_SCALE)
         best = _descent(Faster(one, price(one), wide), graph, ours, high, price, least)
         found += [best] if best is not None else []
-    return sorted((one for one in found if one.prediction.ratio < 1.0), key=lambda one: one.prediction.ratio)
+    faster = (one for one in found if one.prediction.ratio < min(1.0, now.ratio) - 1e-9)
+    return sorted(faster, key=lambda one: one.prediction.ratio)
 
 
 def _descent(
@@ -173,31 +182,57 @@ def _descent(
 def _steps(
     now: Faster, graph: gs.Graph, ours: frozenset[str], high: DType, price: Price, least: float
 ) -> Iterator[Faster]:
-    names = frozenset(node.name for node in graph.nodes)
     for _ in range(MOST - 1):
-        slow = _slow(now, names, ours)
+        slow = _slow(now, graph, ours)
         if not slow:
             return
-        after = in_high_precision(now.chosen, graph, slow, high, RULE, lambda old: _why(old, slow))
+        after = in_high_precision(now.chosen, graph, slow, high, RULE, partial(_why, slow))
         if after.plan.share() < least or not after.plan.quantized():
             return
         now = Faster(after, price(after), now.single - slow.keys(), now.floats | slow.keys())
         yield now
 
 
-def _slow(now: Faster, names: frozenset[str], ours: frozenset[str]) -> dict[str, float]:
-    """The quantized layers of regions that lose time on some GPU, with the microseconds that their region loses."""
-    found, one = {}, now.prediction
+def _slow(now: Faster, graph: gs.Graph, ours: frozenset[str]) -> dict[str, float]:
+    """The quantized layers that lose time on some GPU, with the microseconds that are lost around them."""
+    one, beside = now.prediction, _beside(graph)
     quantized = {decision.node for decision in now.chosen.plan.quantized()}
-    for region in regions(one.engine, one.high, one.gpus, names, quantized):
-        layers = region.nodes & ours & quantized
-        worst = max(region.lost.values())
-        if layers and worst > 0:
-            found.update(dict.fromkeys(layers, worst * 1e6))
+    around: dict[frozenset[str], dict[str, float]] = {}
+    for region in regions(one.engine, one.high, one.gpus, beside.keys(), quantized):
+        layers = frozenset(region.nodes & quantized)
+        if not layers and max(region.lost.values()) > 0:  # a fusion that a layer nearby has broken
+            layers = _nearest(region.nodes, quantized, beside)
+        lost = around.setdefault(layers, dict.fromkeys(region.lost, 0.0))
+        for sm, seconds in region.lost.items():
+            lost[sm] += seconds
+    losing = ((layers & ours, max(lost.values())) for layers, lost in around.items())
+    return {layer: worst * 1e6 for layers, worst in losing if worst > 0 for layer in layers}
+
+
+def _beside(graph: gs.Graph) -> dict[str, set[str]]:
+    """By node, the nodes that write what it reads, or read what it writes."""
+    found: dict[str, set[str]] = {node.name: set() for node in graph.nodes}
+    for node in graph.nodes:
+        for reader, _ in (pair for tensor in node.outputs for pair in graphs.consumers(tensor)):
+            if reader.name in found:
+                found[node.name].add(reader.name)
+                found[reader.name].add(node.name)
     return found
 
 
-def _why(old: Decision, slow: Mapping[str, float]) -> str:
+def _nearest(nodes: Collection[str], wanted: Collection[str], beside: Mapping[str, Collection[str]]) -> frozenset[str]:
+    """Those of the wanted nodes that are fewest steps away."""
+    seen, edge = set(nodes), set(nodes)
+    while edge:
+        met = edge.intersection(wanted)
+        if met:
+            return frozenset(met)
+        edge = {other for node in edge for other in beside[node]} - seen
+        seen |= edge
+    return frozenset()
+
+
+def _why(slow: Mapping[str, float], old: Decision) -> str:
     return f"quantized, its kernels are predicted to take {slow[old.node]:.2f} µs longer than in float; {old.why}"
 
 

@@ -12,7 +12,7 @@ from html import escape
 from typing import Any
 
 from qcompiler.recipe.recipe import Recipe
-from qcompiler.report import inputs, outliers, qfep, svg, tries, unknown, views, weight_only
+from qcompiler.report import inputs, outliers, prediction, qfep, svg, tries, unknown, views, weight_only
 from qcompiler.report.figures import (
     COMPUTING,
     QUANTIZED,
@@ -53,6 +53,7 @@ def render(manifest: Record) -> str:
         _header(manifest, name),
         _tiles(manifest),
         _accuracy(manifest.get("verification")),
+        prediction.prediction(manifest.get("prediction")),
         _macs(manifest.get("macs")),
         outliers.formats(manifest.get("plan") or ()),
         _drift(manifest.get("verification")),
@@ -131,6 +132,10 @@ def _header(manifest: Record, name: str) -> str:
     if data.get("preprocess"):
         line += f" ({data['files']}: {data['preprocess']})"
     bars = _verdict(manifest)
+    predicted = prediction.line(manifest.get("prediction"))
+    if predicted:
+        kind = "warning" if prediction.slower(manifest.get("prediction")) else "holds"
+        bars += f'<p class="verdict {kind}">{escape(predicted)}</p>'
     if manifest.get("random_data"):
         bars += '<p class="alarm">Random data: the ranges and every accuracy figure here are meaningless.</p>'
     bars += "".join(f'<p class="warning">{escape(text)}</p>' for text in warnings(manifest))

@@ -11,7 +11,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from qcompiler.report import qfep, views, weight_only
+from qcompiler.report import prediction, qfep, views, weight_only
 from qcompiler.report.figures import (
     QUANTIZED,
     audited,
@@ -70,6 +70,7 @@ def first_lines(manifest: Record) -> Iterator[RenderableType]:
     found = manifest.get("verdict")
     if found:
         yield Text(verdict(found), style=VERDICTS.get(str(found.get("verdict")), "bold"))
+    yield from _predicted(manifest.get("prediction"))
     if manifest.get("random_data"):
         yield Text("Random data: the ranges and every accuracy figure below are meaningless.", style="bold red")
     for warning in warnings(manifest):
@@ -77,6 +78,14 @@ def first_lines(manifest: Record) -> Iterator[RenderableType]:
     begins = (manifest.get("verification") or {}).get("begins")
     if begins and found and found.get("verdict") != "holds":
         yield Text(str(begins))
+
+
+def _predicted(found: Record | None) -> Iterator[RenderableType]:
+    """The predicted times beside those in high precision, and what they leave out."""
+    line = prediction.line(found)
+    if line:
+        yield Text(line, style="bold red" if prediction.slower(found) else "bold")
+        yield Text(prediction.left_out(found), style="dim")
 
 
 def artefacts(result: Any) -> Iterator[RenderableType]:

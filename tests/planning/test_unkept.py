@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from qcompiler.plan import Candidate, Decision, Plan, Quantizer
+from qcompiler.plan import Decision, Plan, Quantizer
 from qcompiler.planning.chosen import Chosen
-from qcompiler.planning.placement.candidates import Candidates
 from qcompiler.planning.search.safety_net import SafetyNet
-from qcompiler.planning.unkept import RULE, changeable, changed
+from qcompiler.planning.unkept import RULE, changed
 from qcompiler.target import DType
 from tests.kit.rewrite import model, to_graph
 
@@ -50,12 +49,3 @@ def test_a_scale_per_channel_becomes_one_and_one_becomes_high_precision() -> Non
 
 def test_fp8_goes_to_high_precision_at_once() -> None:
     assert changed(chosen(DType.FP8), graph(), ("A",), DType.BF16).plan.precision("A") is DType.BF16
-
-
-def test_what_came_quantized_is_not_ours_to_change() -> None:
-    found = [Candidate(name, "MatMul", tensor, "w", axis) for name, (tensor, axis) in LAYERS.items()]
-    found[0] = Candidate("A", "MatMul", "x", "w", 1, scales=np.ones(32, np.float32))
-    found[1] = Candidate("B", "MatMul", "x", "w", None, amax=1.0)
-    layers = Candidates((*found, Candidate("Z", "MatMul", "y", "w", 1)))
-    assert changeable(chosen(), layers) == {"C", "Y"}
-    assert changeable(chosen(DType.FP16), layers) == frozenset()

@@ -18,8 +18,8 @@ so a quantized convolution is two kernels where a float one is one, and INT8 wit
 than FP16. TensorRT (not RTX) fuses rounding and scales into its products; there both formats write what they need.
 
 Caches are not modelled, nor is how well a product fills the GPU: costs compare formats of one layer, they predict no
-latency. Rates are those of one GPU per compute capability (`engines/rates.py`). What a whole engine takes is predicted from its
-own listing (`engines/roofline.py`).
+latency. Rates are those of one GPU per compute capability (`engines/rates.py`). What a whole engine takes is predicted
+from its own listing (`engines/roofline.py`).
 """
 
 from __future__ import annotations
