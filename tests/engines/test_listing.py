@@ -61,6 +61,13 @@ def test_the_golden_text_is_read_in_full() -> None:
     assert kernel.input_types == ("float",)
 
 
+def test_a_layer_that_was_made_another_one_keeps_its_name() -> None:
+    made = TEXT.replace("[ONNX Layer: a]", "[ONNX Layer: a]__gemm_from_conv1x1")
+    assert made != TEXT
+    assert listing.parse(made).ops[1].layers == listing.parse(TEXT).ops[1].layers
+    assert listing.parse(made).ops[1].layers[0] == "a"
+
+
 def test_a_plan_with_garbage_around_texts_is_read(tmp_path: Path) -> None:
     plan = tmp_path / "plan"
     plan.write_bytes(b"\x00\xffheader {\nnot one\x00" + TEXT.encode() + b"\x00" * 9 + TEXT.encode() + b"\x00tail")

@@ -1,0 +1,129 @@
+"""The files of an engine, and what becomes of a plan that is predicted slower than high precision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from qcompiler.compiler.building import Building
+from qcompiler.compiler.compile import CompileResult, compile
+from qcompiler.compiler.stages import predict as stage
+from qcompiler.recipe.recipe import Recipe
+from qcompiler.recipe.tables import SmoothQuantTable
+from qcompiler.report import terminal
+from tests.kit.cases import prepared
+from tests.kit.report.pages import words
+from tests.kit.rewrite import model
+
+SMS = ("sm80", "sm86", "sm89", "sm120")
+
+
+def mixed() -> onnx.ModelProto:
+    """Two large products, which gain by INT8, and convolutions of few channels, which do not."""
+    rng = np.random.default_rng(5)
+    sizes = {"c1": (16, 16, 3, 3), "c2": (16, 16, 3, 3), "w1": (512, 2048), "w2": (2048, 512)}
+    values: dict[str, Any] = {
+        name: (rng.standard_normal(size) / np.sqrt(np.prod(size[:1]))).astype(np.float32)
+        for name, size in sizes.items()
+    }
+    values["c1"], values["c2"] = values["c1"] / 3, values["c2"] / 3
+    values["flat"] = np.array([256, 512])
+    return model(
+        ("Conv", "x c1", "a", {"pads": [1] * 4}),
+        ("Relu", "a", "b"),
+        ("Conv", "b c2", "c", {"pads": [1] * 4}),
+        ("Relu", "c", "d"),
+        ("Reshape", "d flat", "e"),
+        ("MatMul", "e w1", "f"),
+        ("Relu", "f", "g"),
+        ("MatMul", "g w2", "y"),
+        inputs={"x": (1, 16, 64, 128)},
+        weights=values,
+        opset=18,
+    )
+
+
+def compiled(folder: Path, **recipe: Any) -> CompileResult:
+    """That model on random pictures."""
+    if not (folder / "m.onnx").exists():
+        onnx.save(mixed(), folder / "m.onnx")
+        for k in range(8):
+            x = np.random.default_rng(k).standard_normal((1, 16, 64, 128)).astype(np.float32)
+            (folder / "data").mkdir(exist_ok=True)
+            np.savez(folder / "data" / f"{k}.npz", x=x)
+    smooth = SmoothQuantTable(alpha="off")
+    asked = Recipe(target="tensorrt-rtx:sm89", smooth_quant=smooth, **recipe)
+    return compile(folder / "m.onnx", data=str(folder / "data"), recipe=asked, output=folder / "m.engine")
+
+
+def faster(record: Any) -> bool:
+    return all(one["engine_us"] <= one["high_us"] for one in record["prediction"]["sms"].values())
+
+
+def test_a_slower_engine_is_written_with_a_warning_and_never_silently(tmp_path: Path) -> None:
+    case = prepared(tmp_path, "conv")
+    result = compile(case.source, data=str(case.data), output=case.out / "m.engine")
+    found = result.manifest["prediction"]
+    assert list(found["sms"]) == list(SMS)
+    assert not faster(result.manifest)
+    assert found["warning"] in result.manifest["warnings"]
+    first = words(terminal.first_lines(result.manifest))
+    assert "slower" in first.split("leaves")[0]
+    assert len(result.plan.quantized()) == 3
+    assert found["tried"] == []
+
+
+def test_by_time_high_precision_is_chosen_with_the_reason_where_nothing_is_faster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "cheaper", lambda *_: [])
+    case = prepared(tmp_path, "conv")
+    recipe = Recipe(objective="time")
+    result = compile(case.source, data=str(case.data), recipe=recipe, output=case.out / "m.engine")
+    found = result.manifest
+    assert result.plan.quantized() == []
+    assert faster(found)
+    assert any(one.rule == "slower" and "times as long quantized" in one.why for one in result.plan)
+    assert [text for text in found["warnings"] if text.startswith("everything is in float16: --objective time")]
+    assert found["verdict"]["verdict"] == "holds"
+    assert found["prediction"]["tried"][-1]["kept"] is True
+    stored = onnx.load(result.qdq_path)
+    assert not [node for node in stored.graph.node if node.op_type == "QuantizeLinear"]
+    assert case.left() == ["m.engine", "m.manifest.json", "m.qdq.onnx", "m.report.html"]
+
+
+def test_by_time_the_layers_that_cost_more_go_back_and_the_others_stay(tmp_path: Path) -> None:
+    before = compiled(tmp_path)
+    assert {one.node for one in before.plan.quantized()} == {"A", "C", "F", "Y"}
+    after = compiled(tmp_path, objective="time")
+    assert {one.node for one in after.plan.quantized()} == {"F", "Y"}
+    assert after.plan.decisions["A"].rule == after.plan.decisions["C"].rule == "slower"
+    assert faster(after.manifest)
+    was, now = (one.manifest["prediction"]["sms"]["sm89"]["engine_us"] for one in (before, after))
+    assert now < was
+    (kept,) = (one for one in after.manifest["prediction"]["tried"] if one["kept"])
+    assert kept["high"] == ["A", "C"]
+    assert after.manifest["audit"]["promised"] == after.manifest["audit"]["confirmed"] == 2
+    assert after.verification is not None
+
+
+def test_a_faster_plan_that_is_not_as_good_does_not_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Building, "_holds", lambda *_: False)
+    result = compiled(tmp_path, objective="time")
+    found = result.manifest["prediction"]
+    assert {one.node for one in result.plan.quantized()} == {"A", "C", "F", "Y"}
+    assert found["tried"]
+    assert {one["kept"] for one in found["tried"]} == {False}
+    assert all("less accurate" in one["why"] for one in found["tried"])
+
+
+def test_a_gate_on_the_share_stands_over_time(tmp_path: Path) -> None:
+    case = prepared(tmp_path, "conv")
+    recipe = Recipe(objective="time", min_share=0.9)
+    result = compile(case.source, data=str(case.data), recipe=recipe, output=case.out / "m.engine")
+    assert result.plan.share() >= 0.9
+    assert result.manifest["prediction"]["warning"] in result.manifest["warnings"]
