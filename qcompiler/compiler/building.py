@@ -114,9 +114,12 @@ class Building:
         if prediction is None:
             self._predicted(now)
             return now, found
-        others = self.run(replan, self.subject, now.decided, now.lowered, options, prediction, self.shop)
+        about = (self.subject, now.decided, now.lowered, options, prediction, self.shop)
+        others = self.run(replan, *about)
+        waiting = list(others)
         tried: list[Mapping[str, Any]] = []
-        for one in others:
+        while waiting:
+            one = waiting.pop(0)
             second = self._by(replace(now.decided, chosen=one.chosen), now)
             second = replace(second, promised=bool(one.chosen.plan.quantized()))
             good = self._holds(second) and (not one.single or self._as_good(now, second))
@@ -128,7 +131,10 @@ class Building:
                 audited = self._audited(second, self._make(second))
                 self._predicted(second, prediction.high, tried)
                 return second, audited
-        if others:
+            if one.single and not any(other["single"] for other in tried[:-1]):
+                fewer = self.run(replan, *about, few=True)
+                waiting = sorted((*fewer, *waiting), key=lambda other: other.prediction.ratio)
+        if tried:
             now = replace(self._by(now.decided, now), promised=now.promised)  # the records are those of the last run
         self._predicted(now, prediction.high, tried)
         return now, found

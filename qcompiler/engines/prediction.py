@@ -86,8 +86,8 @@ class Prediction:
             for high, own in [self._times(gpu)]
         )
         return (
-            f"this engine is predicted slower than the same model in {spelled}: {listed}. Of the same speed or faster "
-            f"is --objective time; {self._cause()}"
+            f"this engine is predicted slower than the same model in {spelled}: {listed}; {self._cause()}. "
+            "--objective time keeps in high precision what is not faster quantized"
         )
 
     def _cause(self) -> str:

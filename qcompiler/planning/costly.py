@@ -10,16 +10,19 @@ TensorRT-RTX writing FP32: accuracy must then be shown to hold.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from qcompiler.engines.prediction import Prediction
 from qcompiler.engines.rates import Gpu
 from qcompiler.engines.roofline import Launch, Roofline
 from qcompiler.ir import graph as graphs
+from qcompiler.ir.linear import weight_of
 from qcompiler.plan import Decision
 from qcompiler.planning.changes import in_high_precision, with_one_scale
 from qcompiler.planning.chosen import Chosen
@@ -138,18 +141,11 @@ class _Groups:
             self._above[self.root(other)] = self.root(names[0])
 
 
-def cheaper(
-    chosen: Chosen,
-    graph: gs.Graph,
-    ours: frozenset[str],
-    high: DType,
-    now: Prediction,
-    price: Price,
-    least: float = 0.0,
-) -> list[Faster]:
-    """Plans that are predicted faster than the one that stands and than high precision, the fastest first.
+@dataclass(frozen=True, eq=False)
+class Descent:
+    """The search for plans that are predicted faster than the one that stands and than high precision.
 
-    Args:
+    Attributes:
         chosen: the plan that stands.
         graph: the float graph that it speaks of.
         ours: names of the layers whose plan may change (`changes.changeable`).
@@ -157,40 +153,63 @@ def cheaper(
         now: what is predicted for the plan that stands.
         price: builds a plan and predicts what it takes.
         least: share of the multiply-accumulates that must stay quantized, 0..1.
-
-    Returns:
-        At most one of the plan as it is and one of it with single scales; none where high precision is fastest.
     """
-    found = [best] if (best := _descent(Faster(chosen, now), graph, ours, high, price, least)) is not None else []
-    wide = frozenset(n for n in ours if chosen.plan.precision(n) is DType.INT8 and chosen.plan.axes.get(n) is not None)
-    if wide:
-        one = with_one_scale(chosen, wide, ONE_SCALE)
-        best = _descent(Faster(one, price(one), wide), graph, ours, high, price, least)
-        found += [best] if best is not None else []
-    faster = (one for one in found if one.prediction.ratio < min(1.0, now.ratio) - 1e-9)
-    return sorted(faster, key=lambda one: one.prediction.ratio)
 
+    chosen: Chosen
+    graph: gs.Graph
+    ours: frozenset[str]
+    high: DType
+    now: Prediction
+    price: Price
+    least: float = 0.0
 
-def _descent(
-    start: Faster, graph: gs.Graph, ours: frozenset[str], high: DType, price: Price, least: float
-) -> Faster | None:
-    """The fastest of the plans that lose their slow regions one build after the other."""
-    steps = [start, *_steps(start, graph, ours, high, price, least)]
-    return min(steps, key=lambda one: one.prediction.ratio)
+    def found(self) -> list[Faster]:
+        """At most one plan with the weights as they are and one with single scales, the fastest first."""
+        return self._faster([self._best(Faster(self.chosen, self.now)), *self._with_one_scale(self._wide())])
 
+    def with_few_scales(self) -> list[Faster]:
+        """The same with single scales for that half of the weights alone that loses least by it."""
+        wide = sorted(self._wide(), key=lambda name: (self._crest(name), name))
+        return self._faster(self._with_one_scale(wide[: (len(wide) + 1) // 2]))
 
-def _steps(
-    now: Faster, graph: gs.Graph, ours: frozenset[str], high: DType, price: Price, least: float
-) -> Iterator[Faster]:
-    for _ in range(MOST - 1):
-        slow = _slow(now, graph, ours)
-        if not slow:
-            return
-        after = in_high_precision(now.chosen, graph, slow, high, RULE, partial(_why, slow))
-        if after.plan.share() < least or not after.plan.quantized():
-            return
-        now = Faster(after, price(after), now.single - slow.keys(), now.floats | slow.keys())
-        yield now
+    def _faster(self, found: Iterable[Faster]) -> list[Faster]:
+        limit = min(1.0, self.now.ratio) - 1e-9
+        return sorted((one for one in found if one.prediction.ratio < limit), key=lambda one: one.prediction.ratio)
+
+    def _wide(self) -> list[str]:
+        """The INT8 layers whose weights have a scale per channel."""
+        plan = self.chosen.plan
+        return [name for name in self.ours if plan.precision(name) is DType.INT8 and plan.axes.get(name) is not None]
+
+    def _with_one_scale(self, names: Collection[str]) -> list[Faster]:
+        if not names:
+            return []
+        one = with_one_scale(self.chosen, names, ONE_SCALE)
+        return [self._best(Faster(one, self.price(one), frozenset(names)))]
+
+    def _crest(self, name: str) -> float:
+        """The largest weight over their root mean square: with one scale, rounding is louder by so much."""
+        weight = next((weight_of(node) for node in self.graph.nodes if node.name == name), None)
+        if weight is None:
+            return math.inf
+        values = graphs.values_of(weight.tensor)
+        power = float(np.mean(np.square(values, dtype=np.float64)))
+        return float(np.max(np.abs(values))) / math.sqrt(power) if power else math.inf
+
+    def _best(self, start: Faster) -> Faster:
+        """The fastest of the plans that lose their slow layers one build after the other."""
+        return min([start, *self._steps(start)], key=lambda one: one.prediction.ratio)
+
+    def _steps(self, now: Faster) -> Iterator[Faster]:
+        for _ in range(MOST - 1):
+            slow = _slow(now, self.graph, self.ours)
+            if not slow:
+                return
+            after = in_high_precision(now.chosen, self.graph, slow, self.high, RULE, partial(_why, slow))
+            if after.plan.share() < self.least or not after.plan.quantized():
+                return
+            now = Faster(after, self.price(after), now.single - slow.keys(), now.floats | slow.keys())
+            yield now
 
 
 def _slow(now: Faster, graph: gs.Graph, ours: frozenset[str]) -> dict[str, float]:
@@ -233,7 +252,8 @@ def _nearest(nodes: Collection[str], wanted: Collection[str], beside: Mapping[st
 
 
 def _why(slow: Mapping[str, float], old: Decision) -> str:
-    return f"quantized, its kernels are predicted to take {slow[old.node]:.2f} µs longer than in float; {old.why}"
+    before = old.why.removeprefix(f"{ONE_SCALE}; ")
+    return f"quantized, its kernels are predicted to take {slow[old.node]:.2f} µs longer than in float; {before}"
 
 
 def all_high(chosen: Chosen, graph: gs.Graph, nodes: Collection[str], high: DType, now: Prediction) -> Chosen:

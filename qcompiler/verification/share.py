@@ -13,7 +13,7 @@ LAYERS = frozenset({*MULTIPLYING, *RECURRENT, *QUANTIZED_OPS})
 KINDS = "convolution, matrix product or recurrent layer"
 SHOWN = 3  # reasons that are told
 # by the search, or by the user, or, as all engines do it, because scores and values of an attention are fused in half
-_EXPECTED = frozenset({"sensitive", "kept", "qfem", "attention"})
+_EXPECTED = frozenset({"sensitive", "kept", "qfem", "attention", "slower"})
 _OF_DATA = frozenset({"unseen", "zero", "constant", "few-elements"})  # a warning of their own says what data lacks
 
 

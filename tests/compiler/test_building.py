@@ -11,7 +11,7 @@ import pytest
 
 from qcompiler.compiler.building import Building
 from qcompiler.compiler.compile import CompileResult, compile
-from qcompiler.compiler.stages import predict as stage
+from qcompiler.planning.costly import Descent
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.recipe.tables import SmoothQuantTable
 from qcompiler.report import terminal
@@ -80,7 +80,7 @@ def test_a_slower_engine_is_written_with_a_warning_and_never_silently(tmp_path: 
 def test_by_time_high_precision_is_chosen_with_the_reason_where_nothing_is_faster(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "cheaper", lambda *_: [])
+    monkeypatch.setattr(Descent, "found", lambda _: [])
     case = prepared(tmp_path, "conv")
     recipe = Recipe(objective="time")
     result = compile(case.source, data=str(case.data), recipe=recipe, output=case.out / "m.engine")

@@ -13,7 +13,7 @@ from qcompiler.engines.rates import Kernel, gpus
 from qcompiler.engines.roofline import Launch, Roofline
 from qcompiler.plan import Decision, Plan, Quantizer
 from qcompiler.planning.chosen import Chosen
-from qcompiler.planning.costly import MOST, RULE, all_high, cheaper, regions
+from qcompiler.planning.costly import MOST, RULE, Descent, all_high, regions
 from qcompiler.planning.search.safety_net import SafetyNet
 from qcompiler.target import DType
 from tests.kit.rewrite import model, to_graph
@@ -66,7 +66,7 @@ def high_ones(plan: Plan) -> set[str]:
 
 def searched(machine: Machine, start: Chosen, ours: Collection[str] = OURS, least: float = 0.0) -> list[Chosen]:
     now = machine.price(start)
-    found = cheaper(start, graph(), frozenset(ours), DType.FP16, now, machine.price, least)
+    found = Descent(start, graph(), frozenset(ours), DType.FP16, now, machine.price, least).found()
     assert all(one.prediction.ratio < min(1.0, now.ratio) for one in found)
     ratios = [one.prediction.ratio for one in found]
     assert ratios == sorted(ratios)
@@ -141,3 +141,18 @@ def test_a_fusion_that_is_broken_is_lost_by_the_layer_next_to_it() -> None:
     (best,) = searched(machine, chosen())
     assert "A" in high_ones(best.plan)
     assert "C" not in high_ones(best.plan)
+
+
+def test_where_one_scale_for_all_is_too_coarse_the_weights_that_lose_least_have_one() -> None:
+    machine = Machine(A=(9e6, 2e6, 8e6), B=(9e6, 2e6, 8e6), C=(9e6, 3e6, 3e6))
+    start = chosen(axis=1)
+    rng = np.random.default_rng(0)
+    flat, spiky = (rng.uniform(-1, 1, (32, 32)).astype(np.float32) for _ in range(2))
+    spiky[0, 0] = 50.0
+    nodes = [("MatMul", "x flat", "a"), ("Relu", "a", "r"), ("MatMul", "r spiky", "b"), ("MatMul", "b spiky", "c")]
+    weights = {"flat": flat, "spiky": spiky}
+    made = to_graph(model(*nodes, inputs={"x": (4, 32)}, outputs=["c"], weights=weights))
+    search = Descent(start, made, OURS, DType.FP16, machine.price(start), machine.price)
+    (best,) = search.with_few_scales()
+    assert best.single == {"A", "B"}  # half of three, rounded up: A, and the first of two alike
+    assert best.chosen.plan.axes == {"A": None, "B": None, "C": 1}

@@ -16,7 +16,7 @@ from qcompiler.engines.roofline import Roofline
 from qcompiler.errors import DataError, EngineError
 from qcompiler.planning.changes import changeable
 from qcompiler.planning.chosen import Chosen
-from qcompiler.planning.costly import Faster, all_high, cheaper
+from qcompiler.planning.costly import Descent, Faster, all_high
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,8 @@ def replan(
     options: PredictOptions,
     now: Prediction,
     folder: Path,
+    *,
+    few: bool = False,
 ) -> Done[tuple[Faster, ...]]:
     """Plans that are predicted faster than the one that stands, the fastest first; the last resort is high precision.
 
@@ -109,6 +111,7 @@ def replan(
         options: what is built to be read.
         now: what is predicted for it.
         folder: where files are made, which are removed again.
+        few: one scale for each weight has cost too much accuracy: only plans with fewer of them.
     """
     chosen, target = decided.chosen, options.build.target
     ours = changeable(chosen, subject.layers)
@@ -122,7 +125,10 @@ def replan(
 
     graph, high = decided.model.graph, target.high_precision
     with run.working():
-        found = cheaper(chosen, graph, ours, high, now, price, options.least)
+        descent = Descent(chosen, graph, ours, high, now, price, options.least)
+        if few:
+            return Done(tuple(one for one in descent.with_few_scales() if one.single))
+        found = descent.found()
     quantized = {one.node for one in chosen.plan.quantized()}
     if now.slower and quantized <= ours and not options.least:
         nothing = Prediction(high, now.high, now.high, now.gpus, now.shapes, now.profiles)
