@@ -36,7 +36,7 @@ Price = Callable[[Chosen], Prediction]
 
 
 @dataclass(frozen=True, eq=False)
-class Region:
+class KernelRegion:
     """Layers whose kernels belong together.
 
     Attributes:
@@ -67,7 +67,7 @@ class Faster:
 
 def regions(
     engine: Roofline, high: Roofline, gpus: Sequence[Gpu], nodes: Collection[str], layers: Collection[str]
-) -> list[Region]:
+) -> list[KernelRegion]:
     """The regions of two engines of one model.
 
     Args:
@@ -93,7 +93,7 @@ def regions(
         times = lost.setdefault(root, dict.fromkeys((gpu.sm for gpu in gpus), 0.0))
         for gpu in gpus:
             times[gpu.sm] += sign * launch.kernel.seconds(gpu)
-    return [Region(frozenset(members[root]), lost[root]) for root in members]
+    return [KernelRegion(frozenset(members[root]), lost[root]) for root in members]
 
 
 def _own(

@@ -1,4 +1,4 @@
-"""The stage that compares float and lowered."""
+"""The stages that compare float and lowered, and run all samples to see whether the result stays finite."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qcompiler.compiler.stages.verify import VerifyOptions, verify
-from tests.kit.cases import prepared
+from qcompiler.compiler.stages.verify import VerifyOptions, check_finite, verify
+from tests.kit.cases import SAMPLES, prepared
 from tests.kit.subjects import before
 
 METRIC = """
@@ -93,3 +93,21 @@ def test_ranges_alone_are_judged_on_other_data_or_not_at_all(tmp_path: Path) -> 
     assert (found.samples, found.in_sample) == (24, False)
     assert found.worst_sqnr_db is not None
     assert found.worst_sqnr_db > 20
+
+
+def test_all_samples_are_run_that_were_not_compared(tmp_path: Path) -> None:
+    standing = before("accept", prepared(tmp_path, "conv"))
+    assert standing.lowered is not None
+    found = standing.run(check_finite, standing.subject, standing.lowered, True)
+    assert found is not None
+    assert standing.subject.parts is not None
+    count = SAMPLES - standing.subject.parts.samples[2]
+    assert (found.samples, found.failing) == (count, ())
+    record = standing.run.records["verification"]["finite"]
+    assert record == {"samples": count, "failing": [], "output": "", "node": ""}
+
+
+def test_where_nothing_is_compared_nothing_is_run(tmp_path: Path) -> None:
+    standing = before("accept", prepared(tmp_path, "conv"))
+    assert standing.lowered is not None
+    assert standing.run(check_finite, standing.subject, standing.lowered, False) is None
