@@ -128,6 +128,7 @@ def build(
                 "engine": None if engine is None else _engine(engine, profiles),
                 "cache": cache,
                 "audit": None if audit is None else audit.to_json(),
+                "prediction": None,
                 "files": files or {},
                 "timings": {stage: round(seconds, 3) for stage, seconds in (timings or {}).items()},
                 "peak_memory_mb": peak_memory_mb(),
