@@ -49,10 +49,10 @@ class Reached:
     promised: bool = True
 
     @staticmethod
-    def by(run: Compilation, subject: Subject, decided: Planned, before: Proof, asked: Asked) -> Reached:
-        """What becomes of a plan."""
-        lowered = run(lower, subject, decided, asked.target, asked.lower)
-        proof = run(verify, subject, lowered, asked.verify, before)
+    def by(run: Compilation, subject: Subject, decided: Planned, before: Reached, asked: Asked) -> Reached:
+        """What becomes of another plan; what an earlier one has shown is not measured again."""
+        lowered = run(lower, subject, decided, asked.target, asked.lower, before.lowered)
+        proof = run(verify, subject, lowered, asked.verify, before.proof)
         return Reached(decided, lowered, proof, run(check_finite, subject, lowered, asked.verify.samples > 0))
 
     def judged(self, asked: Asked) -> tuple[Plan, Verification | None, Gates, Promise]:
@@ -129,7 +129,8 @@ class Building:
                 if nothing:
                     self.run.warn(nothing)
                 audited = self._audited(second, self._make(second))
-                self._predicted(second, prediction.high, tried)
+                # with nothing quantized it is the engine in high precision itself
+                self._predicted(second, prediction.high if one.chosen.plan.quantized() else None, tried)
                 return second, audited
             if one.single and not any(other["single"] for other in tried[:-1]):
                 fewer = self.run(replan, *about, few=True)
@@ -159,7 +160,7 @@ class Building:
         return self.shop / self.asked.paths.output.name
 
     def _by(self, decided: Planned, before: Reached) -> Reached:
-        return Reached.by(self.run, self.subject, decided, before.proof, self.asked)
+        return Reached.by(self.run, self.subject, decided, before, self.asked)
 
     def _holds(self, one: Reached) -> bool:
         """Whether its gates hold, and it is not broken."""
