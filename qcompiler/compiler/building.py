@@ -31,7 +31,7 @@ from qcompiler.verification.verdict import Word
 
 
 @dataclass(frozen=True, eq=False)
-class Reached:
+class Outcome:
     """A plan, its graph, and what was shown of it.
 
     Attributes:
@@ -49,11 +49,11 @@ class Reached:
     promised: bool = True
 
     @staticmethod
-    def by(run: Compilation, subject: Subject, decided: Planned, before: Reached, asked: Asked) -> Reached:
+    def by(run: Compilation, subject: Subject, decided: Planned, before: Outcome, asked: Asked) -> Outcome:
         """What becomes of another plan; what an earlier one has shown is not measured again."""
         lowered = run(lower, subject, decided, asked.target, asked.lower, before.lowered)
         proof = run(verify, subject, lowered, asked.verify, before.proof)
-        return Reached(decided, lowered, proof, run(check_finite, subject, lowered, asked.verify.samples > 0))
+        return Outcome(decided, lowered, proof, run(check_finite, subject, lowered, asked.verify.samples > 0))
 
     def judged(self, asked: Asked) -> tuple[Plan, Verification | None, Gates, Promise]:
         """What a verdict goes by."""
@@ -79,7 +79,7 @@ class Building:
     asked: Asked
     shop: Path
 
-    def built(self, first: Reached) -> tuple[Reached, Audit | None]:
+    def built(self, first: Outcome) -> tuple[Outcome, Audit | None]:
         """The files of the engine; with another plan where it does not keep the first one, or another is faster."""
         reached, found = self._kept(first)
         if self.asked.planning.objective != "time":
@@ -87,7 +87,7 @@ class Building:
             return reached, found
         return self._fastest(reached, found)
 
-    def _kept(self, first: Reached) -> tuple[Reached, Audit | None]:
+    def _kept(self, first: Outcome) -> tuple[Outcome, Audit | None]:
         """Once more with another plan where the engine did not keep the first one.
 
         The second plan stands only if its gates hold, too, and it is not broken; what it does not keep is in the audit.
@@ -107,7 +107,7 @@ class Building:
         again = self._by(decided, first)  # the records are those of the last run
         return again, self._audited(again, written)
 
-    def _fastest(self, now: Reached, found: Audit | None) -> tuple[Reached, Audit | None]:
+    def _fastest(self, now: Outcome, found: Audit | None) -> tuple[Outcome, Audit | None]:
         """The fastest of the plans that are as good as was asked for."""
         options = self._options()
         prediction = self._predicted(now, last=False)
@@ -142,7 +142,7 @@ class Building:
 
     def _predicted(
         self,
-        one: Reached,
+        one: Outcome,
         high: Roofline | None = None,
         tried: Sequence[Mapping[str, Any]] = (),
         *,
@@ -159,16 +159,16 @@ class Building:
     def _engine(self) -> Path:
         return self.shop / self.asked.paths.output.name
 
-    def _by(self, decided: Planned, before: Reached) -> Reached:
-        return Reached.by(self.run, self.subject, decided, before, self.asked)
+    def _by(self, decided: Planned, before: Outcome) -> Outcome:
+        return Outcome.by(self.run, self.subject, decided, before, self.asked)
 
-    def _holds(self, one: Reached) -> bool:
+    def _holds(self, one: Outcome) -> bool:
         """Whether its gates hold, and it is not broken."""
         net = one.decided.chosen.net
         verdict = self.run(conclude, *one.judged(self.asked), one.finite, net, self.doubts, last=False)
         return self.asked.gates.hold(one.proof.verification) and verdict.word is not Word.BROKEN
 
-    def _as_good(self, first: Reached, second: Reached) -> bool:
+    def _as_good(self, first: Outcome, second: Outcome) -> bool:
         """Whether coarser weights are good enough: by the gates, or without any, by what the search aimed at."""
         gates, ours, theirs = self.asked.gates, second.proof.verification, first.proof.verification
         if gates.min_sqnr is not None or gates.max_drop is not None or ours is None or theirs is None:
@@ -177,7 +177,7 @@ class Building:
             return True
         return ours.worst_sqnr_db >= min(theirs.worst_sqnr_db, first.decided.chosen.net.target_db)
 
-    def _make(self, one: Reached) -> Path:
+    def _make(self, one: Outcome) -> Path:
         """Writes the graph and builds its engine."""
         names, asked = ArtefactNames.of(self.asked.paths, self.shop), self.asked
         written = self.run(write, one.lowered.model, self.subject.prefix, names, self.subject.behind)
@@ -185,7 +185,7 @@ class Building:
         self.run(build_engine, written, self._engine, one.lowered.model, subject.seen, subject.inputs, asked.build)
         return written
 
-    def _audited(self, one: Reached, written: Path, open_to_change: frozenset[str] = frozenset()) -> Audit | None:
+    def _audited(self, one: Outcome, written: Path, open_to_change: frozenset[str] = frozenset()) -> Audit | None:
         asked, made = self.asked, one.lowered
         about = (self._engine, written, made.plan, made.splits, asked.target)
         return self.run(audit, *about, asked.recipe.strict, open_to_change)

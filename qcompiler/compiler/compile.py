@@ -10,7 +10,7 @@ from typing import Any
 from qcompiler.compiler.artefacts import finish, workshop
 from qcompiler.compiler.ask import Asked, ask
 from qcompiler.compiler.base import Compilation
-from qcompiler.compiler.building import Building, Reached
+from qcompiler.compiler.building import Building, Outcome
 from qcompiler.compiler.record import manifest
 from qcompiler.compiler.refused import told
 from qcompiler.compiler.stages.check_data import check_data, check_metric_data
@@ -149,7 +149,7 @@ def life(run: Compilation, source: str | Path | Model, data: Data | None, asked:
     run(accept, subject, *judged, verdict)
     with workshop(asked.paths) as shop:
         if build:
-            first = Reached(decided, lowered, proof, finite)
+            first = Outcome(decided, lowered, proof, finite)
             reached, found = Building(run, subject, doubts, asked, shop).built(first)
             lowered, proof = reached.lowered, reached.proof
             require_share(lowered.plan, asked.promise, None if found is None else found.listed)

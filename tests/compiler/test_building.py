@@ -96,6 +96,7 @@ def test_by_time_high_precision_is_chosen_with_the_reason_where_nothing_is_faste
     assert case.left() == ["m.engine", "m.manifest.json", "m.qdq.onnx", "m.report.html"]
 
 
+@pytest.mark.slow
 def test_by_time_the_layers_that_cost_more_go_back_and_the_others_stay(tmp_path: Path) -> None:
     before = compiled(tmp_path)
     assert {one.node for one in before.plan.quantized()} == {"A", "C", "F", "Y"}
@@ -111,6 +112,7 @@ def test_by_time_the_layers_that_cost_more_go_back_and_the_others_stay(tmp_path:
     assert after.verification is not None
 
 
+@pytest.mark.slow
 def test_a_faster_plan_that_is_not_as_good_does_not_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Building, "_holds", lambda *_: False)
     result = compiled(tmp_path, objective="time")
@@ -119,6 +121,21 @@ def test_a_faster_plan_that_is_not_as_good_does_not_stand(tmp_path: Path, monkey
     assert found["tried"]
     assert {one["kept"] for one in found["tried"]} == {False}
     assert all("less accurate" in one["why"] for one in found["tried"])
+
+
+def test_single_weight_scales_that_cost_accuracy_are_tried_with_fewer_weights_and_then_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Building, "_as_good", lambda *_: False)
+    case = prepared(tmp_path, "conv")
+    recipe = Recipe(objective="time")
+    result = compile(case.source, data=str(case.data), recipe=recipe, output=case.out / "m.engine")
+    tried = result.manifest["prediction"]["tried"]
+    assert tried[0]["single"]
+    assert [one["kept"] for one in tried if one["single"]] == [False] * sum(bool(one["single"]) for one in tried)
+    assert tried[-1]["kept"]
+    assert None not in [axis for node, axis in result.plan.axes.items() if node in {"C1", "C2", "C3"}]
+    assert faster(result.manifest)
 
 
 def test_a_gate_on_the_share_stands_over_time(tmp_path: Path) -> None:
