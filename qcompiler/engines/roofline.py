@@ -32,7 +32,7 @@ _JUMPS: Final = frozenset({"jmp", "cjmp"})
 
 
 @dataclass(frozen=True, slots=True)
-class Launch:
+class PricedLaunch:
     """One kernel launch.
 
     Attributes:
@@ -58,7 +58,7 @@ class Roofline:
         jumps: there are branches or loops: what is skipped is counted, and what is repeated is counted once.
     """
 
-    launches: tuple[Launch, ...]
+    launches: tuple[PricedLaunch, ...]
     unlisted: int = 0
     jumps: bool = False
 
@@ -129,7 +129,7 @@ def _type(op: Op, kind: str) -> DType:
     return next((_FLOATS[one] for one in op.input_types if one in _FLOATS), DType.FP32)
 
 
-def _launch(op: Op, macs: int, dtype: DType) -> Launch:
+def _launch(op: Op, macs: int, dtype: DType) -> PricedLaunch:
     read = {one.name: one for one in op.inputs if one is not None}
     written = {one.name: one for one in op.outputs if one is not None}
     known = {**read, **written}  # each once, however often an op reads it
@@ -140,7 +140,7 @@ def _launch(op: Op, macs: int, dtype: DType) -> Launch:
         if table is not None and _elements(table) > out:
             sizes[table.name] = out * _SIZES.get(table.type, 4.0)
     unsized = any(size is None for one in known.values() for size in one.dims)
-    return Launch(op.name, op.layers, Kernel(macs, dtype, sum(sizes.values())), unsized)
+    return PricedLaunch(op.name, op.layers, Kernel(macs, dtype, sum(sizes.values())), unsized)
 
 
 def _elements(tensor: Tensor) -> int:

@@ -20,7 +20,7 @@ import onnx_graphsurgeon as gs
 
 from qcompiler.engines.prediction import Prediction
 from qcompiler.engines.rates import Gpu
-from qcompiler.engines.roofline import Launch, Roofline
+from qcompiler.engines.roofline import PricedLaunch, Roofline
 from qcompiler.ir import graph as graphs
 from qcompiler.ir.linear import weight_of
 from qcompiler.plan import Decision
@@ -97,7 +97,7 @@ def regions(
 
 
 def _own(
-    launch: Launch, nodes: Collection[str], layers: Collection[str], readers: Mapping[str, Sequence[str]]
+    launch: PricedLaunch, nodes: Collection[str], layers: Collection[str], readers: Mapping[str, Sequence[str]]
 ) -> list[str]:
     """The float nodes that a kernel works for, and where none of them is quantized, those that read what it rounds."""
     own = [node for node in launch.nodes if node in nodes]

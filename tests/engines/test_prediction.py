@@ -6,12 +6,12 @@ import pytest
 
 from qcompiler.engines.prediction import Prediction, predicted_for
 from qcompiler.engines.rates import EVERY, Kernel, gpus
-from qcompiler.engines.roofline import Launch, Roofline
+from qcompiler.engines.roofline import PricedLaunch, Roofline
 from qcompiler.target import DType, parse_target
 
 
 def engine(*kernels: tuple[int, DType, float], unlisted: int = 0, jumps: bool = False) -> Roofline:
-    launches = (Launch(f"k{i}", (f"n{i}",), Kernel(*one), False) for i, one in enumerate(kernels))
+    launches = (PricedLaunch(f"k{i}", (f"n{i}",), Kernel(*one), False) for i, one in enumerate(kernels))
     return Roofline(tuple(launches), unlisted, jumps)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from qcompiler.engines.prediction import Prediction
 from qcompiler.engines.rates import Kernel, gpus
-from qcompiler.engines.roofline import Launch, Roofline
+from qcompiler.engines.roofline import PricedLaunch, Roofline
 from qcompiler.plan import Decision, Plan, Quantizer
 from qcompiler.planning.chosen import Chosen
 from qcompiler.planning.costly import MOST, RULE, Descent, all_high, regions
@@ -46,12 +46,12 @@ class Machine:
         self.costs, self.built = costs, 0
 
     def roofline(self, plan: Plan) -> Roofline:
-        launches = [Launch("relu", ("R",), Kernel(0, DType.FP32, 1e5), False)]
+        launches = [PricedLaunch("relu", ("R",), Kernel(0, DType.FP32, 1e5), False)]
         for layer, (high, single, wide) in self.costs.items():
             low = plan.precision(layer) is DType.INT8
             cost = (single if plan.axes.get(layer) is None else wide) if low else high
             pair = (f"{LAYERS[layer]}/DequantizeLinear",) if low else ()
-            launches.append(Launch(layer, (layer, *pair), Kernel(0, DType.FP32, cost), False))
+            launches.append(PricedLaunch(layer, (layer, *pair), Kernel(0, DType.FP32, cost), False))
         return Roofline(tuple(launches))
 
     def price(self, other: Chosen) -> Prediction:
@@ -111,8 +111,8 @@ def test_what_is_not_ours_and_the_share_that_was_asked_for_stay_quantized() -> N
 
 
 def test_rounding_belongs_to_who_reads_it_unless_a_layers_own_kernel_does_it() -> None:
-    def launch(name: str, *nodes: str) -> Launch:
-        return Launch(name, nodes, Kernel(0, DType.FP32, 1e6), False)
+    def launch(name: str, *nodes: str) -> PricedLaunch:
+        return PricedLaunch(name, nodes, Kernel(0, DType.FP32, 1e6), False)
 
     engine = Roofline(
         (
@@ -135,7 +135,7 @@ def test_a_fusion_that_is_broken_is_lost_by_the_layer_next_to_it() -> None:
         def roofline(self, plan: Plan) -> Roofline:
             found = super().roofline(plan).launches[1:]
             cost = 1e7 if plan.precision("A") is DType.INT8 else 1e5
-            return Roofline((Launch("relu", ("R",), Kernel(0, DType.FP32, cost), False), *found))
+            return Roofline((PricedLaunch("relu", ("R",), Kernel(0, DType.FP32, cost), False), *found))
 
     machine = Broken(A=(2e6, 1e6, 1e6), B=(9e6, 1e6, 1e6), C=(9e6, 3e6, 3e6))
     (best,) = searched(machine, chosen())
