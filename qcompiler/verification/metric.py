@@ -44,6 +44,7 @@ class Score:
         higher_is_better: as the metric itself says, else `HIGHER_IS_BETTER` of its module, else True.
         details: what a built-in metric says of itself: protocol, tokens and windows; None for others.
         fed: the values of each input that the metric gave to the quantized model, by input.
+        halves: what of the loss is held out (see `verification.halves`); None where nothing was chosen by this metric.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Score:
     higher_is_better: bool
     details: Mapping[str, Any] | None = None
     fed: Mapping[str, Spread] = field(default_factory=dict)
+    halves: Mapping[str, Any] | None = None
 
     @property
     def drop(self) -> float:
@@ -67,8 +69,9 @@ class Score:
         return lost / abs(self.float_score) if self.float_score else lost
 
     def to_json(self) -> dict[str, Any]:
-        """For the manifest, which has `fed` under `inputs`."""
-        told = {key.name: getattr(self, key.name) for key in fields(self) if key.name != "fed"}
+        """For the manifest, which has `fed` under `inputs`, and `halves` where there are any."""
+        left_out = {"fed", *(() if self.halves is not None else ("halves",))}
+        told = {key.name: getattr(self, key.name) for key in fields(self) if key.name not in left_out}
         return {**told, "drop": self.drop}
 
 
@@ -95,28 +98,85 @@ def runner_of(
     return (lambda feed: session.run(fitting(feed, session))), session.outputs
 
 
-def scoring_of(metric: str | Metric) -> Callable[[Run, Run | None, Callable[[], None] | None, float | None], Score]:
-    """Loads the metric at once, so that a typo does not cost a comparison first.
+@dataclass(frozen=True)
+class MetricFunction:
+    """A metric that was loaded.
 
-    A metric that is an object says itself what it is called (`label`) and which direction is better
-    (`higher_is_better`); for a function, its module does.
+    Attributes:
+        function: the user's, or a built-in one.
+        label: what messages call it.
+        name: what reports call it.
+        higher_is_better: its direction.
+        details: what a built-in metric says of itself; None for others.
     """
-    function, module = _CODE.load(metric) if isinstance(metric, str) else (metric, sys.modules.get(metric.__module__))
-    label = metric if isinstance(metric, str) else str(getattr(metric, "label", getattr(metric, "__name__", "metric")))
-    name = str(getattr(function, "label", getattr(module, "METRIC", label)))
-    higher = bool(getattr(function, "higher_is_better", getattr(module, "HIGHER_IS_BETTER", True)))
-    details = getattr(function, "details", None)
+
+    function: Metric
+    label: str
+    name: str
+    higher_is_better: bool
+    details: Mapping[str, Any] | None
+
+    @classmethod
+    def of(cls, metric: str | Metric) -> MetricFunction:
+        """Loads the metric.
+
+        A metric that is an object says itself what it is called (`label`) and which direction is better
+        (`higher_is_better`); for a function, its module does.
+
+        Raises:
+            UsageError: there is none, or its file fails when it is loaded.
+        """
+        function, module = (
+            _CODE.load(metric) if isinstance(metric, str) else (metric, sys.modules.get(metric.__module__))
+        )
+        label = (
+            metric if isinstance(metric, str) else str(getattr(metric, "label", getattr(metric, "__name__", "metric")))
+        )
+        return cls(
+            function,
+            label,
+            name=str(getattr(function, "label", getattr(module, "METRIC", label))),
+            higher_is_better=bool(getattr(function, "higher_is_better", getattr(module, "HIGHER_IS_BETTER", True))),
+            details=getattr(function, "details", None),
+        )
+
+    def score(self, run: Run, step: Callable[[], None] | None = None, spreads: Spreads | None = None) -> float:
+        """The score of what `run` runs.
+
+        Args:
+            run: the model.
+            step: called after each run, where the metric knows how many there will be.
+            spreads: watches what is fed.
+
+        Raises:
+            UsageError: the metric fails, or returns no number.
+        """
+        return _score(self.function, run, self.label, step if hasattr(self.function, "runs") else None, spreads)
+
+    def compared(
+        self,
+        first: float,
+        second: float,
+        fed: Mapping[str, Spread] | None = None,
+        halves: Mapping[str, Any] | None = None,
+    ) -> Score:
+        """A float score and a quantized one."""
+        return Score(self.name, first, second, self.higher_is_better, self.details, fed or {}, halves)
+
+
+def scoring_of(metric: str | Metric) -> Callable[[Run, Run | None, Callable[[], None] | None, float | None], Score]:
+    """Loads the metric at once, so that a typo does not cost a comparison first; see `MetricFunction.of`."""
+    loaded_one = MetricFunction.of(metric)
 
     def both(
         run_float: Run, run_quantized: Run | None, advance: Callable[[], None] | None, known: float | None
     ) -> Score:
-        step = advance if hasattr(function, "runs") else None
-        first = _score(function, run_float, label, step) if known is None else known
+        first = loaded_one.score(run_float, advance) if known is None else known
         if run_quantized is None:
-            return Score(name, first, first, higher, details)
+            return loaded_one.compared(first, first)
         spreads = Spreads()
-        second = _score(function, run_quantized, label, step, spreads)
-        return Score(name, first, second, higher, details, spreads.found())
+        second = loaded_one.score(run_quantized, advance, spreads)
+        return loaded_one.compared(first, second, spreads.found())
 
     return both
 

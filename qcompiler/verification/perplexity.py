@@ -15,6 +15,7 @@ last step of one token, each fed with the keys and values of those before: both 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -86,6 +87,12 @@ class Perplexity:
     def runs(self) -> int:
         """How often the model is run."""
         return sum(len(_steps(len(one.ids), self.cached)) for one in self.windows)
+
+    @property
+    def cuts(self) -> Sequence[int]:
+        """The run that each window begins with: where the metric may be cut in parts."""
+        steps = [len(_steps(len(one.ids), self.cached)) for one in self.windows]
+        return list(itertools.accumulate(steps[:-1], initial=0))
 
 
 def metric(

@@ -1,0 +1,302 @@
+"""The user's metric in two halves: one to choose by, and one to judge by that nothing was chosen by.
+
+A metric brings its own labelled data and gives one number of all of it. What is chosen by that number is fitted to it,
+so it is no proof any more. But a metric runs the model many times, on a part of its data each time, and a run may be
+answered by the float model or by the quantized one:
+
+    calls      0 1 2 3 4 5 6 7 8 9 ...        eight chunks, one behind the other
+    choosing   float quantized float ...      what this costs against float, the choosing half loses
+    judging    quantized float quantized ...  and this the judging half
+
+Both together lose about what the whole does; of a mean over samples exactly that. A plan is accepted where
+
+    loss(choosing) * calls / calls(choosing) + margin <= limit
+
+The margin is a standard error: with the losses of the m choosing chunks, each measured with that chunk alone quantized,
+and their standard deviation s, the unseen r chunks lose r * mean, give or take s * sqrt(r + r^2 / m). Where chunks
+cannot be measured one by one, it is a quarter of the limit.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from qcompiler.data.spread import Spreads
+from qcompiler.errors import UsageError
+from qcompiler.verification.metric import MetricFunction, Score
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from qcompiler.verification.metric import Feeds, Metric, Run
+
+    Answer = Mapping[str, NDArray[Any]]
+
+CHUNKS: Final = 8
+CHOOSING: Final = frozenset(range(1, CHUNKS, 2))
+JUDGING: Final = frozenset(range(0, CHUNKS, 2))
+UNKNOWN_MARGIN: Final = 0.25  # of the limit, where the spread is not known
+ROOM: Final = 256 << 20  # bytes of answers that are kept, so that the model runs once for each
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What a half loses, or all of the metric where it has no halves.
+
+    Attributes:
+        half: relative to the float score, by the half alone; negative where the score is better than float's.
+        whole: what the whole loses, going by this half.
+        margin: a standard error of `whole`; None where it is not known.
+        split: the metric was split; else `half` and `whole` are the loss of all of it.
+    """
+
+    half: float
+    whole: float
+    margin: float | None
+    split: bool
+
+    def spare(self, limit: float) -> float:
+        """The margin that a limit is held with: this one's, or a part of the limit where the spread is not known."""
+        return UNKNOWN_MARGIN * limit if self.margin is None else self.margin
+
+    def within(self, limit: float) -> bool:
+        """Whether a limit is held, with the margin; NaN holds none."""
+        return self.whole + self.spare(limit) <= limit + 1e-9
+
+
+class MetricHalves:
+    """A metric on one float model, whose runs are answered by that model or by another.
+
+    Args:
+        metric: `file.py:function`, `package.module:function` or a function.
+        run_float: runs the float model.
+        room: bytes of answers that are kept.
+        advance: called after each run of the float model, by a metric that knows how many `runs` it needs.
+
+    Attributes:
+        float_score: of the float model.
+        why: why it cannot be split, in words; "" where it can.
+
+    Raises:
+        UsageError: the metric cannot be loaded, fails or returns no number.
+    """
+
+    def __init__(
+        self,
+        metric: str | Metric,
+        run_float: Run,
+        *,
+        room: int = ROOM,
+        advance: Callable[[], None] | None = None,
+    ) -> None:
+        self._metric, self._room, self.evaluations = MetricFunction.of(metric), room, 0
+        self._float = _Answers(run_float, room)
+        self._calls: list[_Call] = []
+        self.float_score = self._metric.score(_noting(self._float, self._calls), advance)
+        starts = getattr(self._metric.function, "cuts", None)  # of a metric that knows where its samples begin
+        self._starts: Sequence[int] = range(len(self._calls)) if starts is None else starts
+        self.why = self._why_not()
+
+    @property
+    def name(self) -> str:
+        """What reports call the metric."""
+        return self._metric.name
+
+    @property
+    def higher_is_better(self) -> bool:
+        """The direction of the metric."""
+        return self._metric.higher_is_better
+
+    def loss(self, run: Run, half: Collection[int] = CHOOSING, *, limit: float = math.inf) -> Loss:
+        """What a quantized model loses in one half; in all of the metric where it cannot be split.
+
+        Args:
+            run: runs the quantized model.
+            half: `CHOOSING` or `JUDGING`.
+            limit: where the loss is above that anyway, the margin is not looked for.
+
+        Raises:
+            UsageError: the metric fails, returns no number, or does not run the model that it is given.
+        """
+        return self._loss(_Answers(run, self._room - self._float.held), half, limit)
+
+    def _loss(self, answers: _Answers, half: Collection[int], limit: float) -> Loss:
+        mixed = self._mixed(answers, half) if not self.why else None
+        if mixed is None:
+            lost = self._lost(self._whole(answers))
+            return Loss(lost, lost, None, split=False)
+        lost = self._lost(mixed)
+        calls = sum(self._chunk(call) in half for call in range(len(self._calls)))
+        whole = lost * len(self._calls) / calls
+        return Loss(lost, whole, self._margin(answers, half) if whole <= limit else None, split=True)
+
+    def score(self, run: Run, *, advance: Callable[[], None] | None = None, known: float | None = None) -> Score:
+        """The whole metric on both models, with what each half loses.
+
+        Args:
+            run: runs the quantized model.
+            advance: as of the class, for this model.
+            known: the float score that was told before; None for this one.
+
+        Raises:
+            UsageError: as of `loss`.
+        """
+        answers, spreads = _Answers(run, self._room - self._float.held), Spreads()
+        whole = self._whole(answers, advance, spreads)
+        told: dict[str, Any] = {"split": False, "choosing_loss": None, "judging_loss": None, "judging_margin": None}
+        if not self.why:
+            judging = self._loss(answers, JUDGING, math.inf)
+            choosing = self._mixed(answers, CHOOSING)
+            if judging.split and choosing is not None:
+                told = {
+                    "split": True,
+                    "choosing_loss": self._lost(choosing),
+                    "judging_loss": judging.half,
+                    "judging_margin": judging.margin,
+                }
+        first = self.float_score if known is None else known
+        return self._metric.compared(first, whole, spreads.found(), {**told, "why": self.why})
+
+    def _why_not(self) -> str:
+        """Whether it repeats itself is seen where that costs nothing: once more, on the answers that are kept."""
+        units = len(self._starts)
+        if units < CHUNKS:
+            return f"it runs the model on {units} parts of its data, and a half needs {CHUNKS // 2} at least"
+        if not self._float.complete:
+            return ""
+        again: list[_Call] = []
+        second = self._metric.score(_noting(self._float, again))
+        if again != self._calls:
+            return "it feeds other data in each run"
+        same = second == self.float_score or (math.isnan(second) and math.isnan(self.float_score))
+        return "" if same else "it gives another score in each run"
+
+    def _chunk(self, call: int) -> int:
+        unit = bisect.bisect_right(self._starts, call) - 1
+        return max(unit, 0) * CHUNKS // len(self._starts)
+
+    def _mixed(self, answers: _Answers, quantized: Collection[int]) -> float | None:
+        """The score with these chunks quantized and the others float; None where it turns out to have no chunks."""
+        seen: list[_Call] = []
+        chosen = {call for call in range(len(self._calls)) if self._chunk(call) in quantized}
+
+        def run(feeds: Feeds) -> Answer:
+            seen.append(_Call.of(feeds))
+            return (answers if len(seen) - 1 in chosen else self._float)(feeds)
+
+        self.evaluations += 1
+        try:
+            score = self._metric.score(run)
+        except UsageError as error:  # where a model alone makes it fail, too, that is raised
+            self.why = f"it fails where float and quantized answers alternate ({error.__cause__ or error})"
+            return None
+        self._must_run(seen)
+        if [call.shapes for call in seen] != [call.shapes for call in self._calls]:
+            self.why = "how often it runs the model, or what shapes it feeds, depends on the answers"
+            return None
+        return score
+
+    def _whole(
+        self, answers: _Answers, advance: Callable[[], None] | None = None, spreads: Spreads | None = None
+    ) -> float:
+        """The score with everything quantized."""
+        seen: list[_Call] = []
+        self.evaluations += 1
+        score = self._metric.score(_noting(answers, seen), advance, spreads)
+        self._must_run(seen)
+        return score
+
+    def _must_run(self, seen: Sequence[_Call]) -> None:
+        if self._calls and not seen:
+            raise UsageError(
+                f"metric {self._metric.label} ran the float model {len(self._calls)} times and the quantized one not "
+                "at all: it seems to keep answers from one call to the next. Let it keep its data, and ask run(feeds) "
+                "anew each time it is called."
+            )
+
+    def _margin(self, answers: _Answers, half: Collection[int]) -> float | None:
+        """A standard error of what the whole loses, from the chunks of a half; None where it is too dear or unclear."""
+        if not self._float.complete:
+            return None
+        losses = list[float]()
+        for chunk in half:
+            mixed = self._mixed(answers, {chunk})
+            if mixed is None or not math.isfinite(mixed):
+                return None
+            losses.append(self._lost(mixed))
+        rest = CHUNKS - len(losses)
+        return float(np.std(losses, ddof=1)) * math.sqrt(rest + rest**2 / len(losses))
+
+    def _lost(self, score: float) -> float:
+        return self._metric.compared(self.float_score, score).drop
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """What one call was fed with.
+
+    Attributes:
+        shapes: by input.
+        digest: of the values.
+    """
+
+    shapes: tuple[tuple[str, tuple[int, ...]], ...]
+    digest: bytes
+
+    @staticmethod
+    def of(feeds: Feeds) -> _Call:
+        """Names, types, shapes and values of a feed."""
+        arrays = {name: np.asarray(feeds[name]) for name in sorted(feeds)}
+        content = blake2b(digest_size=16)
+        for name, array in arrays.items():
+            content.update(f"{name}\0{array.dtype.str}{array.shape}".encode())
+            content.update(
+                np.ascontiguousarray(array).tobytes() if array.dtype != object else repr(array.tolist()).encode()
+            )
+        return _Call(tuple((name, array.shape) for name, array in arrays.items()), content.digest())
+
+
+class _Answers:
+    """A model whose answers are kept by what was fed, as long as there is room.
+
+    Attributes:
+        held: bytes that are kept.
+        complete: every answer so far was kept.
+    """
+
+    def __init__(self, run: Run, room: int) -> None:
+        self._run, self._room = run, room
+        self._kept: dict[bytes, Answer] = {}
+        self.held, self.complete = 0, True
+
+    def __call__(self, feeds: Feeds) -> Answer:
+        """The answer; of its own arrays, which the metric may write into."""
+        key = _Call.of(feeds).digest
+        known = self._kept.get(key)
+        if known is not None:
+            return {name: np.array(array) for name, array in known.items()}
+        found = self._run(feeds)
+        size = sum(np.asarray(array).nbytes for array in found.values())
+        if self.held + size > self._room:
+            self.complete = False
+            return found
+        self._kept[key] = {name: np.array(array) for name, array in found.items()}
+        self.held += size
+        return found
+
+
+def _noting(run: Run, calls: list[_Call]) -> Run:
+    """The same, noting what is fed."""
+
+    def noted(feeds: Feeds) -> Answer:
+        calls.append(_Call.of(feeds))
+        return run(feeds)
+
+    return noted
