@@ -30,6 +30,7 @@ from qcompiler.support.as_json import plain
 from qcompiler.support.suggest import did_you_mean
 from qcompiler.verification import emulation
 from qcompiler.verification.drift import TappedLayer, Trace, trace
+from qcompiler.verification.halves import halves_of
 from qcompiler.verification.metric import QUICK_SAMPLES, Score, loaded, runner_of, scoring_of
 from qcompiler.verification.suspects import FRESH_DB, Suspect, told
 
@@ -205,6 +206,7 @@ def verify(
     samples: int | None = 16,
     metric: str | Metric | None = None,
     float_score: float | None = None,
+    halves: bool = False,
     drift: bool = True,
     close_db: float = FRESH_DB,
     normal: models.Model | None = None,
@@ -222,6 +224,7 @@ def verify(
         samples: take so many feeds; None takes all of them.
         metric: `file.py:function`, `package.module:function` or a function: function(run) -> score.
         float_score: what the metric gives for the float model, where it has been measured before.
+        halves: the quantized model was chosen by the choosing half of the metric: its score says what each half loses.
         drift: also compare inner tensors, on the first 4 feeds.
         close_db: SQNR in dB of the outputs from which on nobody is to blame, which saves the search for who is.
         normal: the float model whose inner tensors are compared: `float_model` after the float passes, which fold nodes
@@ -237,7 +240,7 @@ def verify(
         UsageError: the metric cannot be loaded, fails or returns no number.
     """
     started = time.perf_counter()
-    scoring = None if metric is None else scoring_of(metric)
+    scoring = None if metric is None else halves_of(metric) if halves else scoring_of(metric)
     reference = loaded(float_model)
     candidate = quantized if callable(quantized) else emulation.runnable(loaded(quantized), half=True)
     quick = metric is None and samples is not None and samples <= QUICK_SAMPLES

@@ -75,7 +75,7 @@ class MetricHalves:
     """A metric on one float model, whose runs are answered by that model or by another.
 
     Args:
-        metric: `file.py:function`, `package.module:function` or a function.
+        metric: `file.py:function`, `package.module:function` or a function, or one that is loaded.
         run_float: runs the float model.
         room: bytes of answers that are kept.
         advance: called after each run of the float model, by a metric that knows how many `runs` it needs.
@@ -83,6 +83,7 @@ class MetricHalves:
     Attributes:
         float_score: of the float model.
         why: why it cannot be split, in words; "" where it can.
+        evaluations: how often it was measured beyond that.
 
     Raises:
         UsageError: the metric cannot be loaded, fails or returns no number.
@@ -90,13 +91,14 @@ class MetricHalves:
 
     def __init__(
         self,
-        metric: str | Metric,
+        metric: str | Metric | MetricFunction,
         run_float: Run,
         *,
         room: int = ROOM,
         advance: Callable[[], None] | None = None,
     ) -> None:
-        self._metric, self._room, self.evaluations = MetricFunction.of(metric), room, 0
+        self._metric = metric if isinstance(metric, MetricFunction) else MetricFunction.of(metric)
+        self._room, self.evaluations = room, 0
         self._float = _Answers(run_float, room)
         self._calls: list[_Call] = []
         self.float_score = self._metric.score(_noting(self._float, self._calls), advance)
@@ -236,6 +238,21 @@ class MetricHalves:
 
     def _lost(self, score: float) -> float:
         return self._metric.compared(self.float_score, score).drop
+
+
+def halves_of(metric: str | Metric) -> Callable[[Run, Run | None, Callable[[], None] | None, float | None], Score]:
+    """As `metric.scoring_of`, and the score says what each half loses."""
+    loaded_one = MetricFunction.of(metric)  # at once, so that a typo does not cost a comparison first
+
+    def both(
+        run_float: Run, run_quantized: Run | None, advance: Callable[[], None] | None, known: float | None
+    ) -> Score:
+        halves = MetricHalves(loaded_one, run_float, advance=advance if known is None else None)
+        if run_quantized is None:
+            return loaded_one.compared(halves.float_score, halves.float_score)
+        return halves.score(run_quantized, advance=advance, known=known)
+
+    return both
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,10 @@ import pytest
 
 from qcompiler.errors import UsageError
 from qcompiler.runtime.token_feeds import Filler
+from qcompiler.verification.compare import verify
 from qcompiler.verification.halves import CHOOSING, JUDGING, UNKNOWN_MARGIN, Loss, MetricHalves
 from qcompiler.verification.perplexity import Perplexity, Window
+from tests.kit.verification.chain import WEIGHTS, Samples, chain, changed
 
 Answers = Mapping[str, Any]
 Model = Callable[[Any], Answers]
@@ -257,6 +259,30 @@ def test_lower_may_be_better(tmp_path: Path) -> None:
     halves = MetricHalves(f"{file}:f", lambda feeds: {"e": np.zeros(())})
     assert (halves.name, halves.higher_is_better, halves.float_score) == ("error", False, 1.0)
     assert halves.loss(lambda feeds: {"e": np.full((), 0.01)}).whole == pytest.approx(0.08, rel=1e-3)
+
+
+def test_a_comparison_says_what_each_half_loses(tmp_path: Path) -> None:
+    file = tmp_path / "m.py"
+    file.write_text(
+        "import numpy as np\n"
+        "def f(run):\n"
+        "    x = np.random.default_rng(0).normal(size=(16, 1, 8)).astype(np.float32)\n"
+        "    return 1 + float(np.mean([np.abs(run({'x': one})['y']).mean() for one in x]))\n"
+    )
+    first, second = chain(tmp_path / "f.onnx", WEIGHTS), chain(tmp_path / "q.onnx", changed(4, 0.5))
+    plain, split = (
+        verify(first, second, Samples(), metric=f"{file}:f", halves=one, drift=False) for one in (False, True)
+    )
+    assert plain.score is not None
+    assert split.score is not None
+    assert plain.score.halves is None
+    assert (split.score.float_score, split.score.drop) == (plain.score.float_score, plain.score.drop)
+    told = split.to_json()["score"]["halves"]
+    assert told["split"] is True
+    assert told["choosing_loss"] + told["judging_loss"] == pytest.approx(split.score.drop, rel=1e-5)
+    known = verify(first, second, Samples(), metric=f"{file}:f", halves=True, float_score=7.0, drift=False).score
+    assert known is not None
+    assert known.float_score == 7.0
 
 
 def test_perplexity_is_cut_between_windows() -> None:

@@ -24,6 +24,7 @@ class Try:
         sqnr_db: of the worst float output; None where there is none, or nothing was compared.
         drop: what the metric lost, relative; None without one.
         missed: which gate, in its own words; empty where all hold.
+        looks: how often what judges was looked at, with this try: with more than one, the tries before it chose, too.
     """
 
     goal_db: float | None
@@ -32,6 +33,7 @@ class Try:
     sqnr_db: float | None
     drop: float | None
     missed: str
+    looks: int = 0
 
 
 @stage(kept=False)
@@ -62,6 +64,7 @@ def note(
         sqnr_db=None if verification is None else verification.worst_sqnr_db,
         drop=None if score is None else score.drop,
         missed=_missed(lowered, verification, gates, promise),
+        looks=(before[-1].looks if before else 0) + (verification is not None),
     )
     tries = (*before, tried)
     return Done(tries, {"tries": list(tries)})

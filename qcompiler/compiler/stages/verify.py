@@ -28,12 +28,14 @@ class VerifyOptions:
         drift: look for the first inner tensor that drifts, too.
         ignored: outputs that nothing is judged by.
         close_db: SQNR in dB that is good enough: nobody is to blame then.
+        halves: a half of the metric chose the plan: its score says what the other one loses.
     """
 
     samples: int
     drift: bool
     ignored: tuple[str, ...] = ()
     close_db: float = 25.0
+    halves: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +71,7 @@ def verify(
         return Done(Proof(None), {"verification": None})
     judge, held = subject.judge, _judging(subject, options.samples)
     known = before and before.verification and before.verification.score
+    whole = known.halves if known and known.halves is not None and not known.halves["split"] else None
     others = _others(subject, min(options.samples, subject.parts.samples[2]) if subject.parts is not None else 0)
     runs = options.samples + sum(map(len, others.values()))
     with run.working(runs + runs_of(judge.metric)) as advance:
@@ -79,6 +82,7 @@ def verify(
             samples=options.samples,
             metric=judge.metric,
             float_score=known.float_score if known else None,
+            halves=options.halves and whole is None,
             drift=options.drift,
             normal=lowered.inner,
             ignored=options.ignored,
@@ -86,6 +90,8 @@ def verify(
             others=others,
             advance=lambda: advance(1),
         )
+        if whole is not None and found.score is not None:
+            found = dataclasses.replace(found, score=dataclasses.replace(found.score, halves=whole))
         without = before.score_without if before is not None else _without_prefix(subject, found)
     judging = held or subject.samples
     if judging is not None and any(output.nan for output in found.outputs):

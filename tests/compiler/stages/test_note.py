@@ -28,6 +28,7 @@ def test_tries_stand_in_order_with_what_they_missed(tmp_path: Path) -> None:
         (25.0, found.worst_sqnr_db, lowered.plan.share())
     }
     assert [one.missed for one in run.records["tries"]][-1] == ""
+    assert [one.looks for one in run.records["tries"]] == [1, 2, 2]  # nothing was compared for the last
 
 
 def test_weights_in_few_bits_are_counted(tmp_path: Path) -> None:

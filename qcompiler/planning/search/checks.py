@@ -1,0 +1,82 @@
+"""Plans held against a goal, on the simulator: all samples that choose, or the choosing half of the user's metric."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from qcompiler.ir.signature import Feeds
+from qcompiler.judge.margin import Bound, SampleTally
+from qcompiler.judge.noise import Expected
+from qcompiler.planning.search.goal import Check
+from qcompiler.planning.simulation.noise import Advance
+from qcompiler.planning.simulation.simulator import Simulator, Use
+from qcompiler.verification.halves import MetricHalves
+
+if TYPE_CHECKING:
+    from qcompiler.judge.noise import Arrays
+    from qcompiler.verification.metric import Run
+
+Halves = Callable[["Run"], MetricHalves]  # the user's metric on a float model
+
+
+class Samples:
+    """The samples that choose, with what the float model gives for them.
+
+    Args:
+        simulator: runs the plans.
+        feeds: all samples that choose, never those that judge.
+        advance: called with the number of runs done.
+    """
+
+    def __init__(self, simulator: Simulator, feeds: Sequence[Feeds], advance: Advance | None = None) -> None:
+        self._simulator, self._feeds, self._advance = simulator, feeds, advance
+        self._expected: list[Expected] = []
+        self.runs = 0
+
+    def bound(self, uses: Mapping[str, Use]) -> Bound:
+        """The SQNR of the worst view over all samples, with its margin, with these groups quantized."""
+        if not self._expected:
+            views = self._simulator.views
+            self._expected = [Expected.of(views, self._run(feed, {}), feed) for feed in self._feeds]
+        tally = SampleTally()
+        for feed, expected in zip(self._feeds, self._expected, strict=True):
+            tally.add(expected, self._run(feed, uses))
+        return tally.worst()
+
+    def _run(self, feed: Feeds, uses: Mapping[str, Use]) -> Arrays:
+        self.runs += 1
+        found = self._simulator.run(feed, uses)
+        if self._advance is not None:
+            self._advance(1)
+        return found
+
+
+def by_sqnr(samples: Samples, target_db: float) -> Callable[[Mapping[str, Use]], Check]:
+    """Holds plans against a number of dB."""
+
+    def check(uses: Mapping[str, Use]) -> Check:
+        found = samples.bound(uses)
+        return Check(found.least_db >= target_db, found.sqnr_db, found.margin_db)
+
+    return check
+
+
+def by_metric(
+    halves: MetricHalves, simulator: Simulator, limit: float, least: Callable[[Mapping[str, Use]], Check] | None = None
+) -> Callable[[Mapping[str, Use]], Check]:
+    """Holds plans against what a metric may lose.
+
+    Args:
+        halves: the metric on the float model.
+        simulator: runs the plans.
+        limit: what may be lost, relative to the float score.
+        least: a gate of dB that must hold, too; None for none.
+    """
+
+    def check(uses: Mapping[str, Use]) -> Check:
+        loss = halves.loss(lambda feeds: simulator.infer(dict(feeds), uses), limit=limit)
+        holds = loss.within(limit) and (least is None or least(uses).holds)
+        return Check(holds, loss.whole, loss.spare(limit))
+
+    return check
