@@ -182,7 +182,7 @@ def planning(recipe: Recipe) -> Planning:
         formats=recipe.formats(),
         everything=recipe.everything,
         dynamic=recipe.precision == dynamic.PRECISION,
-        by_cost=recipe.precision.startswith(AUTO),
+        by_cost=recipe.precision.startswith(AUTO) or recipe.objective == "time",
         calibrator=recipe.calibrator,
         safety=recipe.safety,
         qfem=recipe.qfem,
@@ -198,6 +198,7 @@ def planning(recipe: Recipe) -> Planning:
         effort=recipe.effort,
         search_time=recipe.search_time,
         reproducible=recipe.reproducible,
+        max_drop=recipe.max_drop,
     )
 
 

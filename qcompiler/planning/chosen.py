@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qcompiler.plan import Plan
+from qcompiler.planning.search.goal import GoalReached
 from qcompiler.planning.search.qfem import NOTHING, Scores, Spared
 from qcompiler.planning.search.safety_net import SafetyNet
 from qcompiler.recipe.tables import QfemTable, SafetyTable
@@ -40,6 +41,9 @@ class Planning:
         effort: `quick`, `balanced` or `thorough`.
         search_time: seconds that may be searched, in place of the effort; None for what the effort says (see
             `recipe.budget`).
+        max_drop: what the metric may lose, relative; None where no gate is on it.
+        at: which point of an earlier try's front is taken now, without a search; None to search.
+        beyond: the cheapest plan missed where it was judged: what comes behind it is looked for.
         reproducible: the search counts runs, as many as that time pays for at the nominal speed; else the clock counts.
         per_channel: INT8 weights have a scale per output channel.
         clip_weights: weight ranges may be narrower than the largest weight.
@@ -67,6 +71,9 @@ class Planning:
     effort: str = "balanced"
     search_time: float | None = None
     reproducible: bool = True
+    max_drop: float | None = None
+    at: int | None = None
+    beyond: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,7 @@ class Chosen:
         scales: by node name, scales of its INT8 weight where they are not amax / 127.
         spared: what QFeM decided.
         scores: the user's metric by what was spared, for the next try on the same model.
+        goal: what was asked of it, and whether that is reached on the samples that choose; None where nothing was.
     """
 
     plan: Plan
@@ -88,3 +96,4 @@ class Chosen:
     scales: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     spared: Spared = NOTHING
     scores: Scores = field(default_factory=dict)
+    goal: GoalReached | None = None

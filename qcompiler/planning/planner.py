@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,18 +21,22 @@ from qcompiler.planning.placement import attention, candidates, few_rows, rounds
 from qcompiler.planning.placement.candidates import Candidates
 from qcompiler.planning.placement.profile import LARGEST, SMALLEST, USUAL, shapes_at, shapes_of_many
 from qcompiler.planning.search import between_layers, cost, evidence, outputs, qfem, safety_net, weight_ranges
+from qcompiler.planning.search.checks import Halves, Samples
+from qcompiler.planning.search.goal import DEFAULT, DEFAULT_DROP, METRIC, SQNR, Goal, GoalReached, checks_for
 from qcompiler.planning.search.offers import given_scales, offered_uses
-from qcompiler.planning.search.qfem import Spared
+from qcompiler.planning.search.qfem import NOTHING, Spared
 from qcompiler.planning.search.safety_net import FEW, Limits, Prices, SafetyNet
+from qcompiler.planning.search.take import Judging, Pinned, by_goal
 from qcompiler.planning.simulation.noise import Advance
 from qcompiler.planning.simulation.simulator import Grids, Simulation, Use, formats_of
-from qcompiler.recipe.tables import QfemTable
+from qcompiler.recipe.tables import QfemTable, SafetyTable
 from qcompiler.runtime.shapes import concrete_shapes
 from qcompiler.runtime.work import count_macs
 from qcompiler.statistics.evidence import Lack
 from qcompiler.statistics.histogram import Histogram
 from qcompiler.statistics.observe import Observations, histograms
 from qcompiler.target import DType, Target
+from qcompiler.verification.halves import MetricHalves
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -50,8 +54,9 @@ def make_plan(
     target: Target,
     advance: Advance | None = None,
     *,
-    judge: qfem.Judge | None = None,
+    metric: Halves | None = None,
     scores: qfem.Scores = qfem.UNKNOWN,
+    pinned: Pinned | None = None,
 ) -> Chosen:
     """Decides every linear node's precision.
 
@@ -62,9 +67,14 @@ def make_plan(
         options: calibrator, safety net, gates.
         target: high-precision type.
         advance: called with the number of runs of the safety net.
-        judge: the user's metric; QFeM goes by it.
+        metric: makes the user's metric on a float model; its choosing half is the goal then, and QFeM goes by it.
         scores: what it gave for this model before.
+        pinned: the point of a front that is taken without a search; None to search.
+
+    Raises:
+        UsageError: the metric fails, or a point is picked that the front does not have.
     """
+    by_hand = options.safety.target_sqnr_db != SafetyTable().target_sqnr_db
     if target.quantize_outputs:
         options = replace(options, safety=outputs.relaxed(options.safety))
     observed = observed.with_(rounds.pooled(model.graph, layers.found, observed.histograms))
@@ -86,6 +96,8 @@ def make_plan(
         observed.histograms,
         _louder(model, list(large.by_activation), observed, options),
     )
+    if pinned is not None:
+        offers, spelled = pinned.offers(large.by_activation, spelled)
     grids = _grids(options, target, observed.histograms)
     few = observed.choosing[: safety_net.enough(shapes, offers, 1, FEW)]
     given = given_scales(layers.found, per_channel=options.per_channel)
@@ -93,11 +105,18 @@ def make_plan(
     costs = _costs(model.graph, layers, large, grids, observed, options, target)
     prices = _priced(large.by_activation, offers, macs, costs)
     ratios = {name: one.ratio for name, one in observed.outliers.items()}
-    goal = options.safety.target_sqnr_db
     table = _affordable(options, prices)
-    spared, scores = qfem.spare(simulation, few, offers, prices, ratios, table, goal, judge, scores)
+    limits = _limits(options, prices, shapes, offers, by_hand=by_hand, judged=metric is not None)
+    reached: GoalReached | None = None
+    if pinned is not None:
+        spared, net, reached = pinned.spared, pinned.net, pinned.reached
+    elif simulation is None:
+        spared, net = NOTHING, SafetyNet()
+    else:
+        feeds = observed.choosing[: safety_net.enough(shapes, offers, 2, options.safety.samples)]
+        search = _Search(simulation, prices, limits, options, few, feeds, observed.choosing, advance)
+        spared, net, reached, scores = search.found(ratios, table, metric, scores)
     left = large.refusing(qfem.refusals(spared, large.found))
-    net = _safety_net(simulation, spared, shapes, prices, observed, options, advance)
     plan = plan_of(model.graph, left, net, macs, target, observed.histograms, "" if costs is None else costs.where)
     plan = plan.with_(
         quantizers=_quantizers(left.by_activation, net, spelled, observed.histograms),
@@ -106,7 +125,7 @@ def make_plan(
     corrections = _corrections(simulation, left, net)
     scales = given if simulation is None else simulation.scales
     plan, corrections = _completed(plan, corrections, model, left, net, scales, observed, views, options, target)
-    return Chosen(plan, net, corrections, scales, spared, scores)
+    return Chosen(plan, net, corrections, scales, spared, scores, reached)
 
 
 def _louder(
@@ -202,36 +221,122 @@ def _affordable(options: Planning, prices: Prices) -> QfemTable:
     return replace(options.qfem, budget=min(options.qfem.budget, max(left, 0.0)))
 
 
-def _safety_net(
-    simulation: Simulation | None,
-    spared: Spared,
-    shapes: Shapes,
-    prices: Prices,
-    observed: Observations,
+def _limits(
     options: Planning,
-    advance: Advance | None,
-) -> SafetyNet:
-    """Runs the safety net over the groups that are not spared."""
-    if simulation is None or len(spared.tensors) == len(simulation.groups):
-        return SafetyNet()
-    table, groups = options.safety, simulation.groups
-    by_cost = bool(prices.seconds) and not options.everything
-    limits = Limits(
-        target_db=max(table.target_sqnr_db, options.min_sqnr or -1000.0),
-        # A gate that the user set outranks speed, and among formats high precision is a choice like the others
-        min_share=max(
-            options.min_share,
-            0.0
-            if options.min_sqnr is not None or by_cost
-            else table.min_share * sum(prices.macs.values()) / max(prices.total, 1),
-        ),
+    prices: Prices,
+    shapes: Shapes,
+    groups: Iterable[str],
+    *,
+    by_hand: bool,
+    judged: bool,
+) -> Limits:
+    """When the search stops.
+
+    Args:
+        options: gates and the safety net's table.
+        prices: what can be quantized, of all there is.
+        shapes: of the activations.
+        groups: their names.
+        by_hand: the recipe sets its own dB for the safety net.
+        judged: a metric is the goal.
+    """
+    table, target_db = options.safety, options.safety.target_sqnr_db
+    if options.min_sqnr is not None and not judged:  # the request is the goal: who asks for 10 dB gets it
+        target_db = max(target_db, options.min_sqnr) if by_hand else options.min_sqnr
+    # A gate that the user set outranks speed, and among formats high precision is a choice like the others
+    asked = options.min_sqnr is not None or (judged and options.max_drop is not None)
+    free = asked or (bool(prices.seconds) and not options.everything)
+    floor = 0.0 if free else table.min_share * sum(prices.macs.values()) / max(prices.total, 1)
+    return Limits(
+        target_db=target_db,
+        min_share=max(options.min_share, floor),
         useless_db=USELESS_DB,
         few=safety_net.enough(shapes, groups, 1, FEW) if options.calibrator == AUTO else 1,
         high=not options.everything,
     )
-    feeds = observed.choosing[: safety_net.enough(shapes, groups, 2, table.samples)]
-    offers = {name: uses for name, uses in simulation.offers.items() if name not in spared.tensors}
-    return safety_net.find_net(simulation.simulator, feeds, offers, prices, limits, advance)
+
+
+def _judge(halves: MetricHalves) -> qfem.Judge:
+    """The metric as QFeM asks for it: what its choosing half lets expect of the whole."""
+    return lambda run: halves.expected(lambda feeds: run(dict(feeds)))
+
+
+def _never(uses: Mapping[str, Use], quiet: bool) -> bool:
+    """No search ends at its beginning."""
+    return False
+
+
+@dataclass(frozen=True, eq=False)
+class _Search:
+    """The search for what stays in high precision.
+
+    Attributes:
+        simulation: the layers.
+        prices: what accuracy is traded for.
+        limits: when the safety net stops.
+        options: the goal, and what the user picks.
+        few: samples for QFeM.
+        feeds: samples for the safety net.
+        choosing: all samples that choose.
+        advance: called with the number of runs.
+    """
+
+    simulation: Simulation
+    prices: Prices
+    limits: Limits
+    options: Planning
+    few: Sequence[Feeds]
+    feeds: Sequence[Feeds]
+    choosing: Sequence[Feeds]
+    advance: Advance | None
+
+    def found(
+        self, ratios: Mapping[str, float], table: QfemTable, metric: Halves | None, scores: qfem.Scores
+    ) -> tuple[Spared, SafetyNet, GoalReached | None, qfem.Scores]:
+        """QFeM's choice, the net at the point that is taken, how that stands to the goal, and scores for later.
+
+        Args:
+            ratios: largest token over median token, by activation.
+            table: QFeM's.
+            metric: makes the user's metric on a float model.
+            scores: what it gave before, by what was spared.
+        """
+        options, simulator, offers = self.options, self.simulation.simulator, self.simulation.offers
+        samples = Samples(simulator, self.choosing, self.advance)
+        judging = Judging.of(self._goal(metric), simulator, samples, metric, options.min_sqnr)
+        judge: qfem.Judge | None = None
+        holds: Callable[[Mapping[str, Use]], bool] | None = None
+        if judging.halves is not None:
+            halves = judging.halves
+            judge, holds = _judge(halves), lambda uses: judging.check(uses).holds
+            scores = {**scores, None: halves.expected_of(halves.float_score)}
+        spared, scores = qfem.spare(
+            self.simulation, self.few, offers, self.prices, ratios, table, self.limits.target_db, judge, scores, holds
+        )
+        if len(spared.tensors) == len(self.simulation.groups):
+            return spared, SafetyNet(), None, scores
+        left = {name: uses for name, uses in offers.items() if name not in spared.tensors}
+        net = safety_net.find_net(
+            simulator,
+            self.feeds,
+            left,
+            self.prices,
+            self.limits,
+            self.advance,
+            accept=_never if options.beyond else judging.accepts,
+        )
+        most = checks_for(options.effort, options.search_time)
+        net, reached = by_goal(net, judging, options.pick, most, beyond=options.beyond)
+        return spared, net, reached, scores
+
+    def _goal(self, metric: Halves | None) -> Goal:
+        """What is asked of the plan."""
+        options, limits = self.options, self.limits
+        if metric is not None:
+            limit = DEFAULT_DROP if options.max_drop is None else options.max_drop
+            return Goal(METRIC, limit, options.objective, limits.min_share)
+        kind = DEFAULT if options.min_sqnr is None else SQNR
+        return Goal(kind, limits.target_db, options.objective, limits.min_share)
 
 
 def _quantizers(

@@ -129,6 +129,19 @@ class MetricHalves:
         """
         return self._loss(_Answers(run, self._room - self._float.held), half, limit)
 
+    def expected(self, run: Run) -> Score:
+        """The score that a quantized model may be expected to have, going by the choosing half; as both of its scores.
+
+        Raises:
+            UsageError: as of `loss`.
+        """
+        lost = self.loss(run, limit=-math.inf).whole * (abs(self.float_score) or 1.0)
+        return self.expected_of(self.float_score - lost if self.higher_is_better else self.float_score + lost)
+
+    def expected_of(self, score: float) -> Score:
+        """A score of this metric, as both scores."""
+        return self._metric.compared(score, score)
+
     def _loss(self, answers: _Answers, half: Collection[int], limit: float) -> Loss:
         mixed = self._mixed(answers, half) if not self.why else None
         if mixed is None:

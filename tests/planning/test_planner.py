@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,19 @@ from qcompiler.calibrators.auto import AUTO_RANGES, offered
 from qcompiler.compiler.ask import planning
 from qcompiler.data.source import open_source
 from qcompiler.ir import model as models
-from qcompiler.ir.signature import Feeds, Inputs
+from qcompiler.ir.signature import Inputs
 from qcompiler.planning.chosen import Chosen
 from qcompiler.planning.placement import candidates
 from qcompiler.planning.planner import make_plan
+from qcompiler.planning.search.goal import DEFAULT, DEFAULT_DROP, METRIC, SQNR
+from qcompiler.planning.search.take import Pinned, at_point
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.recipe.tables import QfemTable, SafetyTable
 from qcompiler.statistics.histogram import Histogram
 from qcompiler.statistics.observe import observe
 from qcompiler.statistics.points import Points
 from qcompiler.target import DType, parse_target
-from qcompiler.verification.metric import Score
+from qcompiler.verification.halves import MetricHalves
 from tests.kit.rewrite import model
 
 TARGET = parse_target("tensorrt-rtx")
@@ -237,14 +239,74 @@ def test_scores_of_the_metric_are_handed_to_the_next_try(loaded: models.Model) -
     seen = observe(loaded, Points.of(outliers=dict.fromkeys(names, -1)), source)
     asked: list[int] = []
 
-    def judge(run: Callable[[Feeds], Mapping[str, Any]]) -> Score:
+    def score(run: Any) -> float:
         asked.append(len(asked))
-        return Score("mean", float(run(feeds[0])["y"].mean()), 0.0, True)
+        return float(np.mean([run(feed)["y"].mean() for feed in feeds * 2]))
 
-    options = planning(Recipe(safety=SafetyTable(target_sqnr_db=80), qfem=QfemTable(budget=1.0)))
-    first = make_plan(loaded, layers, seen, options, TARGET, judge=judge)
+    options = planning(
+        Recipe(metric="m.py:f", max_drop=0, safety=SafetyTable(target_sqnr_db=80), qfem=QfemTable(budget=1.0))
+    )
+    first = make_plan(loaded, layers, seen, options, TARGET, metric=partial(MetricHalves, score))
     assert None in first.scores  # that of the float model
-    assert len(asked) == len(first.scores) > 1
-    again = make_plan(loaded, layers, seen, options, TARGET, judge=judge, scores=first.scores)
+    assert len(first.scores) > 1
+    once = len(asked)
+    again = make_plan(loaded, layers, seen, options, TARGET, metric=partial(MetricHalves, score), scores=first.scores)
     assert again.scores == first.scores
-    assert len(asked) == len(first.scores)
+    assert len(asked) - once < once
+
+
+@pytest.mark.parametrize(
+    ("recipe", "kind", "target"),
+    [
+        (Recipe(), DEFAULT, 25.0),
+        (Recipe(min_sqnr=10.0), SQNR, 10.0),  # the request is the goal
+        (Recipe(min_sqnr=10.0, safety=SafetyTable(target_sqnr_db=30)), SQNR, 30.0),
+        (Recipe(min_sqnr=40.0, safety=SafetyTable(target_sqnr_db=30)), SQNR, 40.0),
+    ],
+)
+def test_the_request_is_the_goal(loaded: models.Model, recipe: Recipe, kind: str, target: float) -> None:
+    found = chosen(loaded, recipe)
+    assert found.goal is not None
+    assert (found.goal.goal.kind, found.goal.goal.target, found.net.target_db) == (kind, target, target)
+
+
+def test_a_metric_is_the_goal_and_dB_are_not(loaded: models.Model) -> None:  # noqa: N802
+    rng = np.random.default_rng(1)
+    feeds = [{"x": rng.standard_normal((1, 12, 32)).astype(np.float32)} for _ in range(8)]
+    layers = candidates.find_candidates(loaded.graph, TARGET)
+    seen = observe(loaded, Points.of(histograms=list(layers.by_activation)), open_source(feeds, INPUTS))
+    safety = SafetyTable(target_sqnr_db=90)
+
+    def mean(run: Any) -> float:
+        return 100 + float(np.mean([run(feed)["y"].mean() for feed in feeds]))
+
+    def plan(recipe: Recipe, metric: Any = None) -> Chosen:
+        return make_plan(
+            loaded, layers, seen, planning(recipe), TARGET, metric=metric and partial(MetricHalves, metric)
+        )
+
+    assert plan(Recipe(safety=safety), None).net.restored == ()  # the floor on the share
+    assert plan(Recipe(min_sqnr=90.0)).net.restored == ("x",)
+    for recipe, limit in ((Recipe(metric="m.py:f"), DEFAULT_DROP), (Recipe(metric="m.py:f", max_drop=0.02), 0.02)):
+        found = plan(recipe.replace(safety=safety), mean)
+        assert found.net.restored == ()
+        assert found.goal is not None
+        assert (found.goal.goal.kind, found.goal.goal.target) == (METRIC, limit)
+        assert found.goal.to_json()["met"] is True
+    both = plan(Recipe(metric="m.py:f", max_drop=0.02, min_sqnr=90.0), mean)
+    assert both.net.restored == ("x",)
+
+
+def test_a_pinned_plan_is_made_without_a_search(loaded: models.Model) -> None:
+    first = chosen(loaded, Recipe(safety=SafetyTable(target_sqnr_db=90, min_share=0)))
+    assert first.net.restored == ("x",)
+    rng = np.random.default_rng(1)
+    feeds = [{"x": rng.standard_normal((1, 12, 32)).astype(np.float32)} for _ in range(8)]
+    layers = candidates.find_candidates(loaded.graph, TARGET)
+    seen = observe(loaded, Points.of(histograms=list(layers.by_activation)), open_source(feeds, INPUTS))
+    runs: list[int] = []
+    pinned = Pinned(at_point(first.net, 0), first.spared)
+    again = make_plan(loaded, layers, seen, planning(Recipe()), TARGET, runs.append, pinned=pinned)
+    assert [one.precision for one in again.plan][:2] == [DType.INT8, DType.INT8]
+    assert again.plan.quantizers["x"].amax == first.net.front[0].uses["x"].amax
+    assert runs == []

@@ -19,16 +19,17 @@ from qcompiler.planning.placement import candidates
 from qcompiler.planning.planner import make_plan
 from qcompiler.planning.search import qfem
 from qcompiler.planning.search.safety_net import SafetyNet
+from qcompiler.planning.search.take import Pinned, at_point, next_point
 from qcompiler.runtime.memory import return_freed_memory
 from qcompiler.runtime.work import count_macs, count_macs_without_data
 from qcompiler.target import Target
 from qcompiler.verification.compare import Verification
 from qcompiler.verification.gates import Gates
-from qcompiler.verification.metric import score_by
+from qcompiler.verification.halves import MetricHalves
 from qcompiler.verification.verdict import acceptable
 from qcompiler.weight_only import give_back, record
 
-STEP_DB = 3.0  # how much closer to float the next try aims where a gate was missed
+STEP_DB = 3.0  # how much closer to float a search aims where everything quantized missed
 MOST_DB = 60.0
 
 
@@ -53,9 +54,12 @@ def decide(
     seen = subject.seen.histograms
     told = {
         "safety": dataclasses.replace(chosen.net, front=()),  # which stands under a key of its own
-        "front": [point.to_json(number) for number, point in enumerate(chosen.net.front)],
         "qfem": qfem.record_of(chosen.spared, subject.standing_out),
         "histograms": {name: seen[name].octaves() for name in dict.fromkeys(asked) if name in seen},
+
+
+        "goal": chosen.goal and chosen.goal.to_json(),
+        "front": [point.to_json(number) for number, point in enumerate(chosen.net.front)],
     }
     return Done(Planned(settled, dataclasses.replace(chosen, plan=plan), splits), told)
 
@@ -96,14 +100,43 @@ def _chosen(
         return dataclasses.replace(found, plan=close(found.plan, subject.layers.found, subject.released))
     if not subject.seen.kept:
         return Chosen(Plan(), SafetyNet())
-    judge = None if subject.judge.metric is None else partial(score_by, subject.judge.metric)
+    metric = None if subject.judge.metric is None else partial(MetricHalves, subject.judge.metric)
     scores = qfem.UNKNOWN if before is None else before.chosen.scores
     with run.working() as advance:
-        chosen = make_plan(model, subject.layers, subject.seen, planning, target, advance, judge=judge, scores=scores)
+        chosen = make_plan(
+            model,
+            subject.layers,
+            subject.seen,
+            planning,
+            target,
+            advance,
+            metric=metric,
+            scores=scores,
+            pinned=_pinned(planning, before),
+        )
     models.forget_pages(model)
     return_freed_memory()
     plan = close(chosen.plan, subject.layers.found, subject.released)
     return dataclasses.replace(chosen, plan=given.over(plan, model.graph, subject.scope.ranges))
+
+
+def _pinned(planning: Planning, before: Planned | None) -> Pinned | None:
+    """The point of an earlier try's front that is to be taken now; None to search."""
+    if planning.at is None or before is None:
+        return None
+    chosen = before.chosen
+    reached = chosen.goal and dataclasses.replace(
+        chosen.goal, check=None, why="the next point of the front: what came before it missed where it was judged"
+    )
+    words = {name: one.calibrator for name, one in chosen.plan.quantizers.items()}
+    return Pinned(at_point(chosen.net, planning.at), chosen.spared, reached, words)
+
+
+def _short(verification: Verification, gates: Gates) -> float:
+    """dB that were missing for a gate of dB, 0 where that was not missed."""
+    worst = verification.worst_sqnr_db
+    missing = 0.0 if gates.min_sqnr is None or worst is None else gates.min_sqnr - worst
+    return missing if 0 < missing < MOST_DB else 0.0
 
 
 def stricter(
@@ -111,19 +144,21 @@ def stricter(
 ) -> tuple[Subject, Planning] | None:
     """What to try next where a gate was missed or the result is broken, and there is more to give back; None to go on.
 
-    First the plan aims closer to float, whatever share stays quantized but for a gate on it; then the stored weights
-    that err most go back.
+    First the next point of the front, whatever share stays quantized but for a gate on it; where nothing was searched
+    yet, a search. Then the stored weights that err most go back. A point that the user picked is kept.
     """
     if verification is None or acceptable(verification, gates):
         return None
     plan, safety = decided.chosen.plan, planning.safety
-    # at the floor that a gate on the share sets, a higher goal gives the same plan again
-    stuck = planning.min_share > 0 and safety.min_share == 0 and not decided.chosen.net.met
-    if plan.quantized() and plan.quantizers and not stuck and decided.chosen.net.curve:
-        goal = max(safety.target_sqnr_db, decided.chosen.net.curve[-1].sqnr_db) + STEP_DB
-        if goal <= MOST_DB:
-            safety = dataclasses.replace(safety, target_sqnr_db=goal, min_share=0.0)
-            return subject, dataclasses.replace(planning, safety=safety)
+    net, short = decided.chosen.net, _short(verification, gates)
+    if plan.quantized() and plan.quantizers and planning.pick is None and net.curve:
+        at = next_point(net, short)
+        if at is not None and net.front[at].share >= planning.min_share:
+            return subject, dataclasses.replace(planning, at=at)
+        if len(net.front) == 1 and not planning.beyond:  # the first plan was good enough: nothing was searched yet
+            goal = max(safety.target_sqnr_db, net.curve[-1].sqnr_db) + max(short, STEP_DB)
+            safety = dataclasses.replace(safety, target_sqnr_db=min(goal, MOST_DB), min_share=0.0)
+            return subject, dataclasses.replace(planning, safety=safety, beyond=True)
     floor = max(safety.min_share, planning.min_share)
     stored = give_back.give_back(subject.stored, floor)
     return None if stored is None else (subject.with_(stored=stored), planning)

@@ -17,12 +17,20 @@ from typing import Any, Final, Protocol, TypeVar
 
 from qcompiler.errors import UsageError
 from qcompiler.planning.simulation.simulator import Use
+from qcompiler.recipe.budget import EFFORTS
 
 METRIC: Final = "metric"
 SQNR: Final = "sqnr"
 DEFAULT: Final = "default"
 DEFAULT_DROP: Final = 0.01  # that a metric may lose where nobody says how much, relative
 CHECKS: Final[Mapping[str, int]] = {"quick": 3, "balanced": 6, "thorough": 12}  # plans that are held against a goal
+
+
+def checks_for(effort: str, search_time: float | None) -> int:
+    """How many plans are held against a goal: by the effort, or by the effort that the time comes closest to."""
+    if search_time is not None:
+        effort = min(EFFORTS, key=lambda name: abs(math.log(EFFORTS[name] / search_time)))
+    return CHECKS[effort]
 
 
 class PlanPoint(Protocol):
@@ -117,7 +125,7 @@ class GoalReached:
             "margin": None if check is None else check.margin,
             "unit": self.goal.unit,
             "objective": self.goal.objective,
-            "met": check is not None and check.holds,
+            "met": None if check is None else check.holds,
             "checks": self.checks,
             "in_sample": self.whole,
             "why": self.why,

@@ -122,6 +122,7 @@ def find_threshold(
     budget: float,
     target_db: float,
     metric: Callable[[], Scoring] | None = None,
+    holds: Callable[[Sequence[str]], bool] | None = None,
 ) -> Spared:
     """Walks the observed ratios and stops at the target, at the knee of the curve, or at the budget.
 
@@ -137,6 +138,7 @@ def find_threshold(
         budget: share of the multiply-accumulates that may stay high, 0..1.
         target_db: SQNR that is good enough.
         metric: gives the user's metric, if there is one; called where it is needed, since the float score costs a run.
+        holds: whether the user's own goal holds with the readers of these activations high; the walk ends there.
 
     Returns:
         The smallest choice from which no larger one gains `SLOPE_DB` per percent.
@@ -145,9 +147,12 @@ def find_threshold(
     affordable = [n for n in range(len(order) + 1) if _share(order[:n], macs, total) <= budget + 1e-9]
     curve: list[Threshold] = []
     scoring: Scoring | None = None
+    held = False
     for count in _steps(affordable[-1]):
         point = _point(order, count, ratios, macs, total, measure)
         enough = point.sqnr_db is not None and point.sqnr_db >= target_db
+        held = not enough and holds is not None and bool(order) and holds(order[:count])
+        enough = enough or held
         if metric is not None and order and (curve or not enough):
             scoring = scoring or metric()
             score = scoring.measure(order[:count])
@@ -157,16 +162,16 @@ def find_threshold(
             break
     told = [point.loss for point in curve if point.loss is not None]
     by_metric = len(told) == len(curve) and max(told) > LEAST_LOSS
-    best = _knee(curve, by_metric=by_metric)
+    best = curve[-1] if held else _knee(curve, by_metric=by_metric)
     name = scoring.name if scoring is not None else None
     if not best.layers:
         judge = f"of {scoring.name}'s loss " if scoring is not None and by_metric else ""
         why = f"sparing layers gains less than {SLOPE_DB:g} dB {judge}a percent"
         if len(curve) == 1:
-            met = curve[0].sqnr_db is not None and curve[0].sqnr_db >= target_db
+            met = held or (curve[0].sqnr_db is not None and curve[0].sqnr_db >= target_db)
             why = "the outputs meet the target without it" if met else "no layer's tokens spike"
         return Spared(None, why, dict(ratios), (), tuple(curve), name)
-    reached = best.sqnr_db is not None and best.sqnr_db >= target_db
+    reached = held or (best.sqnr_db is not None and best.sqnr_db >= target_db)
     limit = best is curve[-1] and not reached
     why = "the target is reached" if reached else "the budget ends here" if limit else "more layers gain too little"
     if scoring is not None and by_metric:
@@ -235,6 +240,7 @@ def spare(
     target_db: float,
     judge: Judge | None = None,
     known: Scores = UNKNOWN,
+    holds: Callable[[Mapping[str, Use]], bool] | None = None,
 ) -> tuple[Spared, Scores]:
     """Chooses the activations whose readers stay in high precision because single tokens spike in them.
 
@@ -251,6 +257,7 @@ def spare(
         target_db: SQNR that is good enough.
         judge: the user's metric, given a function that runs the model; None without one.
         known: its scores so far, by what was spared (None: the float model).
+        holds: whether a plan holds the user's own goal; None where that is dB.
 
     Returns:
         The choice, and all scores that are known by now.
@@ -275,7 +282,14 @@ def spare(
 
     scoring = None if judge is None else _scoring(simulator, judge, but, scores)
     spared = find_threshold(
-        seen, prices.macs, linear, quantized, budget=wanted.budget, target_db=target_db, metric=scoring
+        seen,
+        prices.macs,
+        linear,
+        quantized,
+        budget=wanted.budget,
+        target_db=target_db,
+        metric=scoring,
+        holds=None if holds is None else lambda spared: holds(but(spared)),
     )
     return spared, scores
 

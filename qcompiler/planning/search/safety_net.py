@@ -15,7 +15,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -107,6 +107,8 @@ def find_net(
     prices: Prices,
     limits: Limits,
     advance: Advance | None = None,
+    *,
+    accept: Callable[[Mapping[str, Use], bool], bool] | None = None,
 ) -> SafetyNet:
     """Chooses the groups that go back to high precision, and the formats and ranges of the others.
 
@@ -118,6 +120,8 @@ def find_net(
         prices: costs and shares.
         limits: when to stop.
         advance: called with the number of runs done.
+        accept: whether the search may end with everything quantized, given that plan and whether it reaches
+            `limits.target_db` on `feeds`; None to go by the latter.
     """
     measure = Measure(simulator, feeds, limits.few, advance)
     begun = measure.runs
@@ -132,7 +136,8 @@ def find_net(
     first = board.cheapest()
     noises = measure.noises(quantized(first))
     step = Step(prices.share(first), decibel(float(noises.max(initial=0.0))))
-    if not best or (len(formats) == 1 and not prices.seconds and noises.max(initial=0.0) <= good):
+    one, quiet = len(formats) == 1 and not prices.seconds, bool(noises.max(initial=0.0) <= good)
+    if not best or (one and (quiet if accept is None else accept(quantized(first), quiet))):
         ended = Reached(first, (step,), np.ones_like(noises))
         return _net(ended, best, {}, prices, limits, measure, single(board, first, step.sqnr_db))
     alone, joint = _all_alone(measure, best, formats, limits.runs // 2)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from qcompiler.compiler.stages.decide import MOST_DB, STEP_DB, decide, stricter
+from qcompiler.compiler.stages.decide import decide, stricter
+from qcompiler.compiler.stages.lower import lower
 from qcompiler.compiler.stages.verify import verify
+from qcompiler.compiler.subject import Planned
 from qcompiler.recipe.tables import SafetyTable, WeightOnlyTable
 from qcompiler.target import DType
+from qcompiler.verification.compare import Verification
 from qcompiler.verification.gates import Gates
 from tests.kit.cases import QUANTIZED, prepared
-from tests.kit.subjects import before
+from tests.kit.subjects import Standing, before
 
 
 @pytest.mark.parametrize("name", ["conv", "transformer"])
@@ -23,9 +27,8 @@ def test_every_layer_that_can_be_is_quantized_with_a_reason(tmp_path: Path, name
     plan = decided.chosen.plan
     assert {one.node for one in plan.quantized()} == QUANTIZED[name]
     assert all(one.why for one in plan)
-    assert standing.run.records["safety"].curve == decided.chosen.net.curve
-    (point,) = standing.run.records["front"]
-    assert (point["chosen"], point["high"]) == (True, [])
+    assert standing.run.records["safety"] == replace(decided.chosen.net, front=())
+    assert standing.run.records["goal"]["met"] is True
 
 
 def test_float_precisions_quantize_nothing_and_count_the_work(tmp_path: Path) -> None:
@@ -37,23 +40,39 @@ def test_float_precisions_quantize_nothing_and_count_the_work(tmp_path: Path) ->
     assert all(one.macs > 0 and one.precision is DType.BF16 for one in plan)
 
 
-def test_a_missed_gate_aims_closer_to_float_until_there_is_nothing_to_gain(tmp_path: Path) -> None:
-    standing = before("verify", prepared(tmp_path, "transformer"))
-    assert standing.decided is not None
-    assert standing.lowered is not None
-    proof = standing.run(verify, standing.subject, standing.lowered, standing.asked.verify)
-    planning, held, missed = standing.asked.planning, Gates(min_sqnr=-50.0), Gates(min_sqnr=190.0)
-    assert stricter(standing.subject, planning, standing.decided, proof.verification, held) is None
-    assert stricter(standing.subject, planning, standing.decided, None, missed) is None
-    again = stricter(standing.subject, planning, standing.decided, proof.verification, missed)
-    assert again is not None
-    subject, closer = again
-    assert subject is standing.subject
-    assert closer.safety.target_sqnr_db >= planning.safety.target_sqnr_db + STEP_DB
-    assert closer.safety.min_share == 0
+def _proved(standing: Standing, planned: Planned) -> Verification:
+    lowered = standing.run(lower, standing.subject, planned, standing.asked.target, standing.asked.lower)
+    found = standing.run(verify, standing.subject, lowered, standing.asked.verify).verification
+    assert found is not None
+    return found
+
+
+def test_a_missed_gate_starts_a_search_and_goes_along_its_front(tmp_path: Path) -> None:
+    standing = before("decide", prepared(tmp_path, "transformer"))
+    planning, target = standing.asked.planning, standing.asked.target
+    decided = standing.run(decide, standing.subject, target, planning)
+    found = _proved(standing, decided)
+    assert len(decided.chosen.net.front) == 1  # the first plan was good enough
+    held, missed = Gates(min_sqnr=-50.0), Gates(min_sqnr=190.0)
+    assert stricter(standing.subject, planning, decided, found, held) is None
+    assert stricter(standing.subject, planning, decided, None, missed) is None
+    assert stricter(standing.subject, replace(planning, pick="knee"), decided, found, missed) is None
+    tries, closer = [decided], planning
+    while again := stricter(standing.subject, closer, tries[-1], found, missed):
+        subject, closer = again
+        assert subject is standing.subject
+        tries.append(standing.run(decide, subject, target, closer, tries[-1]))
+        assert len(tries) < 30
+    assert len(tries) > 2
+    assert len(tries[1].chosen.net.front) > 1
     assert planning.safety == SafetyTable()  # as it was handed on
-    far = type(planning)(**{**vars(planning), "safety": SafetyTable(target_sqnr_db=MOST_DB)})
-    assert stricter(standing.subject, far, standing.decided, proof.verification, missed) is None
+    shares = [one.chosen.plan.share() for one in tries]
+    assert shares == sorted(shares, reverse=True)
+    assert shares[1] < shares[0]
+    last = [one for one in tries[-1].chosen.net.front if one.uses][-1]
+    assert last.chosen
+    assert tries[-1].chosen.goal is not None
+    assert "the next point of the front" in tries[-1].chosen.goal.why
 
 
 def test_stored_weights_go_back_where_nothing_else_can(tmp_path: Path) -> None:
