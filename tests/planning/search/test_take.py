@@ -14,7 +14,7 @@ from qcompiler.errors import UsageError
 from qcompiler.ir import model as models
 from qcompiler.planning.placement import candidates
 from qcompiler.planning.search.checks import Samples
-from qcompiler.planning.search.front import Point
+from qcompiler.planning.search.front import FrontPoint
 from qcompiler.planning.search.goal import METRIC, SQNR, Goal
 from qcompiler.planning.search.qfem import NOTHING
 from qcompiler.planning.search.safety_net import Limits, Prices, SafetyNet, find_net
@@ -143,8 +143,8 @@ def test_what_the_user_picks_is_taken_and_held_against_the_goal(simulator: Simul
 
 def test_a_missed_gate_goes_on_to_the_next_point_that_promises_enough() -> None:
     some = {"x": USES["x"]}
-    front = [Point(1 - at / 10, 20.0 + at / 2, None, (), some, chosen=at == 3) for at in range(9)]
-    net = SafetyNet(front=(*front, Point(0.0, np.inf, None, ("x",))))
+    front = [FrontPoint(1 - at / 10, 20.0 + at / 2, None, (), some, chosen=at == 3) for at in range(9)]
+    net = SafetyNet(front=(*front, FrontPoint(0.0, np.inf, None, ("x",))))
     assert next_point(net, 0.0) == 3 + 2  # a whole dB
     assert next_point(net, 2.0) == 3 + 4
     assert next_point(net, 20.0) == 8  # the last one with anything quantized
