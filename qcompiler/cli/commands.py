@@ -313,6 +313,8 @@ def _recipe(options: argparse.Namespace) -> Recipe:
     for key, read in (("fix_input", parse_fixed_inputs), ("fix_shape", parse_fixed_shapes)):
         if key in changes:
             changes[key] = {**(getattr(base, key) or {}), **read(changes[key])}
+    if "pick" in changes and given.get("recipe", "").endswith(".json"):
+        changes["replay"] = Path(given["recipe"]).as_posix()
     if "keep" in changes:
         changes["keep"] = (*base.keep, *changes["keep"])
     tables: dict[str, dict[str, Any]] = {}

@@ -27,9 +27,11 @@ from qcompiler.passes.fixed import fixed_by
 from qcompiler.planning import dynamic
 from qcompiler.planning.chosen import Planning
 from qcompiler.planning.placement.scope import Scope
+from qcompiler.planning.recorded import Recorded
 from qcompiler.planning.search.watch import Watch
 from qcompiler.recipe.checks import METRICS
 from qcompiler.recipe.recipe import Recipe
+from qcompiler.report import manifest as manifests
 from qcompiler.support.atomic import check_writable
 from qcompiler.target import DType, Target, require_fp8
 from qcompiler.verification.gates import Gates
@@ -54,6 +56,7 @@ class Asked:
         target: what passes and planning must know of the machine.
         paths: the artefacts.
         promise: what was asked for of the share that is quantized.
+        replayed: the front of an earlier compilation, of which a plan is made; None where there is a search.
         warnings: what the user should know before anything begins.
     """
 
@@ -74,6 +77,7 @@ class Asked:
     verify: VerifyOptions
     gates: Gates
     build: BuildOptions
+    replayed: Recorded | None = None
     warnings: tuple[str, ...] = ()
 
     def after_export(self, record: Mapping[str, Any] | None) -> Asked:
@@ -99,6 +103,7 @@ def ask(recipe: Recipe, data: Data | None, output: Path, *, build: bool) -> Aske
     target, warnings = _refused(recipe, data, paths)
     formats, rows_apart = recipe.formats(), dynamic.splits(recipe.precision, recipe.llm_int8)
     scope = Scope(target, recipe.keep, bool(formats) or rows_apart)
+    recorded = _recorded(recipe)
     held_out = HeldOut(
         recipe.verify_samples, recipe.verify_data, recipe.verify_text, recipe.metric, recipe.text, recipe.preprocess
     )
@@ -118,17 +123,19 @@ def ask(recipe: Recipe, data: Data | None, output: Path, *, build: bool) -> Aske
             preprocess=recipe.preprocess,
             ranges=recipe.ranges,
             fixed=fixed_by(recipe.fix_input, recipe.fix_shape),
+            replayed=recorded,
         ),
         qfep=None if recipe.qfep.prefix == "off" else QfepOptions(recipe.qfep, recipe.text.tokenizer, bool(formats)),
         watch=Watch(target, recipe.attention),
-        observe=ObserveOptions(recipe.samples, recipe.workers, ranges=bool(formats)),
+        observe=ObserveOptions(recipe.samples, recipe.workers, ranges=bool(formats), replayed=recorded),
         check_data=CheckDataOptions(
             recipe.verify_samples, profile=build and recipe.shapes is None and target.engine != "onnxruntime"
         ),
         smooth_quant=_smooth_quant(recipe, target),
         llm_int8=_llm_int8(recipe, rows_apart),
         weight_only=_weight_only(recipe, target),
-        planning=planning(recipe),
+        planning=dataclasses.replace(planning(recipe), replay=None if recorded is None else recorded.pinned(_pick(recipe))),
+        replayed=recorded,
         lower=LowerOptions(recipe.io_types, recipe.llm_int8, recipe.min_sqnr, recipe.ignore_output),
         verify=VerifyOptions(
             recipe.verify_samples,
@@ -141,6 +148,31 @@ def ask(recipe: Recipe, data: Data | None, output: Path, *, build: bool) -> Aske
         build=BuildOptions(target, recipe.shapes, recipe.generation, methods.needs_rows(recipe.precision, target)),
         warnings=warnings,
     )
+
+
+def _recorded(recipe: Recipe) -> Recorded | None:
+    """The front that a plan is taken from without a search.
+
+    Raises:
+        UsageError: it cannot be read, or was made for another precision or target.
+    """
+    if recipe.replay is None:
+        return None
+    made = manifests.read(recipe.replay)
+    before = manifests.replay(recipe.replay)
+    for name in ("precision", "target", "weight_granularity"):
+        was, now = getattr(before, name), getattr(recipe, name)
+        if was != now:
+            raise UsageError(
+                f"the front of {recipe.replay} was made with {name} '{was}', and '{now}' is asked for now: its ranges "
+                "do not fit. Leave that out, or compile without --pick"
+            )
+    return Recorded.of(made, recipe.replay)
+
+
+def _pick(recipe: Recipe) -> str | float:
+    """What is picked; a recipe with a replay has it."""
+    return recipe.pick if recipe.pick is not None else 0
 
 
 def _smooth_quant(recipe: Recipe, target: Target) -> SmoothQuantOptions | None:

@@ -12,6 +12,7 @@ from qcompiler.plan import Plan
 from qcompiler.planning.search.goal import GoalReached
 from qcompiler.planning.search.qfem import NOTHING, Scores, Spared
 from qcompiler.planning.search.safety_net import SafetyNet
+from qcompiler.planning.search.take import Pinned
 from qcompiler.recipe.tables import QfemTable, SafetyTable
 from qcompiler.target import DType
 
@@ -44,6 +45,7 @@ class Planning:
         max_drop: what the metric may lose, relative; None where no gate is on it.
         at: which point of an earlier try's front is taken now, without a search; None to search.
         beyond: the cheapest plan missed where it was judged: what comes behind it is looked for.
+        replay: the point of an earlier compilation's front that is made, without a search; None to search.
         reproducible: the search counts runs, as many as that time pays for at the nominal speed; else the clock counts.
         per_channel: INT8 weights have a scale per output channel.
         clip_weights: weight ranges may be narrower than the largest weight.
@@ -74,6 +76,7 @@ class Planning:
     max_drop: float | None = None
     at: int | None = None
     beyond: bool = False
+    replay: Pinned | None = None
 
 
 @dataclass(frozen=True)

@@ -159,6 +159,12 @@ class Recipe(check.Keys):
         "(0.8); unset: the cheapest that meets the goal",
         '"knee"',
     )
+    replay: str | None = check.option(
+        None,
+        check.text,
+        "an earlier manifest of the same model and data, whose front `pick` takes a plan from without a search",
+        '"model.manifest.json"',
+    )
     effort: str = check.option(
         "balanced",
         check.one_of(*EFFORTS),
@@ -275,6 +281,8 @@ class Recipe(check.Keys):
             "effort": self.effort != "balanced",
             "search_time": self.search_time is not None,
         }
+        if self.replay is not None and self.pick is None:
+            raise UsageError("recipe key 'replay' needs 'pick': which point of that manifest's front is to be made")
         if self.search_time is not None and given["effort"]:
             raise UsageError("recipe keys 'effort' and 'search_time' both say how long is searched: leave one out")
         asked = next((name for name, is_given in given.items() if is_given), None)

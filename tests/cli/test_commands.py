@@ -78,6 +78,24 @@ def test_a_manifest_is_replayed(calls: list[Call], tmp_path: Path) -> None:
     assert calls[0]["recipe"] == recipe
 
 
+def test_a_pick_beside_a_manifest_takes_a_point_of_its_front(calls: list[Call], tmp_path: Path) -> None:
+    (tmp_path / "m.json").write_text(manifest.to_text(manifests.build(source=None, recipe=Recipe(samples=3))))
+    line = ["quantize", "m.onnx", "--recipe", str(tmp_path / "m.json"), "--pick", "0.8"]
+    assert main(line) == 0
+    assert calls[0]["recipe"] == Recipe(samples=3, pick=0.8, replay=(tmp_path / "m.json").as_posix())
+    assert main(["quantize", "m.onnx", "--recipe", "int8", "--pick", "knee"]) == 0
+    assert calls[1]["recipe"] == Recipe(pick="knee")
+
+
+def test_what_is_searched_and_for_how_long_is_said_by_options(calls: list[Call]) -> None:
+    line = ["compile", "m.onnx", "--objective", "time", "--search-time", "2m", "--no-reproducible"]
+    assert main(line) == 0
+    assert main(["compile", "m.onnx", "--effort", "thorough", "--metric", "m.py:f", "--max-drop", "0.5%"]) == 0
+    first, second = (call["recipe"] for call in calls)
+    assert first == Recipe(objective="time", search_time=120.0, reproducible=False)
+    assert second == Recipe(effort="thorough", metric="m.py:f", max_drop=0.005)
+
+
 def test_verify_compares_and_its_gate_ends_with_5(
     models: tuple[str, str, str], capfd: pytest.CaptureFixture[str]
 ) -> None:

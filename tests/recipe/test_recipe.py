@@ -115,6 +115,7 @@ def test_a_key_of_an_earlier_version_is_left_out_of_a_replay_and_told_in_a_recip
         ({"precision": "int8-dynamic", "search_time": 3}, "'search_time' = 3.0 is of the search"),
         ({"precision": "bf16", "effort": "thorough"}, "'effort' = 'thorough' is of the search"),
         ({"target": "onnxruntime", "objective": "time"}, "'objective' = 'time' needs a TensorRT target"),
+        ({"replay": "m.manifest.json"}, "'replay' needs 'pick'"),
         ({"objective": "speed"}, "'objective' = 'speed': allowed is one of share, time, size"),
         ({"pick": "best"}, "'pick' = 'best': allowed is one of fastest, most-accurate, knee, the id of a point"),
         ({"pick": "1.5"}, "'pick' = '1.5': allowed is a share from 0.0 to 1.0; an id is a whole number"),

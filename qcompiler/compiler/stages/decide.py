@@ -121,9 +121,9 @@ def _chosen(
 
 
 def _pinned(planning: Planning, before: Planned | None) -> Pinned | None:
-    """The point of an earlier try's front that is to be taken now; None to search."""
+    """The point of a front that is to be taken now, of an earlier try or of an earlier compilation; None to search."""
     if planning.at is None or before is None:
-        return None
+        return planning.replay
     chosen = before.chosen
     reached = chosen.goal and dataclasses.replace(
         chosen.goal, check=None, why="the next point of the front: what came before it missed where it was judged"

@@ -27,6 +27,7 @@ from qcompiler.passes.importing import imported
 from qcompiler.passes.known_part import known_part, refuse_unknown
 from qcompiler.planning.placement import known
 from qcompiler.planning.placement.scope import Scope
+from qcompiler.planning.recorded import Recorded
 from qcompiler.recipe.tables import PreprocessTable
 from qcompiler.runtime import plugins
 from qcompiler.support.as_json import plain
@@ -59,6 +60,7 @@ class LoadOptions:
         preprocess: how pictures, sounds and other files become samples.
         ranges: a file with ranges that are known; None for none.
         fixed: inputs that become constants, axes that get a size.
+        replayed: the front of an earlier compilation, which must have been of the same model; None where there is none.
     """
 
     paths: Paths
@@ -72,6 +74,7 @@ class LoadOptions:
     preprocess: PreprocessTable = UNPREPARED
     ranges: str | None = None
     fixed: Fixed = field(default_factory=Fixed)
+    replayed: Recorded | None = None
 
 
 @stage(kept=False)
@@ -79,7 +82,8 @@ def load(run: Compilation, source: str | Path | models.Model, data: Data | None,
     """The model as it stands in the file, but for its float types, which become FP32.
 
     Raises:
-        ModelError: it cannot be read, a weight is not finite, or a type cannot be had in FP32.
+        ModelError: it cannot be read, a weight is not finite, or a type cannot be had in FP32; or a front that is
+            replayed is of another model.
         DataError: there is no such data, or it can be read only once; ranges cannot be read, or are of another model.
         UsageError: an artefact would take the place of an input, a metric lacks its text, or a batch axis is named that
             the model does not have, or an output, or an input cannot be fixed as it is asked.
@@ -87,6 +91,8 @@ def load(run: Compilation, source: str | Path | models.Model, data: Data | None,
     with run.working():
         plugins.use(options.scope.target.plugins if options.scope.target.engine == "onnxruntime" else ())
         loaded = read(source)
+        if options.replayed is not None and loaded.source:
+            options.replayed.refuse_other_model(File.of(loaded.source).sha256)
         refuse_overwriting(loaded, data, options.paths)
         refuse_overwriting(loaded, options.ranges, options.paths, "--ranges")
         check_ignored(options.ignored, [output.name for output in loaded.graph.outputs])

@@ -11,6 +11,7 @@ from qcompiler.data.samples import ShapeRange
 from qcompiler.data.source import Source
 from qcompiler.planning import given
 from qcompiler.planning.placement import candidates
+from qcompiler.planning.recorded import Recorded
 from qcompiler.planning.search import evidence
 from qcompiler.planning.search.watch import Watch
 from qcompiler.runtime.memory import return_freed_memory
@@ -31,11 +32,14 @@ class ObserveOptions:
         samples: how many feeds are expected, for the progress; None where nobody knows.
         workers: sessions that share the data; the result does not depend on it.
         ranges: ranges of activations are chosen from it.
+        replayed: the front of an earlier compilation, which must have been made with the same data; None where there is
+            none.
     """
 
     samples: int | None
     workers: int
     ranges: bool = True
+    replayed: Recorded | None = None
 
 
 @stage()
@@ -48,7 +52,7 @@ def observe(run: Compilation, subject: Subject, watch: Watch, options: ObserveOp
         options: how the data is run.
 
     Raises:
-        DataError: a feed does not fit the model, or is not finite.
+        DataError: a feed does not fit the model, or is not finite; or a front that is replayed is of other data.
         ModelError: an output is NaN and not meant to be; the message names the node where that arises.
     """
     if subject.samples is None or subject.parts is None:
@@ -66,6 +70,8 @@ def observe(run: Compilation, subject: Subject, watch: Watch, options: ObserveOp
             advance=advance,
         )
     return_freed_memory()
+    if options.replayed is not None:
+        options.replayed.refuse_other_data(str(seen.fingerprint))
     if subject.parts.apart or subject.samples.batch:  # dealing leaves every part a batch that is not full
         seen = dataclasses.replace(seen, shapes=_shapes(subject.samples))
     readers = {name: [one.node for one in members] for name, members in subject.layers.by_activation.items()}
