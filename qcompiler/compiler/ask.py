@@ -134,7 +134,7 @@ def ask(recipe: Recipe, data: Data | None, output: Path, *, build: bool) -> Aske
         smooth_quant=_smooth_quant(recipe, target),
         llm_int8=_llm_int8(recipe, rows_apart),
         weight_only=_weight_only(recipe, target),
-        planning=dataclasses.replace(planning(recipe), replay=None if recorded is None else recorded.pinned(_pick(recipe))),
+        planning=_replaying(planning(recipe), recorded, recipe),
         replayed=recorded,
         lower=LowerOptions(recipe.io_types, recipe.llm_int8, recipe.min_sqnr, recipe.ignore_output),
         verify=VerifyOptions(
@@ -170,9 +170,11 @@ def _recorded(recipe: Recipe) -> Recorded | None:
     return Recorded.of(made, recipe.replay)
 
 
-def _pick(recipe: Recipe) -> str | float:
-    """What is picked; a recipe with a replay has it."""
-    return recipe.pick if recipe.pick is not None else 0
+def _replaying(options: Planning, recorded: Recorded | None, recipe: Recipe) -> Planning:
+    """With the point of an earlier front that is picked, where one is."""
+    if recorded is None or recipe.pick is None:
+        return options
+    return dataclasses.replace(options, replay=recorded.pinned(recipe.pick))
 
 
 def _smooth_quant(recipe: Recipe, target: Target) -> SmoothQuantOptions | None:

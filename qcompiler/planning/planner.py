@@ -36,7 +36,7 @@ from qcompiler.statistics.evidence import Lack
 from qcompiler.statistics.histogram import Histogram
 from qcompiler.statistics.observe import Observations, histograms
 from qcompiler.target import DType, Target
-from qcompiler.verification.halves import MetricHalves
+from qcompiler.verification.metrics.halves import MetricHalves
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -30,8 +30,8 @@ from qcompiler.support.as_json import plain
 from qcompiler.support.suggest import did_you_mean
 from qcompiler.verification import emulation
 from qcompiler.verification.drift import TappedLayer, Trace, trace
-from qcompiler.verification.halves import halves_of
 from qcompiler.verification.metric import QUICK_SAMPLES, Score, loaded, runner_of, scoring_of
+from qcompiler.verification.metrics.halves import halves_of
 from qcompiler.verification.suspects import FRESH_DB, Suspect, told
 
 if TYPE_CHECKING:

@@ -44,7 +44,7 @@ class Score:
         higher_is_better: as the metric itself says, else `HIGHER_IS_BETTER` of its module, else True.
         details: what a built-in metric says of itself: protocol, tokens and windows; None for others.
         fed: the values of each input that the metric gave to the quantized model, by input.
-        halves: what of the loss is held out (see `verification.halves`); None where nothing was chosen by this metric.
+        halves: what of the loss is held out (see `metrics.halves`); None where nothing was chosen by this metric.
     """
 
     name: str

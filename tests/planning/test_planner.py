@@ -27,7 +27,7 @@ from qcompiler.statistics.histogram import Histogram
 from qcompiler.statistics.observe import observe
 from qcompiler.statistics.points import Points
 from qcompiler.target import DType, parse_target
-from qcompiler.verification.halves import MetricHalves
+from qcompiler.verification.metrics.halves import MetricHalves
 from tests.kit.rewrite import model
 
 TARGET = parse_target("tensorrt-rtx")

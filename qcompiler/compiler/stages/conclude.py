@@ -70,7 +70,8 @@ def _told(verdict: Judgement, verification: Verification | None, net: SafetyNet,
     if told:
         yield told
     judged = verification is not None and verification.score is not None
-    if not net.met and net.curve and gates.min_sqnr is None and not judged:
+    short = bool(net.curve) and net.curve[-1].sqnr_db < net.target_db  # not by a margin alone, which is in the record
+    if not net.met and short and gates.min_sqnr is None and not judged:
         yield (
             f"the search for layers to quantize stopped at {net.curve[-1].sqnr_db:.1f} dB, short of its goal of "
             f"{net.target_db:g} dB, because only a part of the work may go back to high precision by itself: "

@@ -25,7 +25,7 @@ from qcompiler.runtime.work import count_macs, count_macs_without_data
 from qcompiler.target import Target
 from qcompiler.verification.compare import Verification
 from qcompiler.verification.gates import Gates
-from qcompiler.verification.halves import MetricHalves
+from qcompiler.verification.metrics.halves import MetricHalves
 from qcompiler.verification.verdict import acceptable
 from qcompiler.weight_only import give_back, record
 

@@ -11,7 +11,7 @@ from qcompiler.judge.noise import Expected
 from qcompiler.planning.search.goal import Check
 from qcompiler.planning.simulation.noise import Advance
 from qcompiler.planning.simulation.simulator import Simulator, Use
-from qcompiler.verification.halves import MetricHalves
+from qcompiler.verification.metrics.halves import MetricHalves
 
 if TYPE_CHECKING:
     from qcompiler.judge.noise import Arrays

@@ -1,6 +1,6 @@
 """What a plan must hold, and which plan of the front is taken: the cheapest that holds it with its margin.
 
-    metric    the choosing half of the user's metric loses no more than the limit (`verification.halves`)
+    metric    the choosing half of the user's metric loses no more than the limit (`verification.metrics.halves`)
     sqnr      all samples that choose reach so many dB, less what other samples may take (`judge.margin`)
     default   the same with a number of dB that is ours; it stops where too little would stay quantized
 

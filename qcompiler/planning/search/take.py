@@ -12,7 +12,7 @@ from qcompiler.planning.search.moves import Step
 from qcompiler.planning.search.qfem import Spared
 from qcompiler.planning.search.safety_net import SafetyNet
 from qcompiler.planning.simulation.simulator import Simulator, Use
-from qcompiler.verification.halves import MetricHalves
+from qcompiler.verification.metrics.halves import MetricHalves
 
 RECORDED = "recorded"
 NEARER_DB = 1.0  # by how much more dB the next plan promises where a gate was missed, at least

@@ -14,7 +14,7 @@ from qcompiler.planning.search.checks import Samples, by_metric, by_sqnr
 from qcompiler.planning.search.goal import Check
 from qcompiler.planning.simulation.simulator import Simulator, Use
 from qcompiler.target import DType
-from qcompiler.verification.halves import UNKNOWN_MARGIN, MetricHalves
+from qcompiler.verification.metrics.halves import UNKNOWN_MARGIN, MetricHalves
 
 WHOLE = {"x": Use(DType.INT8, 4.0)}
 

@@ -22,7 +22,7 @@ from qcompiler.planning.search.take import RECORDED, Judging, Pinned, at_point, 
 from qcompiler.planning.simulation.bias import Shifts
 from qcompiler.planning.simulation.simulator import Simulator, Use
 from qcompiler.target import DType, parse_target
-from qcompiler.verification.halves import MetricHalves
+from qcompiler.verification.metrics.halves import MetricHalves
 from tests.kit.rewrite import model
 
 LAYERS, SIZE = 6, 32

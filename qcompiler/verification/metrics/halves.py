@@ -47,7 +47,7 @@ ROOM: Final = 256 << 20  # bytes of answers that are kept, so that the model run
 
 
 @dataclass(frozen=True, slots=True)
-class Loss:
+class HalfLoss:
     """What a half loses, or all of the metric where it has no halves.
 
     Attributes:
@@ -116,7 +116,7 @@ class MetricHalves:
         """The direction of the metric."""
         return self._metric.higher_is_better
 
-    def loss(self, run: Run, half: Collection[int] = CHOOSING, *, limit: float = math.inf) -> Loss:
+    def loss(self, run: Run, half: Collection[int] = CHOOSING, *, limit: float = math.inf) -> HalfLoss:
         """What a quantized model loses in one half; in all of the metric where it cannot be split.
 
         Args:
@@ -142,15 +142,15 @@ class MetricHalves:
         """A score of this metric, as both scores."""
         return self._metric.compared(score, score)
 
-    def _loss(self, answers: _Answers, half: Collection[int], limit: float) -> Loss:
+    def _loss(self, answers: _Answers, half: Collection[int], limit: float) -> HalfLoss:
         mixed = self._mixed(answers, half) if not self.why else None
         if mixed is None:
             lost = self._lost(self._whole(answers))
-            return Loss(lost, lost, None, split=False)
+            return HalfLoss(lost, lost, None, split=False)
         lost = self._lost(mixed)
         calls = sum(self._chunk(call) in half for call in range(len(self._calls)))
         whole = lost * len(self._calls) / calls
-        return Loss(lost, whole, self._margin(answers, half) if whole <= limit else None, split=True)
+        return HalfLoss(lost, whole, self._margin(answers, half) if whole <= limit else None, split=True)
 
     def score(self, run: Run, *, advance: Callable[[], None] | None = None, known: float | None = None) -> Score:
         """The whole metric on both models, with what each half loses.

@@ -13,7 +13,7 @@ import pytest
 from qcompiler.errors import UsageError
 from qcompiler.runtime.token_feeds import Filler
 from qcompiler.verification.compare import verify
-from qcompiler.verification.halves import CHOOSING, JUDGING, UNKNOWN_MARGIN, Loss, MetricHalves
+from qcompiler.verification.metrics.halves import CHOOSING, JUDGING, UNKNOWN_MARGIN, HalfLoss, MetricHalves
 from qcompiler.verification.perplexity import Perplexity, Window
 from tests.kit.verification.chain import WEIGHTS, Samples, chain, changed
 
@@ -100,10 +100,10 @@ def test_where_the_limit_is_missed_anyway_no_margin_is_looked_for() -> None:
 
 
 def test_a_loss_that_is_not_known_to_spread_keeps_a_part_of_the_limit() -> None:
-    assert Loss(0.007, 0.007, None, split=False).spare(0.01) == UNKNOWN_MARGIN * 0.01
-    assert Loss(0.007, 0.007, None, split=False).within(0.01)
-    assert not Loss(0.008, 0.008, None, split=False).within(0.01)
-    assert not Loss(math.nan, math.nan, None, split=False).within(0.01)
+    assert HalfLoss(0.007, 0.007, None, split=False).spare(0.01) == UNKNOWN_MARGIN * 0.01
+    assert HalfLoss(0.007, 0.007, None, split=False).within(0.01)
+    assert not HalfLoss(0.008, 0.008, None, split=False).within(0.01)
+    assert not HalfLoss(math.nan, math.nan, None, split=False).within(0.01)
 
 
 def test_each_model_runs_once_for_each_call_that_it_answers() -> None:
