@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qcompiler.report import prediction, qfep, views, weight_only
+from qcompiler.report import goal, qfep, views, weight_only
 from qcompiler.report.figures import (
     QUANTIZED,
     audited,
@@ -224,6 +225,8 @@ def _summary_rows(manifest: Record) -> Iterator[tuple[str, str]]:
     yield "compiled to", f"{types} for {name}, the rest in {target['high_precision']}"
     if found.get("score"):
         yield "metric", _score(found["score"])
+    if manifest.get("goal"):
+        yield "goal", goal.line(manifest["goal"])
     if found:
         yield "SQNR", views.worst(found)
     if manifest.get("macs"):
@@ -254,7 +257,8 @@ def _summary_rows(manifest: Record) -> Iterator[tuple[str, str]]:
 
 
 def _score(found: Record) -> str:
-    return f"{score(found)} ({moved(found)}) {found['name']}"
+    held = goal.held_out(found)
+    return f"{score(found)} ({moved(found)}{'; ' * bool(held)}{held}) {found['name']}"
 
 
 def _sizes(manifest: Record) -> str:
