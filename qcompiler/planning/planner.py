@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -103,7 +104,9 @@ def make_plan(
     given = given_scales(layers.found, per_channel=options.per_channel)
     simulation = _simulation(model, large, offers, grids, given, observed, views, few, options)
     costs = _costs(model.graph, layers, large, grids, observed, options, target)
+    weights = _sizes(model.graph, large.by_activation, target)
     prices = _priced(large.by_activation, offers, macs, costs)
+    prices = replace(prices, weights=weights, by_size=options.objective == "size")
     ratios = {name: one.ratio for name, one in observed.outliers.items()}
     table = _affordable(options, prices)
     limits = _limits(options, prices, shapes, offers, by_hand=by_hand, judged=metric is not None)
@@ -197,7 +200,7 @@ def _costs(
     target: Target,
 ) -> cost.Costs | None:
     """What `large` of the layers cost in each format; None where they are not chosen by that."""
-    if not options.by_cost or target.engine == "onnxruntime" or not large.found:
+    if not options.by_cost or options.objective == "size" or target.engine == "onnxruntime" or not large.found:
         return None
     usual = shapes_at(graph, observed, options.shapes, USUAL, cost.tensors_for_costs(graph, layers.found))
     return cost.Costs(graph, usual, target, per_channel=grids.per_channel, fp8_per_channel=grids.fp8_per_channel)
@@ -212,6 +215,16 @@ def _priced(
     """What accuracy is traded for: time where costs are compared, else multiply-accumulates in high precision."""
     own = {name: sum(macs.get(c.node, 0) for c in members) for name, members in groups.items()}
     return Prices(own, sum(macs.values()), {} if costs is None else costs.table(groups, offers))
+
+
+def _sizes(graph: gs.Graph, groups: Mapping[str, Sequence[Candidate]], target: Target) -> dict[str, tuple[int, int]]:
+    """Bytes of the weights of each group, quantized and in high precision."""
+    tensors, wide = graph.tensors(), 4 if target.high_precision is DType.FP32 else 2
+    elements = {
+        name: sum(math.prod(tensors[weight].shape) for weight in {one.weight for one in members})
+        for name, members in groups.items()
+    }
+    return {name: (count, count * wide) for name, count in elements.items()}
 
 
 def _affordable(options: Planning, prices: Prices) -> QfemTable:

@@ -115,6 +115,7 @@ def _point(row: Mapping[str, Any], uses: Mapping[str, Mapping[DType, Use]]) -> F
         uses={group: uses[group][DType(key)] for group, key in row["formats"].items()},
         measured=bool(row["measured"]),
         chosen=bool(row["chosen"]),
+        size=row.get("bytes"),
     )
 
 

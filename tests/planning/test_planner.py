@@ -310,3 +310,13 @@ def test_a_pinned_plan_is_made_without_a_search(loaded: models.Model) -> None:
     assert [one.precision for one in again.plan][:2] == [DType.INT8, DType.INT8]
     assert again.plan.quantizers["x"].amax == first.net.front[0].uses["x"].amax
     assert runs == []
+
+
+def test_a_front_knows_the_bytes_of_its_weights(loaded: models.Model) -> None:
+    for objective in ("share", "size"):
+        found = chosen(loaded, Recipe(objective=objective, min_sqnr=90.0))
+        assert found.goal is not None
+        assert found.goal.goal.objective == objective
+        assert [(one.size, one.restored) for one in found.net.front] == [
+            (2 * 32 * 32, ()), (2 * 2 * 32 * 32, ("x",)),
+        ]  # fmt: skip

@@ -36,6 +36,7 @@ class FrontPoint:
         uses: how the others are quantized.
         measured: it was run; else predicted.
         chosen: it is what the search ended with.
+        size: bytes of the weights of all groups; None where nobody knows.
     """
 
     share: float
@@ -45,6 +46,7 @@ class FrontPoint:
     uses: Mapping[str, Use] = field(default_factory=dict)
     measured: bool = False
     chosen: bool = False
+    size: int | None = None
 
     def to_json(self, number: int) -> dict[str, Any]:
         """For the manifest; `number` is its place on the front."""
@@ -53,7 +55,7 @@ class FrontPoint:
             "share": self.share,
             "sqnr_db": self.sqnr_db,
             "predicted_s": self.seconds,
-            "bytes": None,
+            "bytes": self.size,
             "high": list(self.restored),
             "formats": {name: str(use.dtype) for name, use in self.uses.items()},
             "measured": self.measured,
@@ -78,7 +80,7 @@ def front_of(board: Board, begin: Assignment, first: float, reached: Reached) ->
     behind = board.changes(ended, nothing, lambda one: True, 4 * len(board.groups))
     plans += [(ended, sqnr_db), *((changed(ended, behind[: at + 1]), None) for at in range(len(behind)))]
     points = [_point(board, plan, db, reached.scale, chosen=plan == ended) for plan, db in plans]
-    return _thinned(_undominated(points))
+    return _thinned(_undominated(points, by_size=board.prices.by_size))
 
 
 def single(board: Board, chosen: Assignment, sqnr_db: float) -> tuple[FrontPoint, ...]:
@@ -98,13 +100,16 @@ def _point(
         uses={group: use for group, use in plan.items() if use is not None},
         measured=sqnr_db is not None,
         chosen=chosen,
+        size=board.prices.size(plan),
     )
 
 
-def _undominated(points: list[FrontPoint]) -> list[FrontPoint]:
+def _undominated(points: list[FrontPoint], *, by_size: bool = False) -> list[FrontPoint]:
     """Cheapest first, each more accurate than all before; what was run or chosen stays whatever is predicted."""
 
     def cost(one: FrontPoint) -> float:
+        if by_size and one.size is not None:
+            return float(one.size)
         return -one.share if one.seconds is None else one.seconds
 
     kept: list[FrontPoint] = []

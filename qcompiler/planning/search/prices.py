@@ -21,17 +21,27 @@ class Prices:
         total: those of the whole model, groups or not.
         seconds: by activation tensor and format ("high" for high precision): time of the group; empty where
             multiply-accumulates in high precision are what is to be saved.
+        weights: bytes of the weights of each group, quantized and in high precision; empty where nobody asks.
+        by_size: these are what is to be saved.
     """
 
     macs: Mapping[str, int]
     total: int
     seconds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    weights: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    by_size: bool = False
 
     def of(self, group: str, use: Use | None) -> float:
         """The cost of a group in a format, or in high precision."""
         if self.seconds:
             return self.seconds[group][HIGH if use is None else str(use.dtype)]
+        if self.by_size:
+            return float(self.weights[group][use is None])
         return float(max(self.macs[group], 1)) if use is None else 0.0
+
+    def size(self, chosen: Mapping[str, Use | None]) -> int | None:
+        """Bytes of the weights of all groups; None where nobody knows."""
+        return sum(self.weights[group][use is None] for group, use in chosen.items()) if self.weights else None
 
     def share(self, chosen: Mapping[str, Use | None]) -> float:
         """Share of the model's multiply-accumulates that are quantized, 0..1."""

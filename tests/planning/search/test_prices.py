@@ -26,5 +26,15 @@ def test_with_times_everything_costs_its_time() -> None:
     assert prices.time({"a": None}) == 3.0
 
 
+def test_by_size_everything_costs_its_bytes() -> None:
+    weights = {"a": (100, 200), "b": (7, 14)}
+    prices = Prices({"a": 1, "b": 50}, 51, weights=weights, by_size=True)
+    assert (prices.of("a", USE), prices.of("a", None), prices.of("b", None)) == (100.0, 200.0, 14.0)
+    assert prices.size({"a": USE, "b": None}) == 114
+    by_work = Prices({"a": 1, "b": 50}, 51, weights=weights)
+    assert (by_work.of("a", None), by_work.size({"a": None, "b": None})) == (1.0, 214)
+    assert Prices({"a": 1}, 1).size({"a": None}) is None
+
+
 def test_a_model_without_work_has_no_share() -> None:
     assert Prices({}, 0).share({}) == 0.0
