@@ -84,7 +84,17 @@ def seconds(value: Any) -> str:
 
 def moved(found: Mapping[str, Any]) -> str:
     """How the metric's score changed, relative to float: `−0.20 %` is a loss, whichever direction is better."""
-    return f"{-100 * (number(found.get('drop')) or 0.0):+.2f} %".replace("-", "−")
+    return f"{-100 * (number(found.get('drop')) or 0.0) + 0.0:+.2f} %".replace("-", "−")
+
+
+def held_out(found: Mapping[str, Any]) -> str:
+    """What the half of a metric lost that nothing was chosen by; "" where nothing was chosen by that metric."""
+    halves = found.get("halves")
+    if not halves:
+        return ""
+    if not halves.get("split"):
+        return "in sample: all of it chose"
+    return f"held out, the other half alone: {moved({'drop': halves.get('judging_loss')})}"
 
 
 def score(found: Mapping[str, Any]) -> str:

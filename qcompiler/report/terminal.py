@@ -12,10 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from qcompiler.report import prediction, qfep, views, weight_only
-from qcompiler.report import goal, qfep, views, weight_only
 from qcompiler.report.figures import (
     QUANTIZED,
     audited,
+    decibel,
+    held_out,
     is_table,
     moved,
     number,
@@ -225,8 +226,6 @@ def _summary_rows(manifest: Record) -> Iterator[tuple[str, str]]:
     yield "compiled to", f"{types} for {name}, the rest in {target['high_precision']}"
     if found.get("score"):
         yield "metric", _score(found["score"])
-    if manifest.get("goal"):
-        yield "goal", goal.line(manifest["goal"])
     if found:
         yield "SQNR", views.worst(found)
     if manifest.get("macs"):
@@ -257,7 +256,7 @@ def _summary_rows(manifest: Record) -> Iterator[tuple[str, str]]:
 
 
 def _score(found: Record) -> str:
-    held = goal.held_out(found)
+    held = held_out(found)
     return f"{score(found)} ({moved(found)}{'; ' * bool(held)}{held}) {found['name']}"
 
 

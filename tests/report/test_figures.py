@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from qcompiler.report.figures import (
     broken,
     channels,
     count,
     decibel,
+    held_out,
     percent,
     seconds,
     size,
@@ -73,3 +76,17 @@ def test_a_warning_that_says_the_verdict_again_is_left_out() -> None:
     assert warnings({"verdict": {"verdict": "doubtful", "reasons": ["few", "12.0 dB"]}, "warnings": told}) == told[:1]
     assert warnings({"verdict": None, "warnings": told}) == told
     assert warnings({}) == []
+
+
+@pytest.mark.parametrize(
+    ("halves", "says"),
+    [
+        (None, ""),
+        ({"split": False, "judging_loss": None}, "in sample: all of it chose"),
+        ({"split": True, "judging_loss": 0.002}, "held out, the other half alone: −0.20 %"),
+        ({"split": True, "judging_loss": -0.002}, "held out, the other half alone: +0.20 %"),
+        ({"split": True, "judging_loss": 0.0}, "held out, the other half alone: +0.00 %"),
+    ],
+)
+def test_what_is_held_out_is_said(halves: Any, says: str) -> None:
+    assert held_out({"halves": halves}) == says

@@ -56,8 +56,6 @@ def decide(
         "safety": dataclasses.replace(chosen.net, front=()),  # which stands under a key of its own
         "qfem": qfem.record_of(chosen.spared, subject.standing_out),
         "histograms": {name: seen[name].octaves() for name in dict.fromkeys(asked) if name in seen},
-
-
         "goal": chosen.goal and chosen.goal.to_json(),
         "front": [point.to_json(number) for number, point in enumerate(chosen.net.front)],
     }
