@@ -15,7 +15,6 @@ from qcompiler.report import prediction, qfep, views, weight_only
 from qcompiler.report.figures import (
     QUANTIZED,
     audited,
-    decibel,
     held_out,
     is_table,
     moved,
