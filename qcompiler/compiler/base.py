@@ -143,6 +143,7 @@ class Compilation:
         self._cache = cache
         self._running = ""
         self._recorded: dict[str, Section] = {}
+        self._lent: object = None
 
     def __call__(self, one: Stage[P, T], *inputs: P.args, **options: P.kwargs) -> T:
         """The value of a stage, from the cache where it has been asked before."""
@@ -189,6 +190,19 @@ class Compilation:
         """Shows a sentence to the user and keeps it for the manifest."""
         self.warnings.append(text)
         self._progress.warn(text)
+
+    def lend(self, thing: object) -> None:
+        """Leaves a thing that has no content, such as open sessions, for a stage that will need the same.
+
+        It may save that stage work and never change what it finds: who gets none, or one that does not fit, makes its
+        own.
+        """
+        self._lent = thing
+
+    def lent(self, kind: type[T]) -> T | None:
+        """The thing of this kind that was left last, which then belongs to the caller; None where there is none."""
+        thing, self._lent = self._lent, None
+        return thing if isinstance(thing, kind) else None
 
     @property
     def records(self) -> dict[str, Any]:

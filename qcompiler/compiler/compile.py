@@ -17,6 +17,7 @@ from qcompiler.compiler.stages.check_data import check_data, check_metric_data
 from qcompiler.compiler.stages.clean_up import clean_up
 from qcompiler.compiler.stages.conclude import accept, conclude
 from qcompiler.compiler.stages.decide import decide, stricter
+from qcompiler.compiler.stages.equalize import calibrate, equalize
 from qcompiler.compiler.stages.llm_int8 import llm_int8
 from qcompiler.compiler.stages.load import load
 from qcompiler.compiler.stages.lower import lower
@@ -128,7 +129,9 @@ def life(run: Compilation, source: str | Path | Model, data: Data | None, asked:
     subject = run(qfep, subject, asked.qfep, strict)
     subject = run(observe, subject, asked.watch, asked.observe)
     doubts = run(check_data, subject, asked.check_data)
-    subject = run(smooth_quant, subject, asked.watch, asked.smooth_quant, strict)
+    subject = run(calibrate, subject, target, planning)
+    subject = run(equalize, subject, asked.watch, target, planning, asked.recipe.equalize, strict)
+    subject = run(smooth_quant, subject, asked.watch, target, planning, asked.smooth_quant, strict)
     subject = run(llm_int8, subject, asked.watch, asked.llm_int8, strict)
     subject = run(weight_only, subject, asked.weight_only, strict)
     decided, lowered, proof = None, None, None

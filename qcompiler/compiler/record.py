@@ -66,6 +66,7 @@ def manifest(run: Compilation, recipe: Recipe) -> dict[str, Any]:
     """
     asked = {"target": recipe.resolve(), "recipe": recipe.to_dict()}
     given = {**asked, "passes": _passes(run), "edits": _edits(run), **run.records}
+    given["rungs"] = list(given.get("rungs", {}).values())  # each stage adds its own, in the order of the ladder
     return dict(
         plain(
             {

@@ -17,6 +17,7 @@ from qcompiler.outliers.qfep.find import Prefixed
 from qcompiler.passes.behind import Unmeasured
 from qcompiler.plan import Plan
 from qcompiler.planning.chosen import Chosen
+from qcompiler.planning.climb import Standing
 from qcompiler.planning.placement.candidates import Candidates
 from qcompiler.planning.placement.scope import Scope
 from qcompiler.planning.search.half_noise import HalfNoise
@@ -45,6 +46,7 @@ class Subject:
         seen: what one run over the data has told.
         measured: the model that was run for it, whose tensors its ranges speak of; None where nothing was run.
         standing_out: channels and tokens that stand out, an entry for each activation, as they were observed.
+        standing: what everything quantized at once reaches; None where nobody has looked.
         prefix: what stands in front of all texts, and how it was found; None where nobody asked.
         splits: which channels are multiplied apart.
         stored: which weights are stored in few bits; None where nobody asked.
@@ -63,6 +65,7 @@ class Subject:
     seen: Observations = field(default_factory=Observations)
     measured: Model | None = None
     standing_out: Sequence[Mapping[str, Any]] = ()
+    standing: Standing | None = None
     prefix: Prefixed | None = None
     splits: Splits = field(default_factory=Splits)
     stored: Stored | None = None

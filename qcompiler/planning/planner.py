@@ -47,37 +47,72 @@ if TYPE_CHECKING:
 USELESS_DB = 8.0
 
 
-def make_plan(
+@dataclass(frozen=True, eq=False)
+class Ready:
+    """What a plan is searched with: the layers that there are to decide about, and the session that tries them.
+
+    Attributes:
+        asked: what it was made for, that it may be known again: model, layers, observations, options, target.
+        observed: with the ranges that rounds of one tensor share.
+        shapes: of all tensors, for one sample.
+        macs: multiply-accumulates by node.
+        views: what is judged.
+        large: the layers that are worth quantizing, and why the others are not.
+        offers: formats and ranges to choose from, by activation.
+        spelled: the calibrator behind each.
+        grids: on which weights and activations are rounded.
+        given: scales of weights that came stored.
+        few: samples for comparisons that are made often.
+        simulation: tries them; None where no layer is left.
+    """
+
+    asked: tuple[models.Model, Candidates, Observations, Planning, Target]
+    observed: Observations
+    shapes: Shapes
+    macs: Mapping[str, int]
+    views: Views
+    large: Candidates
+    offers: Mapping[str, Sequence[Use]]
+    spelled: Mapping[str, Mapping[Use, str]]
+    grids: Grids
+    given: Mapping[str, NDArray[np.float32]]
+    few: Sequence[Feeds]
+    simulation: Simulation | None
+
+    def fits(
+        self, model: models.Model, layers: Candidates, observed: Observations, options: Planning, target: Target
+    ) -> bool:
+        """Whether it is what these would give, whatever SQNR is aimed at."""
+        had, has = self.asked, (model, layers, observed)
+        same = all(one is other for one, other in zip(had[:3], has, strict=True))
+        return same and _aimless(had[3]) == _aimless(options) and had[4] == target
+
+    def feeds(self, most: int) -> Sequence[Feeds]:
+        """The samples that plans are compared on, so many at most."""
+        return self.observed.choosing[: safety_net.enough(self.shapes, self.large.by_activation, 2, most)]
+
+    def share(self, groups: Iterable[str]) -> float:
+        """Share of the model's multiply-accumulates that the readers of these activations make, 0..1."""
+        own = sum(self.macs.get(c.node, 0) for name in groups for c in self.large.by_activation[name])
+        return own / max(sum(self.macs.values()), 1)
+
+
+def _aimless(options: Planning) -> Planning:
+    """The same, aiming at nothing."""
+    safety = replace(options.safety, target_sqnr_db=0.0)
+    return replace(options, safety=safety, min_sqnr=None, at=None, beyond=False)
+
+
+def prepared(
     model: models.Model,
     layers: Candidates,
     observed: Observations,
     options: Planning,
     target: Target,
-    advance: Advance | None = None,
-    *,
-    metric: Halves | None = None,
-    scores: qfem.Scores = qfem.UNKNOWN,
     pinned: Pinned | None = None,
-) -> Chosen:
-    """Decides every linear node's precision.
-
-    Args:
-        model: the float model after the float passes.
-        layers: candidates by the structural rules, and what these rules left out.
-        observed: histograms of the candidates' activations, and the kept feeds.
-        options: calibrator, safety net, gates.
-        target: high-precision type.
-        advance: called with the number of runs of the safety net.
-        metric: makes the user's metric on a float model; its choosing half is the goal then, and QFeM goes by it.
-        scores: what it gave for this model before.
-        pinned: the point of a front that is taken without a search; None to search.
-
-    Raises:
-        UsageError: the metric fails, or a point is picked that the front does not have.
-    """
-    by_hand = options.safety.target_sqnr_db != SafetyTable().target_sqnr_db
-    if target.quantize_outputs:
-        options = replace(options, safety=outputs.relaxed(options.safety))
+) -> Ready:
+    """Small layers out, formats and ranges on offer, the session made; arguments as of `make_plan`."""
+    asked = (model, layers, observed, options, target)
     observed = observed.with_(rounds.pooled(model.graph, layers.found, observed.histograms))
     shapes = concrete_shapes(model.graph, observed.kept[0], tensors_for_shapes(model.graph))
     macs = count_macs(model.graph, observed.kept[0], shapes)
@@ -103,7 +138,47 @@ def make_plan(
     few = observed.choosing[: safety_net.enough(shapes, offers, 1, FEW)]
     given = given_scales(layers.found, per_channel=options.per_channel)
     simulation = _simulation(model, large, offers, grids, given, observed, views, few, options)
-    costs = _costs(model.graph, layers, large, grids, observed, options, target)
+    return Ready(asked, observed, shapes, macs, views, large, offers, spelled, grids, given, few, simulation)
+
+
+def make_plan(
+    model: models.Model,
+    layers: Candidates,
+    observed: Observations,
+    options: Planning,
+    target: Target,
+    advance: Advance | None = None,
+    *,
+    metric: Halves | None = None,
+    scores: qfem.Scores = qfem.UNKNOWN,
+    pinned: Pinned | None = None,
+    ready: Ready | None = None,
+) -> Chosen:
+    """Decides every linear node's precision.
+
+    Args:
+        model: the float model after the float passes.
+        layers: candidates by the structural rules, and what these rules left out.
+        observed: histograms of the candidates' activations, and the kept feeds.
+        options: calibrator, safety net, gates.
+        target: high-precision type.
+        advance: called with the number of runs of the safety net.
+        metric: makes the user's metric on a float model; its choosing half is the goal then, and QFeM goes by it.
+        scores: what it gave for this model before.
+        pinned: the point of a front that is taken without a search; None to search.
+        ready: what somebody has prepared of the same already; it is made anew where it does not fit.
+
+    Raises:
+        UsageError: the metric fails, or a point is picked that the front does not have.
+    """
+    if ready is None or pinned is not None or not ready.fits(model, layers, observed, options, target):
+        ready = prepared(model, layers, observed, options, target, pinned)
+    by_hand = options.safety.target_sqnr_db != SafetyTable().target_sqnr_db
+    if target.quantize_outputs:
+        options = replace(options, safety=outputs.relaxed(options.safety))
+    observed, shapes, macs, large, offers = ready.observed, ready.shapes, ready.macs, ready.large, ready.offers
+    simulation, views = ready.simulation, ready.views
+    costs = _costs(model.graph, layers, large, ready.grids, observed, options, target)
     weights = _sizes(model.graph, large.by_activation, target)
     prices = _priced(large.by_activation, offers, macs, costs)
     prices = replace(prices, weights=weights, by_size=options.objective == "size")
@@ -117,16 +192,16 @@ def make_plan(
         spared, net = NOTHING, SafetyNet()
     else:
         feeds = observed.choosing[: safety_net.enough(shapes, offers, 2, options.safety.samples)]
-        search = _Search(simulation, prices, limits, options, few, feeds, observed.choosing, advance)
+        search = _Search(simulation, prices, limits, options, ready.few, feeds, observed.choosing, advance)
         spared, net, reached, scores = search.found(ratios, table, metric, scores)
     left = large.refusing(qfem.refusals(spared, large.found))
     plan = plan_of(model.graph, left, net, macs, target, observed.histograms, "" if costs is None else costs.where)
     plan = plan.with_(
-        quantizers=_quantizers(left.by_activation, net, spelled, observed.histograms),
-        axes=_axes(left, net, grids) | qfem.stored(spared, large.by_activation, options.qfem),
+        quantizers=_quantizers(left.by_activation, net, ready.spelled, observed.histograms),
+        axes=_axes(left, net, ready.grids) | qfem.stored(spared, large.by_activation, options.qfem),
     )
     corrections = _corrections(simulation, left, net)
-    scales = given if simulation is None else simulation.scales
+    scales = ready.given if simulation is None else simulation.scales
     plan, corrections = _completed(plan, corrections, model, left, net, scales, observed, views, options, target)
     return Chosen(plan, net, corrections, scales, spared, scores, reached)
 

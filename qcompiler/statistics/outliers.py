@@ -204,6 +204,22 @@ class Outliers:
                 one = value[index].T if first else value[index]
                 self._offer(one, row, None if ids is None else ids[index], partial(tokens.name, index, samples))
 
+    def divided(self, scales: NDArray[np.float32], again: Outliers) -> Outliers:
+        """What is known of the activation once its channels are divided.
+
+        Args:
+            scales: positive, float32 [C].
+            again: what was seen of it then, on some of the samples: tokens and ratios are those.
+
+        Returns:
+            With the largest |x| of each channel over all samples: dividing maxima is exact.
+        """
+        after = Outliers(self.axis)
+        after.merge(again)
+        if self._channels is not None and not self._varies and self._channels.shape[1] == len(scales):
+            after._widen((self._channels.view(np.float32) / scales).view(np.uint32))
+        return after
+
     def merge(self, other: Outliers) -> None:
         """Adds what another one has seen; merging parts in any order equals seeing the whole."""
         self._varies = self._varies or other._varies

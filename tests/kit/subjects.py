@@ -10,6 +10,7 @@ from qcompiler.compiler.ask import Asked, ask
 from qcompiler.compiler.base import Compilation
 from qcompiler.compiler.stages.clean_up import clean_up
 from qcompiler.compiler.stages.decide import decide
+from qcompiler.compiler.stages.equalize import calibrate, equalize
 from qcompiler.compiler.stages.llm_int8 import llm_int8
 from qcompiler.compiler.stages.load import load
 from qcompiler.compiler.stages.lower import lower
@@ -43,7 +44,11 @@ def before(stage: str, case: Case, *, data: bool = True, **recipe: Any) -> Stand
         "clean_up": lambda now: run(clean_up, now, asked.target, asked.recipe.equalize),
         "qfep": lambda now: run(qfep, now, asked.qfep),
         "observe": lambda now: run(observe, now, asked.watch, asked.observe),
-        "smooth_quant": lambda now: run(smooth_quant, now, asked.watch, asked.smooth_quant),
+        "calibrate": lambda now: run(calibrate, now, asked.target, asked.planning),
+        "equalize": lambda now: run(equalize, now, asked.watch, asked.target, asked.planning, asked.recipe.equalize),
+        "smooth_quant": lambda now: run(
+            smooth_quant, now, asked.watch, asked.target, asked.planning, asked.smooth_quant
+        ),
         "llm_int8": lambda now: run(llm_int8, now, asked.watch, asked.llm_int8),
         "weight_only": lambda now: run(weight_only, now, asked.weight_only),
     }

@@ -13,11 +13,11 @@ import pytest
 from onnx import numpy_helper
 
 from qcompiler.compiler.compile import CompileResult, compile, quantize
-from qcompiler.compiler.stages.decide import opened as open_stored
 from qcompiler.ir import model as models
 from qcompiler.passes.cleanup.fold_batch_norm import FoldBatchNorm
 from qcompiler.passes.legalize.release_quantizers import warning
 from qcompiler.planning.placement import candidates
+from qcompiler.planning.search.offers import opened as open_stored
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.runtime.session import Session
 from tests.kit.cases import convnet, transformer

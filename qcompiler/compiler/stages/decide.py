@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Mapping
 from functools import partial
 
+from qcompiler.compiler import ladder
 from qcompiler.compiler.base import Compilation, Done, stage
 from qcompiler.compiler.subject import Planned, Subject
 from qcompiler.ir import model as models
 from qcompiler.outliers import llm_int8
-from qcompiler.passes.legalize.open_stored import OpenStored
-from qcompiler.plan import Candidate, Plan
+from qcompiler.plan import Plan
 from qcompiler.planning import dynamic, given
 from qcompiler.planning.chosen import Chosen, Planning
 from qcompiler.planning.decisions import accounted, close
 from qcompiler.planning.placement import candidates
-from qcompiler.planning.planner import make_plan
+from qcompiler.planning.planner import Ready, make_plan
 from qcompiler.planning.search import qfem
+from qcompiler.planning.search.offers import opened
 from qcompiler.planning.search.safety_net import SafetyNet
 from qcompiler.planning.search.take import Pinned, at_point, next_point
 from qcompiler.runtime.memory import return_freed_memory
@@ -45,8 +47,9 @@ def decide(
         planning: what is asked for.
         before: an earlier try on the same subject; what its scores have shown is not measured again.
     """
-    model = opened(subject.model, subject.layers.found)
+    model, started = opened(subject.model, subject.layers.found), time.perf_counter()
     chosen = _chosen(run, subject, model, target, planning, before)
+    rungs = ladder.decided(ladder.Seen(subject, planning, target), chosen, time.perf_counter() - started)
     settled, plan, splits = llm_int8.settle(model, chosen.plan, subject.splits)
     plan = record.into(plan, subject.stored, target, [node.name for node in model.graph.nodes])
     plan = accounted(plan, settled.graph, _work(settled, subject, planning), target.high_precision)
@@ -58,6 +61,7 @@ def decide(
         "histograms": {name: seen[name].octaves() for name in dict.fromkeys(asked) if name in seen},
         "goal": chosen.goal and chosen.goal.to_json(),
         "front": [point.to_json(number) for number, point in enumerate(chosen.net.front)],
+        **ladder.record(*rungs),
     }
     return Done(Planned(settled, dataclasses.replace(chosen, plan=plan), splits), told)
 
@@ -68,17 +72,6 @@ def _work(model: models.Model, subject: Subject, planning: Planning) -> Mapping[
         return count_macs(model.graph, subject.seen.kept[0])
     usual = {name: sizes[1] for name, sizes in (planning.shapes or {}).items()}
     return count_macs_without_data(model.graph, usual)
-
-
-def opened(model: models.Model, found: Sequence[Candidate]) -> models.Model:
-    """The model with the weights that came quantized as floats, while formats are chosen; itself where none did."""
-    weights = tuple(dict.fromkeys(one.weight for one in found if one.scales is not None))
-    pairs = tuple(one.node for one in found if one.amax is not None)
-    if not weights and not pairs:
-        return model
-    after = models.copy(model)
-    OpenStored(weights, pairs)(after.graph)
-    return after
 
 
 def _chosen(
@@ -100,18 +93,12 @@ def _chosen(
         return Chosen(Plan(), SafetyNet())
     metric = None if subject.judge.metric is None else partial(MetricHalves, subject.judge.metric)
     scores = qfem.UNKNOWN if before is None else before.chosen.scores
+    ready = run.lent(Ready)
     with run.working() as advance:
-        chosen = make_plan(
-            model,
-            subject.layers,
-            subject.seen,
-            planning,
-            target,
-            advance,
-            metric=metric,
-            scores=scores,
-            pinned=_pinned(planning, before),
-        )
+        asked = (model, subject.layers, subject.seen, planning, target)
+        pinned = _pinned(planning, before)
+        chosen = make_plan(*asked, advance, metric=metric, scores=scores, pinned=pinned, ready=ready)
+    del ready
     models.forget_pages(model)
     return_freed_memory()
     plan = close(chosen.plan, subject.layers.found, subject.released)

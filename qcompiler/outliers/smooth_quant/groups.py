@@ -24,14 +24,13 @@ from qcompiler.ir.operators import PRODUCTS
 from qcompiler.ir.signature import Feeds
 from qcompiler.judge.views import Views
 from qcompiler.numerics.rounding import Format
-from qcompiler.numerics.sqnr import relative_error
+from qcompiler.outliers.equalized import moved
 from qcompiler.outliers.smooth_quant.alpha import ALPHAS, WORTH_DB, Choice, Layers
 from qcompiler.outliers.smooth_quant.refine import refine
 from qcompiler.passes.absorb import absorb
 from qcompiler.plan import Candidate
 from qcompiler.planning.simulation.probe import Probe
 from qcompiler.recipe.tables import SmoothQuantTable
-from qcompiler.runtime.stream import run_once
 from qcompiler.statistics.histogram import Histogram
 from qcompiler.statistics.observe import Observations, histograms
 from qcompiler.statistics.rows import Rows
@@ -40,9 +39,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from qcompiler.statistics.outliers import Outliers
-
-
-SAME = 1e-3  # of the largest value: more than float32 moves when a graph is fused in another way
 
 
 def _nothing() -> NDArray[np.float32]:
@@ -266,14 +262,7 @@ def observed_again(
         names: float tensors of `after` that somebody wants to know of.
         decided: what was smoothed.
     """
-    inputs = {tensor.name for tensor in after.graph.inputs}
-    wanted = [name for name in dict.fromkeys(names) if name not in inputs]
-    known = [name for name in wanted if name in observed.histograms]
-    feed = observed.kept[0]
-    old = run_once(before, feed, outputs=known)
-    new = run_once(after, feed, outputs=wanted)
-    changed = [name for name in wanted if name not in old or relative_error(old[name], new[name]) > SAME]
-    found = histograms(after, changed, observed.kept)
+    found = histograms(after, moved(before, after, observed, names), observed.kept)
     readers = {reader: group for group in decided for reader in group.readers if group.alpha is not None}
     for node in after.graph.nodes:
         group = readers.get(node.name)

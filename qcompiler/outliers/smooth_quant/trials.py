@@ -22,6 +22,7 @@ from qcompiler.outliers.smooth_quant.groups import SmoothGroup, channel_axes, ch
 from qcompiler.passes.base import Report
 from qcompiler.passes.channels.smooth_quant import SmoothQuant
 from qcompiler.plan import Candidate
+from qcompiler.planning.climb import spiking
 from qcompiler.planning.placement import candidates
 from qcompiler.planning.placement.scope import Scope
 from qcompiler.planning.simulation.bias import Shifts
@@ -45,7 +46,6 @@ JUDGED_FEEDS = 4  # samples that the outputs are looked at on
 TRIAL_WORK = 8_000_000_000  # multiply-accumulates of one of them
 LOOK_WORK = 600_000_000_000  # of all looks at the outputs of the model, while alphas are chosen
 MOST_LOOKS = 200
-SPIKE = 100.0  # largest token over the median one, from which a layer is left out of comparisons
 
 Watched = Callable[[models.Model, Sequence[Candidate]], Sequence[str]]
 
@@ -82,6 +82,7 @@ class Smoothed:
         tried: SQNR in dB of each way that was compared.
         reports: of the passes that ran.
         errors: largest relative error of each behind the equivalence check, by its text form.
+        runs: how often the model was run to compare.
     """
 
     model: models.Model
@@ -90,6 +91,7 @@ class Smoothed:
     tried: Mapping[str, float] = dataclasses.field(default_factory=dict)
     reports: tuple[Report, ...] = ()
     errors: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    runs: int = 0
 
 
 def smoothable(found: Sequence[Candidate], observed: Observations, table: SmoothQuantTable) -> bool:
@@ -106,6 +108,8 @@ def fold_outliers(
     options: SmoothQuantOptions,
     scope: Scope,
     watched: Watched,
+    *,
+    goal_db: float | None = None,
 ) -> Smoothed:
     """Decides alphas and folds them, behind the equivalence check, like every float pass.
 
@@ -116,6 +120,7 @@ def fold_outliers(
         options: what is asked for.
         scope: finds the layers again in an edited model.
         watched: names of the tensors of an edited model whose ranges somebody will ask for.
+        goal_db: SQNR that is good enough: what reaches it is not compared with more.
 
     Returns:
         The smoothed model; as given where the fold missed the check and was undone, which the report says.
@@ -125,23 +130,24 @@ def fold_outliers(
     fresh = sum(map(len, groups.values())) == len(found)  # else what came quantized cannot be tried out here
     tried: dict[str, float] = {}
     if options.table.alpha == "auto" and fresh:
-        best, made = best_of(trials.attempt)
+        best, made = best_of(trials.attempt, goal_db)
         tried = {one.label: one.sqnr_db for one in made}
         decided = best.groups
     else:
         decided = trials.plan(options.table.alpha)
     scales = {group.tensor: group.scales for group in decided if group.alpha is not None}
     if not scales:
-        return Smoothed(normal, observed, decided, tried)
+        return Smoothed(normal, observed, decided, tried, runs=trials.runs)
     fold = SmoothQuant(scales, insert=options.table.insert, split=True)
     model, report, error = applied(fold, normal, observed.kept)
     if report.undone:
         left = tuple(SmoothGroup(one.tensor, one.readers, None, "", UNDONE) for one in decided)
-        return Smoothed(normal, observed, left, tried, (report,))
+        return Smoothed(normal, observed, left, tried, (report,), runs=trials.runs)
     after, _ = scope.layers(model)
     changed = observed_again(normal, model, observed, watched(model, after), decided)
     seen = observed.with_(changed, _renamed(observed.outliers, found, after))
-    return Smoothed(model, seen, decided, tried, (report,), {} if error is None else {report.name: error})
+    errors = {} if error is None else {report.name: error}
+    return Smoothed(model, seen, decided, tried, (report,), errors, trials.runs)
 
 
 @dataclass(frozen=True)
@@ -199,7 +205,11 @@ class _Kept:
 
 
 class Trials:
-    """Ways of smoothing one model."""
+    """Ways of smoothing one model.
+
+    Attributes:
+        runs: how often the model was run to compare.
+    """
 
     def __init__(
         self,
@@ -217,6 +227,7 @@ class Trials:
         self._kept = _Kept.of(normal, observed)
         self._views = find_views(normal.graph, observed.kept[0], options.ignored)
         self._spikes = _spikes(found, observed, options.qfem)
+        self.runs = 0
 
     def plan(self, alpha: str | float) -> tuple[SmoothGroup, ...]:
         """What is decided with `auto`, `off` or an alpha."""
@@ -248,7 +259,7 @@ class Trials:
             model = models.copy(self._normal)
             SmoothQuant(scales, insert=options.table.insert, split=True)(model.graph)
             found, _ = self._scope.layers(model)
-        reached = measure(
+        reached, runs = measure(
             model,
             [one for one in found if one.node not in self._spikes],
             self._histograms(model, found, scales),
@@ -259,6 +270,7 @@ class Trials:
             calibrator=options.calibrator,
             per_channel=options.per_channel,
         )
+        self.runs += runs
         models.forget_pages(self._normal)
         return Attempt(str(alpha), decided, reached)
 
@@ -279,11 +291,8 @@ class Trials:
 
 def _spikes(found: Sequence[Candidate], observed: Observations, wanted: QfemTable) -> set[str]:
     """Layers that QFeM will hardly let be quantized: they would hide what smoothing does for the others."""
-    if wanted.alpha == "off":
-        return set()
-    least = SPIKE if isinstance(wanted.alpha, str) else wanted.alpha
-    spiking = {one.node for one in found if observed.outliers[one.activation].ratio > least}
-    return spiking if len(spiking) < len(found) else set()
+    apart = spiking([one.activation for one in found], observed, wanted)
+    return {one.node for one in found if one.activation in apart}
 
 
 def _renamed(
@@ -320,15 +329,17 @@ class Attempt:
     sqnr_db: float
 
 
-def best_of(attempt: Callable[[str | float], Attempt]) -> tuple[Attempt, list[Attempt]]:
+def best_of(attempt: Callable[[str | float], Attempt], goal_db: float | None = None) -> tuple[Attempt, list[Attempt]]:
     """The attempt with the highest SQNR, and all that were made.
 
     Args:
         attempt: smooths with `auto`, `off` or an alpha, and measures.
+        goal_db: SQNR that is good enough; None for no end.
     """
     tried = [attempt("auto"), attempt("off")]
     smoothed = any(group.alpha is not None for group in tried[0].groups)
-    if smoothed and tried[0].sqnr_db < tried[1].sqnr_db + CLEAR_DB:
+    met = goal_db is not None and tried[0].sqnr_db >= max(goal_db, tried[1].sqnr_db)
+    if smoothed and not met and tried[0].sqnr_db < tried[1].sqnr_db + CLEAR_DB:
         tried += [attempt(alpha) for alpha in FIXED]
     return max(tried, key=lambda one: one.sqnr_db), tried
 
@@ -344,8 +355,10 @@ def measure(
     calibrator: str,
     per_channel: bool,
     ignored: tuple[str, ...] = (),
-) -> float:
+) -> tuple[float, int]:
     """SQNR in dB of the worst view with all candidates quantized, in the best of the ranges that one calibrator gives.
+
+    And how often the model was run for it.
 
     Args:
         model: the float model, normalised and smoothed or not.
@@ -366,7 +379,8 @@ def measure(
     views = find_views(model.graph, feeds[0], ignored)
     simulator = Simulator(model, groups, shifts, per_channel=per_channel, dtypes=(dtype,), views=views)
     probe = Measure(simulator, feeds, len(feeds), None)
-    return max(
+    reached = max(
         decibel(probe.noise({name: Use(dtype, offered[i]) for name, offered in ranges.items()}))
         for i in range(len(methods))
     )
+    return reached, probe.runs

@@ -46,21 +46,32 @@ class EqualizeChannels(Pass):
     def rewrite(self, graph: gs.Graph) -> Iterator[Note]:
         """Yields a note per tensor between a convolution and another layer."""
         pairs: list[absorb.Absorption] = []
-        for tensor in tensors(graph):
-            axis = absorb.channel_axis(tensor)
-            if axis is None or producer(tensor) is None:
-                continue
-            plan = absorb.find_moves(graph, tensor, axis)
-            why = plan.why or _not_a_pair(plan)
+        for plan, why in _looked_at(graph):
             if not why:
                 pairs.append(plan)
-            elif any(is_op(node, "Conv", "ConvTranspose") for node, _ in absorb.readers(tensor, axis)):
-                yield Skipped(tensor.name, why)
+            elif any(is_op(node, "Conv", "ConvTranspose") for node, _ in absorb.readers(plan.tensor, plan.axis)):
+                yield Skipped(plan.tensor.name, why)
         names = Names(graph)
         for tensor, axis, scale in _factors(pairs):
             # Planned anew: the pairs before it have replaced constants.
             why = absorb.apply(graph, absorb.find_moves(graph, tensor, axis), scale, names)
             yield Skipped(tensor.name, why) if why else Changed(tensor.name, _spell(scale))
+
+
+def factors(graph: gs.Graph) -> dict[str, NDArray[np.float32]]:
+    """What the pass would divide the channels of each tensor by, float32 [C], by name; the graph is not changed."""
+    pairs = [plan for plan, why in _looked_at(graph) if not why]
+    return {tensor.name: scale for tensor, _, scale in _factors(pairs)}
+
+
+def _looked_at(graph: gs.Graph) -> Iterator[tuple[absorb.Absorption, str]]:
+    """Every tensor that a linear layer reads, with what dividing it would take, and why that is no pair."""
+    for tensor in tensors(graph):
+        axis = absorb.channel_axis(tensor)
+        if axis is None or producer(tensor) is None:
+            continue
+        plan = absorb.find_moves(graph, tensor, axis)
+        yield plan, plan.why or _not_a_pair(plan)
 
 
 def _not_a_pair(plan: absorb.Absorption) -> str:

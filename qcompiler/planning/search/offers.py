@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from qcompiler.calibrators.auto import AUTO, offered
 from qcompiler.calibrators.headroom import Headroom
+from qcompiler.ir import model as models
+from qcompiler.passes.legalize.open_stored import OpenStored
 from qcompiler.plan import Candidate
 from qcompiler.planning.simulation.simulator import Use
 from qcompiler.statistics.histogram import Histogram
@@ -21,6 +23,17 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 WORTH = 1.05  # less clips next to nothing: half a decibel of resolution
+
+
+def opened(model: models.Model, found: Sequence[Candidate]) -> models.Model:
+    """The model with the weights that came quantized as floats, while formats are chosen; itself where none did."""
+    weights = tuple(dict.fromkeys(one.weight for one in found if one.scales is not None))
+    pairs = tuple(one.node for one in found if one.amax is not None)
+    if not weights and not pairs:
+        return model
+    after = models.copy(model)
+    OpenStored(weights, pairs)(after.graph)
+    return after
 
 
 def given_scales(found: Sequence[Candidate], *, per_channel: bool) -> dict[str, NDArray[np.float32]]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -18,8 +20,25 @@ if TYPE_CHECKING:
 
 Advance = Callable[[int], None]
 _Sample = tuple[Feeds, Expected]  # inputs, what the float model gives
+_Question = tuple[tuple[int, ...], tuple[View, ...], tuple[tuple[str, Use], ...]]
 
 MOST_ELEMENTS = 65_536  # of a view of one sample that products of errors look at: more tell nothing new
+
+
+@dataclass
+class _Told:
+    """What has been run on one simulator, for whoever asks the same next; feeds by identity, and kept for that.
+
+    Attributes:
+        samples: what the float model gives for each feed.
+        noises: of each view, by the feeds, the views, and what was quantized.
+    """
+
+    samples: dict[int, _Sample] = field(default_factory=dict)
+    noises: dict[_Question, NDArray[np.float64]] = field(default_factory=dict)
+
+
+_TOLD: WeakKeyDictionary[Simulator, _Told] = WeakKeyDictionary()  # as long as the simulator lives
 
 
 class Measure:
@@ -33,15 +52,17 @@ class Measure:
 
     Attributes:
         few: how many samples `noise(few=True)` runs.
-        runs: how often the model was run, the float runs included.
+        runs: how often the model was run for it, the float runs included; what another `Measure` of the same simulator
+            has run already is not run again.
         views: what is judged and has a signal, in the order of `noises`.
         shares: of the power of each view, how much `noises` are relative to: what varies from sample to sample, 0..1.
     """
 
     def __init__(self, simulator: Simulator, feeds: Sequence[Feeds], few: int, advance: Advance | None) -> None:
-        self._simulator, self._advance = simulator, advance
+        self._simulator, self._advance, self.runs = simulator, advance, 0
+        self._told = _TOLD.setdefault(simulator, _Told())
         self._all = [self._sample(feed) for feed in feeds]
-        self.few, self.runs = min(few, len(feeds)), len(feeds)
+        self.few = min(few, len(feeds))
         self._known: dict[tuple[bool, tuple[tuple[str, Use], ...]], NDArray[np.float64]] = {}
         seen = {view: signal for _, expected in self._all for view, signal in expected.signals.items() if signal > 0}
         self.views: tuple[View, ...] = tuple(seen)
@@ -49,7 +70,10 @@ class Measure:
         self.shares = np.array([self._shares.get(view, 1.0) for view in self.views])
 
     def _sample(self, feed: Feeds) -> _Sample:
-        return feed, Expected.of(self._simulator.views, self._simulator.run(feed, {}), feed)
+        if id(feed) not in self._told.samples:
+            self.runs += 1
+            self._told.samples[id(feed)] = feed, Expected.of(self._simulator.views, self._simulator.run(feed, {}), feed)
+        return self._told.samples[id(feed)]
 
     def noise(self, uses: Uses, *, few: bool = False) -> float:
         """Noise-to-signal power of the worst view, these groups quantized; known results are not run again."""
@@ -60,7 +84,11 @@ class Measure:
         few = few and self.few < len(self._all)
         key = (few, tuple(sorted(uses.items(), key=lambda one: one[0])))
         if key not in self._known:
-            self._known[key] = self._run(uses, self._all[: self.few] if few else self._all)
+            samples = self._all[: self.few] if few else self._all
+            asked = (tuple(id(feed) for feed, _ in samples), self.views, key[1])
+            if asked not in self._told.noises:
+                self._told.noises[asked] = self._run(uses, samples)
+            self._known[key] = self._told.noises[asked]
         return self._known[key]
 
     @property

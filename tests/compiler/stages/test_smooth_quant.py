@@ -8,14 +8,20 @@ from typing import Any
 import pytest
 
 from qcompiler.compiler.stages.smooth_quant import smooth_quant
+from qcompiler.compiler.subject import Subject
 from qcompiler.recipe.tables import SmoothQuantTable
 from tests.kit.cases import prepared
-from tests.kit.subjects import before
+from tests.kit.subjects import Standing, before
+
+
+def _smoothed(standing: Standing) -> Subject:
+    asked = standing.asked
+    return standing.run(smooth_quant, standing.subject, asked.watch, asked.target, asked.planning, asked.smooth_quant)
 
 
 def test_alphas_are_folded_and_what_changed_is_measured_again(tmp_path: Path) -> None:
     standing = before("smooth_quant", prepared(tmp_path, "transformer"), smooth_quant=SmoothQuantTable(alpha=0.5))
-    after = standing.run(smooth_quant, standing.subject, standing.asked.watch, standing.asked.smooth_quant)
+    after = _smoothed(standing)
     assert after.model is not standing.subject.model
     assert {one.activation for one in after.layers.found} <= set(after.seen.histograms)
     ((report, error),) = standing.run.passes["smooth_quant"]
@@ -30,6 +36,6 @@ def test_alphas_are_folded_and_what_changed_is_measured_again(tmp_path: Path) ->
 )
 def test_where_it_is_off_the_subject_goes_on_as_it_is(tmp_path: Path, recipe: dict[str, Any]) -> None:
     standing = before("smooth_quant", prepared(tmp_path, "transformer"), **recipe)
-    after = standing.run(smooth_quant, standing.subject, standing.asked.watch, standing.asked.smooth_quant)
+    after = _smoothed(standing)
     assert after is standing.subject
     assert standing.run.records["smooth_quant"] is None

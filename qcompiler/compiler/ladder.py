@@ -1,0 +1,323 @@
+"""The ladder: what is done for accuracy, cheapest first, and what must have been observed for it to be tried.
+
+`LADDER` is the list, read from top to bottom. Behind each rung everything is quantized at once on the samples that
+choose (`planning/climb.py`); what meets the goal ends the climb, and nothing below it is tried. A rung is tried only
+where what was observed says that it can help; what gains nothing is not kept, and the model stays as it was.
+
+The first four are stages or parts of them (`stages/equalize.py`, `stages/smooth_quant.py`); the others are the
+planner's own (`planning/planner.py`), which goes by the same rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any, Final
+
+import numpy as np
+
+from qcompiler.calibrators.auto import AUTO
+from qcompiler.compiler.subject import Subject
+from qcompiler.numerics.rounding import format_of
+from qcompiler.outliers import predicted
+from qcompiler.outliers.predicted import Read
+from qcompiler.outliers.smooth_quant.alpha import ALPHAS, WORTH_DB, smooth_scales
+from qcompiler.outliers.smooth_quant.groups import channel_axes, channel_axis
+from qcompiler.outliers.smooth_quant.trials import SmoothQuantOptions
+from qcompiler.passes.absorb import absorb
+from qcompiler.passes.channels import equalize_channels
+from qcompiler.planning.chosen import Chosen, Planning
+from qcompiler.planning.climb import Standing, main_format, spiking
+from qcompiler.planning.placement import candidates
+from qcompiler.planning.search import qfem
+from qcompiler.target import DType, Target, lacking_fp8
+
+NOTICEABLE_DB = 1.0  # what the errors of all layers must fall by together, where less would not reach the goal
+
+
+@dataclass(frozen=True, slots=True)
+class Help:
+    """Whether a rung can help, in words for the report."""
+
+    can: bool
+    why: str
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What rungs are judged by before they are tried: all of it was there before, nothing is run for it.
+
+    Attributes:
+        subject: observed.
+        planning: what is asked for.
+        target: what the engine has.
+        smoothing: what is asked of smoothing; None where activations stay float.
+    """
+
+    subject: Subject
+    planning: Planning
+    target: Target
+    smoothing: SmoothQuantOptions | None = None
+
+    @property
+    def missing_db(self) -> float:
+        """What is missing to the goal; infinite where nobody has looked."""
+        standing = self.subject.standing
+        return float("inf") if standing is None else standing.missing_db
+
+    @cached_property
+    def read(self) -> dict[str, Read]:
+        """What is known of the activations of all layers but those whose tokens spike: these would hide the others."""
+        subject, planning = self.subject, self.planning
+        groups = subject.layers.by_activation
+        apart = spiking(groups, subject.seen, planning.qfem)
+        calm = {name: members for name, members in groups.items() if name not in apart}
+        dtype = main_format(planning)
+        per_channel = planning.per_channel if dtype is DType.INT8 else self.target.fp8_per_channel
+        return predicted.read(
+            subject.model.graph,
+            calm,
+            subject.seen.histograms,
+            subject.seen.outliers,
+            per_channel=per_channel,
+            format=format_of(dtype),
+        )
+
+    def gain_db(self, after: Mapping[str, float]) -> float:
+        """By how much the errors of all layers fall together, those of some activations being these."""
+        before = {name: one.noise() for name, one in self.read.items()}
+        return predicted.gain_db(before.values(), [after.get(name, noise) for name, noise in before.items()])
+
+    def enough(self, gain_db: float) -> bool:
+        """Whether a predicted gain is worth a trial: it would reach the goal, or be noticed."""
+        return gain_db >= max(WORTH_DB, min(NOTICEABLE_DB, self.missing_db))
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One thing that is done for accuracy.
+
+    Attributes:
+        name: in records.
+        does: what it does, in words.
+        helps: whether it can, by what was observed.
+    """
+
+    name: str
+    does: str
+    helps: Callable[[Seen], Help]
+
+
+def _always(seen: Seen) -> Help:
+    return Help(True, "everything quantized in calibrated ranges, biases of convolutions corrected: the beginning")
+
+
+def _other_ranges(seen: Seen) -> Help:
+    if seen.planning.calibrator != AUTO:
+        return Help(False, f"calibrator '{seen.planning.calibrator}' was asked for, and it gives one range")
+    return Help(True, "several calibrators give ranges, and which is best only the outputs say")
+
+
+def _equalize(seen: Seen) -> Help:
+    if seen.subject.scope.ranges:
+        return Help(False, "ranges that are given would not fit channels that are rescaled")
+    factors = equalize_channels.factors(seen.subject.model.graph)
+    known = {name: scale for name, scale in factors.items() if name in seen.read and _conv(seen, name)}
+    if not factors:
+        return Help(False, "no tensor lies between two convolutions, or the channels of all have weights alike")
+    after = {name: seen.read[name].divided(scale.astype(np.float64)) for name, scale in known.items()}
+    gain = seen.gain_db(after)
+    most = max((float(scale.max() / scale.min()) for scale in factors.values()), default=1.0)
+    told = (
+        f"channels between convolutions would be rescaled by factors up to {most:.3g} times apart, which would change "
+        f"the errors of all layers together by {-gain:+.1f} dB"
+    )
+    return Help(seen.enough(gain), told)
+
+
+def _conv(seen: Seen, name: str) -> bool:
+    """Whether the channels of an activation are those that convolutions read."""
+    return channel_axis(seen.subject.layers.by_activation[name]) == 1
+
+
+def _smooth_quant(seen: Seen) -> Help:
+    options = seen.smoothing
+    if options is None or options.table.alpha == "off":
+        return Help(False, "smoothing is off")
+    groups = candidates.smoothable(seen.subject.layers.by_activation)
+    wide = [name for name in channel_axes(groups, options.table) if name in seen.read]
+    if not wide:
+        return Help(False, "no layer may be smoothed: no product reads channels that were observed")
+    reads = {name: seen.read[name] for name in wide if seen.read[name].most() > 1}
+    spread = max(seen.read[name].spread for name in wide)
+    if not reads:
+        return Help(False, f"no outlier channels: the largest reaches {spread:.3g} times the median one at most")
+    after = {name: _smoothed(one) for name, one in reads.items()}
+    after = {name: noise for name, noise in after.items() if noise < reads[name].noise()}
+    if not options.table.insert:
+        graph, tensors = seen.subject.model.graph, seen.subject.model.graph.tensors()
+        moves = {
+            name: absorb.find_moves(graph, tensors[name], channel_axis(groups[name]), split=True) for name in after
+        }
+        after = {name: noise for name, noise in after.items() if not moves[name].why}
+    gain = seen.gain_db(after)
+    told = (
+        f"channels reach up to {spread:.3g} times the median one; dividing them out would lower the errors of all "
+        f"layers together by {gain:.1f} dB"
+    )
+    return Help(seen.enough(gain), told)
+
+
+def _smoothed(one: Read) -> float:
+    """The least error that any alpha promises."""
+    weights = np.max([layer.largest() for layer in one.layers], axis=0)
+    return min(one.divided(smooth_scales(one.channels, weights, alpha).astype(np.float64)) for alpha in ALPHAS)
+
+
+def _qfem(seen: Seen) -> Help:
+    groups, wanted = seen.subject.layers.by_activation, seen.planning.qfem
+    if wanted.alpha == "off":
+        return Help(False, "QFeM is off")
+    ratios = {name: seen.subject.seen.outliers[name].ratio for name in groups if name in seen.subject.seen.outliers}
+    most = max(ratios.values(), default=1.0)
+    least = qfem.LEAST if isinstance(wanted.alpha, str) else wanted.alpha
+    told = f"the largest token reaches {most:.3g} times the median one at most"
+    return Help(True, told) if most > least else Help(False, f"no spikes: {told}")
+
+
+def _fp8(seen: Seen) -> Help:
+    if DType.FP8 not in seen.planning.formats:
+        return Help(False, f"FP8 was not asked for: precision {', '.join(seen.planning.formats)}")
+    if lacking_fp8(seen.target):
+        return Help(False, "the target has no FP8")
+    return Help(True, "the target has FP8, whose steps follow the size of each value")
+
+
+def _high_precision(seen: Seen) -> Help:
+    if seen.planning.everything:
+        return Help(False, "everything was asked for in the quantized format")
+    return Help(True, "what errs most for its cost can go back to high precision")
+
+
+RANGES: Final = Rung("ranges", "everything quantized, ranges of one calibrator, biases corrected", _always)
+OTHER_RANGES: Final = Rung("other_ranges", "the ranges of other calibrators", _other_ranges)
+EQUALIZE: Final = Rung("equalize", "channels of neighbouring convolutions get weights alike", _equalize)
+SMOOTH_QUANT: Final = Rung("smooth_quant", "outlier channels are folded into weights", _smooth_quant)
+QFEM: Final = Rung("qfem", "layers whose tokens spike stay in high precision", _qfem)
+FP8: Final = Rung("fp8", "layers in FP8 instead of INT8", _fp8)
+HIGH: Final = Rung("high_precision", "single layers go back to high precision", _high_precision)
+
+LADDER: Final = (RANGES, OTHER_RANGES, EQUALIZE, SMOOTH_QUANT, QFEM, FP8, HIGH)
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the manifest says of a rung.
+
+    Attributes:
+        name: of the rung.
+        tried: whether it was.
+        why: what says that it can help, or why it was not tried.
+        sqnr_db: of the worst view behind it, on the samples that choose; None where it was not tried.
+        gain_db: against what stood before; None likewise.
+        share: of the multiply-accumulates that are quantized behind it, 0..1.
+        seconds: of work; None where it was not tried.
+        runs: how often the model was run for it.
+        kept: whether the model goes on with it.
+    """
+
+    name: str
+    tried: bool
+    why: str
+    sqnr_db: float | None = None
+    gain_db: float | None = None
+    share: float | None = None
+    seconds: float | None = None
+    runs: int | None = None
+    kept: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """As the manifest has it."""
+        digits = {"sqnr_db": 2, "gain_db": 2, "share": 4, "seconds": 3}
+        figures = {key: getattr(self, key) for key in digits}
+        return asdict(self) | {key: one if one is None else round(one, digits[key]) for key, one in figures.items()}
+
+
+def record(*told: Told) -> dict[str, Any]:
+    """The part of the manifest that a stage adds to the ladder."""
+    return {"rungs": {one.name: one.to_json() for one in told}}
+
+
+def unneeded(rung: Rung, standing: Standing) -> Told:
+    """A rung that the climb ended before."""
+    return Told(
+        rung.name,
+        tried=False,
+        why=f"the goal of {standing.goal_db:g} dB is met before it, at {standing.sqnr_db:.1f} dB",
+    )
+
+
+def passed(rung: Rung, help: Help) -> Told:
+    """A rung that cannot help."""
+    return Told(rung.name, tried=False, why=help.why)
+
+
+def climbed(
+    rung: Rung, why: str, before: Standing | None, after: Standing, seconds: float, runs: int, *, kept: bool = True
+) -> Told:
+    """A rung that was tried, and where the model stands behind it."""
+    gain = None if before is None else after.sqnr_db - before.sqnr_db
+    return Told(rung.name, True, why, after.sqnr_db, gain, after.share, seconds, runs, kept)
+
+
+def decided(seen: Seen, chosen: Chosen, seconds: float) -> tuple[Told, ...]:
+    """The rungs that planning has climbed by itself.
+
+    Args:
+        seen: what it knew.
+        chosen: what it chose.
+        seconds: of all of it.
+    """
+    standing, curve = seen.subject.standing, chosen.net.curve
+    if standing is None:
+        return ()
+    spared, told = chosen.spared, list[Told]()
+    walked = [point for point in spared.curve if point.sqnr_db is not None]
+    why = QFEM.helps(seen)
+    if standing.met and isinstance(seen.planning.qfem.alpha, str):
+        told.append(unneeded(QFEM, standing))
+    elif len(walked) > 1 or spared.tensors:
+        reached = next((one.sqnr_db for one in walked if one.layers == len(spared.tensors)), None)
+        gain = None if reached is None or walked[0].sqnr_db is None else reached - walked[0].sqnr_db
+        told.append(Told(QFEM.name, True, f"{why.why}; {spared.why}", reached, gain, kept=bool(spared.tensors)))
+    else:
+        told.append(Told(QFEM.name, False, why.why if not why.can else spared.why))
+    high, formats = len(chosen.net.restored), set(chosen.net.formats.values())
+    fp8 = FP8.helps(seen)
+    told.append(Told(FP8.name, fp8.can and bool(curve), fp8.why, kept=DType.FP8 in formats))
+    back = HIGH.helps(seen)
+    if len(curve) > 1:
+        told.append(
+            Told(
+                HIGH.name,
+                True,
+                back.why,
+                curve[-1].sqnr_db,
+                curve[-1].sqnr_db - curve[0].sqnr_db,
+                curve[-1].share,
+                seconds,
+                chosen.net.runs,
+                kept=high > 0,
+            )
+        )
+    elif standing.met or (curve and chosen.net.met):
+        told.append(unneeded(HIGH, replace(standing, sqnr_db=curve[-1].sqnr_db) if curve else standing))
+    else:
+        told.append(Told(HIGH.name, False, back.why if not back.can else "nothing that is left can be given back"))
+    return tuple(told)
+
+
+def ordered(options: SmoothQuantOptions) -> bool:
+    """Whether the user said which alphas smoothing takes: then it is done, whatever anything reaches."""
+    return options.table.alpha not in (AUTO, "off") or bool(options.table.layers)

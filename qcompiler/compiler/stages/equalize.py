@@ -1,0 +1,115 @@
+"""The first rungs of the ladder: where everything quantized at once stands, and whether equalization helps that.
+
+Equalization is cross-layer (Nagel et al. 2019, section 4.1): channels between two convolutions are rescaled, so that
+the weights of both have ranges alike.
+"""
+
+from __future__ import annotations
+
+import time
+
+from qcompiler.compiler import ladder
+from qcompiler.compiler.base import Compilation, Done, checked, stage, tell_undone
+from qcompiler.compiler.subject import Subject
+from qcompiler.outliers.equalized import equalized
+from qcompiler.planning.chosen import Planning
+from qcompiler.planning.climb import Climb
+from qcompiler.planning.planner import Ready, prepared
+from qcompiler.planning.search.offers import opened
+from qcompiler.planning.search.watch import Watch
+from qcompiler.target import Target
+
+FORCED = "--equalize asked for it: it was done before anything was observed"
+
+
+@stage()
+def calibrate(run: Compilation, subject: Subject, target: Target, planning: Planning) -> Done[Subject]:
+    """The subject with what everything quantized at once reaches: in the ranges of one calibrator, then of others.
+
+    Args:
+        subject: normal and observed.
+        target: what planning must know of the machine.
+        planning: what is asked for.
+    """
+    if planning.dynamic or not planning.formats or not subject.seen.kept:
+        return Done(subject)
+    started = time.perf_counter()
+    with run.working():
+        model = opened(subject.model, subject.layers.found)
+        ready = prepared(model, subject.layers, subject.seen, planning, target)
+        if ready.simulation is None:
+            return Done(subject)
+        climb, seen = Climb(ready, ready.simulation, planning, target), ladder.Seen(subject, planning, target)
+        first = climb.first()
+        told = [ladder.climbed(ladder.RANGES, ladder.RANGES.helps(seen).why, None, first, _since(started), climb.runs)]
+        best, help = first, ladder.OTHER_RANGES.helps(seen)
+        if first.met:
+            told.append(ladder.unneeded(ladder.OTHER_RANGES, first))
+        elif not help.can:
+            told.append(ladder.passed(ladder.OTHER_RANGES, help))
+        else:
+            runs, started = climb.runs, time.perf_counter()
+            best = climb.best()
+            told.append(ladder.climbed(ladder.OTHER_RANGES, help.why, first, best, _since(started), climb.runs - runs))
+    run.lend(ready)
+    return Done(subject.with_(standing=best), ladder.record(*told))
+
+
+@stage()
+def equalize(
+    run: Compilation,
+    subject: Subject,
+    watch: Watch,
+    target: Target,
+    planning: Planning,
+    forced: bool = False,
+    strict: bool = False,
+) -> Done[Subject]:
+    """The subject equalized, where that brings everything quantized at once closer to float; else as given.
+
+    Args:
+        subject: normal and observed.
+        watch: which tensors will be asked about; what has changed of them is measured again.
+        target: what planning must know of the machine.
+        planning: what is asked for.
+        forced: it was done already, on request.
+        strict: a pass that is undone is an error.
+
+    Raises:
+        EquivalenceError: strict, and the equalized model does not compute what the model computes.
+    """
+    before = subject.standing
+    if before is None:
+        return Done(subject)
+    if forced:
+        return Done(subject, ladder.record(ladder.Told(ladder.EQUALIZE.name, True, FORCED, kept=True)))
+    if before.met:
+        return Done(subject, ladder.record(ladder.unneeded(ladder.EQUALIZE, before)))
+    started = time.perf_counter()
+    help = ladder.EQUALIZE.helps(ladder.Seen(subject, planning, target))
+    if not help.can:
+        return Done(subject, ladder.record(ladder.passed(ladder.EQUALIZE, help)))
+    mine = run.lent(Ready)
+    with run.working():
+        done = equalized(subject.model, subject.seen, watch.tensors(subject.model, subject.layers.found))
+        after = subject.editing(done.model, seen=done.observed) if done.report.changed else subject
+        ready = prepared(after.model, after.layers, after.seen, planning, target) if after is not subject else None
+    tell_undone(run, (done.report,), strict=strict)
+    if ready is None or ready.simulation is None:
+        run.lend(mine)
+        why = done.report.undone or "the pass found nothing to do"
+        return Done(subject, ladder.record(ladder.Told(ladder.EQUALIZE.name, True, f"{help.why}; {why}")))
+    with run.working():
+        climb = Climb(ready, ready.simulation, planning, target)
+        standing = climb.best()
+    kept = standing.sqnr_db > before.sqnr_db
+    run.lend(ready if kept else mine)
+    told = ladder.climbed(ladder.EQUALIZE, help.why, before, standing, _since(started), climb.runs, kept=kept)
+    passes = checked((done.report,), {} if done.error is None else {done.report.name: done.error})
+    if not kept:
+        return Done(subject, ladder.record(told))
+    return Done(after.with_(standing=standing), ladder.record(told), passes)
+
+
+def _since(started: float) -> float:
+    return time.perf_counter() - started

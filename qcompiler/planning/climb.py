@@ -1,0 +1,115 @@
+"""Where a model stands before any layer goes back to high precision: everything quantized at once, against the goal.
+
+Each rung of the ladder is judged by this, on the samples and views that the safety net will choose by, so that what
+meets the goal here needs no search there. The session is handed on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from qcompiler.numerics.sqnr import decibel
+from qcompiler.planning.chosen import Planning
+from qcompiler.planning.planner import Ready
+from qcompiler.planning.search import outputs
+from qcompiler.planning.search.safety_net import best_start
+from qcompiler.planning.simulation.noise import Measure
+from qcompiler.planning.simulation.simulator import Simulation, Use
+from qcompiler.recipe.tables import QfemTable
+from qcompiler.statistics.observe import Observations
+from qcompiler.target import DType, Target
+
+SPIKE = 100.0  # largest token over the median one, from which a layer would hide what is done for the others
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What everything quantized at once reaches.
+
+    Attributes:
+        goal_db: SQNR that is good enough.
+        sqnr_db: of the worst view, on the samples that choose.
+        calm_db: the same but for the layers whose tokens spike, which stay float here.
+        share: of the model's multiply-accumulates that are quantized, 0..1.
+    """
+
+    goal_db: float
+    sqnr_db: float
+    calm_db: float
+    share: float
+
+    @property
+    def met(self) -> bool:
+        """Whether nothing more needs to be done."""
+        return self.sqnr_db >= self.goal_db
+
+    @property
+    def missing_db(self) -> float:
+        """How much is missing."""
+        return max(0.0, self.goal_db - self.sqnr_db)
+
+
+def goal_of(options: Planning, target: Target) -> float:
+    """SQNR in dB of the worst view at which planning gives no layer back."""
+    safety = outputs.relaxed(options.safety) if target.quantize_outputs else options.safety
+    return max(safety.target_sqnr_db, -1000.0 if options.min_sqnr is None else options.min_sqnr)
+
+
+def main_format(options: Planning) -> DType:
+    """The format that everything is quantized to: INT8 where it is among those that were asked for."""
+    return DType.INT8 if DType.INT8 in options.formats else DType.FP8
+
+
+def spiking(names: Iterable[str], observed: Observations, wanted: QfemTable) -> frozenset[str]:
+    """The activations whose readers QFeM will hardly let be quantized; none where all of them are."""
+    if wanted.alpha == "off":
+        return frozenset()
+    least, known = SPIKE if isinstance(wanted.alpha, str) else wanted.alpha, list(names)
+    found = frozenset(one for one in known if one in observed.outliers and observed.outliers[one].ratio > least)
+    return found if len(found) < len(known) else frozenset()
+
+
+class Climb:
+    """Everything quantized at once, in the ranges of one calibrator or of the best one.
+
+    Args:
+        ready: the layers and the session that tries them.
+        options: what is asked for.
+        target: which goal that makes.
+    """
+
+    def __init__(self, ready: Ready, simulation: Simulation, options: Planning, target: Target) -> None:
+        self._ready, self._goal, self._dtype = ready, goal_of(options, target), main_format(options)
+        offers = {name: [use for use in uses if use.dtype is self._dtype] for name, uses in ready.offers.items()}
+        self._offers = {name: uses for name, uses in offers.items() if uses}
+        self._spiking = spiking(self._offers, ready.observed, options.qfem)
+        feeds = ready.feeds(options.safety.samples)
+        self._measure = Measure(simulation.simulator, feeds, len(feeds), None)
+
+    @property
+    def runs(self) -> int:
+        """How often the model was run."""
+        return self._measure.runs
+
+    @property
+    def several(self) -> int:
+        """How many calibrators' ranges are on offer for at least one activation, those that agree counted once."""
+        return max((len(dict.fromkeys(uses)) for uses in self._offers.values()), default=0)
+
+    def first(self) -> Standing:
+        """In the ranges of the first calibrator."""
+        return self._standing({name: uses[0] for name, uses in self._offers.items()})
+
+    def best(self) -> Standing:
+        """In those of the calibrator that is best for the outputs."""
+        return self._standing(best_start(self._measure, self._offers, self._dtype)[0])
+
+    def _standing(self, uses: dict[str, Use]) -> Standing:
+        calm = {name: use for name, use in uses.items() if name not in self._spiking}
+        return Standing(
+            self._goal,
+            decibel(self._measure.noise(uses)),
+            decibel(self._measure.noise(calm)),
+            self._ready.share(uses),
+        )
