@@ -170,9 +170,13 @@ def _smooth_quant(seen: Seen) -> Help:
 
 
 def _smoothed(one: Read) -> float:
-    """The least error that any alpha promises."""
-    weights = np.max([layer.largest() for layer in one.layers], axis=0)
-    return min(one.divided(smooth_scales(one.channels, weights, alpha).astype(np.float64)) for alpha in ALPHAS)
+    """The least error that any alpha promises, on samples that its scales were not made of."""
+    weights = one.largest()
+    return min(
+        sum(one.divided(smooth_scales(known, weights, alpha).astype(np.float64)) for known in one.others)
+        / len(one.others)
+        for alpha in ALPHAS
+    )
 
 
 def _qfem(seen: Seen) -> Help:

@@ -32,7 +32,7 @@ from qcompiler.ir.operators import PRODUCTS
 from qcompiler.numerics.rounding import LARGEST, Format
 from qcompiler.plan import Candidate
 from qcompiler.statistics.histogram import Histogram, signal_power
-from qcompiler.statistics.outliers import Outliers
+from qcompiler.statistics.outliers import FOLDS, Outliers
 from qcompiler.statistics.rows import thinned
 
 if TYPE_CHECKING:
@@ -111,6 +111,8 @@ class Read:
         error: mean squared error in it.
         layers: weights of its readers.
         format: what they will compute in.
+        others: the same as `channels` without the samples of each part of the data; factors that are made of these are
+            held against all of it, since new samples exceed the largest values of old ones too.
     """
 
     channels: Floats
@@ -119,6 +121,7 @@ class Read:
     error: float
     layers: Sequence[Weights]
     format: Format
+    others: Sequence[Floats]
 
     @staticmethod
     def of(histogram: Histogram, seen: Outliers, layers: Sequence[Weights | None], format: Format) -> Read | None:
@@ -129,7 +132,9 @@ class Read:
         if not fits or not known or not channels.any() or not histogram.amax:
             return None
         best = mse.MSE(format).range(histogram)
-        return Read(channels, signal_power(histogram), best, ErrorCurve(histogram, format)(best), known, format)
+        error = ErrorCurve(histogram, format)(best)
+        others = [np.asarray(seen.without(fold), np.float64) for fold in range(FOLDS)]
+        return Read(channels, signal_power(histogram), best, error, known, format, others)
 
     @property
     def spread(self) -> float:
@@ -175,6 +180,10 @@ class Read:
         reach = min(1.0, self.range / max(typical, 1e-300)) * float((self.channels / scales).max())
         own = self.error * (reach / self.range) ** 2 * float(np.dot(scales**2, weight))
         return self._with(own, scales)
+
+    def largest(self) -> Floats:
+        """Largest |w| that multiplies each channel, over all readers."""
+        return np.asarray(np.max([one.largest() for one in self.layers], axis=0), np.float64)
 
     def _with(self, own: float, scales: Floats) -> float:
         powers = self._powers
