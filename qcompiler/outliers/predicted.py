@@ -167,15 +167,20 @@ class Read:
 
     def noise(self) -> float:
         """NSR of the readers as they are."""
-        ones = np.ones(len(self.channels))
-        own = self.error * float(self._weight.sum())
-        return self._with(own, ones)
+        return self._with(self._own, np.ones(len(self.channels)))
+
+    @property
+    def _own(self) -> float:
+        """What rounding the activation adds to the power of the outputs: FP8 errs by the size of each value."""
+        if self.format == "fp8":
+            return self.error / max(self.power, 1e-300) * self.signal
+        return self.error * float(self._weight.sum())
 
     def divided(self, scales: Floats) -> float:
         """NSR of the readers were the channels divided by `scales`, float64 [C]."""
         weight = self._weight
         if self.format == "fp8":
-            return self._with(min(E4M3_ERROR * self.signal, self.error * float(weight.sum())), scales)
+            return self._with(min(E4M3_ERROR * self.signal, self._own), scales)
         typical = np.sqrt(float(np.dot(self.channels**2, weight) / max(weight.sum(), 1e-300)))
         reach = min(1.0, self.range / max(typical, 1e-300)) * float((self.channels / scales).max())
         own = self.error * (reach / self.range) ** 2 * float(np.dot(scales**2, weight))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import onnx
 
 from qcompiler.compiler.ask import Asked, ask
 from qcompiler.compiler.base import Compilation
@@ -36,10 +39,19 @@ class Standing:
 
 def before(stage: str, case: Case, *, data: bool = True, **recipe: Any) -> Standing:
     """Runs all stages in front of the named one."""
-    samples = str(case.data) if data else None
-    asked = ask(Recipe(**recipe), samples, case.out / "m.qdq.onnx", build=False)
+    return _before(stage, case.source, str(case.data) if data else None, case.out / "m.qdq.onnx", recipe)
+
+
+def of_net(stage: str, proto: onnx.ModelProto, feeds: Sequence[Any], folder: Path, **recipe: Any) -> Standing:
+    """The same for a model and its data."""
+    onnx.save(proto, folder / "float.onnx")
+    return _before(stage, folder / "float.onnx", feeds, folder / "m.qdq.onnx", recipe)
+
+
+def _before(stage: str, source: Path, samples: Any, output: Path, recipe: Mapping[str, Any]) -> Standing:
+    asked = ask(Recipe(**recipe), samples, output, build=False)
     run = Compilation()
-    subject = run(load, case.source, samples, asked.load)
+    subject = run(load, source, samples, asked.load)
     steps: dict[str, Callable[[Subject], Subject]] = {
         "clean_up": lambda now: run(clean_up, now, asked.target, asked.recipe.equalize),
         "qfep": lambda now: run(qfep, now, asked.qfep),

@@ -1,0 +1,173 @@
+"""The list of rungs, what says that each can help, and what the manifest tells of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from qcompiler.compiler import compile, ladder
+from qcompiler.compiler.ladder import EQUALIZE, FP8, HIGH, LADDER, OTHER_RANGES, QFEM, SMOOTH_QUANT, Seen
+from qcompiler.planning.climb import Standing
+from qcompiler.recipe.recipe import Recipe
+from qcompiler.recipe.tables import QfemTable, SafetyTable, SmoothQuantTable
+from tests.kit import glu
+from tests.kit.subjects import of_net
+from tests.kit.vision import planted
+
+NAMES = ["ranges", "other_ranges", "equalize", "smooth_quant", "qfem", "fp8", "high_precision"]
+KEYS = ["name", "tried", "why", "sqnr_db", "gain_db", "share", "seconds", "runs", "kept"]
+
+
+def seen(proto: onnx.ModelProto, feeds: Sequence[Any], folder: Path, **recipe: Any) -> Seen:
+    standing = of_net("calibrate", proto, feeds, folder, **recipe)
+    return Seen(standing.subject, standing.asked.planning, standing.asked.target, standing.asked.smooth_quant)
+
+
+def quantized(proto: onnx.ModelProto, feeds: Sequence[Any], folder: Path, **recipe: Any) -> compile.CompileResult:
+    onnx.save(proto, folder / "float.onnx")
+    return compile.quantize(folder / "float.onnx", data=feeds, recipe=Recipe(**recipe), output=folder / "q.onnx")
+
+
+def rungs(result: compile.CompileResult) -> Mapping[str, Mapping[str, Any]]:
+    rows = result.manifest["rungs"]
+    assert [row["name"] for row in rows] == NAMES
+    assert all(list(row) == KEYS for row in rows)
+    assert all(row["why"] for row in rows)
+    for row in rows:
+        if not row["tried"]:
+            assert row["sqnr_db"] is row["gain_db"] is row["runs"] is None
+    return {row["name"]: row for row in rows}
+
+
+def test_the_order_is_that_of_the_list() -> None:
+    assert [one.name for one in LADDER] == NAMES
+    assert all(one.does for one in LADDER)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_smoothing_is_promised_where_channels_stand_out_and_not_where_none_does(tmp_path: Path, seed: int) -> None:
+    flat = SMOOTH_QUANT.helps(seen(glu.stack(seed=seed), glu.feeds(16, seed=seed), tmp_path))
+    assert not flat.can
+    assert "times the median one" in flat.why
+    proto = glu.stack(seed=seed, channels=glu.OUTLIERS)
+    assert SMOOTH_QUANT.helps(seen(proto, glu.feeds(16, seed=seed), tmp_path)).can
+
+
+def test_smoothing_is_not_promised_where_there_is_nothing_to_smooth(tmp_path: Path) -> None:
+    one = seen(planted.net(factor=100.0), planted.feeds(8), tmp_path)
+    assert SMOOTH_QUANT.helps(one).why == "no layer may be smoothed: no product reads channels that were observed"
+    off = seen(glu.stack(layers=1), glu.feeds(8), tmp_path, smooth_quant=SmoothQuantTable(alpha="off"))
+    assert SMOOTH_QUANT.helps(off).why == "smoothing is off"
+
+
+@pytest.mark.parametrize("kind", planted.NETS)
+def test_equalization_is_promised_where_neighbours_differ(tmp_path: Path, kind: str) -> None:
+    assert EQUALIZE.helps(seen(planted.net(kind, factor=100.0), planted.feeds(8), tmp_path)).can
+    alike = EQUALIZE.helps(seen(planted.net(kind), planted.feeds(8), tmp_path))
+    assert not alike.can
+    assert "would change the errors of all layers" in alike.why
+    none = EQUALIZE.helps(seen(planted.net(kind, act="Sigmoid"), planted.feeds(8), tmp_path))
+    assert none.why.startswith("no tensor lies between two convolutions")
+
+
+def test_qfem_needs_spikes(tmp_path: Path) -> None:
+    assert QFEM.helps(seen(glu.stack(layers=2, spiking=(1,)), glu.feeds(8), tmp_path)).can
+    calm = seen(glu.stack(layers=2), glu.feeds(8), tmp_path)
+    assert QFEM.helps(calm).why.startswith("no spikes: ")
+    off = seen(glu.stack(layers=2), glu.feeds(8), tmp_path, qfem=QfemTable(alpha="off"))
+    assert QFEM.helps(off).why == "QFeM is off"
+
+
+def test_the_others_go_by_what_was_asked_for(tmp_path: Path) -> None:
+    one = seen(glu.stack(layers=1), glu.feeds(8), tmp_path, calibrator="mse")
+    assert not OTHER_RANGES.helps(one).can
+    assert not FP8.helps(one).can
+    assert HIGH.helps(one).can
+    both = seen(glu.stack(layers=1), glu.feeds(8), tmp_path, precision="auto:int8,fp8", target="tensorrt-rtx:sm89")
+    assert OTHER_RANGES.helps(both).can
+    assert FP8.helps(both).can
+    old = seen(glu.stack(layers=1), glu.feeds(8), tmp_path, precision="auto:int8", target="tensorrt-rtx:sm80")
+    assert not FP8.helps(old).can
+
+
+def test_a_gain_is_enough_where_it_reaches_the_goal_or_is_noticed(tmp_path: Path) -> None:
+    one = seen(glu.stack(layers=1), glu.feeds(8), tmp_path)
+    near = Seen(one.subject.with_(standing=Standing(25.0, 24.5, 24.5, 1.0)), one.planning, one.target)
+    far = Seen(one.subject.with_(standing=Standing(25.0, 5.0, 5.0, 1.0)), one.planning, one.target)
+    assert near.enough(0.6)
+    assert not far.enough(0.6)
+    assert far.enough(1.0)
+    assert not near.enough(0.1)
+
+
+def test_what_meets_the_goal_ends_the_climb(tmp_path: Path) -> None:
+    result = quantized(planted.net(), planted.feeds(16), tmp_path)
+    found = rungs(result)
+    assert found["ranges"]["sqnr_db"] >= 25
+    assert found["ranges"]["kept"]
+    assert found["ranges"]["runs"] > 0
+    assert found["ranges"]["share"] == pytest.approx(1.0, abs=0.01)
+    assert [name for name in NAMES if found[name]["tried"]] == ["ranges"]
+    met = [name for name in NAMES[1:] if found[name]["why"].startswith("the goal of 25 dB is met before it")]
+    assert met == ["other_ranges", "equalize", "smooth_quant", "qfem", "high_precision"]
+    assert result.manifest["smooth_quant"] is None
+    assert "smooth_quant" not in result.manifest["timings"]
+
+
+def test_a_stack_without_outliers_is_not_smoothed_even_where_the_goal_is_missed(tmp_path: Path) -> None:
+    safety = SafetyTable(target_sqnr_db=45.0, range_groups=0)
+    found = rungs(quantized(glu.stack(layers=3), glu.feeds(16), tmp_path, safety=safety))
+    assert found["other_ranges"]["tried"]
+    assert not found["smooth_quant"]["tried"]
+    assert "dividing them out would lower" in found["smooth_quant"]["why"]
+    assert not found["qfem"]["tried"]
+    assert found["high_precision"]["tried"]
+    assert found["high_precision"]["gain_db"] > 0
+    assert found["high_precision"]["share"] < found["ranges"]["share"]
+
+
+def test_planted_channels_and_spikes_are_climbed_one_behind_the_other(tmp_path: Path) -> None:
+    proto = glu.stack(channels=glu.OUTLIERS, spiking=glu.SPIKING)
+    found = rungs(quantized(proto, glu.feeds(16), tmp_path))
+    assert [name for name in NAMES if found[name]["kept"]][:4] == ["ranges", "other_ranges", "smooth_quant", "qfem"]
+    assert found["smooth_quant"]["gain_db"] > 5
+    assert found["qfem"]["gain_db"] > 5
+    assert not found["equalize"]["tried"]
+
+
+@pytest.mark.parametrize("kind", planted.NETS)
+def test_planted_convolutions_are_equalized_by_default(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    plain = quantized(planted.net(kind), planted.feeds(16), tmp_path / "a")
+    result = quantized(planted.net(kind, factor=100.0), planted.feeds(16), tmp_path / "b")
+    found = rungs(result)
+    assert found["other_ranges"]["sqnr_db"] < 12
+    assert found["equalize"]["kept"]
+    assert found["equalize"]["gain_db"] > 15
+    assert not found["smooth_quant"]["tried"]
+    assert result.plan.share() == pytest.approx(plain.plan.share())
+    assert plain.verification is not None
+    assert result.verification is not None
+    reached, reference = (one.verification.outputs[0].sqnr_db or 0.0 for one in (result, plain))  # type: ignore[union-attr]
+    assert reached > reference - 1.5
+
+
+def test_without_data_there_is_no_ladder(tmp_path: Path) -> None:
+    onnx.save(planted.net(), tmp_path / "float.onnx")
+    recipe = Recipe(precision="int8-weight", high_precision="fp32")
+    result = compile.quantize(tmp_path / "float.onnx", recipe=recipe, output=tmp_path / "q.onnx")
+    assert result.manifest["rungs"] == []
+
+
+def test_figures_are_rounded_and_what_is_not_known_is_null() -> None:
+    told = ladder.Told("ranges", True, "why", 25.12345, None, 0.98765432, 1.23456, 12, kept=True)
+    assert told.to_json() == {
+        "name": "ranges", "tried": True, "why": "why", "sqnr_db": 25.12, "gain_db": None, "share": 0.9877,
+        "seconds": 1.235, "runs": 12, "kept": True,
+    }  # fmt: skip
+    assert ladder.record(told) == {"rungs": {"ranges": told.to_json()}}
