@@ -190,3 +190,14 @@ def test_undone_passes_are_warned_of_and_end_a_strict_run() -> None:
     with pytest.raises(EquivalenceError, match="'fold-ifs' is wrong"):
         tell_undone(run, reports, strict=True)
     tell_undone(run, reports[:1], strict=True)
+
+
+def test_what_a_stage_lends_goes_to_the_next_one_that_asks_for_its_kind() -> None:
+    run = Compilation()
+    assert run.lent(str) is None
+    run.lend("a session")
+    assert run.lent(str) == "a session"
+    assert run.lent(str) is None
+    run.lend("another")
+    assert run.lent(int) is None
+    assert run.lent(str) is None  # who asks for something else ends it: nothing is held for nobody

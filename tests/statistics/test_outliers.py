@@ -269,3 +269,19 @@ def test_channels_are_kept_by_fold_whatever_the_batches() -> None:
         assert (alone.without(fold) == together.without(fold)).all()
         others = [np.abs(one["x"]).max(axis=(0, 1)) for one in samples if fold_of(one) != fold]
         assert (alone.without(fold) == np.max(others, axis=0)).all()
+
+
+def test_divided_channels_reach_what_all_samples_reached_divided() -> None:
+    samples = [{"x": one["x"][None]} for one in feeds()]
+    everything, few = Outliers(), Outliers()
+    for one in samples:
+        everything.update(one["x"], Tokens(one, [one]))
+    scales = np.linspace(0.5, 8, everything.channels.size).astype(np.float32)
+    for one in samples[:2]:
+        few.update(one["x"] / scales, Tokens(one, [one]))
+    after = everything.divided(scales, few)
+    np.testing.assert_allclose(after.channels, everything.channels / scales, rtol=1e-6)
+    for fold in range(FOLDS):
+        np.testing.assert_allclose(after.without(fold), everything.without(fold) / scales, rtol=1e-6)
+    assert (after.ratio, after.top) == (few.ratio, few.top)
+    assert everything.divided(np.ones(1, np.float32), few) == few  # no factors for these channels

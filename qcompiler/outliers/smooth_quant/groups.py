@@ -85,6 +85,7 @@ def choose_scales(
     folds: Sequence[int] = (),
     looks: int = 0,
     hold: int | None = None,
+    known: dict[str, Choice] | None = None,
 ) -> list[SmoothGroup]:
     """Decides alpha and scales of every group.
 
@@ -102,6 +103,8 @@ def choose_scales(
         folds: the part of the data that each of `feeds` belongs to.
         looks: how many times the outputs may be looked at.
         hold: the fold of the samples that trials must not have seen.
+        known: what each group's own error has chosen, of an earlier call with the same but for the samples and looks;
+            it gets what is not known yet.
 
     Returns:
         One entry a group, in the order of `groups`.
@@ -111,6 +114,7 @@ def choose_scales(
     tensors = graph.tensors()
     found: dict[str, tuple[Layers, Choice, str]] = {}
     refused: dict[str, str] = {}
+    known = {} if known is None else known
     for name, members in groups.items():
         reason = _refusal(members, rows.get(name), outliers.get(name), wanted)
         weights = None if reason else _matrices([nodes[member.node] for member in members])
@@ -131,8 +135,9 @@ def choose_scales(
             format,
             _without(outliers[name], rows[name]),
         )
-        choice = layers.choose(_alphas(_names(members), wanted))
-        found[name] = layers, choice, "inserted" if fold.why else "absorbed"
+        if name not in known:
+            known[name] = layers.choose(_alphas(_names(members), wanted))
+        found[name] = layers, known[name], "inserted" if fold.why else "absorbed"
     if feeds and found:
         products = [name for name in found if groups[name][0].op in PRODUCTS]
         free = [name for name in products if len(_alphas(_names(groups[name]), wanted)) > 1]

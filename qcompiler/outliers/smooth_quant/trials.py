@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qcompiler import calibrators
+from qcompiler.calibrators.auto import AUTO
 from qcompiler.data.shorten import shorten
 from qcompiler.ir import macs
 from qcompiler.ir import model as models
@@ -18,6 +19,7 @@ from qcompiler.ir.signature import Feeds
 from qcompiler.judge.views import find_views
 from qcompiler.numerics.rounding import format_of
 from qcompiler.numerics.sqnr import decibel
+from qcompiler.outliers.smooth_quant.alpha import Choice
 from qcompiler.outliers.smooth_quant.groups import SmoothGroup, channel_axes, choose_scales, observed_again
 from qcompiler.passes.base import Report
 from qcompiler.passes.channels.smooth_quant import SmoothQuant
@@ -227,26 +229,28 @@ class Trials:
         self._kept = _Kept.of(normal, observed)
         self._views = find_views(normal.graph, observed.kept[0], options.ignored)
         self._spikes = _spikes(found, observed, options.qfem)
+        self._local: dict[str, Choice] = {}
         self.runs = 0
 
     def plan(self, alpha: str | float) -> tuple[SmoothGroup, ...]:
-        """What is decided with `auto`, `off` or an alpha."""
-        options = self._options
+        """What is decided with `auto`, `local` (that without a look at the outputs), `off` or an alpha."""
+        options, auto = self._options, alpha in (AUTO, LOCAL)
         return tuple(
             choose_scales(
                 self._normal,
                 self._groups,
                 self._rows,
                 self._observed.outliers,
-                dataclasses.replace(options.table, alpha=alpha),
+                dataclasses.replace(options.table, alpha=AUTO if auto else alpha),
                 format=format_of(options.dtype),
                 calibrator=options.calibrator,
                 per_channel=options.per_channel,
-                feeds=self._kept.short[:JUDGED_FEEDS],
+                feeds=() if alpha == LOCAL else self._kept.short[:JUDGED_FEEDS],
                 views=self._views,
                 folds=self._kept.folds[:JUDGED_FEEDS],
                 looks=self._kept.looks(),
                 hold=self._kept.held,
+                known=self._local if auto else None,
             )
         )
 
@@ -308,6 +312,7 @@ def _renamed(
     return found
 
 
+LOCAL = "local"
 FIXED = (0.3, 0.5, 0.7, 0.85)
 CLEAR_DB = 3.0  # what the chosen alphas must gain for no others to be tried
 RANGES = ("mse", "percentile{p=99.99}", "minmax")
@@ -319,7 +324,7 @@ class Attempt:
     """A way of smoothing that was tried.
 
     Attributes:
-        label: `auto`, `off` or an alpha.
+        label: `auto`, `local`, `off` or an alpha.
         groups: what was decided for each group of layers.
         sqnr_db: of the outputs with all layers quantized, on samples that scales and ranges have not seen.
     """
@@ -333,13 +338,19 @@ def best_of(attempt: Callable[[str | float], Attempt], goal_db: float | None = N
     """The attempt with the highest SQNR, and all that were made.
 
     Args:
-        attempt: smooths with `auto`, `off` or an alpha, and measures.
-        goal_db: SQNR that is good enough; None for no end.
+        attempt: smooths with `auto`, `local`, `off` or an alpha, and measures.
+        goal_db: SQNR that is good enough: what the layers' own errors choose is tried first, and the outputs are only
+            looked at where that misses it; None for no end.
     """
-    tried = [attempt("auto"), attempt("off")]
-    smoothed = any(group.alpha is not None for group in tried[0].groups)
-    met = goal_db is not None and tried[0].sqnr_db >= max(goal_db, tried[1].sqnr_db)
-    if smoothed and not met and tried[0].sqnr_db < tried[1].sqnr_db + CLEAR_DB:
+    off = attempt("off")
+    tried = [off] if goal_db is None else [off, attempt(LOCAL)]
+    if goal_db is not None and tried[-1].sqnr_db >= max(goal_db, off.sqnr_db):
+        return tried[-1], tried
+    auto = attempt(AUTO)
+    tried.append(auto)
+    smoothed = any(group.alpha is not None for group in auto.groups)
+    met = goal_db is not None and auto.sqnr_db >= max(goal_db, off.sqnr_db)
+    if smoothed and not met and auto.sqnr_db < off.sqnr_db + CLEAR_DB:
         tried += [attempt(alpha) for alpha in FIXED]
     return max(tried, key=lambda one: one.sqnr_db), tried
 

@@ -8,6 +8,8 @@ import pytest
 from qcompiler.data.source import open_source
 from qcompiler.ir import model as models
 from qcompiler.ir.signature import Inputs
+from qcompiler.outliers.smooth_quant import trials
+from qcompiler.outliers.smooth_quant.groups import SmoothGroup
 from qcompiler.outliers.smooth_quant.trials import Smoothed, SmoothQuantOptions, fold_outliers, smoothable
 from qcompiler.passes.channels.smooth_quant import SmoothQuant
 from qcompiler.plan import Candidate
@@ -105,3 +107,33 @@ def test_there_must_be_samples_layers_and_a_wish(found: list[Candidate], observe
     assert not smoothable(found, observed, SmoothQuantTable(alpha="off"))
     assert not smoothable([], observed, SmoothQuantTable())
     assert not smoothable(found, Observations(observed.histograms), SmoothQuantTable())
+
+
+FIXED = [str(alpha) for alpha in trials.FIXED]
+
+
+@pytest.mark.parametrize(
+    ("goal", "figures", "asked", "best"),
+    [
+        (None, {"off": 10, "auto": 20}, ["off", "auto"], "auto"),
+        (25, {"off": 10, "local": 26}, ["off", "local"], "local"),
+        (25, {"off": 10, "local": 24, "auto": 20}, ["off", "local", "auto"], "local"),
+        (25, {"off": 24, "local": 24, "auto": 25}, ["off", "local", "auto"], "auto"),
+        (
+            25,
+            {"off": 20, "local": 19, "auto": 21, "0.5": 22},
+            ["off", "local", "auto", *"0.3 0.5 0.7 0.85".split()],
+            "0.5",
+        ),
+    ],
+)
+def test_no_more_is_tried_than_the_goal_needs(
+    goal: float | None, figures: dict[str, float], asked: list[str], best: str
+) -> None:
+    def attempt(alpha: str | float) -> trials.Attempt:
+        group = SmoothGroup("x", ("X",), None if alpha == "off" else 0.5, "", "")
+        return trials.Attempt(str(alpha), (group,), figures.get(str(alpha), 0.0))
+
+    found, tried = trials.best_of(attempt, goal)
+    assert [one.label for one in tried] == asked
+    assert found.label == best

@@ -136,3 +136,27 @@ def test_of_a_range_that_was_run_on_few_samples_and_on_all_those_on_all_count() 
     few = measure.noise({"x": NARROW}, few=True)
     measure.noise({"x": WHOLE}, few=True)
     assert dict(measure.alone["x"][DType.INT8]) == {4.0: whole, 1.0: few}
+
+
+    brief, simulator = measured(feeds(4, 4, 4), few=2, brief=feeds(1))
+    assert brief.few == 1
+    assert brief.runs == 4
+    assert brief.shortness == pytest.approx(1 / 4)
+    assert measured(feeds(4, 4))[0].shortness == 1
+
+
+def test_what_another_one_has_run_on_the_same_simulator_is_not_run_again() -> None:
+    samples = feeds(1, 2, 3)
+    first, simulator = measured(samples)
+    known = first.noise({"x": WHOLE})
+    assert first.runs == 6
+    asked = len(simulator.asked)
+    second = Measure(cast(Simulator, simulator), samples, 1, None)
+    assert second.noise({"x": WHOLE}) == known
+    assert second.runs == 0
+    assert len(simulator.asked) == asked
+    assert second.noise({"x": WHOLE}, few=True) == pytest.approx(known)  # other samples are another question
+    assert second.runs == 1
+    other, fresh = measured(samples)
+    assert other.noise({"x": WHOLE}) == known
+    assert len(fresh.asked) == 6  # and so is another simulator
