@@ -47,7 +47,7 @@ E4M3_ERROR = (1 / 8) ** 2 / 12 * 0.75 / (2 * math.log(2))
 
 
 @dataclass(frozen=True, eq=False)
-class Weights:
+class LayerWeights:
     """The weight of a layer as far as steps and powers go.
 
     Attributes:
@@ -63,14 +63,14 @@ class Weights:
     whole: bool
 
     @staticmethod
-    def of(node: gs.Node, candidate: Candidate, *, per_channel: bool) -> Weights | None:
+    def of(node: gs.Node, candidate: Candidate, *, per_channel: bool) -> LayerWeights | None:
         """Those of a product or convolution; None where its weight is no float constant that can be laid out so."""
         laid = _laid(node)
         if laid is None:
             return None
         power = np.einsum("gock,gock->gc", laid, laid, dtype=np.float64).ravel()
         whole = candidate.axis is None or not per_channel
-        return Weights(power, np.abs(laid).max(axis=3), laid.shape[3], whole)
+        return LayerWeights(power, np.abs(laid).max(axis=3), laid.shape[3], whole)
 
     def largest(self) -> Floats:
         """Largest |w| of each input channel, float64 [C]."""
@@ -119,12 +119,12 @@ class Read:
     power: float
     range: float
     error: float
-    layers: Sequence[Weights]
+    layers: Sequence[LayerWeights]
     format: Format
     others: Sequence[Floats]
 
     @staticmethod
-    def of(histogram: Histogram, seen: Outliers, layers: Sequence[Weights | None], format: Format) -> Read | None:
+    def of(histogram: Histogram, seen: Outliers, layers: Sequence[LayerWeights | None], format: Format) -> Read | None:
         """None where nothing can be said: channels that vary, weights that are computed, or nothing but zeros."""
         known = [one for one in layers if one is not None]
         channels = np.asarray(seen.channels, np.float64)
@@ -219,7 +219,7 @@ def read(
     found: dict[str, Read] = {}
     for name, members in groups.items():
         if name in histograms and name in outliers:
-            weights = [Weights.of(nodes[one.node], one, per_channel=per_channel) for one in members]
+            weights = [LayerWeights.of(nodes[one.node], one, per_channel=per_channel) for one in members]
             one = Read.of(histograms[name], outliers[name], weights, format)
             if one is not None:
                 found[name] = one
