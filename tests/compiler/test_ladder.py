@@ -119,7 +119,7 @@ def test_what_meets_the_goal_ends_the_climb(tmp_path: Path) -> None:
 
 
 def test_a_stack_without_outliers_is_not_smoothed_even_where_the_goal_is_missed(tmp_path: Path) -> None:
-    safety = SafetyTable(target_sqnr_db=45.0, range_groups=0)
+    safety = SafetyTable(target_sqnr_db=45.0)
     found = rungs(quantized(glu.stack(layers=3), glu.feeds(16), tmp_path, safety=safety))
     assert found["other_ranges"]["tried"]
     assert not found["smooth_quant"]["tried"]
@@ -158,7 +158,7 @@ def test_planted_convolutions_are_equalized_by_default(tmp_path: Path, kind: str
 
 
 def test_without_data_there_is_no_ladder(tmp_path: Path) -> None:
-    onnx.save(planted.net(), tmp_path / "float.onnx")
+    onnx.save(glu.stack(layers=1), tmp_path / "float.onnx")
     recipe = Recipe(precision="int8-weight", high_precision="fp32")
     result = compile.quantize(tmp_path / "float.onnx", recipe=recipe, output=tmp_path / "q.onnx")
     assert result.manifest["rungs"] == []

@@ -138,13 +138,6 @@ def test_of_a_range_that_was_run_on_few_samples_and_on_all_those_on_all_count() 
     assert dict(measure.alone["x"][DType.INT8]) == {4.0: whole, 1.0: few}
 
 
-    brief, simulator = measured(feeds(4, 4, 4), few=2, brief=feeds(1))
-    assert brief.few == 1
-    assert brief.runs == 4
-    assert brief.shortness == pytest.approx(1 / 4)
-    assert measured(feeds(4, 4))[0].shortness == 1
-
-
 def test_what_another_one_has_run_on_the_same_simulator_is_not_run_again() -> None:
     samples = feeds(1, 2, 3)
     first, simulator = measured(samples)
