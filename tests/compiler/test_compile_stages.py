@@ -48,20 +48,23 @@ def known(block: Case) -> Memory:
     return cache
 
 
-ALL = "clean_up qfep observe check_data smooth_quant llm_int8 weight_only decide lower verify check_finite".split()
+ALL = (
+    "clean_up qfep observe check_data calibrate equalize smooth_quant llm_int8 weight_only decide lower verify "
+    "check_finite"
+).split()
 
 
 @pytest.mark.parametrize(
     ("changed", "answered"),
     [
         ({}, ALL),
-        ({"smooth_quant": SmoothQuantTable(alpha=0.5)}, ALL[:4]),
-        ({"safety": SafetyTable(target_sqnr_db=60)}, ALL[:7]),
-        ({"io_types": "high-precision"}, ALL[:8]),
-        ({"verify_samples": 2}, [*ALL[:3], *ALL[4:9], "check_finite"]),
-        ({"min_sqnr": 1.0}, [*ALL[:7], "verify", "check_finite"]),  # another goal, the same graph
+        ({"smooth_quant": SmoothQuantTable(alpha=0.5)}, ALL[:6]),
+        ({"safety": SafetyTable(target_sqnr_db=60)}, ALL[:4]),  # where the climb ends is another question
+        ({"io_types": "high-precision"}, ALL[:10]),
+        ({"verify_samples": 2}, [*ALL[:3], *ALL[4:11], "check_finite"]),
+        ({"min_sqnr": 1.0}, [*ALL[:4], *ALL[7:9], "verify", "check_finite"]),  # below the goal: the same graph
         ({"target": "tensorrt-rtx:sm89"}, []),  # the scope of layers names it
-        ({"equalize": True}, ALL[1:]),  # there is nothing to equalize here: what comes out is the same
+        ({"equalize": True}, [*ALL[1:5], *ALL[6:]]),  # there is nothing to equalize here: what comes out is the same
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )

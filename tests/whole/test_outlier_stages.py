@@ -150,7 +150,9 @@ def test_convolutions_are_smoothed_on_request_only(tmp_path: Path) -> None:
 
     def groups(convolutions: bool) -> dict[str, dict[str, object]]:
         recipe = Recipe(
-            high_precision="fp32", smooth_quant=SmoothQuantTable(convolutions=convolutions), safety=EVERYTHING
+            high_precision="fp32",
+            smooth_quant=SmoothQuantTable(alpha=0.5, convolutions=convolutions),
+            safety=EVERYTHING,
         )
         result = compile.quantize(path, data=data, recipe=recipe, output=tmp_path / "q.onnx")
         rows = (result.manifest["smooth_quant"] or {"groups": []})["groups"]
