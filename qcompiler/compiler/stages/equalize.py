@@ -50,7 +50,17 @@ def calibrate(run: Compilation, subject: Subject, target: Target, planning: Plan
         else:
             runs, started = climb.runs, time.perf_counter()
             best = climb.best()
-            told.append(ladder.climbed(ladder.OTHER_RANGES, help.why, first, best, _since(started), climb.runs - runs))
+            told.append(
+                ladder.climbed(
+                    ladder.OTHER_RANGES,
+                    help.why,
+                    first,
+                    best,
+                    _since(started),
+                    climb.runs - runs,
+                    kept=best.sqnr_db > first.sqnr_db,
+                )
+            )
     run.lend(ready)
     return Done(subject.with_(standing=best), ladder.record(*told))
 
