@@ -121,6 +121,60 @@ def test_fp16_rounds_and_overflows_also_where_onnx_runtime_by_itself_does_neithe
     assert not np.any(np.isfinite(session.run({"x": np.full((2, 4), 260, np.float32)})["y"]))  # 260 * 256 overflows
 
 
+def stored_linear(scale: float, **attrs: Any) -> Model:
+    stored = RNG.integers(-127, 128, (4, 4)).astype(np.int8)
+    nodes = [("DequantizeLinear", "q s", "v", attrs), ("MatMul", "h v", "r")]
+    return halved(*nodes, q=stored, s=np.full(4 if attrs else (), scale, np.float16))
+
+
+@pytest.mark.parametrize("attrs", [{}, {"axis": 0}, {"axis": 1}])
+def test_stored_weights_are_dequantized_and_rounded_once(attrs: dict[str, Any]) -> None:
+    one = stored_linear(0.0123, **attrs)
+    emulated = runnable(one, half=True)
+    assert "DequantizeLinear" not in [node.op for node in emulated.graph.nodes]
+    assert "DequantizeLinear" in [node.op for node in one.graph.nodes]
+    q = next(graphs.values_of(t) for t in graphs.tensors(one.graph) if t.name == "q")
+    weight = (q.astype(np.float32) * np.float32(np.float16(0.0123))).astype(np.float16).astype(np.float32)
+    x = X[:2, :4].astype(np.float16).astype(np.float32)
+    found = Session(emulated).run({"x": X[:2, :4]})["y"]
+    np.testing.assert_allclose(found, x @ weight, rtol=2**-10, atol=1e-5)
+    np.testing.assert_array_equal(found, found.astype(np.float16).astype(np.float32))
+
+
+def test_a_stored_weight_that_is_not_finite_keeps_the_node_that_makes_it() -> None:
+    emulated = runnable(stored_linear(np.inf), half=True)
+    assert "DequantizeLinear" in [node.op for node in emulated.graph.nodes]
+
+
+def casts(one: Model) -> int:
+    return sum(node.op == "Cast" for node in one.graph.nodes)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "pairs"),
+    [
+        ([("Transpose", "h", "t"), ("Relu", "t", "r")], 0),
+        ([("Add", "h h", "t"), ("Transpose", "t", "r")], 1),
+        ([("Max", "h k", "t"), ("Concat", "t h", "r", {"axis": 0})], 0),
+        ([("Mul", "h k", "t"), ("Concat", "t h", "r", {"axis": 0})], 1),
+        ([("Sigmoid", "h", "r")], 1),
+    ],
+)
+def test_what_moves_or_picks_rounded_values_is_not_rounded_again(nodes: list[Any], pairs: int) -> None:
+    one = halved(*nodes, k=np.array([0.3], np.float16))
+    emulated = runnable(one, half=True)
+    assert casts(emulated) == casts(one) + 2 * (pairs + 1)  # and what enters
+    found = Session(emulated, quick=True).run({"x": X[:2, :4]})["y"]
+    np.testing.assert_array_equal(found, found.astype(np.float16).astype(np.float32))
+
+
+def test_what_moves_values_of_another_type_is_rounded() -> None:
+    """A pick that a file types otherwise than what it picks from: the typing goes by what stands behind it."""
+    nodes = [("Cast", "h", "f", {"to": 1}), ("Exp", "f", "e"), ("Transpose", "e", "t"), ("Cast", "t", "r", {"to": 10})]
+    found = Session(runnable(halved(*nodes), half=True), quick=True).run({"x": X[:2, :4]})["y"]
+    np.testing.assert_array_equal(found, found.astype(np.float16).astype(np.float32))
+
+
 def test_ends_in_double_behind_a_cast_become_fp32() -> None:
     double, single = onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT
     proto = model(("Cast", "x", "a", {"to": single}), ("Relu", "a", "b"), ("Cast", "b", "y", {"to": double}),
