@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ENOUGH = 16  # different samples: fewer can neither be dealt into parts nor show what is rare
-_CHUNK = 1 << 18  # elements that are held as float64 at a time
+_CHUNK = 1 << 13  # elements that are held as float64 at a time; as in `numerics.sqnr`
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,8 @@ class _Sums:
 
     def add(self, array: NDArray[Any]) -> None:
         for part in _parts(array):
-            values = part[np.isfinite(part)]
+            known = np.isfinite(part)
+            values = part if known.all() else part[known]
             if not values.size:
                 continue
             if not self.count:

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     Metric = Callable[[Callable[[Feeds], "Outputs"]], float]
 
 
-_CHUNK = 1 << 18  # elements that are held as float64 at a time
+_CHUNK = 1 << 13  # elements that are held as float64 at a time; as in `numerics.sqnr`
 DRIFT_SAMPLES = 4
 DRAWS = 3  # of a model that draws random numbers
 
