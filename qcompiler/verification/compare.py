@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 
 _CHUNK = 1 << 13  # elements that are held as float64 at a time; as in `numerics.sqnr`
-DRIFT_SAMPLES = 4
+DRIFT_SAMPLES = 2
 DRAWS = 3  # of a model that draws random numbers
 
 
@@ -225,7 +225,7 @@ def verify(
         metric: `file.py:function`, `package.module:function` or a function: function(run) -> score.
         float_score: what the metric gives for the float model, where it has been measured before.
         halves: the quantized model was chosen by the choosing half of the metric: its score says what each half loses.
-        drift: also compare inner tensors, on the first 4 feeds.
+        drift: also compare inner tensors, on the first 2 feeds.
         close_db: SQNR in dB of the outputs from which on nobody is to blame, which saves the search for who is.
         normal: the float model whose inner tensors are compared: `float_model` after the float passes, which fold nodes
             and keep the names; None for `float_model` itself.

@@ -105,6 +105,10 @@ class _Builder:
         before: list[onnx.NodeProto] = []
         if original.op not in MOVES or original.op in _INTERPOLATES:
             for i in slots.inputs:
+                given = original.inputs[i]
+                if isinstance(given, gs.Constant):
+                    low.input[i] = self._constant(given, self._view.clamps.get((id(original), i)))
+                    continue
                 low.input[i] = f"{own}x{i}"
                 before += self._read(original, i, low.input[i])
         behind: list[onnx.NodeProto] = []
@@ -128,9 +132,6 @@ class _Builder:
 
     def _read(self, node: gs.Node, index: int, into: str) -> Iterator[onnx.NodeProto]:
         tensor, bounds = node.inputs[index], self._view.clamps.get((id(node), index))
-        if isinstance(tensor, gs.Constant):
-            yield _cast(self._constant(tensor, bounds), into, _FLOAT)
-            return
         source = tensor.name
         if bounds is not None and math.isfinite(bounds[0]):
             yield switches.node("Max", [source, self._bound(bounds[0])], [into + "/clamped"])
@@ -142,14 +143,14 @@ class _Builder:
         yield _cast(into + "/low", into, _FLOAT)
 
     def _constant(self, tensor: gs.Constant, bounds: tuple[float, float] | None) -> str:
-        """Name of an initializer of the main graph with the rounded values."""
+        """Name of an initializer of the main graph with the rounded values, in FP32: a Cast would run in every run."""
         key = (id(tensor), bounds)
         if key not in self._stored:
             values = graphs.values_of(tensor)
             if bounds is not None:
                 values = np.asarray(np.clip(values, *bounds))
             with np.errstate(over="ignore", under="ignore"):
-                rounded = values.astype(self._view.numpy)
+                rounded = values.astype(self._view.numpy).astype(np.float32)
             self._stored[key] = self._initializer(rounded)
         return self._stored[key]
 
