@@ -53,7 +53,7 @@ class Outcome:
         """What becomes of another plan; what an earlier one has shown is not measured again."""
         lowered = run(lower, subject, decided, asked.target, asked.lower, before.lowered)
         proof = run(verify, subject, lowered, asked.verify, before.proof)
-        return Outcome(decided, lowered, proof, run(check_finite, subject, lowered, asked.verify.samples > 0))
+        return Outcome(decided, lowered, proof, run(check_finite, subject, lowered, proof.verification))
 
     def judged(self, asked: Asked) -> tuple[Plan, Verification | None, Gates, Promise]:
         """What a verdict goes by."""

@@ -146,7 +146,7 @@ def life(run: Compilation, source: str | Path | Model, data: Data | None, asked:
             break
         subject, planning = again
     run(check_metric_data, subject, proof.verification)
-    finite = run(check_finite, subject, lowered, asked.verify.samples > 0)
+    finite = run(check_finite, subject, lowered, proof.verification)
     judged = (lowered.plan, proof.verification, asked.gates, asked.promise)
     verdict = run(conclude, *judged, finite, decided.chosen.net, doubts, last=not build)
     run(accept, subject, *judged, verdict)

@@ -35,10 +35,19 @@ _REDUCIBLE = (np.dtype(np.float16), np.dtype(np.float32))
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Smallest and largest value seen, in the tensor's own unit; both may be infinite (masks), never NaN."""
+    """Smallest and largest value seen, in the tensor's own unit; both may be infinite (masks), never NaN.
+
+    Attributes:
+        low: smallest.
+        high: largest.
+        low_at: the first sample that has it, by its place in the data; -1 where nobody knows.
+        high_at: the same of the largest.
+    """
 
     low: float
     high: float
+    low_at: int = field(default=-1, compare=False)
+    high_at: int = field(default=-1, compare=False)
 
     @property
     def absmax(self) -> float:
@@ -52,7 +61,9 @@ class Range:
 
     def __or__(self, other: Range) -> Range:
         """The range of both together."""
-        return Range(min(self.low, other.low), max(self.high, other.high))
+        low = self if self.low <= other.low else other
+        high = self if self.high >= other.high else other
+        return Range(low.low, high.high, low.low_at, high.high_at)
 
 
 @dataclass(frozen=True)
@@ -184,8 +195,8 @@ class Ends:
     def __init__(self, taps: Sequence[_Tap]) -> None:
         """`taps` as of `Tapped`."""
         self._taps = taps
-        self._low: dict[str, float] = {}
-        self._high: dict[str, float] = {}
+        self._lows: dict[str, _End] = {}
+        self._highs: dict[str, _End] = {}
 
     @property
     def tensors(self) -> Sequence[str]:
@@ -195,24 +206,40 @@ class Ends:
     @property
     def found(self) -> dict[str, Range]:
         """By tensor name, in graph order, as far as they came by; where one was always empty, inf and -inf."""
-        names = (tap.name for tap in self._taps)
-        return {name: Range(self._low[name], self._high[name]) for name in names if name in self._low}
+        names = [tap.name for tap in self._taps if tap.name in self._lows]
+        ends = ((name, self._lows[name], self._highs[name]) for name in names)
+        return {name: Range(low[0], high[0], low[1], high[1]) for name, low, high in ends}
 
     def merge(self, other: Ends) -> None:
         """Adds what another one has seen of the same tensors, in any order."""
-        for name, value in other._low.items():
-            self._low[name] = min(self._low.get(name, math.inf), value)
-        for name, value in other._high.items():
-            self._high[name] = max(self._high.get(name, -math.inf), value)
+        for name, (value, at) in other._lows.items():
+            self._lows[name] = _lower(self._lows.get(name, _NO_LOW), value, at)
+        for name, (value, at) in other._highs.items():
+            self._highs[name] = _higher(self._highs.get(name, _NO_HIGH), value, at)
 
     def update(self, part: Part) -> None:
-        """Takes in the scalars that are in the part."""
+        """Takes in the scalars that are in the part; its index is the place of the sample."""
+        values, at = part.values, part.index
         for tap in self._taps:
-            low, high = (end.name for end in tap.ends)
-            if low in part.values:
-                self._low[tap.name] = min(self._low.get(tap.name, math.inf), float(part.values[low]))
-            if high in part.values:
-                self._high[tap.name] = max(self._high.get(tap.name, -math.inf), float(part.values[high]))
+            low, high = tap.ends[0].name, tap.ends[1].name
+            if low in values:
+                self._lows[tap.name] = _lower(self._lows.get(tap.name, _NO_LOW), float(values[low]), at)
+            if high in values:
+                self._highs[tap.name] = _higher(self._highs.get(tap.name, _NO_HIGH), float(values[high]), at)
+
+
+_End = tuple[float, int]  # a value, and the place of the first sample that has it
+_NO_LOW: _End = (math.inf, -1)
+_NO_HIGH: _End = (-math.inf, -1)
+
+
+def _lower(known: _End, value: float, at: int) -> _End:
+    """The lower of two ends, of equals the first sample; NaN is none."""
+    return (value, at) if value < known[0] or (value == known[0] and not 0 <= known[1] <= at) else known
+
+
+def _higher(known: _End, value: float, at: int) -> _End:
+    return (value, at) if value > known[0] or (value == known[0] and not 0 <= known[1] <= at) else known
 
 
 _ENDS = (("ReduceMin", math.inf), ("ReduceMax", -math.inf))  # and what stands for nothing seen

@@ -1,4 +1,7 @@
-"""All samples once through the result: where the float model is finite, it must be finite too."""
+"""The result on all samples: where the float model is finite, it must be finite too.
+
+Samples that need not be run are not (`statistics.farthest`). Where one that is run fails, all of them are run.
+"""
 
 from __future__ import annotations
 
@@ -26,19 +29,29 @@ class Finiteness:
     """What became of all samples.
 
     Attributes:
-        samples: how many were run.
+        samples: how many there were.
         failing: indices of those on which the result is NaN or infinite somewhere where float is a number.
         output: name of the first output that is so; empty where none is.
         node: name of the node of the result that computes the first such value; empty where none is found.
+        run: how many of the samples were run; the others stay, in every tensor, between those, or so far below what
+            its type holds that they cannot fail where no other does. None for all of them.
+        why_all: why all of them had to be; empty where they had not.
     """
 
     samples: int
     failing: tuple[int, ...] = ()
     output: str = ""
     node: str = ""
+    run: int | None = None
+    why_all: str = ""
 
     def __str__(self) -> str:
         """A sentence, for a verdict or an error."""
+        if not self.failing and self.run is not None:
+            return (
+                f"the result is finite on the {self.run} of {self.samples} samples that reach farthest, and no other "
+                "comes near to what its types hold"
+            )
         if not self.failing:
             return f"the result is finite on all {self.samples} samples on which the float model is"
         began = f"; '{self.node}' is the first node that computes one" if self.node else ""

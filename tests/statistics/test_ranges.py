@@ -29,6 +29,16 @@ def test_ranges_cover_every_float_tensor_over_all_feeds() -> None:
     assert dict(found) == {"x": Range(-3, 5), "m": Range(-6, 10), "y": Range(0, 10)}
 
 
+def test_each_end_knows_the_first_sample_that_has_it() -> None:
+    graph = to_graph(model(("Relu", "x", "y")))
+    feeds = [{"x": np.full((2, 4), value, np.float32)} for value in (1.0, 5.0, -3.0, 5.0, np.nan, -3.0)]
+    found = ranges.measure(graph, feeds)
+    assert (found["x"].low_at, found["x"].high_at) == (2, 1)
+    assert (found["y"].low_at, found["y"].high_at) == (2, 1)
+    both = Range(-3, 5, 2, 1) | Range(-4, 4, 8, 9)
+    assert (both, both.low_at, both.high_at) == (Range(-4, 5), 8, 1)
+
+
 def test_measuring_leaves_the_graph_as_it_was() -> None:
     graph = to_graph(model(("Relu", "x", "y")))
     before = whole(graph).SerializeToString(deterministic=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from qcompiler.compiler.subject import Lowered, Subject
 from qcompiler.data.source import Source, open_source
 from qcompiler.ir.signature import Feeds
 from qcompiler.runtime.finite import refuse_not_finite
+from qcompiler.statistics.farthest import Farthest, farthest
 from qcompiler.verification.compare import Verification
 from qcompiler.verification.compare import verify as compare
 from qcompiler.verification.finite_on_all import Finiteness, finite_on_all
@@ -140,34 +141,63 @@ def _of_prefix(subject: Subject, found: Verification, without: float | None) -> 
 
 
 @stage()
-def check_finite(run: Compilation, subject: Subject, lowered: Lowered, compared: bool) -> Done[Finiteness | None]:
+def check_finite(
+    run: Compilation, subject: Subject, lowered: Lowered, verification: Verification | None
+) -> Done[Finiteness | None]:
     """What became of all samples; None without data, or where nobody wants a comparison.
 
-    Those that *verify* has compared are known by then; the others are run here.
+    Those that *verify* has compared are known by then. Of the others, those are run here that reach farthest, and all
+    where ranges do not tell, or one of them fails.
 
     Args:
         subject: with the reference and all samples.
         lowered: the result.
-        compared: the result is compared with float at all.
+        verification: the comparison on those that judge; None where there was none.
 
     Raises:
         ModelError: a node of the result fails on a sample, or an output of the float model is NaN; names the node.
     """
-    if subject.parts is None or not compared:
+    if subject.parts is None or verification is None:
         return Done(None)
-    parts = [one for one in (subject.parts.calibrate, subject.parts.choose) if one is not None]
-    places = list[int]()
-    with run.working(sum(subject.parts.samples[:2])) as advance:
-        found = finite_on_all(
-            subject.reference, lowered.model, _feeds(parts, places), place=places.__getitem__, advance=advance
-        )
+    known = frozenset(verification.positions)
+    total = sum(subject.parts.samples) - len(known)
+    with run.working() as advance:
+
+        def over(wanted: Callable[[int], bool]) -> Finiteness:
+            places = list[int]()
+            feeds = _feeds(subject, wanted, places)
+            return finite_on_all(subject.reference, lowered.model, feeds, place=places.__getitem__, advance=advance)
+
+        needed = _needed(subject, lowered, verification)
+        left = needed.places - known
+        few = Finiteness(0) if not left or needed.why_all else over(left.__contains__)
+        # A place that no sample was found at is one of a sample that nobody has run
+        met = not needed.why_all and few.samples == len(left) and not few.failing
+        found = Finiteness(total, run=few.samples) if met else over(lambda place: place not in known)
+    found = dataclasses.replace(found, why_all=needed.why_all)
     record = {"samples": found.samples, "failing": list(found.failing), "output": found.output, "node": found.node}
-    return Done(found, {"verification": {"finite": record}})
+    looked = {"run": found.samples if found.run is None else found.run, "why_all": found.why_all}
+    return Done(found, {"verification": {"finite": {**record, **looked}}})
 
 
-def _feeds(parts: Sequence[Source], places: list[int]) -> Iterator[Feeds]:
-    """All feeds of the parts; `places` learns where each stands in the data."""
-    for part in parts:
+def _needed(subject: Subject, lowered: Lowered, verification: Verification) -> Farthest:
+    """The samples that the result must be run on; all where its noise drowns the float values."""
+    worst = verification.worst_sqnr_db
+    if subject.samples is None or subject.samples.batch is not None:
+        return Farthest(why_all="samples come in batches, of which nobody knows which one reaches farthest")
+    inner = min((layer.sqnr_db for layer in verification.layers), default=0.0)
+    if verification.failures or worst is None or min(worst, inner) < 0:
+        return Farthest(why_all="its noise is louder than the values themselves, whose ranges say little of it")
+    return farthest(lowered.model.graph, lowered.ranges)
+
+
+def _feeds(subject: Subject, wanted: Callable[[int], bool], places: list[int]) -> Iterator[Feeds]:
+    """The feeds of all parts whose place in the data is wanted; `places` learns where each stands."""
+    dealt = subject.parts
+    parts = () if dealt is None else (dealt.calibrate, dealt.choose, dealt.judge)
+    for part in (one for one in parts if one is not None):
         for index, feed in enumerate(part):
-            places.append(part.place(index))
-            yield feed
+            place = part.place(index)
+            if wanted(place):
+                places.append(place)
+                yield feed

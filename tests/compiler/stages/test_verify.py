@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,8 +10,11 @@ import numpy as np
 import pytest
 
 from qcompiler.compiler.stages.verify import VerifyOptions, check_finite, verify
+from qcompiler.compiler.subject import Lowered
+from qcompiler.statistics.ranges import Range, Ranges
+from qcompiler.verification.compare import Verification
 from tests.kit.cases import SAMPLES, prepared
-from tests.kit.subjects import before
+from tests.kit.subjects import Standing, before
 
 METRIC = """
 from pathlib import Path
@@ -96,19 +100,42 @@ def test_ranges_alone_are_judged_on_other_data_or_not_at_all(tmp_path: Path) -> 
     assert found.worst_sqnr_db > 20
 
 
-def test_all_samples_are_run_that_were_not_compared(tmp_path: Path) -> None:
-    standing = before("accept", prepared(tmp_path, "conv"))
+def compared(standing: Standing) -> tuple[Lowered, Verification]:
     assert standing.lowered is not None
-    found = standing.run(check_finite, standing.subject, standing.lowered, True)
+    proof = standing.run(verify, standing.subject, standing.lowered, standing.asked.verify)
+    assert proof.verification is not None
+    return standing.lowered, proof.verification
+
+
+def test_no_sample_is_run_where_none_reaches_far(tmp_path: Path) -> None:
+    standing = before("accept", prepared(tmp_path, "conv"))
+    found = standing.run(check_finite, standing.subject, *compared(standing))
     assert found is not None
     assert standing.subject.parts is not None
     count = SAMPLES - standing.subject.parts.samples[2]
-    assert (found.samples, found.failing) == (count, ())
     record = standing.run.records["verification"]["finite"]
-    assert record == {"samples": count, "failing": [], "output": "", "node": ""}
+    assert record == {"samples": count, "failing": [], "output": "", "node": "", "run": 0, "why_all": ""}
+    assert "0 of" in str(found)
+
+
+def test_those_that_reach_far_are_run_and_all_where_nobody_knows_which_do(tmp_path: Path) -> None:
+    standing = before("accept", prepared(tmp_path, "conv"))
+    lowered, verification = compared(standing)
+    places = [place for place in range(SAMPLES) if place not in verification.positions]
+    name = next(iter(lowered.ranges))
+    run = {}
+    for where in (places[1], verification.positions[0], SAMPLES + 5, -1):
+        far = Ranges({**lowered.ranges, name: Range(0.0, 3e38, where, where)})
+        made = dataclasses.replace(lowered, ranges=far)
+        found = standing.run(check_finite, standing.subject, made, verification)
+        assert found is not None
+        assert found.failing == ()
+        run[where] = standing.run.records["verification"]["finite"]["run"]
+        assert bool(found.why_all) == (where < 0)
+    assert list(run.values()) == [1, 0, len(places), len(places)]
 
 
 def test_where_nothing_is_compared_nothing_is_run(tmp_path: Path) -> None:
     standing = before("accept", prepared(tmp_path, "conv"))
     assert standing.lowered is not None
-    assert standing.run(check_finite, standing.subject, standing.lowered, False) is None
+    assert standing.run(check_finite, standing.subject, standing.lowered, None) is None
