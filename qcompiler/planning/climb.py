@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from qcompiler.numerics.sqnr import decibel
 from qcompiler.planning.chosen import Planning
-from qcompiler.planning.planner import Ready
+from qcompiler.planning.ready import Ready
 from qcompiler.planning.search import outputs
 from qcompiler.planning.search.safety_net import best_start
 from qcompiler.planning.simulation.noise import Measure

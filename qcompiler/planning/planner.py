@@ -12,30 +12,27 @@ import onnx_graphsurgeon as gs
 
 from qcompiler.calibrators.auto import AUTO
 from qcompiler.ir import model as models
-from qcompiler.ir.macs import Shapes, tensors_for_shapes
+from qcompiler.ir.macs import Shapes
 from qcompiler.ir.signature import Feeds
-from qcompiler.judge.views import Views, find_views
-from qcompiler.plan import Candidate, Plan, Quantizer, Refusal
+from qcompiler.judge.views import Views
+from qcompiler.plan import Candidate, Plan, Quantizer
 from qcompiler.planning.chosen import Chosen, Planning
 from qcompiler.planning.decisions import plan_of
-from qcompiler.planning.placement import attention, candidates, few_rows, rounds
+from qcompiler.planning.placement import attention
 from qcompiler.planning.placement.candidates import Candidates
-from qcompiler.planning.placement.profile import LARGEST, SMALLEST, USUAL, shapes_at, shapes_of_many
-from qcompiler.planning.search import between_layers, cost, evidence, outputs, qfem, safety_net, weight_ranges
+from qcompiler.planning.placement.profile import LARGEST, SMALLEST, USUAL, shapes_at
+from qcompiler.planning.ready import Ready, prepared
+from qcompiler.planning.search import between_layers, cost, evidence, outputs, qfem, safety_net
 from qcompiler.planning.search.checks import Halves, Samples
 from qcompiler.planning.search.goal import DEFAULT, DEFAULT_DROP, METRIC, SQNR, Goal, GoalReached, checks_for
-from qcompiler.planning.search.offers import given_scales, offered_uses
 from qcompiler.planning.search.qfem import NOTHING, Spared
 from qcompiler.planning.search.safety_net import FEW, Limits, Prices, SafetyNet
 from qcompiler.planning.search.take import Judging, Pinned, by_goal
 from qcompiler.planning.simulation.noise import Advance
-from qcompiler.planning.simulation.simulator import Grids, Simulation, Use, formats_of
+from qcompiler.planning.simulation.simulator import Grids, Simulation, Use
 from qcompiler.recipe.tables import QfemTable, SafetyTable
-from qcompiler.runtime.shapes import concrete_shapes
-from qcompiler.runtime.work import count_macs
-from qcompiler.statistics.evidence import Lack
 from qcompiler.statistics.histogram import Histogram
-from qcompiler.statistics.observe import Observations, histograms
+from qcompiler.statistics.observe import Observations
 from qcompiler.target import DType, Target
 from qcompiler.verification.metrics.halves import MetricHalves
 
@@ -45,100 +42,6 @@ if TYPE_CHECKING:
     Corrections = dict[str, NDArray[np.float32]]
 
 USELESS_DB = 8.0
-
-
-@dataclass(frozen=True, eq=False)
-class Ready:
-    """What a plan is searched with: the layers that there are to decide about, and the session that tries them.
-
-    Attributes:
-        asked: what it was made for, that it may be known again: model, layers, observations, options, target.
-        observed: with the ranges that rounds of one tensor share.
-        shapes: of all tensors, for one sample.
-        macs: multiply-accumulates by node.
-        views: what is judged.
-        large: the layers that are worth quantizing, and why the others are not.
-        offers: formats and ranges to choose from, by activation.
-        spelled: the calibrator behind each.
-        grids: on which weights and activations are rounded.
-        given: scales of weights that came stored.
-        few: samples for comparisons that are made often.
-        simulation: tries them; None where no layer is left.
-    """
-
-    asked: tuple[models.Model, Candidates, Observations, Planning, Target]
-    observed: Observations
-    shapes: Shapes
-    macs: Mapping[str, int]
-    views: Views
-    large: Candidates
-    offers: Mapping[str, Sequence[Use]]
-    spelled: Mapping[str, Mapping[Use, str]]
-    grids: Grids
-    given: Mapping[str, NDArray[np.float32]]
-    few: Sequence[Feeds]
-    simulation: Simulation | None
-
-    def fits(
-        self, model: models.Model, layers: Candidates, observed: Observations, options: Planning, target: Target
-    ) -> bool:
-        """Whether it is what these would give, whatever SQNR is aimed at."""
-        had, has = self.asked, (model, layers, observed)
-        same = all(one is other for one, other in zip(had[:3], has, strict=True))
-        return same and _aimless(had[3]) == _aimless(options) and had[4] == target
-
-    def feeds(self, most: int) -> Sequence[Feeds]:
-        """The samples that plans are compared on, so many at most."""
-        return self.observed.choosing[: safety_net.enough(self.shapes, self.large.by_activation, 2, most)]
-
-    def share(self, groups: Iterable[str]) -> float:
-        """Share of the model's multiply-accumulates that the readers of these activations make, 0..1."""
-        own = sum(self.macs.get(c.node, 0) for name in groups for c in self.large.by_activation[name])
-        return own / max(sum(self.macs.values()), 1)
-
-
-def _aimless(options: Planning) -> Planning:
-    """The same, aiming at nothing."""
-    safety = replace(options.safety, target_sqnr_db=0.0)
-    return replace(options, safety=safety, min_sqnr=None, at=None, beyond=False)
-
-
-def prepared(
-    model: models.Model,
-    layers: Candidates,
-    observed: Observations,
-    options: Planning,
-    target: Target,
-    pinned: Pinned | None = None,
-) -> Ready:
-    """Small layers out, formats and ranges on offer, the session made; arguments as of `make_plan`."""
-    asked = (model, layers, observed, options, target)
-    observed = observed.with_(rounds.pooled(model.graph, layers.found, observed.histograms))
-    shapes = concrete_shapes(model.graph, observed.kept[0], tensors_for_shapes(model.graph))
-    macs = count_macs(model.graph, observed.kept[0], shapes)
-    views = find_views(model.graph, observed.choosing[0], options.ignored)
-    served = shapes_of_many(model.graph, observed, options.shapes, list(shapes))
-    large = layers.refusing(candidates.small(model.graph, layers.found, served, target))
-    usual = shapes_at(model.graph, observed, options.shapes, USUAL, list(shapes))
-    large = large.refusing(few_rows.refusals(model.graph, large.found, usual, macs, target, options.safety.min_share))
-    large = large.refusing(candidates.not_numbers(large.found, observed.histograms))
-    lacks = evidence.lacks_of(observed)
-    large = large.refusing(_unknown(model.graph, large, lacks, target))
-    offers, spelled = offered_uses(
-        options.formats,
-        options.calibrator,
-        target,
-        large.by_activation,
-        observed.histograms,
-        _louder(model, list(large.by_activation), observed, options),
-    )
-    if pinned is not None:
-        offers, spelled = pinned.offers(large.by_activation, spelled)
-    grids = _grids(options, target, observed.histograms)
-    few = observed.choosing[: safety_net.enough(shapes, offers, 1, FEW)]
-    given = given_scales(layers.found, per_channel=options.per_channel)
-    simulation = _simulation(model, large, offers, grids, given, observed, views, few, options)
-    return Ready(asked, observed, shapes, macs, views, large, offers, spelled, grids, given, few, simulation)
 
 
 def make_plan(
@@ -204,65 +107,6 @@ def make_plan(
     scales = ready.given if simulation is None else simulation.scales
     plan, corrections = _completed(plan, corrections, model, left, net, scales, observed, views, options, target)
     return Chosen(plan, net, corrections, scales, spared, scores, reached)
-
-
-def _louder(
-    model: models.Model, names: Sequence[str], observed: Observations, options: Planning
-) -> dict[str, float] | None:
-    """By tensor, how many times larger its largest |x| was in samples that choose than in those that calibrate."""
-    if options.calibrator != AUTO or not observed.held or not names:
-        return None
-    other = histograms(model, names, observed.held)
-    known = observed.histograms
-    return {name: one.amax / known[name].amax for name, one in other.items() if known[name].amax > 0}
-
-
-def _unknown(graph: gs.Graph, layers: Candidates, lacks: Mapping[str, Lack], target: Target) -> list[Refusal]:
-    """The layers that need a range of what the data has not shown."""
-    reads = evidence.refusals(layers.found, lacks)
-    done = {one.node for one in reads}
-    if not target.quantize_outputs:
-        return list(reads)
-    writes = outputs.written(graph, [one for one in layers.found if one.node not in done])
-    more = [(one, name) for one, name in writes if name in lacks]
-    return [
-        *reads,
-        *(
-            Refusal(
-                one.node,
-                one.op,
-                lacks[name].rule,
-                f"what it writes needs a range, and {evidence.why(name, lacks[name])}",
-            )
-            for one, name in more
-        ),
-    ]
-
-
-def _grids(options: Planning, target: Target, histograms: Mapping[str, Histogram]) -> Grids:
-    """The grids that a target has for what was asked for."""
-    spans = outputs.spans(histograms) if target.unsigned_activations else None
-    return Grids(options.per_channel, options.per_channel and target.fp8_per_channel, spans)
-
-
-def _simulation(
-    model: models.Model,
-    layers: Candidates,
-    offers: Mapping[str, Sequence[Use]],
-    grids: Grids,
-    scales: Mapping[str, NDArray[np.float32]],
-    observed: Observations,
-    views: Views,
-    few: Sequence[Feeds],
-    options: Planning,
-) -> Simulation | None:
-    """What the layers may become, with the weight ranges that serve the outputs best; None where there are none."""
-    if not layers.found:
-        return None
-    simulation = Simulation.of(model, layers.by_activation, offers, observed.kept, grids, scales, views)
-    if options.clip_weights and grids.per_channel and DType.INT8 in formats_of(offers):
-        return weight_ranges.narrowed(simulation, few)
-    return simulation
 
 
 def _costs(

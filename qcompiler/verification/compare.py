@@ -16,15 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from qcompiler.data.padding import Padding
 from qcompiler.errors import DataError, ModelError
 from qcompiler.ir import model as models
 from qcompiler.judge.figures import Figures, ViewFigure, worst_view
+from qcompiler.judge.outputs import Output, OutputTally, failures_of
 from qcompiler.judge.views import Role, Views, find_views, stand_ins, tensors_of
-from qcompiler.numerics.sqnr import cosine, sqnr_db
-from qcompiler.runtime.finite import flat
 from qcompiler.runtime.randomness import random_nodes
 from qcompiler.support.as_json import plain
 from qcompiler.support.suggest import did_you_mean
@@ -44,44 +41,8 @@ if TYPE_CHECKING:
     Metric = Callable[[Callable[[Feeds], "Outputs"]], float]
 
 
-_CHUNK = 1 << 13  # elements that are held as float64 at a time; as in `numerics.sqnr`
 DRIFT_SAMPLES = 2
 DRAWS = 3  # of a model that draws random numbers
-
-
-@dataclass(frozen=True, slots=True)
-class Output:
-    """How one output compares, pooled over all samples.
-
-    Attributes:
-        name: name of the output.
-        dtype: element type in the float model.
-        elements: how many values were compared.
-        sqnr_db: SQNR in dB; infinite if nothing differs, None unless it is a float output.
-        cosine: cosine similarity, -1..1, of all values as one vector; None unless it is a float output.
-        max_abs: largest absolute error, in the output's own unit; None unless it is a float output.
-        top1: share of rows of the last axis with the same largest index, 0..1; None where the last axis is below 2.
-        equal: share of equal values, 0..1, of integer, boolean and text outputs; None for float outputs.
-        not_finite: values that are finite in the float model and NaN or infinite in the quantized one.
-        float_not_finite: values that are NaN or infinite in the float model already.
-        reshaped: samples whose shape differs between the models; they are not compared.
-        unlike: of `float_not_finite`, those that the quantized model does not share.
-        nan: of `float_not_finite`, those that are NaN.
-    """
-
-    name: str
-    dtype: str
-    elements: int
-    sqnr_db: float | None
-    cosine: float | None
-    max_abs: float | None
-    top1: float | None
-    equal: float | None
-    not_finite: int
-    float_not_finite: int
-    reshaped: int
-    unlike: int = 0
-    nan: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +128,7 @@ class Verification:
             clause
             for output in self.outputs
             if output.name not in ignored
-            for clause in _failures(output, reshaped=output.name not in told)
+            for clause in failures_of(output, reshaped=output.name not in told)
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -250,7 +211,7 @@ def verify(
     views = find_views(reference.graph, dict(first), ignored)
     twins = _twins(views, candidate, dict(first), ignored)
     pair = _Pair(reference, candidate, views, twins, optimize, quick, advance)
-    figures, tallies = Figures(pair.views, pair.missing), {name: _Tally(name) for name in pair.outputs}
+    figures, tallies = Figures(pair.views, pair.missing), {name: OutputTally(name) for name in pair.outputs}
     count = pair.compare(itertools.islice(source, samples), figures, tallies)
     apart = {part: pair.figures(feeds) for part, feeds in (others or {}).items()}
     worst = {part: worst_view(found.result()) for part, found in apart.items()}
@@ -331,7 +292,7 @@ class _Pair:
         self._float = [runner_of(reference, True, quick=quick, outputs=fetched, draw=draw)[0] for draw in draws]
         self._quantized = [runner_of(candidate, optimize, quick=quick, outputs=renamed, draw=draw)[0] for draw in draws]
 
-    def compare(self, feeds: Iterable[Feeds], figures: Figures, tallies: Mapping[str, _Tally]) -> int:
+    def compare(self, feeds: Iterable[Feeds], figures: Figures, tallies: Mapping[str, OutputTally]) -> int:
         """Adds up over samples; returns how many there were."""
         count = 0
         for feed in feeds:
@@ -403,100 +364,3 @@ def _same_outputs(expected: Iterable[str] | None, got: Sequence[str] | None) -> 
             f"the quantized model has no output '{missing}' ({did_you_mean(missing, got)}): "
             "is it made from this float model?"
         )
-
-
-class _Tally:
-    """Sums over the samples of one output."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.dtype = ""
-        self.elements = self.same = self.rows = self.same_rows = 0
-        self.not_finite = self.float_not_finite = self.reshaped = self.unlike = self.nan = 0
-        self.reference = self.quantized = self.product = self.noise = self.max_abs = 0.0
-
-    def add(self, reference: Any, got: Any, padding: Padding) -> None:
-        """Counts one sample; of a sequence or optional the arrays, as far as both have them."""
-        if not isinstance(reference, np.ndarray) or not isinstance(got, np.ndarray):
-            first, second = list(flat(reference)), list(flat(got))
-            self.dtype = self.dtype or type(reference).__name__
-            self.reshaped += len(first) != len(second)
-            for one, other in zip(first, second, strict=False):
-                self.add(one, other, padding)
-            return
-        if padding and reference.shape == got.shape:
-            reference, got = padding.keep(reference), padding.keep(got)
-        self.dtype = str(reference.dtype)
-        if reference.shape != got.shape:
-            self.reshaped += 1
-            return
-        self.elements += reference.size
-        if reference.dtype.kind != "f":
-            self.same += int(np.count_nonzero(reference == got))
-            return
-        self._add_rows(reference, got)
-        first, second = reference.reshape(-1), got.reshape(-1)
-        for start in range(0, first.size, _CHUNK):
-            self._add_chunk(first[start : start + _CHUNK], second[start : start + _CHUNK])
-
-    def _add_rows(self, reference: NDArray[Any], got: NDArray[Any]) -> None:
-        if not reference.ndim or reference.shape[-1] < 2 or not reference.size:
-            return
-        agree = reference.argmax(-1) == got.argmax(-1)
-        self.rows += agree.size
-        self.same_rows += int(np.count_nonzero(agree))
-
-    def _add_chunk(self, first: NDArray[Any], second: NDArray[Any]) -> None:
-        a, b = first.astype(np.float64), second.astype(np.float64)
-        known, both = np.isfinite(a), np.isfinite(a) & np.isfinite(b)
-        self.float_not_finite += int(np.count_nonzero(~known))
-        self.not_finite += int(np.count_nonzero(known & ~both))
-        if not known.all():
-            self.nan += int(np.count_nonzero(np.isnan(a)))
-            self.unlike += int(np.count_nonzero(~known & (a != b) & ~(np.isnan(a) & np.isnan(b))))
-        if not both.all():
-            a, b = a[both], b[both]
-        error = a - b
-        self.reference += float(a @ a)
-        self.quantized += float(b @ b)
-        self.product += float(a @ b)
-        self.noise += float(error @ error)
-        self.max_abs = max(self.max_abs, float(np.abs(error).max(initial=0.0)))
-
-    def result(self) -> Output:
-        compared = self.elements > 0
-        is_float = compared and self.dtype.startswith("float")
-        broken = self.not_finite > 0
-        return Output(
-            name=self.name,
-            dtype=self.dtype,
-            elements=self.elements,
-            sqnr_db=(-math.inf if broken else sqnr_db(self.reference, self.noise)) if is_float else None,
-            cosine=self._cosine() if is_float else None,
-            max_abs=(math.inf if broken else self.max_abs) if is_float else None,
-            top1=self.same_rows / self.rows if self.rows else None,
-            equal=self.same / self.elements if compared and not is_float else None,
-            not_finite=self.not_finite,
-            float_not_finite=self.float_not_finite,
-            reshaped=self.reshaped,
-            unlike=self.unlike,
-            nan=self.nan,
-        )
-
-    def _cosine(self) -> float:
-        return 1.0 if self.noise == 0 else cosine(self.product, self.reference, self.quantized)
-
-
-def _failures(output: Output, *, reshaped: bool) -> Iterable[str]:
-    if output.not_finite:
-        yield (
-            f"output '{output.name}' has {output.not_finite} of {output.elements} values that are NaN or infinite and "
-            "are finite in the float model"
-        )
-    if output.unlike:
-        yield (
-            f"output '{output.name}' has {output.unlike} values that are NaN or infinite in the float model, as it was "
-            "made to be, and not the same in the quantized one"
-        )
-    if reshaped and output.reshaped and output.equal is None and output.sqnr_db is None:
-        yield f"output '{output.name}' has another shape than in the float model in all {output.reshaped} samples"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from qcompiler.planning.climb import Climb, Standing, goal_of, main_format, spiking
-from qcompiler.planning.planner import prepared
+from qcompiler.planning.ready import prepared
 from qcompiler.planning.search.outputs import SLACK_DB
 from qcompiler.recipe.tables import QfemTable
 from qcompiler.target import DType, parse_target

@@ -18,7 +18,7 @@ from qcompiler.ir import model as models
 from qcompiler.ir.signature import Inputs
 from qcompiler.planning.chosen import Chosen
 from qcompiler.planning.placement import candidates
-from qcompiler.planning.planner import make_plan, prepared
+from qcompiler.planning.planner import make_plan
 from qcompiler.planning.search.goal import DEFAULT, DEFAULT_DROP, METRIC, SQNR
 from qcompiler.planning.search.take import Pinned, at_point
 from qcompiler.recipe.recipe import Recipe
@@ -62,23 +62,6 @@ def chosen(loaded: models.Model, recipe: Recipe, *, spike: float = 1.0) -> Chose
     source = open_source(feeds, INPUTS)
     seen = observe(loaded, Points.of(histograms=list(layers.by_activation)), source)
     return make_plan(loaded, layers, seen, planning(recipe), TARGET)
-
-
-def test_what_was_prepared_serves_other_goals_and_no_other_question(loaded: models.Model) -> None:
-    feeds = [{"x": np.random.default_rng(i).standard_normal((1, 12, 32)).astype(np.float32)} for i in range(8)]
-    layers = candidates.find_candidates(loaded.graph, TARGET, ())
-    seen = observe(loaded, Points.of(histograms=list(layers.by_activation)), open_source(feeds, INPUTS))
-    options = planning(Recipe())
-    ready = prepared(loaded, layers, seen, options, TARGET)
-    higher = planning(Recipe(min_sqnr=40.0, safety=SafetyTable(target_sqnr_db=50.0)))
-    assert ready.fits(loaded, layers, seen, higher, TARGET)
-    assert not ready.fits(loaded, layers, seen, planning(Recipe(calibrator="mse")), TARGET)
-    assert not ready.fits(loaded, layers, seen, options, parse_target("onnxruntime"))
-    assert not ready.fits(models.copy(loaded), layers, seen, options, TARGET)
-    alone, again = (make_plan(loaded, layers, seen, options, TARGET, ready=one) for one in (None, ready))
-    assert alone.plan.to_json() == again.plan.to_json()
-    other = make_plan(loaded, layers, seen, planning(Recipe(calibrator="minmax")), TARGET, ready=ready)
-    assert {one.calibrator for one in other.plan.quantizers.values()} == {"minmax"}
 
 
 def test_every_linear_node_has_a_decision_with_a_reason_in_graph_order(loaded: models.Model) -> None:

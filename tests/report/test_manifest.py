@@ -14,6 +14,7 @@ from qcompiler.data.samples import Fingerprint
 from qcompiler.engines.base import EngineFile
 from qcompiler.errors import UsageError
 from qcompiler.judge.figures import ViewFigure
+from qcompiler.judge.outputs import Output
 from qcompiler.passes.base import Changed, Report, Skipped
 from qcompiler.plan import Decision, Plan, Quantizer
 from qcompiler.recipe.recipe import Recipe
@@ -23,7 +24,7 @@ from qcompiler.support.as_json import plain
 from qcompiler.support.atomic import write_text
 from qcompiler.support.file import File
 from qcompiler.target import DType
-from qcompiler.verification.compare import Output, Verification
+from qcompiler.verification.compare import Verification
 from tests.kit import manifests
 
 

@@ -18,7 +18,8 @@ from onnx import helper, numpy_helper
 
 from qcompiler.errors import AccuracyError, DataError, ModelError
 from qcompiler.judge.figures import ViewFigure
-from qcompiler.verification.compare import Output, Verification, verify
+from qcompiler.judge.outputs import Output
+from qcompiler.verification.compare import Verification, verify
 from qcompiler.verification.gates import Gates
 from tests.kit import rewrite
 from tests.kit.verification.chain import WEIGHTS, Feeds, Samples, chain, changed, numpy_chain

@@ -9,7 +9,8 @@ import pytest
 
 from qcompiler.errors import AccuracyError, UsageError
 from qcompiler.judge.figures import ViewFigure
-from qcompiler.verification.compare import Output, Verification
+from qcompiler.judge.outputs import Output
+from qcompiler.verification.compare import Verification
 from qcompiler.verification.drift import TappedLayer
 from qcompiler.verification.gates import Gates
 from qcompiler.verification.metric import Score

@@ -10,10 +10,11 @@ import pytest
 
 from qcompiler.compiler import compile
 from qcompiler.errors import AccuracyError
+from qcompiler.judge.outputs import Output
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.recipe.tables import SafetyTable, WeightOnlyTable
 from qcompiler.target import DType
-from qcompiler.verification.compare import Output, Verification
+from qcompiler.verification.compare import Verification
 from qcompiler.weight_only.give_back import give_back
 from tests.kit import glu
 from tests.kit.weight_only.stored import stored

@@ -17,7 +17,8 @@ from qcompiler.planning import dynamic, given
 from qcompiler.planning.chosen import Chosen, Planning
 from qcompiler.planning.decisions import accounted, close
 from qcompiler.planning.placement import candidates
-from qcompiler.planning.planner import Ready, make_plan
+from qcompiler.planning.planner import make_plan
+from qcompiler.planning.ready import Ready
 from qcompiler.planning.search import qfem
 from qcompiler.planning.search.offers import opened
 from qcompiler.planning.search.safety_net import SafetyNet

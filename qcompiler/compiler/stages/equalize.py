@@ -14,7 +14,7 @@ from qcompiler.compiler.subject import Subject
 from qcompiler.outliers.equalized import equalized
 from qcompiler.planning.chosen import Planning
 from qcompiler.planning.climb import Climb
-from qcompiler.planning.planner import Ready, prepared
+from qcompiler.planning.ready import Ready, prepared
 from qcompiler.planning.search.offers import opened
 from qcompiler.planning.search.watch import Watch
 from qcompiler.target import Target

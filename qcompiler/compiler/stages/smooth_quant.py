@@ -11,7 +11,7 @@ from qcompiler.ir import model as models
 from qcompiler.outliers.smooth_quant import groups, trials
 from qcompiler.planning.chosen import Planning
 from qcompiler.planning.climb import Climb, Standing
-from qcompiler.planning.planner import Ready, prepared
+from qcompiler.planning.ready import Ready, prepared
 from qcompiler.planning.search.offers import opened
 from qcompiler.planning.search.watch import Watch
 from qcompiler.runtime.memory import return_freed_memory

@@ -119,3 +119,29 @@ def test_a_layer_that_is_too_small_for_int8_lacks_nothing(tmp_path: Path) -> Non
     assert [one["rule"] for one in found["plan"] if one["macs"]] == ["tiny", "linear"]
     assert found["verdict"] == {"verdict": "holds", "reasons": []}
     assert not any("fewer than" in text for text in found["warnings"])
+
+
+def scored(case: Case, factor: float) -> list[str]:
+    """Warnings of a compile whose metric feeds the calibration data times a factor."""
+    file = case.folder / "metric.py"
+    file.write_text(
+        "import numpy as np\n"
+        f"X = np.load(r'{case.data}')['x'] * np.float32({factor})\n"
+        "def mean(run): return 1 + abs(run({'x': X})['y']).mean()\n"
+    )
+    recipe = Recipe(metric=f"{file}:mean")
+    result = quantize(case.source, data=str(case.data), recipe=recipe, output=case.out / "m.qdq.onnx")
+    assert result.manifest["inputs"]["metric"]["x"]["elements"] == case.rows.size
+    assert "fed" not in result.manifest["verification"]["score"]
+    assert "Inputs" in result.report_path.read_text(encoding="utf8")
+    return list(result.manifest["warnings"])
+
+
+def test_a_metric_with_data_of_another_scale_is_told(conv: Case) -> None:
+    (text,) = scored(conv, 255.0)
+    assert "input 'x' has other values in the data of the metric than in the calibration data" in text
+    assert "255 times larger" in text
+
+
+def test_a_metric_with_data_of_the_same_kind_is_silent(conv: Case) -> None:
+    assert scored(conv, 0.9) == []

@@ -11,7 +11,7 @@ from qcompiler.compiler.stages.equalize import calibrate, equalize
 from qcompiler.compiler.subject import Subject
 from qcompiler.errors import UsageError
 from qcompiler.planning import planner
-from qcompiler.planning.planner import Ready
+from qcompiler.planning.ready import Ready
 from tests.kit.subjects import Standing, of_net
 from tests.kit.vision import planted
 

@@ -15,13 +15,14 @@ from rich.console import Console
 from qcompiler.engines.audit import Audit, Finding, Kind
 from qcompiler.engines.base import EngineFile
 from qcompiler.judge.figures import ViewFigure
+from qcompiler.judge.outputs import Output
 from qcompiler.passes.base import Changed, Report, Skipped
 from qcompiler.plan import Decision, Plan, Quantizer
 from qcompiler.planning.search.safety_net import SafetyNet, Step
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.support.file import File
 from qcompiler.target import DType
-from qcompiler.verification.compare import Output, Verification
+from qcompiler.verification.compare import Verification
 from qcompiler.verification.drift import TappedLayer
 from qcompiler.verification.metric import Score
 from tests.kit import manifests

@@ -1,0 +1,53 @@
+"""What a plan is searched with is prepared once, and serves no other question."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from qcompiler.compiler.ask import planning
+from qcompiler.data.source import open_source
+from qcompiler.ir import model as models
+from qcompiler.ir.signature import Inputs
+from qcompiler.planning.placement import candidates
+from qcompiler.planning.planner import make_plan
+from qcompiler.planning.ready import prepared
+from qcompiler.recipe.recipe import Recipe
+from qcompiler.recipe.tables import SafetyTable
+from qcompiler.statistics.observe import observe
+from qcompiler.statistics.points import Points
+from qcompiler.target import parse_target
+from tests.kit.rewrite import model
+
+TARGET = parse_target("tensorrt-rtx")
+INPUTS: Inputs = {"x": (np.dtype(np.float32), ("n", 12, 32))}
+
+
+@pytest.fixture
+def loaded(tmp_path: Path) -> models.Model:
+    """A large layer behind another."""
+    rng = np.random.default_rng(0)
+    weights = {name: (rng.standard_normal((32, 32)) / 6).astype(np.float32) for name in ("w1", "w2")}
+    proto = model(("MatMul", "x w1", "h"), ("MatMul", "h w2", "y"), inputs={"x": ("n", 12, 32)}, weights=weights)
+    onnx.save(proto, tmp_path / "m.onnx")
+    return models.load(tmp_path / "m.onnx")
+
+
+def test_what_was_prepared_serves_other_goals_and_no_other_question(loaded: models.Model) -> None:
+    feeds = [{"x": np.random.default_rng(i).standard_normal((1, 12, 32)).astype(np.float32)} for i in range(8)]
+    layers = candidates.find_candidates(loaded.graph, TARGET, ())
+    seen = observe(loaded, Points.of(histograms=list(layers.by_activation)), open_source(feeds, INPUTS))
+    options = planning(Recipe())
+    ready = prepared(loaded, layers, seen, options, TARGET)
+    higher = planning(Recipe(min_sqnr=40.0, safety=SafetyTable(target_sqnr_db=50.0)))
+    assert ready.fits(loaded, layers, seen, higher, TARGET)
+    assert not ready.fits(loaded, layers, seen, planning(Recipe(calibrator="mse")), TARGET)
+    assert not ready.fits(loaded, layers, seen, options, parse_target("onnxruntime"))
+    assert not ready.fits(models.copy(loaded), layers, seen, options, TARGET)
+    alone, again = (make_plan(loaded, layers, seen, options, TARGET, ready=one) for one in (None, ready))
+    assert alone.plan.to_json() == again.plan.to_json()
+    other = make_plan(loaded, layers, seen, planning(Recipe(calibrator="minmax")), TARGET, ready=ready)
+    assert {one.calibrator for one in other.plan.quantizers.values()} == {"minmax"}
