@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-STAMPS: Final = ("schema", "qcompiler", "peak_memory_mb")  # of a manifest: not compared
+STAMPS: Final = ("schema", "qcompiler", "peak_memory_mb", "estimate")  # of a manifest: not compared
 NEW_NAMES: Final[Mapping[str, str]] = MappingProxyType({"smoothing": "smooth_quant"})  # keys of a manifest, old → new
 NEW_STAGES: Final[Mapping[str, str]] = MappingProxyType(  # in its `timings`
     {

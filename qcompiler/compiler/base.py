@@ -24,6 +24,7 @@ from qcompiler.compiler.content import digest
 from qcompiler.compiler.subject import Subject
 from qcompiler.errors import EquivalenceError
 from qcompiler.passes.base import Report
+from qcompiler.support.outlook import Outlook
 from qcompiler.support.progress import Progress, silent
 from qcompiler.verification.blame import blaming
 
@@ -142,6 +143,7 @@ class Compilation:
         self._progress = progress
         self._cache = cache
         self._running = ""
+        self._outlook = Outlook({})
         self._recorded: dict[str, Section] = {}
         self._lent: object = None
 
@@ -181,10 +183,30 @@ class Compilation:
         Args:
             total: how many steps there are; None where nobody knows.
         """
-        name, started = self._running, time.perf_counter()
+        name, started, done = self._running, time.perf_counter(), 0.0
+        self._outlook.began(name)
+
+        def advance(steps: float) -> None:
+            nonlocal done
+            done += steps
+            if total:
+                self._outlook.reached(done / total)
+            shown.advance(steps)
+
         with self._progress.stage(name, total) as shown:
-            yield shown.advance
+            yield advance
+        self._outlook.ended()
         self.timings[name] = self.timings.get(name, 0.0) + time.perf_counter() - started
+
+    def expect(self, text: str, foreseen: Mapping[str, float]) -> None:
+        """Shows what all of it is thought to take.
+
+        Args:
+            text: a few words.
+            foreseen: seconds of the stages to come, in their order.
+        """
+        self._outlook = Outlook(foreseen)
+        self._progress.expect(text, self._outlook)
 
     def warn(self, text: str) -> None:
         """Shows a sentence to the user and keeps it for the manifest."""

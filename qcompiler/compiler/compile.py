@@ -11,6 +11,7 @@ from qcompiler.compiler.artefacts import finish, workshop
 from qcompiler.compiler.ask import Asked, ask
 from qcompiler.compiler.base import Compilation
 from qcompiler.compiler.building import Building, Outcome
+from qcompiler.compiler.estimate import check_disk, estimate
 from qcompiler.compiler.record import manifest
 from qcompiler.compiler.refused import told
 from qcompiler.compiler.stages.check_data import check_data, check_metric_data
@@ -124,8 +125,10 @@ def life(run: Compilation, source: str | Path | Model, data: Data | None, asked:
     strict = asked.recipe.strict
     subject = run(load, source, data, asked.load)
     subject = run(clean_up, subject, target, asked.recipe.equalize, strict)
+    disk = run(check_disk, subject, asked)
     if build:
         run(preflight, subject, target, asked.paths, asked.build)
+    run(estimate, subject, asked, disk)
     subject = run(qfep, subject, asked.qfep, strict)
     subject = run(observe, subject, asked.watch, asked.observe)
     doubts = run(check_data, subject, asked.check_data)

@@ -50,6 +50,7 @@ ABSENT: Final[Mapping[str, Any]] = {  # in this order; what no stage recorded di
     "audit": None,
     "prediction": None,
     "files": {},
+    "estimate": None,  # beside what it took: times and memory stand at the end
 }
 FLOAT: Final = ("load", "clean_up", "qfep", "smooth_quant", "llm_int8")  # stages that edit the float model
 TRIVIAL: Final = ("normalize-constants", "name-dimensions")  # passes whose edits say nothing of what is computed

@@ -192,7 +192,9 @@ def _figures(manifest: Record) -> Iterable[tuple[str, str, str, str]]:
     timings = manifest.get("timings") or {}
     if timings:
         longest = sorted(timings.items(), key=lambda item: -item[1])[:2]
-        yield "time", seconds(sum(timings.values())), ", ".join(f"{k} {seconds(v)}" for k, v in longest), ""
+        told = [f"estimated {seconds(manifest['estimate']['seconds'])}"] if manifest.get("estimate") else []
+        small = ", ".join((*told, *(f"{k} {seconds(v)}" for k, v in longest)))
+        yield "time", seconds(sum(timings.values())), small, ""
 
 
 def _tile(heading: str, figure: str, small: str, kind: str) -> str:

@@ -249,7 +249,8 @@ def _summary_rows(manifest: Record) -> Iterator[tuple[str, str]]:
     if manifest.get("timings"):
         timings = manifest["timings"]
         parts = ", ".join(f"{stage} {seconds(value)}" for stage, value in _largest(timings)[:4])
-        yield "time", f"{seconds(sum(timings.values()))} ({parts}{', …' * (len(timings) > 4)})"
+        told = f", estimated {seconds(manifest['estimate']['seconds'])}" if manifest.get("estimate") else ""
+        yield "time", f"{seconds(sum(timings.values()))}{told} ({parts}{', …' * (len(timings) > 4)})"
     if manifest.get("peak_memory_mb"):
         yield "peak memory", f"{manifest['peak_memory_mb']:.0f} MiB"
 

@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import IO, TYPE_CHECKING, Protocol
 
+from qcompiler.support.outlook import Outlook, rounded
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as Bars
-    from rich.progress import TaskID
+    from rich.progress import ProgressColumn, Task, TaskID
 
 
 class ShownStage(Protocol):
@@ -35,6 +37,9 @@ class Progress(Protocol):
     def stage(self, name: str, total: float | None = None) -> AbstractContextManager[ShownStage]:
         """Begins a stage that ends with the `with` block; `total` None if its length is not known."""
 
+    def expect(self, text: str, outlook: Outlook) -> None:
+        """What all of it is thought to take, as a few words and as something that knows what is left."""
+
     def warn(self, text: str) -> None:
         """One sentence that the user should see."""
 
@@ -54,6 +59,9 @@ class Silent:
     def stage(self, name: str, total: float | None = None) -> Iterator[ShownStage]:
         """See `Progress`."""
         yield _Nothing()
+
+    def expect(self, text: str, outlook: Outlook) -> None:
+        """See `Progress`."""
 
     def warn(self, text: str) -> None:
         """See `Progress`."""
@@ -75,6 +83,10 @@ class Lines:
         yield _Nothing()
         self._say(f"{name}: {time.perf_counter() - started:.1f} s")
 
+    def expect(self, text: str, outlook: Outlook) -> None:
+        """See `Progress`."""
+        self._say(f"estimate: {text}")
+
     def warn(self, text: str) -> None:
         """See `Progress`."""
         self._say(f"warning: {text}")
@@ -85,10 +97,11 @@ class Lines:
 
 
 class Terminal:
-    """Bars that move, and a line with a tick for each finished stage."""
+    """Bars that move, and a line with a tick for each finished stage; beside the bar, what is left of all of it."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
+        self._outlook: Outlook | None = None
 
     @contextmanager
     def stage(self, name: str, total: float | None = None) -> Iterator[ShownStage]:
@@ -103,6 +116,7 @@ class Terminal:
             BarColumn(bar_width=28),
             TextColumn("[dim]{task.fields[note]}"),
             TimeElapsedColumn(),
+            *([] if self._outlook is None else [_left(self._outlook)]),
         )
         started = time.perf_counter()
         with Bars(*columns, console=self._console, transient=True) as bars:
@@ -110,11 +124,30 @@ class Terminal:
         seconds = time.perf_counter() - started
         self._console.print(f"[green]✓[/] {escape(name)} [dim]{seconds:.1f} s[/]", highlight=False)
 
+    def expect(self, text: str, outlook: Outlook) -> None:
+        """See `Progress`."""
+        from rich.markup import escape
+
+        self._outlook = outlook
+        self._console.print(f"[dim]estimate: {escape(text)}[/]", highlight=False)
+
     def warn(self, text: str) -> None:
         """See `Progress`."""
         from rich.markup import escape
 
         self._console.print(f"[yellow]![/] {escape(text)}", highlight=False)
+
+
+def _left(outlook: Outlook) -> ProgressColumn:
+    """The column that tells what is left of all stages, drawn anew as long as the bar is there."""
+    from rich.progress import ProgressColumn
+    from rich.text import Text
+
+    class Left(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"in all {rounded(outlook.left)} left", style="dim")
+
+    return Left()
 
 
 class _Bar:

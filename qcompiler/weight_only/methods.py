@@ -16,6 +16,8 @@ from qcompiler.plan import Refusal
 from qcompiler.recipe.tables import WeightOnlyTable
 from qcompiler.runtime.work import count_macs
 from qcompiler.statistics import hessian
+from qcompiler.statistics.timed import Timed
+from qcompiler.support.foreseen import Foreseen
 from qcompiler.target import DType, Target
 from qcompiler.weight_only import row_trials, storable
 from qcompiler.weight_only.rounding import Rounding, watched
@@ -203,3 +205,23 @@ def passes(stored: Stored | None) -> tuple[Pass, ...]:
     joined = (MatmulNbits(table.accuracy_level),) if table.storage == "matmulnbits" else ()
     tables = (StoreTables(stored.twins()),) if stored.tables else ()
     return WeightOnly(stored.blocks()), *tables, *joined
+
+
+def foreseen(work: Work, model: models.Model, known: Timed) -> Foreseen:
+    """What `round_weights` runs, and what it computes, as runs of the model that take as many multiply-accumulates.
+
+    Rows of the samples are recorded to fit to and to judge by. A Hessian of K channels is K² for each row, and each
+    column that GPTQ rounds is followed by those behind it: K² / 2 for each output channel.
+    """
+    runs = Foreseen(runs=work.steps - len(work.layers) + known.kept + known.choosing, sessions=2, copies=2)
+    if not watched(work.layers, work.method):
+        return runs
+    weights = {node.name: storable.matrix(node) for node in model.graph.nodes if node.name in _named(work)}
+    solved = sum(rows * rows * columns / 2 for rows, columns in (one.shape for one in weights.values()))
+    squares = sum(rows * rows for rows, _ in (one.shape for one in weights.values()))
+    per_sample = known.macs / max(sum(one.size for one in weights.values()), 1)  # rows of a sample
+    return runs + Foreseen(runs=(solved + squares * per_sample * known.calibrate) / max(known.macs, 1))
+
+
+def _named(work: Work) -> frozenset[str]:
+    return frozenset(one.node for one in work.layers)

@@ -65,7 +65,7 @@ def test_times_stamps_and_older_names_are_no_difference(recorded: Path, copied: 
     data = json.loads(path.read_text(encoding="utf8"))
     old = {new: name for name, new in compare.NEW_STAGES.items()}
     timings = {old.get(stage, stage): 99.0 for stage in data["timings"]}
-    data |= {"schema": 1, "qcompiler": "9", "timings": timings, "peak_memory_mb": 1.0}
+    data |= {"schema": 1, "qcompiler": "9", "timings": timings, "peak_memory_mb": 1.0, "estimate": None}
     data["verification"]["seconds"] = 77.0
     renamed = {"smoothing" if key == "smooth_quant" else key: value for key, value in data.items()}
     path.write_text(json.dumps(renamed), encoding="utf8")

@@ -15,6 +15,7 @@ from qcompiler.compiler.record import manifest
 from qcompiler.errors import EquivalenceError
 from qcompiler.passes.base import Report
 from qcompiler.recipe.recipe import Recipe
+from qcompiler.support.outlook import Outlook
 from qcompiler.support.progress import ShownStage as Shown
 from tests.kit.memory import Memory
 
@@ -72,6 +73,8 @@ class Heard:
     def total(self, steps: float | None) -> None: ...
 
     def note(self, text: str) -> None: ...
+
+    def expect(self, text: str, outlook: Outlook) -> None: ...
 
     def warn(self, text: str) -> None:
         self.warnings.append(text)

@@ -129,6 +129,7 @@ def build(
                 "cache": cache,
                 "audit": None if audit is None else audit.to_json(),
                 "prediction": None,
+                "estimate": None,
                 "files": files or {},
                 "timings": {stage: round(seconds, 3) for stage, seconds in (timings or {}).items()},
                 "peak_memory_mb": peak_memory_mb(),

@@ -180,3 +180,10 @@ def test_lists_of_numbers_stand_on_one_line_and_nothing_else_is_changed() -> Non
     assert json.loads(text) == data
     for line in (' "a": [1, -2.5, 1e-07, 3],', "  [1, 2],", ' "f": [7]'):
         assert line in text.splitlines()
+
+
+def test_what_was_estimated_is_shown_beside_what_it_took() -> None:
+    data = manifest.read(manifests.SCHEMA_1)
+    data = {**data, "estimate": {"seconds": 12.0}}
+    assert ", estimated 12.0 s (" in dict(terminal._summary_rows(data))["time"]
+    assert "estimated 12.0 s" in html.render(data)

@@ -8,6 +8,7 @@ import re
 import pytest
 from rich.console import Console
 
+from qcompiler.support.outlook import Outlook
 from qcompiler.support.progress import Lines, Progress, Terminal, silent
 
 ODD = "fold [bold]Änderung[/] 図"
@@ -73,3 +74,20 @@ def test_a_bar_shows_what_is_done_now() -> None:
 def test_silent_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     _told(silent)
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_all_of_it_takes_is_a_line_in_a_log() -> None:
+    stream = io.StringIO()
+    Lines(stream).expect("about 40 s [1]", Outlook({"observe": 40}))
+    assert stream.getvalue() == "estimate: about 40 s [1]\n"
+    silent.expect("about 40 s", Outlook({}))
+
+
+def test_a_bar_tells_what_is_left_of_all_stages() -> None:
+    stream = io.StringIO()
+    terminal = Terminal(Console(file=stream, width=120, force_terminal=True, color_system=None))
+    terminal.expect("about [40] s", Outlook({"observe": 10, "decide": 31}))
+    with terminal.stage("observe", 2):
+        pass
+    assert "estimate: about [40] s" in stream.getvalue()
+    assert "in all 40 s left" in stream.getvalue()

@@ -24,6 +24,7 @@ from qcompiler.recipe.recipe import Recipe
 from qcompiler.recipe.tables import WeightOnlyTable
 from qcompiler.runtime.session import Session
 from qcompiler.statistics.observe import Observations
+from qcompiler.support.outlook import Outlook
 from qcompiler.target import DType, parse_target
 from qcompiler.weight_only import gptq, methods
 from qcompiler.weight_only.storable import WeightOnlyOptions
@@ -329,6 +330,8 @@ def test_progress_counts_runs_of_the_data_and_layers(tmp_path: Path) -> None:
         @contextmanager
         def stage(self, name: str, total: float | None = None) -> Iterator[Stage]:
             yield Stage(name, total)
+
+        def expect(self, text: str, outlook: Outlook) -> None: ...
 
         def warn(self, text: str) -> None:
             assert any(word in text for word in ("with few rows of data", "the result is", "different samples of data"))

@@ -12,6 +12,7 @@ from qcompiler.ir.model import Model
 from qcompiler.ir.signature import Inputs
 from qcompiler.statistics.observe import Observations
 from qcompiler.support.file import File
+from qcompiler.support.foreseen import Foreseen
 
 
 @stage(kept=False)
@@ -59,3 +60,8 @@ def _record(built: EngineFile, served: list[Profile]) -> dict[str, Any]:
     file = Path(found.pop("path")).name
     digest = File.of(built.path).sha256 if built.path.is_file() else None
     return {"file": file, **found, "sha256": digest, "profiles": [profile.to_json() for profile in served]}
+
+
+def foreseen(preflight: float) -> Foreseen:
+    """As long as the build of the float graph took, in seconds; 0 where there is none."""
+    return Foreseen(seconds=preflight)

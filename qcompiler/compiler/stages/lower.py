@@ -22,7 +22,9 @@ from qcompiler.planning.simulation.half import HalfSimulator
 from qcompiler.recipe.tables import LlmInt8Table
 from qcompiler.runtime.memory import return_freed_memory
 from qcompiler.statistics import ranges
+from qcompiler.statistics.timed import Timed
 from qcompiler.statistics.unchanged import unchanged
+from qcompiler.support.foreseen import NOTHING, Foreseen, between
 from qcompiler.target import DType, Target
 from qcompiler.weight_only import methods
 from qcompiler.weight_only import record as weights
@@ -111,6 +113,20 @@ def lower(
     }
     done = Lowered(model, decided.model, plan, decided.splits, seen, half)
     return Done(done, record, tuple((report, None) for report in reports))
+
+
+def foreseen(known: Timed, target: Target) -> Foreseen:
+    """What rounding to half does, at best with everything in half at once, else with as many sets as are allowed.
+
+    Where the model has changed since the observation, ranges of what is new are measured on all samples.
+    """
+    if target.high_precision is DType.FP32:
+        return NOTHING
+    whole = min(half_noise.SAMPLES, known.choosing)
+    once = Foreseen(runs=2 * whole, sessions=1, copies=1)
+    blamed = Foreseen(runs=half_noise.TRIES * min(half_noise.FEW, whole))
+    again = Foreseen(runs=known.calibrate + known.choose + known.judge, sessions=1)
+    return between(once, once + blamed + again)
 
 
 def _ranges(

@@ -18,8 +18,11 @@ from qcompiler.runtime.memory import return_freed_memory
 from qcompiler.statistics import outliers, residual
 from qcompiler.statistics.observe import Observations
 from qcompiler.statistics.observe import observe as measure
+from qcompiler.statistics.timed import KEPT as KEPT_FEEDS  # for the safety net, the ranges and the comparison
+from qcompiler.statistics.timed import Timed
+from qcompiler.support.foreseen import Foreseen
+from qcompiler.target import DType
 
-KEPT_FEEDS = 16  # samples that outlive the data run, for the safety net, the ranges and the comparison
 RESIDUAL_FEEDS = 4
 _NAMED = 4
 
@@ -90,6 +93,16 @@ def observe(run: Compilation, subject: Subject, watch: Watch, options: ObserveOp
     }
     after = _weighed(run, subject, seen, options)
     return Done(after.with_(measured=subject.model, standing_out=standing_out), record)
+
+
+def foreseen(known: Timed, watch: Watch) -> Foreseen:
+    """All feeds once: those that calibrate are counted, the others are run where ranges of all samples are asked for.
+
+    A few are run again for streams of residuals and for what is seen of equal positions.
+    """
+    others = known.choose + known.judge if watch.target.high_precision is not DType.FP32 else 0
+    again = min(RESIDUAL_FEEDS, known.kept) + min(evidence.LOOKED_AT, known.kept)
+    return Foreseen(runs=others + again, observed=known.calibrate, sessions=3, copies=1)
 
 
 def _given_alone(run: Compilation, subject: Subject, options: ObserveOptions) -> Subject:

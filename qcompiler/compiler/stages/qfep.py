@@ -10,6 +10,8 @@ from qcompiler.compiler.base import Compilation, Done, checked, stage, tell_undo
 from qcompiler.compiler.subject import Subject
 from qcompiler.outliers.qfep import find
 from qcompiler.runtime.memory import return_freed_memory
+from qcompiler.statistics.timed import Timed
+from qcompiler.support.foreseen import NOTHING, Foreseen
 
 
 @stage()
@@ -43,3 +45,8 @@ def qfep(run: Compilation, subject: Subject, options: find.QfepOptions | None, s
     if behind.model is not subject.model:
         after = after.editing(behind.model)
     return Done(after, {"qfep": find.record_of(behind.done)}, checked(behind.reports, behind.errors))
+
+
+def foreseen(known: Timed, options: find.QfepOptions | None) -> Foreseen:
+    """What the search for a prefix, or the proof of the one that was given, runs."""
+    return NOTHING if options is None else find.foreseen(known, options)

@@ -13,8 +13,11 @@ from qcompiler.planning.chosen import Planning
 from qcompiler.planning.climb import Climb, Standing
 from qcompiler.planning.ready import Ready, prepared
 from qcompiler.planning.search.offers import opened
+from qcompiler.planning.search.safety_net import SURE_DB
 from qcompiler.planning.search.watch import Watch
 from qcompiler.runtime.memory import return_freed_memory
+from qcompiler.statistics.timed import Timed
+from qcompiler.support.foreseen import NOTHING, Foreseen, between
 from qcompiler.target import Target
 
 ORDERED = "the alphas are those that were asked for"
@@ -105,3 +108,14 @@ def _told(
     if after is None:
         return ladder.Told(RUNG.name, True, help.why, seconds=seconds, runs=runs, kept=kept)
     return ladder.climbed(RUNG, help.why, before, after, seconds, runs, kept=kept)
+
+
+def foreseen(subject: Subject, known: Timed, planning: Planning, options: trials.SmoothQuantOptions | None) -> Foreseen:
+    """What trials run where anything can be smoothed; nothing at all where the rung turns out to be of no help."""
+    if options is None or not trials.smoothable(subject.layers.found, known.seen, options.table):
+        return NOTHING
+    tried = trials.foreseen(subject.layers.found, known, options)
+    if options.table.alpha != "auto":
+        return tried
+    goal = max(planning.safety.target_sqnr_db, planning.min_sqnr or 0.0)
+    return NOTHING if (known.sqnr_db or 0.0) >= goal + SURE_DB else between(NOTHING, tried)

@@ -13,7 +13,9 @@ from qcompiler.data.source import Source, open_source
 from qcompiler.ir.signature import Feeds
 from qcompiler.runtime.finite import refuse_not_finite
 from qcompiler.statistics.farthest import Farthest, farthest
-from qcompiler.verification.compare import Verification
+from qcompiler.statistics.timed import Timed
+from qcompiler.support.foreseen import NOTHING, Foreseen, between
+from qcompiler.verification.compare import DRIFT_SAMPLES, Verification
 from qcompiler.verification.compare import verify as compare
 from qcompiler.verification.finite_on_all import Finiteness, finite_on_all
 from qcompiler.verification.held_out import runs_of
@@ -104,6 +106,30 @@ def verify(
             found, data=f"{held.name}, held out", positions=tuple(map(held.place, range(found.samples)))
         )
     return Done(Proof(found, without), {"verification": found.to_json(), **_of_prefix(subject, found, without)})
+
+
+def foreseen(subject: Subject, known: Timed, options: VerifyOptions) -> Foreseen:
+    """Both models on what judges, on a few samples of the other parts, and for the drift; the metric where it tells.
+
+    Where the layer that is to blame is looked for, the samples of the drift are run again for those suspected.
+    """
+    if not options.samples:
+        return NOTHING
+    judging = min(options.samples, known.judge or options.samples)
+    others = sum(min(max(1, judging // 4), part) for part in (known.calibrate, known.choose))
+    each = judging + others + runs_of(subject.judge.metric) / 2
+    compared = Foreseen(runs=each, quantized=each, sessions=2, copies=2)
+    few = min(DRIFT_SAMPLES, judging)
+    drift = Foreseen(runs=few, quantized=few, sessions=3)
+    return compared + between(drift, drift.times(3))
+
+
+def foreseen_on_all(known: Timed, compared: bool) -> Foreseen:
+    """The result on those samples that reach farthest: one at best, else all that *verify* has not compared."""
+    if not compared:
+        return NOTHING
+    every = Foreseen(quantized=known.calibrate + known.choose, sessions=1, copies=1)
+    return between(Foreseen(quantized=1, sessions=1), every)
 
 
 def _judging(subject: Subject, samples: int) -> Source | None:

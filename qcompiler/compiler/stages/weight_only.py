@@ -6,6 +6,8 @@ from qcompiler.compiler.base import Compilation, Done, checked, stage, tell_undo
 from qcompiler.compiler.subject import Subject
 from qcompiler.ir import model as models
 from qcompiler.runtime.memory import return_freed_memory
+from qcompiler.statistics.timed import Timed
+from qcompiler.support.foreseen import NOTHING, Foreseen
 from qcompiler.weight_only import few_rows, methods
 from qcompiler.weight_only.storable import WeightOnlyOptions
 
@@ -45,3 +47,10 @@ def weight_only(
     return Done(
         subject.with_(model=done.model, stored=done.stored), {"weight_only": None}, checked(done.reports, done.errors)
     )
+
+
+def foreseen(subject: Subject, known: Timed, options: WeightOnlyOptions | None) -> Foreseen:
+    """What rounding runs and computes; nothing where nobody asked."""
+    if options is None:
+        return NOTHING
+    return methods.foreseen(methods.work_of(subject.model, options, feeds=round(known.calibrate)), subject.model, known)

@@ -25,6 +25,8 @@ from qcompiler.passes.qfep.prefix import Prefix
 from qcompiler.passes.qfep.sites import Interface, UnfitError, interface
 from qcompiler.recipe.tables import QfepTable
 from qcompiler.runtime.token_feeds import MASKS
+from qcompiler.statistics.timed import Timed
+from qcompiler.support.foreseen import Foreseen, between
 from qcompiler.verification.equivalence import UNDONE
 
 if TYPE_CHECKING:
@@ -317,3 +319,18 @@ def save(done: Prefixed | None, folder: Path, stem: str) -> Path | None:
     if done is None or done.prefix is None:
         return None
     return done.prefix.save(folder / f"{stem}.prefix.npz")
+
+
+def foreseen(known: Timed, options: QfepOptions) -> Foreseen:
+    """What `put_in_front` runs: the proof, in front of it a look at each text, and trials where a token spikes.
+
+    Texts of trials are cut to `search.TOKENS` tokens, and count as whole ones here.
+    """
+    proof = Foreseen(runs=2 * PROOFS, sessions=2, copies=1)
+    if options.rule == "given":
+        return proof
+    look = Foreseen(runs=min(SAMPLES, known.calibrate), sessions=1)
+    nominees = 2 + search.CANDIDATES if options.rule == "auto" else 1
+    contexts = search.CANDIDATES * search.CONTEXTS / search.AT_ONCE if options.rule == "auto" else 0
+    trials = Foreseen(runs=search.TEXTS * (1 + nominees) + contexts, sessions=2)
+    return between(look, look + trials + proof)

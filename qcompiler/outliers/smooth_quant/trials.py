@@ -37,6 +37,8 @@ from qcompiler.statistics import rows as recorded
 from qcompiler.statistics.histogram import Histogram
 from qcompiler.statistics.observe import Observations
 from qcompiler.statistics.outliers import Outliers, fold_of
+from qcompiler.statistics.timed import Timed
+from qcompiler.support.foreseen import NOTHING, Foreseen, between
 from qcompiler.target import DType
 from qcompiler.verification.equivalence import UNDONE, applied
 
@@ -395,3 +397,26 @@ def measure(
         for i in range(len(methods))
     )
     return reached, probe.runs
+
+
+def foreseen(found: Sequence[Candidate], known: Timed, options: SmoothQuantOptions) -> Foreseen:
+    """What trials run: two at least where alphas are chosen, and with every fixed alpha where these gain too little.
+
+    Args:
+        found: layers that may be smoothed among others.
+        known: one feed, and how many there are.
+        options: what is asked for.
+    """
+    share = min(1.0, TRIAL_WORK / max(known.macs, 1))  # of a sample
+    judged = share * min(JUDGED_FEEDS, known.choosing)
+    looks = min(MOST_LOOKS, LOOK_WORK / max(known.macs * judged, 1))
+    fold = Foreseen(runs=6, counted=known.kept, sessions=4, copies=1)
+    probe = between(Foreseen(runs=2 * judged, sessions=2), Foreseen(runs=looks * judged, sessions=2))
+    if options.table.alpha != "auto":
+        return fold + (probe if options.table.alpha != "off" else NOTHING)
+    methods = 1 if options.calibrator != "auto" else len(RANGES_FP8 if options.dtype is DType.FP8 else RANGES)
+    means = any(one.op == "Conv" for one in found)  # only these are corrected
+    attempt = Foreseen(quantized=judged * (1 + methods + means), counted=known.kept, sessions=2 + means, copies=2)
+    rows = Foreseen(runs=known.kept, sessions=1)
+    least, most = attempt.times(2), attempt.times(2 + len(FIXED)) + fold
+    return rows + probe + between(least, most)

@@ -30,6 +30,7 @@ from qcompiler.planning.search.moves import Board, Reached, Step, improve, quant
 from qcompiler.planning.search.prices import FEW, HIGH, Assignment, Limits, Prices
 from qcompiler.planning.simulation.noise import Advance, Measure
 from qcompiler.planning.simulation.simulator import Simulator, Use
+from qcompiler.support.foreseen import Foreseen, between
 from qcompiler.target import DType
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ Offers = Mapping[str, Sequence[Use]]
 Noises = dict[str, dict[DType, "Noise"]]
 Uses = dict[str, dict[DType, Use]]
 ENOUGH = 8_000_000  # activation elements that are as good as more samples: a page of text lines, 4 sentences
+SURE_DB = 10.0  # above the goal on one sample: others will not miss it
 ROUNDS_KEPT = 4  # runs over all samples that are left for the changes themselves
 MATTERS = 0.01  # of all noise: of a quieter group no other range can be told to be better
 
@@ -277,3 +279,26 @@ def _shown(chosen: Assignment, uses: Uses, alone: Noises) -> dict[str, Use]:
 
 def _worst(noise: Noise) -> float:
     return float(noise.max(initial=0.0))
+
+
+def foreseen(
+    *, groups: int, formats: int, ranges: int, few: float, samples: float, runs: int, target_db: float, sqnr_db: float
+) -> Foreseen:
+    """What `find_net` runs: at best one plan, else one for each calibrator and what may be spent on single groups.
+
+    Args:
+        groups: of layers.
+        formats: to choose from.
+        ranges: that each offers.
+        few: samples that single groups are measured on.
+        samples: that plans are compared on.
+        runs: that may be spent, as of `Limits`.
+        target_db: what is aimed at.
+        sqnr_db: what one sample with all groups quantized leaves; minus infinity where nobody looked.
+    """
+    least = Foreseen(quantized=2 * samples, sessions=1, copies=2)
+    if formats == 1 and sqnr_db >= target_db + SURE_DB:
+        return least
+    alone = min(groups * formats * few, runs / 2)
+    spent = min(alone + groups * formats * ranges * few + ROUNDS_KEPT * samples, runs)
+    return between(least, Foreseen(quantized=samples * (1 + formats * ranges) + spent, sessions=1, copies=2))
