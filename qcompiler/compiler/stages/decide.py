@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Mapping
 from functools import partial
 
+from qcompiler.calibrators.auto import AUTO, AUTO_RANGES, FP8_RANGES
 from qcompiler.compiler import ladder
 from qcompiler.compiler.base import Compilation, Done, stage
 from qcompiler.compiler.subject import Planned, Subject
@@ -19,13 +21,15 @@ from qcompiler.planning.decisions import accounted, close
 from qcompiler.planning.placement import candidates
 from qcompiler.planning.planner import make_plan
 from qcompiler.planning.ready import Ready
-from qcompiler.planning.search import qfem
+from qcompiler.planning.search import qfem, safety_net
 from qcompiler.planning.search.offers import opened
-from qcompiler.planning.search.safety_net import SafetyNet
+from qcompiler.planning.search.safety_net import FEW, Limits, SafetyNet
 from qcompiler.planning.search.take import Pinned, at_point, next_point
 from qcompiler.runtime.memory import return_freed_memory
 from qcompiler.runtime.work import count_macs, count_macs_without_data
-from qcompiler.target import Target
+from qcompiler.statistics.timed import Timed
+from qcompiler.support.foreseen import NOTHING, Foreseen
+from qcompiler.target import DType, Target
 from qcompiler.verification.compare import Verification
 from qcompiler.verification.gates import Gates
 from qcompiler.verification.metrics.halves import MetricHalves
@@ -123,6 +127,37 @@ def _short(verification: Verification, gates: Gates) -> float:
     worst = verification.worst_sqnr_db
     missing = 0.0 if gates.min_sqnr is None or worst is None else gates.min_sqnr - worst
     return missing if 0 < missing < MOST_DB else 0.0
+
+
+def foreseen(subject: Subject, known: Timed, planning: Planning) -> Foreseen:
+    """What the first plan takes: what is known of other samples, means for bias correction, and the search.
+
+    Where a gate is missed, others follow.
+    """
+    options, layers = planning, subject.layers
+    groups = layers.by_activation
+    if not groups or not options.formats or options.dynamic:
+        return NOTHING
+    auto = options.calibrator == AUTO
+    shapes = {name: (known.seen.histograms[name].count,) for name in groups if name in known.seen.histograms}
+    ranges = len(AUTO_RANGES if DType.INT8 in options.formats else FP8_RANGES) if auto else 1
+    louder = Foreseen(counted=known.choosing if auto else 0, sessions=1)
+    means = Foreseen(quantized=known.kept if any(one.op == "Conv" for one in layers.found) else 0, sessions=1)
+    few = min(safety_net.enough(shapes, groups, 1, FEW), known.choosing)
+    samples = min(safety_net.enough(shapes, groups, 2, options.safety.samples), known.choosing)
+    narrowed = Foreseen(quantized=2 * few * (1 + ranges) if options.clip_weights else 0, sessions=1)
+    spared = Foreseen(quantized=few * (1 + ranges) if options.qfem.alpha != "off" else 0)
+    searched = safety_net.foreseen(
+        groups=len(groups),
+        formats=len(options.formats),
+        ranges=ranges,
+        few=few if auto else 1,
+        samples=samples,
+        runs=Limits.runs,
+        target_db=max(options.safety.target_sqnr_db, options.min_sqnr or -math.inf),
+        sqnr_db=-math.inf if known.sqnr_db is None else known.sqnr_db,
+    )
+    return louder + means + narrowed + spared + searched
 
 
 def stricter(
