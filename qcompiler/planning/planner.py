@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,6 @@ import onnx_graphsurgeon as gs
 
 from qcompiler.calibrators.auto import AUTO
 from qcompiler.ir import model as models
-from qcompiler.ir.macs import Shapes
 from qcompiler.ir.signature import Feeds
 from qcompiler.judge.views import Views
 from qcompiler.plan import Candidate, Plan, Quantizer
@@ -26,7 +25,7 @@ from qcompiler.planning.search import between_layers, cost, evidence, outputs, q
 from qcompiler.planning.search.checks import Halves, Samples
 from qcompiler.planning.search.goal import DEFAULT, DEFAULT_DROP, METRIC, SQNR, Goal, GoalReached, checks_for
 from qcompiler.planning.search.qfem import NOTHING, Spared
-from qcompiler.planning.search.safety_net import FEW, Limits, Prices, SafetyNet
+from qcompiler.planning.search.safety_net import Limits, Prices, SafetyNet
 from qcompiler.planning.search.take import Judging, Pinned, by_goal
 from qcompiler.planning.simulation.noise import Advance
 from qcompiler.planning.simulation.simulator import Grids, Simulation, Use
@@ -79,7 +78,7 @@ def make_plan(
     by_hand = options.safety.target_sqnr_db != SafetyTable().target_sqnr_db
     if target.quantize_outputs:
         options = replace(options, safety=outputs.relaxed(options.safety))
-    observed, shapes, macs, large, offers = ready.observed, ready.shapes, ready.macs, ready.large, ready.offers
+    observed, macs, large, offers = ready.observed, ready.macs, ready.large, ready.offers
     simulation, views = ready.simulation, ready.views
     costs = _costs(model.graph, layers, large, ready.grids, observed, options, target)
     weights = _sizes(model.graph, large.by_activation, target)
@@ -87,14 +86,15 @@ def make_plan(
     prices = replace(prices, weights=weights, by_size=options.objective == "size")
     ratios = {name: one.ratio for name, one in observed.outliers.items()}
     table = _affordable(options, prices)
-    limits = _limits(options, prices, shapes, offers, by_hand=by_hand, judged=metric is not None)
+    feeds = ready.feeds(options.safety.samples)
+    limits = _limits(options, prices, by_hand=by_hand, judged=metric is not None)
+    limits = replace(limits, runs=ready.budget, few=few_for(ready.budget, offers, len(feeds)))
     reached: GoalReached | None = None
     if pinned is not None:
         spared, net, reached = pinned.spared, pinned.net, pinned.reached
     elif simulation is None:
         spared, net = NOTHING, SafetyNet()
     else:
-        feeds = observed.choosing[: safety_net.enough(shapes, offers, 2, options.safety.samples)]
         search = _Search(simulation, prices, limits, options, ready.few, feeds, observed.choosing, advance)
         spared, net, reached, scores = search.found(ratios, table, metric, scores)
     left = large.refusing(qfem.refusals(spared, large.found))
@@ -156,8 +156,6 @@ def _affordable(options: Planning, prices: Prices) -> QfemTable:
 def _limits(
     options: Planning,
     prices: Prices,
-    shapes: Shapes,
-    groups: Iterable[str],
     *,
     by_hand: bool,
     judged: bool,
@@ -167,8 +165,6 @@ def _limits(
     Args:
         options: gates and the safety net's table.
         prices: what can be quantized, of all there is.
-        shapes: of the activations.
-        groups: their names.
         by_hand: the recipe sets its own dB for the safety net.
         judged: a metric is the goal.
     """
@@ -183,9 +179,14 @@ def _limits(
         target_db=target_db,
         min_share=max(options.min_share, floor),
         useless_db=USELESS_DB,
-        few=safety_net.enough(shapes, groups, 1, FEW) if options.calibrator == AUTO else 1,
         high=not options.everything,
     )
+
+
+def few_for(budget: int, offers: Mapping[str, Sequence[Use]], samples: int) -> int:
+    """How many samples single groups are measured on: half of the budget is theirs."""
+    wanted = sum(len({use.dtype for use in uses}) for uses in offers.values())
+    return max(1, min(samples, budget // 2 // max(wanted, 1)))
 
 
 def _judge(halves: MetricHalves) -> qfem.Judge:

@@ -24,6 +24,7 @@ from qcompiler.planning.search.offers import given_scales, offered_uses
 from qcompiler.planning.search.safety_net import FEW
 from qcompiler.planning.search.take import Pinned
 from qcompiler.planning.simulation.simulator import Grids, Simulation, Use, formats_of
+from qcompiler.recipe.budget import budget_of
 from qcompiler.runtime.shapes import concrete_shapes
 from qcompiler.runtime.work import count_macs
 from qcompiler.statistics.evidence import Lack
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Corrections = dict[str, NDArray[np.float32]]
+
+
+COMPARED = 16  # plans that there is room for: ranges of five calibrators, and what the changes run
+LEAST_SAMPLES = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,14 +82,25 @@ class Ready:
         same = all(one is other for one, other in zip(had[:3], has, strict=True))
         return same and _aimless(had[3]) == _aimless(options) and had[4] == target
 
+    @property
+    def budget(self) -> int:
+        """Runs of the model that the search may spend."""
+        options = self.asked[3]
+        return budget_of(options.effort, options.search_time, sum(self.macs.values()), self.observed.feeds)
+
     def feeds(self, most: int) -> Sequence[Feeds]:
-        """The samples that plans are compared on, so many at most."""
-        return self.observed.choosing[: safety_net.enough(self.shapes, self.large.by_activation, 2, most)]
+        """The samples that plans are compared on: as many as leave room for `COMPARED` plans, but `most` at most."""
+        return self.observed.choosing[: samples_for(self.budget, most)]
 
     def share(self, groups: Iterable[str]) -> float:
         """Share of the model's multiply-accumulates that the readers of these activations make, 0..1."""
         own = sum(self.macs.get(c.node, 0) for name in groups for c in self.large.by_activation[name])
         return own / max(sum(self.macs.values()), 1)
+
+
+def samples_for(budget: int, most: int) -> int:
+    """How many samples plans are compared on with so many runs to spend: two at least, `most` at most."""
+    return max(min(budget // COMPARED, most), min(LEAST_SAMPLES, most))
 
 
 def _aimless(options: Planning) -> Planning:

@@ -17,6 +17,10 @@ from qcompiler.recipe.checks import WrongError, number
 SPEED: Final = 50e9  # multiply-accumulates a second
 LEAST_RUN: Final = 1e-3  # seconds of a run, however small the model: feeding it takes its time
 EFFORTS: Final[Mapping[str, float]] = MappingProxyType({"quick": 10.0, "balanced": 30.0, "thorough": 300.0})  # seconds
+PASSES: Final[Mapping[str, float]] = MappingProxyType({"quick": 0.5, "balanced": 4.0, "thorough": 20.0})  # of the data
+FREE: Final[Mapping[str, float]] = MappingProxyType({"quick": 0.5, "balanced": 2.0, "thorough": 30.0})  # seconds
+LEAST_RUNS: Final = 32
+MOST_SAMPLES: Final = 64  # more data makes no search longer
 _UNITS: Final[Mapping[str, float]] = MappingProxyType({"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0})
 
 
@@ -40,6 +44,24 @@ def duration(value: Any) -> float:
 def seconds_of(effort: str, search_time: float | None) -> float:
     """How many seconds may be searched: what the user says, else by the effort."""
     return EFFORTS[effort] if search_time is None else search_time
+
+
+def budget_of(effort: str, search_time: float | None, macs: float, samples: int) -> int:
+    """How many runs of a model a search may spend.
+
+    A search costs a few passes over the data, whatever the model: half a pass (`quick`), 4 (`balanced`) or 20
+    (`thorough`), of 64 samples at most. A model that is small enough gets what a moment pays for: half a second, 2, 30.
+
+    Args:
+        effort: quick, balanced or thorough.
+        search_time: seconds that the user gives instead; None for what the effort says.
+        macs: multiply-accumulates of a run.
+        samples: that calibrate.
+    """
+    if search_time is not None:
+        return runs_in(search_time, macs)
+    passes = int(PASSES[effort] * min(samples, MOST_SAMPLES))
+    return max(LEAST_RUNS, passes, runs_in(FREE[effort], macs))
 
 
 def runs_in(seconds: float, macs: float) -> int:

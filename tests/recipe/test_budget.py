@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from qcompiler.recipe.budget import EFFORTS, LEAST_RUN, SPEED, duration, runs_in, seconds_of
+from qcompiler.recipe.budget import EFFORTS, LEAST_RUN, LEAST_RUNS, SPEED, budget_of, duration, runs_in, seconds_of
 from qcompiler.recipe.checks import WrongError
 
 
@@ -36,3 +36,12 @@ def test_a_time_pays_for_the_more_runs_the_smaller_the_model_is() -> None:
     assert runs_in(60.0, SPEED) == 60
     assert runs_in(1.0, 0) == runs_in(1.0, 1000) == round(1.0 / LEAST_RUN)
     assert runs_in(0.1, 1e15) == 1
+
+
+def test_a_search_costs_a_few_passes_over_the_data() -> None:
+    assert budget_of("balanced", None, 10 * SPEED, 64) == 4 * 64
+    assert budget_of("balanced", None, 10 * SPEED, 512) == 4 * 64
+    assert budget_of("quick", None, 10 * SPEED, 64) == 32
+    assert budget_of("thorough", None, 10 * SPEED, 2) == LEAST_RUNS
+    assert budget_of("balanced", None, 0, 2) == round(2.0 / LEAST_RUN)
+    assert budget_of("balanced", 10.0, SPEED, 64) == 10

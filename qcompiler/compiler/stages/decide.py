@@ -20,11 +20,12 @@ from qcompiler.planning.chosen import Chosen, Planning
 from qcompiler.planning.decisions import accounted, close
 from qcompiler.planning.placement import candidates
 from qcompiler.planning.planner import make_plan
-from qcompiler.planning.ready import Ready
+from qcompiler.planning.ready import Ready, samples_for
 from qcompiler.planning.search import qfem, safety_net
 from qcompiler.planning.search.offers import opened
-from qcompiler.planning.search.safety_net import FEW, Limits, SafetyNet
+from qcompiler.planning.search.safety_net import FEW, SafetyNet
 from qcompiler.planning.search.take import Pinned, at_point, next_point
+from qcompiler.recipe.budget import budget_of
 from qcompiler.runtime.memory import return_freed_memory
 from qcompiler.runtime.work import count_macs, count_macs_without_data
 from qcompiler.statistics.timed import Timed
@@ -144,16 +145,17 @@ def foreseen(subject: Subject, known: Timed, planning: Planning) -> Foreseen:
     louder = Foreseen(counted=known.choosing if auto else 0, sessions=1)
     means = Foreseen(quantized=known.kept if any(one.op == "Conv" for one in layers.found) else 0, sessions=1)
     few = min(safety_net.enough(shapes, groups, 1, FEW), known.choosing)
-    samples = min(safety_net.enough(shapes, groups, 2, options.safety.samples), known.choosing)
+    budget = budget_of(options.effort, options.search_time, known.macs, round(known.calibrate))
+    samples = min(samples_for(budget, options.safety.samples), known.choosing)
     narrowed = Foreseen(quantized=2 * few * (1 + ranges) if options.clip_weights else 0, sessions=1)
     spared = Foreseen(quantized=few * (1 + ranges) if options.qfem.alpha != "off" else 0)
     searched = safety_net.foreseen(
         groups=len(groups),
         formats=len(options.formats),
         ranges=ranges,
-        few=few if auto else 1,
+        few=max(1, min(samples, budget // 2 // (len(groups) * len(options.formats)))),
         samples=samples,
-        runs=Limits.runs,
+        runs=budget,
         target_db=max(options.safety.target_sqnr_db, options.min_sqnr or -math.inf),
         sqnr_db=-math.inf if known.sqnr_db is None else known.sqnr_db,
     )

@@ -7,7 +7,8 @@
 With a random half of the groups quantized, the error at the outputs is the sum of what these groups do, and errors of
 different layers are nearly orthogonal: outputs have thousands of elements. So the product of the errors of two runs is
 the noise of the groups that both had quantized. R runs give R (R + 1) / 2 such equations, and the noise of G groups,
-none of it negative, is what fits them best: 2 sqrt(2 G) runs do for what G runs of one group each would tell.
+none of it negative, is what fits them best: 2 sqrt(2 G) runs do for what G runs of one group each would tell, where
+there is no time for these.
 
 The idea of testing groups is that of Dorfman 1943, "The detection of defective members of large populations"; here the
 members do not hide each other, they add up.
@@ -61,21 +62,22 @@ def runs_to_solve(groups: int) -> int:
 def each_alone(measure: Measure, plan: Mapping[str, Use], budget: int) -> AloneNoise:
     """The noise of every group of a plan.
 
-    Groups are run one by one where that takes no more runs than joint ones, or where the budget has room for it.
+    Groups are run one by one where the budget has room for it, on few samples if need be: errors of layers that reach
+    a small output in the same direction are not orthogonal, however many samples there are.
 
     Args:
         measure: runs plans on its `few` first samples.
         plan: how each group is quantized.
         budget: runs of the model; the least that can be solved is run all the same.
     """
-    names, samples = list(plan), max(measure.few, 1)
-    tests = runs_to_solve(len(names))
-    if len(names) <= tests or len(names) * samples <= budget:
+    names = list(plan)
+    tests, samples = runs_to_solve(len(names)), 1
+    if len(names) <= max(tests, budget):
         return _one_by_one(measure, plan)
     if budget < tests:
-        tests, samples = max(budget, math.ceil(math.sqrt(2 * len(names))) + 1), 1
+        tests = max(budget, math.ceil(math.sqrt(2 * len(names))) + 1)
     else:
-        samples = min(samples, budget // tests)
+        samples = min(measure.samples, budget // tests)
     design = designed(len(names), tests)
     plans = [{name: plan[name] for name, taken in zip(names, row, strict=True) if taken} for row in design]
     products = measure.products(plans, samples)

@@ -151,11 +151,12 @@ def improve(measure: Measure, board: Board, begin: Assignment, noises: Noise, li
         more = _wanted(board, current, np.maximum(scale, NOTHING), limits, noises * measure.shares, measure.shares)
         if not more:
             break
+        more, now = _nearer(measure, begin, moves, more, prices, noises, curve)
+        if not more:
+            break
         missed = len(moves)
         moves += more
-        current = changed(begin, moves)
-        noises = measure.noises(quantized(current))
-        curve.append(_step(prices, current, noises))
+        current, noises = changed(begin, moves), now
         best = min(best, (_worst(noises), current, curve[-1]), key=lambda tried: tried[0])
     if moves and _worst(noises) <= good:
         chosen = _take_back(measure, begin, moves, missed, prices, limits, curve)
@@ -163,6 +164,32 @@ def improve(measure: Measure, board: Board, begin: Assignment, noises: Noise, li
     if best[1] != current:  # noise of layers can cancel: what was tried first may be the best
         curve.append(best[2])
     return Reached(best[1], tuple(curve), scale)
+
+
+def _nearer(
+    measure: Measure,
+    begin: Assignment,
+    moves: Sequence[Move],
+    more: list[Move],
+    prices: Prices,
+    before: Noise,
+    curve: list[Step],
+) -> tuple[list[Move], Noise]:
+    """The first of `more` changes, as many as bring the outputs nearer; none where not even one does.
+
+    The noise of a layer can make up for that of another: without it, there is more.
+
+    Returns:
+        The changes, and the noise with them.
+    """
+    while more:
+        plan = changed(begin, [*moves, *more])
+        noises = measure.noises(quantized(plan))
+        curve.append(_step(prices, plan, noises))
+        if _worst(noises) < _worst(before):
+            return more, noises
+        more = more[: len(more) // 2]
+    return more, before
 
 
 def _wanted(board: Board, current: Assignment, scale: Noise, limits: Limits, plain: Noise, shares: Noise) -> list[Move]:

@@ -144,23 +144,47 @@ def find_net(
         return _net(ended, best, {}, prices, limits, measure, single(board, first, step.sqnr_db))
     alone, joint = _all_alone(measure, best, formats, limits.runs // 2)
     left = limits.runs - (measure.runs - begun) - ROUNDS_KEPT * len(feeds)
-    uses, alone, again = _refined(measure, offers, best, alone, left)
-    curve = [step]
-    board = Board(uses, alone, prices, high=limits.high)
-    begin = board.cheapest()
-    if begin != first:
-        noises = measure.noises(quantized(begin))
-        if len(formats) == 1 and float(noises.max(initial=0.0)) > noise_power(step.sqnr_db):
-            # ranges that are best alone need not be so together
-            uses, again, noises = best, set(), measure.noises(quantized(first))
-            board = Board(uses, alone, prices, high=limits.high)
-            begin = board.cheapest()
-    reached = improve(measure, board, begin, noises, limits)
-    curve += [one for one in reached.curve if one != step or len(reached.curve) > 1]
+    starts = [_Start(best, alone, frozenset())]
+    refined, quieter, again = _refined(measure, offers, best, alone, left)
+    if refined != best:  # ranges that are best alone need not be so together: the search goes on from both
+        starts.insert(0, _Start(refined, quieter, frozenset(again)))
+    ends: list[tuple[_Start, Board, Assignment, Reached]] = []
+    for start in starts:
+        board = Board(start.uses, start.alone, prices, high=limits.high)
+        begin = board.cheapest()
+        reached = improve(measure, board, begin, measure.noises(quantized(begin)), limits)
+        ends.append((start, board, begin, reached))
+        if reached.curve[-1].sqnr_db >= limits.target_db and reached.curve[-1].share >= limits.min_share:
+            break
+    start, board, begin, reached = max(ends, key=lambda end: _worth(end[3], prices, limits))
     front = front_of(board, begin, reached.curve[0].sqnr_db, reached)
-    ended = Reached(reached.chosen, _without_repeats(curve), reached.scale)
-    known = tuple(group for group in joint if (group, _shown(reached.chosen, uses, alone)[group].dtype) not in again)
-    return _net(ended, uses, alone, prices, limits, measure, front, known)
+    ended = Reached(reached.chosen, _without_repeats([step, *reached.curve]), reached.scale)
+    shown = _shown(reached.chosen, start.uses, start.alone)
+    known = tuple(group for group in joint if (group, shown[group].dtype) not in start.again)
+    return _net(ended, start.uses, start.alone, prices, limits, measure, front, known)
+
+
+@dataclass(frozen=True, eq=False)
+class _Start:
+    """Ranges to search from.
+
+    Attributes:
+        uses: how each group is quantized in each format.
+        alone: the noise of each.
+        again: the groups and formats that were run alone with several ranges.
+    """
+
+    uses: Uses
+    alone: Noises
+    again: frozenset[tuple[str, DType]]
+
+
+def _worth(reached: Reached, prices: Prices, limits: Limits) -> tuple[bool, bool, float, float, float]:
+    """Usable before fast, fast enough before accurate, accurate enough before faster still."""
+    end = reached.curve[-1]
+    near = min(end.sqnr_db, limits.target_db)
+    cost = sum(prices.of(group, use) for group, use in reached.chosen.items())
+    return end.sqnr_db >= limits.useless_db, end.share >= limits.min_share, near, end.share, -cost
 
 
 def _without_repeats(curve: Sequence[Step]) -> tuple[Step, ...]:

@@ -52,6 +52,7 @@ class Measure:
 
     Attributes:
         few: how many samples `noise(few=True)` runs.
+        samples: how many there are.
         runs: how often the model was run for it, the float runs included; what another `Measure` of the same simulator
             has run already is not run again.
         views: what is judged and has a signal, in the order of `noises`.
@@ -62,7 +63,7 @@ class Measure:
         self._simulator, self._advance, self.runs = simulator, advance, 0
         self._told = _TOLD.setdefault(simulator, _Told())
         self._all = [self._sample(feed) for feed in feeds]
-        self.few = min(few, len(feeds))
+        self.few, self.samples = min(few, len(feeds)), len(feeds)
         self._known: dict[tuple[bool, tuple[tuple[str, Use], ...]], NDArray[np.float64]] = {}
         seen = {view: signal for _, expected in self._all for view, signal in expected.signals.items() if signal > 0}
         self.views: tuple[View, ...] = tuple(seen)
