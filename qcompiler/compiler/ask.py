@@ -184,7 +184,14 @@ def _smooth_quant(recipe: Recipe, target: Target) -> SmoothQuantOptions | None:
     dtype = DType.INT8 if DType.INT8 in formats else DType.FP8
     per_channel = recipe.weight_granularity == "channel" if dtype is DType.INT8 else target.fp8_per_channel
     return SmoothQuantOptions(
-        recipe.smooth_quant, recipe.qfem, dtype, recipe.calibrator, per_channel, recipe.ignore_output
+        recipe.smooth_quant,
+        recipe.qfem,
+        dtype,
+        recipe.calibrator,
+        per_channel,
+        recipe.ignore_output,
+        recipe.effort,
+        recipe.search_time,
     )
 
 

@@ -30,6 +30,7 @@ from qcompiler.planning.placement.scope import Scope
 from qcompiler.planning.simulation.bias import Shifts
 from qcompiler.planning.simulation.noise import Measure
 from qcompiler.planning.simulation.simulator import Simulator, Use
+from qcompiler.recipe.budget import budget_of
 from qcompiler.recipe.tables import QfemTable, SmoothQuantTable
 from qcompiler.runtime.shapes import concrete_shapes
 from qcompiler.statistics import observe
@@ -48,8 +49,7 @@ if TYPE_CHECKING:
 
 JUDGED_FEEDS = 4  # samples that the outputs are looked at on
 TRIAL_WORK = 8_000_000_000  # multiply-accumulates of one of them
-LOOK_WORK = 600_000_000_000  # of all looks at the outputs of the model, while alphas are chosen
-MOST_LOOKS = 200
+LOOKS = 4  # of the budget of the search, one part in so many is for looks at the outputs while alphas are chosen
 
 Watched = Callable[[models.Model, Sequence[Candidate]], Sequence[str]]
 
@@ -65,6 +65,8 @@ class SmoothQuantOptions:
         calibrator: how their ranges will be chosen; `auto` tries several.
         per_channel: weight scales per output channel, else per tensor.
         ignored: outputs that are not judged.
+        effort: quick, balanced or thorough.
+        search_time: seconds that may be searched, in place of the effort; None for what the effort says.
     """
 
     table: SmoothQuantTable
@@ -73,6 +75,13 @@ class SmoothQuantOptions:
     calibrator: str
     per_channel: bool
     ignored: tuple[str, ...] = ()
+    effort: str = "balanced"
+    search_time: float | None = None
+
+    def looks(self, macs: float, samples: int, judged: int) -> int:
+        """How many times a choice may look at the outputs, on so many samples each."""
+        budget = budget_of(self.effort, self.search_time, macs, samples)
+        return budget // LOOKS // max(judged, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,10 +212,6 @@ class _Kept:
         fits = [self.held is None or fold != self.held for fold in self.folds]
         return [feed for feed, fit in zip(self.whole, fits, strict=True) if fit]
 
-    def looks(self) -> int:
-        """How many times a choice may look at the outputs."""
-        return min(MOST_LOOKS, LOOK_WORK // max(self.work * min(JUDGED_FEEDS, len(self.short)), 1))
-
 
 class Trials:
     """Ways of smoothing one model.
@@ -250,7 +255,7 @@ class Trials:
                 feeds=() if alpha == LOCAL else self._kept.short[:JUDGED_FEEDS],
                 views=self._views,
                 folds=self._kept.folds[:JUDGED_FEEDS],
-                looks=self._kept.looks(),
+                looks=options.looks(self._kept.work, self._observed.feeds, min(JUDGED_FEEDS, len(self._kept.short))),
                 hold=self._kept.held,
                 known=self._local if auto else None,
             )
@@ -409,7 +414,7 @@ def foreseen(found: Sequence[Candidate], known: Timed, options: SmoothQuantOptio
     """
     share = min(1.0, TRIAL_WORK / max(known.macs, 1))  # of a sample
     judged = share * min(JUDGED_FEEDS, known.choosing)
-    looks = min(MOST_LOOKS, LOOK_WORK / max(known.macs * judged, 1))
+    looks = options.looks(known.macs, round(known.calibrate), round(judged))
     fold = Foreseen(runs=6, counted=known.kept, sessions=4, copies=1)
     probe = between(Foreseen(runs=2 * judged, sessions=2), Foreseen(runs=looks * judged, sessions=2))
     if options.table.alpha != "auto":
