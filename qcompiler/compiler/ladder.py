@@ -255,11 +255,8 @@ def record(*told: Told) -> dict[str, Any]:
 
 def unneeded(rung: Rung, standing: Standing) -> Told:
     """A rung that the climb ended before."""
-    return Told(
-        rung.name,
-        tried=False,
-        why=f"the goal of {standing.goal_db:g} dB is met before it, at {standing.sqnr_db:.1f} dB",
-    )
+    goal = f"the goal of {standing.goal_db:g} dB is met" if standing.accepted is None else "the metric holds"
+    return Told(rung.name, tried=False, why=f"{goal} before it, at {standing.sqnr_db:.1f} dB")
 
 
 def passed(rung: Rung, help: Help) -> Told:

@@ -6,7 +6,7 @@ meets the goal here needs no search there. The session is handed on.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from qcompiler.numerics.sqnr import decibel
@@ -32,17 +32,19 @@ class Standing:
         sqnr_db: of the worst view, on the samples that choose.
         calm_db: the same but for the layers whose tokens spike, which stay float here.
         share: of the model's multiply-accumulates that are quantized, 0..1.
+        accepted: whether the user's metric accepts it, which has the word then; None where no metric was asked.
     """
 
     goal_db: float
     sqnr_db: float
     calm_db: float
     share: float
+    accepted: bool | None = None
 
     @property
     def met(self) -> bool:
         """Whether nothing more needs to be done."""
-        return self.sqnr_db >= self.goal_db
+        return self.sqnr_db >= self.goal_db if self.accepted is None else self.accepted
 
     @property
     def missing_db(self) -> float:
@@ -77,9 +79,18 @@ class Climb:
         ready: the layers and the session that tries them.
         options: what is asked for.
         target: which goal that makes.
+        accepts: whether the user's metric accepts a plan; None where dB are the goal.
     """
 
-    def __init__(self, ready: Ready, simulation: Simulation, options: Planning, target: Target) -> None:
+    def __init__(
+        self,
+        ready: Ready,
+        simulation: Simulation,
+        options: Planning,
+        target: Target,
+        accepts: Callable[[Mapping[str, Use]], bool] | None = None,
+    ) -> None:
+        self._accepts = accepts
         self._ready, self._goal, self._dtype = ready, goal_of(options, target), main_format(options)
         offers = {name: [use for use in uses if use.dtype is self._dtype] for name, uses in ready.offers.items()}
         self._offers = {name: uses for name, uses in offers.items() if uses}
@@ -112,4 +123,5 @@ class Climb:
             decibel(self._measure.noise(uses)),
             decibel(self._measure.noise(calm)),
             self._ready.share(uses),
+            None if self._accepts is None else self._accepts(uses),
         )

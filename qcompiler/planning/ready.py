@@ -31,6 +31,7 @@ from qcompiler.statistics.evidence import Lack
 from qcompiler.statistics.histogram import Histogram
 from qcompiler.statistics.observe import Observations, histograms
 from qcompiler.target import DType, Target
+from qcompiler.verification.metrics.halves import MetricHalves
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -59,6 +60,7 @@ class Ready:
         given: scales of weights that came stored.
         few: samples for comparisons that are made often.
         simulation: tries them; None where no layer is left.
+        halves: the user's metric on the float model, where somebody has measured it.
     """
 
     asked: tuple[models.Model, Candidates, Observations, Planning, Target]
@@ -73,6 +75,7 @@ class Ready:
     given: Mapping[str, NDArray[np.float32]]
     few: Sequence[Feeds]
     simulation: Simulation | None
+    halves: MetricHalves | None = None
 
     def fits(
         self, model: models.Model, layers: Candidates, observed: Observations, options: Planning, target: Target

@@ -6,7 +6,9 @@ the weights of both have ranges alike.
 
 from __future__ import annotations
 
+import dataclasses
 import time
+from collections.abc import Callable, Mapping
 
 from qcompiler.compiler import ladder
 from qcompiler.compiler.base import Compilation, Done, checked, stage, tell_undone
@@ -15,9 +17,13 @@ from qcompiler.outliers.equalized import equalized
 from qcompiler.planning.chosen import Planning
 from qcompiler.planning.climb import Climb
 from qcompiler.planning.ready import Ready, prepared
+from qcompiler.planning.search.checks import Samples, by_metric, by_sqnr
+from qcompiler.planning.search.goal import DEFAULT_DROP
 from qcompiler.planning.search.offers import opened
 from qcompiler.planning.search.watch import Watch
+from qcompiler.planning.simulation.simulator import Simulation, Use
 from qcompiler.target import Target
+from qcompiler.verification.metrics.halves import MetricHalves
 
 FORCED = "--equalize asked for it: it was done before anything was observed"
 
@@ -39,7 +45,10 @@ def calibrate(run: Compilation, subject: Subject, target: Target, planning: Plan
         ready = prepared(model, subject.layers, subject.seen, planning, target)
         if ready.simulation is None:
             return Done(subject)
-        climb, seen = Climb(ready, ready.simulation, planning, target), ladder.Seen(subject, planning, target)
+        simulation = ready.simulation
+        ready, accepts = _metric(subject, ready, simulation, planning)
+        climb = Climb(ready, simulation, planning, target, accepts)
+        seen = ladder.Seen(subject, planning, target)
         first = climb.first()
         told = [ladder.climbed(ladder.RANGES, ladder.RANGES.helps(seen).why, None, first, _since(started), climb.runs)]
         best, help = first, ladder.OTHER_RANGES.helps(seen)
@@ -63,6 +72,26 @@ def calibrate(run: Compilation, subject: Subject, target: Target, planning: Plan
             )
     run.lend(ready)
     return Done(subject.with_(standing=best), ladder.record(*told))
+
+
+def _metric(
+    subject: Subject, ready: Ready, simulation: Simulation, planning: Planning
+) -> tuple[Ready, Callable[[Mapping[str, Use]], bool] | None]:
+    """What the user's metric says of plans, where there is one: it is the goal then, and dB are not.
+
+    Returns:
+        What a plan is searched with, and the metric's float score with it; whether a plan holds the goal.
+    """
+    if subject.judge.metric is None:
+        return ready, None
+    simulator = simulation.simulator
+    halves = MetricHalves(subject.judge.metric, lambda feeds: simulator.infer(dict(feeds), {}))
+    limit = DEFAULT_DROP if planning.max_drop is None else planning.max_drop
+    least = None
+    if planning.min_sqnr is not None:
+        least = by_sqnr(Samples(simulator, ready.observed.choosing), planning.min_sqnr)
+    check = by_metric(halves, simulator, limit, least)
+    return dataclasses.replace(ready, halves=halves), lambda uses: check(uses).holds
 
 
 @stage()

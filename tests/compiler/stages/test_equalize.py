@@ -90,3 +90,31 @@ def test_the_session_is_handed_on_to_whoever_decides(tmp_path: Path, monkeypatch
     monkeypatch.setattr(planner, "prepared", refused)
     standing.run(decide, standing.subject, standing.asked.target, standing.asked.planning)
     assert standing.run.lent(Ready) is None
+
+
+METRIC = """
+import numpy as np
+
+rng = np.random.default_rng(5)
+FEEDS = [{{"x": rng.standard_normal((1, 3, 24, 24)).astype(np.float32)}} for _ in range(16)]
+
+
+def score(run):
+    return float(np.mean([np.{how}(np.asarray(run(feed)[0])) for feed in FEEDS]))
+"""
+
+
+@pytest.mark.parametrize(("how", "holds"), [("size", True), ("ptp", False)])
+def test_the_metric_has_the_word_where_there_is_one(tmp_path: Path, how: str, holds: bool) -> None:
+    (tmp_path / "m.py").write_text(METRIC.format(how=how))
+    metric = f"{tmp_path / 'm.py'}:score"
+    standing = of_net("calibrate", planted.net(factor=100.0), planted.feeds(16), tmp_path, metric=metric)
+    asked = standing.asked
+    after = standing.run(calibrate, standing.subject, asked.target, asked.planning)
+    assert after.standing is not None
+    assert after.standing.sqnr_db < after.standing.goal_db
+    assert after.standing.accepted is after.standing.met is holds
+    told = standing.run(equalize, after, asked.watch, asked.target, asked.planning)
+    assert (told is after) is holds
+    if holds:
+        assert standing.run.records["rungs"]["equalize"]["why"].startswith("the metric holds before it")
