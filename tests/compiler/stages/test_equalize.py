@@ -100,11 +100,11 @@ FEEDS = [{{"x": rng.standard_normal((1, 3, 24, 24)).astype(np.float32)}} for _ i
 
 
 def score(run):
-    return float(np.mean([np.{how}(np.asarray(run(feed)[0])) for feed in FEEDS]))
+    return float(np.mean([{how} for y in (np.asarray(run(feed)[0]) for feed in FEEDS)]))
 """
 
 
-@pytest.mark.parametrize(("how", "holds"), [("size", True), ("ptp", False)])
+@pytest.mark.parametrize(("how", "holds"), [("y.size", True), ("np.abs(y.ravel()[::7].sum())", False)])
 def test_the_metric_has_the_word_where_there_is_one(tmp_path: Path, how: str, holds: bool) -> None:
     (tmp_path / "m.py").write_text(METRIC.format(how=how))
     metric = f"{tmp_path / 'm.py'}:score"
