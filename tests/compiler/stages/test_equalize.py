@@ -104,7 +104,7 @@ def score(run):
 """
 
 
-@pytest.mark.parametrize(("how", "holds"), [("y.size", True), ("np.abs(y.ravel()[::7].sum())", False)])
+@pytest.mark.parametrize(("how", "holds"), [("y.size", True), ("-np.abs(y.ravel()[::7].sum())", False)])
 def test_the_metric_has_the_word_where_there_is_one(tmp_path: Path, how: str, holds: bool) -> None:
     (tmp_path / "m.py").write_text(METRIC.format(how=how))
     metric = f"{tmp_path / 'm.py'}:score"
