@@ -223,7 +223,7 @@ def planning(recipe: Recipe) -> Planning:
         formats=recipe.formats(),
         everything=recipe.everything,
         dynamic=recipe.precision == dynamic.PRECISION,
-        by_cost=recipe.precision.startswith(AUTO) or recipe.objective == "time",
+        by_cost=recipe.precision.startswith(AUTO),
         calibrator=recipe.calibrator,
         safety=recipe.safety,
         qfem=recipe.qfem,

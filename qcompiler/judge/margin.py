@@ -19,7 +19,7 @@ Fisher 1938.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -55,22 +55,32 @@ class Bound:
 
 
 class SampleTally:
-    """Errors and signals of each view, sample by sample."""
+    """Errors and signals of each view, sample by sample.
 
-    def __init__(self) -> None:
+    Args:
+        shares: of the power of a view, how much errors are held against (see `judge.noise.shares_of`); None for all.
+    """
+
+    def __init__(self, shares: Mapping[View, float] | None = None) -> None:
         self._sums: dict[View, list[tuple[float, float]]] = {}
-        self._samples = 0
+        self._samples, self._shares = 0, shares or {}
 
     def add(self, expected: Expected, got: Arrays) -> None:
         """One sample."""
         self._samples += 1
         for view, signal in expected.signals.items():
-            self._sums.setdefault(view, []).append((expected.error(view, got), signal))
+            self._sums.setdefault(view, []).append((expected.error(view, got), signal * self._shares.get(view, 1.0)))
 
-    def worst(self) -> Bound:
-        """Of all views with a signal, the one that reaches least with its margin; endless where there is none."""
+    def worst(self, *, margin: bool = True) -> Bound:
+        """Of all views with a signal, the one that reaches least, with its margin; endless where there is none.
+
+        Args:
+            margin: it counts which view that is.
+        """
         found = [bound_of(*zip(*sums, strict=True)) for sums in self._sums.values() if sum(s for _, s in sums) > 0]
-        return min(found, key=lambda one: one.least_db, default=Bound(math.inf, 0.0, self._samples))
+        return min(
+            found, key=lambda one: one.least_db if margin else one.sqnr_db, default=Bound(math.inf, 0.0, self._samples)
+        )
 
 
 def bound_of(errors: Sequence[float], signals: Sequence[float]) -> Bound:

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from qcompiler.numerics.sqnr import decibel
 from qcompiler.planning.chosen import Planning
 from qcompiler.planning.ready import Ready
-from qcompiler.planning.search import outputs
 from qcompiler.planning.search.safety_net import best_start
 from qcompiler.planning.simulation.noise import Measure
 from qcompiler.planning.simulation.simulator import Simulation, Use
-from qcompiler.recipe.tables import QfemTable
+from qcompiler.recipe.tables import QfemTable, SafetyTable
 from qcompiler.statistics.observe import Observations
-from qcompiler.target import DType, Target
+from qcompiler.target import DType
 
 SPIKE = 100.0  # largest token over the median one, from which a layer would hide what is done for the others
 
@@ -52,10 +51,16 @@ class Standing:
         return max(0.0, self.goal_db - self.sqnr_db)
 
 
-def goal_of(options: Planning, target: Target) -> float:
-    """SQNR in dB of the worst view at which planning gives no layer back."""
-    safety = outputs.relaxed(options.safety) if target.quantize_outputs else options.safety
-    return max(safety.target_sqnr_db, -1000.0 if options.min_sqnr is None else options.min_sqnr)
+def goal_of(options: Planning) -> float:
+    """SQNR in dB of the worst view that ends the climb.
+
+    A gate is the goal, above the number of the safety net only where that was set by hand. On a target that rounds what
+    layers write, this is before that.
+    """
+    ours, asked = options.safety.target_sqnr_db, options.min_sqnr
+    if asked is None:
+        return ours
+    return asked if ours == SafetyTable().target_sqnr_db else max(ours, asked)
 
 
 def main_format(options: Planning) -> DType:
@@ -78,7 +83,6 @@ class Climb:
     Args:
         ready: the layers and the session that tries them.
         options: what is asked for.
-        target: which goal that makes.
         accepts: whether the user's metric accepts a plan; None where dB are the goal.
     """
 
@@ -87,11 +91,10 @@ class Climb:
         ready: Ready,
         simulation: Simulation,
         options: Planning,
-        target: Target,
         accepts: Callable[[Mapping[str, Use]], bool] | None = None,
     ) -> None:
         self._accepts = accepts
-        self._ready, self._goal, self._dtype = ready, goal_of(options, target), main_format(options)
+        self._ready, self._goal, self._dtype = ready, goal_of(options), main_format(options)
         offers = {name: [use for use in uses if use.dtype is self._dtype] for name, uses in ready.offers.items()}
         self._offers = {name: uses for name, uses in offers.items() if uses}
         self._spiking = spiking(self._offers, ready.observed, options.qfem)

@@ -80,8 +80,9 @@ def make_plan(
     if known is not None:
         metric = partial(_measured, known)
     by_hand = options.safety.target_sqnr_db != SafetyTable().target_sqnr_db
-    if target.quantize_outputs:
-        options = replace(options, safety=outputs.relaxed(options.safety))
+    calm = None
+    if target.quantize_outputs:  # what layers write is rounded later: the best ranges leave most room for that
+        calm, options = options.safety.target_sqnr_db, replace(options, safety=outputs.relaxed(options.safety))
     observed, macs, large, offers = ready.observed, ready.macs, ready.large, ready.offers
     simulation, views = ready.simulation, ready.views
     costs = _costs(model.graph, layers, large, ready.grids, observed, options, target)
@@ -92,7 +93,7 @@ def make_plan(
     table = _affordable(options, prices)
     feeds = ready.feeds(options.safety.samples)
     limits = _limits(options, prices, by_hand=by_hand, judged=metric is not None)
-    limits = replace(limits, runs=ready.budget, few=few_for(ready.budget, offers, len(feeds)))
+    limits = replace(limits, runs=ready.budget, few=few_for(ready.budget, offers, len(feeds)), calm_db=calm)
     reached: GoalReached | None = None
     if pinned is not None:
         spared, net, reached = pinned.spared, pinned.net, pinned.reached

@@ -62,8 +62,8 @@ def test_other_samples_reach_the_bound_as_often_as_it_says(samples: int, often: 
 
 
 def test_the_view_that_reaches_least_counts() -> None:
-    tally, plain = SampleTally(), Tally()
-    random = np.random.default_rng(0)
+    random, shares = np.random.default_rng(0), dict.fromkeys(VIEWS, 1.0)
+    tally, plain = SampleTally(), Tally(shares)
     for _ in range(4):
         reference = {name: random.normal(size=100).astype(np.float32) for name in "ab"}
         got = {"a": reference["a"] * np.float32(1.1), "b": reference["b"] * np.float32(1 + random.choice([0.01, 0.15]))}
@@ -82,3 +82,13 @@ def test_where_nothing_has_a_signal_nothing_is_missed() -> None:
     zeros = {name: np.zeros(3, np.float32) for name in "ab"}
     tally.add(Expected.of(VIEWS, zeros, {}), zeros)
     assert tally.worst() == Bound(math.inf, 0.0, 1)
+
+
+def test_errors_are_held_against_what_varies_where_that_is_asked_for() -> None:
+    reference = {name: np.ones(4, np.float32) for name in "ab"}
+    got = {"a": np.full(4, 1.1, np.float32), "b": reference["b"]}
+    plain, varying = SampleTally(), SampleTally({VIEWS[0]: 0.01})
+    for tally in (plain, varying):
+        tally.add(Expected.of(VIEWS, reference, {}), got)
+    assert plain.worst().sqnr_db == pytest.approx(20, abs=1e-3)
+    assert varying.worst(margin=False).sqnr_db == pytest.approx(0, abs=1e-3)

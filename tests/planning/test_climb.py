@@ -10,9 +10,8 @@ import pytest
 
 from qcompiler.planning.climb import Climb, Standing, goal_of, main_format, spiking
 from qcompiler.planning.ready import prepared
-from qcompiler.planning.search.outputs import SLACK_DB
 from qcompiler.recipe.tables import QfemTable
-from qcompiler.target import DType, parse_target
+from qcompiler.target import DType
 from tests.kit import glu
 from tests.kit.subjects import of_net
 
@@ -22,7 +21,7 @@ def climb(tmp_path: Path, planted: Any, **recipe: Any) -> Climb:
     subject, asked = standing.subject, standing.asked
     ready = prepared(subject.model, subject.layers, subject.seen, asked.planning, asked.target)
     assert ready.simulation is not None
-    return Climb(ready, ready.simulation, asked.planning, asked.target)
+    return Climb(ready, ready.simulation, asked.planning)
 
 
 def test_the_best_ranges_are_no_worse_than_the_first(tmp_path: Path) -> None:
@@ -49,12 +48,12 @@ def test_a_standing_knows_what_is_missing() -> None:
     assert Standing(25.0, 26.0, 26.0, 1.0).met
 
 
-def test_the_goal_is_the_higher_of_the_safety_net_and_the_gate(tmp_path: Path) -> None:
-    standing = of_net("calibrate", glu.stack(layers=1), glu.feeds(8), tmp_path, min_sqnr=30.0)
-    planning, target = standing.asked.planning, standing.asked.target
-    assert goal_of(planning, target) == 30.0
-    assert goal_of(replace(planning, min_sqnr=None), target) == 25.0
-    assert goal_of(replace(planning, min_sqnr=None), parse_target("onnxruntime")) == 25.0 - SLACK_DB
+def test_a_gate_is_the_goal_and_a_number_set_by_hand_stands_beside_it(tmp_path: Path) -> None:
+    planning = of_net("calibrate", glu.stack(layers=1), glu.feeds(8), tmp_path, min_sqnr=10.0).asked.planning
+    assert goal_of(planning) == 10.0
+    assert goal_of(replace(planning, min_sqnr=None)) == 25.0
+    by_hand = replace(planning.safety, target_sqnr_db=30.0)
+    assert goal_of(replace(planning, safety=by_hand)) == 30.0
     assert main_format(planning) is DType.INT8
     assert main_format(replace(planning, formats=(DType.FP8,))) is DType.FP8
 

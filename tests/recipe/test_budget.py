@@ -42,6 +42,6 @@ def test_a_search_costs_a_few_passes_over_the_data() -> None:
     assert budget_of("balanced", None, 10 * SPEED, 64) == 4 * 64
     assert budget_of("balanced", None, 10 * SPEED, 512) == 4 * 64
     assert budget_of("quick", None, 10 * SPEED, 64) == 32
-    assert budget_of("thorough", None, 10 * SPEED, 2) == LEAST_RUNS
+    assert budget_of("balanced", None, 10 * SPEED, 2) == LEAST_RUNS
     assert budget_of("balanced", None, 0, 2) == round(2.0 / LEAST_RUN)
     assert budget_of("balanced", 10.0, SPEED, 64) == 10

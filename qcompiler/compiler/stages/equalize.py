@@ -47,7 +47,7 @@ def calibrate(run: Compilation, subject: Subject, target: Target, planning: Plan
             return Done(subject)
         simulation = ready.simulation
         ready, accepts = _metric(subject, ready, simulation, planning)
-        climb = Climb(ready, simulation, planning, target, accepts)
+        climb = Climb(ready, simulation, planning, accepts)
         seen = ladder.Seen(subject, planning, target)
         first = climb.first()
         told = [ladder.climbed(ladder.RANGES, ladder.RANGES.helps(seen).why, None, first, _since(started), climb.runs)]
@@ -139,7 +139,7 @@ def equalize(
         why = done.report.undone or "the pass found nothing to do"
         return Done(subject, ladder.record(ladder.Told(ladder.EQUALIZE.name, True, f"{help.why}; {why}")))
     with run.working():
-        climb = Climb(ready, ready.simulation, planning, target)
+        climb = Climb(ready, ready.simulation, planning)
         standing = climb.best()
     kept = standing.sqnr_db > before.sqnr_db
     run.lend(ready if kept else mine)

@@ -96,7 +96,7 @@ def _standing(run: Compilation, subject: Subject, target: Target, planning: Plan
         ready = prepared(model, subject.layers, subject.seen, planning, target)
         if ready.simulation is None:
             return None, 0
-        climb = Climb(ready, ready.simulation, planning, target)
+        climb = Climb(ready, ready.simulation, planning)
         standing = climb.best()
     run.lend(ready)
     return standing, climb.runs

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from qcompiler.ir.signature import Feeds
 from qcompiler.judge.margin import Bound, SampleTally
-from qcompiler.judge.noise import Expected
+from qcompiler.judge.noise import Expected, shares_of
 from qcompiler.planning.search.goal import Check
 from qcompiler.planning.simulation.noise import Advance
 from qcompiler.planning.simulation.simulator import Simulator, Use
@@ -34,15 +34,20 @@ class Samples:
         self._expected: list[Expected] = []
         self.runs = 0
 
-    def bound(self, uses: Mapping[str, Use]) -> Bound:
-        """The SQNR of the worst view over all samples, with its margin, with these groups quantized."""
+    def bound(self, uses: Mapping[str, Use], *, varying: bool = False) -> Bound:
+        """The SQNR of the worst view over all samples, with its margin, with these groups quantized.
+
+        Args:
+            uses: how the groups are quantized that are.
+            varying: beside what varies from sample to sample, too, and the margin does not count.
+        """
         if not self._expected:
             views = self._simulator.views
             self._expected = [Expected.of(views, self._run(feed, {}), feed) for feed in self._feeds]
-        tally = SampleTally()
+        tally = SampleTally(shares_of(self._expected) if varying else None)
         for feed, expected in zip(self._feeds, self._expected, strict=True):
             tally.add(expected, self._run(feed, uses))
-        return tally.worst()
+        return tally.worst(margin=not varying)
 
     def _run(self, feed: Feeds, uses: Mapping[str, Use]) -> Arrays:
         self.runs += 1
@@ -52,12 +57,19 @@ class Samples:
         return found
 
 
-def by_sqnr(samples: Samples, target_db: float) -> Callable[[Mapping[str, Use]], Check]:
-    """Holds plans against a number of dB."""
+def by_sqnr(samples: Samples, target_db: float, *, margin: bool = True) -> Callable[[Mapping[str, Use]], Check]:
+    """Holds plans against a number of dB.
+
+    Args:
+        samples: all that choose.
+        target_db: the number.
+        margin: less what other samples may take; not where the number has room for that already.
+    """
 
     def check(uses: Mapping[str, Use]) -> Check:
-        found = samples.bound(uses)
-        return Check(found.least_db >= target_db, found.sqnr_db, found.margin_db)
+        found = samples.bound(uses, varying=not margin)
+        room = found.margin_db if margin else 0.0
+        return Check(found.sqnr_db - room >= target_db, found.sqnr_db, room)
 
     return check
 

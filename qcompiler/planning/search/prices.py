@@ -62,6 +62,7 @@ class Limits:
         useless_db: SQNR below which `min_share` gives way as well: fast and wrong is of no use to anybody.
         few: samples that single groups are measured on.
         high: whether groups may go to high precision at all.
+        calm_db: SQNR from which no other calibrator's ranges are tried; None for the target.
         runs: of the model, that may be spent: half of them to tell what each group does, then as many on other ranges
             for the loudest groups as leave room for the changes.
     """
@@ -71,4 +72,5 @@ class Limits:
     useless_db: float
     few: int = FEW
     high: bool = True
+    calm_db: float | None = None
     runs: int = 192

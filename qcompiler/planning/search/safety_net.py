@@ -131,7 +131,8 @@ def find_net(
     best: Uses = {group: {} for group in offers}
     good = noise_power(limits.target_db)
     for dtype in formats:
-        plan, _ = best_start(measure, offers, dtype, good)
+        calm = good if limits.calm_db is None else noise_power(limits.calm_db)
+        plan, _ = best_start(measure, offers, dtype, calm)
         for group, use in plan.items():
             best[group][dtype] = use
     board = Board(best, {}, prices, high=limits.high)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from qcompiler.errors import UsageError
 from qcompiler.planning.search.checks import Halves, Samples, by_metric, by_sqnr
-from qcompiler.planning.search.goal import METRIC, Check, Goal, GoalReached, choose, counted, picked
+from qcompiler.planning.search.goal import METRIC, SQNR, Check, Goal, GoalReached, choose, counted, picked
 from qcompiler.planning.search.moves import Step
 from qcompiler.planning.search.qfem import Spared
 from qcompiler.planning.search.safety_net import SafetyNet
@@ -51,7 +51,8 @@ class Judging:
             UsageError: the metric fails or returns no number.
         """
         if goal.kind != METRIC or metric is None:
-            return cls(goal, counted(by_sqnr(samples, goal.target)), samples, None)
+            asked = goal.kind == SQNR  # a number of the user's is held with a margin; ours has room for it
+            return cls(goal, counted(by_sqnr(samples, goal.target, margin=asked)), samples, None)
         halves = metric(lambda feeds: simulator.infer(dict(feeds), {}))
         least = None if min_sqnr is None else by_sqnr(samples, min_sqnr)
         return cls(goal, counted(by_metric(halves, simulator, goal.target, least)), samples, halves)

@@ -36,6 +36,7 @@ from qcompiler.planning.simulation.bias import Shifts, shared_scales
 from qcompiler.runtime import switches
 from qcompiler.runtime.stream import OpenModel
 from qcompiler.target import DType
+from qcompiler.verification.replay import fitting_inputs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -167,10 +168,12 @@ class Simulator:
     def infer(self, feeds: Feeds, uses: Uses) -> dict[str, NDArray[Any]]:
         """What the model itself returns, all of its outputs, with the groups in `uses` quantized.
 
+        Floats are taken in any type.
+
         Raises:
             ValueError: as `run`.
         """
-        found = self._run(feeds, uses)
+        found = self._run(fitting_inputs(feeds, self._session.inputs), uses)
         return {name: found[name] for name in self.results}
 
     def _run(self, feeds: Feeds, uses: Uses) -> dict[str, NDArray[Any]]:
