@@ -16,6 +16,7 @@ import numpy as np
 
 from qcompiler.data.padding import Padding
 from qcompiler.judge.agreement import agreement
+from qcompiler.judge.margin import bound_of
 from qcompiler.judge.noise import compared, kept_by, signal_of, squared_error
 from qcompiler.judge.variation import Varying
 from qcompiler.judge.views import WEAK, Role, View
@@ -42,6 +43,8 @@ class ViewFigure:
         missing: the quantized graph has no such tensor, so that nothing was compared.
         varying_db: signal that varies from sample to sample beside the same noise, in dB; None where the samples do not
             tell, or of what has a scale of its own.
+        margin_db: what other samples of the same kind may take from `sqnr_db`, by the spread over these, 95 times in
+            100 (`judge.margin`); None where there is no figure, and with one sample alone.
     """
 
     name: str
@@ -58,6 +61,7 @@ class ViewFigure:
     reshaped: int = 0
     missing: bool = False
     varying_db: float | None = None
+    margin_db: float | None = None
 
     @property
     def counts(self) -> bool:
@@ -143,6 +147,7 @@ class Figures:
                 sums.reshaped,
                 view.tensor in self._missing,
                 sums.varying_db(shares.get(view)),
+                sums.margin_db,
             )
             for view, sums in self._of.items()
         )
@@ -154,10 +159,17 @@ class _Sums:
         self.agreed = self.elements = self.samples = self.reshaped = 0
         self.worst: tuple[float, int | None] = (math.inf, None)
         self.worst_db: float | None = None
+        self.each: list[tuple[float, float]] = []  # noise and signal of each sample
 
     @property
     def sqnr_db(self) -> float | None:
         return sqnr_db(self.signal, self.noise) if self.signal > 0 or math.isinf(self.noise) else None
+
+    @property
+    def margin_db(self) -> float | None:
+        if len(self.each) < 2 or self.signal <= 0 or math.isinf(self.noise):
+            return None
+        return bound_of(*zip(*self.each, strict=True)).margin_db
 
     def varying_db(self, share: float | None) -> float | None:
         return None if share is None or self.sqnr_db is None else sqnr_db(self.signal * share, self.noise)
@@ -166,6 +178,7 @@ class _Sums:
         self.samples += 1
         self.signal += signal
         self.noise += noise
+        self.each.append((noise, signal))
         if signal > 0 or math.isinf(noise):
             self._worse(index, sqnr_db(signal, noise))
             self.worst_db = self.worst[0]

@@ -93,6 +93,7 @@ def make_plan(
     table = _affordable(options, prices)
     feeds = ready.feeds(options.safety.samples)
     limits = _limits(options, prices, by_hand=by_hand, judged=metric is not None)
+    calm = math.inf if ready.louder else calm  # ranges that others will exceed are not good enough for being first
     limits = replace(limits, runs=ready.budget, few=few_for(ready.budget, offers, len(feeds)), calm_db=calm)
     reached: GoalReached | None = None
     if pinned is not None:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     Corrections = dict[str, NDArray[np.float32]]
 
 
+HEADROOM = "headroom"  # the name of that calibrator
 COMPARED = 16  # plans that there is room for: ranges of five calibrators, and what the changes run
 LEAST_SAMPLES = 2
 
@@ -90,6 +91,11 @@ class Ready:
         """Runs of the model that the search may spend."""
         options = self.asked[3]
         return budget_of(options.effort, options.search_time, sum(self.macs.values()), self.observed.feeds)
+
+    @property
+    def louder(self) -> bool:
+        """Whether samples that choose were louder than those that calibrate, so that ranges with room are on offer."""
+        return any(HEADROOM in text for words in self.spelled.values() for text in words.values())
 
     def feeds(self, most: int) -> Sequence[Feeds]:
         """The samples that plans are compared on: as many as leave room for `COMPARED` plans, but `most` at most."""

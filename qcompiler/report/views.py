@@ -9,6 +9,7 @@ from qcompiler.report.figures import decibel, number, percent, short
 
 Record = Mapping[str, Any]
 APART_DB = 3.0  # twice the noise: figures that far apart are both told, as in the verdict
+NEAR_DB = 1.0  # of a figure: what other samples take from it is told from there on
 COLUMNS = ("view", "role", "SQNR", "agree", "worst sample", "cosine", "max error", "top-1")
 
 
@@ -41,8 +42,20 @@ def judged_on(found: Record) -> str:
 
 def worst(found: Record) -> str:
     """The worst view; and the one with the most noise for what varies from sample to sample, where that says more."""
-    text = f"{decibel(found['worst_sqnr_db'])} on {judged_on(found)} (worst view {found['worst_output']})"
+    text = (
+        f"{decibel(found['worst_sqnr_db'])}{_spread(found)} on {judged_on(found)} (worst view {found['worst_output']})"
+    )
     return text + (f"; {told}" if (told := varying(found)) else "")
+
+
+def _spread(found: Record) -> str:
+    """What other samples of the kind may bring, by the spread over these; "" where that is near, or unknown."""
+    reached = number(found["worst_sqnr_db"])
+    told = (number(view.get("margin_db")) for view in found.get("views") or () if view["sqnr_db"] == reached)
+    margin = next((one for one in told if one is not None), None)
+    if reached is None or margin is None or margin < NEAR_DB:
+        return ""
+    return f", with other samples {decibel(reached - margin)} or more"
 
 
 def varying(found: Record) -> str:

@@ -95,9 +95,8 @@ def test_the_manifest_tells_everything(compiled: Compiled) -> None:
     assert record["data"]["feeds"] == SAMPLES
     assert record["random_data"] is False
     assert record["engine"]["bytes"] == (compiled.case.out / "m.engine").stat().st_size
-    stages = "load clean_up preflight observe smooth_quant decide lower verify check_finite write build_engine".split()
-    stages += ["audit", "predict"]
-    assert list(record["timings"]) == stages
+    stages = "load clean_up preflight estimate observe calibrate decide lower verify write build_engine audit predict"
+    assert set(stages.split()) <= set(record["timings"])  # rungs that are not needed take no time
     assert {one["pass"].partition("{")[0] for one in record["passes"]} >= {"fold-constants", "insert-qdq", "legalize"}
     assert [row["node"] for row in record["plan"]] == [one.node for one in compiled.result.plan]
     assert all(row["why"] for row in record["plan"])

@@ -65,7 +65,7 @@ def test_versions_recipe_and_data_that_changed_are_named() -> None:
     found = diff(stored("int8"), other)
     assert {row["what"]: row["b"] for row in found.versions} == {"onnx": "9.9", "new-library": "1.0"}
     assert [row["what"] for row in found.source] == ["data fingerprint"]
-    assert found.recipe == [{"what": "safety.min_share", "a": 0.3, "b": 0.5}]
+    assert found.recipe == [{"what": "safety.min_share", "a": 0.97, "b": 0.5}]
     assert found.warnings["new"] == ["look"]
     assert not found.same
 

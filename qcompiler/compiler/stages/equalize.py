@@ -52,7 +52,7 @@ def calibrate(run: Compilation, subject: Subject, target: Target, planning: Plan
         first = climb.first()
         told = [ladder.climbed(ladder.RANGES, ladder.RANGES.helps(seen).why, None, first, _since(started), climb.runs)]
         best, help = first, ladder.OTHER_RANGES.helps(seen)
-        if first.met:
+        if first.met and not ready.louder:
             told.append(ladder.unneeded(ladder.OTHER_RANGES, first))
         elif not help.can:
             told.append(ladder.passed(ladder.OTHER_RANGES, help))

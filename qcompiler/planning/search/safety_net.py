@@ -326,4 +326,5 @@ def foreseen(
         return least
     alone = min(groups * formats * few, runs / 2)
     spent = min(alone + groups * formats * ranges * few + ROUNDS_KEPT * samples, runs)
-    return between(least, Foreseen(quantized=samples * (1 + formats * ranges) + spent, sessions=1, copies=2))
+    whole = Foreseen(quantized=samples * (1 + formats * ranges) + spent, sessions=1, copies=2)
+    return whole if sqnr_db < target_db else between(least, whole)

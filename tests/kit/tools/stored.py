@@ -31,9 +31,9 @@ ODD = {  # names as other people give them
 SEARCHED = SafetyTable(target_sqnr_db=55.0, min_share=0.3)
 RTN = WeightOnlyTable(method="rtn")
 RECIPES: Mapping[str, Mapping[str, Any]] = {
-    "int8": {"safety": SEARCHED},
+    "int8": {"safety": SafetyTable(target_sqnr_db=55.0, min_share=0.97)},  # searched, and nothing may go back
     "mixed": {"precision": "auto:int8,fp8,fp16", "target": "tensorrt-rtx:sm89", "safety": SEARCHED},
-    "fp8": {"precision": "fp8", "target": "tensorrt-rtx:sm89"},
+    "fp8": {"precision": "fp8", "target": "tensorrt-rtx:sm89", "safety": SafetyTable(target_sqnr_db=10.0)},
     "dynamic": {"precision": "int8-dynamic", "target": "onnxruntime"},
     "weights": {"precision": "int4-weight"},
     "bare": {"precision": "int8-weight", "high_precision": "bf16", "weight_only": RTN},  # without data
