@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,7 +26,7 @@ from qcompiler.planning.search.offers import given_scales, offered_uses
 from qcompiler.planning.search.safety_net import FEW
 from qcompiler.planning.search.take import Pinned
 from qcompiler.planning.simulation.simulator import Grids, Simulation, Use, formats_of
-from qcompiler.recipe.budget import budget_of
+from qcompiler.recipe.budget import LEAST_RUN, budget_of, seconds_of
 from qcompiler.runtime.shapes import concrete_shapes
 from qcompiler.runtime.work import count_macs
 from qcompiler.statistics.evidence import Lack
@@ -90,7 +92,21 @@ class Ready:
     def budget(self) -> int:
         """Runs of the model that the search may spend."""
         options = self.asked[3]
+        if not options.reproducible and self.simulation is not None:
+            return self._budget_by_clock
         return budget_of(options.effort, options.search_time, sum(self.macs.values()), self.observed.feeds)
+
+    @cached_property
+    def _budget_by_clock(self) -> int:
+        """Runs that the time pays for on this machine, by one of them behind another that warms up."""
+        options, feed = self.asked[3], self.observed.choosing[0]
+        if self.simulation is None:
+            return 0
+        self.simulation.simulator.run(feed, {})
+        began = time.perf_counter()
+        self.simulation.simulator.run(feed, {})
+        spent = max(time.perf_counter() - began, LEAST_RUN)
+        return max(1, int(seconds_of(options.effort, options.search_time) / spent))
 
     @property
     def louder(self) -> bool:

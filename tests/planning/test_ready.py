@@ -51,3 +51,20 @@ def test_what_was_prepared_serves_other_goals_and_no_other_question(loaded: mode
     assert alone.plan.to_json() == again.plan.to_json()
     other = make_plan(loaded, layers, seen, planning(Recipe(calibrator="minmax")), TARGET, ready=ready)
     assert {one.calibrator for one in other.plan.quantizers.values()} == {"minmax"}
+
+
+def test_by_the_clock_a_faster_machine_may_search_longer(loaded: models.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    feeds = [{"x": np.random.default_rng(i).standard_normal((1, 12, 32)).astype(np.float32)} for i in range(8)]
+    layers = candidates.find_candidates(loaded.graph, TARGET, ())
+    seen = observe(loaded, Points.of(histograms=list(layers.by_activation)), open_source(feeds, INPUTS))
+    budgets = []
+    for seconds in (0.5, 0.25):
+        clock = iter((0.0, seconds))
+        monkeypatch.setattr("qcompiler.planning.ready.time.perf_counter", lambda clock=clock: next(clock))
+        options = planning(Recipe(search_time=10.0, reproducible=False))
+        ready = prepared(loaded, layers, seen, options, TARGET)
+        budgets.append(ready.budget)
+        assert ready.budget == budgets[-1]  # the clock is looked at once
+    assert budgets == [20, 40]
+    counted = prepared(loaded, layers, seen, planning(Recipe(search_time=10.0)), TARGET)
+    assert counted.budget == 10_000  # a millisecond a run, whatever the clock says
