@@ -21,7 +21,7 @@ from qcompiler.planning.decisions import plan_of
 from qcompiler.planning.placement import attention
 from qcompiler.planning.placement.candidates import Candidates
 from qcompiler.planning.placement.profile import LARGEST, SMALLEST, USUAL, shapes_at
-from qcompiler.planning.ready import Ready, prepared
+from qcompiler.planning.ready import ROOM_DB, Ready, prepared
 from qcompiler.planning.search import between_layers, cost, evidence, outputs, qfem, safety_net
 from qcompiler.planning.search.checks import Halves, Samples
 from qcompiler.planning.search.goal import DEFAULT, DEFAULT_DROP, METRIC, SQNR, Goal, GoalReached, checks_for
@@ -80,9 +80,9 @@ def make_plan(
     if known is not None:
         metric = partial(_measured, known)
     by_hand = options.safety.target_sqnr_db != SafetyTable().target_sqnr_db
-    calm = None
-    if target.quantize_outputs:  # what layers write is rounded later: the best ranges leave most room for that
-        calm, options = options.safety.target_sqnr_db, replace(options, safety=outputs.relaxed(options.safety))
+    calm = math.inf if ready.louder else options.safety.target_sqnr_db + ROOM_DB  # what others exceed is not enough
+    if target.quantize_outputs:
+        options = replace(options, safety=outputs.relaxed(options.safety))
     observed, macs, large, offers = ready.observed, ready.macs, ready.large, ready.offers
     simulation, views = ready.simulation, ready.views
     costs = _costs(model.graph, layers, large, ready.grids, observed, options, target)
@@ -93,7 +93,6 @@ def make_plan(
     table = _affordable(options, prices)
     feeds = ready.feeds(options.safety.samples)
     limits = _limits(options, prices, by_hand=by_hand, judged=metric is not None)
-    calm = math.inf if ready.louder else calm  # ranges that others will exceed are not good enough for being first
     limits = replace(limits, runs=ready.budget, few=few_for(ready.budget, offers, len(feeds)), calm_db=calm)
     reached: GoalReached | None = None
     if pinned is not None:

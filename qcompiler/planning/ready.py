@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 
 HEADROOM = "headroom"  # the name of that calibrator
+ROOM_DB = 5.0  # above the goal: ranges cost nothing where the model runs, so others are tried unless there is room
 COMPARED = 16  # plans that there is room for: ranges of five calibrators, and what the changes run
 LEAST_SAMPLES = 2
 

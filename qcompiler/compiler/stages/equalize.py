@@ -16,7 +16,7 @@ from qcompiler.compiler.subject import Subject
 from qcompiler.outliers.equalized import equalized
 from qcompiler.planning.chosen import Planning
 from qcompiler.planning.climb import Climb
-from qcompiler.planning.ready import Ready, prepared
+from qcompiler.planning.ready import ROOM_DB, Ready, prepared
 from qcompiler.planning.search.checks import Samples, by_metric, by_sqnr
 from qcompiler.planning.search.goal import DEFAULT_DROP
 from qcompiler.planning.search.offers import opened
@@ -52,7 +52,8 @@ def calibrate(run: Compilation, subject: Subject, target: Target, planning: Plan
         first = climb.first()
         told = [ladder.climbed(ladder.RANGES, ladder.RANGES.helps(seen).why, None, first, _since(started), climb.runs)]
         best, help = first, ladder.OTHER_RANGES.helps(seen)
-        if first.met and not ready.louder:
+        roomy = first.accepted or first.sqnr_db >= first.goal_db + ROOM_DB
+        if first.met and roomy and not ready.louder:
             told.append(ladder.unneeded(ladder.OTHER_RANGES, first))
         elif not help.can:
             told.append(ladder.passed(ladder.OTHER_RANGES, help))
