@@ -52,8 +52,8 @@ def calibrate(run: Compilation, subject: Subject, target: Target, planning: Plan
         first = climb.first()
         told = [ladder.climbed(ladder.RANGES, ladder.RANGES.helps(seen).why, None, first, _since(started), climb.runs)]
         best, help = first, ladder.OTHER_RANGES.helps(seen)
-        roomy = first.accepted or first.sqnr_db >= first.goal_db + ROOM_DB
-        if first.met and roomy and not ready.louder:
+        roomy = first.sqnr_db >= first.goal_db + ROOM_DB and not ready.louder
+        if first.met and roomy:
             told.append(ladder.unneeded(ladder.OTHER_RANGES, first))
         elif not help.can:
             told.append(ladder.passed(ladder.OTHER_RANGES, help))
