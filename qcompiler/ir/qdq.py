@@ -106,7 +106,8 @@ def dequantized(node: gs.Node, dtype: np.dtype[Any]) -> NDArray[Any]:
     wide = values.astype(np.float64)  # exact for every integer type up to 32 bits
     if zero is not None:
         wide = wide - _spread(node, zero.astype(np.float64), values.shape)
-    product = wide.astype(np.float32) * _spread(node, scale.astype(np.float32), values.shape)
+    with np.errstate(invalid="ignore", over="ignore"):  # a scale may be infinite: so are the values then, or NaN
+        product = wide.astype(np.float32) * _spread(node, scale.astype(np.float32), values.shape)
     return np.asarray(product).reshape(values.shape).astype(dtype)
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 LARGEST: Final = 1 << 20  # positions that are kept: 16 MiB of sums a view
 FEWEST: Final = 4  # values of a position: of fewer, chance alone puts one figure in ten 10 dB or more too low
 NOTHING: Final = 1e-7  # of the power: what FP16 could not tell from a constant, as its own rounding is as large
-COPIES: Final = 1e-3  # of the power: inputs that differ by less than 3 % of their size are copies of each other
+COPIES: Final = 3e-4  # of the power: inputs that differ by less than 1.7 % of their size are copies of each other
 _BLOCK: Final = 1 << 18  # elements that are held as float64 at a time
 
 
