@@ -16,7 +16,6 @@ from qcompiler.numerics.sqnr import decibel
 from qcompiler.planning.search.moves import Board, Reached, changed
 from qcompiler.planning.search.prices import Assignment
 from qcompiler.planning.simulation.simulator import Use
-from qcompiler.target import DType
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -130,8 +129,3 @@ def _thinned(points: list[FrontPoint]) -> tuple[FrontPoint, ...]:
     step = max(1, -(-len(free) // room)) if room else len(free) + 1
     left = {id(one) for one in free[::step]}
     return tuple(one for one in points if one.measured or id(one) in left)
-
-
-def formats_of(point: FrontPoint) -> tuple[DType, ...]:
-    """The formats that a point uses."""
-    return tuple(dict.fromkeys(use.dtype for use in point.uses.values()))

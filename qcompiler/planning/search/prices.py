@@ -9,7 +9,7 @@ from qcompiler.planning.simulation.simulator import Use
 
 Assignment = dict[str, "Use | None"]  # by group; None is high precision
 HIGH = "high"  # the key of high precision among costs
-FEW = 4  # samples for single groups at most; less than that picks other ranges from one time to the next
+FEW = 4  # samples for comparisons that are made often; less picks other ranges from one time to the next
 
 
 @dataclass(frozen=True)

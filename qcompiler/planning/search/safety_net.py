@@ -1,8 +1,9 @@
 """The safety net: which layers must not be quantized, or not in the cheapest format, for the outputs to stay close.
 
-1. All candidates are quantized at once on a few samples, in the ranges of one calibrator after the other, until the
-   outputs are close enough. Where there is one format, nothing else is done then.
-2. Else few joint runs tell what noise each group of layers sends to the outputs alone, in each format (`group_tests`).
+1. All candidates are quantized at once on a few samples, in the ranges of one calibrator after the other, until one
+   has room (`Limits.calm_db`). Where there is one format and the outputs are close enough, nothing else is done then.
+2. Else the noise that each group of layers sends to the outputs alone is measured in each format, or solved for from
+   few joint runs where there is no room for that (`group_tests`).
    Where several clipping ranges are offered, the loudest groups try them all and keep the one with the least noise:
    what is best for the tensor is not always best for the outputs.
 3. Noise powers of independent layers add up. Every group starts in its cheapest format; then the change that removes
