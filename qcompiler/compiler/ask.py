@@ -101,6 +101,10 @@ def ask(recipe: Recipe, data: Data | None, output: Path, *, build: bool) -> Aske
     recipe = settled(recipe, data)
     paths = Paths.of(output, build=build)
     target, warnings = _refused(recipe, data, paths)
+    # Where no listing will tell the time of an engine, the table of costs does
+    by_table = recipe.objective == "time" and not (build and target.engine == "tensorrt-rtx")
+    planned = planning(recipe)
+    planned = dataclasses.replace(planned, by_cost=planned.by_cost or by_table)
     formats, rows_apart = recipe.formats(), dynamic.splits(recipe.precision, recipe.llm_int8)
     scope = Scope(target, recipe.keep, bool(formats) or rows_apart)
     recorded = _recorded(recipe)
@@ -111,7 +115,7 @@ def ask(recipe: Recipe, data: Data | None, output: Path, *, build: bool) -> Aske
         recipe=recipe,
         target=target,
         paths=paths,
-        promise=_promise(recipe),
+        promise=_promise(recipe, by_table=by_table),
         load=LoadOptions(
             paths,
             recipe.samples,
@@ -134,7 +138,7 @@ def ask(recipe: Recipe, data: Data | None, output: Path, *, build: bool) -> Aske
         smooth_quant=_smooth_quant(recipe, target),
         llm_int8=_llm_int8(recipe, rows_apart),
         weight_only=_weight_only(recipe, target),
-        planning=_replaying(planning(recipe), recorded, recipe),
+        planning=_replaying(planned, recorded, recipe),
         replayed=recorded,
         lower=LowerOptions(recipe.io_types, recipe.llm_int8, recipe.min_sqnr, recipe.ignore_output),
         verify=VerifyOptions(
@@ -209,10 +213,10 @@ def _weight_only(recipe: Recipe, target: Target) -> WeightOnlyOptions | None:
     return WeightOnlyOptions(recipe.precision, recipe.weight_only, target, recipe.keep)
 
 
-def _promise(recipe: Recipe) -> Promise:
+def _promise(recipe: Recipe, *, by_table: bool) -> Promise:
     """What the user asks of the share: where `auto` may choose float, that nothing is quantized is its good right."""
     quantizes = bool(recipe.formats()) or recipe.precision in (dynamic.PRECISION, *methods.PRECISIONS)
-    chooses = recipe.precision.startswith(AUTO) and not recipe.everything
+    chooses = by_table or (recipe.precision.startswith(AUTO) and not recipe.everything)
     certain = quantizes and not chooses
     return Promise(recipe.precision, quantizes, certain, recipe.min_share, recipe.safety.min_share)
 

@@ -122,3 +122,17 @@ def test_what_ranges_alone_cannot_do_is_refused(tmp_path: Path, recipe: dict[str
 def test_how_files_are_prepared_is_known_where_data_is_opened(tmp_path: Path) -> None:
     found = asked(tmp_path, preprocess={"method": "imagenet"}).load
     assert found.preprocess == found.held_out.preprocess == PreprocessTable("imagenet")
+
+
+@pytest.mark.parametrize(
+    ("build", "target", "by_table"),
+    [(True, "tensorrt-rtx", False), (False, "tensorrt-rtx", True), (True, "tensorrt", True)],
+)
+def test_time_is_read_off_an_engine_and_else_off_the_table(
+    tmp_path: Path, build: bool, target: str, by_table: bool
+) -> None:
+    recipe = Recipe(objective="time", target=target)
+    found = ask(recipe, "data", tmp_path / "m.out", build=build)
+    assert found.planning.by_cost is by_table
+    assert found.promise.something is not by_table
+    assert not ask(recipe.replace(objective="share"), "data", tmp_path / "m.out", build=build).planning.by_cost
