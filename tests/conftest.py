@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 os.environ["MPLBACKEND"] = "Agg"
+os.environ["QCOMPILER_CACHE"] = "off"  # what a test sees was made in that test; those of the cache say where
 # No deadline: the machine may be busy, and the first call of a compiled loop compiles it.
 hypothesis.settings.register_profile("default", deadline=None, derandomize=bool(os.environ.get("CI")))
 hypothesis.settings.load_profile("default")

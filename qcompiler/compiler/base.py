@@ -14,7 +14,7 @@ warnings; the warnings are kept with the result, so that an answer from the cach
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -86,11 +86,14 @@ class Stage(Generic[P, T]):
         function: the work.
         version: grows when the same inputs give another result.
         kept: whether its results may come from a cache; False where it is cheap, or asks the world outside.
+        judged: whether it asks what results are judged by. Where that is code of the user, which may look into files
+            that nobody else knows of, the result is made again.
     """
 
     function: Callable[Concatenate[Compilation, P], Done[T]]
     version: int = 1
     kept: bool = True
+    judged: bool = False
 
     @property
     def name(self) -> str:
@@ -107,24 +110,24 @@ class Stage(Generic[P, T]):
 
 
 def stage(
-    *, version: int = 1, kept: bool = True
+    *, version: int = 1, kept: bool = True, judged: bool = False
 ) -> Callable[[Callable[Concatenate[Compilation, P], Done[T]]], Stage[P, T]]:
     """Makes a `Stage` of a function whose first argument is the `Compilation`."""
 
     def make(function: Callable[Concatenate[Compilation, P], Done[T]]) -> Stage[P, T]:
-        return Stage(function, version, kept)
+        return Stage(function, version, kept, judged)
 
     return make
 
 
 class Cache(Protocol):
-    """Where results are kept by the key of the question."""
+    """Where results are kept by the key of the question; `inputs` are the arguments of the stage."""
 
-    def get(self, name: str, key: str) -> Done[Any] | None:
-        """The result of a stage by its key; None where there is none."""
+    def get(self, name: str, key: str, inputs: Sequence[object]) -> tuple[Done[Any], float] | None:
+        """The result of a stage by its key, and the seconds that it took; None where there is none."""
 
-    def put(self, name: str, key: str, done: Done[Any]) -> None:
-        """Keeps the result of a stage."""
+    def put(self, name: str, key: str, done: Done[Any], seconds: float, inputs: Sequence[object]) -> None:
+        """Keeps the result of a stage that took so many seconds."""
 
 
 class Compilation:
@@ -133,12 +136,14 @@ class Compilation:
     Attributes:
         passes: by stage, the passes that its last run ran.
         timings: seconds of work by stage, in the order in which they began.
+        reused: by stage that was answered from the cache, the seconds that it took when it was made.
         warnings: what the user was told, in order.
     """
 
     def __init__(self, progress: Progress = silent, *, cache: Cache | None = None) -> None:
         self.passes: dict[str, tuple[Checked, ...]] = {}
         self.timings: dict[str, float] = {}
+        self.reused: dict[str, float] = {}
         self.warnings: list[str] = []
         self._progress = progress
         self._cache = cache
@@ -149,18 +154,39 @@ class Compilation:
 
     def __call__(self, one: Stage[P, T], *inputs: P.args, **options: P.kwargs) -> T:
         """The value of a stage, from the cache where it has been asked before."""
-        key = one.key(*inputs, **options) if self._cache is not None and one.kept else None
-        known = self._cache.get(one.name, key) if self._cache is not None and key is not None else None
-        done = known if known is not None else self._made(one, *inputs, **options)
+        given = (*inputs, *options.values())
+        key = self._key(one, given, lambda: one.key(*inputs, **options))
+        known = None if key is None or self._cache is None else self._cache.get(one.name, key, given)
         if known is not None:
-            for text in known.warnings:
-                self.warn(text)
-        elif self._cache is not None and key is not None:
-            self._cache.put(one.name, key, done)
+            done: Done[T] = known[0]
+            self._again(one.name, done, known[1])
+        else:
+            started = time.perf_counter()
+            done = self._made(one, *inputs, **options)
+            if key is not None and self._cache is not None:
+                self._cache.put(one.name, key, done, time.perf_counter() - started, given)
         self._recorded[one.name] = done.record
         self.passes[one.name] = done.passes
-        value: T = done.value
-        return value
+        return done.value
+
+    def _key(self, one: Stage[Any, Any], given: Sequence[object], key: Callable[[], str]) -> str | None:
+        """The key of a question that the cache may answer; None for any other."""
+        if self._cache is None or not one.kept:
+            return None
+        if one.judged and any(isinstance(subject, Subject) and subject.judge.foreign for subject in given):
+            return None
+        try:
+            return key()
+        except TypeError:  # an object of the caller's, such as a loader of samples: nobody can tell if it is the same
+            return None
+
+    def _again(self, name: str, done: Done[Any], seconds: float) -> None:
+        """Tells what was found in the cache, as it was told when it was made."""
+        self.reused[name] = self.reused.get(name, 0.0) + seconds
+        self._outlook.skipped(name)
+        self._progress.reuse(name, seconds)
+        for text in done.warnings:
+            self.warn(text)
 
     def _made(self, one: Stage[P, T], *inputs: P.args, **options: P.kwargs) -> Done[T]:
         """Runs a stage; a graph that fails although the model itself runs is never told as a fault of the data."""

@@ -12,6 +12,7 @@ from qcompiler.compiler.ask import Asked, ask
 from qcompiler.compiler.base import Compilation
 from qcompiler.compiler.building import Building, Outcome
 from qcompiler.compiler.estimate import check_disk, estimate
+from qcompiler.compiler.kept.opened import opened
 from qcompiler.compiler.record import manifest
 from qcompiler.compiler.refused import told
 from qcompiler.compiler.stages.check_data import check_data, check_metric_data
@@ -72,6 +73,7 @@ def compile(
     recipe: Recipe | None = None,
     output: str | Path,
     progress: Progress | None = None,
+    cache: str | Path | bool = True,
 ) -> CompileResult:
     """Compiles a float model to an engine and proves that it still works.
 
@@ -82,6 +84,8 @@ def compile(
         recipe: what is asked for; the defaults if None.
         output: the engine file; the other artefacts get its name with other endings.
         progress: where stages are shown.
+        cache: the folder in which results of stages are kept, for a run that is killed and for the next one; True for
+            the usual one (`QCOMPILER_CACHE`, else the user's cache folder), False for none.
 
     Raises:
         UsageError: options that do not go together, an output that cannot be written.
@@ -93,7 +97,7 @@ def compile(
         EngineError: the target refuses the model, or (strict) does not keep the plan's promises.
     """
     asked = ask(recipe or Recipe(), data, Path(output), build=True)
-    return _from(source, data, asked, progress or silent)
+    return _from(source, data, asked, progress or silent, cache)
 
 
 def quantize(
@@ -103,16 +107,19 @@ def quantize(
     recipe: Recipe | None = None,
     output: str | Path,
     progress: Progress | None = None,
+    cache: str | Path | bool = True,
 ) -> CompileResult:
     """As `compile`, but stops before the engine; `output` is the quantized ONNX file."""
     asked = ask(recipe or Recipe(), data, Path(output), build=False)
-    return _from(source, data, asked, progress or silent)
+    return _from(source, data, asked, progress or silent, cache)
 
 
-def _from(source: Any, data: Data | None, asked: Asked, progress: Progress) -> CompileResult:
+def _from(
+    source: Any, data: Data | None, asked: Asked, progress: Progress, cache: str | Path | bool
+) -> CompileResult:
     """What is no ONNX file yet becomes one, in a folder that is gone at the end."""
     with exported(source, asked.paths.output, progress) as (model, made):
-        run = Compilation(progress)
+        run = Compilation(progress, cache=opened(cache and not asked.target.plugins, progress.warn))
         for text in (*asked.warnings, *(() if made is None else made.notes)):
             run.warn(text)
         with told(run, asked.paths, asked.recipe):

@@ -4,12 +4,16 @@ Plain values, arrays, dataclasses and other objects of this package are hashed b
 in their order, sets in none. A class for which that is not the point, such as a source of samples, says what it
 consists of with a method `content()`. What has no content, such as a session or a closure, is refused: a stage that is
 given it cannot be answered from a cache.
+
+What is not changed once it is there is hashed once: read-only arrays, models, and frozen dataclasses that are compared
+by identity. A model of gigabytes is an argument of every stage.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from enum import Enum
@@ -19,6 +23,11 @@ from types import FunctionType
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+
+from qcompiler.ir.model import Model
+
+_SMALL = 1 << 12  # bytes of an array that is hashed again rather than remembered
+_known: dict[int, tuple[weakref.ref[Any], str]] = {}  # by id: hashes of what is still alive
 
 
 @runtime_checkable
@@ -35,11 +44,48 @@ def digest(value: object) -> str:
     Raises:
         TypeError: something in it has no content; the message names its type.
     """
+    if not _is_apart(value) or (isinstance(value, np.ndarray) and value.flags.writeable):
+        return _hashed(value)
+    known = _known.get(id(value))
+    if known is not None and known[0]() is value:
+        return known[1]
+    found, own = _hashed(value), id(value)
+    _known[own] = weakref.ref(value, lambda gone: _forget(own, gone)), found
+    return found
+
+
+def _forget(own: int, gone: weakref.ref[Any]) -> None:
+    """Drops the hash of what is no more; another object may have its place by now."""
+    known = _known.get(own)
+    if known is not None and known[0] is gone:
+        del _known[own]
+
+
+def _is_apart(value: object) -> bool:
+    """Whether it is hashed by itself, and counts by its hash in what holds it."""
+    if isinstance(value, np.ndarray):
+        return value.nbytes >= _SMALL and value.dtype.kind != "O"
+    if isinstance(value, Model):
+        return True
+    settings = getattr(type(value), "__dataclass_params__", None)
+    return settings is not None and settings.frozen and not settings.eq and not hasattr(type(value), "__slots__")
+
+
+def _hashed(value: object) -> str:
     state = blake2b(digest_size=32)
     for piece in _pieces(value):
         state.update(len(piece).to_bytes(8, "little"))
         state.update(piece)
     return state.hexdigest()
+
+
+def _parts(value: object) -> Iterable[Any]:
+    """The bytes of a value inside another."""
+    if _is_apart(value):
+        yield b"hashed"
+        yield digest(value).encode()
+    else:
+        yield from _pieces(value)
 
 
 def _pieces(value: object) -> Iterable[Any]:
@@ -56,12 +102,12 @@ def _pieces(value: object) -> Iterable[Any]:
         yield from _array(value)
     elif isinstance(value, HasContent):
         yield kind
-        yield from _pieces(value.content())
+        yield from _parts(value.content())
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         yield kind
         for one in dataclasses.fields(value):
             yield one.name.encode()
-            yield from _pieces(getattr(value, one.name))
+            yield from _parts(getattr(value, one.name))
     else:
         yield from _container(value)
 
@@ -69,7 +115,7 @@ def _pieces(value: object) -> Iterable[Any]:
 def _array(value: np.ndarray[Any, Any]) -> Iterable[Any]:
     yield f"{value.dtype.str} {value.dtype.name} {value.shape}".encode()
     if value.dtype.kind == "O":
-        yield from _pieces(value.tolist())
+        yield from _parts(value.tolist())
     else:
         yield np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
 
@@ -79,12 +125,12 @@ def _container(value: object) -> Iterable[Any]:
     if isinstance(value, Mapping):
         yield b"mapping %d" % len(value)
         for key, one in value.items():
-            yield from _pieces(key)
-            yield from _pieces(one)
+            yield from _parts(key)
+            yield from _parts(one)
     elif isinstance(value, Sequence):
         yield b"sequence %d" % len(value)
         for one in value:
-            yield from _pieces(one)
+            yield from _parts(one)
     elif isinstance(value, AbstractSet):
         yield b"set %d" % len(value)
         yield "".join(sorted(digest(one) for one in value)).encode()

@@ -79,6 +79,7 @@ def manifest(run: Compilation, recipe: Recipe) -> dict[str, Any]:
                 **{key: given.pop(key, absent) for key, absent in ABSENT.items()},
                 **given,
                 "timings": {stage: round(seconds, 3) for stage, seconds in run.timings.items()},
+                "reused": {stage: round(seconds, 3) for stage, seconds in run.reused.items()},
                 "peak_memory_mb": peak_memory_mb(),
             }
         )

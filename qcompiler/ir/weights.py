@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mmap
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -148,6 +148,21 @@ class Weights:
         if not stat.S_ISREG(mode):
             raise ModelError(f"{where} has its data in '{location}', which is not a regular file.")
         return real
+
+
+class HeldWeights(Weights):
+    """The tensors of a proto whose large ones somebody holds as arrays, by the name of the tensor."""
+
+    def __init__(self, arrays: Mapping[str, Array]) -> None:
+        super().__init__(Path("in memory"), np.zeros(0, np.uint8))
+        self.files = []
+        self._arrays = arrays
+
+    def read(self, tensor: TensorProto, where: str) -> Array:
+        """The array of an external tensor; the values of any other."""
+        if tensor.data_location == TensorProto.EXTERNAL:
+            return self._arrays[tensor.name]
+        return super().read(tensor, where)
 
 
 def map_file(path: Path) -> Array:

@@ -40,6 +40,10 @@ class Outlook:
             self._open |= {name: self._foreseen[name] for name in order[order.index(stage) :]}
         self._running, self._began, self._share = stage, self._clock(), 0.0
 
+    def skipped(self, stage: str) -> None:
+        """A stage does not run: its result is there."""
+        self._open.pop(stage, None)
+
     def reached(self, share: float) -> None:
         """So much of the stage that runs is done, 0..1, by its own bar."""
         self._share = min(max(share, 0.0), 1.0)

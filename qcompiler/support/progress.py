@@ -40,6 +40,9 @@ class Progress(Protocol):
     def expect(self, text: str, outlook: Outlook) -> None:
         """What all of it is thought to take, as a few words and as something that knows what is left."""
 
+    def reuse(self, name: str, seconds: float) -> None:
+        """A stage is not run: what an earlier run made in so many seconds is still true."""
+
     def warn(self, text: str) -> None:
         """One sentence that the user should see."""
 
@@ -61,6 +64,9 @@ class Silent:
         yield _Nothing()
 
     def expect(self, text: str, outlook: Outlook) -> None:
+        """See `Progress`."""
+
+    def reuse(self, name: str, seconds: float) -> None:
         """See `Progress`."""
 
     def warn(self, text: str) -> None:
@@ -86,6 +92,10 @@ class Lines:
     def expect(self, text: str, outlook: Outlook) -> None:
         """See `Progress`."""
         self._say(f"estimate: {text}")
+
+    def reuse(self, name: str, seconds: float) -> None:
+        """See `Progress`."""
+        self._say(f"{name}: kept from an earlier run ({seconds:.1f} s)")
 
     def warn(self, text: str) -> None:
         """See `Progress`."""
@@ -130,6 +140,13 @@ class Terminal:
 
         self._outlook = outlook
         self._console.print(f"[dim]estimate: {escape(text)}[/]", highlight=False)
+
+    def reuse(self, name: str, seconds: float) -> None:
+        """See `Progress`."""
+        from rich.markup import escape
+
+        told = f"[green]✓[/] {escape(name)} [dim]kept from an earlier run ({seconds:.1f} s)[/]"
+        self._console.print(told, highlight=False)
 
     def warn(self, text: str) -> None:
         """See `Progress`."""

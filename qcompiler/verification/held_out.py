@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import onnx_graphsurgeon as gs
 
 from qcompiler.data.files.opened import UNPREPARED
+from qcompiler.data.identity import content_of, is_code
 from qcompiler.data.source import Data, open_source, prepared
 from qcompiler.data.text import Text, fitted
 from qcompiler.errors import UsageError
@@ -50,6 +51,15 @@ class Judge:
 
     data: Data | None = None
     metric: str | Perplexity | None = None
+
+    def content(self) -> object:
+        """The files of the data, and the metric as it is written: what its code depends on, nobody here knows."""
+        return content_of(self.data), self.metric
+
+    @property
+    def foreign(self) -> bool:
+        """Whether code of the user has a say, which may give something else tomorrow."""
+        return is_code(self.data) or (self.metric is not None and not isinstance(self.metric, Perplexity))
 
 
 def judge_of(asked: HeldOut, data: Data | None, model: Model) -> Judge:

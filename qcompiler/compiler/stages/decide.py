@@ -41,7 +41,7 @@ STEP_DB = 3.0  # how much closer to float a search aims where everything quantiz
 MOST_DB = 60.0
 
 
-@stage()
+@stage(judged=True)
 def decide(
     run: Compilation, subject: Subject, target: Target, planning: Planning, before: Planned | None = None
 ) -> Done[Planned]:

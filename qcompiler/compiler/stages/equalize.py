@@ -28,7 +28,7 @@ from qcompiler.verification.metrics.halves import MetricHalves
 FORCED = "--equalize asked for it: it was done before anything was observed"
 
 
-@stage()
+@stage(judged=True)
 def calibrate(run: Compilation, subject: Subject, target: Target, planning: Planning) -> Done[Subject]:
     """The subject with what everything quantized at once reaches: in the ranges of one calibrator, then of others.
 
@@ -95,7 +95,7 @@ def _metric(
     return dataclasses.replace(ready, halves=halves), lambda uses: check(uses).holds
 
 
-@stage()
+@stage(judged=True)
 def equalize(
     run: Compilation,
     subject: Subject,

@@ -24,7 +24,7 @@ ORDERED = "the alphas are those that were asked for"
 RUNG = ladder.SMOOTH_QUANT
 
 
-@stage(version=2)
+@stage(version=2, judged=True)
 def smooth_quant(
     run: Compilation,
     subject: Subject,

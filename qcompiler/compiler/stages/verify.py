@@ -54,7 +54,7 @@ class Proof:
     score_without: float | None = None
 
 
-@stage()
+@stage(judged=True)
 def verify(
     run: Compilation, subject: Subject, lowered: Lowered, options: VerifyOptions, before: Proof | None = None
 ) -> Done[Proof]:

@@ -1,0 +1,185 @@
+"""A value as bytes and back: arrays as blobs by their content, graphs as protos, open sources by their place.
+
+Values are pickled, with three exceptions. An array of some size is named by its hash: weights that ten stages hand on
+lie in the store once, and are mapped from there. A graph becomes its proto: node and tensor refer to each other too
+deep for pickle. A source of samples and what results are judged by hold the user's code and open files; they are named
+by their hash, and whoever reads gets those that this compilation has been given.
+
+What is read is made of the classes of this package, arrays and containers; nothing else is imported or called, so a
+file that somebody else put there cannot run code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import io
+import pickle
+from collections.abc import Callable, Iterable, Mapping
+from enum import Enum
+from pathlib import PurePath
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import onnx
+
+from qcompiler.compiler.content import digest
+from qcompiler.data.source import Source
+from qcompiler.ir.from_proto import graph_from_proto
+from qcompiler.ir.gs_classes import Graph
+from qcompiler.ir.to_proto import graph_to_proto
+from qcompiler.ir.weights import HeldWeights
+from qcompiler.verification.held_out import Judge
+
+Array = np.ndarray[Any, Any]
+Arrays = Callable[[str, np.dtype[Any], tuple[int, ...]], Array]
+Live = Mapping[str, object]  # sources and judges of this compilation, by their hash
+
+_SMALL = 1 << 12  # bytes of an array that stays inside
+_LIVE = (Source, Judge)
+_PLAIN = {  # what is made of values and does nothing else
+    "builtins": {"set", "frozenset", "slice", "complex", "bytearray", "range"},
+    "collections": {"Counter", "OrderedDict", "defaultdict", "deque"},
+    "qcompiler.data.samples": {"Fingerprint", "ShapeRange"},
+    "qcompiler.data.spread": {"Spreads", "_Sums"},
+    "qcompiler.statistics.histogram": {"Histogram"},
+    "qcompiler.statistics.outliers": {"Outliers"},
+    "numpy": {"ndarray", "dtype"},
+    "numpy._core.multiarray": {"_reconstruct", "scalar"},
+    "numpy._core.numeric": {"_frombuffer"},
+}
+
+
+class NotKept(Exception):
+    """Something in a value cannot be written, or cannot be had again."""
+
+
+def pack(value: object, keep: Callable[[str, Array], None]) -> bytes:
+    """The value without its large arrays, which `keep` is handed with their names.
+
+    Raises:
+        NotKept: something in it cannot be written; the message names its type.
+    """
+    stream = io.BytesIO()
+    try:
+        _Packer(stream, keep).dump(value)
+    except (TypeError, AttributeError, pickle.PicklingError, RecursionError) as error:
+        raise NotKept(str(error)) from error
+    return stream.getvalue()
+
+
+def unpack(content: bytes, array: Arrays, live: Live) -> Any:
+    """The value that `pack` wrote.
+
+    Args:
+        content: as `pack` returned it.
+        array: an array by its name, dtype and shape.
+        live: what stands for sources and judges.
+
+    Raises:
+        NotKept: an array is gone, a source is another one, or a class is not one of this package.
+    """
+    try:
+        return _Unpacker(io.BytesIO(content), array, live).load()
+    except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError, TypeError, ValueError) as error:
+        raise NotKept(str(error)) from error
+
+
+def live_of(values: Iterable[object]) -> dict[str, object]:
+    """The sources and judges that subjects among these values hold, by their hash."""
+    from qcompiler.compiler.subject import Subject
+
+    found: dict[str, object] = {}
+    for subject in values:
+        if isinstance(subject, Subject):
+            parts = subject.parts
+            dealt = () if parts is None else (parts.calibrate, parts.choose, parts.judge)
+            held = (subject.samples, *dealt, subject.judge)
+            found.update((digest(one), one) for one in held if one is not None)
+    return found
+
+
+class _Packer(pickle.Pickler):
+    def __init__(self, stream: io.BytesIO, keep: Callable[[str, Array], None]) -> None:
+        super().__init__(stream, protocol=5)
+        self._keep = keep
+
+    def persistent_id(self, value: object) -> object:
+        if isinstance(value, np.ndarray) and value.nbytes >= _SMALL and value.dtype.kind != "O":
+            name = digest(value)
+            self._keep(name, value)
+            return "array", name, value.dtype, value.shape
+        if isinstance(value, _LIVE):
+            return "live", digest(value)
+        return None
+
+    def reducer_override(self, value: object) -> Any:
+        if isinstance(value, MappingProxyType):
+            return _frozen, (dict(value),)
+        if isinstance(value, Graph):
+            proto, weights = graph_to_proto(value)
+            return _graph, (proto.SerializeToString(deterministic=True), weights, dict(value.fixed))
+        return NotImplemented
+
+
+class _Unpacker(pickle.Unpickler):
+    def __init__(self, stream: io.BytesIO, array: Arrays, live: Live) -> None:
+        super().__init__(stream)
+        self._array, self._live = array, live
+
+    def persistent_load(self, pid: Any) -> object:
+        kind, name, *form = pid
+        if kind == "array":
+            dtype, shape = form
+            return self._array(name, dtype, shape)
+        if name not in self._live:
+            raise NotKept("the samples, or what results are judged by, are others")
+        return self._live[name]
+
+    def find_class(self, module: str, name: str) -> Any:
+        found = _looked_up(module, name)
+        if found is None:
+            raise NotKept(f"'{module}.{name}' has no place there")
+        return found
+
+
+def _looked_up(module: str, name: str) -> Any:
+    """What may be named in what is read; None for anything else."""
+    if module == __name__ and name in _MADE:
+        return globals()[name]
+    room = module.split(".")[0]
+    if room not in ("qcompiler", "pathlib", "numpy", "ml_dtypes") and module not in _PLAIN:
+        return None
+    found: Any = importlib.import_module(module)
+    for part in name.split("."):
+        found = getattr(found, part)
+    if name in _PLAIN.get(module, ()):
+        return found
+    return found if isinstance(found, type) and _is_value(found, room) else None
+
+
+def _is_value(kind: type, room: str) -> bool:
+    """Whether making one of this class does nothing else."""
+    if room == "qcompiler":
+        return dataclasses.is_dataclass(kind) or issubclass(kind, Enum | tuple | list)
+    return issubclass(kind, PurePath if room == "pathlib" else np.generic | np.dtype)
+
+
+def _frozen(values: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """A mapping that nobody writes to."""
+    return MappingProxyType(values)  # type: ignore[arg-type]
+
+
+def _graph(content: bytes, weights: Mapping[str, Array], fixed: Mapping[str, Array]) -> Graph:
+    """A graph of its proto, with the weights that lie beside it."""
+    proto = onnx.ModelProto.FromString(content)
+    graph = graph_from_proto(proto, HeldWeights(weights))
+    if fixed:
+        graph.fixed = MappingProxyType(dict(fixed))
+    if graph_to_proto(graph)[0].SerializeToString(deterministic=True) != content:
+        raise ValueError("a graph is another one when it is read")
+    return graph
+
+
+_MADE = frozenset({_frozen.__name__, _graph.__name__})
