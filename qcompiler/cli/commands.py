@@ -46,7 +46,12 @@ def compile(options: argparse.Namespace, view: Screen) -> None:
     recipe = _recipe(options)
     with _refused(view):
         result = compile(
-            options.source, data=_data(options, recipe), recipe=recipe, output=output, progress=view.progress
+            options.source,
+            data=_data(options, recipe),
+            recipe=recipe,
+            output=output,
+            progress=view.progress,
+            cache=options.cache,
         )
     view.people(*terminal.summary(result.manifest), *terminal.artefacts(result))
     view.result(result.manifest)
@@ -61,7 +66,12 @@ def quantize(options: argparse.Namespace, view: Screen) -> None:
     recipe = _recipe(options)
     with _refused(view):
         result = quantize(
-            options.source, data=_data(options, recipe), recipe=recipe, output=output, progress=view.progress
+            options.source,
+            data=_data(options, recipe),
+            recipe=recipe,
+            output=output,
+            progress=view.progress,
+            cache=options.cache,
         )
     view.people(*terminal.summary(result.manifest), *terminal.artefacts(result))
     view.result(result.manifest)
@@ -243,6 +253,29 @@ def diff(options: argparse.Namespace, view: Screen) -> None:
     view.people(*report.terminal(found.to_json(), everything=options.all))
     view.result(found.to_json())
     found.require()
+
+
+def cache_show(options: argparse.Namespace, view: Screen) -> None:
+    """What is kept between compilations."""
+    from qcompiler.compiler.kept.opened import store_of
+    from qcompiler.compiler.kept.shown import shown
+    from qcompiler.report.questions import kept
+
+    store = store_of()
+    found = None if store is None else shown(store)
+    view.people(*kept.terminal(found))
+    view.result({"cache": found})
+
+
+def cache_clear(options: argparse.Namespace, view: Screen) -> None:
+    """Removes it."""
+    from qcompiler.compiler.kept.opened import store_of
+    from qcompiler.report.questions import kept
+
+    store = store_of()
+    removed = 0 if store is None else store.clear()
+    view.people(*kept.cleared(removed))
+    view.result({"removed_bytes": removed})
 
 
 def passes(options: argparse.Namespace, view: Screen) -> None:

@@ -103,6 +103,7 @@ def parser() -> _Parser:
     _quantization(compile_)
     _engine(compile_)
     _gates(compile_)
+    _no_cache(compile_)
 
     quantize = _command(
         listed,
@@ -118,6 +119,7 @@ def parser() -> _Parser:
     _quantization(quantize)
     _engine(quantize)
     _gates(quantize)
+    _no_cache(quantize)
 
     export = _command(
         listed,
@@ -279,6 +281,13 @@ def parser() -> _Parser:
         help="some of precision, accuracy, size, time, with commas between them: B may not be worse in that at all",
     )
 
+    cache = listed.add_parser(
+        "cache", help="show or clear what compilations keep", description="Results of stages, kept between runs."
+    )
+    kept = cache.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
+    _command(kept, "show", commands.cache_show, "where it is, how large, and what of", "qcompiler cache show")
+    _command(kept, "clear", commands.cache_clear, "remove all of it", "qcompiler cache clear")
+
     passes = _command(listed, "passes", commands.passes, "the graph rewrites and their options", "qcompiler passes")
     passes.add_argument("name", metavar="NAME", nargs="?", help="only this one")
 
@@ -311,6 +320,15 @@ def _command(commands: Any, name: str, run: Any, what: str, example: str) -> arg
     group.add_argument("--quiet", action="store_true", help="no progress")
     group.add_argument("--debug", action="store_true", help="show tracebacks and what libraries say")
     return parser
+
+
+def _no_cache(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--no-cache",
+        dest="cache",
+        action="store_false",
+        help="neither use nor keep results of stages; see 'qcompiler cache show'",
+    )
 
 
 def _positional(parser: argparse.ArgumentParser, name: str, metavar: str, what: str) -> None:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from qcompiler.data.text import Text
 from qcompiler.errors import QCompilerError, UsageError
 from qcompiler.ir import model as models
 from qcompiler.report import manifest
+from qcompiler.support import held
 from qcompiler.support.atomic import Artefacts, make_folder, remove_empty, unwritable
 
 
@@ -76,25 +76,25 @@ def refuse_overwriting(model: models.Model, data: object, paths: Paths, option: 
 def workshop(paths: Paths) -> Iterator[Path]:
     """A folder beside the outputs in which they are made; whatever fails, it is gone and they are untouched.
 
-    An error that names a file in it names the artefact that the file was to become.
+    What a killed compilation left of its own is removed. An error that names a file in the folder names the artefact
+    that the file was to become.
 
     Raises:
         UsageError: it cannot be made.
     """
     outside = paths.qdq.parent
-    try:
-        made = make_folder(outside)
-        shop = TemporaryDirectory(prefix=".qcompiler-", dir=outside)
-    except OSError as error:
-        raise unwritable(paths.qdq, error) from error
-    try:
-        with shop as inside:
-            yield Path(inside)
-    except QCompilerError as error:
-        error.args = (str(error).replace(str(Path(inside).resolve()), str(outside)).replace(inside, str(outside)),)
-        raise
-    finally:
-        remove_empty(made)
+    with ExitStack() as open_:
+        try:
+            open_.callback(remove_empty, make_folder(outside))
+            shop = open_.enter_context(held.workshop(outside))
+        except OSError as error:
+            raise unwritable(paths.qdq, error) from error
+        try:
+            yield shop
+        except QCompilerError as error:
+            told = str(error).replace(str(shop.resolve()), str(outside)).replace(str(shop), str(outside))
+            error.args = (told,)
+            raise
 
 
 def finish(shop: Path, paths: Paths, record: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
@@ -134,6 +134,7 @@ class Compilation:
     """Runs stages; collects what they record, what they warn of, and how long they take.
 
     Attributes:
+        cache: where results of stages are kept; None for nowhere.
         passes: by stage, the passes that its last run ran.
         timings: seconds of work by stage, in the order in which they began.
         reused: by stage that was answered from the cache, the seconds that it took when it was made.
@@ -146,7 +147,7 @@ class Compilation:
         self.reused: dict[str, float] = {}
         self.warnings: list[str] = []
         self._progress = progress
-        self._cache = cache
+        self.cache = cache
         self._running = ""
         self._outlook = Outlook({})
         self._recorded: dict[str, Section] = {}
@@ -156,22 +157,49 @@ class Compilation:
         """The value of a stage, from the cache where it has been asked before."""
         given = (*inputs, *options.values())
         key = self._key(one, given, lambda: one.key(*inputs, **options))
-        known = None if key is None or self._cache is None else self._cache.get(one.name, key, given)
+        known = None if key is None or self.cache is None else self.cache.get(one.name, key, given)
         if known is not None:
             done: Done[T] = known[0]
             self._again(one.name, done, known[1])
         else:
             started = time.perf_counter()
             done = self._made(one, *inputs, **options)
-            if key is not None and self._cache is not None:
-                self._cache.put(one.name, key, done, time.perf_counter() - started, given)
+            if key is not None and self.cache is not None:
+                self.cache.put(one.name, key, done, time.perf_counter() - started, given)
         self._recorded[one.name] = done.record
         self.passes[one.name] = done.passes
         return done.value
 
+    def item(self, name: str, inputs: Sequence[object], make: Callable[[], T], *, version: int = 1) -> T:
+        """A piece of the work of the stage that runs, kept by itself.
+
+        A stage that is killed goes on behind its last item, and one that is asked something else does only those that
+        are new.
+
+        Args:
+            name: of this kind of item, in this stage.
+            inputs: all that the item depends on, and nothing else.
+            make: the work; what it returns is not changed afterwards.
+            version: as of `Stage`.
+        """
+        name, key = f"{self._running}.{name}", None
+        if self.cache is not None:
+            with suppress(TypeError):  # as in `_key`
+                key = digest((name, version, tuple(inputs)))
+        known = None if key is None or self.cache is None else self.cache.get(name, key, inputs)
+        if known is not None:
+            self.reused[name] = self.reused.get(name, 0.0) + known[1]
+            found: T = known[0].value
+            return found
+        started = time.perf_counter()
+        value = make()
+        if key is not None and self.cache is not None:
+            self.cache.put(name, key, Done(value), time.perf_counter() - started, inputs)
+        return value
+
     def _key(self, one: Stage[Any, Any], given: Sequence[object], key: Callable[[], str]) -> str | None:
         """The key of a question that the cache may answer; None for any other."""
-        if self._cache is None or not one.kept:
+        if self.cache is None or not one.kept:
             return None
         if one.judged and any(isinstance(subject, Subject) and subject.judge.foreign for subject in given):
             return None

@@ -114,12 +114,12 @@ def quantize(
     return _from(source, data, asked, progress or silent, cache)
 
 
-def _from(
-    source: Any, data: Data | None, asked: Asked, progress: Progress, cache: str | Path | bool
-) -> CompileResult:
+def _from(source: Any, data: Data | None, asked: Asked, progress: Progress, cache: str | Path | bool) -> CompileResult:
     """What is no ONNX file yet becomes one, in a folder that is gone at the end."""
     with exported(source, asked.paths.output, progress) as (model, made):
-        run = Compilation(progress, cache=opened(cache and not asked.target.plugins, progress.warn))
+        run = Compilation(progress)
+        # What a library of the user's computes, no hash of ours tells.
+        run.cache = opened(False if asked.target.plugins else cache, run.warn)
         for text in (*asked.warnings, *(() if made is None else made.notes)):
             run.warn(text)
         with told(run, asked.paths, asked.recipe):

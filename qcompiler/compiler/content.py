@@ -54,6 +54,11 @@ def digest(value: object) -> str:
     return found
 
 
+def forget() -> None:
+    """Forgets all hashes: what is asked for next is hashed anew."""
+    _known.clear()
+
+
 def _forget(own: int, gone: weakref.ref[Any]) -> None:
     """Drops the hash of what is no more; another object may have its place by now."""
     known = _known.get(own)

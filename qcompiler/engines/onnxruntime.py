@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import re
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +18,7 @@ from qcompiler.engines.gpu import check_feeds
 from qcompiler.errors import DataError, EngineError, QCompilerError, UsageError
 from qcompiler.runtime import fp8, plugins
 from qcompiler.support.atomic import staged, unwritable
+from qcompiler.support.held import workshop
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 LEVELS = {
@@ -89,7 +87,7 @@ class OnnxRuntime(Engine):
         options = self._options(library, self._level(model))
         options.add_session_config_entry("session.save_model_format", "ONNX")
         large = sum(_sizes(model)) > EXTERNAL_ABOVE
-        with staged(output) as draft, _folder_beside(output) as folder:
+        with staged(output) as draft, workshop(output.parent) as folder:
             written = folder / output.name
             options.optimized_model_filepath = os.fspath(written)
             if large:
@@ -236,16 +234,6 @@ def _diagnostic(error: Exception) -> Diagnostic:
     text = " ".join(str(error).split())
     node, operator = _NODE.search(text), _OPERATOR.search(text)
     return Diagnostic(node.group(1) if node else "", next(filter(None, operator.groups())) if operator else "", text)
-
-
-@contextlib.contextmanager
-def _folder_beside(output: Path) -> Iterator[Path]:
-    """A temporary folder beside a file, on its file system, so that what is written there can be renamed."""
-    path = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".tmp", dir=output.parent))
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def _sizes(model: Path) -> Iterator[int]:

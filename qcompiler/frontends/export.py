@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from qcompiler.errors import ModelError, QCompilerError, UsageError
@@ -29,6 +28,7 @@ from qcompiler.frontends.sources import Axes, LoadedModule, is_exportable, load
 from qcompiler.frontends.torch_onnx import FUNCTION, need, reason, trace
 from qcompiler.frontends.tracing import evaluating, exportable
 from qcompiler.ir import model as models
+from qcompiler.support import held
 from qcompiler.support.atomic import check_writable, make_folder, remove_empty, unwritable
 from qcompiler.support.progress import Progress, silent
 
@@ -319,21 +319,19 @@ def _refuse_overwriting(loaded: LoadedModule, outputs: list[Path]) -> None:
 @contextmanager
 def _workshop(output: Path) -> Iterator[Path]:
     """A folder beside the output in which everything is made; whatever happens, it is gone at the end."""
-    try:
-        made = make_folder(output.parent)
-        shop = TemporaryDirectory(prefix=".qcompiler-", dir=output.parent, ignore_cleanup_errors=True)
-    except OSError as error:
-        raise unwritable(output, error) from error
-    try:
-        with shop as inside:
-            yield Path(inside)
-    except QCompilerError as error:
-        error.args = (str(error).replace(shop.name, str(output.parent)),)
-        raise
-    except OSError as error:
-        raise unwritable(output, error) from error
-    finally:
-        remove_empty(made)
+    with ExitStack() as open_:
+        try:
+            open_.callback(remove_empty, make_folder(output.parent))
+            shop = open_.enter_context(held.workshop(output.parent))
+        except OSError as error:
+            raise unwritable(output, error) from error
+        try:
+            yield shop
+        except QCompilerError as error:
+            error.args = (str(error).replace(str(shop), str(output.parent)),)
+            raise
+        except OSError as error:
+            raise unwritable(output, error) from error
 
 
 def _finish(shop: Path, folder: Path) -> tuple[Path, ...]:

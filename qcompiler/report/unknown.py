@@ -27,7 +27,7 @@ KNOWN: Final = frozenset(  # keys that another section shows, or that are about 
         *("passes", "macs", "plan", "quantizers", "safety", "outliers", "residuals", "smooth_quant", "qfem", "qfep"),
         *("weight_only", "llm_int8", "verification", "engine", "cache", "audit", "files", "timings", "peak_memory_mb"),
         *("warnings", "verdict", "missed", "tries", "inputs", "equivalence", "rungs", "front", "goal", "prediction"),
-        *("graph", "histograms", "edits", "estimate"),  # what `explain` looks up
+        *("graph", "histograms", "edits", "estimate", "reused"),  # what `explain` looks up
     }
 )
 

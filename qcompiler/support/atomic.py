@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
 import secrets
 from collections.abc import Iterable, Iterator
@@ -17,6 +18,9 @@ from types import TracebackType
 from typing import Self
 
 from qcompiler.errors import UsageError
+from qcompiler.support.held import FILE, hold, sweep
+
+_RANDOM = 4  # bytes in the name of a draft
 
 
 class Artefacts:
@@ -35,20 +39,31 @@ class Artefacts:
 
     def __init__(self) -> None:
         self._drafts: dict[Path, Path] = {}
+        self._handles: list[int] = []  # that lock the drafts
         self.folders: list[Path] = []  # made for the files, innermost first
 
     def stage(self, path: str | Path) -> Path:
         """An empty temporary file in the same folder, which will take the name `path`."""
         target = Path(path)
-        draft = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
         try:
             _refuse_special(target)
             self.folders = make_folder(target.parent) + self.folders
-            os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            sweep(target.parent, f".{glob.escape(target.name)}.{'?' * 2 * _RANDOM}.tmp")
+            draft = self._draft(target)
         except OSError as error:
             raise unwritable(target, error) from error
         self._drafts[target] = draft
         return draft
+
+    def _draft(self, target: Path) -> Path:
+        """A new file, locked; another one where it was swept away before the lock stood."""
+        while True:
+            draft = target.with_name(f".{target.name}.{secrets.token_hex(_RANDOM)}.tmp")
+            os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            handle = hold(draft, FILE)
+            if handle is not None:
+                self._handles.append(handle)
+                return draft
 
     def write_bytes(self, path: str | Path, content: bytes) -> None:
         """Adds a file with this content."""
@@ -74,9 +89,14 @@ class Artefacts:
         finally:
             for draft in self._drafts.values():
                 draft.unlink(missing_ok=True)
+            self._let_go()
             remove_empty(self.folders)  # of those that have files by now, none goes
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) and self._drafts:
             raise unwritable(next(iter(self._drafts)), error) from error
+
+    def _let_go(self) -> None:
+        while self._handles:
+            os.close(self._handles.pop())
 
     def _publish(self) -> None:
         for target, draft in self._drafts.items():
@@ -135,6 +155,7 @@ def check_writable(path: str | Path) -> None:
     try:
         files.stage(path).unlink()
     finally:
+        files._let_go()
         remove_empty(files.folders)
 
 

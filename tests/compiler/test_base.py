@@ -60,6 +60,7 @@ class Heard:
     def __init__(self) -> None:
         self.stages: list[tuple[str, float | None]] = []
         self.warnings: list[str] = []
+        self.reused: list[tuple[str, float]] = []
         self.steps = 0.0
 
     @contextmanager
@@ -75,6 +76,9 @@ class Heard:
     def note(self, text: str) -> None: ...
 
     def expect(self, text: str, outlook: Outlook) -> None: ...
+
+    def reuse(self, name: str, seconds: float) -> None:
+        self.reused.append((name, seconds))
 
     def warn(self, text: str) -> None:
         self.warnings.append(text)
@@ -123,6 +127,9 @@ def test_the_same_question_is_answered_from_the_cache_with_its_record_and_its_wa
     assert again.records == first.records
     assert again.warnings == heard.warnings == ["nothing to multiply"]
     assert not heard.stages  # nothing was done
+    [(name, seconds)] = heard.reused
+    assert (name, again.reused) == ("double", {"double": seconds})
+    assert not again.timings
 
 
 def test_what_asks_the_world_outside_is_never_kept() -> None:
@@ -133,15 +140,16 @@ def test_what_asks_the_world_outside_is_never_kept() -> None:
     assert not cache.kept
 
 
-def test_what_has_no_content_cannot_be_kept_and_needs_no_content_without_a_cache() -> None:
+def test_what_has_no_content_is_made_again_and_not_kept() -> None:
     @stage()
     def call(run: Compilation, function: object) -> Done[object]:
         return Done(function)
 
     given = lambda: 1  # noqa: E731
-    assert Compilation()(call, given) is given
-    with pytest.raises(TypeError, match="no content"):
-        Compilation(cache=Memory())(call, given)
+    cache = Memory()
+    for _ in range(2):
+        assert Compilation(cache=cache)(call, given) is given
+    assert not cache.kept
 
 
 def test_an_interrupt_leaves_the_run_ready_for_the_next_stage() -> None:

@@ -166,3 +166,13 @@ def _engine(engine: EngineFile, profiles: Any) -> dict[str, Any]:
     row["sha256"] = File.of(engine.path).sha256 if engine.path.is_file() else None
     row["profiles"] = profiles
     return {"file": row.pop("file"), **row}
+
+
+_MEASURED = frozenset({"seconds", "timings", "reused", "peak_memory_mb", "estimate"})
+
+
+def settled(data: Any) -> Any:
+    """What a manifest says without the times and the memory, which differ from run to run."""
+    if isinstance(data, Mapping):
+        return {key: settled(value) for key, value in data.items() if key not in _MEASURED}
+    return [settled(value) for value in data] if isinstance(data, list | tuple) else data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from qcompiler.compiler.base import Done
@@ -17,16 +18,18 @@ class Memory:
     """
 
     def __init__(self) -> None:
-        self.kept: dict[str, tuple[str, Done[Any]]] = {}
+        self.kept: dict[str, tuple[str, Done[Any], float]] = {}
         self.asked: list[str] = []
         self.hits: list[str] = []
 
-    def get(self, name: str, key: str) -> Done[Any] | None:
+    def get(self, name: str, key: str, inputs: Sequence[object]) -> tuple[Done[Any], float] | None:
+        assert inputs, name
         self.asked.append(key)
         if key not in self.kept:
             return None
         self.hits.append(name)
-        return self.kept[key][1]
+        return self.kept[key][1:]
 
-    def put(self, name: str, key: str, done: Done[Any]) -> None:
-        self.kept[key] = (name, done)
+    def put(self, name: str, key: str, done: Done[Any], seconds: float, inputs: Sequence[object]) -> None:
+        assert inputs, name
+        self.kept[key] = (name, done, seconds)

@@ -71,7 +71,7 @@ def test_download_of_another_file_than_the_pinned_one_is_refused(
 
 
 def test_failed_download_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("QCOMPILER_CACHE", str(tmp_path))
+    monkeypatch.setenv("QCOMPILER_DOWNLOADS", str(tmp_path))
     monkeypatch.setattr("demo.packages.subprocess.run", lambda *_, **__: _Done(1, "no route to host"))
     with pytest.raises(packages.FetchError, match="no route to host.*Check the network"):
         packages.archive("magika")

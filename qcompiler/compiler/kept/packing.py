@@ -15,7 +15,7 @@ import dataclasses
 import importlib
 import io
 import pickle
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import Enum
 from pathlib import PurePath
 from types import MappingProxyType
@@ -25,6 +25,8 @@ import numpy as np
 import onnx
 
 from qcompiler.compiler.content import digest
+from qcompiler.compiler.subject import Subject
+from qcompiler.data.deal import Parts
 from qcompiler.data.source import Source
 from qcompiler.ir.from_proto import graph_from_proto
 from qcompiler.ir.gs_classes import Graph
@@ -51,7 +53,7 @@ _PLAIN = {  # what is made of values and does nothing else
 }
 
 
-class NotKept(Exception):
+class NotKeptError(Exception):
     """Something in a value cannot be written, or cannot be had again."""
 
 
@@ -59,13 +61,13 @@ def pack(value: object, keep: Callable[[str, Array], None]) -> bytes:
     """The value without its large arrays, which `keep` is handed with their names.
 
     Raises:
-        NotKept: something in it cannot be written; the message names its type.
+        NotKeptError: something in it cannot be written; the message names its type.
     """
     stream = io.BytesIO()
     try:
         _Packer(stream, keep).dump(value)
     except (TypeError, AttributeError, pickle.PicklingError, RecursionError) as error:
-        raise NotKept(str(error)) from error
+        raise NotKeptError(str(error)) from error
     return stream.getvalue()
 
 
@@ -78,26 +80,28 @@ def unpack(content: bytes, array: Arrays, live: Live) -> Any:
         live: what stands for sources and judges.
 
     Raises:
-        NotKept: an array is gone, a source is another one, or a class is not one of this package.
+        NotKeptError: an array is gone, a source is another one, or a class is not one of this package.
     """
     try:
         return _Unpacker(io.BytesIO(content), array, live).load()
     except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError, TypeError, ValueError) as error:
-        raise NotKept(str(error)) from error
+        raise NotKeptError(str(error)) from error
 
 
 def live_of(values: Iterable[object]) -> dict[str, object]:
-    """The sources and judges that subjects among these values hold, by their hash."""
-    from qcompiler.compiler.subject import Subject
+    """The sources and judges among these values, and those that subjects among them hold, by their hash."""
+    return {digest(one): one for value in values for one in _live(value)}
 
-    found: dict[str, object] = {}
-    for subject in values:
-        if isinstance(subject, Subject):
-            parts = subject.parts
-            dealt = () if parts is None else (parts.calibrate, parts.choose, parts.judge)
-            held = (subject.samples, *dealt, subject.judge)
-            found.update((digest(one), one) for one in held if one is not None)
-    return found
+
+def _live(value: object) -> Iterator[object]:
+    if isinstance(value, _LIVE):
+        yield value
+    elif isinstance(value, Parts):
+        yield from (one for one in (value.calibrate, value.choose, value.judge) if one is not None)
+    elif isinstance(value, Subject):
+        yield value.judge
+        for held in (value.samples, value.parts):
+            yield from _live(held)
 
 
 class _Packer(pickle.Pickler):
@@ -134,13 +138,13 @@ class _Unpacker(pickle.Unpickler):
             dtype, shape = form
             return self._array(name, dtype, shape)
         if name not in self._live:
-            raise NotKept("the samples, or what results are judged by, are others")
+            raise NotKeptError("the samples, or what results are judged by, are others")
         return self._live[name]
 
     def find_class(self, module: str, name: str) -> Any:
         found = _looked_up(module, name)
         if found is None:
-            raise NotKept(f"'{module}.{name}' has no place there")
+            raise NotKeptError(f"'{module}.{name}' has no place there")
         return found
 
 
@@ -168,7 +172,7 @@ def _is_value(kind: type, room: str) -> bool:
 
 def _frozen(values: Mapping[Any, Any]) -> Mapping[Any, Any]:
     """A mapping that nobody writes to."""
-    return MappingProxyType(values)  # type: ignore[arg-type]
+    return MappingProxyType(values)
 
 
 def _graph(content: bytes, weights: Mapping[str, Array], fixed: Mapping[str, Array]) -> Graph:

@@ -19,10 +19,9 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-import qcompiler
 from qcompiler.compiler.base import Done
 from qcompiler.compiler.content import digest
-from qcompiler.compiler.kept.packing import NotKept, live_of, pack, unpack
+from qcompiler.compiler.kept.packing import NotKeptError, live_of, pack, unpack
 from qcompiler.compiler.kept.store import Store
 from qcompiler.support.machine import available_processors
 
@@ -43,6 +42,7 @@ class Results:
         self._store = store
         self._warn = warn
         self._broken = False
+        self._damaged = False  # something was: what is written from now on replaces what lies there
         self._arrays: WeakValueDictionary[str, Array] = WeakValueDictionary()
 
     def get(self, name: str, key: str, inputs: Sequence[object]) -> tuple[Done[Any], float] | None:
@@ -59,9 +59,10 @@ class Results:
             if content is None:
                 return None
             done, seconds = unpack(content, self._array, live_of(inputs))
-        except (NotKept, ValueError) as error:
+        except (NotKeptError, ValueError) as error:
             self._warn(f"what an earlier compilation kept of stage '{name}' is of no use ({error}): it is made again")
             self._store.drop("entries", entry)
+            self._damaged = True
             return None
         except OSError as error:
             self._give_up(error)
@@ -83,16 +84,16 @@ class Results:
         try:
             content = pack((done, seconds), self._keep)
             self._store.put_entry(self._entry(name, key), content)
-        except NotKept:
+        except NotKeptError:
             return
         except OSError as error:
             self._give_up(error)
 
     def _entry(self, name: str, key: str) -> str:
-        return digest((computing(), name, key))
+        return f"{digest((computing(), name, key))}-{name}"
 
     def _keep(self, name: str, array: Array) -> None:
-        self._store.put_blob(name, array)
+        self._store.put_blob(name, array, again=self._damaged and name not in self._arrays)
         if not array.flags.writeable:
             self._arrays[name] = array
 
@@ -100,19 +101,19 @@ class Results:
         """An array of the store, the same object as long as somebody has it.
 
         Raises:
-            NotKept: it is gone, or damaged.
+            NotKeptError: it is gone, or damaged.
         """
         known = self._arrays.get(name)
         if known is not None:
             return known
         found = self._store.blob(name)
         if found is None:
-            raise NotKept("an array is gone")
+            raise NotKeptError("an array is gone")
         array: Array = found.view(dtype).reshape(shape)
         array.flags.writeable = False
         if digest(array) != name:
             self._store.drop("blobs", name)
-            raise NotKept("an array is damaged")
+            raise NotKeptError("an array is damaged")
         self._arrays[name] = array
         return array
 
@@ -129,7 +130,7 @@ class Results:
 @cache
 def computing() -> str:
     """What results depend on beside the question, as 64 hex digits."""
-    home = Path(qcompiler.__file__).parent
+    home = Path(__file__).parents[2]
     own = blake2b(digest_size=32)
     for path in sorted(home.rglob("*.py")) + sorted(home.rglob("*.toml")):
         own.update(str(path.relative_to(home)).encode() + b"\0" + path.read_bytes())

@@ -1,7 +1,7 @@
 """Files named after their content, in a folder that compilations share.
 
-    ROOT/entries/3f/3f9a…   what a stage handed back, without its large arrays
-    ROOT/blobs/c1/c1d0…     the bytes of an array, once, however many entries hold it
+    ROOT/entries/3f/3f9a…-observe   what a stage handed back, without its large arrays
+    ROOT/blobs/c1/c1d0…             the bytes of an array, once, however many entries hold it
 
 A file appears by one rename, so nobody ever sees half of one, and two compilations that write the same content do not
 disturb each other. What was not used for longest is removed first when all of it exceeds the limit. Files that are
@@ -34,7 +34,7 @@ Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeptFile:
     """One file of the store.
 
     Attributes:
@@ -104,14 +104,14 @@ class Store:
         _touch(path)
         return found
 
-    def put_blob(self, name: str, content: Array) -> None:
-        """Keeps the bytes of an array; what is there already is not written again.
+    def put_blob(self, name: str, content: Array, *, again: bool = False) -> None:
+        """Keeps the bytes of an array; what is there already is only written again where that is asked.
 
         Raises:
             OSError: it cannot be written.
         """
         path = self._path("blobs", name)
-        if path.exists():
+        if path.exists() and not again:
             _touch(path)
             return
         self._put("blobs", name, np.ascontiguousarray(content).reshape(-1).view(np.uint8).data)
@@ -120,13 +120,13 @@ class Store:
         """Removes a file, if it is there."""
         self._path(kind, name).unlink(missing_ok=True)
 
-    def files(self) -> Iterator[Kept]:
+    def files(self) -> Iterator[KeptFile]:
         """Everything that is kept, in no order."""
         for kind in ("entries", "blobs"):
             for path in (self.root / kind).glob("??/*"):
                 with contextlib.suppress(FileNotFoundError):  # another compilation makes room
                     found = path.stat()
-                    yield Kept(path, kind, found.st_size, found.st_mtime)
+                    yield KeptFile(path, kind, found.st_size, found.st_mtime)
 
     def make_room(self, limit: int) -> int:
         """Removes what was not used for longest until at most `limit` bytes are left; returns the bytes removed."""
@@ -141,6 +141,10 @@ class Store:
             left -= one.size
         return before - left
 
+    def clear(self) -> int:
+        """Removes everything; returns the bytes removed."""
+        return self.make_room(0)
+
     def _sweep(self) -> None:
         """Removes drafts that a killed compilation left behind."""
         for draft in self.root.glob("drafts/*"):
@@ -150,13 +154,14 @@ class Store:
 
     def _put(self, kind: str, name: str, *pieces: bytes | memoryview) -> None:
         self._written += sum(len(piece) for piece in pieces)
-        if self._written > (1 - _ROOM) * self.limit:
+        if self._written > (1 - _ROOM) * self.limit / 2:
             self._written = 0
             self.make_room(int(_ROOM * self.limit))
         path = self._path(kind, name)
         draft = self.root / "drafts" / secrets.token_hex(8)
-        for folder in (path.parent, draft.parent):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.root.parent.mkdir(parents=True, exist_ok=True)
+        for folder in (self.root, path.parent.parent, path.parent, draft.parent):
+            folder.mkdir(exist_ok=True, mode=0o700)
         try:
             with draft.open("wb") as stream:
                 for piece in pieces:

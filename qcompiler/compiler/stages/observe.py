@@ -60,17 +60,22 @@ def observe(run: Compilation, subject: Subject, watch: Watch, options: ObserveOp
     """
     if subject.samples is None or subject.parts is None:
         return Done(_given_alone(run, subject, options), {"data": None, "outliers": [], "residuals": []})
+    points, parts = watch.points(subject.model, subject.layers.found), subject.parts
     with run.working(options.samples) as advance:
-        seen = measure(
-            subject.model,
-            watch.points(subject.model, subject.layers.found),
-            subject.parts.calibrate,
-            axes=subject.axes,
-            choose=subject.parts.choose,
-            judge=subject.parts.judge,
-            keep=KEPT_FEEDS,
-            workers=options.workers,
-            advance=advance,
+        seen = run.item(  # what is asked of the data may be the same for another target
+            "look",
+            (subject.model, points, parts, subject.axes, KEPT_FEEDS),
+            lambda: measure(
+                subject.model,
+                points,
+                parts.calibrate,
+                axes=subject.axes,
+                choose=parts.choose,
+                judge=parts.judge,
+                keep=KEPT_FEEDS,
+                workers=options.workers,
+                advance=advance,
+            ),
         )
     return_freed_memory()
     if options.replayed is not None:

@@ -53,8 +53,9 @@ class Measure:
     Attributes:
         few: how many samples `noise(few=True)` runs.
         samples: how many there are.
-        runs: how often the model was run for it, the float runs included; what another `Measure` of the same simulator
-            has run already is not run again.
+        runs: how often the model was run for it, the float runs included. What another `Measure` of the same simulator
+            has run already is not run again and counts all the same: what is left of a budget, and so what is found,
+            must not depend on what happens to be at hand.
         views: what is judged and has a signal, in the order of `noises`.
         shares: of the power of each view, how much `noises` are relative to: what varies from sample to sample, 0..1.
     """
@@ -71,8 +72,8 @@ class Measure:
         self.shares = np.array([self._shares.get(view, 1.0) for view in self.views])
 
     def _sample(self, feed: Feeds) -> _Sample:
+        self.runs += 1
         if id(feed) not in self._told.samples:
-            self.runs += 1
             self._told.samples[id(feed)] = feed, Expected.of(self._simulator.views, self._simulator.run(feed, {}), feed)
         return self._told.samples[id(feed)]
 
@@ -87,7 +88,9 @@ class Measure:
         if key not in self._known:
             samples = self._all[: self.few] if few else self._all
             asked = (tuple(id(feed) for feed, _ in samples), self.views, key[1])
-            if asked not in self._told.noises:
+            if asked in self._told.noises:
+                self.runs += len(samples)
+            else:
                 self._told.noises[asked] = self._run(uses, samples)
             self._known[key] = self._told.noises[asked]
         return self._known[key]

@@ -138,7 +138,7 @@ def test_of_a_range_that_was_run_on_few_samples_and_on_all_those_on_all_count() 
     assert dict(measure.alone["x"][DType.INT8]) == {4.0: whole, 1.0: few}
 
 
-def test_what_another_one_has_run_on_the_same_simulator_is_not_run_again() -> None:
+def test_what_another_one_has_run_on_the_same_simulator_is_not_run_again_and_counts() -> None:
     samples = feeds(1, 2, 3)
     first, simulator = measured(samples)
     known = first.noise({"x": WHOLE})
@@ -146,10 +146,10 @@ def test_what_another_one_has_run_on_the_same_simulator_is_not_run_again() -> No
     asked = len(simulator.asked)
     second = Measure(cast(Simulator, simulator), samples, 1, None)
     assert second.noise({"x": WHOLE}) == known
-    assert second.runs == 0
+    assert second.runs == 6
     assert len(simulator.asked) == asked
     assert second.noise({"x": WHOLE}, few=True) == pytest.approx(known)  # other samples are another question
-    assert second.runs == 1
+    assert second.runs == 7
     other, fresh = measured(samples)
     assert other.noise({"x": WHOLE}) == known
     assert len(fresh.asked) == 6  # and so is another simulator

@@ -1,0 +1,169 @@
+"""Results of stages between compilations: the same files, told, checked when they are read, and never in the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qcompiler.compiler.base import Compilation, Done, stage
+from qcompiler.compiler.compile import CompileResult, quantize
+from qcompiler.compiler.kept import results as kept
+from qcompiler.compiler.kept.results import Results
+from qcompiler.compiler.kept.store import Store
+from qcompiler.recipe.recipe import Recipe
+from tests.kit.cases import Case, prepared
+from tests.kit.manifests import settled
+
+KEPT = {"clean_up", "qfep", "observe", "check_data", "calibrate", "decide", "lower", "verify", "check_finite"}
+
+
+def compiled(case: Case, cache: Path, name: str, **recipe: Any) -> CompileResult:
+    return quantize(
+        case.source, data=str(case.data), recipe=Recipe(**recipe), output=case.out / f"{name}.qdq.onnx", cache=cache
+    )
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> Case:
+    (tmp_path / "case").mkdir()
+    return prepared(tmp_path / "case", "transformer")
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {},
+        {"precision": "int4-weight", "target": "onnxruntime"},
+        {"precision": "int8-dynamic", "target": "onnxruntime"},
+        {"precision": "fp8"},
+    ],
+    ids=lambda recipe: recipe.get("precision", "int8"),
+)
+def test_a_second_compilation_is_answered_and_leaves_the_same(
+    case: Case, tmp_path: Path, recipe: dict[str, Any]
+) -> None:
+    first = compiled(case, tmp_path / "cache", "m", **recipe)
+    files = {path.name: path.read_bytes() for path in case.out.iterdir()}
+    again = compiled(case, tmp_path / "cache", "m", **recipe)
+    assert first.manifest["reused"] == {}
+    assert again.manifest["reused"].keys() >= KEPT
+    assert (case.out / "m.qdq.onnx").read_bytes() == files["m.qdq.onnx"]
+    assert settled(again.manifest) == settled(first.manifest)
+
+
+def test_another_process_is_answered_too(case: Case, tmp_path: Path) -> None:
+    def run(name: str) -> dict[str, Any]:
+        command = [sys.executable, "-m", "qcompiler", "quantize", str(case.source), "--data", str(case.data), "--json"]
+        command += ["-o", str(case.out / f"{name}.qdq.onnx")]
+        done = subprocess.run(
+            command,
+            env={**os.environ, "QCOMPILER_CACHE": str(tmp_path / "cache")},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert ("observe: kept from an earlier run" in done.stderr) == (name == "b")
+        told: dict[str, Any] = json.loads(done.stdout)
+        return told
+
+    first, again = run("a"), run("b")
+    assert not first["reused"]
+    assert again["reused"].keys() >= KEPT
+    assert (case.out / "a.qdq.onnx").read_bytes() == (case.out / "b.qdq.onnx").read_bytes()
+
+
+def test_another_target_does_not_run_the_data_again(case: Case, tmp_path: Path) -> None:
+    compiled(case, tmp_path / "cache", "m", target="tensorrt-rtx:sm89")
+    again = compiled(case, tmp_path / "cache", "n", target="tensorrt-rtx:sm120")
+    assert "observe.look" in again.manifest["reused"]
+
+
+def test_where_a_metric_of_the_user_judges_only_the_rest_is_reused(case: Case, tmp_path: Path) -> None:
+    code = tmp_path / "score.py"
+    code.write_text(
+        "import pathlib\n"
+        "def score(run):\n"
+        "    count = pathlib.Path(__file__).with_name('calls')\n"
+        "    count.write_text(count.read_text() + '.' if count.exists() else '.')\n"
+        "    return 1.0\n"
+    )
+    for name in ("m", "n"):
+        found = compiled(case, tmp_path / "cache", name, metric=f"{code}:score", max_drop=0.1)
+    assert found.manifest["reused"].keys() >= {"observe", "lower"}
+    assert not found.manifest["reused"].keys() & {"decide", "verify", "calibrate"}
+
+
+def test_other_data_or_another_model_is_another_question(case: Case, tmp_path: Path) -> None:
+    compiled(case, tmp_path / "cache", "m")
+    arrays = dict(np.load(case.data))
+    np.savez(case.data, **{name: value * np.float32(1.5) for name, value in arrays.items()})
+    found = compiled(case, tmp_path / "cache", "m")
+    assert not found.manifest["reused"].keys() & {"observe", "calibrate", "decide", "verify"}
+
+
+@pytest.mark.parametrize("kind", ["entries", "blobs"])
+def test_what_is_damaged_is_made_again_with_a_warning(case: Case, tmp_path: Path, kind: str) -> None:
+    first = compiled(case, tmp_path / "cache", "m")
+    for path in (tmp_path / "cache").glob(f"v1/{kind}/??/*"):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    again = compiled(case, tmp_path / "cache", "m")
+    assert any("is made again" in text for text in again.manifest["warnings"])
+    assert settled({**again.manifest, "warnings": []}) == settled({**first.manifest, "warnings": []})
+    third = compiled(case, tmp_path / "cache", "m")
+    assert third.manifest["reused"].keys() >= KEPT
+
+
+def test_a_folder_that_cannot_be_written_is_told_once_and_nothing_else(case: Case, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file stands where the folder should be")
+    found = compiled(case, tmp_path / "cache", "m")
+    told = [text for text in found.manifest["warnings"] if "results cannot be kept" in text]
+    assert len(told) == 1
+    assert (case.out / "m.qdq.onnx").exists()
+
+
+CALLS: list[int] = []
+
+
+def square(value: int) -> int:
+    CALLS.append(value)
+    return value * value
+
+
+@stage()
+def counted(run: Compilation, values: tuple[int, ...]) -> Done[int]:
+    return Done(sum(run.item("square", (value,), partial(square, value)) for value in values))
+
+
+def test_a_stage_that_is_asked_more_does_only_what_is_new(tmp_path: Path) -> None:
+    CALLS.clear()
+    for values in ((1, 2), (1, 2, 3), (3, 2)):
+        run = Compilation(cache=Results(Store(tmp_path, 1 << 20), pytest.fail))
+        assert run(counted, values) == sum(value * value for value in values)
+    assert CALLS == [1, 2, 3]
+
+
+def test_another_version_of_what_computes_is_another_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    CALLS.clear()
+    for machine in ("one", "other", "one"):
+        monkeypatch.setattr(kept, "computing", lambda machine=machine: machine)
+        Compilation(cache=Results(Store(tmp_path, 1 << 20), pytest.fail))(counted, (1,))
+    assert CALLS == [1, 1]
+
+
+def test_arrays_that_stages_share_lie_there_once(case: Case, tmp_path: Path) -> None:
+    compiled(case, tmp_path / "cache", "m")
+    sizes = [path.stat().st_size for path in (tmp_path / "cache").glob("v1/blobs/??/*")]
+    assert sum(sizes) < 4 * case.source.stat().st_size
+    shutil.rmtree(tmp_path / "cache")
+    compiled(case, tmp_path / "cache", "m")  # it may go at any time
