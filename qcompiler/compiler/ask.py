@@ -131,7 +131,7 @@ def ask(recipe: Recipe, data: Data | None, output: Path, *, build: bool) -> Aske
         ),
         qfep=None if recipe.qfep.prefix == "off" else QfepOptions(recipe.qfep, recipe.text.tokenizer, bool(formats)),
         watch=Watch(target, recipe.attention),
-        observe=ObserveOptions(recipe.samples, recipe.workers, ranges=bool(formats), replayed=recorded),
+        observe=ObserveOptions(recipe.samples, ranges=bool(formats), replayed=recorded),
         check_data=CheckDataOptions(
             recipe.verify_samples, profile=build and recipe.shapes is None and target.engine != "onnxruntime"
         ),

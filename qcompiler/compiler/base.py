@@ -14,6 +14,7 @@ warnings; the warnings are kept with the result, so that an answer from the cach
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -22,8 +23,10 @@ from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
 
 from qcompiler.compiler.content import digest
 from qcompiler.compiler.subject import Subject
+from qcompiler.compiler.workers.opened import Workers
 from qcompiler.errors import EquivalenceError
 from qcompiler.passes.base import Report
+from qcompiler.support.each import I, in_turn
 from qcompiler.support.outlook import Outlook
 from qcompiler.support.progress import Progress, silent
 from qcompiler.verification.blame import blaming
@@ -31,6 +34,7 @@ from qcompiler.verification.blame import blaming
 P = ParamSpec("P")
 T = TypeVar("T")
 Section = Mapping[str, Any]
+WORTH_KEEPING = 1.0  # seconds that an item took
 
 
 Checked = tuple[Report, float | None]  # what a pass did, and the relative error of an output behind it
@@ -135,6 +139,7 @@ class Compilation:
 
     Attributes:
         cache: where results of stages are kept; None for nowhere.
+        workers: who does items of work; None for this process.
         passes: by stage, the passes that its last run ran.
         timings: seconds of work by stage, in the order in which they began.
         reused: by stage that was answered from the cache, the seconds that it took when it was made.
@@ -149,6 +154,7 @@ class Compilation:
         self._progress = progress
         self.cache = cache
         self._running = ""
+        self.workers: Workers | None = None
         self._outlook = Outlook({})
         self._recorded: dict[str, Section] = {}
         self._lent: object = None
@@ -196,6 +202,49 @@ class Compilation:
         if key is not None and self.cache is not None:
             self.cache.put(name, key, Done(value), time.perf_counter() - started, inputs)
         return value
+
+    def each(
+        self, name: str, begin: Callable[..., Callable[[I], T]], shared: tuple[Any, ...], items: Iterable[I]
+    ) -> Iterator[T]:
+        """The results of items of work, in their order, each kept by itself: see `support.each.Each`.
+
+        They are done by the workers of this compilation, or here. What took less than it takes to read it again is not
+        kept.
+        """
+        name = f"{self._running}.{name}"
+        known: deque[tuple[str | None, T | None]] = deque()  # of the items so far, the key or the result
+
+        def missing() -> Iterator[I]:
+            for item in items:
+                key = self._item_key(name, begin, shared, item)
+                found = None if key is None or self.cache is None else self.cache.get(name, key, ())
+                if found is None:
+                    known.append((key, None))
+                    yield item
+                else:
+                    self.reused[name] = self.reused.get(name, 0.0) + found[1]
+                    known.append((None, found[0].value))
+
+        results = in_turn(name, begin, shared, missing())
+        if self.workers is not None:
+            results = self.workers.each(begin, shared, missing())
+        began = time.perf_counter()
+        for result in results:
+            while known[0][1] is not None:
+                yield known.popleft()[1]  # type: ignore[misc] # it is not None
+            key, seconds = known.popleft()[0], time.perf_counter() - began
+            if key is not None and self.cache is not None and seconds > WORTH_KEEPING:
+                self.cache.put(name, key, Done(result), seconds, ())
+            yield result
+            began = time.perf_counter()
+        yield from (found for _, found in known if found is not None)
+
+    def _item_key(self, name: str, begin: Callable[..., Any], shared: tuple[Any, ...], item: object) -> str | None:
+        if self.cache is None:
+            return None
+        with suppress(TypeError):  # as in `_key`
+            return digest((name, begin.__module__, begin.__qualname__, shared, item))
+        return None
 
     def _key(self, one: Stage[Any, Any], given: Sequence[object], key: Callable[[], str]) -> str | None:
         """The key of a question that the cache may answer; None for any other."""
@@ -279,6 +328,11 @@ class Compilation:
         """The thing of this kind that was left last, which then belongs to the caller; None where there is none."""
         thing, self._lent = self._lent, None
         return thing if isinstance(thing, kind) else None
+
+    @property
+    def threads(self) -> int:
+        """That an item of `each` may take; 0 for one per processor."""
+        return 0 if self.workers is None else self.workers.threads
 
     @property
     def records(self) -> dict[str, Any]:

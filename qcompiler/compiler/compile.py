@@ -31,6 +31,7 @@ from qcompiler.compiler.stages.smooth_quant import smooth_quant
 from qcompiler.compiler.stages.verify import check_finite, verify
 from qcompiler.compiler.stages.weight_only import weight_only
 from qcompiler.compiler.stages.write import ArtefactNames, write
+from qcompiler.compiler.workers.opened import at_work
 from qcompiler.data.source import Data
 from qcompiler.frontends.export import exported
 from qcompiler.ir.model import Model
@@ -122,7 +123,7 @@ def _from(source: Any, data: Data | None, asked: Asked, progress: Progress, cach
         run.cache = opened(False if asked.target.plugins else cache, run.warn)
         for text in (*asked.warnings, *(() if made is None else made.notes)):
             run.warn(text)
-        with told(run, asked.paths, asked.recipe):
+        with told(run, asked.paths, asked.recipe), at_work(asked.recipe.workers, asked.recipe.ray) as run.workers:
             return life(run, model, data, asked.after_export(None if made is None else made.to_json()))
 
 

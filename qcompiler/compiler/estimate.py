@@ -136,9 +136,7 @@ def estimate(run: Compilation, subject: Subject, asked: Asked, disk: int) -> Don
         return Done(None, {"estimate": None})
     with run.working():
         points = asked.watch.points(subject.model, subject.layers.found)
-        known = timed(
-            subject.model, points, subject.samples, subject.parts, subject.axes, workers=asked.observe.workers
-        )
+        known = timed(subject.model, points, subject.samples, subject.parts, subject.axes)
         known = _looked(subject, known, asked.planning)
     work = foreseen(subject, known, asked, run.timings.get(preflight.preflight.name, 0.0))
     stages = {name: known.clock.seconds(one) for name, one in work.items()}

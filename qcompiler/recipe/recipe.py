@@ -119,7 +119,17 @@ class Recipe(check.Keys):
         '{ x = "1x3x224x224", batch = "1" }',
     )
     workers: int = check.option(
-        1, check.integer(1), "threads with a session each that measure ranges; the result does not depend on it"
+        1,
+        check.integer(1),
+        "processes that share the data and pieces of work that do not depend on each other; the result does not depend "
+        "on it",
+    )
+    ray: str | None = check.option(
+        None,
+        check.text,
+        "a Ray cluster that shares them instead: `auto`, or the address of its head node; the result does not depend "
+        "on it",
+        '"auto"',
     )
     keep: tuple[str, ...] = check.option(
         (), check.regexes, "regular expressions; nodes whose name matches one stay in high precision"

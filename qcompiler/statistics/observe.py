@@ -9,11 +9,12 @@ samples there are.
 
 from __future__ import annotations
 
-import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,6 +35,7 @@ from qcompiler.statistics.outliers import AllOutliers, Outliers
 from qcompiler.statistics.points import Points
 from qcompiler.statistics.ranges import Range, Tapped
 from qcompiler.statistics.rows import Recorder, Rows, channels
+from qcompiler.support.each import Each, in_turn
 from qcompiler.support.machine import available_processors
 
 if TYPE_CHECKING:
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
 
 
 Advance = Callable[[int], None]
+SHARD_FEEDS = 16  # that are looked at together; what a killed run does again, and what a worker is handed
+SHARD_BYTES = 64 << 20  # of feeds, from which on a shard is full
 OVERLAP_BYTES = 64 << 20  # activations of a run above which the next one waits until they are counted and freed
 
 
@@ -106,6 +110,50 @@ class Observations:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """Some of the data, looked at by itself.
+
+    Attributes:
+        feeds: each with the place of its first sample in the data as the user gave it.
+        extremes: only ranges are wanted of them.
+    """
+
+    feeds: tuple[tuple[int, Feeds], ...]
+    extremes: bool = False
+
+
+class Looking:
+    """Looks at shards of the data: `support.each` begins it where the work is done.
+
+    Args:
+        model: the float model.
+        points: which statistic of which tensor.
+        axes: which axes of the inputs are a batch.
+        expected: as of `observe`.
+        threads: inside an operator.
+        budget: as of `observe`.
+    """
+
+    def __init__(
+        self, model: models.Model, points: Points, axes: BatchAxes, expected: int, threads: int, budget: int
+    ) -> None:
+        self._tapped = Tapped(model, points.ranges) if points.ranges else None
+        source = model if self._tapped is None else self._tapped.graph
+        ends = () if self._tapped is None else self._tapped.accumulator().tensors
+        self._worker = _Worker(model, Stream(source, [*points.tensors, *ends], threads=threads, budget=budget))
+        self._new = partial(_Statistics, points, axes, expected, self._tapped)
+
+    def __call__(self, shard: Shard) -> _Statistics:
+        """What the shard shows."""
+        statistics = self._new()
+        if shard.extremes:
+            self._worker.extremes(shard.feeds, statistics)
+        else:
+            self._worker.work(shard.feeds, statistics)
+        return statistics
+
+
 def observe(
     model: models.Model,
     points: Points,
@@ -116,7 +164,8 @@ def observe(
     judge: Source | None = None,
     keep: int = 16,
     expected: int = 1,
-    workers: int = 1,
+    each: Each = in_turn,
+    threads: int = 0,
     advance: Advance | None = None,
     budget: int = BUDGET,
 ) -> Observations:
@@ -131,8 +180,9 @@ def observe(
         judge: samples of the same data to judge by; they are counted, and only ranges are measured of them.
         keep: how many samples to keep for later checks.
         expected: how many feeds there will be, which says how many rows of each may be recorded.
-        workers: sessions that share the data; each gets its part of the processors. More than one pays where single
-            operators are too small to keep all processors busy, and costs one session's memory each.
+        each: who looks at the shards of the data. How it is cut depends on the data alone, and shards are added up in
+            their order, so it does not change the result.
+        threads: inside an operator; 0 for one per processor.
         advance: called with the number of feeds done since the last call.
         budget: bytes of the tensors that are fetched at a time, as of `stream.Stream`.
 
@@ -141,40 +191,27 @@ def observe(
         ModelError: an output is NaN and not meant to be; the message names the node where that arises.
     """
     kept, shapes, counter, spreads = Keep(keep), ShapeRange(), _Counter(advance), Spreads(axes)
-    sights = Sights()
-    share = max(1, available_processors() // workers)
-    fingerprint = Fingerprint()
-    everywhere = (shapes.watch, fingerprint.add, spreads.watch)
-    feeds = _Shared(source, (lambda feed: _offer(kept, feed, axes), partial(_show, sights, axes), *everywhere), counter)
-    tapped = Tapped(model, points.ranges) if points.ranges else None
-    source_graph = model if tapped is None else tapped.graph
-    ends = () if tapped is None else tapped.accumulator().tensors
-    crew = [
-        _Worker(
-            model,
-            Stream(source_graph, [*points.tensors, *ends], threads=share, budget=budget),
-            _Statistics(points, axes, expected, tapped),
-        )
-        for _ in range(workers if points.tensors or ends else 1)
-    ]
-    if len(crew) == 1:
-        crew[0].work(feeds)
-    else:
-        with ThreadPoolExecutor(len(crew), "observe") as pool:
-            running = [pool.submit(worker.work, feeds) for worker in crew]
-            for done in running:
-                done.result()
-    seen = crew[0].statistics
-    for worker in crew[1:]:
-        seen.merge(worker.statistics)
     loud, quiet = Keep(keep, key=loudness), Keep(keep)
-    extremes = crew[0].extremes if tapped is not None else None
-    for part, watchers in ((choose, (partial(_offer_all, (loud, quiet), axes=axes),)), (judge, ())):
-        for index, feed in () if part is None else _Shared(part, everywhere, counter):
-            for watch in watchers:
-                watch(feed)
-            if extremes is not None:
-                extremes(index, feed)
+    sights, fingerprint = Sights(), Fingerprint()
+    everywhere = (shapes.watch, fingerprint.add, spreads.watch)
+    fitting = (lambda feed: _offer(kept, feed, axes), partial(_show, sights, axes), *everywhere)
+    choosing = (*everywhere, partial(_offer_all, (loud, quiet), axes=axes))
+    tapped = Tapped(model, points.ranges) if points.ranges else None
+    seen = _Statistics(points, axes, expected, tapped)
+    shards = chain(
+        _shards(source, fitting, counter, extremes=False),
+        _shards(choose, choosing, counter, extremes=True),
+        _shards(judge, everywhere, counter, extremes=True),
+    )
+    if not (points.tensors or points.ranges):
+        for shard in shards:
+            counter.passed(shard)
+    else:
+        asked = (shard for shard in shards if tapped is not None or not shard.extremes or counter.passed(shard))
+        shared = (model, points, axes, expected, threads or available_processors(), budget)
+        for found in each("shard", Looking, shared, counter.noting(asked)):
+            seen.merge(found)
+            counter.looked()
     return Observations(
         seen.histograms.found,
         tuple(kept.feeds),
@@ -191,6 +228,26 @@ def observe(
         sights.found,
         flags=seen.flags.found,
     )
+
+
+def _shards(
+    source: Source | None, watchers: Sequence[Callable[[Feeds], None]], counter: _Counter, *, extremes: bool
+) -> Iterator[Shard]:
+    """The data in pieces that depend on nothing else; every feed is shown to whoever watches the data."""
+    feeds: list[tuple[int, Feeds]] = []
+    size = 0
+    for read, feed in enumerate(() if source is None else source):
+        assert source is not None
+        for watch in watchers:
+            watch(feed)
+        counter.done += 1
+        feeds.append((source.place(read), feed))
+        size += sum(value.nbytes for value in feed.values() if isinstance(value, np.ndarray))
+        if len(feeds) == SHARD_FEEDS or size >= SHARD_BYTES:
+            yield Shard(tuple(feeds), extremes)
+            feeds, size = [], 0
+    if feeds:
+        yield Shard(tuple(feeds), extremes)
 
 
 class _Statistics:
@@ -245,88 +302,72 @@ def _offer_all(kept: Sequence[Keep], feed: Feeds, axes: BatchAxes) -> None:
 
 
 class _Counter:
-    """Counts feeds and passes the count on."""
+    """Counts feeds as they are read, and passes the count on as they are done."""
 
     def __init__(self, advance: Advance | None) -> None:
         self.done = 0
         self._advance = advance
+        self._under_way: deque[int] = deque()
 
-    def add(self) -> None:
-        self.done += 1
+    def noting(self, shards: Iterable[Shard]) -> Iterator[Shard]:
+        """The shards; how many feeds each has is remembered until it has been looked at."""
+        for shard in shards:
+            self._under_way.append(len(shard.feeds))
+            yield shard
+
+    def looked(self) -> None:
+        """The first shard that was not looked at is done."""
+        self._tell(self._under_way.popleft())
+
+    def passed(self, shard: Shard) -> bool:
+        """A shard of which nothing is wanted is done: False."""
+        self._tell(len(shard.feeds))
+        return False
+
+    def _tell(self, feeds: int) -> None:
         if self._advance is not None:
-            self._advance(1)
-
-
-class _Shared:
-    """One iteration over the source, shared by the workers; also shows every feed to whoever watches the data.
-
-    A feed comes with the place of its first sample in the data as the user gave it.
-    """
-
-    def __init__(self, source: Source, watchers: Sequence[Callable[[Feeds], None]], counter: _Counter) -> None:
-        self._source, self._feeds, self._read = source, iter(source), 0
-        self._lock = threading.Lock()
-        self._watchers, self._counter = watchers, counter
-        self._broken = False
-
-    def __iter__(self) -> Iterator[tuple[int, Feeds]]:
-        while True:
-            with self._lock:
-                feeds = None if self._broken else next(self._feeds, None)
-                if feeds is None:
-                    return
-                index = self._source.place(self._read)
-                self._read += 1
-                for watch in self._watchers:
-                    watch(feeds)
-                self._counter.add()
-            yield index, feeds
-
-    def stop(self) -> None:
-        """No more feeds for anybody: a worker has failed."""
-        self._broken = True
+            self._advance(feeds)
 
 
 class _Worker:
-    """One stream and its statistics. A second thread counts while the sessions are busy with the next part."""
+    """One stream. A second thread counts while the session is busy with the next part."""
 
-    def __init__(self, model: models.Model, stream: Stream, statistics: _Statistics) -> None:
-        self._model, self._stream, self.statistics = model, stream, statistics
+    def __init__(self, model: models.Model, stream: Stream) -> None:
+        self._model, self._stream = model, stream
         self._guarded: set[tuple[str, str]] = set()  # tensors whose NaN or infinities are no error
 
-    def work(self, feeds: _Shared) -> None:
+    def work(self, feeds: Iterable[tuple[int, Feeds]], statistics: _Statistics) -> None:
+        """Runs feeds and counts what they show."""
         with ThreadPoolExecutor(1, "count") as counting:
             pending: Future[None] | None = None
-            try:
-                for index, feed in feeds:
-                    self.statistics.begin(self._model, feed)
-                    for part in self._stream.parts(index, feed):
-                        if pending is not None:
-                            pending.result()
-                        if sum(array.nbytes for array in part.values.values()) > OVERLAP_BYTES:
-                            pending = None
-                            self._count(part)
-                        else:
-                            pending = counting.submit(self._count, replace(part, values=dict(part.values)))
-                if pending is not None:
-                    pending.result()
-            except BaseException:
-                feeds.stop()
-                raise
+            for index, feed in feeds:
+                statistics.begin(self._model, feed)
+                for part in self._stream.parts(index, feed):
+                    if pending is not None:
+                        pending.result()
+                    if sum(array.nbytes for array in part.values.values()) > OVERLAP_BYTES:
+                        pending = None
+                        self._count(part, statistics)
+                    else:
+                        whole = replace(part, values=dict(part.values))
+                        pending = counting.submit(self._count, whole, statistics)
+            if pending is not None:
+                pending.result()
 
-    def extremes(self, index: int, feed: Feeds) -> None:
-        """Runs a feed for the ranges alone."""
-        if self.statistics.ends is not None:
+    def extremes(self, feeds: Iterable[tuple[int, Feeds]], statistics: _Statistics) -> None:
+        """Runs feeds for the ranges alone."""
+        for index, feed in feeds if statistics.ends is not None else ():
             for part in self._stream.parts(index, feed):
-                self.statistics.ends.update(part)
+                if statistics.ends is not None:
+                    statistics.ends.update(part)
 
-    def _count(self, part: Part) -> None:
-        histograms = self.statistics.histograms
+    def _count(self, part: Part, statistics: _Statistics) -> None:
+        histograms = statistics.histograms
         histograms.update(part)
         odd = {name for name, one in histograms.found.items() if one.nonfinite and name in part.values}
         if odd:
             part = self._numbers(part, odd)
-        self.statistics.update(part)
+        statistics.update(part)
 
     def _numbers(self, part: Part, odd: Iterable[str]) -> Part:
         """The part with 0 for what is no number: histograms count it, all other statistics leave it out.

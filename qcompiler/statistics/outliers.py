@@ -306,6 +306,10 @@ class AllOutliers:
         for name in here:
             self.found[name].update(np.asarray(part.values[name]), self._tokens[1])
 
+    def __getstate__(self) -> dict[str, object]:
+        """What was seen, without how it is looked at."""
+        return {"found": self.found, "_split": None, "_tokens": None}
+
     def merge(self, other: AllOutliers) -> None:
         """Adds what another one has seen of the same activations, in any order."""
         for name, outliers in other.found.items():

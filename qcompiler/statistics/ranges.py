@@ -210,6 +210,10 @@ class Ends:
         ends = ((name, self._lows[name], self._highs[name]) for name in names)
         return {name: Range(low[0], high[0], low[1], high[1]) for name, low, high in ends}
 
+    def __getstate__(self) -> dict[str, object]:
+        """What was seen, without the graph that shows it."""
+        return {"_taps": (), "_lows": self._lows, "_highs": self._highs}
+
     def merge(self, other: Ends) -> None:
         """Adds what another one has seen of the same tensors, in any order."""
         for name, (value, at) in other._lows.items():

@@ -76,9 +76,7 @@ class Timed:
         return min(KEPT, self.choose) or self.kept
 
 
-def timed(
-    model: models.Model, points: Points, source: Source, parts: Parts, axes: BatchAxes, *, workers: int = 1
-) -> Timed:
+def timed(model: models.Model, points: Points, source: Source, parts: Parts, axes: BatchAxes) -> Timed:
     """Runs one feed: plainly, with histograms, and as the observation does it; each twice unless a run takes long.
 
     Args:
@@ -87,7 +85,6 @@ def timed(
         source: all of the data.
         parts: the same data, dealt.
         axes: which axes of the inputs are a batch.
-        workers: as of `observe`.
 
     Raises:
         DataError: a feed does not fit the model, or is not finite.
@@ -108,7 +105,7 @@ def timed(
     # Each is counted while the next one runs; what has to be compiled for it is there by now
     again = open_source([feed] * runs, inputs_of(model.graph), stored=model.ends)
     laps = _Laps()
-    seen = observe(model, points, again, axes=axes, workers=workers, advance=laps)
+    seen = observe(model, points, again, axes=axes, advance=laps)
     laps(1)
     scale = fmean(sizes) / max(_elements(feed), 1)  # feeds differ in length
     each = scale / count

@@ -17,6 +17,7 @@ from qcompiler.recipe.tables import WeightOnlyTable
 from qcompiler.runtime.work import count_macs
 from qcompiler.statistics import hessian
 from qcompiler.statistics.timed import Timed
+from qcompiler.support.each import Each, in_turn
 from qcompiler.support.foreseen import Foreseen
 from qcompiler.target import DType, Target
 from qcompiler.weight_only import row_trials, storable
@@ -146,6 +147,7 @@ def round_weights(
     samples: Source | None,
     observed: Observations,
     advance: Callable[[float], None] = lambda steps: None,
+    each: Each = in_turn,
 ) -> Rounded:
     """Rounds the weight of every layer.
 
@@ -155,6 +157,7 @@ def round_weights(
         samples: the part of the data that calibrates; None without data.
         observed: rows are recorded of its kept samples, to fit to, and of those that are held, to judge by.
         advance: called with the number of steps done since the last call.
+        each: who rounds the groups of layers that read one activation.
     """
     options = work.options
     dealt = None if samples is None else row_trials.deal(samples, observed)
@@ -176,7 +179,7 @@ def round_weights(
         scoring=scoring(normal.graph, [one.node for one in work.layers]),
     )
     found: dict[str, StoredWeight] = {}
-    for weight in rounding.round(dealt, advance):
+    for weight in rounding.round(dealt, advance, each):
         found[weight.layer.node] = weight
         advance(1)
     weights = {one.node: found[one.node] for one in work.layers}

@@ -13,6 +13,7 @@ What a layer errs is judged by its own outputs: Σ |x·(Ŵ - W)|² / Σ |x·W|²
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,8 +23,10 @@ from qcompiler.ir import model as models
 from qcompiler.numerics import blocks
 from qcompiler.numerics.sqnr import decibel, gain_db, sqnr_of
 from qcompiler.statistics import hessian
+from qcompiler.support.each import Each, in_turn
 from qcompiler.weight_only import choice, storable
 from qcompiler.weight_only.choice import Way
+from qcompiler.weight_only.group import Group, Rounder
 from qcompiler.weight_only.row_trials import Dealt, RowTrials
 from qcompiler.weight_only.storable import StorableLayer
 from qcompiler.weight_only.stored import StoredWeight
@@ -106,43 +109,57 @@ class Rounding:
     def _methods(self) -> dict[str, str]:
         return methods(self.layers, self.method)
 
-    def round(self, dealt: Dealt | None, advance: Callable[[int], None] | None = None) -> Iterator[StoredWeight]:
+    def round(
+        self, dealt: Dealt | None, advance: Callable[[int], None] | None = None, each: Each = in_turn
+    ) -> Iterator[StoredWeight]:
         """All layers, in an order that needs few Hessians at a time.
 
         Args:
             dealt: what GPTQ sums Hessians over; None without data, and then nothing is rounded by it.
             advance: called with the number of runs of the model since the last call.
+            each: who rounds the groups of layers.
         """
+        settings = choice.Settings(self.half, self.damp, self.act_order)
+        begun: deque[tuple[Sequence[StorableLayer], Group]] = deque()
+
+        def groups() -> Iterator[Group]:
+            for members, moments in self._groups(dealt, advance):
+                begun.append((members, self._group(members, moments)))
+                yield begun[-1][1]
+
+        for chosen in each("group", Rounder, (settings,), groups()):
+            members, group = begun.popleft()
+            for one in members:
+                yield self._stored(one, chosen[one.node], group)
+
+    def _groups(
+        self, dealt: Dealt | None, advance: Callable[[int], None] | None
+    ) -> Iterator[tuple[Sequence[StorableLayer], tuple[hessian.Moments, ...]]]:
+        """Layers that read one activation, with the moments of that where they are needed."""
         groups = dict(storable.by_activation(self.layers))
         depths = {} if dealt is None else watched(self.layers, self.method)
-        for name in groups.keys() - depths.keys() if depths else ():
-            yield from self._group(groups.pop(name), ())
+        for name in [one for one in groups if one not in depths] if depths else ():
+            yield groups.pop(name), ()
         if dealt is not None and depths:
             folds = dealt.folds
             for part in hessian.hessians(self.scaled, depths, dealt.fitting, folds=folds, advance=advance):
                 for name, found in part.items():
-                    yield from self._group(groups.pop(name), found)
+                    yield groups.pop(name), found
         for members in groups.values():
-            yield from self._group(members, ())
+            yield members, ()
 
-    def _group(self, members: Sequence[StorableLayer], found: tuple[hessian.Moments, ...]) -> Iterator[StoredWeight]:
-        """Layers that read one activation."""
-        before = self.before[members[0].node]
-        seen, scales = self.seen.get(before), self.scales.get(before)
+    def _group(self, members: Sequence[StorableLayer], moments: tuple[hessian.Moments, ...]) -> Group:
+        seen, scales = self._seen_by(members[0])
         behind = None if seen is None else seen.divided(scales)
-        ways = {one.node: self._offered(one, behind, found) for one in members}
-        weights = {one.node: storable.matrix(self._nodes[one.node]) for one in members}
-        layers = {one.node: choice.Layer(weights[one.node], one.size, one.format) for one in members}
-        settings = choice.Settings(self.half, self.damp, self.act_order)
-        shrunk: dict[int | None, choice.Shrunk] = {}
-        for size in dict.fromkeys(one.size for one in members if Way.GPTQ in ways[one.node]):
-            assert behind is not None  # else GPTQ is not offered
-            alike = {one.node: layers[one.node] for one in members if one.size == size and Way.GPTQ in ways[one.node]}
-            shrunk[size] = choice.shrunk(alike, found, behind, settings)
-        for one in members:
-            known = (shrunk[one.size], one.node) if Way.GPTQ in ways[one.node] else None
-            chosen = choice.choose(layers[one.node], ways[one.node], behind, known, settings)
-            yield self._stored(one, chosen, seen, behind, scales is not None, found)
+        layers = {
+            one.node: choice.Layer(storable.matrix(self._nodes[one.node]), one.size, one.format) for one in members
+        }
+        return Group(layers, {one.node: self._offered(one, behind, moments) for one in members}, moments, behind)
+
+    def _seen_by(self, layer: StorableLayer) -> tuple[RowTrials | None, NDArray[np.float32] | None]:
+        """Rows of its activation in front of AWQ's scaling, and the scales."""
+        before = self.before[layer.node]
+        return self.seen.get(before), self.scales.get(before)
 
     def _offered(
         self, layer: StorableLayer, seen: RowTrials | None, found: tuple[hessian.Moments, ...]
@@ -155,20 +172,13 @@ class Rounding:
             ways = tuple(one for one in ways if one is not Way.GPTQ)
         return ways or (Way.MSE,)
 
-    def _stored(
-        self,
-        layer: StorableLayer,
-        chosen: choice.RoundedWeight,
-        seen: RowTrials | None,
-        behind: RowTrials | None,
-        scaled: bool,
-        found: tuple[hessian.Moments, ...],
-    ) -> StoredWeight:
-        weight = storable.matrix(self._nodes[layer.node])
+    def _stored(self, layer: StorableLayer, chosen: choice.RoundedWeight, group: Group) -> StoredWeight:
+        seen, scales = self._seen_by(layer)
+        weight, scaled = group.layers[layer.node].weight, scales is not None
         alone = sqnr_of(weight, blocks.dequantize(chosen.blocks) - weight)
         method = self._named(layer, chosen.way, scaled)
-        rows = sum(one.rows for one in found)
-        if seen is None or behind is None or chosen.error is None:
+        rows = sum(one.rows for one in group.moments)
+        if seen is None or group.seen is None or chosen.error is None:
             return StoredWeight(layer, chosen.blocks, method, alone, None, None, rows=rows)
         gain = 0.0
         if scaled or chosen.way is not Way.NEAREST:
@@ -182,7 +192,7 @@ class Rounding:
             alone,
             decibel(chosen.error, 0.0),
             gain,
-            judged=behind.how,
+            judged=group.seen.how,
             rows=rows,
             shrink=chosen.shrink,
         )

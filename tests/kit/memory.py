@@ -1,11 +1,12 @@
-"""A cache in memory, which tells what was asked."""
+"""A cache in memory, which tells what was asked; work that crosses to another process and back, all in this one."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from qcompiler.compiler.base import Done
+from qcompiler.compiler.workers.parcel import Named, opened, packed
 
 
 class Memory:
@@ -33,3 +34,12 @@ class Memory:
     def put(self, name: str, key: str, done: Done[Any], seconds: float, inputs: Sequence[object]) -> None:
         assert inputs, name
         self.kept[key] = (name, done, seconds)
+
+
+def crossing(
+    name: str, begin: Callable[..., Callable[[Any], Any]], shared: tuple[Any, ...], items: Iterable[Any]
+) -> Iterator[Any]:
+    """An `Each` that packs and opens everything, as between processes."""
+    assert name
+    work = Named.of(begin).found()(*opened(packed(shared)))
+    return (opened(packed(work(opened(packed(item))))) for item in items)

@@ -21,7 +21,9 @@ from qcompiler.statistics.observe import observe
 from qcompiler.statistics.points import Points
 from qcompiler.statistics.residual import joins, measure, residuals, tensors_of
 from qcompiler.statistics.rows import record_rows
+from qcompiler.support.each import Each, in_turn
 from tests.kit import decoder
+from tests.kit.memory import crossing
 from tests.kit.rewrite import model, to_graph
 
 RNG = np.random.default_rng(3)
@@ -155,18 +157,18 @@ def test_all_accumulators_see_all_parts_and_progress_counts_feeds() -> None:
     assert steps == [1, 1, 1]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_everything_that_points_want_is_the_same_in_parts(workers: int) -> None:
+@pytest.mark.parametrize("each", [in_turn, crossing])
+def test_everything_that_points_want_is_the_same_in_parts(each: Each) -> None:
     points = Points.of(
         histograms=["x", "a1"], outliers={"a2": 1, "a3": 1}, rows={"a1": 1}, hessians={"a4": 20}, ranges=["a0", "s"]
     )
 
-    def seen(budget: int, workers: int = 1) -> Any:
+    def seen(budget: int, each: Each = in_turn) -> Any:
         source = open_source(data, INPUTS)
-        return observe(network_, points, source, expected=len(data), workers=workers, budget=budget)
+        return observe(network_, points, source, expected=len(data), each=each, budget=budget)
 
     data, network_ = feeds(6), network()
-    whole, parts = seen(1 << 30), seen(1, workers)
+    whole, parts = seen(1 << 30), seen(1, each)
     assert list(parts.histograms) == ["x", "a1", "a2", "a3"]
     assert (parts.histograms, parts.outliers, parts.ranges) == (whole.histograms, whole.outliers, whole.ranges)
     counted = Histograms(["s"])

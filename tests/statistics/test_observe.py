@@ -19,6 +19,8 @@ from qcompiler.statistics.histogram import Histogram
 from qcompiler.statistics.observe import Observations, observe
 from qcompiler.statistics.outliers import Outliers, Tokens
 from qcompiler.statistics.points import Points
+from qcompiler.support.each import Each, in_turn
+from tests.kit.memory import crossing
 from tests.kit.rewrite import model
 
 RNG = np.random.default_rng(1)
@@ -62,10 +64,10 @@ def test_histograms_are_those_of_the_tensors_asked_for(loaded: models.Model) -> 
     assert found.feeds == 24
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3])
-def test_order_and_workers_change_nothing(loaded: models.Model, workers: int) -> None:
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_order_and_workers_change_nothing(loaded: models.Model, seed: int) -> None:
     first = seen(loaded, feeds())
-    other = seen(loaded, feeds(np.random.default_rng(workers).permutation(24)), workers=workers)
+    other = seen(loaded, feeds(np.random.default_rng(seed).permutation(24)), each=crossing)
     assert other.histograms == first.histograms
     assert str(other.fingerprint) == str(first.fingerprint)
     assert [one["x"].tobytes() for one in other.kept] == [one["x"].tobytes() for one in first.kept]
@@ -103,12 +105,12 @@ def test_progress_counts_feeds(loaded: models.Model) -> None:
 
 
 def test_nothing_asked_for_still_reads_the_data(loaded: models.Model) -> None:
-    found = observe(loaded, Points(), open_source(feeds(), INPUTS), axes=AXES, workers=2)
+    found = observe(loaded, Points(), open_source(feeds(), INPUTS), axes=AXES, each=crossing)
     assert (found.histograms, found.feeds, len(found.kept)) == ({}, 24, 16)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_nan_that_an_output_shows_is_refused_with_its_node(tmp_path: Path, workers: int) -> None:
+@pytest.mark.parametrize("each", [in_turn, crossing])
+def test_nan_that_an_output_shows_is_refused_with_its_node(tmp_path: Path, each: Each) -> None:
     proto = model(("Neg", "x", "a"), ("Log", "a", "b"), ("Exp", "b", "y"), inputs={"x": ("n", 6, 8)})
     onnx.save(proto, tmp_path / "nan.onnx")
     data = [{"x": np.full((1, 6, 8), sign, np.float32)} for sign in (-1.0, 1.0)]
@@ -118,15 +120,15 @@ def test_nan_that_an_output_shows_is_refused_with_its_node(tmp_path: Path, worke
             Points.of(histograms=["a", "b"]),
             open_source(data, INPUTS),
             axes=AXES,
-            workers=workers,
+            each=each,
         )
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_infinities_that_are_meant_are_counted_and_left_out(loaded: models.Model, workers: int) -> None:
+@pytest.mark.parametrize("each", [in_turn, crossing])
+def test_infinities_that_are_meant_are_counted_and_left_out(loaded: models.Model, each: Each) -> None:
     source = open_source([{"x": np.zeros((1, 6, 8), np.float32)}, *feeds()], INPUTS)
     points = Points.of(histograms=["b", "c"], outliers={"c": -1})
-    found = observe(loaded, points, source, axes=AXES, workers=workers)
+    found = observe(loaded, points, source, axes=AXES, each=each)
     relu = np.maximum(X @ W, 0)
     assert found.histograms["c"].nonfinite == (relu == 0).sum() + relu[0].size
     assert found.histograms["c"].amax == pytest.approx(np.abs(np.log(relu[relu > 0])).max(), rel=1e-4)
@@ -149,19 +151,19 @@ def test_nan_that_the_model_guards_against_is_counted_and_left_out(tmp_path: Pat
     assert (found.histograms["a"].nonfinite, found.histograms["a"].finite) == (48, 48)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_sample_that_does_not_fit_ends_the_run_with_its_index(loaded: models.Model, workers: int) -> None:
+@pytest.mark.parametrize("each", [in_turn, crossing])
+def test_a_sample_that_does_not_fit_ends_the_run_with_its_index(loaded: models.Model, each: Each) -> None:
     data = [*feeds(range(5)), {"x": np.full((1, 6, 8), np.nan, np.float32)}, *feeds(range(5))]
     with pytest.raises(DataError, match="sample 5.*'x'"):
-        seen(loaded, data, workers=workers)
+        seen(loaded, data, each=each)
 
 
-@pytest.mark.parametrize(("workers", "batch"), [(1, None), (2, None), (3, None), (1, 8), (2, 5)])
+@pytest.mark.parametrize(("seed", "batch"), [(1, None), (2, None), (3, None), (1, 8), (2, 5)])
 def test_outliers_are_those_of_the_tensors_asked_for_however_they_are_run(
-    loaded: models.Model, workers: int, batch: int | None
+    loaded: models.Model, seed: int, batch: int | None
 ) -> None:
-    source = open_source(feeds(np.random.default_rng(workers).permutation(24)), INPUTS, batch=batch).along(AXES)
-    found = observe(loaded, Points.of(histograms=["b"], outliers={"x": -1}), source, axes=AXES, workers=workers)
+    source = open_source(feeds(np.random.default_rng(seed).permutation(24)), INPUTS, batch=batch).along(AXES)
+    found = observe(loaded, Points.of(histograms=["b"], outliers={"x": -1}), source, axes=AXES, each=crossing)
     expected = Outliers()
     for feed in feeds():
         expected.update(feed["x"], Tokens(feed))
@@ -202,16 +204,16 @@ def test_only_the_part_that_calibrates_is_measured(loaded: models.Model) -> None
     assert found.shapes.seen == everything.shapes.seen
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("each", [in_turn, crossing])
 def test_ranges_are_those_of_all_samples_also_of_those_that_are_not_measured_otherwise(
-    loaded: models.Model, workers: int
+    loaded: models.Model, each: Each
 ) -> None:
     samples = feeds()
     loudest = int(np.argmax(np.abs(X).max((1, 2))))
     first, rest = samples[:loudest] + samples[loudest + 1 :], [samples[loudest]]
     points = Points.of(histograms=["b"], ranges=["x", "a", "b"])
     sources = [open_source(part, INPUTS) for part in (first[:12], first[12:], rest)]
-    found = observe(loaded, points, sources[0], axes=AXES, choose=sources[1], judge=sources[2], workers=workers)
+    found = observe(loaded, points, sources[0], axes=AXES, choose=sources[1], judge=sources[2], each=each)
     a = X @ W
     assert list(found.histograms) == ["b"]
     assert found.histograms["b"].count == 12 * a[0].size

@@ -128,16 +128,21 @@ class Results:
 
 
 @cache
-def computing() -> str:
-    """What results depend on beside the question, as 64 hex digits."""
-    home = Path(__file__).parents[2]
-    own = blake2b(digest_size=32)
+def own_files() -> str:
+    """What this package is, by its files, as 64 hex digits."""
+    home, own = Path(__file__).parents[2], blake2b(digest_size=32)
     for path in sorted(home.rglob("*.py")) + sorted(home.rglob("*.toml")):
         own.update(str(path.relative_to(home)).encode() + b"\0" + path.read_bytes())
+    return own.hexdigest()
+
+
+@cache
+def computing() -> str:
+    """What results depend on beside the question, as 64 hex digits."""
     versions = {one.metadata["Name"].lower().replace("_", "-"): one.version for one in distributions()}
     libraries = tuple((name, versions.get(name)) for name in _COMPUTING)
     processor = (platform.system(), platform.machine(), _processor(), available_processors())
-    return digest((own.hexdigest(), platform.python_version(), libraries, processor, os.environ.get("OMP_NUM_THREADS")))
+    return digest((own_files(), platform.python_version(), libraries, processor, os.environ.get("OMP_NUM_THREADS")))
 
 
 def _processor() -> str:

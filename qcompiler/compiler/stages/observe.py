@@ -33,14 +33,12 @@ class ObserveOptions:
 
     Attributes:
         samples: how many feeds are expected, for the progress; None where nobody knows.
-        workers: sessions that share the data; the result does not depend on it.
         ranges: ranges of activations are chosen from it.
         replayed: the front of an earlier compilation, which must have been made with the same data; None where there is
             none.
     """
 
     samples: int | None
-    workers: int
     ranges: bool = True
     replayed: Recorded | None = None
 
@@ -73,7 +71,8 @@ def observe(run: Compilation, subject: Subject, watch: Watch, options: ObserveOp
                 choose=parts.choose,
                 judge=parts.judge,
                 keep=KEPT_FEEDS,
-                workers=options.workers,
+                each=run.each,
+                threads=run.threads,
                 advance=advance,
             ),
         )

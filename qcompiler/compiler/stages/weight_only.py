@@ -38,7 +38,7 @@ def weight_only(
     fitting = None if subject.parts is None else subject.parts.calibrate
     work = methods.work_of(subject.model, options, feeds=None if subject.parts is None else subject.parts.samples[0])
     with run.working(work.steps or 1) as advance:
-        done = methods.round_weights(subject.model, work, fitting, subject.seen, advance)
+        done = methods.round_weights(subject.model, work, fitting, subject.seen, advance, run.each)
     tell_undone(run, done.reports, strict=strict)
     for text in few_rows.warnings(done.stored):
         run.warn(text)

@@ -223,7 +223,6 @@ def sensitivity(
             choose=parts.choose or parts.judge,
             judge=parts.judge if parts.choose is not None else None,
             keep=FEW,
-            workers=recipe.workers,
             advance=stage.advance,
         )
         lacking = evidence.look(normal, layers.found, observed)

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qcompiler.compiler import base
 from qcompiler.compiler.base import Compilation, Done, stage
 from qcompiler.compiler.compile import CompileResult, quantize
 from qcompiler.compiler.kept import results as kept
@@ -151,6 +153,34 @@ def test_a_stage_that_is_asked_more_does_only_what_is_new(tmp_path: Path) -> Non
         run = Compilation(cache=Results(Store(tmp_path, 1 << 20), pytest.fail))
         assert run(counted, values) == sum(value * value for value in values)
     assert CALLS == [1, 2, 3]
+
+
+def squaring(offset: int) -> Callable[[int], int]:
+    return lambda value: square(value) + offset
+
+
+@stage()
+def listed(run: Compilation, offset: int, values: tuple[int, ...]) -> Done[tuple[int, ...]]:
+    return Done(tuple(run.each("squares", squaring, (offset,), iter(values))))
+
+
+def test_items_that_were_done_are_not_done_again_and_all_come_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    CALLS.clear()
+    monkeypatch.setattr(base, "WORTH_KEEPING", 0.0)
+    for offset, values in ((1, (1, 2)), (1, (3, 1, 4, 2, 5)), (1, (5, 4)), (2, (1,))):
+        run = Compilation(cache=Results(Store(tmp_path, 1 << 20), pytest.fail))
+        assert run(listed, offset, values) == tuple(value * value + offset for value in values)
+    assert CALLS == [1, 2, 3, 4, 5, 1]
+
+
+def test_items_that_took_no_time_are_not_worth_keeping(tmp_path: Path) -> None:
+    CALLS.clear()
+    for values in ((1, 2), (1, 2, 3)):
+        run = Compilation(cache=Results(Store(tmp_path, 1 << 20), pytest.fail))
+        run(listed, 1, values)
+    assert CALLS == [1, 2, 1, 2, 3]
 
 
 def test_another_version_of_what_computes_is_another_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

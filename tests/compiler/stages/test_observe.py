@@ -39,7 +39,7 @@ def test_the_record_names_channels_and_residual_branches(tmp_path: Path) -> None
 
 def test_without_data_nothing_is_run(tmp_path: Path) -> None:
     standing = before("observe", prepared(tmp_path, "conv"), data=False, precision="bf16")
-    after = standing.run(observe, standing.subject, standing.asked.watch, ObserveOptions(None, 1))
+    after = standing.run(observe, standing.subject, standing.asked.watch, ObserveOptions(None))
     assert after is standing.subject
     assert standing.run.records["data"] is None
 

@@ -18,6 +18,7 @@ from qcompiler.planning.search.evidence import Evidence, conditions, look, weigh
 from qcompiler.statistics.histogram import Histogram
 from qcompiler.statistics.observe import observe
 from qcompiler.statistics.points import Points
+from tests.kit.memory import crossing
 from tests.kit.rewrite import graph_proto, model, to_graph
 
 RNG = np.random.default_rng(5)
@@ -194,7 +195,7 @@ def test_branches_that_no_sample_took_are_named(tmp_path: Path) -> None:
         }
         for i in range(6)
     ]
-    seen = observe(source, Points.of(flags=flags), open_source(feeds, inputs), workers=2)
+    seen = observe(source, Points.of(flags=flags), open_source(feeds, inputs), each=crossing)
     assert seen.flags == {"flag0": {True, False}, "flag1": {False}, "flag2": {False}}
     (text,) = look(source, (), seen).warnings
     assert text.startswith("expert 1, the then branch of 'ROUTE2' were not reached by any of 6 calibration samples")

@@ -1,0 +1,37 @@
+"""The same work on many items: in turn here, or wherever whoever is handed over as `Each` has it done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol, TypeVar
+
+I_contra = TypeVar("I_contra", contravariant=True)
+I = TypeVar("I")  # noqa: E741 - an item
+T = TypeVar("T")
+
+
+class Each(Protocol):
+    """Does the work on every item."""
+
+    def __call__(
+        self, name: str, begin: Callable[..., Callable[[I], T]], shared: tuple[Any, ...], items: Iterable[I]
+    ) -> Iterator[T]:
+        """The results, in the order of the items.
+
+        Args:
+            name: of this kind of items, in the stage that asks.
+            begin: importable by its name; called with `shared`, it gives the function of one item.
+            shared: what all items need. Values, no sessions and no closures: they may cross to another machine.
+            items: values as well; read as they are needed.
+        """
+
+
+def in_turn(
+    name: str,
+    begin: Callable[..., Callable[[I], T]],
+    shared: tuple[Any, ...],
+    items: Iterable[I],
+) -> Iterator[T]:
+    """Here, one after the other; see `Each`."""
+    work = begin(*shared)
+    return map(work, items)
