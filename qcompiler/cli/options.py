@@ -398,6 +398,7 @@ def _quantization(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--batch", type=int, metavar="N", help=_help("batch"))
     group.add_argument("--workers", type=int, metavar="N", help=_help("workers"))
     group.add_argument("--ray", metavar="ADDRESS", help=_help("ray"))
+    group.add_argument("--shard-size", metavar="SIZE", help=_help("shard_size"))
     outliers = parser.add_argument_group(
         "outliers", "keys of the recipe's tables [smooth_quant], [qfem], [qfep], [llm_int8]"
     )

@@ -33,6 +33,7 @@ from qcompiler.recipe.checks import METRICS
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.report import manifest as manifests
 from qcompiler.support.atomic import check_writable
+from qcompiler.support.sizes import parse_size
 from qcompiler.target import DType, Target, require_fp8
 from qcompiler.verification.gates import Gates
 from qcompiler.verification.held_out import HeldOut
@@ -78,6 +79,12 @@ class Asked:
     gates: Gates
     build: BuildOptions
     replayed: Recorded | None = None
+
+    @property
+    def shard(self) -> int | None:
+        """Most bytes of a file of weights; None for no limit."""
+        return None if self.recipe.shard_size is None else parse_size(self.recipe.shard_size)
+
     warnings: tuple[str, ...] = ()
 
     def after_export(self, record: Mapping[str, Any] | None) -> Asked:

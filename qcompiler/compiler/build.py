@@ -34,7 +34,7 @@ from qcompiler.recipe.recipe import Recipe
 from qcompiler.runtime.work import count_macs_without_data
 from qcompiler.statistics.observe import Observations
 from qcompiler.support.atomic import check_writable
-from qcompiler.support.file import File
+from qcompiler.support.file import ModelFile
 from qcompiler.support.progress import Progress, silent
 from qcompiler.target import DType, Target
 from qcompiler.weight_only import methods
@@ -60,7 +60,7 @@ def load(
     if seen.feeds and profile and (decoder is None or not decoder.pairs):
         for text in lacks.sizes(shown(loaded, seen, inputs), inputs):
             run.warn(text)
-    return Done((loaded, seen), {"source": File.of(source), "batch": seen.axes.to_json()})
+    return Done((loaded, seen), {"source": ModelFile.of(source, loaded.files[1:]), "batch": seen.axes.to_json()})
 
 
 def _seen(loaded: models.Model, data: Data, samples: int | None, batch_axes: Told) -> Observations:

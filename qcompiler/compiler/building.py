@@ -179,7 +179,7 @@ class Building:
 
     def _make(self, one: Outcome) -> Path:
         """Writes the graph and builds its engine."""
-        names, asked = ArtefactNames.of(self.asked.paths, self.shop), self.asked
+        names, asked = ArtefactNames.of(self.asked.paths, self.shop, self.asked.shard), self.asked
         written = self.run(write, one.lowered.model, self.subject.prefix, names, self.subject.behind)
         subject = self.subject
         self.run(build_engine, written, self._engine, one.lowered.model, subject.seen, subject.inputs, asked.build)

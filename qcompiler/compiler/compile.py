@@ -170,7 +170,7 @@ def life(run: Compilation, source: str | Path | Model, data: Data | None, asked:
             reasons = (*doubts, *(() if found is None else found.doubts()))
             run(conclude, *reached.judged(asked), reached.finite, decided.chosen.net, reasons, last=True)
         else:
-            run(write, lowered.model, subject.prefix, ArtefactNames.of(asked.paths, shop), subject.behind)
+            run(write, lowered.model, subject.prefix, ArtefactNames.of(asked.paths, shop, asked.shard), subject.behind)
         record = manifest(run, asked.recipe)
         finish(shop, asked.paths, record)
     return _result(lowered.model, lowered.plan, record, proof.verification, asked)

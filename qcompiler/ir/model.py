@@ -132,11 +132,13 @@ def to_proto(graph: gs.Graph) -> tuple[ModelProto, dict[str, Array]]:
     return graph_to_proto(graph)
 
 
-def save(model: Model, path: Path, *, external_above: int = 1 << 30) -> list[Path]:
+def save(model: Model, path: Path, *, external_above: int = 1 << 30, shard: int | None = None) -> list[Path]:
     """Writes the model to `path`, and its weights to `<stem>.data` beside it when they exceed `external_above` bytes.
 
-    Weights are streamed: nothing is built in memory but the graph without them. Each file appears under its name when
-    it is complete and not before; the same model gives the same bytes.
+    With `shard`, they are cut into `<stem>-00001-of-00003.data` and so on, of at most so many bytes each, also where
+    they exceed only that; a weight that is larger has a file of its own. Weights are streamed: nothing is built in
+    memory but the graph without them. Each file appears under its name when it is complete and not before; the same
+    model gives the same bytes.
 
     Returns:
         The files written, the model first.
@@ -150,15 +152,16 @@ def save(model: Model, path: Path, *, external_above: int = 1 << 30) -> list[Pat
     for key, value in model.metadata.items():
         proto.metadata_props.add(key=key, value=value)
     total = sum(array.nbytes for array in arrays.values())
-    external = total > min(external_above, _PROTOBUF_LIMIT - proto.ByteSize() - 64 * len(arrays))
-    targets = [path, path.with_suffix(".data")] if external else [path]
+    most = min(external_above, shard or external_above, _PROTOBUF_LIMIT - proto.ByteSize() - 64 * len(arrays))
+    parts = _parts(proto, arrays, shard) if total > most else []
+    targets = [path, *_data_files(path, len(parts))]
     _refuse_sources(model, targets)
     with Artefacts() as files:
-        if external:
-            with _writing(files, targets[1]) as data:
-                _write_external(proto, arrays, data, targets[1].name)
+        for target, part in zip(targets[1:], parts, strict=True):
+            with _writing(files, target) as data:
+                _write_external(part, arrays, data, target.name)
         with _writing(files, path) as stream:
-            if external:
+            if parts:
                 stream.write(proto.SerializeToString(deterministic=True))
             else:
                 _write_embedded(proto, arrays, stream)
@@ -336,11 +339,31 @@ def _without_large(proto: ModelProto, arrays: dict[str, Array]) -> bytes:
     return bytes(graph.SerializeToString(deterministic=True))
 
 
-def _write_external(proto: ModelProto, arrays: dict[str, Array], data: IO[bytes], location: str) -> None:
-    """Writes the large weights to `data`, each on a page of its own, and notes in `proto` where they are."""
+def _parts(proto: ModelProto, arrays: dict[str, Array], most: int | None) -> list[list[onnx.TensorProto]]:
+    """The large initializers in their order, in groups of at most `most` bytes; one at least in each."""
+    found: list[list[onnx.TensorProto]] = []
+    size = 0
     for tensor in proto.graph.initializer:
         if tensor.name not in arrays:
             continue
+        room = -(-arrays[tensor.name].nbytes // _ALIGNMENT) * _ALIGNMENT
+        if not found or (most is not None and size + room > most):
+            found.append([])
+            size = 0
+        found[-1].append(tensor)
+        size += room
+    return found
+
+
+def _data_files(path: Path, count: int) -> list[Path]:
+    if count < 2:
+        return [path.with_suffix(".data")] * count
+    return [path.with_name(f"{path.stem}-{at:05}-of-{count:05}.data") for at in range(1, count + 1)]
+
+
+def _write_external(tensors: list[onnx.TensorProto], arrays: dict[str, Array], data: IO[bytes], location: str) -> None:
+    """Writes large weights to `data`, each on a page of its own, and notes in the tensors where they are."""
+    for tensor in tensors:
         values = arrays[tensor.name]
         offset = -(-data.tell() // _ALIGNMENT) * _ALIGNMENT
         data.write(bytes(offset - data.tell()))

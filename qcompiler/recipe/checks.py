@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from qcompiler.errors import EngineError, UsageError
+from qcompiler.support.sizes import parse_size
 from qcompiler.support.suggest import did_you_mean
 from qcompiler.target import parse_target
 
@@ -111,6 +112,13 @@ def text(value: Any) -> str:
     """Any text with something in it."""
     if not isinstance(value, str) or not value.strip():
         raise WrongError("a text that is not empty")
+    return value
+
+
+def size(value: Any) -> str:
+    """Bytes as people write them."""
+    if not isinstance(value, str) or parse_size(value) is None:
+        raise WrongError('a size as text, such as "2GB" or "500MB"')
     return value
 
 

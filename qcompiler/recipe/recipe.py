@@ -131,6 +131,12 @@ class Recipe(check.Keys):
         "on it",
         '"auto"',
     )
+    shard_size: str | None = check.option(
+        None,
+        check.size,
+        "most bytes of a file of weights beside the quantized ONNX file; unset: one file, where they exceed 1 GiB",
+        '"2GB"',
+    )
     keep: tuple[str, ...] = check.option(
         (), check.regexes, "regular expressions; nodes whose name matches one stay in high precision"
     )

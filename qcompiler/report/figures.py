@@ -49,6 +49,13 @@ def size(value: Any) -> str:
     return f"{figure:.0f} B" if unit == "B" else f"{figure:.3g} {unit}"
 
 
+def bytes_of(file: Any) -> int | None:
+    """Of a model in a manifest, with the files of its weights; None where there is none."""
+    if not isinstance(file, Mapping) or number(file.get("bytes")) is None:
+        return None
+    return int(file["bytes"] + sum(one.get("bytes") or 0 for one in file.get("data") or ()))
+
+
 def count(value: Any) -> str:
     """A large count with a decimal prefix: 1.2 G."""
     figure = number(value)

@@ -19,6 +19,7 @@ from qcompiler.report.figures import (
     STORING,
     audited,
     broken,
+    bytes_of,
     count,
     decibel,
     is_table,
@@ -182,10 +183,10 @@ def _figures(manifest: Record) -> Iterable[tuple[str, str, str, str]]:
     if manifest.get("audit"):
         audit = manifest["audit"]
         yield "confirmed by the engine", percent(audit["share"], 0), audited(audit), "good" if audit["ok"] else "poor"
-    sizes = [("float", (manifest.get("source") or {}).get("bytes"))]
+    sizes = [("float", bytes_of(manifest.get("source")))]
     sizes.append(("engine", (manifest.get("engine") or {}).get("bytes")))
     if sizes[1][1] is None:
-        sizes[1] = ("quantized", ((manifest.get("files") or {}).get("qdq") or {}).get("bytes"))
+        sizes[1] = ("quantized", bytes_of((manifest.get("files") or {}).get("qdq")))
     if all(value is not None for _, value in sizes):
         before, after = (f"{what} {size(value)}" for what, value in sizes)
         yield "size", size(sizes[1][1]), f"{after}, {before}", ""

@@ -15,6 +15,7 @@ from qcompiler.report import prediction, qfep, views, weight_only
 from qcompiler.report.figures import (
     QUANTIZED,
     audited,
+    bytes_of,
     held_out,
     is_table,
     moved,
@@ -261,10 +262,10 @@ def _score(found: Record) -> str:
 
 
 def _sizes(manifest: Record) -> str:
-    parts = [f"float {size((manifest.get('source') or {}).get('bytes'))}"]
+    parts = [f"float {size(bytes_of(manifest.get('source')))}"]
     qdq = (manifest.get("files") or {}).get("qdq")
     if qdq:
-        parts.append(f"quantized ONNX {size(qdq['bytes'])}")
+        parts.append(f"quantized ONNX {size(bytes_of(qdq))}")
     if manifest.get("engine"):
         parts.append(f"engine {size(manifest['engine']['bytes'])}")
     return ", ".join(parts)

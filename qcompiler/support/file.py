@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,3 +24,26 @@ class File:
             while piece := stream.read(1 << 20):
                 digest.update(piece)
             return File(Path(path).name, digest.hexdigest(), stream.tell())
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """A model as manifests know it: its file, and those beside it that hold its large weights.
+
+    Attributes:
+        name: without folder.
+        sha256: in hex.
+        bytes: of the file itself.
+        data: the others, in their order.
+    """
+
+    name: str
+    sha256: str
+    bytes: int
+    data: tuple[File, ...] = ()
+
+    @staticmethod
+    def of(path: str | Path, data: Iterable[str | Path] = ()) -> ModelFile:
+        """Reads all of them once."""
+        own = File.of(path)
+        return ModelFile(own.name, own.sha256, own.bytes, tuple(File.of(one) for one in data))

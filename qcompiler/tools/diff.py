@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from qcompiler.errors import AccuracyError, UsageError
+from qcompiler.report.figures import bytes_of
 from qcompiler.support.as_json import plain
 from qcompiler.support.suggest import did_you_mean
 from qcompiler.tools.stored import opened
@@ -163,6 +164,7 @@ def _source(said: Record) -> Record:
     return {
         "model": model.get("name"),
         "model sha256": model.get("sha256"),
+        "weights sha256": ", ".join(one.get("sha256") or "" for one in model.get("data") or ()) or None,
         "data": data.get("name"),
         "data fingerprint": data.get("fingerprint"),
         "feeds": data.get("feeds"),
@@ -267,9 +269,9 @@ def _verdict(said: Record) -> str | None:
 
 def _sizes(said: Record) -> Record:
     """Bytes of what was read and made."""
-    files = {name: file.get("bytes") for name, file in (said.get("files") or {}).items() if file}
+    files = {name: bytes_of(file) for name, file in (said.get("files") or {}).items() if file}
     every = {
-        "float model": (said.get("source") or {}).get("bytes"),
+        "float model": bytes_of(said.get("source")),
         **({"quantized ONNX": files.pop("qdq")} if "qdq" in files else {}),
         **files,
         "engine": (said.get("engine") or {}).get("bytes"),

@@ -14,7 +14,9 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from qcompiler.errors import UsageError
 from qcompiler.ir import model as models
+from qcompiler.ir.weights import Array as Weight
 from tests.kit.onnx_files import WEIGHT, Array, linear, session
+from tests.kit.rewrite import model as proto_of
 
 RNG = np.random.default_rng(7)
 
@@ -117,3 +119,45 @@ def test_metadata_is_saved_and_the_ir_version_rises_with_the_opset(
     same, higher = onnx.load(tmp_path / "same.onnx"), onnx.load(tmp_path / "higher.onnx")
     assert (same.ir_version, higher.ir_version) == (8, 10)
     assert [(one.key, one.value) for one in same.metadata_props] == [("made by", "a test")]
+
+
+SIZES = {"a": 64, "b": 8, "c": 8, "d": 32}  # columns of weights of 64 rows in float32: 16 kB, 2 kB, 2 kB, 8 kB
+
+
+@pytest.fixture
+def loaded(tmp_path: Path) -> models.Model:
+    rng, nodes = np.random.default_rng(0), []
+    weights: dict[str, Weight] = {}
+    for name, columns in SIZES.items():
+        weights[name] = rng.standard_normal((64, columns)).astype(np.float32)
+        nodes.append(("MatMul", f"x {name}", f"y{name}"))
+    proto = proto_of(*nodes, inputs={"x": (2, 64)}, outputs=[f"y{name}" for name in SIZES], weights=weights)
+    onnx.save(proto, tmp_path / "m.onnx")
+    return models.load(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize(
+    ("shard", "files"),
+    [
+        (None, []),
+        (1 << 20, []),
+        (20_000, ["out-00001-of-00002.data", "out-00002-of-00002.data"]),
+        (9_000, ["out-00001-of-00003.data", "out-00002-of-00003.data", "out-00003-of-00003.data"]),
+        (1, [f"out-{at:05}-of-00004.data" for at in range(1, 5)]),
+    ],
+)
+def test_files_are_no_larger_than_asked_but_for_single_weights(
+    loaded: models.Model, tmp_path: Path, shard: int | None, files: list[str]
+) -> None:
+    (tmp_path / "out").mkdir()
+    written = models.save(loaded, tmp_path / "out" / "out.onnx", shard=shard)
+    assert [path.name for path in written] == ["out.onnx", *files]
+    largest = max(4 * 64 * columns for columns in SIZES.values())
+    assert all(path.stat().st_size <= max(shard or 0, largest) for path in written[1:])
+    again = models.load(tmp_path / "out" / "out.onnx")
+    before, after = (models.to_proto(one.graph)[1] for one in (loaded, again))
+    assert {name: array.tobytes() for name, array in after.items()} == {
+        name: array.tobytes() for name, array in before.items()
+    }
+    assert {path.name for path in again.files} == {path.name for path in written}
+    onnx.checker.check_model(str(tmp_path / "out" / "out.onnx"))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qcompiler.support.file import File
+from qcompiler.support.file import File, ModelFile
 
 
 @pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, (2 << 20) + 7])
@@ -40,3 +40,11 @@ def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
         File.of(tmp_path / "none")
     with pytest.raises(IsADirectoryError):
         File.of(tmp_path)
+
+
+def test_a_model_has_the_files_of_its_weights_with_it(tmp_path: Path) -> None:
+    for name in ("m.onnx", "m-1.data", "m-2.data"):
+        (tmp_path / name).write_bytes(name.encode())
+    found = ModelFile.of(tmp_path / "m.onnx", [tmp_path / "m-1.data", tmp_path / "m-2.data"])
+    assert (found.name, found.bytes) == ("m.onnx", 6)
+    assert found.data == tuple(File.of(tmp_path / name) for name in ("m-1.data", "m-2.data"))

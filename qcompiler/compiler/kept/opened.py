@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -14,12 +13,12 @@ from platformdirs import user_cache_path
 from qcompiler.compiler.kept.results import Results
 from qcompiler.compiler.kept.store import Store
 from qcompiler.errors import UsageError
+from qcompiler.support.sizes import parse_size
 
 FOLDER: Final = "QCOMPILER_CACHE"
 LIMIT: Final = "QCOMPILER_CACHE_SIZE"
 DEFAULT_LIMIT: Final = 20 * 10**9  # bytes; a compilation of a model of 100 MB keeps some 0.5 GB
 _OFF: Final = ("off", "0", "no", "none")
-_UNITS: Final = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 
 def opened(cache: str | Path | bool, warn: Callable[[str], None]) -> Results | None:
@@ -63,10 +62,10 @@ def limit() -> int:
     text = os.environ.get(LIMIT, "").strip()
     if not text:
         return DEFAULT_LIMIT
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?", text.lower())
+    found = parse_size(text)
     if found is None:
         raise UsageError(f"{LIMIT} is '{text}', which is no size: write a number of bytes, or 500MB, 20GB")
-    return int(float(found[1]) * _UNITS[found[2]])
+    return found
 
 
 def refused(root: Path) -> str:

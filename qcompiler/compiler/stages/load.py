@@ -31,7 +31,7 @@ from qcompiler.planning.recorded import Recorded
 from qcompiler.recipe.tables import PreprocessTable
 from qcompiler.runtime import plugins
 from qcompiler.support.as_json import plain
-from qcompiler.support.file import File
+from qcompiler.support.file import File, ModelFile
 from qcompiler.verification.held_out import HeldOut, judge_of
 from qcompiler.verification.narrowing import Narrowing, is_narrower, narrowing
 from qcompiler.verification.reading import read
@@ -125,7 +125,7 @@ def load(run: Compilation, source: str | Path | models.Model, data: Data | None,
             run.warn(f"array '{given}' of {samples.name} is taken for the only input, '{name}'")
     if part.behind is not None:
         run.warn(part.behind.told())
-    file = File.of(model.source) if model.source else None
+    file = ModelFile.of(model.source, model.files[1:]) if model.source else None
     record = {
         "source": file,
         "export": options.export,
