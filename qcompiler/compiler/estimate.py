@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
@@ -21,8 +21,10 @@ from qcompiler.compiler.base import Compilation, Done, stage
 from qcompiler.compiler.stages import (
     build_engine,
     decide,
+    equalize,
     lower,
     observe,
+    predict,
     preflight,
     qfep,
     smooth_quant,
@@ -37,10 +39,12 @@ from qcompiler.planning.chosen import Planning
 from qcompiler.planning.simulation.first_look import first_look
 from qcompiler.report.figures import size
 from qcompiler.statistics.timed import Timed, timed
-from qcompiler.support.foreseen import Foreseen
+from qcompiler.support.foreseen import Foreseen, Scoring
 from qcompiler.support.machine import available_memory, memory_in_use, peak_memory_mb
 from qcompiler.support.outlook import rounded
 from qcompiler.target import DType
+from qcompiler.verification.held_out import runs_of
+from qcompiler.verification.metrics.clocked import clocked
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -85,13 +89,16 @@ def foreseen(subject: Subject, known: Timed, asked: Asked, preflight_seconds: fl
     return {
         "qfep": qfep.foreseen(known, asked.qfep),
         "observe": observe.foreseen(known, asked.watch),
-        "smooth_quant": smooth_quant.foreseen(subject, known, asked.planning, asked.smooth_quant),
+        "calibrate": equalize.foreseen_calibrate(subject, known, asked.planning),
+        "equalize": equalize.foreseen_equalize(subject, known, asked.target, asked.planning, asked.recipe.equalize),
+        "smooth_quant": smooth_quant.foreseen(subject, known, asked.target, asked.planning, asked.smooth_quant),
         "weight_only": weight_only.foreseen(subject, known, asked.weight_only),
         "decide": decide.foreseen(subject, known, asked.planning),
         "lower": lower.foreseen(known, asked.target),
-        "verify": verify.foreseen(subject, known, asked.verify),
+        "verify": verify.foreseen(known, asked.verify),
         "check_finite": verify.foreseen_on_all(known, asked.verify.samples > 0),
         "build_engine": build_engine.foreseen(preflight_seconds),
+        "predict": predict.foreseen(preflight_seconds),
     }
 
 
@@ -131,13 +138,14 @@ def estimate(run: Compilation, subject: Subject, asked: Asked, disk: int) -> Don
     Raises:
         DataError: the first feed does not fit the model.
         ModelError: the model cannot be run over it.
+        UsageError: the metric fails or returns no number.
     """
     if subject.samples is None or subject.parts is None:
         return Done(None, {"estimate": None})
     with run.working():
         points = asked.watch.points(subject.model, subject.layers.found)
         known = timed(subject.model, points, subject.samples, subject.parts, subject.axes)
-        known = _looked(subject, known, asked.planning)
+        known = _scored(run, subject, _looked(subject, known, asked.planning), asked)
     work = foreseen(subject, known, asked, run.timings.get(preflight.preflight.name, 0.0))
     stages = {name: known.clock.seconds(one) for name, one in work.items()}
     memory = memory_of(subject.model, work)
@@ -179,6 +187,22 @@ def _looked(subject: Subject, known: Timed, planning: Planning) -> Timed:
         ignored=planning.ignored,
     )
     return known if look is None else known.looked(look.seconds, look.sqnr_db, look.runs)
+
+
+def _scored(run: Compilation, subject: Subject, known: Timed, asked: Asked) -> Timed:
+    """With what one score of the metric takes; the float model's is lent to who goes by it next.
+
+    A metric that says how often it runs the model is not asked for it.
+    """
+    metric = subject.judge.metric
+    if metric is None or not asked.verify.samples:
+        return known
+    runs = runs_of(metric) / 2
+    if runs:
+        return replace(known, scoring=Scoring(runs=runs))
+    found = clocked(metric, subject.model)
+    run.lend(found)
+    return replace(known, scoring=found.scoring(known.elements))
 
 
 def memory_of(model: Model, work: Mapping[str, Foreseen]) -> int:

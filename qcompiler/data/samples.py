@@ -37,6 +37,11 @@ def fingerprint(feeds: Mapping[str, Array]) -> bytes:
     return digest.digest()
 
 
+def elements(feeds: Mapping[str, Array]) -> int:
+    """How many elements all inputs of a feed have."""
+    return sum(math.prod(np.shape(value)) for value in feeds.values())
+
+
 def loudness(feeds: Mapping[str, Array]) -> float:
     """How far a sample reaches: the mean over its float inputs of log2 of their largest |x|; 0 where it has none."""
     peaks = [

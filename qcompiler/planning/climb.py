@@ -11,12 +11,15 @@ from dataclasses import dataclass
 
 from qcompiler.numerics.sqnr import decibel
 from qcompiler.planning.chosen import Planning
-from qcompiler.planning.ready import Ready
-from qcompiler.planning.search.safety_net import best_start
+from qcompiler.planning.ready import Ready, ranges_of, samples_for
+from qcompiler.planning.search.safety_net import SURE_DB, best_start
 from qcompiler.planning.simulation.noise import Measure
 from qcompiler.planning.simulation.simulator import Simulation, Use
+from qcompiler.recipe.budget import budget_of
 from qcompiler.recipe.tables import QfemTable, SafetyTable
 from qcompiler.statistics.observe import Observations
+from qcompiler.statistics.timed import Timed
+from qcompiler.support.foreseen import Foreseen, between
 from qcompiler.target import DType
 
 SPIKE = 100.0  # largest token over the median one, from which a layer would hide what is done for the others
@@ -128,3 +131,26 @@ class Climb:
             self._ready.share(uses),
             None if self._accepts is None else self._accepts(uses),
         )
+
+
+def samples_of(known: Timed, options: Planning) -> float:
+    """How many samples plans will be compared on."""
+    budget = budget_of(options.effort, options.search_time, known.macs, round(known.calibrate))
+    return min(samples_for(budget, options.safety.samples), known.choosing)
+
+
+def foreseen(known: Timed, options: Planning) -> Foreseen:
+    """What a climb runs: the plan of one calibrator at best, else that of each, beside the float model."""
+    samples = samples_of(known, options)
+    least, most = Foreseen(quantized=2 * samples), Foreseen(quantized=samples * (1 + ranges_of(options)))
+    return least if surely_met(known, options) else between(least, most)
+
+
+def surely_met(known: Timed, options: Planning) -> bool:
+    """Whether one sample, with all layers quantized, is so far above the goal that others will not miss it."""
+    return known.sqnr_db is not None and known.sqnr_db >= goal_of(options) + SURE_DB
+
+
+def surely_missed(known: Timed, options: Planning) -> bool:
+    """The same the other way round."""
+    return known.sqnr_db is not None and known.sqnr_db < goal_of(options) - SURE_DB

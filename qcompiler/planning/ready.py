@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from qcompiler.calibrators.auto import AUTO
+from qcompiler.calibrators.auto import AUTO, AUTO_RANGES, FP8_RANGES
 from qcompiler.ir import model as models
 from qcompiler.ir.macs import Shapes, tensors_for_shapes
 from qcompiler.ir.signature import Feeds
@@ -32,6 +32,8 @@ from qcompiler.runtime.work import count_macs
 from qcompiler.statistics.evidence import Lack
 from qcompiler.statistics.histogram import Histogram
 from qcompiler.statistics.observe import Observations, histograms
+from qcompiler.statistics.timed import Timed
+from qcompiler.support.foreseen import Foreseen
 from qcompiler.target import DType, Target
 from qcompiler.verification.metrics.halves import MetricHalves
 
@@ -171,6 +173,33 @@ def prepared(
     given = given_scales(layers.found, per_channel=options.per_channel)
     simulation = _simulation(model, large, offers, grids, given, observed, views, few, options)
     return Ready(asked, observed, shapes, macs, views, large, offers, spelled, grids, given, few, simulation)
+
+
+def foreseen(layers: Candidates, known: Timed, options: Planning) -> Foreseen:
+    """What `prepared` runs: how loud other samples are, means for bias correction, ranges of weights; and its session.
+
+    Args:
+        layers: that may be quantized.
+        known: one feed, and how many there are.
+        options: what is asked for.
+    """
+    louder = Foreseen(counted=known.choosing if options.calibrator == AUTO else 0, sessions=1)
+    means = Foreseen(quantized=known.kept if any(one.op == "Conv" for one in layers.found) else 0, sessions=1)
+    few = few_of(layers, known)
+    narrowed = Foreseen(quantized=2 * few * (1 + ranges_of(options)) if options.clip_weights else 0, sessions=1)
+    return louder + means + narrowed + Foreseen(sessions=1, copies=2)
+
+
+def few_of(layers: Candidates, known: Timed) -> float:
+    """How many samples comparisons are made on that are made often."""
+    groups = layers.by_activation
+    shapes = {name: (known.seen.histograms[name].count,) for name in groups if name in known.seen.histograms}
+    return min(safety_net.enough(shapes, groups, 1, FEW), known.choosing)
+
+
+def ranges_of(options: Planning) -> int:
+    """How many ranges are on offer for an activation."""
+    return len(AUTO_RANGES if DType.INT8 in options.formats else FP8_RANGES) if options.calibrator == AUTO else 1
 
 
 def _louder(

@@ -83,7 +83,7 @@ class Recorder:
 
     def __init__(self, tensors: Mapping[str, int], channels: int, feeds: int) -> None:
         self._axes = tensors
-        self._each = _rows_each(channels, feeds)
+        self._each = rows_each(channels, feeds)
         self._parts: dict[str, dict[int, Rows]] = {name: {} for name in tensors}  # by the index of the feed
 
     @property
@@ -109,7 +109,7 @@ class Recorder:
         return {name: _joined([parts[at] for at in sorted(parts)]) for name, parts in self._parts.items() if parts}
 
 
-def _rows_each(channels: int, feeds: int) -> int:
+def rows_each(channels: int, feeds: int) -> int:
     """Rows of each feed, so that all of them fit the memory that is allowed."""
     affordable = MOST_BYTES // (4 * max(channels, 1))
     return max(SPIKES + 4, min(MOST_ROWS, affordable) // feeds)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass, replace
 from itertools import islice
 from statistics import fmean
 from typing import Any
 
-import numpy as np
-
 from qcompiler.data.batches import BatchAxes
 from qcompiler.data.deal import Parts
+from qcompiler.data.samples import elements
 from qcompiler.data.source import Source, open_source
 from qcompiler.ir import model as models
 from qcompiler.ir.signature import Feeds, inputs_of
@@ -21,7 +19,7 @@ from qcompiler.runtime.work import count_macs
 from qcompiler.statistics.histogram import Histograms
 from qcompiler.statistics.observe import Observations, observe
 from qcompiler.statistics.points import Points
-from qcompiler.support.foreseen import Clock
+from qcompiler.support.foreseen import NO_SCORE, Clock, Scoring
 
 LOOKED_AT = 8  # feeds among which one of middling size is looked for
 KEPT = 16  # samples that outlive the observation, of each part that is kept
@@ -42,6 +40,8 @@ class Timed:
         runs: how often the model was run for all this.
         scale: seconds of a sample of middling size, where one of the timed feed takes 1.
         sqnr_db: of the outputs with all layers quantized on it; None where nobody has looked.
+        elements: of all inputs of a sample of middling size.
+        scoring: what it takes to ask the user's metric once; nothing where there is none.
     """
 
     clock: Clock
@@ -53,6 +53,8 @@ class Timed:
     runs: int
     scale: float = 1.0
     sqnr_db: float | None = None
+    elements: float = 1.0
+    scoring: Scoring = NO_SCORE
 
     @property
     def kept(self) -> float:
@@ -91,7 +93,7 @@ def timed(model: models.Model, points: Points, source: Source, parts: Parts, axe
         ModelError: the model cannot be run, or an output is NaN.
     """
     looked = list(islice(parts.calibrate, LOOKED_AT))
-    sizes = [_elements(feed) for feed in looked]
+    sizes = [elements(feed) for feed in looked]
     feed = looked[sizes.index(sorted(sizes)[len(sizes) // 2])]
     count = axes.count(feed)
     started = time.perf_counter()
@@ -107,7 +109,7 @@ def timed(model: models.Model, points: Points, source: Source, parts: Parts, axe
     laps = _Laps()
     seen = observe(model, points, again, axes=axes, advance=laps)
     laps(1)
-    scale = fmean(sizes) / max(_elements(feed), 1)  # feeds differ in length
+    scale = fmean(sizes) / max(elements(feed), 1)  # feeds differ in length
     each = scale / count
     calibrate, choose, judge = (part * count / (source.batch or 1) for part in parts.samples)
     return Timed(
@@ -119,6 +121,7 @@ def timed(model: models.Model, points: Points, source: Source, parts: Parts, axe
         judge,
         3 * runs,
         scale,
+        elements=max(fmean(sizes) / count, 1.0),
     )
 
 
@@ -145,7 +148,3 @@ def _shortest(session: OpenModel, feed: Feeds) -> tuple[float, int]:
     session.run(feed)
     laps(1)
     return min(first, laps.last), 2
-
-
-def _elements(feed: Feeds) -> int:
-    return sum(math.prod(np.shape(value)) for value in feed.values())

@@ -63,6 +63,28 @@ def _middle(least: float, most: float) -> float:
 
 
 @dataclass(frozen=True, slots=True)
+class Scoring:
+    """What it takes to ask a metric once.
+
+    Attributes:
+        seconds: of its own work, beside the runs of the model.
+        runs: of the model, counted in samples of the data.
+        split: it can be asked of single parts of its data, on answers that are known.
+    """
+
+    seconds: float = 0.0
+    runs: float = 0.0
+    split: bool = False
+
+    def asked(self, times: float, *, runs: float = 0.0, quantized: float = 0.0) -> Foreseen:
+        """So many scores, for which this part of its data is run by the float model and this by a quantized one."""
+        return Foreseen(runs=runs * self.runs, quantized=quantized * self.runs, seconds=times * self.seconds)
+
+
+NO_SCORE = Scoring()
+
+
+@dataclass(frozen=True, slots=True)
 class Clock:
     """What one timed run has shown of this model on this machine, in seconds.
 

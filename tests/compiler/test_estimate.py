@@ -114,6 +114,29 @@ def test_what_is_asked_for_changes_what_is_foreseen(
     assert told / 2 < done.shown.runs < 2 * told
 
 
+METRIC = """
+import numpy as np
+
+FEEDS = np.random.default_rng(3).standard_normal((24, 1, 16, 64)).astype(np.float32)
+asked = []
+
+def score(run):
+    asked.append(1)
+    return float(np.mean([run({"x": one})[0].std() for one in FEEDS]))
+"""
+
+
+def test_a_metric_is_foreseen_and_its_float_score_is_not_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "judge.py").write_text(METRIC, encoding="utf8")
+    wanted = {"metric": f"{tmp_path / 'judge.py'}:score", "max_drop": 0.5}
+    done = compiled(tmp_path, transformer(), samples(20, (16, 64)), monkeypatch, **wanted)
+    told, alone = done.manifest["estimate"], compiled(tmp_path, transformer(), samples(20, (16, 64)), monkeypatch)
+    assert told["runs"] / 2 < done.shown.runs < 2 * told["runs"]
+    assert told["runs"] > alone.manifest["estimate"]["runs"] + 24  # what judges runs it on all, whatever chose
+
+
 def test_few_runs_are_spent_on_the_estimate_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = compiled(tmp_path, transformer(), samples(40, (16, 64)), monkeypatch)
     assert done.shown.before < done.shown.runs / 5

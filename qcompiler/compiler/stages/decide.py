@@ -8,7 +8,6 @@ import time
 from collections.abc import Mapping
 from functools import partial
 
-from qcompiler.calibrators.auto import AUTO, AUTO_RANGES, FP8_RANGES
 from qcompiler.compiler import ladder
 from qcompiler.compiler.base import Compilation, Done, stage
 from qcompiler.compiler.subject import Planned, Subject
@@ -17,22 +16,25 @@ from qcompiler.outliers import llm_int8
 from qcompiler.plan import Plan
 from qcompiler.planning import dynamic, given
 from qcompiler.planning.chosen import Chosen, Planning
+from qcompiler.planning.climb import goal_of, samples_of, surely_met
 from qcompiler.planning.decisions import accounted, close
 from qcompiler.planning.placement import candidates
 from qcompiler.planning.planner import make_plan
-from qcompiler.planning.ready import Ready, samples_for
+from qcompiler.planning.ready import Ready, few_of, ranges_of
 from qcompiler.planning.search import qfem, safety_net
+from qcompiler.planning.search.goal import checks_for
 from qcompiler.planning.search.offers import opened
-from qcompiler.planning.search.safety_net import FEW, SafetyNet
+from qcompiler.planning.search.safety_net import SafetyNet
 from qcompiler.planning.search.take import Pinned, at_point, next_point
 from qcompiler.recipe.budget import budget_of
 from qcompiler.runtime.memory import return_freed_memory
 from qcompiler.runtime.work import count_macs, count_macs_without_data
 from qcompiler.statistics.timed import Timed
-from qcompiler.support.foreseen import NOTHING, Foreseen
-from qcompiler.target import DType, Target
+from qcompiler.support.foreseen import NOTHING, Foreseen, between
+from qcompiler.target import Target
 from qcompiler.verification.compare import Verification
 from qcompiler.verification.gates import Gates
+from qcompiler.verification.metrics import halves
 from qcompiler.verification.metrics.halves import MetricHalves
 from qcompiler.verification.verdict import acceptable
 from qcompiler.weight_only import give_back, record
@@ -131,35 +133,30 @@ def _short(verification: Verification, gates: Gates) -> float:
 
 
 def foreseen(subject: Subject, known: Timed, planning: Planning) -> Foreseen:
-    """What the first plan takes: what is known of other samples, means for bias correction, and the search.
+    """What the first plan takes beyond what was prepared and run for *calibrate*; the metric is asked of some plans.
 
     Where a gate is missed, others follow.
     """
-    options, layers = planning, subject.layers
-    groups = layers.by_activation
-    if not groups or not options.formats or options.dynamic:
+    groups = subject.layers.by_activation
+    if not groups or not planning.formats or planning.dynamic:
         return NOTHING
-    auto = options.calibrator == AUTO
-    shapes = {name: (known.seen.histograms[name].count,) for name in groups if name in known.seen.histograms}
-    ranges = len(AUTO_RANGES if DType.INT8 in options.formats else FP8_RANGES) if auto else 1
-    louder = Foreseen(counted=known.choosing if auto else 0, sessions=1)
-    means = Foreseen(quantized=known.kept if any(one.op == "Conv" for one in layers.found) else 0, sessions=1)
-    few = min(safety_net.enough(shapes, groups, 1, FEW), known.choosing)
-    budget = budget_of(options.effort, options.search_time, known.macs, round(known.calibrate))
-    samples = min(samples_for(budget, options.safety.samples), known.choosing)
-    narrowed = Foreseen(quantized=2 * few * (1 + ranges) if options.clip_weights else 0, sessions=1)
-    spared = Foreseen(quantized=few * (1 + ranges) if options.qfem.alpha != "off" else 0)
+    ranges, samples, few = ranges_of(planning), samples_of(known, planning), few_of(subject.layers, known)
+    budget = budget_of(planning.effort, planning.search_time, known.macs, round(known.calibrate))
+    spared = Foreseen(quantized=few * (1 + ranges))
+    may_spare = planning.qfem.alpha != "off" and not surely_met(known, planning)
     searched = safety_net.foreseen(
         groups=len(groups),
-        formats=len(options.formats),
+        formats=len(planning.formats),
         ranges=ranges,
-        few=max(1, min(samples, budget // 2 // (len(groups) * len(options.formats)))),
+        few=max(1, min(samples, budget // 2 // (len(groups) * len(planning.formats)))),
         samples=samples,
         runs=budget,
-        target_db=max(options.safety.target_sqnr_db, options.min_sqnr or -math.inf),
+        target_db=goal_of(planning),
         sqnr_db=-math.inf if known.sqnr_db is None else known.sqnr_db,
     )
-    return louder + means + narrowed + spared + searched
+    asked = halves.foreseen_loss(known.scoring)
+    most = checks_for(planning.effort, planning.search_time)
+    return between(NOTHING, spared if may_spare else NOTHING) + searched + between(asked, asked.times(most))
 
 
 def stricter(

@@ -9,21 +9,34 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from qcompiler.compiler import ladder
 from qcompiler.compiler.base import Compilation, Done, checked, stage, tell_undone
 from qcompiler.compiler.subject import Subject
 from qcompiler.outliers.equalized import equalized
 from qcompiler.planning.chosen import Planning
-from qcompiler.planning.climb import Climb
+from qcompiler.planning.climb import Climb, surely_met, surely_missed
+from qcompiler.planning.climb import foreseen as foreseen_climb
 from qcompiler.planning.ready import ROOM_DB, Ready, prepared
+from qcompiler.planning.ready import foreseen as foreseen_prepared
 from qcompiler.planning.search.checks import Samples, by_metric, by_sqnr
-from qcompiler.planning.search.goal import DEFAULT_DROP
+from qcompiler.planning.search.goal import DEFAULT_DROP, counted
 from qcompiler.planning.search.offers import opened
 from qcompiler.planning.search.watch import Watch
-from qcompiler.planning.simulation.simulator import Simulation, Use
+from qcompiler.planning.simulation.simulator import Simulation, Simulator, Use
+from qcompiler.statistics.timed import Timed
+from qcompiler.support.foreseen import NOTHING, Foreseen, between
 from qcompiler.target import Target
+from qcompiler.verification.metrics import halves as metric_halves
+from qcompiler.verification.metrics.clocked import Clocked
 from qcompiler.verification.metrics.halves import MetricHalves
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from qcompiler.verification.metric import Feeds
 
 FORCED = "--equalize asked for it: it was done before anything was observed"
 
@@ -39,14 +52,14 @@ def calibrate(run: Compilation, subject: Subject, target: Target, planning: Plan
     """
     if planning.dynamic or not planning.formats or not subject.seen.kept:
         return Done(subject)
-    started = time.perf_counter()
+    started, clocked = time.perf_counter(), run.lent(Clocked)
     with run.working():
         model = opened(subject.model, subject.layers.found)
         ready = prepared(model, subject.layers, subject.seen, planning, target)
         if ready.simulation is None:
             return Done(subject)
         simulation = ready.simulation
-        ready, accepts = _metric(subject, ready, simulation, planning)
+        ready, accepts = _metric(subject, ready, simulation, planning, clocked)
         climb = Climb(ready, simulation, planning, accepts)
         seen = ladder.Seen(subject, planning, target)
         first = climb.first()
@@ -76,9 +89,16 @@ def calibrate(run: Compilation, subject: Subject, target: Target, planning: Plan
 
 
 def _metric(
-    subject: Subject, ready: Ready, simulation: Simulation, planning: Planning
+    subject: Subject, ready: Ready, simulation: Simulation, planning: Planning, clocked: Clocked | None
 ) -> tuple[Ready, Callable[[Mapping[str, Use]], bool] | None]:
     """What the user's metric says of plans, where there is one: it is the goal then, and dB are not.
+
+    Args:
+        subject: with the metric.
+        ready: the layers.
+        simulation: that tries them.
+        planning: what is asked for.
+        clocked: the metric, where it was measured on the same model already.
 
     Returns:
         What a plan is searched with, and the metric's float score with it; whether a plan holds the goal.
@@ -86,13 +106,21 @@ def _metric(
     if subject.judge.metric is None:
         return ready, None
     simulator = simulation.simulator
-    halves = MetricHalves(subject.judge.metric, lambda feeds: simulator.infer(dict(feeds), {}))
+    run_float = partial(_float, simulator)
+    if clocked is not None and clocked.model is subject.model:
+        halves = clocked.halves.answered_by(run_float)
+    else:
+        halves = MetricHalves(subject.judge.metric, run_float)
     limit = DEFAULT_DROP if planning.max_drop is None else planning.max_drop
     least = None
     if planning.min_sqnr is not None:
         least = by_sqnr(Samples(simulator, ready.observed.choosing), planning.min_sqnr)
-    check = by_metric(halves, simulator, limit, least)
+    check = counted(by_metric(halves, simulator, limit, least))
     return dataclasses.replace(ready, halves=halves), lambda uses: check(uses).holds
+
+
+def _float(simulator: Simulator, feeds: Feeds) -> Mapping[str, NDArray[Any]]:
+    return simulator.infer(dict(feeds), {})
 
 
 @stage(judged=True)
@@ -149,6 +177,32 @@ def equalize(
     if not kept:
         return Done(subject, ladder.record(told))
     return Done(after.with_(standing=standing), ladder.record(told), passes)
+
+
+def foreseen_calibrate(subject: Subject, known: Timed, planning: Planning) -> Foreseen:
+    """What is prepared for all that comes, and everything quantized at once, in one calibrator's ranges or in all.
+
+    The metric, where there is one, is asked for each of these plans.
+    """
+    if planning.dynamic or not planning.formats or not subject.layers.found:
+        return NOTHING
+    climbed = foreseen_prepared(subject.layers, known, planning) + foreseen_climb(known, planning)
+    asked = metric_halves.foreseen_loss(known.scoring)
+    return climbed + between(asked, asked.times(2))
+
+
+def foreseen_equalize(
+    subject: Subject, known: Timed, target: Target, planning: Planning, forced: bool = False
+) -> Foreseen:
+    """What is measured again of an equalized model, and a climb; nothing where it is known to be of no help."""
+    if planning.dynamic or not planning.formats or forced or surely_met(known, planning):
+        return NOTHING
+    seen = ladder.Seen(subject.with_(seen=known.seen), planning, target)
+    if not ladder.EQUALIZE.helps(seen).can:
+        return NOTHING
+    again = Foreseen(runs=6, counted=known.kept, sessions=4, copies=1)
+    every = again + foreseen_prepared(subject.layers, known, planning) + foreseen_climb(known, planning)
+    return every if surely_missed(known, planning) else between(NOTHING, every)
 
 
 def _since(started: float) -> float:

@@ -17,6 +17,7 @@ from qcompiler.errors import DataError, EngineError
 from qcompiler.planning.changes import changeable
 from qcompiler.planning.chosen import Chosen
 from qcompiler.planning.costly import Descent, Faster, all_high
+from qcompiler.support.foreseen import Foreseen
 
 
 @dataclass(frozen=True)
@@ -158,3 +159,8 @@ def nothing_left(one: Faster) -> str | None:
         f"everything is in {spelled}: --objective time asks for the least predicted time, and no part of this model is "
         "predicted to be faster quantized. --objective share quantizes all that accuracy allows"
     )
+
+
+def foreseen(preflight: float) -> Foreseen:
+    """The model in high precision is built again, which takes as long as the trial build did, in seconds."""
+    return Foreseen(seconds=preflight)

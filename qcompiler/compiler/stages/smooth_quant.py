@@ -10,10 +10,11 @@ from qcompiler.compiler.subject import Subject
 from qcompiler.ir import model as models
 from qcompiler.outliers.smooth_quant import groups, trials
 from qcompiler.planning.chosen import Planning
-from qcompiler.planning.climb import Climb, Standing
+from qcompiler.planning.climb import Climb, Standing, surely_met, surely_missed
+from qcompiler.planning.climb import foreseen as foreseen_climb
 from qcompiler.planning.ready import Ready, prepared
+from qcompiler.planning.ready import foreseen as foreseen_prepared
 from qcompiler.planning.search.offers import opened
-from qcompiler.planning.search.safety_net import SURE_DB
 from qcompiler.planning.search.watch import Watch
 from qcompiler.runtime.memory import return_freed_memory
 from qcompiler.statistics.timed import Timed
@@ -110,12 +111,22 @@ def _told(
     return ladder.climbed(RUNG, help.why, before, after, seconds, runs, kept=kept)
 
 
-def foreseen(subject: Subject, known: Timed, planning: Planning, options: trials.SmoothQuantOptions | None) -> Foreseen:
-    """What trials run where anything can be smoothed; nothing at all where the rung turns out to be of no help."""
-    if options is None or not trials.smoothable(subject.layers.found, known.seen, options.table):
+def foreseen(
+    subject: Subject, known: Timed, target: Target, planning: Planning, options: trials.SmoothQuantOptions | None
+) -> Foreseen:
+    """What trials run and compute, and a climb behind them; nothing where one feed says that it is of no help."""
+    found = subject.layers.found
+    if options is None or not trials.smoothable(found, known.seen, options.table):
         return NOTHING
-    tried = trials.foreseen(subject.layers.found, known, options)
-    if options.table.alpha != "auto":
-        return tried
-    goal = max(planning.safety.target_sqnr_db, planning.min_sqnr or 0.0)
-    return NOTHING if (known.sqnr_db or 0.0) >= goal + SURE_DB else between(NOTHING, tried)
+    behind = foreseen_prepared(subject.layers, known, planning) + foreseen_climb(known, planning)
+    if ladder.ordered(options):
+        return trials.foreseen(subject.model, found, known, options) + behind
+    if surely_met(known, planning) or not RUNG.helps(ladder.Seen(_seen(subject, known), planning, target, options)).can:
+        return NOTHING
+    tried = trials.foreseen(subject.model, found, known, options) + behind
+    return tried if surely_missed(known, planning) else between(NOTHING, tried)
+
+
+def _seen(subject: Subject, known: Timed) -> Subject:
+    """As if the one feed were all there is."""
+    return subject.with_(seen=known.seen)

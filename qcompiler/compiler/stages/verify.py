@@ -20,6 +20,7 @@ from qcompiler.verification.compare import verify as compare
 from qcompiler.verification.finite_on_all import Finiteness, finite_on_all
 from qcompiler.verification.held_out import runs_of
 from qcompiler.verification.metric import score_of
+from qcompiler.verification.metrics.halves import foreseen_scores
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def verify(
     return Done(Proof(found, without), {"verification": found.to_json(), **_of_prefix(subject, found, without)})
 
 
-def foreseen(subject: Subject, known: Timed, options: VerifyOptions) -> Foreseen:
+def foreseen(known: Timed, options: VerifyOptions) -> Foreseen:
     """Both models on what judges, on a few samples of the other parts, and for the drift; the metric where it tells.
 
     Where the layer that is to blame is looked for, the samples of the drift are run again for those suspected.
@@ -117,8 +118,9 @@ def foreseen(subject: Subject, known: Timed, options: VerifyOptions) -> Foreseen
         return NOTHING
     judging = min(options.samples, known.judge or options.samples)
     others = sum(min(max(1, judging // 4), part) for part in (known.calibrate, known.choose))
-    each = judging + others + runs_of(subject.judge.metric) / 2
+    each = judging + others
     compared = Foreseen(runs=each, quantized=each, sessions=2, copies=2)
+    compared += foreseen_scores(known.scoring, halved=options.halves)
     few = min(DRIFT_SAMPLES, judging)
     drift = Foreseen(runs=few, quantized=few, sessions=3)
     return compared + between(drift, drift.times(3))

@@ -20,6 +20,7 @@ from qcompiler.judge.views import find_views
 from qcompiler.numerics.rounding import format_of
 from qcompiler.numerics.sqnr import decibel
 from qcompiler.outliers.smooth_quant.alpha import Choice
+from qcompiler.outliers.smooth_quant.cost import seconds_of_choice
 from qcompiler.outliers.smooth_quant.groups import SmoothGroup, channel_axes, choose_scales, observed_again
 from qcompiler.passes.base import Report
 from qcompiler.passes.channels.smooth_quant import SmoothQuant
@@ -404,10 +405,11 @@ def measure(
     return reached, probe.runs
 
 
-def foreseen(found: Sequence[Candidate], known: Timed, options: SmoothQuantOptions) -> Foreseen:
+def foreseen(model: models.Model, found: Sequence[Candidate], known: Timed, options: SmoothQuantOptions) -> Foreseen:
     """What trials run: two at least where alphas are chosen, and with every fixed alpha where these gain too little.
 
     Args:
+        model: the float model, normalised.
         found: layers that may be smoothed among others.
         known: one feed, and how many there are.
         options: what is asked for.
@@ -422,6 +424,15 @@ def foreseen(found: Sequence[Candidate], known: Timed, options: SmoothQuantOptio
     methods = 1 if options.calibrator != "auto" else len(RANGES_FP8 if options.dtype is DType.FP8 else RANGES)
     means = any(one.op == "Conv" for one in found)  # only these are corrected
     attempt = Foreseen(quantized=judged * (1 + methods + means), counted=known.kept, sessions=2 + means, copies=2)
-    rows = Foreseen(runs=known.kept, sessions=1)
+    groups = candidates.smoothable(candidates.by_activation(found))
+    chosen = seconds_of_choice(
+        model,
+        {name: groups[name] for name in channel_axes(groups, options.table)},
+        known,
+        calibrator=options.calibrator,
+        per_channel=options.per_channel,
+        format=format_of(options.dtype),
+    )
+    rows = Foreseen(runs=known.kept, sessions=1, seconds=chosen)
     least, most = attempt.times(2), attempt.times(2 + len(FIXED)) + fold
     return rows + probe + between(least, most)

@@ -310,7 +310,9 @@ def _worst(noise: Noise) -> float:
 def foreseen(
     *, groups: int, formats: int, ranges: int, few: float, samples: float, runs: int, target_db: float, sqnr_db: float
 ) -> Foreseen:
-    """What `find_net` runs: at best one plan, else one for each calibrator and what may be spent on single groups.
+    """What `find_net` runs beyond the plans of single calibrators, which *calibrate* has run for it in that session.
+
+    At best one plan is held against the goal on all samples, else there is what may be spent on single groups.
 
     Args:
         groups: of layers.
@@ -322,10 +324,11 @@ def foreseen(
         target_db: what is aimed at.
         sqnr_db: what one sample with all groups quantized leaves; minus infinity where nobody looked.
     """
-    least = Foreseen(quantized=2 * samples, sessions=1, copies=2)
+    least = Foreseen(quantized=2 * samples, copies=2)
     if formats == 1 and sqnr_db >= target_db + SURE_DB:
         return least
     alone = min(groups * formats * few, runs / 2)
     spent = min(alone + groups * formats * ranges * few + ROUNDS_KEPT * samples, runs)
-    whole = Foreseen(quantized=samples * (1 + formats * ranges) + spent, sessions=1, copies=2)
-    return whole if sqnr_db < target_db else between(least, whole)
+    other = samples * ranges * (formats - 1)
+    whole = Foreseen(quantized=2 * samples + other + spent, copies=2)
+    return whole if sqnr_db < target_db - SURE_DB else between(least, whole)

@@ -20,6 +20,7 @@ cannot be measured one by one, it is a quarter of the limit.
 from __future__ import annotations
 
 import bisect
+import copy
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ import numpy as np
 
 from qcompiler.data.spread import Spreads
 from qcompiler.errors import UsageError
+from qcompiler.support.foreseen import Foreseen, Scoring, between
 from qcompiler.verification.metric import MetricFunction, Score
 
 if TYPE_CHECKING:
@@ -83,6 +85,7 @@ class MetricHalves:
     Attributes:
         float_score: of the float model.
         why: why it cannot be split, in words; "" where it can.
+        scores: how often it was asked for that: twice where it must be seen whether it repeats itself.
         evaluations: how often it was measured beyond that.
 
     Raises:
@@ -98,7 +101,7 @@ class MetricHalves:
         advance: Callable[[], None] | None = None,
     ) -> None:
         self._metric = metric if isinstance(metric, MetricFunction) else MetricFunction.of(metric)
-        self._room, self.evaluations = room, 0
+        self._room, self.evaluations, self.scores = room, 0, 1
         self._float = _Answers(run_float, room)
         self._calls: list[_Call] = []
         self.float_score = self._metric.score(_noting(self._float, self._calls), advance)
@@ -112,9 +115,20 @@ class MetricHalves:
         return self._metric.name
 
     @property
+    def complete(self) -> bool:
+        """Whether all answers of the float model are kept."""
+        return self._float.complete
+
+    @property
     def higher_is_better(self) -> bool:
         """The direction of the metric."""
         return self._metric.higher_is_better
+
+    def answered_by(self, run_float: Run) -> MetricHalves:
+        """The same, with what was not kept of the float model's answers given by another session of that model."""
+        other = copy.copy(self)
+        other._float = self._float.by(run_float)
+        return other
 
     def loss(self, run: Run, half: Collection[int] = CHOOSING, *, limit: float = math.inf) -> HalfLoss:
         """What a quantized model loses in one half; in all of the metric where it cannot be split.
@@ -187,6 +201,7 @@ class MetricHalves:
         if not self._float.complete:
             return ""
         again: list[_Call] = []
+        self.scores += 1
         second = self._metric.score(_noting(self._float, again))
         if again != self._calls:
             return "it feeds other data in each run"
@@ -268,6 +283,21 @@ def halves_of(metric: str | Metric) -> Callable[[Run, Run | None, Callable[[], N
     return both
 
 
+def foreseen_loss(scoring: Scoring) -> Foreseen:
+    """What `MetricHalves.loss` runs: one half, and where that holds, each of its parts for the margin."""
+    if not scoring.split:
+        return scoring.asked(1, quantized=1)
+    half = len(CHOOSING) / CHUNKS
+    return between(scoring.asked(1, quantized=half), scoring.asked(1 + len(CHOOSING), quantized=half))
+
+
+def foreseen_scores(scoring: Scoring, *, halved: bool) -> Foreseen:
+    """What it takes to score both models: `halves_of`, or `metric.scoring_of`."""
+    if not halved:
+        return scoring.asked(2, runs=1, quantized=1)
+    return scoring.asked(5 + len(JUDGING) if scoring.split else 3, runs=1, quantized=1)
+
+
 @dataclass(frozen=True, slots=True)
 class _Call:
     """What one call was fed with.
@@ -305,6 +335,12 @@ class _Answers:
         self._run, self._room = run, room
         self._kept: dict[bytes, Answer] = {}
         self.held, self.complete = 0, True
+
+    def by(self, run: Run) -> _Answers:
+        """The same answers, others to come from `run`."""
+        other = _Answers(run, self._room)
+        other._kept, other.held, other.complete = dict(self._kept), self.held, self.complete
+        return other
 
     def __call__(self, feeds: Feeds) -> Answer:
         """The answer; of its own arrays, which the metric may write into."""
