@@ -39,7 +39,7 @@ from qcompiler.planning.chosen import Planning
 from qcompiler.planning.simulation.first_look import first_look
 from qcompiler.report.figures import size
 from qcompiler.statistics.timed import Timed, timed
-from qcompiler.support.foreseen import Foreseen, Scoring
+from qcompiler.support.foreseen import Foreseen, ScoreWork
 from qcompiler.support.machine import available_memory, memory_in_use, peak_memory_mb
 from qcompiler.support.outlook import rounded
 from qcompiler.target import DType
@@ -199,7 +199,7 @@ def _scored(run: Compilation, subject: Subject, known: Timed, asked: Asked) -> T
         return known
     runs = runs_of(metric) / 2
     if runs:
-        return replace(known, scoring=Scoring(runs=runs))
+        return replace(known, scoring=ScoreWork(runs=runs))
     found = clocked(metric, subject.model)
     run.lend(found)
     return replace(known, scoring=found.scoring(known.elements))

@@ -104,6 +104,15 @@ def held_out(found: Mapping[str, Any]) -> str:
     return f"held out, the other half alone: {moved({'drop': halves.get('judging_loss')})}"
 
 
+def both_halves(found: Mapping[str, Any]) -> str:
+    """What each half of a metric lost, and which of them chose; "" where nothing was chosen by that metric."""
+    halves = found.get("halves")
+    if not halves or not halves.get("split"):
+        return held_out(found)
+    judging, choosing = (moved({"drop": halves.get(f"{which}_loss")}) for which in ("judging", "choosing"))
+    return f"of that {judging} in the half that judges, held out, and {choosing} in the half that chose"
+
+
 def score(found: Mapping[str, Any]) -> str:
     """`0.976 → 0.974`, float to quantized."""
     return f"{short(found.get('float_score'))} → {short(found.get('quantized_score'))}"

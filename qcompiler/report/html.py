@@ -18,6 +18,7 @@ from qcompiler.report.figures import (
     QUANTIZED,
     STORING,
     audited,
+    both_halves,
     broken,
     bytes_of,
     count,
@@ -165,7 +166,8 @@ def _figures(manifest: Record) -> Iterable[tuple[str, str, str, str]]:
     if found.get("score"):
         most, drop = number(recipe.get("max_drop")), number(found["score"]["drop"])
         good = "" if most is None or drop is None else "good" if drop <= most else "poor"
-        small = f"{moved(found['score'])} against float: {found['score']['name']}"
+        held = both_halves(found["score"])
+        small = f"{moved(found['score'])} against float{', ' * bool(held)}{held}: {found['score']['name']}"
         yield "metric", score(found["score"]), small, good
     if found:
         value, varies = number(found["worst_sqnr_db"]), views.varying(found)

@@ -19,7 +19,7 @@ from qcompiler.runtime.work import count_macs
 from qcompiler.statistics.histogram import Histograms
 from qcompiler.statistics.observe import Observations, observe
 from qcompiler.statistics.points import Points
-from qcompiler.support.foreseen import NO_SCORE, Clock, Scoring
+from qcompiler.support.foreseen import NO_SCORE, Clock, ScoreWork
 
 LOOKED_AT = 8  # feeds among which one of middling size is looked for
 KEPT = 16  # samples that outlive the observation, of each part that is kept
@@ -54,7 +54,7 @@ class Timed:
     scale: float = 1.0
     sqnr_db: float | None = None
     elements: float = 1.0
-    scoring: Scoring = NO_SCORE
+    scoring: ScoreWork = NO_SCORE
 
     @property
     def kept(self) -> float:

@@ -63,7 +63,7 @@ def _middle(least: float, most: float) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Scoring:
+class ScoreWork:
     """What it takes to ask a metric once.
 
     Attributes:
@@ -81,7 +81,7 @@ class Scoring:
         return Foreseen(runs=runs * self.runs, quantized=quantized * self.runs, seconds=times * self.seconds)
 
 
-NO_SCORE = Scoring()
+NO_SCORE = ScoreWork()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from qcompiler.report.figures import (
+    both_halves,
     broken,
     channels,
     count,
@@ -90,3 +91,11 @@ def test_a_warning_that_says_the_verdict_again_is_left_out() -> None:
 )
 def test_what_is_held_out_is_said(halves: Any, says: str) -> None:
     assert held_out({"halves": halves}) == says
+
+
+def test_both_halves_of_a_metric_are_told_apart() -> None:
+    halves = {"split": True, "judging_loss": 0.0033, "choosing_loss": 0.001}
+    told = both_halves({"halves": halves})
+    assert told == "of that −0.33 % in the half that judges, held out, and −0.10 % in the half that chose"
+    assert both_halves({"halves": {"split": False}}) == "in sample: all of it chose"
+    assert both_halves({}) == ""

@@ -125,6 +125,15 @@ def test_figures_are_coloured_by_the_gates_and_without_one_by_what_is_doubtful(t
     ]
 
 
+def test_the_tile_of_a_metric_has_the_half_that_judges_and_the_one_that_chose(tmp_path: Path) -> None:
+    record = example(tmp_path)
+    halves = {"split": True, "judging_loss": 0.0033, "choosing_loss": 0.001}
+    found = {**record["verification"], "score": {**record["verification"]["score"], "halves": halves}}
+    text = html.render({**record, "verification": found})
+    assert "of that −0.33 % in the half that judges, held out, and −0.10 % in the half that chose" in text
+    assert "the half that chose" not in html.render(record)
+
+
 def test_suspects_are_listed_with_what_repairing_them_does(tmp_path: Path) -> None:
     record = example(tmp_path)
     suspect = {"node": EVIL, "op": "Conv", "own_db": 3.1, "end": "boxes", "end_db": 4.2, "repaired_db": "inf"}

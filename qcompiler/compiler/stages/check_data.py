@@ -17,6 +17,7 @@ from qcompiler.ir import decoder_io
 from qcompiler.planning.search import deciders
 from qcompiler.statistics.evidence import ALWAYS_ZERO
 from qcompiler.verification.compare import Verification
+from qcompiler.verification.metrics.halves import CHUNKS
 
 CALIBRATION = "calibration data"
 JUDGING = "data that the result is judged on"
@@ -66,13 +67,18 @@ def check_data(run: Compilation, subject: Subject, options: CheckDataOptions) ->
 
 @stage(kept=False)
 def check_metric_data(run: Compilation, subject: Subject, verification: Verification | None) -> Done[None]:
-    """Warnings where they were not prepared alike.
+    """Warnings where they were not prepared alike, or where all of the metric has chosen, so that none of it judges.
 
     Args:
         subject: observed.
         verification: with the score, whose feeds were watched; None where nothing was compared.
     """
     score = None if verification is None else verification.score
+    if score is not None and score.halves is not None and not score.halves["split"]:
+        run.warn(
+            f"metric '{score.name}' is in sample: all of it has chosen the plan, as {score.halves['why']}. "
+            f"Let it feed its data in {CHUNKS} calls or more, the same in each run, so that one half can judge"
+        )
     if score is None or not score.fed or subject.samples is None or subject.samples.random:
         return Done(None)
     for text in lacks.ids(score.fed, decoder_io.looked_up(subject.reference.graph), METRIC):

@@ -46,6 +46,8 @@ def goal_line(goal: Record) -> str:
         text += f", chosen by {goal['objective']}"
     met = goal.get("met")
     text += "" if met is None else ": met" if met else ": not met"
+    if goal.get("in_sample"):
+        text += f", in sample: all of the metric chose, as {goal['in_sample']}"
     return f"{text}. {goal['why']}" if goal.get("why") else f"{text}."
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from qcompiler.data.samples import elements
 from qcompiler.ir import model as models
-from qcompiler.support.foreseen import Scoring
+from qcompiler.support.foreseen import ScoreWork
 from qcompiler.verification.metric import runner_of
 from qcompiler.verification.metrics.halves import MetricHalves
 
@@ -33,9 +33,9 @@ class Clocked:
     own: float
     fed: int
 
-    def scoring(self, elements: float) -> Scoring:
+    def scoring(self, elements: float) -> ScoreWork:
         """What one score takes, where a sample of the data has so many elements."""
-        return Scoring(self.own, self.fed / elements, split=not self.halves.why)
+        return ScoreWork(self.own, self.fed / elements, split=not self.halves.why)
 
 
 def clocked(metric: str | Metric, model: models.Model) -> Clocked:

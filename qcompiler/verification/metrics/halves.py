@@ -8,6 +8,9 @@ answered by the float model or by the quantized one:
     choosing   float quantized float ...      what this costs against float, the choosing half loses
     judging    quantized float quantized ...  and this the judging half
 
+Where there are few calls of large batches, the samples in them take the place of the calls: of one answer, some samples
+are then float and others quantized (`metrics.rows`).
+
 Both together lose about what the whole does; of a mean over samples exactly that. A plan is accepted where
 
     loss(choosing) * calls / calls(choosing) + margin <= limit
@@ -31,8 +34,9 @@ import numpy as np
 
 from qcompiler.data.spread import Spreads
 from qcompiler.errors import UsageError
-from qcompiler.support.foreseen import Foreseen, Scoring, between
+from qcompiler.support.foreseen import Foreseen, ScoreWork, between
 from qcompiler.verification.metric import MetricFunction, Score
+from qcompiler.verification.metrics.rows import BatchRows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -104,9 +108,12 @@ class MetricHalves:
         self._room, self.evaluations, self.scores = room, 0, 1
         self._float = _Answers(run_float, room)
         self._calls: list[_Call] = []
-        self.float_score = self._metric.score(_noting(self._float, self._calls), advance)
+        first: list[Feeds] = []
+        self.float_score = self._metric.score(_noting(self._float, self._calls, first), advance)
         starts = getattr(self._metric.function, "cuts", None)  # of a metric that knows where its samples begin
         self._starts: Sequence[int] = range(len(self._calls)) if starts is None else starts
+        self._rows = None if starts is not None or len(self._calls) >= CHUNKS else BatchRows.of(self._float, *first)
+        self._counts = [1 if self._rows is None else self._rows.count(call.shapes) for call in self._calls]
         self.why = self._why_not()
 
     @property
@@ -162,8 +169,7 @@ class MetricHalves:
             lost = self._lost(self._whole(answers))
             return HalfLoss(lost, lost, None, split=False)
         lost = self._lost(mixed)
-        calls = sum(self._chunk(call) in half for call in range(len(self._calls)))
-        whole = lost * len(self._calls) / calls
+        whole = lost * sum(self._counts) / sum(sum(self._wanted(call, half)) for call in range(len(self._calls)))
         return HalfLoss(lost, whole, self._margin(answers, half) if whole <= limit else None, split=True)
 
     def score(self, run: Run, *, advance: Callable[[], None] | None = None, known: float | None = None) -> Score:
@@ -195,9 +201,10 @@ class MetricHalves:
 
     def _why_not(self) -> str:
         """Whether it repeats itself is seen where that costs nothing: once more, on the answers that are kept."""
-        units = len(self._starts)
+        units = len(self._starts) if self._rows is None else sum(self._counts)
         if units < CHUNKS:
-            return f"it runs the model on {units} parts of its data, and a half needs {CHUNKS // 2} at least"
+            inside = "" if self._rows is not None else " with no batch that could be taken apart"
+            return f"it runs the model on {units} parts of its data{inside}, and a half needs {CHUNKS // 2} at least"
         if not self._float.complete:
             return ""
         again: list[_Call] = []
@@ -208,18 +215,25 @@ class MetricHalves:
         same = second == self.float_score or (math.isnan(second) and math.isnan(self.float_score))
         return "" if same else "it gives another score in each run"
 
-    def _chunk(self, call: int) -> int:
-        unit = bisect.bisect_right(self._starts, call) - 1
-        return max(unit, 0) * CHUNKS // len(self._starts)
+    def _wanted(self, call: int, chunks: Collection[int]) -> list[bool]:
+        """Of each sample of a call, or of all of it as one, whether it lies in these chunks."""
+        if self._rows is None:
+            unit = bisect.bisect_right(self._starts, call) - 1
+            return [max(unit, 0) * CHUNKS // len(self._starts) in chunks]
+        before = sum(self._counts[:call])
+        return [unit * CHUNKS // sum(self._counts) in chunks for unit in range(before, before + self._counts[call])]
 
     def _mixed(self, answers: _Answers, quantized: Collection[int]) -> float | None:
         """The score with these chunks quantized and the others float; None where it turns out to have no chunks."""
         seen: list[_Call] = []
-        chosen = {call for call in range(len(self._calls)) if self._chunk(call) in quantized}
+        wanted = [self._wanted(call, quantized) for call in range(len(self._calls))]
 
         def run(feeds: Feeds) -> Answer:
             seen.append(_Call.of(feeds))
-            return (answers if len(seen) - 1 in chosen else self._float)(feeds)
+            chosen = wanted[len(seen) - 1] if len(seen) <= len(wanted) else [False]
+            if self._rows is None or all(chosen) or not any(chosen):
+                return (answers if chosen[0] else self._float)(feeds)
+            return self._rows.mixed(self._float(feeds), answers(feeds), chosen)
 
         self.evaluations += 1
         try:
@@ -283,7 +297,7 @@ def halves_of(metric: str | Metric) -> Callable[[Run, Run | None, Callable[[], N
     return both
 
 
-def foreseen_loss(scoring: Scoring) -> Foreseen:
+def foreseen_loss(scoring: ScoreWork) -> Foreseen:
     """What `MetricHalves.loss` runs: one half, and where that holds, each of its parts for the margin."""
     if not scoring.split:
         return scoring.asked(1, quantized=1)
@@ -291,7 +305,7 @@ def foreseen_loss(scoring: Scoring) -> Foreseen:
     return between(scoring.asked(1, quantized=half), scoring.asked(1 + len(CHOOSING), quantized=half))
 
 
-def foreseen_scores(scoring: Scoring, *, halved: bool) -> Foreseen:
+def foreseen_scores(scoring: ScoreWork, *, halved: bool) -> Foreseen:
     """What it takes to score both models: `halves_of`, or `metric.scoring_of`."""
     if not halved:
         return scoring.asked(2, runs=1, quantized=1)
@@ -358,10 +372,12 @@ class _Answers:
         return found
 
 
-def _noting(run: Run, calls: list[_Call]) -> Run:
-    """The same, noting what is fed."""
+def _noting(run: Run, calls: list[_Call], first: list[Feeds] | None = None) -> Run:
+    """The same, noting what is fed; `first` gets a copy of the first feeds."""
 
     def noted(feeds: Feeds) -> Answer:
+        if first is not None and not first:
+            first.append({name: np.array(array) for name, array in feeds.items()})
         calls.append(_Call.of(feeds))
         return run(feeds)
 

@@ -121,17 +121,18 @@ def test_a_layer_that_is_too_small_for_int8_lacks_nothing(tmp_path: Path) -> Non
     assert not any("fewer than" in text for text in found["warnings"])
 
 
-def scored(case: Case, factor: float) -> list[str]:
-    """Warnings of a compile whose metric feeds the calibration data times a factor."""
+def scored(case: Case, factor: float, rows: int | None = None) -> list[str]:
+    """Warnings of a compile whose metric feeds some rows of the calibration data times a factor, at once."""
     file = case.folder / "metric.py"
     file.write_text(
         "import numpy as np\n"
         f"X = np.load(r'{case.data}')['x'] * np.float32({factor})\n"
-        "def mean(run): return 1 + abs(run({'x': X})['y']).mean()\n"
+        f"def mean(run): return 1 + abs(run({{'x': X[:{rows}]}})['y']).mean()\n"
     )
     recipe = Recipe(metric=f"{file}:mean")
     result = quantize(case.source, data=str(case.data), recipe=recipe, output=case.out / "m.qdq.onnx")
-    assert result.manifest["inputs"]["metric"]["x"]["elements"] == case.rows.size
+    assert result.manifest["inputs"]["metric"]["x"]["elements"] == case.rows[:rows].size
+    assert result.manifest["verification"]["score"]["halves"]["split"] is (rows is None)
     assert "fed" not in result.manifest["verification"]["score"]
     assert "Inputs" in result.report_path.read_text(encoding="utf8")
     return list(result.manifest["warnings"])
@@ -145,3 +146,8 @@ def test_a_metric_with_data_of_another_scale_is_told(conv: Case) -> None:
 
 def test_a_metric_with_data_of_the_same_kind_is_silent(conv: Case) -> None:
     assert scored(conv, 0.9) == []
+
+
+def test_a_metric_that_cannot_be_split_is_told_to_be_in_sample(conv: Case) -> None:
+    (text,) = scored(conv, 1.0, rows=4)
+    assert "is in sample: all of it has chosen the plan, as it runs the model on 4 parts of its data" in text

@@ -89,3 +89,9 @@ def test_both_reports_show_what_the_manifest_has(tmp_path: Any) -> None:
     assert "goal an SQNR of 25.0 dB and a margin" in text
     assert "methods ranges +2.2 dB (3.5 s); tried in vain" in text
     assert "<h2>How far" not in html.render(example(tmp_path))
+
+
+def test_a_metric_that_could_not_be_split_says_so_where_the_goal_stands() -> None:
+    told = goal_line(GOAL | {"kind": "metric", "in_sample": "it feeds other data in each run", "why": "it holds."})
+    assert ": met, in sample: all of the metric chose, as it feeds other data in each run. it holds." in told
+    assert "in sample" not in goal_line(GOAL | {"in_sample": ""})

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from qcompiler.ir import model as models
-from qcompiler.support.foreseen import Foreseen, Scoring
+from qcompiler.support.foreseen import Foreseen, ScoreWork
 from qcompiler.verification.metrics import clocked as module
 from qcompiler.verification.metrics.clocked import Clocked, clocked
 from qcompiler.verification.metrics.halves import foreseen_loss, foreseen_scores
@@ -33,7 +33,7 @@ def mean(run: Run) -> float:
 
 
 def once(run: Run) -> float:
-    return float(run({"x": PICTURES[:, 0]})["y"].mean())
+    return float(run({"x": PICTURES[0]})["y"].mean())
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def ticking(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_runs_of_the_model_are_told_from_the_work_of_the_metric() -> None:
     found = clocked(mean, net())
     assert found.own == (2 * 16 + 1 - 16) / 2  # two looks at the clock a run, one around all of it
-    assert found.scoring(2.0) == Scoring(found.own, 16 * 4 / 2, split=True)  # answers are kept for the second score
+    assert found.scoring(2.0) == ScoreWork(found.own, 16 * 4 / 2, split=True)  # answers are kept for the second score
 
 
 @pytest.mark.usefixtures("ticking")
@@ -68,9 +68,9 @@ def test_answers_that_were_kept_are_not_asked_for_again() -> None:
 
 
 def test_a_metric_that_can_be_split_is_asked_more_often_on_fewer_runs() -> None:
-    scoring = Scoring(seconds=1.0, runs=10.0, split=True)
+    scoring = ScoreWork(seconds=1.0, runs=10.0, split=True)
     assert foreseen_loss(scoring).quantized == pytest.approx(5.0)
     assert 1 < foreseen_loss(scoring).seconds < 5
-    assert foreseen_loss(Scoring(1.0, 10.0)) == Foreseen(quantized=10.0, seconds=1.0)
+    assert foreseen_loss(ScoreWork(1.0, 10.0)) == Foreseen(quantized=10.0, seconds=1.0)
     assert foreseen_scores(scoring, halved=True) == Foreseen(runs=10.0, quantized=10.0, seconds=9.0)
     assert foreseen_scores(scoring, halved=False) == Foreseen(runs=10.0, quantized=10.0, seconds=2.0)
