@@ -30,7 +30,7 @@ class FrontPoint:
     Attributes:
         share: of the model's multiply-accumulates that are quantized, 0..1.
         sqnr_db: of the worst view, on the samples that choose.
-        seconds: what all groups cost; None where nobody knows.
+        seconds: what all groups cost by the table of costs, which no listing has confirmed; None where nobody knows.
         restored: activation tensors whose readers are in high precision.
         uses: how the others are quantized.
         measured: it was run; else predicted.

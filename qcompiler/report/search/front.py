@@ -11,7 +11,7 @@ from qcompiler.report.page import fold, section, table
 from qcompiler.report.svg import HEIGHT, LEFT, RIGHT, WIDTH, Dot, below, decibels, figure
 
 Record = Mapping[str, Any]
-COLUMNS: Final = ("point", "quantized", "predicted time", "size", "SQNR", "in high precision", "")
+COLUMNS: Final = ("point", "quantized", "time by table", "size", "SQNR", "in high precision", "")
 
 
 def front(points: Sequence[Record]) -> str:
@@ -22,6 +22,11 @@ def front(points: Sequence[Record]) -> str:
         "Plans that no other one beats in error and price. Filled points were measured, rings are predicted; the large "
         "one was chosen. Any of them can be had without a search: --recipe with this manifest, and --pick."
     )
+    if any(number(one.get("predicted_s")) is not None for one in points):
+        note += (
+            " Times are by the table of costs, layer by layer: they compare plans. What the whole engine takes is "
+            "predicted from its own listing, for the chosen plan alone."
+        )
     rows = (
         (
             str(one.get("id", "–")),
@@ -39,7 +44,7 @@ def front(points: Sequence[Record]) -> str:
 
 
 def plot(points: Sequence[Record]) -> str:
-    """SQNR over predicted time, or over the share that is quantized where a time is not known."""
+    """SQNR over time by the table of costs, or over the share that is quantized where a time is not known."""
     timed = all(number(one.get("predicted_s")) is not None for one in points)
     prices = [number(one.get("predicted_s" if timed else "share")) or 0.0 for one in points]
     low, high = min(prices), max(prices)
@@ -60,7 +65,7 @@ def plot(points: Sequence[Record]) -> str:
         f'<text x="{LEFT + 20 + (price - low) * scale:.1f}" y="{HEIGHT - 24}" class="axis mid">{spell(price)}</text>'
         for price in dict.fromkeys((low, high))
     )
-    name = "predicted time" if timed else "share of multiply-accumulates that is quantized"
+    name = "time by the table of costs" if timed else "share of multiply-accumulates that is quantized"
     return figure(grid, "".join(map(str, drawn)), ends, below(name))
 
 

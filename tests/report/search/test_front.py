@@ -40,7 +40,7 @@ def test_points_stay_inside_the_frame_and_say_what_they_are(times: tuple[float |
     kinds = Counter(kind for _, _, kind in places)
     assert kinds["chosen"] == 1
     assert kinds["exact"] == (len(times) > 2)  # the ring of what was only predicted
-    assert ("predicted time" in text) is (None not in times)
+    assert ("by the table of costs" in text) is (None not in times)
     assert ("share of multiply-accumulates" in text) is (None in times)
 
 
