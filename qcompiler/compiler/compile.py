@@ -11,6 +11,7 @@ from qcompiler.compiler.artefacts import finish, workshop
 from qcompiler.compiler.ask import Asked, ask
 from qcompiler.compiler.base import Compilation
 from qcompiler.compiler.building import Building, Outcome
+from qcompiler.compiler.climbing import climbed_on
 from qcompiler.compiler.estimate import check_disk, estimate
 from qcompiler.compiler.kept.opened import opened
 from qcompiler.compiler.record import manifest
@@ -152,6 +153,11 @@ def life(run: Compilation, source: str | Path | Model, data: Data | None, asked:
         lowered = run(lower, subject, decided, target, asked.lower, lowered)
         proof = run(verify, subject, lowered, asked.verify, proof)
         tries = run(note, decided, lowered, proof.verification, asked.gates, asked.promise, tries)
+        climbed = climbed_on(run, subject, planning, asked, proof.verification)
+        anew, subject = climbed.model is not subject.model, climbed
+        if anew:  # other layers: nothing that was measured of these counts
+            decided, lowered = None, None
+            continue
         again = stricter(subject, planning, decided, proof.verification, asked.gates)
         if again is None:
             break

@@ -248,9 +248,15 @@ class Told:
         return asdict(self) | {key: one if one is None else round(one, digits[key]) for key, one in figures.items()}
 
 
-def record(*told: Told) -> dict[str, Any]:
-    """The part of the manifest that a stage adds to the ladder."""
-    return {"rungs": {one.name: one.to_json() for one in told}}
+def record(*told: Told, before: Standing | None = None) -> dict[str, Any]:
+    """The part of the manifest that a stage adds to the ladder.
+
+    Args:
+        told: of each rung.
+        before: where the model stood: where it met the goal and missed where it was judged, that is why they are tried.
+    """
+    again = "" if before is None or not before.missed else f"climbed on, as {before.missed}: "
+    return {"rungs": {one.name: replace(one, why=f"{again}{one.why}").to_json() for one in told}}
 
 
 def unneeded(rung: Rung, standing: Standing) -> Told:

@@ -7,7 +7,7 @@ meets the goal here needs no search there. The session is handed on.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qcompiler.numerics.sqnr import decibel
 from qcompiler.planning.chosen import Planning
@@ -35,6 +35,8 @@ class Standing:
         calm_db: the same but for the layers whose tokens spike, which stay float here.
         share: of the model's multiply-accumulates that are quantized, 0..1.
         accepted: whether the user's metric accepts it, which has the word then; None where no metric was asked.
+        behind: the name of the last rung that changed the model; "" for none.
+        missed: why the climb goes on although this met the goal; "" where it did not, or nothing has been judged.
     """
 
     goal_db: float
@@ -42,11 +44,17 @@ class Standing:
     calm_db: float
     share: float
     accepted: bool | None = None
+    behind: str = ""
+    missed: str = ""
 
     @property
     def met(self) -> bool:
         """Whether nothing more needs to be done."""
         return self.sqnr_db >= self.goal_db if self.accepted is None else self.accepted
+
+    def raised(self, short_db: float, why: str) -> Standing:
+        """As if so many dB more had been asked for, so that the climb goes on."""
+        return replace(self, goal_db=max(self.goal_db, self.sqnr_db) + short_db, accepted=None, missed=why)
 
     @property
     def missing_db(self) -> float:

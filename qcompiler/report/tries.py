@@ -32,5 +32,8 @@ def tries(records: Sequence[Record]) -> str:
     last = "the last one is what was written" if not records[-1]["missed"] else "none holds what was asked for"
     looks = records[-1].get("looks") or 1
     again = f" What judges was looked at {looks} times: the last figures are not quite held out." if looks > 1 else ""
-    note = f"Where a gate is missed, the compiler gives layers back and tries again; {last}.{again}"
+    note = (
+        "Where a gate is missed, the compiler goes on to methods that were not needed before, gives layers back, and "
+        f"tries again; {last}.{again}"
+    )
     return section("Tries", note, fold(f"{len(records)} plans", min(len(records), OPEN_ROWS), body))

@@ -156,7 +156,7 @@ def equalize(
     started = time.perf_counter()
     help = ladder.EQUALIZE.helps(ladder.Seen(subject, planning, target))
     if not help.can:
-        return Done(subject, ladder.record(ladder.passed(ladder.EQUALIZE, help)))
+        return Done(subject, ladder.record(ladder.passed(ladder.EQUALIZE, help), before=before))
     mine = run.lent(Ready)
     with run.working():
         done = equalized(subject.model, subject.seen, watch.tensors(subject.model, subject.layers.found))
@@ -166,7 +166,8 @@ def equalize(
     if ready is None or ready.simulation is None:
         run.lend(mine)
         why = done.report.undone or "the pass found nothing to do"
-        return Done(subject, ladder.record(ladder.Told(ladder.EQUALIZE.name, True, f"{help.why}; {why}")))
+        vain = ladder.Told(ladder.EQUALIZE.name, True, f"{help.why}; {why}")
+        return Done(subject, ladder.record(vain, before=before))
     with run.working():
         climb = Climb(ready, ready.simulation, planning)
         standing = climb.best()
@@ -175,8 +176,9 @@ def equalize(
     told = ladder.climbed(ladder.EQUALIZE, help.why, before, standing, _since(started), climb.runs, kept=kept)
     passes = checked((done.report,), {} if done.error is None else {done.report.name: done.error})
     if not kept:
-        return Done(subject, ladder.record(told))
-    return Done(after.with_(standing=standing), ladder.record(told), passes)
+        return Done(subject, ladder.record(told, before=before))
+    standing = dataclasses.replace(standing, behind=ladder.EQUALIZE.name)
+    return Done(after.with_(standing=standing), ladder.record(told, before=before), passes)
 
 
 def foreseen_calibrate(subject: Subject, known: Timed, planning: Planning) -> Foreseen:

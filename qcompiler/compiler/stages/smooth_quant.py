@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 
 from qcompiler.compiler import ladder
@@ -60,7 +61,7 @@ def smooth_quant(
     if not ordered:
         help = RUNG.helps(ladder.Seen(subject, planning, target, options))
     if options is None or not able or not help.can:
-        return Done(subject, off | ladder.record(ladder.passed(RUNG, help)))
+        return Done(subject, off | ladder.record(ladder.passed(RUNG, help), before=before))
     started, ready = time.perf_counter(), run.lent(Ready)
     del ready  # trials open sessions of their own: these would stand beside them
     with run.working():
@@ -84,8 +85,11 @@ def smooth_quant(
     tried = {"smooth_quant": groups.record_of(done.groups, done.tried)}
     if not kept:
         undone = done.reports if any(one.undone for one in done.reports) else ()
-        return Done(subject, tried | ladder.record(told), checked(undone, done.errors))
-    return Done(after.with_(standing=standing), tried | ladder.record(told), checked(done.reports, done.errors))
+        return Done(subject, tried | ladder.record(told, before=before), checked(undone, done.errors))
+    if standing is not None:
+        standing = dataclasses.replace(standing, behind=RUNG.name)
+    record = tried | ladder.record(told, before=before)
+    return Done(after.with_(standing=standing), record, checked(done.reports, done.errors))
 
 
 def _standing(run: Compilation, subject: Subject, target: Target, planning: Planning) -> tuple[Standing | None, int]:
