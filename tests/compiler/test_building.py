@@ -1,4 +1,4 @@
-"""The files of an engine, and what becomes of a plan that is predicted slower than high precision."""
+"""The files of an engine, and what becomes of a plan that is predicted slower, or that the engine does not keep."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ import pytest
 from qcompiler.compiler.building import Building
 from qcompiler.compiler.compile import CompileResult, compile
 from qcompiler.planning.costly import Descent
+from qcompiler.planning.placement import joint
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.recipe.tables import SmoothQuantTable
 from qcompiler.report import terminal
+from qcompiler.verification.compare import Verification
+from qcompiler.verification.gates import Gates
 from tests.kit.cases import prepared
 from tests.kit.report.pages import words
 from tests.kit.rewrite import model
@@ -144,3 +147,66 @@ def test_a_gate_on_the_share_stands_over_time(tmp_path: Path) -> None:
     result = compile(case.source, data=str(case.data), recipe=recipe, output=case.out / "m.engine")
     assert result.plan.share() >= 0.9
     assert result.manifest["prediction"]["warning"] in result.manifest["warnings"]
+
+
+def heads() -> onnx.ModelProto:
+    """Attention of q, k and v from one product, which is cut right behind it."""
+    rng = np.random.default_rng(5)
+    weights: dict[str, Any] = {"w": (rng.standard_normal((128, 384)) / 11).astype(np.float32)}
+    weights |= {"heads": np.array([0, 0, 4, 32]), "even": np.array([128] * 3), "root": np.float32(6)}
+    return model(
+        ("MatMul", "x w", "joint"),
+        ("Split", "joint even", "q k v", {"axis": -1}),
+        *(("Reshape", f"{one} heads", f"{one}r") for one in "qkv"),
+        *(("Transpose", f"{one}r", f"{one}t", {"perm": [0, 2, 1, 3]}) for one in "qkv"),
+        ("Transpose", "kt", "ktt", {"perm": [0, 1, 3, 2]}),
+        ("MatMul", "qt ktt", "s"),
+        ("Div", "s root", "d"),
+        ("Softmax", "d", "p", {"axis": -1}),
+        ("MatMul", "p vt", "y"),
+        inputs={"x": ("n", 64, 128)},
+        weights=weights,
+        opset=18,
+    )
+
+
+@pytest.fixture
+def unkept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of that model and its data; the cut is one that nobody has foreseen."""
+    monkeypatch.setattr(joint, "is_joint", lambda _: False)
+    onnx.save(heads(), tmp_path / "m.onnx")
+    x = np.random.default_rng(6).standard_normal((24, 64, 128)).astype(np.float32)
+    np.savez(tmp_path / "c.npz", x=x)
+    return tmp_path
+
+
+def built(unkept: Path) -> CompileResult:
+    recipe = Recipe(target="tensorrt-rtx:sm89")
+    return compile(unkept / "m.onnx", data=str(unkept / "c.npz"), recipe=recipe, output=unkept / "m.engine")
+
+
+def test_one_weight_scale_keeps_the_layer_in_int8(unkept: Path) -> None:
+    result = built(unkept)
+    found = result.manifest
+    assert result.plan.axes["JOINT"] is None
+    assert result.plan.decisions["JOINT"].why.startswith("one weight scale")
+    assert (found["audit"]["promised"], found["audit"]["confirmed"]) == (1, 1)
+    assert found["macs"]["quantized_share"] == found["macs"]["promised_share"] > 0.5
+    assert not [text for text in found["warnings"] if "audit" in text]
+    stored = onnx.load(result.qdq_path)
+    weight = next(node for node in stored.graph.node if node.output[0].startswith("w/dequantized"))
+    scale = next(one for one in stored.graph.initializer if one.name == weight.input[1])
+    assert list(scale.dims) == []  # the file is that of the second plan, as the engine and the figures are
+
+
+def test_where_the_other_plan_misses_a_gate_the_first_one_stays(unkept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter((True, True, False))  # of the first plan, for the ladder and the search; of the second
+    monkeypatch.setattr(Gates, "hold", lambda _, __: next(answers))
+    result = built(unkept)
+    found = result.manifest
+    assert next(answers, None) is None
+    assert result.plan.axes["JOINT"] == 1
+    assert isinstance(result.verification, Verification)
+    assert (found["audit"]["promised"], found["audit"]["confirmed"]) == (1, 0)
+    assert found["macs"]["promised_share"] > 0.5 > found["macs"]["quantized_share"] == 0
+    assert [text for text in found["warnings"] if "not-confirmed: JOINT" in text]
