@@ -58,25 +58,30 @@ class Pricing:
     @property
     def usual(self) -> dict[str, tuple[int, ...]]:
         """The usual shape of each input that has a free size, in the first profile."""
-        return {name: opt for name, (_, opt, _) in self.profiles[0].shapes.items()} if self.profiles else {}
+        return self.usual_in(0)
+
+    def usual_in(self, profile: int) -> dict[str, tuple[int, ...]]:
+        """The same in a profile; none where the engine has no profiles."""
+        return {name: opt for name, (_, opt, _) in self.profiles[profile].shapes.items()} if self.profiles else {}
 
     def of_engine(self, engine: Path) -> Roofline:
         """What the engine of `lowered` takes."""
         found = roofline(engine, self._work(self.lowered.model))
         return found if found.launches and not found.unsized else self.of(self.lowered.model)
 
-    def of(self, model: Model) -> Roofline:
-        """What a variant takes.
+    def of(self, model: Model, profile: int = 0) -> Roofline:
+        """What a variant takes in the usual shape of a profile.
 
         Raises:
-            BuildError: the engine cannot be built for the usual shape.
+            BuildError: the engine cannot be built for that shape.
         """
         source, engine = self.folder / "priced.onnx", self.folder / "priced.engine"
-        fixed = [Profile({name: (shape,) * 3 for name, shape in self.usual.items()})] if self.usual else []
+        usual = self.usual_in(profile)
+        fixed = [Profile({name: (shape,) * 3 for name, shape in usual.items()})] if usual else []
         try:
             (first, *_) = models.save(whole(model, self.subject.behind), source)
             for_target(self.options.target).quick().build(first, engine, fixed)
-            return roofline(engine, self._work(model))
+            return roofline(engine, self._work(model, profile))
         finally:
             for path in (source, source.with_suffix(".data"), engine):
                 path.unlink(missing_ok=True)
@@ -88,10 +93,18 @@ class Pricing:
         Raises:
             BuildError: as of `of`.
         """
+        return self.high_in(0)
+
+    def high_in(self, profile: int) -> Roofline:
+        """The same in another profile.
+
+        Raises:
+            BuildError: as of `of`.
+        """
         if not self.lowered.plan.quantized():
-            return self.of(self.lowered.model)
+            return self.of(self.lowered.model, profile)
         model, _, _ = llm_int8.settle(self.decided.model, Plan(), self.decided.splits)
-        return self.of(self._lowered(model, Chosen(Plan(), self.decided.chosen.net), storing=False))
+        return self.of(self._lowered(model, Chosen(Plan(), self.decided.chosen.net), storing=False), profile)
 
     def lowered_by(self, chosen: Chosen) -> Model:
         """The graph of another plan for the same layers, typed by the ranges that are known."""
@@ -112,10 +125,13 @@ class Pricing:
         )(made.graph)
         return made
 
-    def _work(self, model: Model) -> Mapping[str, int]:
-        """Multiply-accumulates by node at the usual shape; of what cannot be counted there, those of a sample."""
-        sample = {one.node: one.macs for one in self.lowered.plan if one.macs}
-        return {**sample, **count_macs_without_data(model.graph, self.usual)}
+    def _work(self, model: Model, profile: int = 0) -> Mapping[str, int]:
+        """Multiply-accumulates by node at the usual shape; of what cannot be counted there, those of a sample.
+
+        A sample is of the first profile.
+        """
+        sample = {one.node: one.macs for one in self.lowered.plan if one.macs and not profile}
+        return {**sample, **count_macs_without_data(model.graph, self.usual_in(profile))}
 
 
 def _untold(_: str) -> None:

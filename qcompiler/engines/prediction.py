@@ -39,6 +39,7 @@ class Prediction:
         gpus: where.
         shapes: the input shapes that it is predicted for; empty where none is free.
         profiles: how many optimization profiles the engine has; the first one is predicted.
+        decode: the same for the profile of a decoder that adds a token at a time; None where there is none.
     """
 
     dtype: DType
@@ -47,6 +48,7 @@ class Prediction:
     gpus: Sequence[Gpu]
     shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
     profiles: int = 1
+    decode: Prediction | None = None
 
     @property
     def ratio(self) -> float:
@@ -70,7 +72,7 @@ class Prediction:
             parts.append("what branches skip and loops repeat")
         if any(one.unlisted for one in both):
             parts.append(f"{max(one.unlisted for one in both)} multiply-accumulates that no kernel is listed for")
-        if self.profiles > 1:
+        if self.profiles > 1 + (self.decode is not None):
             parts.append("all optimization profiles but the first")
         return "; ".join(parts)
 
@@ -112,6 +114,7 @@ class Prediction:
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
             "high": _taken(self.high),
             "engine": _taken(self.engine),
+            "decode": None if self.decode is None else self.decode.to_json(),
         }
 
 

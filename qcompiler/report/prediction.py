@@ -17,20 +17,32 @@ def line(found: Record | None) -> str:
     sms = (found or {}).get("sms")
     if not found or not sms:
         return ""
+    decode = (found.get("decode") or {}).get("sms")
+    second = f"; in the decode {_on(found, decode)}" if decode else ""
+    return f"predicted on {_on(found, sms)}{second}"
+
+
+def _on(found: Record, sms: Record) -> str:
+    """The times on each GPU."""
     high = found.get("high_precision", "float16")
     told = (
         f"{sm.upper()}: {high} {_us(one['high_us'])}, this engine {_us(one['engine_us'])} ({_times(one)})"
         for sm, one in sms.items()
     )
-    return f"predicted on {'; '.join(told)}"
+    return "; ".join(told)
 
 
 def left_out(found: Record | None) -> str:
     """What the line does not say; empty where nothing was predicted."""
     if not found or not found.get("sms"):
         return ""
-    shapes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in (found.get("shapes") or {}).items())
+    shapes, decode = _shapes(found), _shapes(found.get("decode") or {})
+    shapes += f", in the decode {decode}" if decode else ""
     return f"predicted{f' for {shapes}' * bool(shapes)} from the engines' own listings, without {found['leaves_out']}"
+
+
+def _shapes(found: Record) -> str:
+    return ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in (found.get("shapes") or {}).items())
 
 
 def slower(found: Record | None) -> bool:
@@ -43,6 +55,21 @@ def prediction(found: Record | None) -> str:
     if not found or not found.get("sms"):
         return ""
     high = str(found.get("high_precision", "float16"))
+    body = _times_table(found, high)
+    if (found.get("decode") or {}).get("sms"):
+        body += f"<h3>In the decode</h3>{_times_table(found['decode'], high)}"
+    if found.get("high") and found.get("engine"):
+        taken = ((escape(what), *_taken(found[key])) for what, key in ((high, "high"), ("this engine", "engine")))
+        body += table(("engine", "kernels", "memory traffic", "multiply-accumulates"), taken, figures=(1, 2))
+    tried = list(_tried(found))
+    if tried:
+        columns = ("plan", "share", "worst speed-up", "kept")
+        body += fold(f"{len(tried)} plans that are predicted faster", len(tried), table(columns, tried, figures=(1, 2)))
+    note = left_out(found)
+    return section("Predicted time", f"{note[0].upper()}{note[1:]}.", body)
+
+
+def _times_table(found: Record, high: str) -> str:
     rows = (
         (
             escape(sm.upper()),
@@ -53,16 +80,7 @@ def prediction(found: Record | None) -> str:
         )
         for sm, one in found["sms"].items()
     )
-    body = table(("SM", "GPU", high, "this engine", "speed-up"), rows, figures=range(2, 5))
-    if found.get("high") and found.get("engine"):
-        taken = ((escape(what), *_taken(found[key])) for what, key in ((high, "high"), ("this engine", "engine")))
-        body += table(("engine", "kernels", "memory traffic", "multiply-accumulates"), taken, figures=(1, 2))
-    tried = list(_tried(found))
-    if tried:
-        columns = ("plan", "share", "worst speed-up", "kept")
-        body += fold(f"{len(tried)} plans that are predicted faster", len(tried), table(columns, tried, figures=(1, 2)))
-    note = left_out(found)
-    return section("Predicted time", f"{note[0].upper()}{note[1:]}.", body)
+    return table(("SM", "GPU", high, "this engine", "speed-up"), rows, figures=range(2, 5))
 
 
 def _taken(one: Record) -> tuple[str, str, str]:

@@ -62,3 +62,14 @@ def test_the_section_has_every_figure_and_the_plans_that_were_looked_at() -> Non
     for figure in ("SM80", "100 µs", "200 µs", "0.5 ×", "63", "68", "201 MB", "1 G fp16", "25.0 %", "1.75 ×"):
         assert figure in text, figure
     assert "2 layers to high precision, 1 with one weight scale" in text
+
+
+def test_the_decode_has_times_of_its_own() -> None:
+    decode = {**FOUND, "sms": {"sm89": {"high_us": 80.0, "engine_us": 40.0}}, "shapes": {"ids": [1, 1]}}
+    found = {**FOUND, "decode": decode}
+    assert line(found) == f"{line(FOUND)}; in the decode SM89: float16 80 µs, this engine 40 µs (2 ×)"
+    assert "for x 1x3x224x224, in the decode ids 1x1 from the engines' own listings" in left_out(found)
+    page = prediction(found)
+    assert Document(page).open == []
+    assert "In the decode" in page
+    assert "In the decode" not in prediction(FOUND)

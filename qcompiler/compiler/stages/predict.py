@@ -12,6 +12,7 @@ from qcompiler.compiler.pricing import Pricing
 from qcompiler.compiler.serving import BuildOptions
 from qcompiler.compiler.subject import Lowered, Planned, Subject
 from qcompiler.engines.prediction import SPELLED, Prediction, predicted_for
+from qcompiler.engines.rates import Gpu
 from qcompiler.engines.roofline import Roofline
 from qcompiler.errors import DataError, EngineError
 from qcompiler.planning.changes import changeable
@@ -70,17 +71,28 @@ def predict(
             own = pricing.of_engine(engine)
             if high is None:
                 high = pricing.high if lowered.plan.quantized() else own
+            gpus = predicted_for(target, own)
+            decode = _decode(pricing, gpus) if last and len(pricing.profiles) > 1 else None
         except (EngineError, DataError) as error:
             return _unknown(run, f"{error}", last)
-    found = Prediction(
-        target.high_precision, high, own, predicted_for(target, own), pricing.usual, max(len(pricing.profiles), 1)
-    )
+    found = Prediction(target.high_precision, high, own, gpus, pricing.usual, max(len(pricing.profiles), 1), decode)
     if not own.launches or not high.launches or not found.gpus:
         why = "the engine has no listing that can be read" if found.gpus else "there are no rates for these GPUs"
         return _unknown(run, why, last)
     if last and found.warning:
         run.warn(found.warning)
+    if found.decode is not None and found.decode.warning:
+        run.warn(f"in the decode, {found.decode.warning}")
     return Done(found, {"prediction": {**found.to_json(), "tried": list(tried)}})
+
+
+def _decode(pricing: Pricing, gpus: Sequence[Gpu]) -> Prediction | None:
+    """What the second profile takes, in which a decoder adds a token; None where it cannot be read."""
+    own = pricing.of(pricing.lowered.model, profile=1)
+    high = pricing.high_in(1) if pricing.lowered.plan.quantized() else own
+    if not own.launches or not high.launches:
+        return None
+    return Prediction(pricing.options.target.high_precision, high, own, gpus, pricing.usual_in(1))
 
 
 def _unknown(run: Compilation, why: str, last: bool) -> Done[Prediction | None]:

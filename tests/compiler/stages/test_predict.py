@@ -14,8 +14,9 @@ from qcompiler.engines.tensorrt_rtx import TensorRTRTX
 from qcompiler.errors import EngineError
 from qcompiler.ir import model as models
 from qcompiler.target import parse_target
+from tests.kit import decoder
 from tests.kit.cases import prepared
-from tests.kit.subjects import Standing, before
+from tests.kit.subjects import Standing, before, of_net
 
 
 @pytest.fixture(scope="module")
@@ -94,3 +95,22 @@ def test_the_last_resort_is_high_precision(made: tuple[Standing, Path]) -> None:
     assert nothing_left(found[-1]) is not None
     least = PredictOptions(standing.asked.build, least=0.99)
     assert all(one.chosen.plan.share() >= 0.99 for one in Compilation()(replan, *about, least, now, engine.parent))
+
+
+def test_the_decode_of_a_decoder_is_predicted_as_well(tmp_path: Path) -> None:
+    feeds = [decoder.feeds(decoder.tokens(1, 12, seed)) for seed in range(12)]
+    standing = of_net("verify", decoder.decoder(), feeds, tmp_path)
+    subject, options, lowered, run = standing.subject, standing.asked.build, standing.lowered, Compilation()
+    assert lowered is not None
+    assert standing.decided is not None
+    (file,) = models.save(lowered.model, tmp_path / "m.qdq.onnx")
+    run(build_engine, file, tmp_path / "m.engine", lowered.model, subject.seen, subject.inputs, options)
+    about = (subject, standing.decided, lowered, tmp_path / "m.engine", PredictOptions(options))
+    found = run(predict, *about)
+    assert found is not None
+    record = run.records["prediction"]
+    first, second = record["shapes"]["input_ids"], record["decode"]["shapes"]["input_ids"]
+    assert (first[1] > 1, second[1]) == (True, 1)
+    assert sum(record["decode"]["engine"]["macs"].values()) < sum(record["engine"]["macs"].values())
+    assert "profiles" not in record["leaves_out"]
+    assert run(predict, *about, last=False).decode is None  # type: ignore[union-attr]
