@@ -5,34 +5,43 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from qcompiler.compiler.artefacts import Paths, finish, refuse_overwriting, workshop
 from qcompiler.compiler.base import Compilation, Done, checked, stage
 from qcompiler.compiler.compile import CompileResult
+from qcompiler.compiler.pricing import taken
 from qcompiler.compiler.record import manifest
-from qcompiler.compiler.serving import BuildOptions, shown
+from qcompiler.compiler.serving import BuildOptions, profiles_of, shown
 from qcompiler.compiler.stages.audit import audit
 from qcompiler.compiler.stages.build_engine import build_engine
 from qcompiler.data import find_batch, lacks, profiles
 from qcompiler.data.find_batch import Told
 from qcompiler.data.samples import Keep, ShapeRange
 from qcompiler.data.source import Data, open_source, prepared
-from qcompiler.engines import for_target
+from qcompiler.engines import Profile, for_target
+from qcompiler.engines.prediction import Prediction, predicted_for
+from qcompiler.engines.roofline import Roofline, roofline
+from qcompiler.errors import DataError, EngineError
 from qcompiler.ir import decoder_io
+from qcompiler.ir import graph as graphs
 from qcompiler.ir import model as models
-from qcompiler.ir.signature import inputs_of
+from qcompiler.ir.signature import Inputs, inputs_of
 from qcompiler.outliers.llm_int8 import Splits
 from qcompiler.passes import pipelines
 from qcompiler.passes.base import Fact, Pipeline
 from qcompiler.passes.cleanup.name_everything import NameEverything
 from qcompiler.passes.cleanup.normalize_constants import NormalizeConstants
+from qcompiler.passes.high_precision.high_precision import HighPrecision
 from qcompiler.passes.legalize.legalize import Legalize
+from qcompiler.passes.quantize.remove_qdq import RemoveQDQ
 from qcompiler.plan import Plan
 from qcompiler.planning.decisions import accounted
 from qcompiler.planning.placement.candidates import existing
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.runtime.work import count_macs_without_data
 from qcompiler.statistics.observe import Observations
+from qcompiler.statistics.ranges import Range, Ranges
 from qcompiler.support.atomic import check_writable
 from qcompiler.support.file import ModelFile
 from qcompiler.support.progress import Progress, silent
@@ -105,6 +114,69 @@ def legalize(
     return Done((model, plan), record, checked(reports, {}))
 
 
+@stage(kept=False)
+def predict(
+    run: Compilation,
+    legal: models.Model,
+    plan: Plan,
+    engine: Path,
+    seen: Observations,
+    inputs: Inputs,
+    options: BuildOptions,
+) -> Done[Prediction | None]:
+    """The predicted time of the engine beside the same model with its Q/DQ pairs taken out, in high precision.
+
+    That is typed as if all values had room in that type: which do, only data would tell.
+
+    Args:
+        run: shows the work.
+        legal: the model in the engine.
+        plan: what is quantized in it.
+        engine: the engine file.
+        seen: shapes of the data.
+        inputs: of the file.
+        options: what the engine serves.
+    """
+    target = options.target
+    if target.engine != "tensorrt-rtx" or not plan.quantized():
+        return Done(None, {"prediction": None})
+    usual: dict[str, tuple[int, ...]] = {}
+    served: list[Profile] = []
+    own = high = Roofline(())
+    why = "the engine has no listing that can be read"
+    with run.working():
+        try:
+            served = profiles_of(legal, seen, inputs, options, lambda _: None)
+            usual = {name: opt for name, (_, opt, _) in served[0].shapes.items()} if served else {}
+            work = count_macs_without_data(legal.graph, usual)
+            own = roofline(engine, work)
+            if not own.launches or own.unsized:
+                own = taken(legal, target, usual, work, engine.parent)
+            high = taken(_twin(legal, target), target, usual, work, engine.parent)
+        except (EngineError, DataError) as error:
+            own, why = Roofline(()), str(error)
+    found = Prediction(target.high_precision, high, own, predicted_for(target, own), usual, max(len(served), 1))
+    if not own.launches or not high.launches or not found.gpus:
+        text = f"how long the engine takes beside high precision is not predicted: {why}"
+        run.warn(text)
+        return Done(None, {"prediction": {"sms": {}, "leaves_out": "everything", "warning": text, "tried": []}})
+    record: dict[str, Any] = {**found.to_json(), "tried": []}
+    if found.slower:  # nothing is quantized here, so nothing can be told to stay float
+        record["warning"] = found.told_slower
+        run.warn(found.told_slower)
+    return Done(found, {"prediction": record})
+
+
+def _twin(legal: models.Model, target: Target) -> models.Model:
+    """The model with nothing in Q/DQ pairs, everything in high precision that the type can do."""
+    twin = models.copy(legal)
+    Pipeline(RemoveQDQ(), given=frozenset({Fact.NAMED, Fact.CONSTANTS}))(twin.graph)
+    fits = {one.name: Range(-1.0, 1.0) for graph in graphs.graphs(twin.graph) for one in graphs.tensors(graph)}
+    typed = HighPrecision(target.high_precision, ranges=Ranges(fits), typed_dequantize=target.typed_dequantize)
+    Pipeline(typed, Legalize(target), given=frozenset({Fact.NAMED, Fact.CONSTANTS}))(twin.graph)
+    return twin
+
+
 def _usual(asked: Recipe, seen: Observations, loaded: models.Model) -> dict[str, tuple[int, ...]]:
     """The usual shapes of inputs: those of the recipe, else as the data showed them."""
     if asked.shapes is not None:
@@ -150,6 +222,7 @@ def build(
         models.save(legal, file)
         run(build_engine, file, engine, legal, seen, inputs_of(loaded.graph), options)
         run(audit, engine, file, plan, Splits(), target, asked.strict)
+        run(predict, legal, plan, engine, seen, inputs_of(loaded.graph), options)
         file.unlink()
         file.with_suffix(".data").unlink(missing_ok=True)
         record = manifest(run, asked)

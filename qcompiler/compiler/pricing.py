@@ -23,6 +23,7 @@ from qcompiler.passes.pipelines import lowering
 from qcompiler.plan import Plan
 from qcompiler.planning.chosen import Chosen
 from qcompiler.runtime.work import count_macs_without_data
+from qcompiler.target import Target
 from qcompiler.weight_only import methods
 
 
@@ -75,16 +76,9 @@ class Pricing:
         Raises:
             BuildError: the engine cannot be built for that shape.
         """
-        source, engine = self.folder / "priced.onnx", self.folder / "priced.engine"
         usual = self.usual_in(profile)
-        fixed = [Profile({name: (shape,) * 3 for name, shape in usual.items()})] if usual else []
-        try:
-            (first, *_) = models.save(whole(model, self.subject.behind), source)
-            for_target(self.options.target).quick().build(first, engine, fixed)
-            return roofline(engine, self._work(model, profile))
-        finally:
-            for path in (source, source.with_suffix(".data"), engine):
-                path.unlink(missing_ok=True)
+        behind = whole(model, self.subject.behind)
+        return taken(behind, self.options.target, usual, self._work(model, profile), self.folder)
 
     @cached_property
     def high(self) -> Roofline:
@@ -132,6 +126,32 @@ class Pricing:
         """
         sample = {one.node: one.macs for one in self.lowered.plan if one.macs and not profile}
         return {**sample, **count_macs_without_data(model.graph, self.usual_in(profile))}
+
+
+def taken(
+    model: Model, target: Target, usual: Mapping[str, tuple[int, ...]], work: Mapping[str, int], folder: Path
+) -> Roofline:
+    """What a model takes: it is built for one shape, and its listing is read.
+
+    Args:
+        model: as the target reads it.
+        target: the engine.
+        usual: the shape of each input that has a free size.
+        work: multiply-accumulates by node at these shapes.
+        folder: where files are made, which are removed again.
+
+    Raises:
+        BuildError: the engine cannot be built for that shape.
+    """
+    source, engine = folder / "priced.onnx", folder / "priced.engine"
+    fixed = [Profile({name: (shape,) * 3 for name, shape in usual.items()})] if usual else []
+    try:
+        (first, *_) = models.save(model, source)
+        for_target(target).quick().build(first, engine, fixed)
+        return roofline(engine, work)
+    finally:
+        for path in (source, source.with_suffix(".data"), engine):
+            path.unlink(missing_ok=True)
 
 
 def _untold(_: str) -> None:

@@ -81,16 +81,18 @@ class Prediction:
         """What must be said where high precision would be faster; None where it would not."""
         if not self.slower:
             return None
+        return f"{self.told_slower}. --objective time keeps in high precision what is not faster quantized"
+
+    @property
+    def told_slower(self) -> str:
+        """Where high precision would be faster, and why, as a sentence without its end."""
         spelled, slow = SPELLED[self.dtype], [one for one in self.gpus if self._times(one)[1] > self._times(one)[0]]
         listed = ", ".join(
             f"{high * 1e6:.0f} µs in {spelled}, {own * 1e6:.0f} µs as it is on {gpu.sm.upper()}"
             for gpu in slow
             for high, own in [self._times(gpu)]
         )
-        return (
-            f"this engine is predicted slower than the same model in {spelled}: {listed}; {self._cause()}. "
-            "--objective time keeps in high precision what is not faster quantized"
-        )
+        return f"this engine is predicted slower than the same model in {spelled}: {listed}; {self._cause()}"
 
     def _cause(self) -> str:
         more = len(self.engine.launches) - len(self.high.launches)

@@ -52,6 +52,7 @@ from qcompiler.passes.quantize.insert_qdq import InsertQDQ
 from qcompiler.passes.quantize.insert_qdq_pairs import InsertQDQPairs
 from qcompiler.passes.quantize.matmul_nbits import MatmulNbits
 from qcompiler.passes.quantize.quantize_outputs import QuantizeOutputs
+from qcompiler.passes.quantize.remove_qdq import RemoveQDQ
 from qcompiler.passes.quantize.share_constants import ShareConstants
 from qcompiler.passes.quantize.store_tables import StoreTables
 from qcompiler.passes.quantize.weight_only import WeightOnly
@@ -126,6 +127,7 @@ ALL: tuple[type[Pass], ...] = (
     StoreOnce,
     FlattenRows,
     ShareConstants,
+    RemoveQDQ,
     Legalize,
 )
 
@@ -167,6 +169,7 @@ __all__ = [
     "RaiseOpset",
     "ReadTrtQuantizers",
     "ReleaseQuantizers",
+    "RemoveQDQ",
     "RestoreEnds",
     "ShareConstants",
     "SmoothQuant",

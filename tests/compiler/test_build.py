@@ -92,3 +92,21 @@ def test_what_the_file_holds_is_told_whatever_the_recipe_would_do(tmp_path: Path
     assert made.manifest["holds"] == ["fp8"]
     assert made.manifest["macs"]["by_precision"] == {"fp8": 32 * 64 * 64}
     assert made.manifest["audit"]["confirmed"] == 1
+
+
+def test_the_time_beside_the_twin_in_high_precision_is_predicted(case: Case) -> None:
+    made = quantize(case.source, data=str(case.data), output=case.out / "m.qdq.onnx")
+    recipe = Recipe(target="tensorrt-rtx:sm89")
+    found = build(made.qdq_path, output=case.out / "m.engine", data=str(case.data), recipe=recipe).manifest
+    times = found["prediction"]["sms"]["sm89"]
+    assert min(times["high_us"], times["engine_us"]) > 0
+    assert "int8" in found["prediction"]["engine"]["macs"]
+    assert "int8" not in found["prediction"]["high"]["macs"]
+    assert sum(found["prediction"]["high"]["macs"].values()) == found["macs"]["total"]
+    assert "priced" not in "".join(case.left())
+    assert not any("--objective" in text for text in found["warnings"])
+
+
+def test_nothing_is_predicted_where_nothing_is_quantized(case: Case) -> None:
+    found = build(case.source, output=case.out / "m.engine", data=str(case.data)).manifest
+    assert found["prediction"] is None
