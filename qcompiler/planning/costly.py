@@ -23,12 +23,14 @@ from qcompiler.engines.rates import Gpu
 from qcompiler.engines.roofline import PricedLaunch, Roofline
 from qcompiler.ir import graph as graphs
 from qcompiler.ir.linear import weight_of
+from qcompiler.numerics.rounding import LARGEST
 from qcompiler.plan import Decision
 from qcompiler.planning.changes import in_high_precision, with_one_scale
 from qcompiler.planning.chosen import Chosen
 from qcompiler.target import DType
 
 RULE = "slower"
+SAME = 1.0 + 1e-6  # of a predicted time: as fast, and more accurate
 MOST = 4  # builds from the plan as it is, and from that with one scale for each weight
 ONE_SCALE = "one weight scale: with one per channel the engine writes FP32 and scales it in another kernel"
 
@@ -168,9 +170,20 @@ class Descent:
         return self._faster([self._best(Faster(self.chosen, self.now)), *self._with_one_scale(self._wide())])
 
     def with_few_scales(self) -> list[Faster]:
-        """The same with single scales for that half of the weights alone that loses least by it."""
-        wide = sorted(self._wide(), key=lambda name: (self._crest(name), name))
-        return self._faster(self._with_one_scale(wide[: (len(wide) + 1) // 2]))
+        """The same with single scales only where they save most time for their error, within half the error of all."""
+        wide = self._wide()
+        if not wide:
+            return []
+        saved = self._saved(self.price(with_one_scale(self.chosen, wide, ONE_SCALE)))
+        errors = {name: self._coarser(name) for name in wide if saved.get(name, 0.0) > 0}
+        errors = {name: error for name, error in errors.items() if math.isfinite(error)}  # others keep their scales
+        left, few = sum(errors.values()) / 2, list[str]()
+        worth = {name: saved[name] / max(error, 1e-30) for name, error in errors.items()}
+        for name in sorted(worth, key=lambda name: (-worth[name], name)):
+            if errors[name] <= left:
+                left -= errors[name]
+                few.append(name)
+        return self._faster(self._with_one_scale(few))
 
     def _faster(self, found: Iterable[Faster]) -> list[Faster]:
         limit = min(1.0, self.now.ratio) - 1e-9
@@ -182,19 +195,49 @@ class Descent:
         return [name for name in self.ours if plan.precision(name) is DType.INT8 and plan.axes.get(name) is not None]
 
     def _with_one_scale(self, names: Collection[str]) -> list[Faster]:
+        """Single scales for these layers, or for those of them alone that save time by it."""
         if not names:
             return []
         one = with_one_scale(self.chosen, names, ONE_SCALE)
-        return [self._best(Faster(one, self.price(one), frozenset(names)))]
+        found = Faster(one, self.price(one), frozenset(names))
+        saved = self._saved(found.prediction)
+        some = frozenset(name for name in names if saved.get(name, 0.0) > 0)
+        if some and some != found.single:
+            fewer = with_one_scale(self.chosen, some, ONE_SCALE)
+            other = Faster(fewer, self.price(fewer), some)
+            found = other if other.prediction.ratio <= found.prediction.ratio * SAME else found
+        return [self._best(found)]
 
-    def _crest(self, name: str) -> float:
-        """The largest weight over their root mean square: with one scale, rounding is louder by so much."""
-        weight = next((weight_of(node) for node in self.graph.nodes if node.name == name), None)
+    def _saved(self, other: Prediction) -> dict[str, float]:
+        """By layer, the seconds that another engine saves around it, the mean over GPUs; a region's are divided."""
+        quantized = {decision.node for decision in self.chosen.plan.quantized()}
+        nodes = {node.name for node in self.graph.nodes}
+        found: dict[str, float] = {}
+        for region in regions(self.now.engine, other.engine, other.gpus, nodes, quantized):
+            layers = region.nodes & self.ours
+            for name in layers:
+                found[name] = sum(region.lost.values()) / len(region.lost) / len(layers)
+        return found
+
+    def _coarser(self, name: str) -> float:
+        """What one scale for its weight adds to the error of a layer, times what that error is worth at the outputs.
+
+        The first is the power of rounding, relative to that of the weight; the second what the layer alone sent to the
+        outputs, where that was measured.
+        """
+        node = next(node for node in self.graph.nodes if node.name == name)
+        weight = weight_of(node)
         if weight is None:
             return math.inf
-        values = graphs.values_of(weight.tensor)
-        power = float(np.mean(np.square(values, dtype=np.float64)))
-        return float(np.max(np.abs(values))) / math.sqrt(power) if power else math.inf
+        values = np.abs(np.asarray(graphs.values_of(weight.tensor), np.float64))
+        axis = self.chosen.plan.axes[name]
+        each = values.max(axis=tuple(at for at in range(values.ndim) if at != axis))
+        power = float(np.mean(values**2))
+        if not power:
+            return 0.0
+        added = (float(values.max()) ** 2 - float(np.mean(each**2))) / (12 * LARGEST["int8"] ** 2 * power)
+        known = self.chosen.net.noise
+        return added * known.get(node.inputs[0].name, float(np.mean(list(known.values()))) if known else 1.0)
 
     def _best(self, start: Faster) -> Faster:
         """The fastest of the plans that lose their slow layers one build after the other."""

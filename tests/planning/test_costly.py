@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -86,7 +87,7 @@ def test_the_layers_that_lose_time_go_back_and_the_others_stay() -> None:
 def test_one_scale_for_a_weight_is_offered_beside_it() -> None:
     machine = Machine(A=(9e6, 2e6, 8e6), B=(5e6, 2e6, 7e6), C=(9e6, 3e6, 3e6))
     single, wide = searched(machine, chosen(axis=1))
-    assert set(single.plan.axes.values()) == {None}
+    assert single.plan.axes == {"A": None, "B": None, "C": 1}  # it saves nothing at C
     assert high_ones(single.plan) == set()
     assert single.plan.decisions["A"].why.startswith("one weight scale")
     assert high_ones(wide.plan) == {"B"}
@@ -154,5 +155,24 @@ def test_where_one_scale_for_all_is_too_coarse_the_weights_that_lose_least_have_
     made = to_graph(model(*nodes, inputs={"x": (4, 32)}, outputs=["c"], weights=weights))
     search = Descent(start, made, OURS, DType.FP16, machine.price(start), machine.price)
     (best,) = search.with_few_scales()
-    assert best.single == {"A", "B"}  # half of three, rounded up: A, and the first of two alike
-    assert best.chosen.plan.axes == {"A": None, "B": None, "C": 1}
+    assert best.single == {"A"}  # nearly all of the error is that of B, and C saves nothing
+    assert best.chosen.plan.axes == {"A": None, "B": 1, "C": 1}
+
+
+def test_single_scales_go_to_who_saves_most_time_for_its_error() -> None:
+    machine = Machine(A=(9e6, 7e6, 8e6), B=(9e6, 2e6, 8e6), C=(9e6, 6e6, 8e6))
+    rng = np.random.default_rng(0)
+    weights = {name: rng.uniform(-1, 1, (32, 32)).astype(np.float32) for name in ("u", "v", "w")}
+    for values, peak in zip(weights.values(), (10.0, 12.0, 12.0), strict=True):
+        values[0, 0] = peak
+    nodes = [("MatMul", "x u", "a"), ("Relu", "a", "r"), ("MatMul", "r v", "b"), ("MatMul", "b w", "c")]
+    made = to_graph(model(*nodes, inputs={"x": (4, 32)}, outputs=["c"], weights=weights))
+    start = chosen(axis=1)
+
+    def few(noise: dict[str, float]) -> frozenset[str]:
+        begun = replace(start, net=SafetyNet(noise=noise))
+        (best,) = Descent(begun, made, OURS, DType.FP16, machine.price(begun), machine.price).with_few_scales()
+        return best.single
+
+    assert few({}) == {"B"}  # the error of A would fit no more, and C saves a third of it for as much error
+    assert few({"x": 1e-4, "r": 1e-2, "b": 1e-4}) == {"A", "C"}  # an error of B is what the outputs notice
