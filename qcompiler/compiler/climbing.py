@@ -57,6 +57,12 @@ def climbed_on(
     return run(smooth_quant, now, asked.watch, asked.target, planning, asked.smooth_quant, strict)
 
 
+def changed(before: Subject, after: Subject) -> bool:
+    """Whether a climb has changed the model, and with it the layers that there are to decide about."""
+    was, now = before.standing, after.standing
+    return after is not before and (was is None or now is None or now.behind != was.behind)
+
+
 def _short(verification: Verification, gates: Gates) -> float:
     """dB that are missing for a gate of dB; 0 where there is none, or it holds."""
     worst = verification.worst_sqnr_db

@@ -11,7 +11,7 @@ from qcompiler.compiler.artefacts import finish, workshop
 from qcompiler.compiler.ask import Asked, ask
 from qcompiler.compiler.base import Compilation
 from qcompiler.compiler.building import Building, Outcome
-from qcompiler.compiler.climbing import climbed_on
+from qcompiler.compiler.climbing import changed, climbed_on
 from qcompiler.compiler.estimate import check_disk, estimate
 from qcompiler.compiler.kept.opened import opened
 from qcompiler.compiler.record import manifest
@@ -154,7 +154,7 @@ def life(run: Compilation, source: str | Path | Model, data: Data | None, asked:
         proof = run(verify, subject, lowered, asked.verify, proof)
         tries = run(note, decided, lowered, proof.verification, asked.gates, asked.promise, tries)
         climbed = climbed_on(run, subject, planning, asked, proof.verification)
-        anew, subject = climbed.model is not subject.model, climbed
+        anew, subject = changed(subject, climbed), climbed
         if anew:  # other layers: nothing that was measured of these counts
             decided, lowered = None, None
             continue

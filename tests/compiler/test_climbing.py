@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 import qcompiler
-from qcompiler.compiler.climbing import MISSED, climbed_on
+from qcompiler.compiler.climbing import MISSED, changed, climbed_on
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.verification.compare import Verification
 from qcompiler.verification.gates import Gates
@@ -72,13 +72,16 @@ def test_nothing_is_climbed_again_that_was_tried_or_that_the_user_fixed(tmp_path
     assert after(verification=None) is subject
     assert after(pick="knee") is subject
     assert after(at=1) is subject
-    for changed in (
+    for standing_now in (
         replace(subject.standing, sqnr_db=0.0),
         replace(subject.standing, behind="smooth_quant"),
     ):
-        other = subject.with_(standing=changed)
+        other = subject.with_(standing=standing_now)
         assert after(other) is other
     climbed = after()
     assert climbed.model is not subject.model
+    assert changed(subject, climbed)
+    assert not changed(subject, subject)
+    assert not changed(subject, subject.with_(standing=subject.standing.raised(3.0, "why")))
     assert climbed.standing.behind == "equalize"
     assert climbed.standing.sqnr_db > subject.standing.sqnr_db
