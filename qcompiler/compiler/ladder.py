@@ -1,8 +1,9 @@
 """The ladder: what is done for accuracy, cheapest first, and what must have been observed for it to be tried.
 
 `LADDER` is the list, read from top to bottom. Behind each rung everything is quantized at once on the samples that
-choose (`planning/climb.py`); what meets the goal ends the climb, and nothing below it is tried. A rung is tried only
-where what was observed says that it can help; what gains nothing is not kept, and the model stays as it was.
+choose (`planning/climb.py`); what meets the goal ends the climb, and nothing below it is tried but smoothing, which
+costs nothing where the model runs. A rung is tried only where what was observed says that it can help; what gains
+nothing is not kept, and the model stays as it was.
 
 The first four are stages or parts of them (`stages/equalize.py`, `stages/smooth_quant.py`); the others are the
 planner's own (`planning/planner.py`), which goes by the same rules.
@@ -11,7 +12,7 @@ planner's own (`planning/planner.py`), which goes by the same rules.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, Final
 
@@ -22,10 +23,9 @@ from qcompiler.compiler.subject import Subject
 from qcompiler.numerics.rounding import format_of
 from qcompiler.outliers import predicted
 from qcompiler.outliers.predicted import Read
-from qcompiler.outliers.smooth_quant.alpha import ALPHAS, WORTH_DB, smooth_scales
+from qcompiler.outliers.smooth_quant.alpha import WORTH_DB, Choice
 from qcompiler.outliers.smooth_quant.groups import channel_axes, channel_axis
 from qcompiler.outliers.smooth_quant.trials import SmoothQuantOptions
-from qcompiler.passes.absorb import absorb
 from qcompiler.passes.channels import equalize_channels
 from qcompiler.planning.chosen import Chosen, Planning
 from qcompiler.planning.climb import Standing, main_format, spiking
@@ -46,19 +46,23 @@ class Help:
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """What rungs are judged by before they are tried: all of it was there before, nothing is run for it.
+    """What rungs are judged by before they are tried.
+
+    All of it was there before and nothing is run for it, but for the rows that layers are tried on one by one.
 
     Attributes:
         subject: observed.
         planning: what is asked for.
         target: what the engine has.
         smoothing: what is asked of smoothing; None where activations stay float.
+        local: by activation, what the errors of its layers on recorded rows choose; empty where nobody has looked.
     """
 
     subject: Subject
     planning: Planning
     target: Target
     smoothing: SmoothQuantOptions | None = None
+    local: Mapping[str, Choice] = field(default_factory=dict)
 
     @property
     def missing_db(self) -> float:
@@ -91,7 +95,8 @@ class Seen:
 
     def enough(self, gain_db: float) -> bool:
         """Whether a predicted gain is worth a trial: it would reach the goal, or be noticed."""
-        return gain_db >= max(WORTH_DB, min(NOTICEABLE_DB, self.missing_db))
+        least = NOTICEABLE_DB if self.missing_db == 0 else min(NOTICEABLE_DB, self.missing_db)
+        return gain_db >= max(WORTH_DB, least)
 
 
 @dataclass(frozen=True)
@@ -146,37 +151,23 @@ def _smooth_quant(seen: Seen) -> Help:
     if options is None or options.table.alpha == "off":
         return Help(False, "smoothing is off")
     groups = candidates.smoothable(seen.subject.layers.by_activation)
-    wide = [name for name in channel_axes(groups, options.table) if name in seen.read]
+    apart = spiking(seen.subject.layers.by_activation, seen.subject.seen, seen.planning.qfem)
+    wide = [name for name in channel_axes(groups, options.table) if name in seen.subject.seen.outliers]
     if not wide:
         return Help(False, "no layer may be smoothed: no product reads channels that were observed")
-    reads = {name: seen.read[name] for name in wide if seen.read[name].most() > 1}
-    spread = max(seen.read[name].spread for name in wide)
-    if not reads:
-        return Help(False, f"no outlier channels: the largest reaches {spread:.3g} times the median one at most")
-    after = {name: _smoothed(one) for name, one in reads.items()}
-    after = {name: noise for name, noise in after.items() if noise < reads[name].noise()}
-    if not options.table.insert:
-        graph, tensors = seen.subject.model.graph, seen.subject.model.graph.tensors()
-        moves = {
-            name: absorb.find_moves(graph, tensors[name], channel_axis(groups[name]), split=True) for name in after
-        }
-        after = {name: noise for name, noise in after.items() if not moves[name].why}
-    gain = seen.gain_db(after)
+    tried = {name: choice for name, choice in seen.local.items() if name not in apart}
+    if not tried:
+        return Help(
+            False, "nothing in front of a layer can take the division, or all that could have tokens that spike"
+        )
+    others = [one.noise() for name, one in seen.read.items() if name not in tried]
+    plain, divided = [one.plain for one in tried.values()], [one.error for one in tried.values()]
+    gain, of_all = predicted.gain_db(plain, divided), predicted.gain_db([*others, *plain], [*others, *divided])
     told = (
-        f"channels reach up to {spread:.3g} times the median one; dividing them out would lower the errors of all "
-        f"layers together by {gain:.1f} dB"
+        f"on recorded rows, dividing channels out lowers the errors of the {len(tried)} activations where that is "
+        f"possible by {gain:.1f} dB together, and those of all layers by {of_all:.1f} dB"
     )
-    return Help(seen.enough(gain), told)
-
-
-def _smoothed(one: Read) -> float:
-    """The least error that any alpha promises, on samples that its scales were not made of."""
-    weights = one.largest()
-    return min(
-        sum(one.divided(smooth_scales(known, weights, alpha).astype(np.float64)) for known in one.others)
-        / len(one.others)
-        for alpha in ALPHAS
-    )
+    return Help(seen.enough(gain) and of_all >= WORTH_DB, told)
 
 
 def _qfem(seen: Seen) -> Help:

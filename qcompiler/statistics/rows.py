@@ -140,7 +140,7 @@ def _joined(parts: Sequence[Rows]) -> Rows:
 COLUMNS = 256  # outputs of a layer that errors are summed over: enough to tell alphas apart, however wide it is
 
 
-def thinned(weight: NDArray[np.float32]) -> NDArray[np.float32]:
-    """At most `COLUMNS` columns at even distances."""
-    step = -(-weight.shape[1] // COLUMNS)
+def thinned(weight: NDArray[np.float32], most: int = COLUMNS) -> NDArray[np.float32]:
+    """At most `most` columns at even distances."""
+    step = -(-weight.shape[1] // most)
     return np.ascontiguousarray(weight[:, ::step])

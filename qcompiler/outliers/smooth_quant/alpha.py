@@ -8,7 +8,7 @@ such a token, and what its norm leaves of the error decides. Those layers are ju
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ from qcompiler.numerics.rounding import LARGEST, Format, dequantize, quantize, q
 from qcompiler.numerics.sqnr import gain_db
 from qcompiler.passes.absorb.absorb import largest_of
 from qcompiler.statistics.histogram import Histogram
-from qcompiler.statistics.rows import Rows, thinned
+from qcompiler.statistics.rows import COLUMNS, Rows, thinned
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 ALPHAS = (0.3, 0.5, 0.7, 0.85, 1.0)  # tried first; then halfway between the best one and its neighbours
 WORTH_DB = 0.2  # what a layer must gain for its graph to be touched
 SMALLEST = 1e-5  # of the largest channel: dead channels are not blown up
+LEAST_COLUMNS = 64  # outputs of each layer that alphas are tried on, however many layers share them
 SHARE = 0.1  # of the mean power of rows, below which the error of a row counts no more
 
 
@@ -45,6 +46,8 @@ class Choice:
         gain_db: by how much the error falls.
         spike: power of the largest row of the result over that of the median row.
         errors: of the alphas that were tried.
+        plain: mean squared error of the rows of its layers without an alpha, relative to their power.
+        error: the same with the alpha that was chosen.
     """
 
     alpha: float | None
@@ -52,6 +55,8 @@ class Choice:
     gain_db: float
     spike: float = 1.0
     errors: Mapping[float, float] = field(default_factory=dict)
+    plain: float = 0.0
+    error: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,66 +89,47 @@ class Layers:
         return smooth_scales(channels, self._peaks, alpha, self.classes)
 
     def choose(self, alphas: Sequence[float]) -> Choice:
-        """The alpha with the least error; one alone was asked for by the user and is taken whatever it gains."""
+        """The alpha with the least error; one alone was asked for by the user and is taken whatever it gains.
+
+        Errors have one lowest point between alphas that are too small for the activation and too large for the weights.
+        So what lies behind a neighbour that is no better is not tried.
+        """
         ones = np.ones(len(self.channels), np.float32)
         if not alphas:
             return Choice(None, ones, 0.0)
-        thin = replace(self, weights=[thinned(weight) for weight in self.weights])
-        exact = [self.rows.values @ weight for weight in thin.weights]
-        power = np.asarray(sum(np.einsum("rn,rn->r", product, product) for product in exact))
-        spike = float(power.max() / max(float(np.median(power)), 1e-30))
+        trial = _Trial.of(self)
         if len(alphas) == 1:
-            return Choice(alphas[0], self.scales(alphas[0]), 0.0, spike)
-        plain = thin._error(exact, None)
+            return Choice(alphas[0], self.scales(alphas[0]), 0.0, trial.spike)
+        plain = trial.error(None)
         errors: dict[float, float] = {}
 
         def measure(alpha: float) -> float:
             if alpha not in errors:
-                errors[alpha] = thin._error(exact, alpha)
+                errors[alpha] = trial.error(alpha)
             return errors[alpha]
 
-        best = min(alphas, key=measure)
+        best = _lowest(sorted(alphas), measure)
         below = max((a for a in alphas if a < best), default=best)
         above = min((a for a in alphas if a > best), default=best)
         best = min((best, round((below + best) / 2, 4), round((best + above) / 2, 4)), key=measure)
         gain = gain_db(plain, errors[best])
         if gain < WORTH_DB:
-            return Choice(None, ones, 0.0, spike, errors)
-        return Choice(best, self.scales(best), gain, spike, errors)
+            return Choice(None, ones, 0.0, trial.spike, errors, plain, plain)
+        return Choice(best, self.scales(best), gain, trial.spike, errors, plain, errors[best])
 
     @cached_property
     def _peaks(self) -> NDArray[np.float64]:
         peaks = [np.maximum(weight.max(axis=1), -weight.min(axis=1)) for weight in self.weights]
         return np.asarray(np.max(peaks, axis=0), np.float64)
 
-    def _error(self, exact: Sequence[NDArray[np.float32]], alpha: float | None) -> float:
-        """Squared error of the products, relative to their rows; every row with what the other folds know of scales."""
-        if not self.others:
-            return self._part(exact, alpha, None)
-        return sum(self._part(exact, alpha, fold) for fold in self.others)
-
-    def _part(self, exact: Sequence[NDArray[np.float32]], alpha: float | None, fold: int | None) -> float:
-        """The error of the rows of one fold, with the best range that is offered."""
-        chosen = slice(None) if fold is None else self.rows.folds == fold
-        scales, seen = self.known(alpha, fold)
-        if seen.amax <= 0:
-            return 0.0  # these rows are zeros, which round to themselves
-        x, stored, counts = self.rows.values[chosen] / scales, self.stored(scales), self.rows.counts
-        errors = []
-        for amax in dict.fromkeys(method.range(seen) for method in _methods(self.calibrator, self.format)):
-            grid = rounded(x, amax, self.format)
-            total = 0.0
-            for weight, product in zip(stored, exact, strict=True):
-                gap = grid @ weight - product[chosen]
-                importance = _importance(counts, product)[chosen]
-                total += float(np.dot(importance, np.einsum("rn,rn->r", gap, gap)))
-            errors.append(total)
-        return min(errors)
+    def known_scales(self, alpha: float | None, fold: int | None) -> NDArray[np.float32]:
+        """The scales as they would be had a fold not been seen; ones without an alpha."""
+        return np.ones(len(self.channels), np.float32) if alpha is None else self.scales(alpha, fold)
 
     def known(self, alpha: float | None, fold: int | None) -> tuple[NDArray[np.float32], Histogram]:
         """Scales, and the histogram of the divided rows, as they would be had a fold not been seen."""
         channels = self.channels if fold is None else self.others[fold]
-        scales = np.ones(len(channels), np.float32) if alpha is None else self.scales(alpha, fold)
+        scales = self.known_scales(alpha, fold)
         others = self.rows.values if fold is None else self.rows.values[self.rows.folds != fold]
         seen = Histogram.of(others / scales)
         seen.update(np.asarray([(channels / scales).max()], np.float32))
@@ -157,6 +143,80 @@ class Layers:
             values, steps = quantize_weight(weight * scales[:, None], axis, self.format)
             found.append(dequantize(values, steps, axis))
         return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Trial:
+    """What alphas of a group are tried on: its recorded rows, some outputs of its layers, and what these are exactly.
+
+    Attributes:
+        layers: with the weights of these outputs only.
+        exact: the float product of each layer, float32 [rows, outputs].
+        importance: what the squared error of each row of it counts; all rows together count 1.
+        spike: power of the largest row of the result over that of the median row.
+    """
+
+    layers: Layers
+    exact: Sequence[NDArray[np.float32]]
+    importance: Sequence[NDArray[np.float32]]
+    spike: float
+
+    @staticmethod
+    def of(layers: Layers) -> _Trial:
+        most = max(LEAST_COLUMNS, COLUMNS // len(layers.weights))
+        thin = replace(layers, weights=[thinned(weight, most) for weight in layers.weights])
+        exact = [layers.rows.values @ weight for weight in thin.weights]
+        power = np.asarray(sum(np.einsum("rn,rn->r", product, product) for product in exact))
+        spike = float(power.max() / max(float(np.median(power)), 1e-30))
+        whole = np.float32(max(float(layers.rows.counts.sum()) * len(exact), 1e-30))
+        return _Trial(thin, exact, [_importance(layers.rows.counts, one) / whole for one in exact], spike)
+
+    def error(self, alpha: float | None) -> float:
+        """Mean squared error of the rows of all products, relative to their power, in the best range that is offered.
+
+        Every row is divided by what the other folds know of scales, and clipped where they end. Weights and the best
+        range are those of all: one fold more or less does not move them.
+        """
+        one = self.layers
+        scales, seen = one.known(alpha, None)
+        if seen.amax <= 0:
+            return 0.0  # zeros, which round to themselves
+        stored = [weight / scales[:, None] for weight in one.stored(scales)]
+        parts = []
+        for fold, rows in self._parts():
+            own = scales if fold is None else one.known_scales(alpha, fold)
+            channels = one.channels if fold is None else one.others[fold]
+            parts.append((rows, own, float((channels / own).max())))
+        grid = np.empty_like(one.rows.values)
+        errors = []
+        for amax in dict.fromkeys(method.range(seen) for method in _methods(one.calibrator, one.format)):
+            for rows, own, reached in parts:
+                range = min(amax, reached)
+                grid[rows] = rounded(one.rows.values[rows] / own, range, one.format) * own if range > 0 else 0.0
+            errors.append(self._compared(grid, stored))
+        return min(errors)
+
+    def _compared(self, grid: NDArray[np.float32], stored: Sequence[NDArray[np.float32]]) -> float:
+        total = 0.0
+        for weight, exact, importance in zip(stored, self.exact, self.importance, strict=True):
+            gap = grid @ weight
+            gap -= exact
+            total += float(np.dot(importance, np.einsum("rn,rn->r", gap, gap)))
+        return total
+
+    def _parts(self) -> list[tuple[int | None, NDArray[np.bool_] | slice]]:
+        """Rows by their fold; all at once where there are no folds."""
+        folds = self.layers.rows.folds
+        return [(fold, folds == fold) for fold in self.layers.others] or [(None, slice(None))]
+
+
+def _lowest(alphas: Sequence[float], measure: Callable[[float], float]) -> float:
+    """The alpha with the least error of an ascending list, from the middle downhill."""
+    at = len(alphas) // 2
+    for step in (-1, 1):
+        while 0 <= at + step < len(alphas) and measure(alphas[at + step]) < measure(alphas[at]):
+            at += step
+    return alphas[at]
 
 
 def smooth_scales(
@@ -206,4 +266,10 @@ def _importance(counts: NDArray[np.float32], product: NDArray[np.float32]) -> ND
 def rounded(x: NDArray[np.float32], amax: float, format: Format) -> NDArray[np.float32]:
     """Values on the grid of a format with one range."""
     scale = amax / LARGEST[format]
-    return dequantize(quantize(x, scale, None, format), scale)
+    if format != "int8":
+        return dequantize(quantize(x, scale, None, format), scale)
+    grid = np.asarray(x / np.float32(scale), np.float32)  # the same, with no integers in between
+    np.rint(grid, out=grid)
+    np.clip(grid, -128, 127, out=grid)
+    grid *= np.float32(scale)
+    return grid

@@ -6,6 +6,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +17,7 @@ from qcompiler.data.shorten import shorten
 from qcompiler.ir import macs
 from qcompiler.ir import model as models
 from qcompiler.ir.signature import Feeds
-from qcompiler.judge.views import find_views
+from qcompiler.judge.views import Views, find_views
 from qcompiler.numerics.rounding import format_of
 from qcompiler.numerics.sqnr import decibel
 from qcompiler.outliers.smooth_quant.alpha import Choice
@@ -122,10 +123,8 @@ def fold_outliers(
     options: SmoothQuantOptions,
     scope: Scope,
     watched: Watched,
-    *,
-    goal_db: float | None = None,
 ) -> Smoothed:
-    """Decides alphas and folds them, behind the equivalence check, like every float pass.
+    """Decides the alphas that were ordered and folds them, behind the equivalence check, like every float pass.
 
     Args:
         normal: the float model, normalised.
@@ -134,34 +133,15 @@ def fold_outliers(
         options: what is asked for.
         scope: finds the layers again in an edited model.
         watched: names of the tensors of an edited model whose ranges somebody will ask for.
-        goal_db: SQNR that is good enough: what reaches it is not compared with more.
 
     Returns:
         The smoothed model; as given where the fold missed the check and was undone, which the report says.
     """
     trials = Trials(normal, found, observed, options, scope)
-    groups = candidates.smoothable(candidates.by_activation(found))
-    fresh = sum(map(len, groups.values())) == len(found)  # else what came quantized cannot be tried out here
-    tried: dict[str, float] = {}
-    if options.table.alpha == "auto" and fresh:
-        best, made = best_of(trials.attempt, goal_db)
-        tried = {one.label: one.sqnr_db for one in made}
-        decided = best.groups
-    else:
-        decided = trials.plan(options.table.alpha)
-    scales = {group.tensor: group.scales for group in decided if group.alpha is not None}
-    if not scales:
-        return Smoothed(normal, observed, decided, tried, runs=trials.runs)
-    fold = SmoothQuant(scales, insert=options.table.insert, split=True)
-    model, report, error = applied(fold, normal, observed.kept)
-    if report.undone:
-        left = tuple(SmoothGroup(one.tensor, one.readers, None, "", UNDONE) for one in decided)
-        return Smoothed(normal, observed, left, tried, (report,), runs=trials.runs)
-    after, _ = scope.layers(model)
-    changed = observed_again(normal, model, observed, watched(model, after), decided)
-    seen = observed.with_(changed, _renamed(observed.outliers, found, after))
-    errors = {} if error is None else {report.name: error}
-    return Smoothed(model, seen, decided, tried, (report,), errors, trials.runs)
+    if options.table.alpha != AUTO or not trials.fresh:
+        return trials.fold(trials.plan(options.table.alpha), watched)
+    best, made = best_of(trials.attempt)
+    return trials.fold(best.groups, watched, {one.label: one.sqnr_db for one in made})
 
 
 @dataclass(frozen=True)
@@ -219,6 +199,7 @@ class Trials:
 
     Attributes:
         runs: how often the model was run to compare.
+        fresh: whether ways can be compared by the outputs; else some layers came quantized.
     """
 
     def __init__(
@@ -229,38 +210,106 @@ class Trials:
         options: SmoothQuantOptions,
         scope: Scope,
     ) -> None:
-        """As `fold_outliers`."""
+        """As `fold_outliers`; the kept samples are run once."""
         self._normal, self._found, self._observed = normal, found, observed
         self._options, self._scope = options, scope
         self._groups = candidates.smoothable(candidates.by_activation(found))
         self._rows = recorded.record_rows(normal, channel_axes(self._groups, options.table), observed.kept)
-        self._kept = _Kept.of(normal, observed)
-        self._views = find_views(normal.graph, observed.kept[0], options.ignored)
-        self._spikes = _spikes(found, observed, options.qfem)
         self._local: dict[str, Choice] = {}
+        self._plans: dict[str, tuple[SmoothGroup, ...]] = {}
+        self.fresh = sum(map(len, self._groups.values())) == len(found)
         self.runs = 0
+
+    @cached_property
+    def _kept(self) -> _Kept:
+        return _Kept.of(self._normal, self._observed)
+
+    @cached_property
+    def _views(self) -> Views:
+        return find_views(self._normal.graph, self._observed.kept[0], self._options.ignored)
+
+    @cached_property
+    def _spikes(self) -> set[str]:
+        return _spikes(self._found, self._observed, self._options.qfem)
+
+    def choices(self) -> Mapping[str, Choice]:
+        """By activation, what the own errors of the layers choose; those that cannot be smoothed are missing."""
+        self.plan(LOCAL)
+        return dict(self._local)
 
     def plan(self, alpha: str | float) -> tuple[SmoothGroup, ...]:
         """What is decided with `auto`, `local` (that without a look at the outputs), `off` or an alpha."""
+        if str(alpha) not in self._plans:
+            self._plans[str(alpha)] = tuple(self._decided(alpha))
+        return self._plans[str(alpha)]
+
+    def _decided(self, alpha: str | float) -> list[SmoothGroup]:
         options, auto = self._options, alpha in (AUTO, LOCAL)
-        return tuple(
-            choose_scales(
-                self._normal,
-                self._groups,
-                self._rows,
-                self._observed.outliers,
-                dataclasses.replace(options.table, alpha=AUTO if auto else alpha),
-                format=format_of(options.dtype),
-                calibrator=options.calibrator,
-                per_channel=options.per_channel,
-                feeds=() if alpha == LOCAL else self._kept.short[:JUDGED_FEEDS],
-                views=self._views,
-                folds=self._kept.folds[:JUDGED_FEEDS],
-                looks=options.looks(self._kept.work, self._observed.feeds, min(JUDGED_FEEDS, len(self._kept.short))),
-                hold=self._kept.held,
-                known=self._local if auto else None,
-            )
+        decided = partial(
+            choose_scales,
+            self._normal,
+            self._groups,
+            self._rows,
+            self._observed.outliers,
+            dataclasses.replace(options.table, alpha=AUTO if auto else alpha),
+            format=format_of(options.dtype),
+            calibrator=options.calibrator,
+            per_channel=options.per_channel,
+            known=self._local if auto else None,
         )
+        if alpha == LOCAL:
+            return decided()
+        kept = self._kept
+        return decided(
+            feeds=kept.short[:JUDGED_FEEDS],
+            views=self._views,
+            folds=kept.folds[:JUDGED_FEEDS],
+            looks=options.looks(kept.work, self._observed.feeds, min(JUDGED_FEEDS, len(kept.short))),
+            hold=kept.held,
+        )
+
+    def fold(
+        self, decided: Sequence[SmoothGroup], watched: Watched, tried: Mapping[str, float] | None = None
+    ) -> Smoothed:
+        """The model with what was decided; as given where the fold missed the equivalence check and was undone.
+
+        Args:
+            decided: for each group.
+            watched: names of the tensors of an edited model whose ranges somebody will ask for.
+            tried: SQNR in dB of each way that was compared.
+        """
+        normal, observed, groups, tried = self._normal, self._observed, tuple(decided), tried or {}
+        scales = {group.tensor: group.scales for group in groups if group.alpha is not None}
+        if not scales:
+            return Smoothed(normal, observed, groups, tried, runs=self.runs)
+        fold = SmoothQuant(scales, insert=self._options.table.insert, split=True)
+        model, report, error = applied(fold, normal, observed.kept)
+        if report.undone:
+            left = tuple(SmoothGroup(one.tensor, one.readers, None, "", UNDONE) for one in groups)
+            return Smoothed(normal, observed, left, tried, (report,), runs=self.runs)
+        after, _ = self._scope.layers(model)
+        changed = observed_again(normal, model, observed, watched(model, after), groups)
+        seen = observed.with_(changed, _renamed(observed.outliers, self._found, after))
+        errors = {} if error is None else {report.name: error}
+        return Smoothed(model, seen, groups, tried, (report,), errors, self.runs)
+
+    def better(self, *, clear: bool) -> tuple[Attempt | None, dict[str, float]]:
+        """What the outputs say is better than what the layers' own errors choose.
+
+        Args:
+            clear: what these choose gains so much that no single alpha for all layers is tried beside them.
+
+        Returns:
+            The best attempt, None where that is `local` or nothing else is found; SQNR in dB of all that were made.
+        """
+        ways: list[str | float] = [] if clear else [*FIXED]
+        if [one.alpha for one in self.plan(AUTO)] != [one.alpha for one in self.plan(LOCAL)]:
+            ways.insert(0, AUTO)
+        if not ways or not self.fresh:
+            return None, {}
+        made = [self.attempt(way) for way in (LOCAL, *ways)]
+        best = max(made, key=lambda one: one.sqnr_db)
+        return None if best is made[0] else best, {one.label: one.sqnr_db for one in made}
 
     def attempt(self, alpha: str | float) -> Attempt:
         """A plan, and the SQNR it gives on samples that neither its scales nor its ranges have seen."""
@@ -342,23 +391,16 @@ class Attempt:
     sqnr_db: float
 
 
-def best_of(attempt: Callable[[str | float], Attempt], goal_db: float | None = None) -> tuple[Attempt, list[Attempt]]:
+def best_of(attempt: Callable[[str | float], Attempt]) -> tuple[Attempt, list[Attempt]]:
     """The attempt with the highest SQNR, and all that were made.
 
     Args:
-        attempt: smooths with `auto`, `local`, `off` or an alpha, and measures.
-        goal_db: SQNR that is good enough: what the layers' own errors choose is tried first, and the outputs are only
-            looked at where that misses it; None for no end.
+        attempt: smooths with `auto`, `off` or an alpha, and measures.
     """
-    off = attempt("off")
-    tried = [off] if goal_db is None else [off, attempt(LOCAL)]
-    if goal_db is not None and tried[-1].sqnr_db >= max(goal_db, off.sqnr_db):
-        return tried[-1], tried
-    auto = attempt(AUTO)
-    tried.append(auto)
+    off, auto = attempt("off"), attempt(AUTO)
+    tried = [off, auto]
     smoothed = any(group.alpha is not None for group in auto.groups)
-    met = goal_db is not None and auto.sqnr_db >= max(goal_db, off.sqnr_db)
-    if smoothed and not met and auto.sqnr_db < off.sqnr_db + CLEAR_DB:
+    if smoothed and auto.sqnr_db < off.sqnr_db + CLEAR_DB:
         tried += [attempt(alpha) for alpha in FIXED]
     return max(tried, key=lambda one: one.sqnr_db), tried
 
@@ -405,8 +447,8 @@ def measure(
     return reached, probe.runs
 
 
-def foreseen(model: models.Model, found: Sequence[Candidate], known: Timed, options: SmoothQuantOptions) -> Foreseen:
-    """What trials run: two at least where alphas are chosen, and with every fixed alpha where these gain too little.
+def foreseen(found: Sequence[Candidate], known: Timed, options: SmoothQuantOptions) -> Foreseen:
+    """What trials run: what the layers' own errors choose at least, and every fixed alpha where that gains too little.
 
     Args:
         model: the float model, normalised.
@@ -420,10 +462,24 @@ def foreseen(model: models.Model, found: Sequence[Candidate], known: Timed, opti
     fold = Foreseen(runs=6, counted=known.kept, sessions=4, copies=1)
     probe = between(Foreseen(runs=2 * judged, sessions=2), Foreseen(runs=looks * judged, sessions=2))
     if options.table.alpha != "auto":
-        return fold + (probe if options.table.alpha != "off" else NOTHING)
+        return recording(known) + fold + (probe if options.table.alpha != "off" else NOTHING)
     methods = 1 if options.calibrator != "auto" else len(RANGES_FP8 if options.dtype is DType.FP8 else RANGES)
     means = any(one.op == "Conv" for one in found)  # only these are corrected
     attempt = Foreseen(quantized=judged * (1 + methods + means), counted=known.kept, sessions=2 + means, copies=2)
+    return between(fold + attempt, fold + probe + attempt.times(2 + len(FIXED)))
+
+
+def recording(
+    model: models.Model, found: Sequence[Candidate], known: Timed, options: SmoothQuantOptions
+) -> Foreseen:
+    """What it takes to learn what the layers' own errors say: a run of the kept samples, and arithmetic.
+
+    Args:
+        model: the float model, normalised.
+        found: layers that may be smoothed among others.
+        known: one feed, and how many there are.
+        options: what is asked for.
+    """
     groups = candidates.smoothable(candidates.by_activation(found))
     chosen = seconds_of_choice(
         model,
@@ -433,6 +489,4 @@ def foreseen(model: models.Model, found: Sequence[Candidate], known: Timed, opti
         per_channel=options.per_channel,
         format=format_of(options.dtype),
     )
-    rows = Foreseen(runs=known.kept, sessions=1, seconds=chosen)
-    least, most = attempt.times(2), attempt.times(2 + len(FIXED)) + fold
-    return rows + probe + between(least, most)
+    return Foreseen(runs=known.kept, sessions=1, seconds=chosen)

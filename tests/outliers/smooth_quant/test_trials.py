@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -112,28 +114,63 @@ def test_there_must_be_samples_layers_and_a_wish(found: list[Candidate], observe
 FIXED = [str(alpha) for alpha in trials.FIXED]
 
 
-@pytest.mark.parametrize(
-    ("goal", "figures", "asked", "best"),
-    [
-        (None, {"off": 10, "auto": 20}, ["off", "auto"], "auto"),
-        (25, {"off": 10, "local": 26}, ["off", "local"], "local"),
-        (25, {"off": 10, "local": 24, "auto": 20}, ["off", "local", "auto"], "local"),
-        (25, {"off": 24, "local": 24, "auto": 25}, ["off", "local", "auto"], "auto"),
-        (
-            25,
-            {"off": 20, "local": 19, "auto": 21, "0.5": 22},
-            ["off", "local", "auto", *"0.3 0.5 0.7 0.85".split()],
-            "0.5",
-        ),
-    ],
-)
-def test_no_more_is_tried_than_the_goal_needs(
-    goal: float | None, figures: dict[str, float], asked: list[str], best: str
-) -> None:
+def _attempt(figures: dict[str, float]) -> Callable[[str | float], trials.Attempt]:
     def attempt(alpha: str | float) -> trials.Attempt:
         group = SmoothGroup("x", ("X",), None if alpha == "off" else 0.5, "", "")
         return trials.Attempt(str(alpha), (group,), figures.get(str(alpha), 0.0))
 
-    found, tried = trials.best_of(attempt, goal)
+    return attempt
+
+
+@pytest.mark.parametrize(
+    ("figures", "asked", "best"),
+    [
+        ({"off": 10, "auto": 20}, ["off", "auto"], "auto"),
+        ({"off": 20, "auto": 21, "0.5": 22}, ["off", "auto", *FIXED], "0.5"),
+        ({"off": 20, "auto": 19, "0.5": 18}, ["off", "auto", *FIXED], "off"),
+    ],
+)
+def test_one_alpha_for_all_is_tried_where_the_chosen_ones_gain_little(
+    figures: dict[str, float], asked: list[str], best: str
+) -> None:
+    found, tried = trials.best_of(_attempt(figures))
     assert [one.label for one in tried] == asked
     assert found.label == best
+
+
+def test_what_the_outputs_say_is_held_against_what_the_layers_choose(
+    loaded: models.Model, found: list[Candidate], observed: Observations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = SmoothQuantOptions(SmoothQuantTable(), QfemTable(), DType.INT8, "auto", per_channel=True)
+    trial = trials.Trials(loaded, found, observed, options, SCOPE)
+    monkeypatch.setattr(trial, "attempt", _attempt({"local": 20.0, "auto": 19.0, "0.5": 21.0}))
+    best, tried = trial.better(clear=False)
+    assert best is not None
+    assert best.label == "0.5"
+    assert {"local", *FIXED} <= set(tried)
+    monkeypatch.setattr(trial, "attempt", _attempt({"local": 22.0}))
+    assert trial.better(clear=False)[0] is None
+
+
+def test_where_the_outputs_choose_the_same_nothing_is_measured(
+    loaded: models.Model, found: list[Candidate], observed: Observations
+) -> None:
+    options = SmoothQuantOptions(
+        SmoothQuantTable(), QfemTable(), DType.INT8, "auto", per_channel=True, search_time=1e-3
+    )  # no time for a look
+    trial = trials.Trials(loaded, found, observed, options, SCOPE)
+    assert trial.better(clear=True) == (None, {})
+    assert trial.runs == 0
+
+
+def test_choices_are_those_of_the_layers_that_can_be_smoothed(
+    loaded: models.Model, found: list[Candidate], observed: Observations
+) -> None:
+    options = SmoothQuantOptions(SmoothQuantTable(), QfemTable(), DType.INT8, "auto", per_channel=True)
+    trial = trials.Trials(loaded, found, observed, options, SCOPE)
+    choices = trial.choices()
+    assert {name for name, one in choices.items() if one.alpha is not None} == {
+        group.tensor for group in trial.plan(trials.LOCAL) if group.alpha is not None
+    }
+    assert all(one.error <= one.plain for one in choices.values())
+    assert any(one.gain_db > 10 for one in choices.values())  # outlier channels were planted
