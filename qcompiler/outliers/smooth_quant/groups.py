@@ -26,7 +26,7 @@ from qcompiler.judge.views import Views
 from qcompiler.numerics.rounding import Format
 from qcompiler.outliers.equalized import moved
 from qcompiler.outliers.smooth_quant.alpha import ALPHAS, WORTH_DB, Choice, Layers
-from qcompiler.outliers.smooth_quant.refine import refine
+from qcompiler.outliers.smooth_quant.refine import least_looks, refine
 from qcompiler.passes.absorb import absorb
 from qcompiler.plan import Candidate
 from qcompiler.planning.simulation.probe import Probe
@@ -141,11 +141,12 @@ def choose_scales(
     if feeds and found:
         products = [name for name in found if groups[name][0].op in PRODUCTS]
         free = [name for name in products if len(_alphas(_names(groups[name]), wanted)) > 1]
-        probe = Probe(model, {name: _names(groups[name]) for name in free}, feeds, folds, views)
-        local = {name: (layers, choice) for name, (layers, choice, _) in found.items()}
-        for name, choice in refine(probe, local, free, looks).items():
-            layers, _, how = found[name]
-            found[name] = layers, choice, how
+        if free and looks >= least_looks(len(free), format):
+            probe = Probe(model, {name: _names(groups[name]) for name in free}, feeds, folds, views)
+            local = {name: (layers, choice) for name, (layers, choice, _) in found.items()}
+            for name, choice in refine(probe, local, free, looks).items():
+                layers, _, how = found[name]
+                found[name] = layers, choice, how
     return [
         SmoothGroup(name, _names(members), None, "", refused[name])
         if name in refused

@@ -72,6 +72,12 @@ def refine(
     return better
 
 
+def least_looks(count: int, format: Format) -> int:
+    """How many looks halve so many groups down to one and try alphas for that: fewer are spent in vain."""
+    halving = 1 + 2 * max(count - 1, 0).bit_length()
+    return halving + len(RANGES[format]) * (1 + len(ALPHAS[1:]))
+
+
 def _heavy(probe: Probe, found: Mapping[str, tuple[Layers, Choice]], free: Sequence[str], budget: _Budget) -> list[str]:
     """The groups that make the most noise, the worst first."""
     results = {}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from qcompiler.outliers.smooth_quant.alpha import ALPHAS, Choice
-from qcompiler.outliers.smooth_quant.refine import refine
+from qcompiler.outliers.smooth_quant.refine import RANGES, least_looks, refine
 from tests.kit.planning.probing import FIRST, SECOND, feeds, layers, probe
 
 FIRST[0] *= 0.02  # what reads the outlier channel has small weights, as trained networks do
@@ -25,3 +26,15 @@ def test_without_looks_nothing_changes() -> None:
     one = probe(feeds(2))
     nothing = Choice(None, np.ones(16, np.float32), 0.0)
     assert refine(one, {"x": (layers("x", one, FIRST), nothing)}, ["x"], 0) == {}
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_with_the_least_looks_one_group_gets_its_alpha(count: int) -> None:
+    one = probe(feeds())
+    names = ["x", "r"][:count]
+    nothing = Choice(None, np.ones(16, np.float32), 0.0)
+    found = {"x": layers("x", one, FIRST), "r": layers("r", one, SECOND)}
+    choices = {name: (group, nothing) for name, group in found.items()}
+    looks = least_looks(len(names), "int8")
+    assert refine(one, choices, names, looks)
+    assert not refine(one, choices, names, len(RANGES["int8"]) * len(ALPHAS))
