@@ -12,6 +12,9 @@ r is how far below what a channel reaches the best range lies anyway. So dividin
 out (c ≤ m: the range is as narrow as the channels ask for), and c²/m² at most where some do. The weights take s, so
 their steps Δ_o grow. Nothing of this needs a run of the model: maxima of channels and histograms were kept of the one
 run over the data. It predicts errors of single layers, not of the outputs: where a method can help, not what it gives.
+
+Convolutions go by this. For products there is better: rows of what they read are recorded, and the layers are computed
+(`smooth_quant/alpha.py`). Maxima say little of channels that lie less than tenfold apart.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ from qcompiler.ir.operators import PRODUCTS
 from qcompiler.numerics.rounding import LARGEST, Format
 from qcompiler.plan import Candidate
 from qcompiler.statistics.histogram import Histogram, signal_power
-from qcompiler.statistics.outliers import FOLDS, Outliers
+from qcompiler.statistics.outliers import Outliers
 from qcompiler.statistics.rows import thinned
 
 if TYPE_CHECKING:
@@ -72,10 +75,6 @@ class LayerWeights:
         whole = candidate.axis is None or not per_channel
         return LayerWeights(power, np.abs(laid).max(axis=3), laid.shape[3], whole)
 
-    def largest(self) -> Floats:
-        """Largest |w| of each input channel, float64 [C]."""
-        return np.asarray(self.peaks.max(axis=1).ravel(), np.float64)
-
     def rounding(self, scales: Floats, powers: Floats, format: Format) -> float:
         """What rounding the weight adds to the power of all outputs, with input channels multiplied by `scales`."""
         groups, _, depth = self.peaks.shape
@@ -111,8 +110,6 @@ class Read:
         error: mean squared error in it.
         layers: weights of its readers.
         format: what they will compute in.
-        others: the same as `channels` without the samples of each part of the data; factors that are made of these are
-            held against all of it, since new samples exceed the largest values of old ones too.
     """
 
     channels: Floats
@@ -121,7 +118,6 @@ class Read:
     error: float
     layers: Sequence[LayerWeights]
     format: Format
-    others: Sequence[Floats]
 
     @staticmethod
     def of(histogram: Histogram, seen: Outliers, layers: Sequence[LayerWeights | None], format: Format) -> Read | None:
@@ -133,13 +129,7 @@ class Read:
             return None
         best = mse.MSE(format).range(histogram)
         error = ErrorCurve(histogram, format)(best)
-        others = [np.asarray(seen.without(fold), np.float64) for fold in range(FOLDS)]
-        return Read(channels, signal_power(histogram), best, error, known, format, others)
-
-    @property
-    def spread(self) -> float:
-        """How many times more the largest channel reaches than the middle one of those that are not dead."""
-        return float(self.channels.max() / np.median(self.channels[self.channels > 0]))
+        return Read(channels, signal_power(histogram), best, error, known, format)
 
     @property
     def _powers(self) -> Floats:
@@ -156,14 +146,6 @@ class Read:
     def signal(self) -> float:
         """Power of the outputs of all readers."""
         return float(np.dot(self._powers, self._weight))
-
-    def most(self) -> float:
-        """By how much the error of the activation could fall at best, as a ratio of powers; 1 where by nothing."""
-        weight = self._weight
-        if self.format == "fp8":
-            return max(1.0, self.error / max(E4M3_ERROR * self.power, 1e-300))
-        typical = float(np.dot(self.channels**2, weight) / max(weight.sum(), 1e-300))
-        return max(1.0, self.range**2 / max(typical, 1e-300))
 
     def noise(self) -> float:
         """NSR of the readers as they are."""
@@ -185,10 +167,6 @@ class Read:
         reach = min(1.0, self.range / max(typical, 1e-300)) * float((self.channels / scales).max())
         own = self.error * (reach / self.range) ** 2 * float(np.dot(scales**2, weight))
         return self._with(own, scales)
-
-    def largest(self) -> Floats:
-        """Largest |w| that multiplies each channel, over all readers."""
-        return np.asarray(np.max([one.largest() for one in self.layers], axis=0), np.float64)
 
     def _with(self, own: float, scales: Floats) -> float:
         powers = self._powers

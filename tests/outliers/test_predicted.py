@@ -53,29 +53,26 @@ def test_the_error_as_it_is_and_divided_is_near_the_real_one(outliers: int) -> N
     one = known(x, w)
     ones = np.ones(CHANNELS, np.float32)
     assert gain_db([one.noise()], [real(x, w, one.range, ones)]) == pytest.approx(0, abs=1.0)
-    scales = smooth_scales(one.channels, one.largest(), 0.5)
+    scales = smooth_scales(one.channels, np.abs(w).max(axis=1), 0.5)
     after = real(x, w, float((one.channels / scales).max()), scales)
     assert gain_db([one.divided(scales.astype(np.float64))], [after]) == pytest.approx(0, abs=2.0)
 
 
 def test_nothing_is_promised_where_no_channel_stands_out() -> None:
-    one = known(rows(0), weight())
-    best = min(
-        one.divided(smooth_scales(before, one.largest(), alpha).astype(np.float64))
-        for alpha in (0.3, 0.5, 0.85, 1.0)
-        for before in one.others
-    )
+    w = weight()
+    one = known(rows(0), w)
+    largest = np.abs(w).max(axis=1)
+    best = min(one.divided(smooth_scales(one.channels, largest, a).astype(np.float64)) for a in (0.3, 0.5, 0.85, 1.0))
     assert gain_db([one.noise()], [best]) < 2.0
-    assert one.spread < 2
 
 
 def test_much_is_promised_where_some_do() -> None:
     x, w = rows(2), weight()
     w[:2] /= 60  # what they feed matters no more than the others
     one = known(x, w)
-    assert one.spread > 30
-    assert one.most() > 100
-    best = min(one.divided(smooth_scales(one.channels, one.largest(), a).astype(np.float64)) for a in (0.5, 0.85))
+    best = min(
+        one.divided(smooth_scales(one.channels, np.abs(w).max(axis=1), a).astype(np.float64)) for a in (0.5, 0.85)
+    )
     assert gain_db([one.noise()], [best]) > 15
 
 
@@ -83,7 +80,7 @@ def test_fp8_promises_little_because_its_steps_follow_the_values() -> None:
     x, w = rows(2), weight()
     w[:2] /= 60
     one = known(x, w, format="fp8")
-    after = one.divided(smooth_scales(one.channels, one.largest(), 0.5).astype(np.float64))
+    after = one.divided(smooth_scales(one.channels, np.abs(w).max(axis=1), 0.5).astype(np.float64))
     assert gain_db([one.noise()], [after]) < 6
     assert pytest.approx(10 * np.log10(1 / E4M3_ERROR), abs=0.1) == 31.5
 
