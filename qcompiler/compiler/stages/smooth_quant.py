@@ -200,7 +200,7 @@ def _told(one: _Climbed, before: Standing | None) -> ladder.Told:
 def foreseen(
     subject: Subject, known: Timed, target: Target, planning: Planning, options: trials.SmoothQuantOptions | None
 ) -> Foreseen:
-    """What trials run and compute, and a climb behind them; where the layers' own errors promise nothing, only these."""
+    """What the layers' own errors take to learn; where they promise anything, trials and a climb behind them, too."""
     found = subject.layers.found
     if options is None or not trials.smoothable(found, known.seen, options.table):
         return NOTHING

@@ -116,14 +116,15 @@ def choose_scales(
     refused: dict[str, str] = {}
     known = {} if known is None else known
     for name, members in groups.items():
-        reason = _refusal(members, rows.get(name), outliers.get(name), wanted)
+        reason = _refusal(members, wanted)
+        fold = None if reason else absorb.find_moves(graph, tensors[name], channel_axis(members), split=True)
+        if fold is None or (fold.why and not wanted.insert):
+            refused[name] = reason or f"no producer can absorb it: {'' if fold is None else fold.why}"
+            continue
+        reason = _unknown(rows.get(name), outliers.get(name))
         weights = None if reason else _matrices([nodes[member.node] for member in members])
         if weights is None:
             refused[name] = reason or "a weight is computed on the way, has several groups, or too many dimensions"
-            continue
-        fold = absorb.find_moves(graph, tensors[name], channel_axis(members), split=True)
-        if fold.why and not wanted.insert:
-            refused[name] = f"no producer can absorb it: {fold.why}"
             continue
         layers = Layers(
             rows[name],
@@ -179,6 +180,16 @@ def channel_axes(groups: Mapping[str, Sequence[Candidate]], wanted: SmoothQuantT
     return {name: channel_axis(members) for name, members in groups.items() if members[0].op in ops}
 
 
+def divisible(graph: gs.Graph, groups: Mapping[str, Sequence[Candidate]], wanted: SmoothQuantTable) -> dict[str, int]:
+    """Those of `channel_axes` whose division something in front can take, or an inserted Mul."""
+    tensors = graph.tensors()
+    return {
+        name: axis
+        for name, axis in channel_axes(groups, wanted).items()
+        if wanted.insert or not absorb.find_moves(graph, tensors[name], axis, split=True).why
+    }
+
+
 def _names(members: Sequence[Candidate]) -> tuple[str, ...]:
     return tuple(member.node for member in members)
 
@@ -217,11 +228,17 @@ def record_of(decided: Sequence[SmoothGroup], tried: Mapping[str, float]) -> dic
     }
 
 
-def _refusal(members: Sequence[Candidate], rows: Rows | None, seen: Outliers | None, wanted: SmoothQuantTable) -> str:
+def _refusal(members: Sequence[Candidate], wanted: SmoothQuantTable) -> str:
+    """Why nobody wants a group smoothed; empty where somebody may."""
     if wanted.alpha == "off" and not wanted.layers:
         return "smoothing is off"
     if members[0].op not in PRODUCTS and not (wanted.convolutions and members[0].op == "Conv"):
         return "convolutions are only smoothed on request (smooth_quant.convolutions)"
+    return ""
+
+
+def _unknown(rows: Rows | None, seen: Outliers | None) -> str:
+    """Why nothing can be said of an activation; empty where something can."""
     if rows is None or seen is None or not len(rows.values):
         return "nothing was observed of its activation"
     if len(seen.channels) != rows.values.shape[1]:

@@ -22,7 +22,7 @@ from qcompiler.numerics.rounding import format_of
 from qcompiler.numerics.sqnr import decibel
 from qcompiler.outliers.smooth_quant.alpha import Choice
 from qcompiler.outliers.smooth_quant.cost import seconds_of_choice
-from qcompiler.outliers.smooth_quant.groups import SmoothGroup, channel_axes, choose_scales, observed_again
+from qcompiler.outliers.smooth_quant.groups import SmoothGroup, channel_axes, choose_scales, divisible, observed_again
 from qcompiler.passes.base import Report
 from qcompiler.passes.channels.smooth_quant import SmoothQuant
 from qcompiler.plan import Candidate
@@ -214,7 +214,7 @@ class Trials:
         self._normal, self._found, self._observed = normal, found, observed
         self._options, self._scope = options, scope
         self._groups = candidates.smoothable(candidates.by_activation(found))
-        self._rows = recorded.record_rows(normal, channel_axes(self._groups, options.table), observed.kept)
+        self._rows = recorded.record_rows(normal, divisible(normal.graph, self._groups, options.table), observed.kept)
         self._local: dict[str, Choice] = {}
         self._plans: dict[str, tuple[SmoothGroup, ...]] = {}
         self.fresh = sum(map(len, self._groups.values())) == len(found)
@@ -451,7 +451,6 @@ def foreseen(found: Sequence[Candidate], known: Timed, options: SmoothQuantOptio
     """What trials run: what the layers' own errors choose at least, and every fixed alpha where that gains too little.
 
     Args:
-        model: the float model, normalised.
         found: layers that may be smoothed among others.
         known: one feed, and how many there are.
         options: what is asked for.
@@ -462,7 +461,7 @@ def foreseen(found: Sequence[Candidate], known: Timed, options: SmoothQuantOptio
     fold = Foreseen(runs=6, counted=known.kept, sessions=4, copies=1)
     probe = between(Foreseen(runs=2 * judged, sessions=2), Foreseen(runs=looks * judged, sessions=2))
     if options.table.alpha != "auto":
-        return recording(known) + fold + (probe if options.table.alpha != "off" else NOTHING)
+        return fold + (probe if options.table.alpha != "off" else NOTHING)
     methods = 1 if options.calibrator != "auto" else len(RANGES_FP8 if options.dtype is DType.FP8 else RANGES)
     means = any(one.op == "Conv" for one in found)  # only these are corrected
     attempt = Foreseen(quantized=judged * (1 + methods + means), counted=known.kept, sessions=2 + means, copies=2)

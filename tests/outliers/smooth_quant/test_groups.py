@@ -14,6 +14,7 @@ from qcompiler.outliers.smooth_quant.groups import (
     channel_axes,
     channel_axis,
     choose_scales,
+    divisible,
     observed_again,
     record_of,
 )
@@ -98,6 +99,14 @@ def test_an_input_of_the_model_is_only_divided_by_a_multiplication() -> None:
     assert group.why.startswith("no producer can absorb it: ")
     _, (group,) = planned(("MatMul", "x w", "y"), rows=rows, insert=True)
     assert group.how == "inserted"
+
+
+def test_rows_are_asked_for_where_something_can_take_the_division() -> None:
+    one = loaded(*NORMED)
+    assert divisible(one.graph, groups_of(one.graph), SmoothQuantTable()) == {"t": -1}
+    one = loaded(("MatMul", "x w", "y"))
+    assert divisible(one.graph, groups_of(one.graph), SmoothQuantTable()) == {}
+    assert divisible(one.graph, groups_of(one.graph), SmoothQuantTable(insert=True)) == {"x": -1}
 
 
 def test_what_was_not_observed_is_left() -> None:
