@@ -18,7 +18,7 @@ import numpy as np
 from qcompiler.ir import linear
 from qcompiler.ir import model as models
 from qcompiler.numerics.rounding import Format
-from qcompiler.outliers.smooth_quant.alpha import ALPHAS, Layers
+from qcompiler.outliers.smooth_quant.alpha import Layers
 from qcompiler.plan import Candidate
 from qcompiler.statistics.outliers import FOLDS
 from qcompiler.statistics.rows import COLUMNS, Rows, rows_each
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _FEW = (0.5, 0.85)  # alphas that are tried with the clock
-_ERRORS = (1 + len(_FEW) + 1) / (1 + len(ALPHAS) + 2)  # of those of a choice: none, these, and halfway between them
+_ERRORS = (1 + len(_FEW) + 1) / (1 + 4 + 2)  # of those of a choice: none, the middle one and its like, halfway
 
 
 @dataclass(frozen=True, eq=False)

@@ -468,9 +468,7 @@ def foreseen(found: Sequence[Candidate], known: Timed, options: SmoothQuantOptio
     return between(fold + attempt, fold + probe + attempt.times(2 + len(FIXED)))
 
 
-def recording(
-    model: models.Model, found: Sequence[Candidate], known: Timed, options: SmoothQuantOptions
-) -> Foreseen:
+def recording(model: models.Model, found: Sequence[Candidate], known: Timed, options: SmoothQuantOptions) -> Foreseen:
     """What it takes to learn what the layers' own errors say: a run of the kept samples, and arithmetic.
 
     Args:
