@@ -160,7 +160,12 @@ def sensitivity(options: argparse.Namespace, view: Screen) -> None:
         check_writable(options.report)
     recipe = _recipe(options)
     found = sensitivity(
-        options.model, data=_data(options, recipe), formats=options.formats, recipe=recipe, progress=view.progress
+        options.model,
+        data=_data(options, recipe),
+        formats=options.formats,
+        exact=options.exact,
+        recipe=recipe,
+        progress=view.progress,
     ).to_json()
     if options.report is not None:
         write_text(options.report, report.html(found))

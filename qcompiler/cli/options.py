@@ -216,6 +216,9 @@ def parser() -> _Parser:
     sensitivity.add_argument("--target", metavar="T", help=_help("target"))
     sensitivity.add_argument("--keep", action="append", metavar="REGEX", help=f"{_help('keep')}; repeatable")
     sensitivity.add_argument("--report", metavar="FILE.html", help="write all layers as an HTML file too")
+    sensitivity.add_argument(
+        "--exact", action="store_true", help="measure on all samples instead of as many as the ranking takes: slow"
+    )
     sensitivity.add_argument("--all", action="store_true", help="list every layer, also of large models")
 
     bench = _command(

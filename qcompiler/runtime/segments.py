@@ -122,6 +122,48 @@ def cut(
     return _between(proto, reads, wanted, [*ends, len(reads)])
 
 
+def crossings(proto: onnx.ModelProto) -> list[int | None]:
+    """How many computed tensors cross a cut in front of each node, as far as the main graph makes them.
+
+    Returns:
+        for each node; None where no cut may lie, for the type of a tensor that crosses is not known, or nodes are in no
+        order.
+    """
+    reads = [tuple(dict.fromkeys(read_by(node))) for node in proto.graph.node]
+    readers = _readers(reads)
+    if _unsorted(proto, readers):
+        return [None] * len(reads)
+    known = _types(proto)
+    crossing: dict[str, bool] = {}  # whether its type is known
+    found: list[int | None] = []
+    for at, node in enumerate(proto.graph.node):
+        found.append(len(crossing) if all(crossing.values()) else None)
+        for name in reads[at]:
+            if readers[name][-1] == at:
+                crossing.pop(name, None)
+        for name in node.output:
+            if name in readers:
+                crossing[name] = name in known and known[name].type.HasField("tensor_type")
+    return found
+
+
+def at_places(proto: onnx.ModelProto, tensors: Collection[str], starts: Sequence[int]) -> list[Segment]:
+    """The segments that begin at these nodes, 0 first, wherever ONNX Runtime would have fused across a cut.
+
+    Args:
+        proto: nodes in an order in which they can run.
+        tensors: computed by the main graph, whose values are asked for.
+        starts: ascending.
+    """
+    reads = [tuple(dict.fromkeys(read_by(node))) for node in proto.graph.node]
+    return _between(proto, reads, frozenset(tensors), [*starts[1:], len(reads)])
+
+
+def rest_of(proto: onnx.ModelProto, tensors: Collection[str], start: int) -> Segment:
+    """All nodes from one on, as a segment that hands on nothing; arguments as of `at_places`."""
+    return at_places(proto, tensors, (0, start) if start else (0,))[-1]
+
+
 def extract(
     proto: onnx.ModelProto, weights: Mapping[str, Array], plan: Iterable[Segment]
 ) -> Iterator[tuple[onnx.ModelProto, dict[str, Array]]]:
@@ -171,13 +213,8 @@ def _cuts(
 
     With a stride, it may lie behind every so many nodes, whatever ONNX Runtime would have fused across it.
     """
-    made = {name: at for at, node in enumerate(proto.graph.node) for name in node.output if name}
-    readers: dict[str, list[int]] = {}
-    for at, names in enumerate(reads):
-        for name in names:
-            readers.setdefault(name, []).append(at)
-    unsorted = any(at <= made.get(name, -1) for name, found in readers.items() for at in found)
-    if unsorted or proto.graph.sparse_initializer:
+    readers = _readers(reads)
+    if _unsorted(proto, readers):
         yield len(reads), ()
         return
     known, pooled = _types(proto), set() if stride else _reach_averages(proto)
@@ -194,6 +231,22 @@ def _cuts(
         if here and at + 1 < len(reads) and all(crossing.values()):
             yield at + 1, crossing
     yield len(reads), ()
+
+
+def _readers(reads: Sequence[Sequence[str]]) -> dict[str, list[int]]:
+    """By tensor, the nodes that read it, in order."""
+    readers: dict[str, list[int]] = {}
+    for at, names in enumerate(reads):
+        for name in names:
+            readers.setdefault(name, []).append(at)
+    return readers
+
+
+def _unsorted(proto: onnx.ModelProto, readers: Mapping[str, Sequence[int]]) -> bool:
+    """Whether it cannot be cut: nodes are in no order in which they can run, or weights are sparse."""
+    made = {name: at for at, node in enumerate(proto.graph.node) for name in node.output if name}
+    unsorted = any(at <= made.get(name, -1) for name, found in readers.items() for at in found)
+    return unsorted or bool(proto.graph.sparse_initializer)
 
 
 def _reach_averages(proto: onnx.ModelProto) -> set[str]:

@@ -12,12 +12,13 @@ from typing import Any, Final
 import numpy as np
 
 from qcompiler.data import find_batch
+from qcompiler.data.batches import samples_of
 from qcompiler.data.deal import deal
 from qcompiler.data.source import Data, open_source, prepared, suited
 from qcompiler.errors import ModelError
 from qcompiler.ir import model as models
 from qcompiler.ir.macs import tensors_for_shapes
-from qcompiler.ir.signature import inputs_of
+from qcompiler.ir.signature import Feeds, inputs_of
 from qcompiler.numerics.sqnr import decibel, gain_db
 from qcompiler.passes.fixed import fixed, fixed_by
 from qcompiler.passes.importing import imported
@@ -28,6 +29,7 @@ from qcompiler.planning.placement import candidates, few_rows
 from qcompiler.planning.placement.candidates import Candidates
 from qcompiler.planning.placement.profile import USUAL, shapes_at, shapes_of_many
 from qcompiler.planning.search import evidence
+from qcompiler.recipe.budget import budget_of
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.runtime import shapes
 from qcompiler.runtime.memory import return_freed_memory
@@ -39,13 +41,19 @@ from qcompiler.statistics.points import Points
 from qcompiler.support.as_json import plain
 from qcompiler.support.progress import Progress, silent
 from qcompiler.target import DType, Target
+from qcompiler.tools.sensitivity.certainty import (
+    expected_correlation,
+    noise_of,
+    standard_error_db,
+    sure_of_next,
+)
 from qcompiler.tools.sensitivity.formats import DEFAULT, parse
-from qcompiler.tools.sensitivity.layer_study import Noise, Study
+from qcompiler.tools.sensitivity.layer_study import MOST, Found, Study
+from qcompiler.tools.sensitivity.sampling import FIRST, Sampled, on_all, on_few
 from qcompiler.verification.blame import blaming
 from qcompiler.verification.reading import read
 
-FEW: Final = 4  # samples that layers are measured on at most
-ENOUGH: Final = 8_000_000  # activation elements that are as good as more samples
+KEPT: Final = 16  # samples of each part of the data that an estimate may take
 EVEN_DB: Final = 3.0  # errors that are closer than this count as equal
 TOKENS: Final = 10.0  # largest over median from which a token spikes
 CHANNELS: Final = 4.0  # the same for channels; bell curves have less than 1.5
@@ -60,6 +68,7 @@ class Effect:
         activations_db: the same with only the activation; None where the format is for weights.
         layer_db: the same with both.
         outputs_db: of the outputs of the model, with both and everything else float.
+        error_db: standard error of `outputs_db`; 0 where all samples were run, None where one says nothing of it.
         rest_db: of the outputs, predicted, if this group and all worse ones stay float and all others take the format.
     """
 
@@ -67,6 +76,7 @@ class Effect:
     activations_db: float | None
     layer_db: float
     outputs_db: float
+    error_db: float | None
     rest_db: float
 
     @property
@@ -92,6 +102,7 @@ class LayerGroup:
         token: the largest one, as `position 0` or `position 0 (id 101)`; empty where there are no tokens.
         channels: largest channel over median channel; None where the number of channels varies.
         channel: index of the largest one; None likewise.
+        order_certain: in the first format the next group does certainly less harm; where there is none, it is true.
         helps: what is worth trying, first things first; empty where the first format does no harm.
     """
 
@@ -105,6 +116,7 @@ class LayerGroup:
     token: str
     channels: float | None
     channel: int | None
+    order_certain: bool = True
     helps: tuple[str, ...] = ()
 
 
@@ -116,6 +128,9 @@ class Sensitivity:
         file: the model's file name.
         target: what "can be quantized" refers to.
         data: its name, how many feeds set the ranges and how many samples errors were measured on.
+        sampled: on how many samples the figures rest, and whether they are an estimate.
+        correlation: by format, the rank correlation that is to be expected with figures of all samples, 0..1; None
+            where that cannot be told.
         formats: those that were studied; the first one ranks the groups.
         buildable: by format, why no engine for the target can be built with it; empty where one can.
         predicted_db: by format, SQNR of the outputs with all groups in it, from the sum of their noises: a guess.
@@ -127,6 +142,8 @@ class Sensitivity:
     file: str
     target: str
     data: str
+    sampled: Sampled
+    correlation: Mapping[str, float | None]
     formats: tuple[str, ...]
     buildable: Mapping[str, str]
     predicted_db: Mapping[str, float]
@@ -150,6 +167,7 @@ class Sensitivity:
                 "file": self.file,
                 "target": self.target,
                 "data": self.data,
+                "measured": self._measured(),
                 "budget_db": self.budget_db,
                 "stays_float": self.refused,
                 "formats": formats,
@@ -157,6 +175,16 @@ class Sensitivity:
             }
         )
         return found
+
+    def _measured(self) -> dict[str, Any]:
+        one = self.sampled
+        return {
+            "how": "exact" if one.samples >= one.total else "estimate",
+            "samples": one.samples,
+            "of": one.total,
+            "runs": round(one.runs),
+            "rank_correlation": self.correlation,
+        }
 
 
 def _record(group: LayerGroup) -> dict[str, Any]:
@@ -172,20 +200,26 @@ def sensitivity(
     *,
     data: Data,
     formats: str | Iterable[str] = DEFAULT,
+    exact: bool = False,
     recipe: Recipe | None = None,
     progress: Progress | None = None,
 ) -> Sensitivity:
     """Rounds every group of layers alone, in every format, and measures what that does to the model.
+
+    That is an estimate, from as many samples as it takes to rank the groups as all of them would; each figure has its
+    standard error.
 
     Nothing is written or built, so formats that no engine has can be studied too. All layers that the rules of the
     target let through are measured, with one scale per activation as INT8 and FP8 have it.
 
     Args:
         model: a float ONNX file, or a loaded model.
-        data: samples; all of them set the ranges, and a few are measured on.
+        data: samples; a part of them sets the ranges, and some are measured on, first those that set none.
         formats: some of int8, fp8, e5m2, int4, nf4, fp4, as a list or separated by commas; the first one ranks.
+        exact: measure on all samples, however long that takes.
         recipe: its target, `keep`, `samples`, `batch`, `batch_axis`, `fix_input`, `fix_shape`, `workers`,
-            `weight_granularity`, `safety.target_sqnr_db` and, for INT4, `weight_only.block_size` are used.
+            `weight_granularity`, `effort` or `search_time`, `safety.target_sqnr_db` and, for INT4,
+            `weight_only.block_size` are used.
         progress: where stages are shown.
 
     Raises:
@@ -222,7 +256,7 @@ def sensitivity(
             axes=axes,
             choose=parts.choose or parts.judge,
             judge=parts.judge if parts.choose is not None else None,
-            keep=FEW,
+            keep=KEPT,
             advance=stage.advance,
         )
         lacking = evidence.look(normal, layers.found, observed)
@@ -242,23 +276,45 @@ def sensitivity(
     layers = layers.refusing(one for one in lacking.refused if one.node in left)
     _require(layers, name, target)
     groups = layers.by_activation
-    few = observed.choosing[: _enough(sizes, groups, len(observed.choosing))]
-    with blaming("sensitivity", loaded), progress.stage("study", len(groups)) as stage:
-        study = Study(normal, groups, observed.histograms, few, per_channel=recipe.weight_granularity == "channel")
-        noise = dict(study.run(chosen, stage.advance))
+    total = _samples(observed)
+    with blaming("sensitivity", loaded), progress.stage("study") as stage:
+        study = Study(
+            normal,
+            groups,
+            observed.histograms,
+            observed.choosing[0],
+            chosen,
+            macs=macs,
+            shapes=sizes,
+            samples=MOST if exact else FIRST,
+            per_channel=recipe.weight_granularity == "channel",
+        )
+        if exact:
+            every = (part for part in (parts.calibrate, parts.choose, parts.judge) if part is not None)
+            feeds = (one for part in every for feed in part for one in samples_of(feed, axes))
+            found, sampled = on_all(study, feeds, total, stage)
+        else:
+            runs = budget_of(recipe.effort, recipe.search_time, sum(macs.values()), total)
+            found, sampled = on_few(study, _distinct(observed), total, runs, stage)
     budget = recipe.safety.target_sqnr_db + gain_db(len(groups), 1)
     note = "; made up, so the figures mean nothing" if source.random else "; in sample" if observed.in_sample else ""
+    noise = {name: noise_of(errors, found.signals) for name, errors in found.errors.items()}
     return Sensitivity(
         file=name,
         target=str(target),
-        data=f"{source.name}: ranges from {_some(parts.samples[0], 'feed')}, "
-        f"errors on {_some(len(few), 'other sample' if observed.held else 'sample')}{note}",
+        data=f"{source.name}: ranges from {_some(parts.samples[0], 'feed')}, {_said(sampled)}{note}",
+        sampled=sampled,
+        correlation={
+            name: expected_correlation(errors, found.signals, sampled.total) for name, errors in found.errors.items()
+        },
         formats=tuple(one.name for one in chosen),
         buildable={one.name: one.why_not(target) for one in chosen},
-        predicted_db={one.name: decibel(sum(each[one.name].outputs for each in noise.values())) for one in chosen},
+        predicted_db={one: decibel(float(powers.sum())) for one, powers in noise.items()},
         budget_db=budget,
         groups=tuple(
-            _ranked(groups, noise, observed, macs, [one.name for one in chosen if not one.why_not(target)], budget)
+            _ranked(
+                groups, found, sampled, observed, macs, [one.name for one in chosen if not one.why_not(target)], budget
+            )
         ),
         refused=dict(Counter(one.rule for one in layers.refused).most_common()),
     )
@@ -276,45 +332,72 @@ def _some(count: int, what: str) -> str:
     return f"{count} {what}{'s' * (count != 1)}"
 
 
-def _enough(sizes: Mapping[str, tuple[int, ...]], groups: Iterable[str], most: int) -> int:
-    elements = sum(math.prod(sizes.get(name, (0,))) for name in groups)
-    return min(most, max(1, math.ceil(ENOUGH / max(elements, 1))))
+def _said(sampled: Sampled) -> str:
+    if sampled.samples >= sampled.total:
+        return f"errors on all {_some(sampled.samples, 'sample')}"
+    return f"errors estimated from {sampled.samples} of {_some(sampled.total, 'sample')}"
+
+
+def _samples(observed: Observations) -> int:
+    """How many samples the data has."""
+    found = 0
+    for combination, count in observed.shapes.seen.items():
+        feed = {name: np.broadcast_to(np.float32(0), shape) for name, shape in combination}
+        found += count * observed.axes.count(feed)
+    return found
+
+
+def _distinct(observed: Observations) -> list[Feeds]:
+    """Samples to measure on, first those that no range was fitted to."""
+    return [*observed.choosing, *(observed.kept if observed.held else ())]
 
 
 def _ranked(
     groups: Mapping[str, Sequence[Candidate]],
-    noise: Mapping[str, Mapping[str, Noise]],
+    found: Found,
+    sampled: Sampled,
     observed: Observations,
     macs: Mapping[str, int],
     buildable: Sequence[str],
     budget: float,
 ) -> Iterator[LayerGroup]:
     """The most harmful in the first format first."""
-    first = next(iter(next(iter(noise.values()))))
-    order = sorted(groups, key=lambda one: -noise[one][first].outputs)
-    left = {name: sum(each[name].outputs for each in noise.values()) for name in noise[order[0]]}
+    names = list(found.errors)
+    noise = {name: noise_of(errors, found.signals) for name, errors in found.errors.items()}
+    doubts = {name: standard_error_db(errors, found.signals, sampled.total) for name, errors in found.errors.items()}
+    order = sorted(range(len(found.groups)), key=lambda one: -noise[names[0]][one])
+    sure = sure_of_next(found.errors[names[0]], found.signals, order, sampled.total)
+    left = {name: float(powers.sum()) for name, powers in noise.items()}
     total = max(sum(macs.values()), 1)
-    for activation in order:
+    for place, at in enumerate(order):
+        activation = found.groups[at]
         effects = {}
-        for name, one in noise[activation].items():
-            left[name] -= one.outputs
-            alone = None if one.activations is None else decibel(one.activations)
-            figures = [decibel(value) for value in (one.layer, one.outputs, max(left[name], 0.0))]
-            effects[name] = Effect(decibel(one.weights), alone, *figures)
+        for name in names:
+            own, outputs, doubt = found.own[activation][name], float(noise[name][at]), float(doubts[name][at])
+            left[name] -= outputs
+            effects[name] = Effect(
+                decibel(own.weights),
+                None if own.activations is None else decibel(own.activations),
+                decibel(own.layer),
+                decibel(outputs),
+                doubt if math.isfinite(doubt) else None,
+                decibel(max(left[name], 0.0)),
+            )
         members = groups[activation]
-        own = sum(macs.get(c.node, 0) for c in members)
+        own_macs = sum(macs.get(c.node, 0) for c in members)
         tokens, token, channels, channel = _outliers(observed.outliers[activation])
         yield LayerGroup(
             activation,
             tuple(c.node for c in members),
             members[0].op,
-            own,
-            own / total,
+            own_macs,
+            own_macs / total,
             effects,
             tokens,
             token,
             channels,
             channel,
+            sure[place],
             tuple(_helps(effects, members[0].op, tokens, channels or 1.0, buildable, budget)),
         )
 
