@@ -28,6 +28,7 @@ NOTE = (
     "activations in {first}; the lower one is the culprit. Tokens, channels: largest over median, and which channel. "
     "Rest: predicted SQNR of the outputs in {first} if this group and all above it stay float."
 )
+DOUBT = " ±: standard error of {first}, in dB; ≈: which of this row and the next one is worse is not certain."
 
 
 def terminal(found: Record, *, everything: bool = False) -> Iterator[RenderableType]:
@@ -48,13 +49,13 @@ def terminal(found: Record, *, everything: bool = False) -> Iterator[RenderableT
             column, overflow="fold", justify="left" if words else "right", min_width=20 if column == "layers" else None
         )
     for group in groups:
-        rows.add_row(*(Text(cell) for cell in _cells(group, _names(found), before)))
+        rows.add_row(*(Text(cell) for cell in _cells(group, _names(found), before, estimated=_estimated(found))))
     if before:
         yield Text(f"names of layers begin with {before}", style="dim")
     yield rows
     if len(groups) < len(found["groups"]):
         yield Text(f"… and {len(found['groups']) - len(groups)} more: --all lists them", style="dim")
-    yield Text(NOTE.format(first=_names(found)[0]), style="dim")
+    yield Text(_note(found), style="dim")
 
 
 def html(found: Record) -> str:
@@ -63,7 +64,7 @@ def html(found: Record) -> str:
     title = f"{found['file']}: sensitivity"
     lines = "".join(f'<p class="dim">{escape(line)}</p>' for line in _intro(found))
     formats = [[escape(cell) for cell in _format(row)] for row in found["formats"]]
-    groups = [list(_shaded(group, names, budget)) for group in found["groups"]]
+    groups = [list(_shaded(group, names, budget, estimated=_estimated(found))) for group in found["groups"]]
     columns = _columns(found)
     return page(
         title,
@@ -72,7 +73,7 @@ def html(found: Record) -> str:
             section("Formats", "", table(("format", "all layers in it (predicted)", "engine"), formats, figures=(1,))),
             section(
                 "Layers",
-                NOTE.format(first=names[0]),
+                _note(found),
                 table(columns, groups, figures=range(1, len(columns) - 1), find=True),
             ),
         ),
@@ -81,10 +82,35 @@ def html(found: Record) -> str:
 
 def _intro(found: Record) -> Iterator[str]:
     yield f"{found['file']} for {found['target']}; {found['data']}"
+    if _estimated(found):
+        yield _how(found)
     yield f"a group that leaves less than {decibel(found['budget_db'])} at the outputs alone needs a remedy"
     if found["stays_float"]:
         rules = ", ".join(f"{count} {rule}" for rule, count in found["stays_float"].items())
         yield f"not studied, float by rule: {rules}"
+
+
+def _estimated(found: Record) -> bool:
+    return bool(found["measured"]["how"] == "estimate")
+
+
+def _how(found: Record) -> str:
+    """How good the estimate is thought to be."""
+    one = found["measured"]
+    told = {name: number(value) for name, value in one["rank_correlation"].items()}
+    ranks = ", ".join(f"{name} {_correlation(value)}" for name, value in told.items())
+    return (
+        f"an estimate from {one['samples']} of {one['of']} samples; rank correlation to be expected with all of them: "
+        f"{ranks}; --exact runs all"
+    )
+
+
+def _correlation(value: float | None) -> str:
+    return "not known" if value is None else f"{value:.2f}"
+
+
+def _note(found: Record) -> str:
+    return (NOTE + DOUBT * _estimated(found)).format(first=_names(found)[0])
 
 
 def _names(found: Record) -> list[str]:
@@ -104,10 +130,12 @@ def _beginning(groups: Sequence[Record]) -> str:
 
 
 def _columns(found: Record) -> tuple[str, ...]:
-    return ("layers", "MACs", *_names(found), "W / A only", "tokens", "channels", "rest", "helps")
+    first, *others = _names(found)
+    doubt = ("±",) * _estimated(found)
+    return ("layers", "MACs", first, *doubt, *others, "W / A only", "tokens", "channels", "rest", "helps")
 
 
-def _cells(group: Record, names: Sequence[str], before: str = "") -> list[str]:
+def _cells(group: Record, names: Sequence[str], before: str = "", *, estimated: bool = False) -> list[str]:
     effects, layers = group["effects"], group["layers"]
     first = effects[names[0]]
     more = f" +{len(layers) - 1}" if len(layers) > 1 else ""
@@ -115,7 +143,9 @@ def _cells(group: Record, names: Sequence[str], before: str = "") -> list[str]:
     return [
         f"{layers[0].removeprefix(before)}{more}",
         percent(group["share"]),
-        *(_figure(effects[name]["outputs_db"]) for name in names),
+        _figure(first["outputs_db"]),
+        *([_doubt(group, first)] if estimated else []),
+        *(_figure(effects[name]["outputs_db"]) for name in names[1:]),
         f"{_figure(first['weights_db'])} / {_figure(first['activations_db'])}",
         _times(group["tokens"]),
         f"{_times(group['channels'])}{spot}",
@@ -124,16 +154,17 @@ def _cells(group: Record, names: Sequence[str], before: str = "") -> list[str]:
     ]
 
 
-def _shaded(group: Record, names: Sequence[str], budget: float) -> Iterator[str]:
+def _shaded(group: Record, names: Sequence[str], budget: float, *, estimated: bool) -> Iterator[str]:
     """Cells of HTML; the outputs' figures are the darker, the further they are below the budget."""
-    for i, cell in enumerate(_cells(group, names)):
+    shown = [names[0], *([""] if estimated else []), *names[1:]]  # behind the first one stands its error
+    for i, cell in enumerate(_cells(group, names, estimated=estimated)):
         text = escape(cell)
         if i == 0:
             listed = escape(", ".join(group["layers"]))
             yield f'<code title="{listed} (reads {escape(str(group["activation"]))})">{text}</code>'
             continue
-        place = i - 2
-        value = number(group["effects"][names[place]]["outputs_db"]) if 0 <= place < len(names) else None
+        name = shown[i - 2] if 0 <= i - 2 < len(shown) else ""
+        value = number(group["effects"][name]["outputs_db"]) if name else None
         if value is None or value >= budget:
             yield text
             continue
@@ -146,6 +177,13 @@ def _figure(value: Any) -> str:
     if figure is None or figure >= EXACT_DB:
         return "–" if figure is None else "exact"
     return f"{figure:.1f}".replace("-", "−")
+
+
+def _doubt(group: Record, effect: Record) -> str:
+    """The standard error, and whether the order with the next row is certain."""
+    error = number(effect["error_db"])
+    text = "" if error is None else f"{error:.1f}"
+    return text if group["order_certain"] else f"{text} ≈".strip()
 
 
 def _times(value: Any) -> str:

@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from qcompiler.ir.model import to_proto
-from qcompiler.runtime.segments import cut, extract
+from qcompiler.runtime.segments import at_places, crossings, cut, extract, rest_of
 from qcompiler.runtime.stream import run_once
 from tests.kit.rewrite import model, to_graph
 
@@ -126,3 +126,48 @@ def test_a_long_graph_is_cut_behind_so_many_nodes_where_nothing_is_fused() -> No
         held |= run_once(alone, {name: held[name] for name in one.reads})
     np.testing.assert_array_equal(held["y"], run_once((whole, weights), {"x": held["x"]})["y"])
     assert len(cut(whole, ["t7", "y"], {}, 1 << 20)) == 1  # with fusions it is not
+
+
+def typed(*nodes: Any, **options: Any) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    whole, weights = proto(*nodes, **options)
+    whole = onnx.shape_inference.infer_shapes(whole)
+    return whole, weights
+
+
+def test_crossings_are_counted_in_front_of_each_node() -> None:
+    whole, _ = typed(*CHAIN)
+    assert crossings(whole) == [0, 1, 1, 1]
+    side, _ = typed(("Exp", "x", "d"), ("MatMul", "x w", "b"), ("MatMul", "b v", "c"), ("Add", "c d", "y"))
+    assert crossings(side) == [0, 1, 2, 2]
+
+
+def test_there_is_no_cut_where_types_are_not_known_or_nodes_in_no_order() -> None:
+    whole, _ = typed(*CHAIN)
+    kept = [one for one in whole.graph.value_info if one.name != "b"]
+    del whole.graph.value_info[:]
+    whole.graph.value_info.extend(kept)
+    assert crossings(whole) == [0, 1, None, 1]
+    turned = [*whole.graph.node][::-1]
+    del whole.graph.node[:]
+    whole.graph.node.extend(turned)
+    assert crossings(whole) == [None] * 4
+
+
+def test_the_rest_from_a_node_on_gives_what_the_whole_gives() -> None:
+    whole, weights = typed(*CHAIN)
+    x = np.ones((4, 16), np.float32)
+    known = run_once(typed(*CHAIN), {"x": x}, outputs=["a", "b", "y"])
+    for start, reads in ((0, ("x",)), (1, ("a",)), (2, ("b",))):
+        rest = rest_of(whole, ["b", "y"], start)
+        assert (rest.start, rest.stop, rest.reads, rest.hands_on) == (start, 4, reads, ())
+        assert rest.tensors == (("b", "y") if start < 2 else ("y",))
+        (alone,) = extract(whole, weights, [rest])
+        found = run_once(alone, {name: {**known, "x": x}[name] for name in reads})
+        np.testing.assert_array_equal(found["y"], known["y"])
+
+
+def test_segments_begin_where_they_are_told_to() -> None:
+    whole, _ = typed(*CHAIN)
+    found = at_places(whole, ["a"], (0, 1, 3))
+    assert [(one.start, one.stop) for one in found] == [(0, 1), (1, 3), (3, 4)]
+    assert names(found) == [(("x",), ("a",), ("a",)), (("a",), (), ("c",)), (("c",), (), ())]

@@ -3,7 +3,10 @@
 Samples differ, and so does what an error of a layer does to them. With e(s, g) the squared error that group g makes at
 the outputs for sample s, and x(s) what varies of the signal:
 
-    noise(g) = max over views of  Σs e(s, g) / Σs x(s)
+    noise(g) = max over views of  Σs w(s) e(s, g) / Σs w(s) x(s)
+
+where the loudest samples of the data are always run and stand for themselves, w = 1, and each of the others stands for
+as many as there are: what is clipped is clipped in few samples.
 
 * Its standard error is that of the jackknife: each sample is left out once (Quenouille 1956, "Notes on bias in
   estimation"; Tukey 1958). Where n of N samples were run, it is smaller by √(1 − n / N): all of them leave no doubt.
@@ -21,7 +24,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -39,89 +43,118 @@ SEED: Final = 44
 SURE: Final = 2.0  # standard errors between two figures whose order is certain
 
 
-def noise_of(errors: Floats, signals: Floats) -> Floats:
-    """Noise-to-signal power of each group, the worst view's: [groups]; views without a signal count nowhere.
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What samples have shown in one format.
 
-    Args:
+    Attributes:
         errors: sums of squared errors, [samples, groups, views].
         signals: of what varies of the signal, [samples, views].
-    """
-    power = signals.sum(axis=0)
-    known = power > 0
-    if not known.any():
-        return np.zeros(errors.shape[1])
-    return np.asarray((errors.sum(axis=0)[:, known] / power[known]).max(axis=1), np.float64)
-
-
-def figures_db(errors: Floats, signals: Floats) -> Floats:
-    """The same as SQNR in dB: [groups]; 200 stands for no error."""
-    return np.array([decibel(float(one)) for one in noise_of(errors, signals)])
-
-
-def standard_error_db(errors: Floats, signals: Floats, total: int) -> Floats:
-    """Of each group's figure, in dB: [groups]; NaN where a single sample tells nothing of that.
-
-    Args:
-        errors: as of `noise_of`.
-        signals: as of `noise_of`.
+        loud: so many of the first samples stand for themselves alone.
         total: samples that there are.
     """
-    return _jackknife(_left_out(errors, signals), total)
 
+    errors: Floats
+    signals: Floats
+    loud: int
+    total: int
 
-def sure_of_next(errors: Floats, signals: Floats, order: list[int], total: int) -> list[bool]:
-    """For each place in an order of groups, whether the next one has certainly less noise; the last one has no next.
+    @property
+    def others(self) -> int:
+        """How many samples were run that stand for more."""
+        return len(self.errors) - self.loud
 
-    Args:
-        errors: as of `noise_of`.
-        signals: as of `noise_of`.
-        order: groups, the most noise first.
-        total: samples that there are.
-    """
-    if len(order) < 2:
-        return [True] * len(order)
-    if len(errors) >= total:
-        return [True] * len(order)
-    left_out, figures = _left_out(errors, signals), figures_db(errors, signals)
-    first, second = np.array(order[:-1]), np.array(order[1:])
-    apart = figures[second] - figures[first]
-    doubt = SURE * _jackknife(left_out[:, second] - left_out[:, first], total)
-    return [*(bool(one) for one in apart > doubt), True]  # NaN is no certainty
+    @property
+    def rest(self) -> int:
+        """How many samples these stand for."""
+        return max(self.total - self.loud, self.others)
 
+    def noise(self, some: Sequence[int] | None = None) -> Floats:
+        """Noise-to-signal power of each group, the worst view's: [groups]; views without a signal count nowhere.
 
-def expected_correlation(errors: Floats, signals: Floats, total: int) -> float | None:
-    """The rank correlation to be expected with what all samples would give; None where that cannot be told.
+        Args:
+            some: only these of the others; all of them by default.
+        """
+        rows = np.arange(self.others) if some is None else np.asarray(some, np.int64)
+        weight = self.rest / max(len(rows), 1)
+        power, error = (
+            array[: self.loud].sum(axis=0) + weight * array[self.loud :][rows].sum(axis=0)
+            for array in (self.signals, self.errors)
+        )
+        known = power > 0
+        if not known.any():
+            return np.zeros(error.shape[0])
+        return np.asarray((error[:, known] / power[known]).max(axis=1), np.float64)
 
-    Args:
-        errors: as of `noise_of`.
-        signals: as of `noise_of`.
-        total: samples that there are.
-    """
-    count = len(errors)
-    if count >= total or errors.shape[1] < 2:
-        return 1.0
-    alone = _reliability(errors, signals)
-    if alone is None:
-        return None
-    return math.sqrt(_of_many(alone, count) / _of_many(alone, total)) if alone > 0 else 0.0
+    def figures_db(self, some: Sequence[int] | None = None) -> Floats:
+        """The same as SQNR in dB: [groups]; 200 stands for no error."""
+        return np.array([decibel(float(one)) for one in self.noise(some)])
 
+    def standard_error_db(self) -> Floats:
+        """Of each group's figure, in dB: [groups]; NaN where a single sample tells nothing of that."""
+        return self._jackknife(self._left_out())
 
-def samples_for(aim: float, errors: Floats, signals: Floats, total: int) -> int:
-    """How many samples a rank correlation takes, by what those that were run show; all of them where that is nothing.
+    def sure_of_next(self, order: Sequence[int]) -> list[bool]:
+        """For each place in an order of groups, the most noise first, whether the next one has certainly less.
 
-    Args:
-        aim: the rank correlation, below 1.
-        errors: as of `noise_of`.
-        signals: as of `noise_of`.
-        total: samples that there are.
-    """
-    if errors.shape[1] < 2:
-        return 1
-    alone = _reliability(errors, signals)
-    if not alone or alone <= 0:
-        return total
-    wanted = aim * aim * _of_many(alone, total)
-    return min(total, math.ceil(wanted * (1 - alone) / (alone * (1 - wanted)))) if wanted < 1 else total
+        The last one has no next, and is certain.
+        """
+        if len(order) < 2 or self.others >= self.rest:
+            return [True] * len(order)
+        left_out, figures = self._left_out(), self.figures_db()
+        first, second = list(order[:-1]), list(order[1:])
+        with np.errstate(invalid="ignore"):  # two infinities differ by no number
+            apart = figures[second] - figures[first]
+            doubt = SURE * self._jackknife(left_out[:, second] - left_out[:, first])
+        return [*(bool(one) for one in apart > doubt), True]  # NaN is no certainty
+
+    def expected_correlation(self) -> float | None:
+        """The rank correlation to be expected with what all samples would give; None where that cannot be told."""
+        if self.others >= self.rest or self.errors.shape[1] < 2:
+            return 1.0
+        alone = self._reliability()
+        if alone is None:
+            return None
+        return math.sqrt(_of_many(alone, self.others) / _of_many(alone, self.rest)) if alone > 0 else 0.0
+
+    def samples_for(self, aim: float) -> int:
+        """How many samples a rank correlation below 1 takes; all of them where those that were run do not tell."""
+        if self.errors.shape[1] < 2:
+            return self.loud + 1
+        alone = self._reliability()
+        if alone is None or alone <= 0:
+            return self.loud + self.rest
+        wanted = aim * aim * _of_many(alone, self.rest)
+        most = float(self.rest) if wanted >= 1 else wanted * (1 - alone) / (alone * (1 - wanted))
+        return self.loud + min(self.rest, math.ceil(most))
+
+    def _left_out(self) -> Floats:
+        """Figures in dB with each of the others left out once: [others, groups]; no rows of a single one."""
+        if self.others < 2:
+            return np.zeros((0, self.errors.shape[1]))
+        every = range(self.others)
+        return np.stack([self.figures_db([one for one in every if one != out]) for out in every])
+
+    def _jackknife(self, left_out: Floats) -> Floats:
+        """Standard errors of columns, a sample left out in each row."""
+        count = len(left_out)
+        if self.others >= self.rest:
+            return np.zeros(left_out.shape[1])
+        if not count:
+            return np.full(left_out.shape[1], math.nan)
+        with np.errstate(invalid="ignore"):  # two infinities differ by no number
+            apart = left_out - left_out.mean(axis=0)
+            spread = (count - 1) / count * (apart * apart).sum(axis=0)
+        return np.asarray(np.sqrt(spread * (1 - count / self.rest)), np.float64)
+
+    def _reliability(self) -> float | None:
+        """How far a sample agrees with another one in its ranking, -1..1; None of a single sample."""
+        half = self.others // 2
+        if not half:
+            return None
+        found = [rank_correlation(self.noise(first), self.noise(second)) for first, second in _halves(self.others)]
+        agreed = float(np.mean(found))
+        return agreed / (half - (half - 1) * agreed) if agreed < 1 else 1.0
 
 
 def rank_correlation(one: Floats, other: Floats) -> float:
@@ -137,39 +170,6 @@ def rank_correlation(one: Floats, other: Floats) -> float:
 def _ranks(values: Floats) -> Floats:
     _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
     return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[place.reshape(-1)], np.float64)
-
-
-def _left_out(errors: Floats, signals: Floats) -> Floats:
-    """Figures in dB with each sample left out once: [samples, groups]; no rows of a single sample."""
-    if len(errors) < 2:
-        return np.zeros((0, errors.shape[1]))
-    every = np.arange(len(errors))
-    return np.stack([figures_db(errors[every != one], signals[every != one]) for one in every])
-
-
-def _jackknife(left_out: Floats, total: int) -> Floats:
-    """Standard errors of columns, a sample left out in each row."""
-    count = len(left_out)
-    if not count:
-        return np.full(left_out.shape[1], math.nan)
-    with np.errstate(invalid="ignore"):  # two infinities differ by no number
-        apart = left_out - left_out.mean(axis=0)
-        spread = (count - 1) / count * (apart * apart).sum(axis=0)
-    return np.asarray(np.sqrt(spread * max(0.0, 1 - count / max(total, 1))), np.float64)
-
-
-def _reliability(errors: Floats, signals: Floats) -> float | None:
-    """How far a sample agrees with another one in its ranking, -1..1; None of a single sample."""
-    count = len(errors)
-    half = count // 2
-    if not half:
-        return None
-    found = []
-    for first, second in _halves(count):
-        one, other = (noise_of(errors[part], signals[part]) for part in (first, second))
-        found.append(rank_correlation(one, other))
-    agreed = float(np.mean(found))
-    return agreed / (half - (half - 1) * agreed) if agreed < 1 else 1.0
 
 
 def _of_many(alone: float, count: int) -> float:

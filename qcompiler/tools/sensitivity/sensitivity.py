@@ -18,7 +18,7 @@ from qcompiler.data.source import Data, open_source, prepared, suited
 from qcompiler.errors import ModelError
 from qcompiler.ir import model as models
 from qcompiler.ir.macs import tensors_for_shapes
-from qcompiler.ir.signature import Feeds, inputs_of
+from qcompiler.ir.signature import inputs_of
 from qcompiler.numerics.sqnr import decibel, gain_db
 from qcompiler.passes.fixed import fixed, fixed_by
 from qcompiler.passes.importing import imported
@@ -41,19 +41,14 @@ from qcompiler.statistics.points import Points
 from qcompiler.support.as_json import plain
 from qcompiler.support.progress import Progress, silent
 from qcompiler.target import DType, Target
-from qcompiler.tools.sensitivity.certainty import (
-    expected_correlation,
-    noise_of,
-    standard_error_db,
-    sure_of_next,
-)
+from qcompiler.tools.sensitivity.certainty import Evidence
 from qcompiler.tools.sensitivity.formats import DEFAULT, parse
 from qcompiler.tools.sensitivity.layer_study import MOST, Found, Study
-from qcompiler.tools.sensitivity.sampling import FIRST, Sampled, on_all, on_few
+from qcompiler.tools.sensitivity.sampling import Pool, Sampled, first_of, on_all, on_few
 from qcompiler.verification.blame import blaming
 from qcompiler.verification.reading import read
 
-KEPT: Final = 16  # samples of each part of the data that an estimate may take
+FEW: Final = 4  # samples that are kept to look at, whatever layers are measured on
 EVEN_DB: Final = 3.0  # errors that are closer than this count as equal
 TOKENS: Final = 10.0  # largest over median from which a token spikes
 CHANNELS: Final = 4.0  # the same for channels; bell curves have less than 1.5
@@ -256,7 +251,7 @@ def sensitivity(
             axes=axes,
             choose=parts.choose or parts.judge,
             judge=parts.judge if parts.choose is not None else None,
-            keep=KEPT,
+            keep=FEW,
             advance=stage.advance,
         )
         lacking = evidence.look(normal, layers.found, observed)
@@ -276,7 +271,6 @@ def sensitivity(
     layers = layers.refusing(one for one in lacking.refused if one.node in left)
     _require(layers, name, target)
     groups = layers.by_activation
-    total = _samples(observed)
     with blaming("sensitivity", loaded), progress.stage("study") as stage:
         study = Study(
             normal,
@@ -286,34 +280,33 @@ def sensitivity(
             chosen,
             macs=macs,
             shapes=sizes,
-            samples=MOST if exact else FIRST,
+            samples=MOST if exact else min(MOST, first_of(len(groups))),
             per_channel=recipe.weight_granularity == "channel",
         )
+        every = (part for part in (parts.calibrate, parts.choose, parts.judge) if part is not None)
+        feeds = (one for part in every for feed in part for one in samples_of(feed, axes))
         if exact:
-            every = (part for part in (parts.calibrate, parts.choose, parts.judge) if part is not None)
-            feeds = (one for part in every for feed in part for one in samples_of(feed, axes))
-            found, sampled = on_all(study, feeds, total, stage)
+            found, sampled = on_all(study, feeds, _samples(observed), stage)
         else:
-            runs = budget_of(recipe.effort, recipe.search_time, sum(macs.values()), total)
-            found, sampled = on_few(study, _distinct(observed), total, runs, stage)
+            pool = Pool.of(feeds)
+            runs = budget_of(recipe.effort, recipe.search_time, sum(macs.values()), pool.total)
+            found, sampled = on_few(study, pool, runs, stage)
     budget = recipe.safety.target_sqnr_db + gain_db(len(groups), 1)
     note = "; made up, so the figures mean nothing" if source.random else "; in sample" if observed.in_sample else ""
-    noise = {name: noise_of(errors, found.signals) for name, errors in found.errors.items()}
+    evident = sampled.evidence(found)
     return Sensitivity(
         file=name,
         target=str(target),
         data=f"{source.name}: ranges from {_some(parts.samples[0], 'feed')}, {_said(sampled)}{note}",
         sampled=sampled,
-        correlation={
-            name: expected_correlation(errors, found.signals, sampled.total) for name, errors in found.errors.items()
-        },
+        correlation={name: one.expected_correlation() for name, one in evident.items()},
         formats=tuple(one.name for one in chosen),
         buildable={one.name: one.why_not(target) for one in chosen},
-        predicted_db={one: decibel(float(powers.sum())) for one, powers in noise.items()},
+        predicted_db={name: decibel(float(one.noise().sum())) for name, one in evident.items()},
         budget_db=budget,
         groups=tuple(
             _ranked(
-                groups, found, sampled, observed, macs, [one.name for one in chosen if not one.why_not(target)], budget
+                groups, found, evident, observed, macs, [one.name for one in chosen if not one.why_not(target)], budget
             )
         ),
         refused=dict(Counter(one.rule for one in layers.refused).most_common()),
@@ -347,26 +340,21 @@ def _samples(observed: Observations) -> int:
     return found
 
 
-def _distinct(observed: Observations) -> list[Feeds]:
-    """Samples to measure on, first those that no range was fitted to."""
-    return [*observed.choosing, *(observed.kept if observed.held else ())]
-
-
 def _ranked(
     groups: Mapping[str, Sequence[Candidate]],
     found: Found,
-    sampled: Sampled,
+    evident: Mapping[str, Evidence],
     observed: Observations,
     macs: Mapping[str, int],
     buildable: Sequence[str],
     budget: float,
 ) -> Iterator[LayerGroup]:
     """The most harmful in the first format first."""
-    names = list(found.errors)
-    noise = {name: noise_of(errors, found.signals) for name, errors in found.errors.items()}
-    doubts = {name: standard_error_db(errors, found.signals, sampled.total) for name, errors in found.errors.items()}
+    names = list(evident)
+    noise = {name: one.noise() for name, one in evident.items()}
+    doubts = {name: one.standard_error_db() for name, one in evident.items()}
     order = sorted(range(len(found.groups)), key=lambda one: -noise[names[0]][one])
-    sure = sure_of_next(found.errors[names[0]], found.signals, order, sampled.total)
+    sure = evident[names[0]].sure_of_next(order)
     left = {name: float(powers.sum()) for name, powers in noise.items()}
     total = max(sum(macs.values()), 1)
     for place, at in enumerate(order):

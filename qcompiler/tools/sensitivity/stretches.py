@@ -78,7 +78,7 @@ def stretches(proto: onnx.ModelProto, spots: Mapping[str, Spot], work: Sequence[
                 if place is None:
                     continue
                 saved = trials * (stop - index) * (tail[starts[first]] - tail[place]) / whole
-                left = saved - OPENING * tail[place] / whole + (trials * len(names) if full else 0.0)
+                left = saved - OPENING * tail[place] / whole + (2 * OPENING if full else 0.0)
                 if left > gain:
                     best, gain = index, left
         if best is None:

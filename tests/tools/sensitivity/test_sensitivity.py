@@ -100,7 +100,7 @@ def test_a_batch_counts_as_its_samples(tmp_path: Path) -> None:
     found, same = (sensitivity(path, data=one) for one in (feeds, batch))
     for first, second in zip(found.groups, same.groups, strict=True):
         assert first.effects["int8"].outputs_db == pytest.approx(second.effects["int8"].outputs_db, abs=0.01)
-    assert same.data == found.data == "a list of samples: ranges from 3 feeds, errors on 3 samples; in sample"
+    assert same.data == found.data == "a list of samples: ranges from 3 feeds, errors on all 3 samples; in sample"
 
 
 def test_a_model_without_layers_to_quantize_says_why(tmp_path: Path) -> None:
@@ -145,14 +145,38 @@ def test_the_command_prints_json_and_writes_a_report(
     assert main([*line, "--json", "--report", str(report), "--keep", "^Y$"]) == 0
     found = json.loads(capfd.readouterr().out)
     assert [row["format"] for row in found["formats"]] == ["int8", "fp8"]
+    assert found["measured"] == {
+        "how": "exact",
+        "samples": 4,
+        "of": 4,
+        "runs": 44,
+        "rank_correlation": {"int8": 1.0, "fp8": 1.0},
+    }
     (group,) = found["groups"]
-    assert group["layers"] == ["H"]
+    assert (group["layers"], group["order_certain"]) == (["H"], True)
+    assert group["effects"]["int8"]["error_db"] == 0.0
     assert group["effects"]["int8"]["limit"] in ("activations", "both")
     page = report.read_text(encoding="utf8")
     assert page.startswith("<!doctype html>")
     assert "m.onnx: sensitivity" in page
     assert "http" not in page
     assert "<code" in page
+
+
+def test_an_estimate_says_from_how_many_samples(
+    line: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(tmp_path / "data.npz", x=np.concatenate([feed["x"] for feed in data(30)]))
+    assert main([*line, "--json", "--quiet"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert (found["measured"]["how"], found["measured"]["of"]) == ("estimate", 30)
+    assert 4 <= found["measured"]["samples"] < 30
+    assert f"errors estimated from {found['measured']['samples']} of 30 samples" in found["data"]
+    assert all(group["effects"]["int8"]["error_db"] > 0 for group in found["groups"])
+    assert main([*line, "--json", "--quiet", "--exact"]) == 0
+    exact = json.loads(capfd.readouterr().out)
+    assert (exact["measured"]["how"], exact["measured"]["samples"], exact["measured"]["of"]) == ("exact", 30, 30)
+    assert exact["measured"]["runs"] > found["measured"]["runs"]
 
 
 @pytest.mark.parametrize(
