@@ -2,9 +2,9 @@
 
     python -m benchmarks.sensitivity [--formats int8,fp8] MODEL.onnx=DATA ...        DATA: a folder of .npz files
 
-For each model three processes: ONNX Runtime over all samples, `sensitivity`, and `sensitivity --exact`, which runs every
-layer alone on all samples. Ranks are those of the outputs' figures, Spearman's correlation. Times are of the whole
-process, CPU seconds: those of the clock depend on what else the machine does.
+For each model three processes: ONNX Runtime over all samples, `sensitivity`, and `sensitivity --exact`, which runs
+every layer alone on all samples. Ranks are those of the outputs' figures, Spearman's correlation. Times are of the
+whole process, CPU seconds: those of the clock depend on what else the machine does.
 """
 
 from __future__ import annotations

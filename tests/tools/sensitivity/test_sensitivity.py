@@ -166,16 +166,16 @@ def test_the_command_prints_json_and_writes_a_report(
 def test_an_estimate_says_from_how_many_samples(
     line: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    np.savez(tmp_path / "data.npz", x=np.concatenate([feed["x"] for feed in data(30)]))
+    np.savez(tmp_path / "data.npz", x=np.concatenate([feed["x"] for feed in data(60)]))
     assert main([*line, "--json", "--quiet"]) == 0
     found = json.loads(capfd.readouterr().out)
-    assert (found["measured"]["how"], found["measured"]["of"]) == ("estimate", 30)
-    assert 4 <= found["measured"]["samples"] < 30
-    assert f"errors estimated from {found['measured']['samples']} of 30 samples" in found["data"]
+    assert (found["measured"]["how"], found["measured"]["of"]) == ("estimate", 60)
+    assert 4 <= found["measured"]["samples"] < 60
+    assert f"errors estimated from {found['measured']['samples']} of 60 samples" in found["data"]
     assert all(group["effects"]["int8"]["error_db"] > 0 for group in found["groups"])
     assert main([*line, "--json", "--quiet", "--exact"]) == 0
     exact = json.loads(capfd.readouterr().out)
-    assert (exact["measured"]["how"], exact["measured"]["samples"], exact["measured"]["of"]) == ("exact", 30, 30)
+    assert (exact["measured"]["how"], exact["measured"]["samples"], exact["measured"]["of"]) == ("exact", 60, 60)
     assert exact["measured"]["runs"] > found["measured"]["runs"]
 
 
