@@ -212,7 +212,7 @@ def sensitivity(
         data: samples; a part of them sets the ranges, and some are measured on, first those that set none.
         formats: some of int8, fp8, e5m2, int4, nf4, fp4, as a list or separated by commas; the first one ranks.
         exact: measure on all samples, however long that takes.
-        recipe: its target, `keep`, `samples`, `batch`, `batch_axis`, `fix_input`, `fix_shape`, `workers`,
+        recipe: its target, `keep`, `samples`, `batch`, `batch_axis`, `fix_input`, `fix_shape`,
             `weight_granularity`, `effort` or `search_time`, `safety.target_sqnr_db` and, for INT4,
             `weight_only.block_size` are used.
         progress: where stages are shown.
