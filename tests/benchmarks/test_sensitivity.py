@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.sensitivity import Studied, correlation, rows, studied
+from benchmarks.sensitivity.__main__ import Studied, correlation, rows, studied
 from tests.kit.tools.studied import data, perceptron, saved
 
 

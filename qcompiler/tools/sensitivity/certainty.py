@@ -44,7 +44,7 @@ SURE: Final = 2.0  # standard errors between two figures whose order is certain
 
 
 @dataclass(frozen=True, eq=False)
-class Evidence:
+class SampleEvidence:
     """What samples have shown in one format.
 
     Attributes:

@@ -39,7 +39,7 @@ from qcompiler.plan import Candidate
 from qcompiler.runtime import segments
 from qcompiler.runtime.stream import OpenModel
 from qcompiler.tools.sensitivity.formats import NumberFormat
-from qcompiler.tools.sensitivity.stretches import Spot, Stretch, stretches
+from qcompiler.tools.sensitivity.stretches import Spot, TrialStretch, stretches
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -75,7 +75,7 @@ class Own:
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class StudyErrors:
     """What a study has measured so far.
 
     Attributes:
@@ -162,12 +162,14 @@ class Study:
         for start in range(0, len(feeds), self._most):
             self._run(feeds[start : start + self._most], advance)
 
-    def found(self) -> Found:
+    def found(self) -> StudyErrors:
         """All that was measured."""
         shares = self._spread.shares()
         own = {name: {one.name: self._own[name, one.name].own(one) for one in self._formats} for name in self._groups}
         signals = np.stack(self._signals) * [shares.get(view, 1.0) for view in self._views]
-        return Found(tuple(self._groups), {name: np.stack(rows) for name, rows in self._errors.items()}, signals, own)
+        return StudyErrors(
+            tuple(self._groups), {name: np.stack(rows) for name, rows in self._errors.items()}, signals, own
+        )
 
     def _run(self, feeds: Sequence[Feeds], advance: Callable[[int], None]) -> None:
         handed: list[Feeds] = [dict(feed) for feed in feeds]  # what crosses into a stretch, by sample
@@ -307,7 +309,7 @@ class _Behind:
         self,
         proto: onnx.ModelProto,
         arrays: Mapping[str, NDArray[Any]],
-        stretch: Stretch,
+        stretch: TrialStretch,
         layers: Mapping[str, _Layers],
         tensors: Sequence[str],
     ) -> None:

@@ -15,8 +15,8 @@ from typing import Final
 from qcompiler.data.samples import Keep, fingerprint, loudness
 from qcompiler.ir.signature import Feeds
 from qcompiler.support.progress import ShownStage
-from qcompiler.tools.sensitivity.certainty import Evidence
-from qcompiler.tools.sensitivity.layer_study import MOST, Found, Study
+from qcompiler.tools.sensitivity.certainty import SampleEvidence
+from qcompiler.tools.sensitivity.layer_study import MOST, Study, StudyErrors
 
 FIRST: Final = 4  # samples that say how many more it takes, at least
 LOUD: Final = 2  # samples that reach farthest, which are always run
@@ -44,9 +44,11 @@ class Sampled:
     total: int
     runs: float
 
-    def evidence(self, found: Found) -> dict[str, Evidence]:
+    def evidence(self, found: StudyErrors) -> dict[str, SampleEvidence]:
         """What these samples have shown, by format."""
-        return {name: Evidence(errors, found.signals, self.loud, self.total) for name, errors in found.errors.items()}
+        return {
+            name: SampleEvidence(errors, found.signals, self.loud, self.total) for name, errors in found.errors.items()
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +78,7 @@ class Pool:
         return Pool(top, [one for one in others.feeds if fingerprint(one) not in known][:KEPT], total)
 
 
-def on_all(study: Study, feeds: Iterable[Feeds], total: int, stage: ShownStage) -> tuple[Found, Sampled]:
+def on_all(study: Study, feeds: Iterable[Feeds], total: int, stage: ShownStage) -> tuple[StudyErrors, Sampled]:
     """Every sample.
 
     Args:
@@ -92,7 +94,7 @@ def on_all(study: Study, feeds: Iterable[Feeds], total: int, stage: ShownStage) 
     return found, Sampled(True, found.samples, 0, found.samples, study.cost * found.samples)
 
 
-def on_few(study: Study, pool: Pool, budget: int, stage: ShownStage) -> tuple[Found, Sampled]:
+def on_few(study: Study, pool: Pool, budget: int, stage: ShownStage) -> tuple[StudyErrors, Sampled]:
     """The loudest samples, and as many others as the ranking takes in every format and the budget has room for.
 
     Args:

@@ -41,9 +41,9 @@ from qcompiler.statistics.points import Points
 from qcompiler.support.as_json import plain
 from qcompiler.support.progress import Progress, silent
 from qcompiler.target import DType, Target
-from qcompiler.tools.sensitivity.certainty import Evidence
+from qcompiler.tools.sensitivity.certainty import SampleEvidence
 from qcompiler.tools.sensitivity.formats import DEFAULT, parse
-from qcompiler.tools.sensitivity.layer_study import MOST, Found, Study
+from qcompiler.tools.sensitivity.layer_study import MOST, Study, StudyErrors
 from qcompiler.tools.sensitivity.sampling import Pool, Sampled, first_of, on_all, on_few
 from qcompiler.verification.blame import blaming
 from qcompiler.verification.reading import read
@@ -342,8 +342,8 @@ def _samples(observed: Observations) -> int:
 
 def _ranked(
     groups: Mapping[str, Sequence[Candidate]],
-    found: Found,
-    evident: Mapping[str, Evidence],
+    found: StudyErrors,
+    evident: Mapping[str, SampleEvidence],
     observed: Observations,
     macs: Mapping[str, int],
     buildable: Sequence[str],

@@ -41,7 +41,7 @@ class Spot:
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class TrialStretch:
     """Groups that are tried in one session.
 
     Attributes:
@@ -55,7 +55,9 @@ class Stretch:
     share: float
 
 
-def stretches(proto: onnx.ModelProto, spots: Mapping[str, Spot], work: Sequence[float], trials: int) -> list[Stretch]:
+def stretches(
+    proto: onnx.ModelProto, spots: Mapping[str, Spot], work: Sequence[float], trials: int
+) -> list[TrialStretch]:
     """The cuts that pay.
 
     Args:
@@ -86,7 +88,7 @@ def stretches(proto: onnx.ModelProto, spots: Mapping[str, Spot], work: Sequence[
         starts[best] = places[best] or 0
     edges = [*sorted(starts), len(names)]
     return [
-        Stretch(starts[first], tuple(names[first:stop]), tail[starts[first]] / whole)
+        TrialStretch(starts[first], tuple(names[first:stop]), tail[starts[first]] / whole)
         for first, stop in itertools.pairwise(edges)
     ]
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from qcompiler.tools.sensitivity.certainty import Evidence, rank_correlation
+from qcompiler.tools.sensitivity.certainty import SampleEvidence, rank_correlation
 
 ONES = np.ones((64, 1))
 
@@ -19,25 +19,28 @@ def errors(samples: int, groups: int = 24, apart_db: float = 2.0, seed: int = 0)
     return np.asarray((rng.standard_normal((samples, groups)) * scale)[:, :, None] ** 2)
 
 
-def shown(made: np.ndarray, total: int = 64, loud: int = 0) -> Evidence:
-    return Evidence(made, ONES[: len(made)] if len(made) <= 64 else np.ones((len(made), 1)), loud, total)
+def shown(made: np.ndarray, total: int = 64, loud: int = 0) -> SampleEvidence:
+    return SampleEvidence(made, ONES[: len(made)] if len(made) <= 64 else np.ones((len(made), 1)), loud, total)
 
 
 def test_the_worst_view_counts_and_views_without_a_signal_do_not() -> None:
     made = np.array([[[1.0, 5.0, 7.0]], [[3.0, 5.0, 7.0]]])
     signals = np.array([[4.0, 100.0, 0.0], [4.0, 100.0, 0.0]])
-    np.testing.assert_allclose(Evidence(made, signals, 0, 2).noise(), [0.5])
-    np.testing.assert_allclose(Evidence(made, signals, 0, 2).figures_db(), [10 * math.log10(2)])
-    np.testing.assert_array_equal(Evidence(made, 0 * signals, 0, 2).noise(), [0.0])
+    np.testing.assert_allclose(SampleEvidence(made, signals, 0, 2).noise(), [0.5])
+    np.testing.assert_allclose(SampleEvidence(made, signals, 0, 2).figures_db(), [10 * math.log10(2)])
+    np.testing.assert_array_equal(SampleEvidence(made, 0 * signals, 0, 2).noise(), [0.0])
 
 
 def test_loud_samples_stand_for_themselves_and_the_others_for_the_rest() -> None:
     made = np.array([[[100.0]], [[1.0]], [[3.0]]])
     signals = np.array([[10.0], [2.0], [2.0]])
-    np.testing.assert_allclose(Evidence(made, signals, 1, 11).noise(), [(100 + 10 * 2) / (10 + 10 * 2)])
-    np.testing.assert_allclose(Evidence(made, signals, 1, 3).noise(), [104 / 14])
-    assert Evidence(made, signals, 1, 3).standard_error_db().tolist() == [0.0]
-    assert Evidence(made, signals, 1, 11).standard_error_db()[0] < Evidence(made, signals, 0, 11).standard_error_db()[0]
+    np.testing.assert_allclose(SampleEvidence(made, signals, 1, 11).noise(), [(100 + 10 * 2) / (10 + 10 * 2)])
+    np.testing.assert_allclose(SampleEvidence(made, signals, 1, 3).noise(), [104 / 14])
+    assert SampleEvidence(made, signals, 1, 3).standard_error_db().tolist() == [0.0]
+    assert (
+        SampleEvidence(made, signals, 1, 11).standard_error_db()[0]
+        < SampleEvidence(made, signals, 0, 11).standard_error_db()[0]
+    )
 
 
 def test_the_standard_error_is_the_spread_of_what_other_samples_give() -> None:

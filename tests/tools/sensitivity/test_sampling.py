@@ -13,7 +13,7 @@ from qcompiler.ir.signature import Feeds
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.support.progress import silent
 from qcompiler.tools.sensitivity.certainty import rank_correlation
-from qcompiler.tools.sensitivity.layer_study import Found
+from qcompiler.tools.sensitivity.layer_study import StudyErrors
 from qcompiler.tools.sensitivity.sampling import FIRST, LOUD, Pool, first_of, on_all, on_few
 from qcompiler.tools.sensitivity.sensitivity import Sensitivity, sensitivity
 from tests.kit import glu
@@ -33,9 +33,9 @@ class Told:
         self.rounds.append(len(feeds))
         advance(len(feeds) * self.size)
 
-    def found(self) -> Found:
+    def found(self) -> StudyErrors:
         count = sum(self.rounds)
-        return Found(("a",) * self.size, {"int8": self._errors[:count]}, np.ones((count, 1)), {})
+        return StudyErrors(("a",) * self.size, {"int8": self._errors[:count]}, np.ones((count, 1)), {})
 
 
 def chances(apart_db: float) -> np.ndarray[Any, Any]:
