@@ -44,6 +44,7 @@ class OpenModel:
         quick: made for a handful of runs, as of `Session`.
         threads: inside an operator; 0 for one per processor.
         draw: which numbers random operators give, as of `Session`.
+        pooled: activations come from memory that is shared, as of `Session`.
 
     Attributes:
         outputs: names of what a run returns.
@@ -61,12 +62,15 @@ class OpenModel:
         quick: bool = False,
         threads: int = 0,
         draw: int | None = 0,
+        pooled: bool = False,
     ) -> None:
         fed = _fed(source) if outputs is not None else frozenset[str]()
         inner = None if outputs is None else [name for name in outputs if name not in fed]
         self._session: Session | None = None
         if inner is None or inner:
-            self._session = Session(source, outputs=inner, optimize=optimize, quick=quick, threads=threads, draw=draw)
+            self._session = Session(
+                source, outputs=inner, optimize=optimize, quick=quick, threads=threads, draw=draw, pooled=pooled
+            )
         self._fed = [name for name in outputs or () if name in fed]
         self.outputs: list[str] = [] if self._session is None else self._session.outputs
         if outputs is not None:

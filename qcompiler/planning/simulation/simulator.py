@@ -33,8 +33,8 @@ from qcompiler.judge.views import Views, tensors_of, views_of
 from qcompiler.numerics.rounding import E4M3_MAX, LARGEST, Span, format_of, grid, quantize_weight, span
 from qcompiler.plan import Candidate
 from qcompiler.planning.simulation.bias import Shifts, shared_scales
+from qcompiler.planning.simulation.in_parts import InParts
 from qcompiler.runtime import switches
-from qcompiler.runtime.stream import OpenModel
 from qcompiler.target import DType
 from qcompiler.verification.replay import fitting_inputs
 
@@ -111,6 +111,8 @@ class Simulator:
         shared = shared_scales(model.graph, groups) if DType.FP8 in dtypes and not fp8_per_channel else {}
         given = {DType.INT8: scales or {}, DType.FP8: shared}
         proto, arrays = models.to_proto(model.graph)
+        plain = onnx.ModelProto()
+        plain.CopyFrom(proto)
         self.views = judged(views_of(model.graph) if views is None else views)
         self.outputs = tensors_of(self.views)
         self.results = [value.name for value in proto.graph.output]
@@ -152,9 +154,14 @@ class Simulator:
             proto.graph.initializer.extend(
                 onnx.numpy_helper.from_array(np.array(value, np.float32), SWITCH + name) for name, value in E4M3.items()
             )
-        # An optimiser would be free to simplify p − (p − k)
-        seen = list(dict.fromkeys((*self.outputs, *self.results)))
-        self._session = OpenModel((proto, arrays), outputs=seen, quick=True)
+        self._session = InParts(
+            plain,
+            proto,
+            arrays,
+            layers=frozenset(by_name),
+            borders=frozenset(groups),
+            outputs=list(dict.fromkeys((*self.outputs, *self.results))),
+        )
 
     def run(self, feeds: Feeds, uses: Uses) -> dict[str, NDArray[Any]]:
         """What is judged, with the groups in `uses` quantized, each in that format and range, and all others float.
@@ -173,10 +180,10 @@ class Simulator:
         Raises:
             ValueError: as `run`.
         """
-        found = self._run(fitting_inputs(feeds, self._session.inputs), uses)
+        found = self._run(fitting_inputs(feeds, self._session.inputs), uses, keep=False)
         return {name: found[name] for name in self.results}
 
-    def _run(self, feeds: Feeds, uses: Uses) -> dict[str, NDArray[Any]]:
+    def _run(self, feeds: Feeds, uses: Uses, *, keep: bool = True) -> dict[str, NDArray[Any]]:
         strange = sorted({use.dtype for use in uses.values()} - {*self.dtypes})
         if strange:
             raise ValueError(f"this simulator has {', '.join(self.dtypes)}, not {', '.join(strange)}")
@@ -191,7 +198,8 @@ class Simulator:
                 extra[name + FP8] = np.array(use is not None and use.dtype is DType.FP8)
             for c in self.groups[activation]:
                 extra[f"{SWITCH}{c.node}/b"] = self._bias(c, use)
-        return self._session.run({**feeds, **extra})
+        on = frozenset(c.node for activation in uses for c in self.groups.get(activation, ()))
+        return self._session.run(feeds, extra, on, keep=keep)
 
     def _grid(self, activation: str, use: Use) -> tuple[NDArray[Any], NDArray[Any]]:
         """Scale, and zero point for INT8."""
