@@ -2,7 +2,8 @@
 
 Most runs of a search quantize one group of layers. What is in front of it is float, and the same in all of them: it is
 kept for each feed. What is behind is float, too, so that it can be run as ONNX Runtime likes it best, without switches,
-with its convolutions laid out in blocks of channels. Only a part with a switch that is on is run with all of them.
+with its convolutions laid out in blocks of channels, and so can a part with all its layers quantized in one format.
+Only a part of which some switches are on is run with switches.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import onnx
 
 from qcompiler.errors import DataError, ModelError
+from qcompiler.ir import graph as graphs
 from qcompiler.ir.signature import Feeds, Inputs
 from qcompiler.runtime import randomness, segments
 from qcompiler.runtime.stream import BUDGET, OpenModel
@@ -43,6 +45,13 @@ class _Begun:
     parts: list[Values] = field(default_factory=list)
 
 
+class Quantized(Protocol):
+    """Writes a graph with all of its layers quantized."""
+
+    def replaced(self, nodes: Sequence[onnx.NodeProto]) -> tuple[list[onnx.NodeProto], Values]:
+        """The nodes with all layers among them quantized, and the weights that these read, by name."""
+
+
 class InParts:
     """A float graph and the same graph with switches, node for node.
 
@@ -53,6 +62,7 @@ class InParts:
         layers: names of the nodes of `plain` that have a switch.
         borders: tensors in front of layers, at which a cut breaks no fusion.
         outputs: names of what is returned, any tensors of the main graph.
+        quantized: writes parts without switches that have all layers quantized; None to run them with switches.
     """
 
     def __init__(
@@ -64,6 +74,7 @@ class InParts:
         layers: Collection[str],
         borders: Collection[str],
         outputs: Sequence[str],
+        quantized: Quantized | None = None,
     ) -> None:
         self._outputs, self._kept = list(outputs), 0
         self._given = {one.name for one in plain.graph.input}
@@ -74,7 +85,7 @@ class InParts:
             self._whole = OpenModel((switched, arrays), outputs=list(dict.fromkeys(outputs)), quick=True)
             return
         self._plan = segments.divide(switched, outputs, ends)
-        self._float_plan = [
+        own = [
             segments.Segment(one.start, one.stop, one.reads, other.tensors, other.hands_on)
             for one, other in zip(segments.divide(plain, outputs, ends), self._plan, strict=True)
         ]
@@ -85,9 +96,10 @@ class InParts:
         self._switched = [
             OpenModel(one, quick=True, pooled=True) for one in segments.extract(switched, arrays, self._plan)
         ]
-        # Without convolutions there is nothing to win by laying things out, and copies of weights to lose
-        self._sources = list(segments.extract(plain, arrays, self._float_plan))
-        self._floats: list[OpenModel | None] = [None] * len(self._plan)
+        self._plain = list(segments.extract(plain, arrays, own))
+        self._extra = {one.name: one for one in switched.graph.input if one.name not in self._given}
+        self._quantized = quantized
+        self._open: dict[tuple[int, bool], OpenModel] = {}
 
     @property
     def inputs(self) -> Inputs:
@@ -98,13 +110,14 @@ class InParts:
         handed = {name for part in self._plan for name in part.hands_on}
         return {name: one for name, one in found.items() if name not in handed}
 
-    def run(self, feed: Feeds, extra: Arrays, on: Collection[str], *, keep: bool = True) -> Values:
+    def run(self, feed: Feeds, extra: Arrays, on: Collection[str], whole: Collection[str], *, keep: bool) -> Values:
         """What was asked for, by name.
 
         Args:
             feed: the model's own inputs; who comes again with the same object is spared what it gave in float.
             extra: the inputs of all switches.
             on: the layers whose switches are on.
+            whole: those of them that are in the format that `quantized` writes.
             keep: whether this feed will come again.
 
         Raises:
@@ -120,8 +133,10 @@ class InParts:
         for part in begun.parts[:first]:
             known |= part
         for at in range(min(len(begun.parts), first), len(active)):
+            values = {**feed, **extra, **known}
+            session = self._session(at, quantized=active[at], whole=self._layers[at].issubset(whole))
             try:
-                made = self._part(at, active[at], {**feed, **extra, **known})
+                made = dict(session.run({name: values[name] for name in session.inputs}))
             except (DataError, ModelError) as error:
                 error.fed = feed  # of the model, not of the part
                 raise
@@ -130,22 +145,34 @@ class InParts:
                 self._keep(begun, made)
         return {name: feed[name] if name in self._given else known[name] for name in self._outputs}
 
-    def _part(self, at: int, switched: bool, values: Values) -> Values:
-        """What a part makes of what it reads."""
-        plan = self._plan if switched else self._float_plan
-        own = {name: values[name] for name in plan[at].reads if name in values}
-        session = self._switched[at] if switched else self._float(at)
-        return dict(session.run(own))
-
-    def _float(self, at: int) -> OpenModel:
-        """The session of a part in float, made when it is first asked for."""
-        found = self._floats[at]
-        if found is None:
-            proto, arrays = self._sources[at]
+    def _session(self, at: int, *, quantized: bool, whole: bool) -> OpenModel:
+        """The session of a part; those without switches are made when they are first asked for."""
+        if quantized and not (whole and self._quantized is not None):
+            return self._switched[at]
+        if (at, quantized) not in self._open:
+            proto, arrays = self._plain[at]
+            if quantized and self._quantized is not None:
+                proto, arrays = self._all_on(proto, arrays, self._quantized)
+            # Without convolutions there is nothing to win by laying things out, and copies of weights to lose
             blocks = any(node.op_type == "Conv" for node in proto.graph.node)
-            found = OpenModel((proto, arrays), quick=not blocks, optimize=blocks, pooled=True)
-            self._floats[at] = found
-        return found
+            self._open[at, quantized] = OpenModel((proto, arrays), quick=not blocks, optimize=blocks, pooled=True)
+        return self._open[at, quantized]
+
+    def _all_on(
+        self, plain: onnx.ModelProto, arrays: Arrays, quantized: Quantized
+    ) -> tuple[onnx.ModelProto, dict[str, NDArray[Any]]]:
+        """A part with all of its layers quantized."""
+        nodes, weights = quantized.replaced(plain.graph.node)
+        proto = onnx.ModelProto()
+        proto.CopyFrom(plain)
+        read = dict.fromkeys(name for node in nodes for name in segments.read_by(node))
+        initializers = [one for one in proto.graph.initializer if one.name in read]
+        for field_, values in (("node", nodes), ("initializer", initializers)):
+            proto.graph.ClearField(field_)
+            getattr(proto.graph, field_).extend(values)
+        proto.graph.initializer.extend(lent(name, array) for name, array in weights.items())
+        proto.graph.input.extend(self._extra[name] for name in read if name in self._extra)
+        return proto, {**{name: array for name, array in arrays.items() if name in read}, **weights}
 
     def _keep(self, begun: _Begun, made: Values) -> None:
         """Keeps what a part gave, as far as there is room."""
@@ -153,6 +180,14 @@ class InParts:
         if self._kept + size <= KEPT:
             self._kept += size
             begun.parts.append(made)
+
+
+def lent(name: str, array: NDArray[Any]) -> onnx.TensorProto:
+    """An initializer whose values are given beside the model."""
+    tensor = onnx.TensorProto(name=name, dims=array.shape, data_type=graphs.onnx_type(array.dtype))
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="lent")
+    return tensor
 
 
 def _can_be_cut(proto: onnx.ModelProto, outputs: Sequence[str]) -> bool:

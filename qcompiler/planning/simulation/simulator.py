@@ -33,8 +33,9 @@ from qcompiler.judge.views import Views, tensors_of, views_of
 from qcompiler.numerics.rounding import E4M3_MAX, LARGEST, Span, format_of, grid, quantize_weight, span
 from qcompiler.plan import Candidate
 from qcompiler.planning.simulation.bias import Shifts, shared_scales
-from qcompiler.planning.simulation.in_parts import InParts
+from qcompiler.planning.simulation.in_parts import InParts, lent
 from qcompiler.runtime import switches
+from qcompiler.runtime.stream import BUDGET
 from qcompiler.target import DType
 from qcompiler.verification.replay import fitting_inputs
 
@@ -120,6 +121,7 @@ class Simulator:
         by_name = {c.node: c for members in groups.values() for c in members}
         protos = {node.name: node for node in proto.graph.node}
         nodes = []
+        stored: dict[str, tuple[NDArray[Any], NDArray[np.float32]]] = {}
         for node in proto.graph.node:
             candidate = by_name.get(node.name)
             if candidate is None:
@@ -135,7 +137,9 @@ class Simulator:
                     values = values.astype(np.float16)  # holds every value of E4M3
                 name = f"{SWITCH}{node.name}/w/{dtype}"
                 arrays[name] = values
-                proto.graph.initializer.append(_external(name, values))
+                if dtype is DType.INT8:
+                    stored[node.name] = (values, steps)
+                proto.graph.initializer.append(lent(name, values))
                 proto.graph.initializer.append(onnx.numpy_helper.from_array(steps, f"{name}{SCALE}"))
             chain = [protos[name] for name in candidate.chain]
             nodes.append(_switched(node, chain, self._switches[candidate.activation], self.dtypes))
@@ -161,6 +165,7 @@ class Simulator:
             layers=frozenset(by_name),
             borders=frozenset(groups),
             outputs=list(dict.fromkeys((*self.outputs, *self.results))),
+            quantized=_Quantized(by_name, protos, self._switches, stored) if _fit(stored) else None,
         )
 
     def run(self, feeds: Feeds, uses: Uses) -> dict[str, NDArray[Any]]:
@@ -198,8 +203,9 @@ class Simulator:
                 extra[name + FP8] = np.array(use is not None and use.dtype is DType.FP8)
             for c in self.groups[activation]:
                 extra[f"{SWITCH}{c.node}/b"] = self._bias(c, use)
-        on = frozenset(c.node for activation in uses for c in self.groups.get(activation, ()))
-        return self._session.run(feeds, extra, on, keep=keep)
+        on = {c.node: use.dtype for activation, use in uses.items() for c in self.groups.get(activation, ())}
+        whole = {name for name, dtype in on.items() if dtype is DType.INT8}
+        return self._session.run(feeds, extra, on, whole, keep=keep)
 
     def _grid(self, activation: str, use: Use) -> tuple[NDArray[Any], NDArray[Any]]:
         """Scale, and zero point for INT8."""
@@ -217,6 +223,53 @@ class Simulator:
         if candidate.op == "Conv":
             return shift.reshape(-1, *[1] * (self._ranks[candidate.node] - 2))
         return shift
+
+
+@dataclass(frozen=True)
+class _Quantized:
+    """Layers in INT8 without a switch, their weights dequantized once.
+
+    Attributes:
+        candidates: by node name.
+        protos: all nodes of the float graph by name.
+        switches: by activation, whose scales and zero points are read.
+        stored: by node name, the weight in INT8 and its steps, which broadcast.
+    """
+
+    candidates: Mapping[str, Candidate]
+    protos: Mapping[str, onnx.NodeProto]
+    switches: Mapping[str, str]
+    stored: Mapping[str, tuple[NDArray[Any], NDArray[np.float32]]]
+
+    def replaced(self, nodes: Sequence[onnx.NodeProto]) -> tuple[list[onnx.NodeProto], dict[str, NDArray[Any]]]:
+        """The nodes with all layers among them quantized, and the weights that these read."""
+        made, rounded = list[onnx.NodeProto](), set[str]()
+        weights: dict[str, NDArray[Any]] = {}
+        for node in nodes:
+            candidate = self.candidates.get(node.name)
+            if candidate is None:
+                made.append(node)
+                continue
+            switch, own = self.switches[candidate.activation], f"{SWITCH}{node.name}/all/"
+            if switch not in rounded:
+                rounded.add(switch)
+                made += _int8(node.input[0], switch, switch + "/")
+            values, steps = self.stored[node.name]
+            weights[own + "wd"] = values.astype(np.float32) * steps
+            links = _linked([self.protos[name] for name in candidate.chain], own)
+            product = _product(node, switch + "/xd", f"{own}wd{len(links) or ''}", own + "y")
+            # Other layers are not corrected
+            corrected = candidate.op == "Conv"
+            product.output[0] = own + "y" if corrected else node.output[0]
+            made += [*links, product]
+            if corrected:
+                made.append(switches.node("Add", [own + "y", f"{SWITCH}{node.name}/b"], [node.output[0]]))
+        return made, weights
+
+
+def _fit(stored: Mapping[str, tuple[NDArray[Any], Any]]) -> bool:
+    """Whether weights may stand there as floats, too."""
+    return bool(stored) and sum(4 * values.size for values, _ in stored.values()) <= BUDGET
 
 
 @dataclass(frozen=True)
@@ -334,15 +387,6 @@ def _quantized(
 ) -> list[onnx.NodeProto]:
     """The nodes of one format's branch; the last one writes the result."""
     own, weight = f"{SWITCH}{node.name}/{dtype}/", f"{SWITCH}{node.name}/w/{dtype}"
-    links = []
-    for i, link in enumerate(chain):
-        links.append(onnx.NodeProto())
-        links[-1].CopyFrom(link)
-        links[-1].input[0], links[-1].output[0] = f"{own}wd{i or ''}", f"{own}wd{i + 1}"
-    product = onnx.NodeProto()
-    product.CopyFrom(node)
-    product.output[0] = own + "y"
-    product.input[0], product.input[1] = own + "xd", f"{own}wd{len(chain) or ''}"
     rounded = _e4m3 if dtype is DType.FP8 else _int8
     # Faster than DequantizeLinear with an axis, and to the bit the same
     widen = switches.node("Cast", [weight], [own + "wf"])
@@ -351,10 +395,28 @@ def _quantized(
         *rounded(node.input[0], switch, own),
         widen,
         switches.node("Mul", [own + "wf", weight + SCALE], [own + "wd"]),
-        *links,
-        product,
+        *_linked(chain, own),
+        _product(node, own + "xd", f"{own}wd{len(chain) or ''}", own + "y"),
         switches.node("Add", [own + "y", f"{SWITCH}{node.name}/b"], [own + "yq"]),
     ]
+
+
+def _linked(chain: Sequence[onnx.NodeProto], own: str) -> list[onnx.NodeProto]:
+    """The nodes of a chain behind the tensor `own`wd."""
+    links = []
+    for i, link in enumerate(chain):
+        links.append(onnx.NodeProto())
+        links[-1].CopyFrom(link)
+        links[-1].input[0], links[-1].output[0] = f"{own}wd{i or ''}", f"{own}wd{i + 1}"
+    return links
+
+
+def _product(node: onnx.NodeProto, x: str, weight: str, y: str) -> onnx.NodeProto:
+    """A layer with other tensors."""
+    product = onnx.NodeProto()
+    product.CopyFrom(node)
+    product.input[0], product.input[1], product.output[0] = x, weight, y
+    return product
 
 
 def _int8(x: str, switch: str, own: str) -> list[onnx.NodeProto]:
@@ -381,10 +443,3 @@ def _e4m3(x: str, switch: str, own: str) -> list[onnx.NodeProto]:
         ("Mul", (own + "r", switch + SCALE), "xd"),
     ]
     return [switches.node(op, inputs, [own + output]) for op, inputs, output in steps]
-
-
-def _external(name: str, array: NDArray[Any]) -> onnx.TensorProto:
-    tensor = onnx.TensorProto(name=name, dims=array.shape, data_type=graphs.onnx_type(array.dtype))
-    tensor.data_location = onnx.TensorProto.EXTERNAL
-    tensor.external_data.add(key="location", value="lent")
-    return tensor
