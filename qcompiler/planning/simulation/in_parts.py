@@ -32,6 +32,20 @@ LAYERS = 4  # of a part at least, those with a switch
 KEPT = BUDGET  # bytes of float values that are kept for all feeds together
 
 
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """Some of the nodes, ready to run, and the names of what they read."""
+
+    session: OpenModel
+    reads: tuple[str, ...]
+
+    @classmethod
+    def of(cls, source: tuple[onnx.ModelProto, Arrays], *, quick: bool) -> _Part:
+        """The session, without optimisations where that is `quick`; parts share memory, for they are run in turns."""
+        session = OpenModel(source, quick=quick, optimize=not quick, pooled=True)
+        return cls(session, tuple(session.inputs))
+
+
 @dataclass
 class _Begun:
     """What the first parts give for a feed, in float.
@@ -93,20 +107,18 @@ class InParts:
             frozenset(node.name for node in plain.graph.node[one.start : one.stop] if node.name in layers)
             for one in self._plan
         ]
-        self._switched = [
-            OpenModel(one, quick=True, pooled=True) for one in segments.extract(switched, arrays, self._plan)
-        ]
+        self._switched = [_Part.of(one, quick=True) for one in segments.extract(switched, arrays, self._plan)]
         self._plain = list(segments.extract(plain, arrays, own))
         self._extra = {one.name: one for one in switched.graph.input if one.name not in self._given}
         self._quantized = quantized
-        self._open: dict[tuple[int, bool], OpenModel] = {}
+        self._open: dict[tuple[int, bool], _Part] = {}
 
     @property
     def inputs(self) -> Inputs:
         """dtype and shape of each input that is read."""
         if self._whole is not None:
             return self._whole.inputs
-        found = {name: one for part in self._switched for name, one in part.inputs.items()}
+        found = {name: one for part in self._switched for name, one in part.session.inputs.items()}
         handed = {name for part in self._plan for name in part.hands_on}
         return {name: one for name, one in found.items() if name not in handed}
 
@@ -130,13 +142,13 @@ class InParts:
         first = active.index(True) if True in active else len(active)
         begun = self._begun.setdefault(id(feed), _Begun(feed)) if keep else _Begun(feed)
         known: Values = {}
-        for part in begun.parts[:first]:
-            known |= part
+        for had in begun.parts[:first]:
+            known |= had
         for at in range(min(len(begun.parts), first), len(active)):
             values = {**feed, **extra, **known}
-            session = self._session(at, quantized=active[at], whole=self._layers[at].issubset(whole))
+            part = self._part(at, quantized=active[at], whole=self._layers[at].issubset(whole))
             try:
-                made = dict(session.run({name: values[name] for name in session.inputs}))
+                made = dict(part.session.run({name: values[name] for name in part.reads}))
             except (DataError, ModelError) as error:
                 error.fed = feed  # of the model, not of the part
                 raise
@@ -145,8 +157,8 @@ class InParts:
                 self._keep(begun, made)
         return {name: feed[name] if name in self._given else known[name] for name in self._outputs}
 
-    def _session(self, at: int, *, quantized: bool, whole: bool) -> OpenModel:
-        """The session of a part; those without switches are made when they are first asked for."""
+    def _part(self, at: int, *, quantized: bool, whole: bool) -> _Part:
+        """A part in one of its forms; those without switches are made when they are first asked for."""
         if quantized and not (whole and self._quantized is not None):
             return self._switched[at]
         if (at, quantized) not in self._open:
@@ -155,7 +167,7 @@ class InParts:
                 proto, arrays = self._all_on(proto, arrays, self._quantized)
             # Without convolutions there is nothing to win by laying things out, and copies of weights to lose
             blocks = any(node.op_type == "Conv" for node in proto.graph.node)
-            self._open[at, quantized] = OpenModel((proto, arrays), quick=not blocks, optimize=blocks, pooled=True)
+            self._open[at, quantized] = _Part.of((proto, arrays), quick=not blocks)
         return self._open[at, quantized]
 
     def _all_on(

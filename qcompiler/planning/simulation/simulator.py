@@ -2,7 +2,8 @@
 
 A linear node becomes `If(switch, If(fp8, op(f8(x), W_f8), op(i8(x), W_i8)), op(x, W))`: only the branch that is taken
 is computed, nothing is rebuilt between two plans, and the weights are lent to the session once. Layers that read the
-same activation share a switch. Numbers are those of the quantized grids computed in FP32, which is what the engine's
+same activation share a switch. Parts of the graph in which nothing is quantized, or everything in INT8, are run without
+any If (`in_parts.py`). Numbers are those of the quantized grids computed in FP32, which is what the engine's
 accumulators give up to rounding.
 
 ONNX Runtime rounds to FP8 one element at a time, 15 ns each, so E4M3 is computed from float operators, to the bit:
@@ -407,7 +408,7 @@ def _linked(chain: Sequence[onnx.NodeProto], own: str) -> list[onnx.NodeProto]:
     for i, link in enumerate(chain):
         links.append(onnx.NodeProto())
         links[-1].CopyFrom(link)
-        links[-1].input[0], links[-1].output[0] = f"{own}wd{i or ''}", f"{own}wd{i + 1}"
+        links[-1].name, links[-1].input[0], links[-1].output[0] = f"{own}{i}", f"{own}wd{i or ''}", f"{own}wd{i + 1}"
     return links
 
 
