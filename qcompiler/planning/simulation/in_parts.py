@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     Values = dict[str, NDArray[Any]]
 
 PARTS = 8  # at most: each has two sessions, and each border is a place where nothing can be fused
-LAYERS = 4  # of a part at least, those with a switch
 KEPT = BUDGET  # bytes of float values that are kept for all feeds together
 
 
@@ -93,7 +92,7 @@ class InParts:
         self._outputs, self._kept = list(outputs), 0
         self._given = {one.name for one in plain.graph.input}
         self._begun: dict[int, _Begun] = {}
-        ends = _ends(plain, arrays, layers, borders) if _can_be_cut(plain, outputs) else []
+        ends = _ends(plain, layers, borders) if _can_be_cut(plain, outputs) else []
         self._whole: OpenModel | None = None
         if not ends:
             self._whole = OpenModel((switched, arrays), outputs=list(dict.fromkeys(outputs)), quick=True)
@@ -208,15 +207,19 @@ def _can_be_cut(proto: onnx.ModelProto, outputs: Sequence[str]) -> bool:
     return not randomness.in_proto(proto) and made.issuperset(outputs)
 
 
-def _ends(proto: onnx.ModelProto, arrays: Arrays, layers: Collection[str], borders: Collection[str]) -> list[int]:
-    """Where parts end, as indices of the nodes behind: about as many layers in each, little to hand on between them."""
+def _ends(proto: onnx.ModelProto, layers: Collection[str], borders: Collection[str]) -> list[int]:
+    """Where parts end, as indices of the nodes behind: in front of the first layer, then behind as many layers each.
+
+    Of the places nearby, the one is taken that has least to hand on.
+    """
     before, count = [0], 0
     for node in proto.graph.node:
         count += node.name in layers
         before.append(count)
-    parts = min(PARTS, count // LAYERS)
+    parts = min(PARTS, count)
     places = {stop: size for stop, names, size in _places(proto) if names & set(borders)}
-    found: list[int] = []
+    # In front of the first layer everything is float in all runs
+    found = [max(stop for stop in places if not before[stop])] if any(not before[stop] for stop in places) else []
     for part in range(1, parts):
         wanted, room = part * count / parts, count / parts / 2
         near = [stop for stop in places if abs(before[stop] - wanted) < room and stop > (found[-1] if found else 0)]

@@ -86,7 +86,7 @@ class Twins:
         shifts = Shifts(self.model, self.groups, ranges, self.feeds, fp8=ranges)
         self.parts = Simulator(self.model, self.groups, shifts, dtypes=dtypes)
         with patch.context() as alone:
-            alone.setattr(in_parts, "LAYERS", 1000)
+            alone.setattr(in_parts, "_can_be_cut", lambda *given: False)
             self.whole = Simulator(self.model, self.groups, shifts, dtypes=dtypes)
 
     def some(self, *, dtypes: tuple[DType, ...] = (DType.INT8,)) -> list[Uses]:
