@@ -164,17 +164,6 @@ def rest_of(proto: onnx.ModelProto, tensors: Collection[str], start: int) -> Seg
     return at_places(proto, tensors, (0, start) if start else (0,))[-1]
 
 
-def divide(proto: onnx.ModelProto, tensors: Collection[str], ends: Sequence[int]) -> list[Segment]:
-    """The segments that end at these nodes, wherever that is.
-
-    Args:
-        proto: nodes in an order in which they can run.
-        tensors: whose values are asked for.
-        ends: indices of the nodes behind, rising; the last is their number.
-    """
-    return _between(proto, [tuple(dict.fromkeys(read_by(node))) for node in proto.graph.node], frozenset(tensors), ends)
-
-
 def extract(
     proto: onnx.ModelProto, weights: Mapping[str, Array], plan: Iterable[Segment]
 ) -> Iterator[tuple[onnx.ModelProto, dict[str, Array]]]:

@@ -97,10 +97,11 @@ class InParts:
         if not ends:
             self._whole = OpenModel((switched, arrays), outputs=list(dict.fromkeys(outputs)), quick=True)
             return
-        self._plan = segments.divide(switched, outputs, ends)
+        starts = (0, *ends[:-1])
+        self._plan = segments.at_places(switched, outputs, starts)
         own = [
             segments.Segment(one.start, one.stop, one.reads, other.tensors, other.hands_on)
-            for one, other in zip(segments.divide(plain, outputs, ends), self._plan, strict=True)
+            for one, other in zip(segments.at_places(plain, outputs, starts), self._plan, strict=True)
         ]
         self._layers = [
             frozenset(node.name for node in plain.graph.node[one.start : one.stop] if node.name in layers)
