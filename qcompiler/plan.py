@@ -201,6 +201,19 @@ class Plan:
         return Plan.of(decisions).with_(quantizers=quantizers, axes=data["axes"], reads=reads)
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class FittedWeight:
+    """A weight in INT8 whose integers were fitted to what its layer reads, in place of the nearest ones.
+
+    Attributes:
+        values: int8, in the shape of the initializer.
+        scales: float32 [channels], positive, one for each index of the candidate's axis.
+    """
+
+    values: NDArray[np.int8]
+    scales: NDArray[np.float32]
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A linear node that can be quantized.
@@ -217,6 +230,7 @@ class Candidate:
             then what its DequantizeLinear writes (see `legalize.open_stored`).
         amax: clipping range of a pair that the activation came with, whose scale is kept; None where there is none.
         known: clipping range that the user gave for the activation; None where it is to be measured.
+        fitted: what the weight is in INT8 with a scale for each output channel; None for the nearest integers.
     """
 
     node: str
@@ -228,6 +242,7 @@ class Candidate:
     scales: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
     amax: float | None = None
     known: float | None = None
+    fitted: FittedWeight | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

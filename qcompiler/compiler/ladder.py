@@ -5,8 +5,8 @@ choose (`planning/climb.py`); what meets the goal ends the climb, and nothing be
 costs nothing where the model runs. A rung is tried only where what was observed says that it can help; what gains
 nothing is not kept, and the model stays as it was.
 
-The first four are stages or parts of them (`stages/equalize.py`, `stages/smooth_quant.py`); the others are the
-planner's own (`planning/planner.py`), which goes by the same rules.
+The first five are stages or parts of them (`stages/equalize.py`, `stages/smooth_quant.py`, `stages/weight_only.py`);
+the others are the planner's own (`planning/planner.py`), which goes by the same rules.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ from qcompiler.planning.chosen import Chosen, Planning
 from qcompiler.planning.climb import Standing, main_format, spiking
 from qcompiler.planning.placement import candidates
 from qcompiler.planning.search import qfem
+from qcompiler.recipe.budget import budget_of
+from qcompiler.runtime.work import count_macs
 from qcompiler.target import DType, Target, lacking_fp8
+from qcompiler.weight_only import fitted
 
 NOTICEABLE_DB = 1.0  # what the errors of all layers must fall by together, where less would not reach the goal
 
@@ -92,6 +95,13 @@ class Seen:
         """By how much the errors of all layers fall together, those of some activations being these."""
         before = {name: one.noise() for name, one in self.read.items()}
         return predicted.gain_db(before.values(), [after.get(name, noise) for name, noise in before.items()])
+
+    @property
+    def work(self) -> float:
+        """Multiply-accumulates that the budget of a search pays for."""
+        macs = sum(count_macs(self.subject.model.graph, self.subject.seen.kept[0]).values())
+        planning = self.planning
+        return float(macs) * budget_of(planning.effort, planning.search_time, macs, self.subject.seen.feeds)
 
     def enough(self, gain_db: float) -> bool:
         """Whether a predicted gain is worth a trial: it would reach the goal, or be noticed."""
@@ -170,6 +180,25 @@ def _smooth_quant(seen: Seen) -> Help:
     return Help(seen.enough(gain) and of_all >= WORTH_DB, told)
 
 
+def _fit_weights(seen: Seen) -> Help:
+    if main_format(seen.planning) is not DType.INT8 or not seen.planning.per_channel:
+        return Help(False, "only INT8 weights with a scale for each output channel are fitted")
+    graph, layers = seen.subject.model.graph, seen.subject.layers.found
+    weights = fitted.fittable(graph, layers)
+    able = {one.activation for one in layers if one.node in weights}
+    if not able:
+        return Help(False, "no product has a weight that could be fitted")
+    work, allowed = fitted.work_of(graph, layers), seen.work
+    if work > allowed:
+        return Help(
+            False, f"it takes {work / allowed:.1f} times the work that a search may cost: --effort or --search-time"
+        )
+    after = {name: one.noise() - one.rounding() for name, one in seen.read.items() if name in able}
+    gain = seen.gain_db(after)
+    told = f"were weights not rounded at all, the errors of all layers together would fall by {gain:.1f} dB"
+    return Help(seen.enough(gain), told)
+
+
 def _qfem(seen: Seen) -> Help:
     groups, wanted = seen.subject.layers.by_activation, seen.planning.qfem
     if wanted.alpha == "off":
@@ -199,11 +228,12 @@ RANGES: Final = Rung("ranges", "everything quantized, ranges of one calibrator, 
 OTHER_RANGES: Final = Rung("other_ranges", "the ranges of other calibrators", _other_ranges)
 EQUALIZE: Final = Rung("equalize", "channels of neighbouring convolutions get weights alike", _equalize)
 SMOOTH_QUANT: Final = Rung("smooth_quant", "outlier channels are folded into weights", _smooth_quant)
+FIT_WEIGHTS: Final = Rung("fit_weights", "INT8 weights are rounded by what their layers read (GPTQ)", _fit_weights)
 QFEM: Final = Rung("qfem", "layers whose tokens spike stay in high precision", _qfem)
 FP8: Final = Rung("fp8", "layers in FP8 instead of INT8", _fp8)
 HIGH: Final = Rung("high_precision", "single layers go back to high precision", _high_precision)
 
-LADDER: Final = (RANGES, OTHER_RANGES, EQUALIZE, SMOOTH_QUANT, QFEM, FP8, HIGH)
+LADDER: Final = (RANGES, OTHER_RANGES, EQUALIZE, SMOOTH_QUANT, FIT_WEIGHTS, QFEM, FP8, HIGH)
 
 
 @dataclass(frozen=True)

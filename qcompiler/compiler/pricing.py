@@ -116,6 +116,7 @@ class Pricing:
             methods.passes(self.subject.stored) if storing else (),
             {} if half is None else half.noisy,
             model.ends,
+            chosen.fitted,
         )(made.graph)
         return made
 

@@ -151,6 +151,10 @@ class Read:
         """NSR of the readers as they are."""
         return self._with(self._own, np.ones(len(self.channels)))
 
+    def rounding(self) -> float:
+        """The part of `noise` that rounding the weights makes."""
+        return self._with(0.0, np.ones(len(self.channels)))
+
     @property
     def _own(self) -> float:
         """What rounding the activation adds to the power of the outputs: FP8 errs by the size of each value."""

@@ -57,7 +57,7 @@ from qcompiler.passes.standard.write_out_tensor_scatter import WriteOutTensorSca
 from qcompiler.passes.types.infer_shapes import InferShapes
 from qcompiler.passes.types.restore_ends import RestoreEnds
 from qcompiler.passes.types.unpack_sequences import UnpackSequences
-from qcompiler.plan import Plan
+from qcompiler.plan import FittedWeight, Plan
 from qcompiler.statistics.ranges import Ranges
 from qcompiler.target import DType, Target
 
@@ -155,15 +155,16 @@ def lowering(
     storing: Sequence[Pass] = (),
     noisy: Mapping[str, float] | None = None,
     ends: Mapping[str, np.dtype[np.generic]] | None = None,
+    fitted: Mapping[str, FittedWeight] | None = None,
 ) -> Pipeline:
     """From the normalised float graph and its plan to a strongly typed graph that the target takes.
 
     `storing` are the passes that store weights alone in few bits; `noisy` is as of `HighPrecision`, `ends`
-    as of `RestoreEnds`.
+    as of `RestoreEnds`, `fitted` as of `InsertQDQ`.
     """
     dynamic = any(decision.rule == RULE for decision in plan)
     restored = io_types == "keep" or target.high_precision is not DType.FP32  # else FP32 is what was asked for
-    static = (InsertQDQ(plan, corrections, scales or {}), InsertQDQPairs(plan))
+    static = (InsertQDQ(plan, corrections, scales or {}, fitted or {}), InsertQDQPairs(plan))
     return Pipeline(
         *((DynamicQuant(plan, "integer" if target.engine == "onnxruntime" else "pairs"),) if dynamic else static),
         *((QuantizeOutputs(plan),) if target.quantize_outputs and not dynamic else ()),

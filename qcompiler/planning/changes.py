@@ -64,6 +64,7 @@ def _without_fits(chosen: Chosen, nodes: Collection[str]) -> Chosen:
         chosen,
         corrections={name: shift for name, shift in chosen.corrections.items() if name not in nodes},
         scales={name: scale for name, scale in chosen.scales.items() if name not in nodes},
+        fitted={name: weight for name, weight in chosen.fitted.items() if name not in nodes},
     )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qcompiler.plan import Plan
+from qcompiler.plan import FittedWeight, Plan
 from qcompiler.planning.search.goal import GoalReached
 from qcompiler.planning.search.qfem import NOTHING, Scores, Spared
 from qcompiler.planning.search.safety_net import SafetyNet
@@ -88,6 +88,7 @@ class Chosen:
         net: what the safety net did.
         corrections: by node name, what bias correction adds to its output channels.
         scales: by node name, scales of its INT8 weight where they are not amax / 127.
+        fitted: by node name, its INT8 weight where that is not the nearest integers.
         spared: what QFeM decided.
         scores: the user's metric by what was spared, for the next try on the same model.
         goal: what was asked of it, and whether that is reached on the samples that choose; None where nothing was.
@@ -97,6 +98,7 @@ class Chosen:
     net: SafetyNet
     corrections: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     scales: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    fitted: Mapping[str, FittedWeight] = field(default_factory=dict)
     spared: Spared = NOTHING
     scores: Scores = field(default_factory=dict)
     goal: GoalReached | None = None

@@ -25,6 +25,7 @@ from qcompiler.planning.ready import ROOM_DB, Ready, prepared
 from qcompiler.planning.search import between_layers, cost, evidence, outputs, qfem, safety_net
 from qcompiler.planning.search.checks import Halves, Samples
 from qcompiler.planning.search.goal import DEFAULT, DEFAULT_DROP, METRIC, SQNR, Goal, GoalReached, checks_for
+from qcompiler.planning.search.offers import fitted_weights
 from qcompiler.planning.search.qfem import NOTHING, Spared
 from qcompiler.planning.search.safety_net import Limits, Prices, SafetyNet
 from qcompiler.planning.search.take import Judging, Pinned, by_goal
@@ -111,7 +112,7 @@ def make_plan(
     corrections = _corrections(simulation, left, net)
     scales = ready.given if simulation is None else simulation.scales
     plan, corrections = _completed(plan, corrections, model, left, net, scales, observed, views, options, target)
-    return Chosen(plan, net, corrections, scales, spared, scores, reached)
+    return Chosen(plan, net, corrections, scales, fitted_weights(left.found), spared, scores, reached)
 
 
 def _costs(
@@ -343,6 +344,7 @@ def _completed(
             target_db=table.target_sqnr_db,
             views=views,
             spared=net.restored,
+            fitted=fitted_weights(layers.found),
         )
         return extended, corrections
     setting = between_layers.Setting(

@@ -88,6 +88,7 @@ def lower(
             storing,
             noisy,
             decided.model.ends,
+            chosen.fitted,
         )
         reports = pipeline(model.graph)
     models.forget_pages(decided.model)

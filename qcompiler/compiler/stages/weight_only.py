@@ -1,15 +1,66 @@
-"""The stage that stores weights in few bits, activations as they are."""
+"""The stages that round weights by more than their own values: INT8 beside INT8 activations, or few bits alone."""
 
 from __future__ import annotations
 
+import time
+from itertools import islice
+
+from qcompiler.compiler import ladder
 from qcompiler.compiler.base import Compilation, Done, checked, stage, tell_undone
 from qcompiler.compiler.subject import Subject
 from qcompiler.ir import model as models
+from qcompiler.planning.chosen import Planning
+from qcompiler.planning.climb import Climb
+from qcompiler.planning.ready import Ready, prepared
+from qcompiler.planning.search.offers import opened
+from qcompiler.recipe.budget import MOST_SAMPLES
 from qcompiler.runtime.memory import return_freed_memory
 from qcompiler.statistics.timed import Timed
 from qcompiler.support.foreseen import NOTHING, Foreseen
-from qcompiler.weight_only import few_rows, methods
+from qcompiler.target import Target
+from qcompiler.weight_only import few_rows, fitted, methods
 from qcompiler.weight_only.storable import WeightOnlyOptions
+
+RUNG = ladder.FIT_WEIGHTS
+
+
+@stage()
+def fit_weights(run: Compilation, subject: Subject, target: Target, planning: Planning) -> Done[Subject]:
+    """The subject with INT8 weights fitted to what their layers read, where that brings it closer to float.
+
+    The float weights stay as they are: what goes back to high precision later has lost nothing.
+
+    Args:
+        subject: normal, observed and smoothed.
+        target: what planning must know of the machine.
+        planning: what is asked for.
+    """
+    before = subject.standing
+    if before is None or subject.parts is None:
+        return Done(subject)
+    if before.met:
+        return Done(subject, ladder.record(ladder.unneeded(RUNG, before)))
+    started = time.perf_counter()
+    help = RUNG.helps(ladder.Seen(subject, planning, target))
+    if not help.can:
+        return Done(subject, ladder.record(ladder.passed(RUNG, help)))
+    mine, model = run.lent(Ready), opened(subject.model, subject.layers.found)
+    samples = min(MOST_SAMPLES, subject.parts.samples[0])
+    with run.working(samples * fitted.passes(model.graph, subject.layers.found)) as advance:
+        feeds = tuple(islice(subject.parts.calibrate, samples))
+        layers = fitted.fitted(model, subject.layers, feeds, advance)
+        ready = prepared(model, layers, subject.seen, planning, target)
+        assert ready.simulation is not None  # there was one before, of the same layers
+        climb = Climb(ready, ready.simulation, planning)
+        standing = climb.best()
+    models.forget_pages(subject.model)
+    return_freed_memory()
+    kept = standing.calm_db > before.calm_db
+    run.lend(ready if kept else mine)
+    seconds = time.perf_counter() - started
+    told = ladder.climbed(RUNG, help.why, before, standing, seconds, climb.runs + len(feeds), kept=kept)
+    after = subject.with_(layers=layers, standing=standing) if kept else subject
+    return Done(after, ladder.record(told))
 
 
 @stage()

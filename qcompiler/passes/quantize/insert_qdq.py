@@ -27,7 +27,7 @@ from qcompiler.ir.names import Names
 from qcompiler.numerics import rounding
 from qcompiler.numerics.rounding import LARGEST, STORED, format_of, quantize_weight, weight_scales
 from qcompiler.passes.base import Changed, Fact, Note, Pass, Skipped
-from qcompiler.plan import Plan, Quantizer
+from qcompiler.plan import FittedWeight, Plan, Quantizer
 from qcompiler.target import DType
 
 if TYPE_CHECKING:
@@ -45,11 +45,13 @@ class InsertQDQ(Pass):
         plan: precisions, ranges of activations and axes of weights.
         corrections: by node name, what is added to the output channels of a Conv.
         scales: by node name, the scales of its weight where they are not amax / 127 or amax / 448: [channels] or [].
+        fitted: by node name, its INT8 weight where that is not the nearest integers; used where it has that axis.
     """
 
     plan: Plan = field(default_factory=Plan, repr=False)
     corrections: Mapping[str, NDArray[np.float32]] = field(default_factory=dict, repr=False, compare=False)
     scales: Mapping[str, NDArray[np.float32]] = field(default_factory=dict, repr=False, compare=False)
+    fitted: Mapping[str, FittedWeight] = field(default_factory=dict, repr=False, compare=False)
 
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.NAMED, Fact.CONSTANTS, Fact.UNSHARED})
     provides: ClassVar[frozenset[Fact]] = frozenset({Fact.QDQ})
@@ -85,7 +87,10 @@ class InsertQDQ(Pass):
             used = given.get(node.name)
             if used is None and not quantized:
                 used = _half(weight_scales(weight.tensor.values, axis))
-            edit.set_input(reader, index, _weight(graph, names, weight.tensor, axis, stored, used))
+            known = self.fitted.get(node.name) if precision is DType.INT8 and axis is not None else None
+            if known is None:
+                known = FittedWeight(*quantize_weight(weight.tensor.values, axis, format_of(stored), used))
+            edit.set_input(reader, index, _weight(graph, names, weight.tensor, axis, stored, known))
             shift = self.corrections.get(node.name)
             if shift is not None and np.any(shift):
                 _add_bias(names, node, shift)
@@ -155,10 +160,10 @@ def _weight(
     weight: gs.Constant,
     axis: int | None,
     dtype: DType,
-    scales: NDArray[np.float32] | None,
+    known: FittedWeight,
 ) -> gs.Variable:
     """The INT8 or FP8 copy of a float weight behind a DQ; nothing reads the float one any more."""
-    values, used = quantize_weight(weight.values, axis, format_of(dtype), scales)
+    values, used = known.values, known.scales
     stored = gs.Constant(names.fresh(f"{weight.name}/{dtype}"), values)
     scale = gs.Constant(names.fresh(f"{weight.name}/scale"), used)
     zero = gs.Constant(names.fresh(f"{weight.name}/zero_point"), np.zeros(used.shape, values.dtype))

@@ -28,6 +28,7 @@ from qcompiler.planning.placement import attention, candidates, shared_scales, s
 from qcompiler.planning.placement.attention import Attention, AttentionAsked
 from qcompiler.planning.placement.shortcuts import Shortcut
 from qcompiler.planning.search import evidence
+from qcompiler.planning.search.offers import fitted_weights
 from qcompiler.planning.simulation.bias import Shifts
 from qcompiler.runtime.stream import OpenModel
 from qcompiler.statistics.evidence import Lack
@@ -331,13 +332,16 @@ class _PairsTrial:
     def __init__(self, setting: Setting) -> None:
         self._model, self._feeds, self._scales = setting.model, setting.choosing, setting.scales
         self._tensors = tensors_of(judged(setting.views))
+        self._fitted = fitted_weights([c for members in setting.groups.values() for c in members])
         session = OpenModel(self._model, outputs=self._tensors)
         self._expected = [Expected.of(judged(setting.views), session.run(feed), feed) for feed in self._feeds]
         self._shares = shares_of(self._expected)
 
     def __call__(self, plan: Plan, corrections: Corrections) -> float:
         lowered = models.copy(self._model)
-        Pipeline(InsertQDQ(plan, corrections, self._scales), InsertQDQPairs(plan), given=GIVEN)(lowered.graph)
+        Pipeline(InsertQDQ(plan, corrections, self._scales, self._fitted), InsertQDQPairs(plan), given=GIVEN)(
+            lowered.graph
+        )
         session = OpenModel(lowered, outputs=self._tensors)
         total = Tally(self._shares)
         for feed, expected in zip(self._feeds, self._expected, strict=True):

@@ -13,7 +13,7 @@ from qcompiler.calibrators.auto import AUTO, offered
 from qcompiler.calibrators.headroom import Headroom
 from qcompiler.ir import model as models
 from qcompiler.passes.legalize.open_stored import OpenStored
-from qcompiler.plan import Candidate
+from qcompiler.plan import Candidate, FittedWeight
 from qcompiler.planning.simulation.simulator import Use
 from qcompiler.statistics.histogram import Histogram
 from qcompiler.target import DType, Target, lacking_fp8
@@ -39,6 +39,11 @@ def opened(model: models.Model, found: Sequence[Candidate]) -> models.Model:
 def given_scales(found: Sequence[Candidate], *, per_channel: bool) -> dict[str, NDArray[np.float32]]:
     """Scales of weights that came stored, by node name; without those per channel where a single one is asked for."""
     return {one.node: one.scales for one in found if one.scales is not None and (per_channel or one.scales.ndim == 0)}
+
+
+def fitted_weights(found: Sequence[Candidate]) -> dict[str, FittedWeight]:
+    """The INT8 weights that are not the nearest integers, by node name."""
+    return {one.node: one.fitted for one in found if one.fitted is not None}
 
 
 def pin(

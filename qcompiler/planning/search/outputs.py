@@ -27,7 +27,7 @@ from qcompiler.numerics import rounding, sqnr
 from qcompiler.passes.base import Fact, Pipeline
 from qcompiler.passes.quantize.insert_qdq import InsertQDQ
 from qcompiler.passes.quantize.quantize_outputs import QuantizeOutputs
-from qcompiler.plan import Candidate, Plan, Quantizer
+from qcompiler.plan import Candidate, FittedWeight, Plan, Quantizer
 from qcompiler.recipe.tables import SafetyTable
 from qcompiler.runtime.stream import OpenModel
 from qcompiler.statistics.histogram import Histogram, signal_power
@@ -87,6 +87,7 @@ def add(
     target_db: float,
     views: Views,
     spared: Collection[str] = (),
+    fitted: Mapping[str, FittedWeight] | None = None,
 ) -> Plan:
     """A plan for inputs made one for inputs and outputs, on unsigned grids.
 
@@ -100,8 +101,9 @@ def add(
         target_db: SQNR of the model's outputs that is good enough.
         views: what is judged.
         spared: tensors that turned out too sensitive to be quantized for their linear readers.
+        fitted: INT8 weights that are not the nearest integers, by node name.
     """
-    inputs, measure = set(plan.quantizers), _OutputsTrial(model, corrections, feeds, views)
+    inputs, measure = set(plan.quantizers), _OutputsTrial(model, corrections, feeds, views, fitted or {})
     offered = [_extend(plan, model.graph, histograms, one, spared) for one in ranges]
     different = [
         one for at, one in enumerate(offered) if one.quantizers not in [other.quantizers for other in offered[:at]]
@@ -229,8 +231,9 @@ class _OutputsTrial:
         corrections: Mapping[str, NDArray[np.float32]],
         feeds: Sequence[Feeds],
         views: Views,
+        fitted: Mapping[str, FittedWeight],
     ) -> None:
-        self._model, self._corrections, self._feeds = model, corrections, feeds
+        self._model, self._corrections, self._feeds, self._fitted = model, corrections, feeds, fitted
         self._tensors = tensors_of(judged(views))
         session = OpenModel(model, outputs=self._tensors)
         self._expected = [Expected.of(judged(views), session.run(feed), feed) for feed in feeds]
@@ -238,7 +241,9 @@ class _OutputsTrial:
 
     def __call__(self, plan: Plan) -> float:
         lowered = models.copy(self._model)
-        Pipeline(InsertQDQ(plan, self._corrections), QuantizeOutputs(plan), given=GIVEN)(lowered.graph)
+        Pipeline(InsertQDQ(plan, self._corrections, fitted=self._fitted), QuantizeOutputs(plan), given=GIVEN)(
+            lowered.graph
+        )
         session = OpenModel(lowered, outputs=self._tensors)
         total = Tally(self._shares)
         for feed, expected in zip(self._feeds, self._expected, strict=True):

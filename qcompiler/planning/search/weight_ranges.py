@@ -60,6 +60,8 @@ def find_scales(
     found = {}
     for name, members in groups.items():
         for candidate in members:
+            if candidate.fitted is not None:  # its scales belong to its integers
+                continue
             scales = _of(nodes[candidate.node], candidate, moments.get(name), rows.get(name))
             if scales is not None:
                 found[candidate.node] = scales

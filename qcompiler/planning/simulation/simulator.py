@@ -130,8 +130,11 @@ class Simulator:
                 continue
             for dtype in self.dtypes:
                 axis = candidate.axis if (fp8_per_channel if dtype is DType.FP8 else per_channel) else None
-                weight = weights[candidate.weight].values
-                values, steps = quantize_weight(weight, axis, format_of(dtype), given[dtype].get(node.name))
+                weight, fitted = weights[candidate.weight].values, candidate.fitted
+                if fitted is not None and dtype is DType.INT8 and axis is not None:
+                    values, steps = fitted.values, fitted.scales
+                else:
+                    values, steps = quantize_weight(weight, axis, format_of(dtype), given[dtype].get(node.name))
                 if axis is not None:
                     steps = steps.reshape([-1 if d == axis % weight.ndim else 1 for d in range(weight.ndim)])
                 if dtype is DType.FP8 and int(model.graph.opset) < FP8_OPSET:

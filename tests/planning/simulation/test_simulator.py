@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from qcompiler.ir import model as models
 from qcompiler.numerics.rounding import dequantize, quantize_fp8_e4m3
 from qcompiler.passes.quantize.insert_qdq import InsertQDQ
-from qcompiler.plan import Candidate, Decision, Plan, Quantizer
+from qcompiler.plan import Candidate, Decision, FittedWeight, Plan, Quantizer
 from qcompiler.planning.placement import candidates
 from qcompiler.planning.simulation.bias import Shifts
 from qcompiler.planning.simulation.simulator import FORMATS, Simulator, Use
@@ -93,18 +94,25 @@ class Bench:
 
     def real(self, uses: dict[str, Use]) -> models.Model:
         """The graph that the compiler would write for these groups."""
-        plan, corrections = Plan(), {}
+        plan, corrections = self.planned(uses), {}
+        for name, use in uses.items():
+            for one in self.groups[name]:
+                if self.shifts.can(one):
+                    corrections[one.node] = self.shifts.of(one, use.amax, use.dtype)
+        lowered = models.copy(self.model)
+        InsertQDQ(plan, corrections)(lowered.graph)
+        return lowered
+
+    def planned(self, uses: dict[str, Use]) -> Plan:
+        """The plan that quantizes these groups."""
+        plan = Plan()
         for name, use in uses.items():
             own = {name: Quantizer(name, use.dtype, use.amax, "test", use.amax)}
             plan = plan.with_(quantizers={**plan.quantizers, **own})
             for one in self.groups[name]:
                 plan = plan.deciding(Decision(one.node, one.op, use.dtype, "linear", ""))
                 plan = plan.with_(axes={**plan.axes, one.node: one.axis if self.per_channel else None})
-                if self.shifts.can(one):
-                    corrections[one.node] = self.shifts.of(one, use.amax, use.dtype)
-        lowered = models.copy(self.model)
-        InsertQDQ(plan, corrections)(lowered.graph)
-        return lowered
+        return plan
 
 
 @pytest.mark.parametrize("per_channel", [True, False])
@@ -236,3 +244,26 @@ def test_bias_correction_brings_the_mean_of_each_channel_back(tmp_path: Path) ->
     assert np.abs(moved(corrected, {"x": 2.5})).max() < 1e-4
     assert np.abs(shifts.of(one, 2.5)).max() > 0.01
     assert shifts.of(one, 9.9).tolist() == [0]  # a range nobody announced
+
+
+def test_fitted_weights_are_what_the_simulator_and_the_graph_take(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, mlp())
+    shapes = {name: array.shape for name, array in weights(w1=(32, 24), w2=(40, 24), w3=(40, 16)).items()}
+    made: dict[str, FittedWeight] = {}
+    for one in (one for members in bench.groups.values() for one in members):
+        assert one.axis is not None
+        shape = shapes[one.weight]
+        values = RNG.integers(-127, 128, shape).astype(np.int8)
+        made[one.node] = FittedWeight(values, np.full(shape[one.axis], 0.01, np.float32))
+    groups = {name: [replace(one, fitted=made[one.node]) for one in members] for name, members in bench.groups.items()}
+    simulator = Simulator(bench.model, groups, bench.shifts)
+    uses = int8(bench.amax)
+    plan = bench.planned(uses)
+    lowered = models.copy(bench.model)
+    InsertQDQ(plan, fitted=made)(lowered.graph)
+    expected = Session(lowered, quick=True).run(bench.feeds[0])["y"]
+    np.testing.assert_allclose(simulator.run(bench.feeds[0], uses)["y"], expected, atol=2e-3, rtol=1e-4)
+    float_y = Session(bench.model, quick=True).run(bench.feeds[0])["y"]
+    np.testing.assert_allclose(simulator.run(bench.feeds[0], {})["y"], float_y, atol=2e-3, rtol=1e-4)
+    whole = Simulator(bench.model, groups, bench.shifts, per_channel=False).run(bench.feeds[0], uses)["y"]
+    assert not np.allclose(whole, expected, atol=0.1)  # a single scale is another grid
