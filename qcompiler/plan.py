@@ -53,8 +53,8 @@ class Quantizer:
         amax: the clipping range in the tensor's own unit, positive; scale = amax / 127 (INT8) or / 448 (FP8).
         calibrator: text form of the calibrator that chose it, or `shared:NAME` where another tensor's range is used.
         observed: largest |x| seen; None where nothing was run.
-        span: lowest and highest value of an unsigned grid with a zero point (INT8 on ONNX Runtime only); None for the
-            symmetric grid, value = scale · integer.
+        span: lowest and highest value of an unsigned grid with a zero point, which is written as such for ONNX Runtime,
+            and as a shift in front of the pair for TensorRT; None for the symmetric grid, value = scale · integer.
         whole: every reader of the tensor gets the quantized value, not only the quantized nodes (ONNX Runtime only:
             it fuses a node with what stands behind it).
     """
@@ -231,6 +231,7 @@ class Candidate:
         amax: clipping range of a pair that the activation came with, whose scale is kept; None where there is none.
         known: clipping range that the user gave for the activation; None where it is to be measured.
         fitted: what the weight is in INT8 with a scale for each output channel; None for the nearest integers.
+        shifted: its activation goes onto the middle of the grid, and what that adds is taken off the bias behind.
     """
 
     node: str
@@ -243,6 +244,7 @@ class Candidate:
     amax: float | None = None
     known: float | None = None
     fitted: FittedWeight | None = field(default=None, compare=False, repr=False)
+    shifted: bool = False
 
 
 @dataclass(frozen=True, slots=True)

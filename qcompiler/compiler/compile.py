@@ -30,7 +30,7 @@ from qcompiler.compiler.stages.preflight import preflight
 from qcompiler.compiler.stages.qfep import qfep
 from qcompiler.compiler.stages.smooth_quant import smooth_quant
 from qcompiler.compiler.stages.verify import check_finite, verify
-from qcompiler.compiler.stages.weight_only import fit_weights, weight_only
+from qcompiler.compiler.stages.weight_only import fit_weights, shift, weight_only
 from qcompiler.compiler.stages.write import ArtefactNames, write
 from qcompiler.compiler.workers.opened import at_work
 from qcompiler.data.source import Data
@@ -146,6 +146,7 @@ def life(run: Compilation, source: str | Path | Model, data: Data | None, asked:
     subject = run(smooth_quant, subject, asked.watch, target, planning, asked.smooth_quant, strict)
     subject = run(llm_int8, subject, asked.watch, asked.llm_int8, strict)
     subject = run(fit_weights, subject, target, planning)
+    subject = run(shift, subject, target, planning)
     subject = run(weight_only, subject, asked.weight_only, strict)
     decided, lowered, proof = None, None, None
     tries: tuple[Try, ...] = ()

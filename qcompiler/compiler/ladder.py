@@ -29,7 +29,7 @@ from qcompiler.outliers.smooth_quant.trials import SmoothQuantOptions
 from qcompiler.passes.channels import equalize_channels
 from qcompiler.planning.chosen import Chosen, Planning
 from qcompiler.planning.climb import Standing, main_format, spiking
-from qcompiler.planning.placement import candidates
+from qcompiler.planning.placement import candidates, one_sided
 from qcompiler.planning.search import qfem
 from qcompiler.recipe.budget import budget_of
 from qcompiler.runtime.work import count_macs
@@ -199,6 +199,31 @@ def _fit_weights(seen: Seen) -> Help:
     return Help(seen.enough(gain), told)
 
 
+def _shift(seen: Seen) -> Help:
+    if main_format(seen.planning) is not DType.INT8:
+        return Help(False, "FP8 errs by the size of each value: a shift would lose what it has near zero")
+    if seen.target.unsigned_activations:
+        return Help(False, "the target has grids with a zero point")
+    subject = seen.subject
+    layers = one_sided.one_sided(subject.model.graph, subject.layers, subject.seen.histograms)
+    able = {one.activation for one in layers.found if one.shifted}
+    if not able:
+        return Help(False, "no activation lies to one side of zero in front of products with a constant bias")
+    before = {name: seen.read[name] for name in able if name in seen.read}
+    most = max(one_sided.gain_db(subject.seen.histograms[name]) for name in able)
+    after = {
+        name: one.rounding()
+        + (one.noise() - one.rounding()) / 10 ** (one_sided.gain_db(subject.seen.histograms[name]) / 10)
+        for name, one in before.items()
+    }
+    gain = seen.gain_db(after)
+    told = (
+        f"activations lie to one side of zero, and use up to {most:.1f} dB less of a symmetric grid than there is; the "
+        f"errors of all layers together would fall by {gain:.1f} dB"
+    )
+    return Help(seen.enough(gain), told)
+
+
 def _qfem(seen: Seen) -> Help:
     groups, wanted = seen.subject.layers.by_activation, seen.planning.qfem
     if wanted.alpha == "off":
@@ -229,11 +254,12 @@ OTHER_RANGES: Final = Rung("other_ranges", "the ranges of other calibrators", _o
 EQUALIZE: Final = Rung("equalize", "channels of neighbouring convolutions get weights alike", _equalize)
 SMOOTH_QUANT: Final = Rung("smooth_quant", "outlier channels are folded into weights", _smooth_quant)
 FIT_WEIGHTS: Final = Rung("fit_weights", "INT8 weights are rounded by what their layers read (GPTQ)", _fit_weights)
+SHIFT: Final = Rung("shift", "activations on one side of zero are moved onto the middle of the grid", _shift)
 QFEM: Final = Rung("qfem", "layers whose tokens spike stay in high precision", _qfem)
 FP8: Final = Rung("fp8", "layers in FP8 instead of INT8", _fp8)
 HIGH: Final = Rung("high_precision", "single layers go back to high precision", _high_precision)
 
-LADDER: Final = (RANGES, OTHER_RANGES, EQUALIZE, SMOOTH_QUANT, FIT_WEIGHTS, QFEM, FP8, HIGH)
+LADDER: Final = (RANGES, OTHER_RANGES, EQUALIZE, SMOOTH_QUANT, FIT_WEIGHTS, SHIFT, QFEM, FP8, HIGH)
 
 
 @dataclass(frozen=True)

@@ -164,7 +164,10 @@ def lowering(
     """
     dynamic = any(decision.rule == RULE for decision in plan)
     restored = io_types == "keep" or target.high_precision is not DType.FP32  # else FP32 is what was asked for
-    static = (InsertQDQ(plan, corrections, scales or {}, fitted or {}), InsertQDQPairs(plan))
+    static = (
+        InsertQDQ(plan, corrections, scales or {}, fitted or {}, shift=not target.unsigned_activations),
+        InsertQDQPairs(plan),
+    )
     return Pipeline(
         *((DynamicQuant(plan, "integer" if target.engine == "onnxruntime" else "pairs"),) if dynamic else static),
         *((QuantizeOutputs(plan),) if target.quantize_outputs and not dynamic else ()),

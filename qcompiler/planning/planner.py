@@ -15,6 +15,7 @@ from qcompiler.calibrators.auto import AUTO
 from qcompiler.ir import model as models
 from qcompiler.ir.signature import Feeds
 from qcompiler.judge.views import Views
+from qcompiler.numerics import rounding
 from qcompiler.plan import Candidate, Plan, Quantizer
 from qcompiler.planning.chosen import Chosen, Planning
 from qcompiler.planning.decisions import plan_of
@@ -32,7 +33,6 @@ from qcompiler.planning.search.take import Judging, Pinned, by_goal
 from qcompiler.planning.simulation.noise import Advance
 from qcompiler.planning.simulation.simulator import Grids, Simulation, Use
 from qcompiler.recipe.tables import QfemTable, SafetyTable
-from qcompiler.statistics.histogram import Histogram
 from qcompiler.statistics.observe import Observations
 from qcompiler.target import DType, Target
 from qcompiler.verification.metrics.halves import MetricHalves
@@ -106,7 +106,7 @@ def make_plan(
     left = large.refusing(qfem.refusals(spared, large.found))
     plan = plan_of(model.graph, left, net, macs, target, observed.histograms, "" if costs is None else costs.where)
     plan = plan.with_(
-        quantizers=_quantizers(left.by_activation, net, ready.spelled, observed.histograms),
+        quantizers=_quantizers(left.by_activation, net, ready, target),
         axes=_axes(left, net, ready.grids) | qfem.stored(spared, large.by_activation, options.qfem),
     )
     corrections = _corrections(simulation, left, net)
@@ -284,15 +284,20 @@ class _Search:
 
 
 def _quantizers(
-    groups: Mapping[str, Sequence[Candidate]],
-    net: SafetyNet,
-    spelled: Mapping[str, Mapping[Use, str]],
-    histograms: Mapping[str, Histogram],
+    groups: Mapping[str, Sequence[Candidate]], net: SafetyNet, ready: Ready, target: Target
 ) -> dict[str, Quantizer]:
     """Those of the activations of all groups that the net did not give back."""
     uses = {name: Use(net.formats[name], net.amax[name]) for name in groups if name not in net.restored}
+    spans = {} if target.unsigned_activations or ready.grids.spans is None else ready.grids.spans
     return {
-        name: Quantizer(name, use.dtype, use.amax, spelled[name][use], histograms[name].amax)
+        name: Quantizer(
+            name,
+            use.dtype,
+            use.amax,
+            ready.spelled[name][use],
+            ready.observed.histograms[name].amax,
+            rounding.span(use.amax, spans[name]) if name in spans and use.dtype is DType.INT8 else None,
+        )
         for name, use in uses.items()
     }
 

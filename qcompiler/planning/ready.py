@@ -168,7 +168,7 @@ def prepared(
     )
     if pinned is not None:
         offers, spelled = pinned.offers(large.by_activation, spelled)
-    grids = _grids(options, target, observed.histograms)
+    grids = _grids(options, target, large, observed.histograms)
     few = observed.choosing[: safety_net.enough(shapes, offers, 1, FEW)]
     given = given_scales(layers.found, per_channel=options.per_channel)
     simulation = _simulation(model, large, offers, grids, given, observed, views, few, options)
@@ -235,9 +235,12 @@ def _unknown(graph: gs.Graph, layers: Candidates, lacks: Mapping[str, Lack], tar
     ]
 
 
-def _grids(options: Planning, target: Target, histograms: Mapping[str, Histogram]) -> Grids:
+def _grids(options: Planning, target: Target, layers: Candidates, histograms: Mapping[str, Histogram]) -> Grids:
     """The grids that a target has for what was asked for."""
-    spans = outputs.spans(histograms) if target.unsigned_activations else None
+    shifted = [name for name, members in layers.by_activation.items() if members[0].shifted and name in histograms]
+    spans = outputs.spans({name: histograms[name] for name in shifted}) if shifted else None
+    if target.unsigned_activations:
+        spans = outputs.spans(histograms)
     return Grids(options.per_channel, options.per_channel and target.fp8_per_channel, spans)
 
 

@@ -22,7 +22,7 @@ from tests.kit import glu
 from tests.kit.subjects import of_net
 from tests.kit.vision import planted
 
-NAMES = ["ranges", "other_ranges", "equalize", "smooth_quant", "fit_weights", "qfem", "fp8", "high_precision"]
+NAMES = ["ranges", "other_ranges", "equalize", "smooth_quant", "fit_weights", "shift", "qfem", "fp8", "high_precision"]
 KEYS = ["name", "tried", "why", "sqnr_db", "gain_db", "share", "seconds", "runs", "kept"]
 
 

@@ -20,7 +20,7 @@ from qcompiler.compiler.stages.lower import lower
 from qcompiler.compiler.stages.observe import observe
 from qcompiler.compiler.stages.qfep import qfep
 from qcompiler.compiler.stages.smooth_quant import smooth_quant
-from qcompiler.compiler.stages.weight_only import fit_weights, weight_only
+from qcompiler.compiler.stages.weight_only import fit_weights, shift, weight_only
 from qcompiler.compiler.subject import Lowered, Planned, Subject
 from qcompiler.recipe.recipe import Recipe
 from tests.kit.cases import Case
@@ -63,6 +63,7 @@ def _before(stage: str, source: Path, samples: Any, output: Path, recipe: Mappin
         ),
         "llm_int8": lambda now: run(llm_int8, now, asked.watch, asked.llm_int8),
         "fit_weights": lambda now: run(fit_weights, now, asked.target, asked.planning),
+        "shift": lambda now: run(shift, now, asked.target, asked.planning),
         "weight_only": lambda now: run(weight_only, now, asked.weight_only),
     }
     for name, step in steps.items():

@@ -11,6 +11,8 @@ from qcompiler.compiler.subject import Subject
 from qcompiler.ir import model as models
 from qcompiler.planning.chosen import Planning
 from qcompiler.planning.climb import Climb
+from qcompiler.planning.placement.candidates import Candidates
+from qcompiler.planning.placement.one_sided import one_sided
 from qcompiler.planning.ready import Ready, prepared
 from qcompiler.planning.search.offers import opened
 from qcompiler.recipe.budget import MOST_SAMPLES
@@ -49,18 +51,74 @@ def fit_weights(run: Compilation, subject: Subject, target: Target, planning: Pl
     with run.working(samples * fitted.passes(model.graph, subject.layers.found)) as advance:
         feeds = tuple(islice(subject.parts.calibrate, samples))
         layers = fitted.fitted(model, subject.layers, feeds, advance)
-        ready = prepared(model, layers, subject.seen, planning, target)
-        assert ready.simulation is not None  # there was one before, of the same layers
-        climb = Climb(ready, ready.simulation, planning)
-        standing = climb.best()
+        after, told = _tried(RUNG, help.why, run, subject, layers, target, planning, started, mine)
     models.forget_pages(subject.model)
     return_freed_memory()
+    return Done(after, ladder.record(told))
+
+
+@stage()
+def shift(run: Compilation, subject: Subject, target: Target, planning: Planning) -> Done[Subject]:
+    """The subject with activations on one side of zero moved onto the middle of their grid, where that helps.
+
+    Args:
+        subject: normal, observed and smoothed, its weights fitted.
+        target: what planning must know of the machine.
+        planning: what is asked for.
+    """
+    before = subject.standing
+    if before is None:
+        return Done(subject)
+    if before.met:
+        return Done(subject, ladder.record(ladder.unneeded(ladder.SHIFT, before)))
+    started = time.perf_counter()
+    help = ladder.SHIFT.helps(ladder.Seen(subject, planning, target))
+    if not help.can:
+        return Done(subject, ladder.record(ladder.passed(ladder.SHIFT, help)))
+    mine = run.lent(Ready)
+    with run.working():
+        layers = one_sided(subject.model.graph, subject.layers, subject.seen.histograms)
+        after, told = _tried(ladder.SHIFT, help.why, run, subject, layers, target, planning, started, mine)
+    return_freed_memory()
+    return Done(after, ladder.record(told))
+
+
+def _tried(
+    rung: ladder.Rung,
+    why: str,
+    run: Compilation,
+    subject: Subject,
+    layers: Candidates,
+    target: Target,
+    planning: Planning,
+    started: float,
+    mine: Ready | None,
+) -> tuple[Subject, ladder.Told]:
+    """The subject with other layers where everything quantized is then closer to float, else as it was.
+
+    Args:
+        rung: what is tried.
+        why: it is.
+        run: where the better session is left behind.
+        subject: as it was.
+        layers: the same, to be stored or rounded in another way.
+        target: what planning must know of the machine.
+        planning: what is asked for.
+        started: the clock when the rung began.
+        mine: the session of the subject as it was.
+    """
+    before = subject.standing
+    assert before is not None  # else no rung is climbed
+    model = opened(subject.model, subject.layers.found)
+    ready = prepared(model, layers, subject.seen, planning, target)
+    assert ready.simulation is not None  # there was one before, of the same layers
+    climb = Climb(ready, ready.simulation, planning)
+    standing = climb.best()
     kept = standing.calm_db > before.calm_db
     run.lend(ready if kept else mine)
     seconds = time.perf_counter() - started
-    told = ladder.climbed(RUNG, help.why, before, standing, seconds, climb.runs + len(feeds), kept=kept)
-    after = subject.with_(layers=layers, standing=standing) if kept else subject
-    return Done(after, ladder.record(told))
+    told = ladder.climbed(rung, why, before, standing, seconds, climb.runs, kept=kept)
+    return (subject.with_(layers=layers, standing=standing) if kept else subject), told
 
 
 @stage()

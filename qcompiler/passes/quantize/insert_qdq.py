@@ -27,6 +27,7 @@ from qcompiler.ir.names import Names
 from qcompiler.numerics import rounding
 from qcompiler.numerics.rounding import LARGEST, STORED, format_of, quantize_weight, weight_scales
 from qcompiler.passes.base import Changed, Fact, Note, Pass, Skipped
+from qcompiler.passes.quantize import shifts
 from qcompiler.plan import FittedWeight, Plan, Quantizer
 from qcompiler.target import DType
 
@@ -46,12 +47,15 @@ class InsertQDQ(Pass):
         corrections: by node name, what is added to the output channels of a Conv.
         scales: by node name, the scales of its weight where they are not amax / 127 or amax / 448: [channels] or [].
         fitted: by node name, its INT8 weight where that is not the nearest integers; used where it has that axis.
+        shift: an unsigned grid is written as a symmetric one behind an Add, for engines that know no zero point; what
+            that adds to the outputs is taken off the bias behind each reader.
     """
 
     plan: Plan = field(default_factory=Plan, repr=False)
     corrections: Mapping[str, NDArray[np.float32]] = field(default_factory=dict, repr=False, compare=False)
     scales: Mapping[str, NDArray[np.float32]] = field(default_factory=dict, repr=False, compare=False)
     fitted: Mapping[str, FittedWeight] = field(default_factory=dict, repr=False, compare=False)
+    shift: bool = False
 
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.NAMED, Fact.CONSTANTS, Fact.UNSHARED})
     provides: ClassVar[frozenset[Fact]] = frozenset({Fact.QDQ})
@@ -75,12 +79,13 @@ class InsertQDQ(Pass):
             stored = precision if precision is not None and quantized else DType.INT8
             if quantized:
                 quantizer = self.plan.quantizers[activation.name]
+                moved = shifts.shift_of(quantizer) if self.shift else 0.0
                 if activation.name not in pairs:
-                    pairs[activation.name] = pair(graph, names, activation, quantizer)
+                    pairs[activation.name] = pair(graph, names, activation, quantizer, moved)
                 edit.set_input(node, 0, pairs[activation.name])
                 done = f"{stored.upper()} x {stored.upper()}, activation scale {step(quantizer):.4g}"
             else:
-                done = "weight stored as INT8"
+                done, moved = "weight stored as INT8", 0.0
             # DequantizeLinear commutes with Transpose and Reshape, so it stands at the initializer
             reader, index = (weight.chain[0], 0) if weight.chain else (node, 1)
             axis = self.plan.axes[node.name]
@@ -91,6 +96,8 @@ class InsertQDQ(Pass):
             if known is None:
                 known = FittedWeight(*quantize_weight(weight.tensor.values, axis, format_of(stored), used))
             edit.set_input(reader, index, _weight(graph, names, weight.tensor, axis, stored, known))
+            if moved:
+                shifts.take_off(graph, names, node, moved, _sums(known, axis, weight.stored_axis))
             shift = self.corrections.get(node.name)
             if shift is not None and np.any(shift):
                 _add_bias(names, node, shift)
@@ -128,12 +135,22 @@ def step(quantizer: Quantizer) -> float:
     return quantizer.amax / LARGEST[format_of(quantizer.dtype)]
 
 
-def pair(graph: gs.Graph, names: Names, tensor: gs.Variable, quantizer: Quantizer) -> gs.Variable:
-    """Q and DQ behind `tensor`; returns the dequantized one."""
+def _sums(weight: FittedWeight, axis: int | None, outputs: int | None) -> NDArray[np.float32]:
+    """The sum of the weights of each output channel, as they are stored."""
+    if outputs is None:
+        raise ValueError("the activation of a layer whose output channels are mixed cannot be shifted")
+    over = tuple(one for one in range(weight.values.ndim) if one != outputs % weight.values.ndim)
+    return np.asarray(weight.values.sum(over, dtype=np.int64) * weight.scales, np.float32)
+
+
+def pair(graph: gs.Graph, names: Names, tensor: gs.Variable, quantizer: Quantizer, moved: float = 0.0) -> gs.Variable:
+    """Q and DQ behind `tensor`, or behind an Add that moves it; returns the dequantized one."""
     steps, shift = np.array(step(quantizer), np.float32), np.zeros((), STORED[format_of(quantizer.dtype)])
     if quantizer.span is not None:
         width, offset = rounding.grid(*quantizer.span)
-        steps, shift = np.array(width, np.float32), np.array(offset, np.uint8)
+        steps, shift = np.array(width, np.float32), shift if moved else np.array(offset, np.uint8)
+    if moved:
+        tensor = shifts.add(graph, names, tensor, moved)
     scale = gs.Constant(names.fresh(f"{tensor.name}/scale"), steps)
     zero = gs.Constant(names.fresh(f"{tensor.name}/zero_point"), shift)
     stored = gs.Variable(names.fresh(f"{tensor.name}/quantized"), shift.dtype, tensor.shape)

@@ -339,9 +339,9 @@ class _PairsTrial:
 
     def __call__(self, plan: Plan, corrections: Corrections) -> float:
         lowered = models.copy(self._model)
-        Pipeline(InsertQDQ(plan, corrections, self._scales, self._fitted), InsertQDQPairs(plan), given=GIVEN)(
-            lowered.graph
-        )
+        Pipeline(
+            InsertQDQ(plan, corrections, self._scales, self._fitted, shift=True), InsertQDQPairs(plan), given=GIVEN
+        )(lowered.graph)
         session = OpenModel(lowered, outputs=self._tensors)
         total = Tally(self._shares)
         for feed, expected in zip(self._feeds, self._expected, strict=True):

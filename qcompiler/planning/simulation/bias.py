@@ -57,7 +57,7 @@ class Shifts:
         ranges: clipping ranges that may be asked for, by activation tensor.
         feeds: samples to take means over.
         per_channel: INT8 weight scales per output channel.
-        spans: lowest and highest value seen of each activation, where their INT8 grids are unsigned.
+        spans: lowest and highest value seen of the activations whose INT8 grids are unsigned.
         fp8: the ranges that may be asked for in FP8, by activation tensor.
         fp8_per_channel: FP8 weight scales per output channel.
         scales: by node name, scales of its INT8 weight where they are not amax / 127.
@@ -174,7 +174,7 @@ class _Sums:
             x = x.reshape(-1, x.shape[-1])
             self.counts[name] += len(x)
             total = x.sum(0, dtype=np.float64)
-            observed = None if self._spans is None else self._spans[name]
+            observed = None if self._spans is None else self._spans.get(name)
             for amax, dtype in self._asked[name]:
                 pair = self.sums.setdefault((name, amax, dtype), [np.zeros(x.shape[1]), np.zeros(x.shape[1])])
                 pair[0] += total

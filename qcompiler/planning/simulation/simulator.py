@@ -214,7 +214,8 @@ class Simulator:
     def _grid(self, activation: str, use: Use) -> tuple[NDArray[Any], NDArray[Any]]:
         """Scale, and zero point for INT8."""
         zero_point = np.array(0, np.int8 if self._spans is None else np.uint8)
-        if self._spans is None or use.dtype is DType.FP8:
+        if self._spans is None or activation not in self._spans or use.dtype is DType.FP8:
+            zero_point += 128 if self._spans is not None and use.dtype is DType.INT8 else 0  # the same grid, unsigned
             return np.array(use.amax / LARGEST[format_of(use.dtype)], np.float32), zero_point
         scale, zero = grid(*span(use.amax, self._spans[activation]))
         return np.array(scale, np.float32), np.array(zero, np.uint8)
@@ -283,7 +284,7 @@ class Grids:
     Attributes:
         per_channel: INT8 weight scales per output channel, else per tensor.
         fp8_per_channel: the same for FP8.
-        spans: lowest and highest value seen of each activation, where INT8 grids are unsigned; None where none is.
+        spans: lowest and highest value seen of the activations whose INT8 grids are unsigned; None where none is.
     """
 
     per_channel: bool = True
