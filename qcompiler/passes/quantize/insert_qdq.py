@@ -26,8 +26,8 @@ from qcompiler.ir import graph as graphs
 from qcompiler.ir.names import Names
 from qcompiler.numerics import rounding
 from qcompiler.numerics.rounding import LARGEST, STORED, format_of, quantize_weight, weight_scales
+from qcompiler.passes import shifts
 from qcompiler.passes.base import Changed, Fact, Note, Pass, Skipped
-from qcompiler.passes.quantize import shifts
 from qcompiler.plan import FittedWeight, Plan, Quantizer
 from qcompiler.target import DType
 

@@ -1,4 +1,4 @@
-"""Activations that lie to one side of zero, and whose layers can do with a shifted grid (see `quantize.shifts`)."""
+"""Activations that lie to one side of zero, and whose layers can do with a shifted grid (see `passes.shifts`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 
 from qcompiler.ir import graph as graphs
 from qcompiler.ir.operators import PRODUCTS
-from qcompiler.passes.quantize.shifts import bias_behind
+from qcompiler.passes.shifts import bias_behind
 from qcompiler.planning.placement.candidates import Candidates
 from qcompiler.statistics.histogram import Histogram
 

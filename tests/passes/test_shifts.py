@@ -11,7 +11,7 @@ from qcompiler.ir import graph as graphs
 from qcompiler.ir.names import Names
 from qcompiler.numerics import rounding
 from qcompiler.numerics.rounding import quantize_weight
-from qcompiler.passes.quantize import shifts
+from qcompiler.passes import shifts
 from qcompiler.passes.quantize.insert_qdq import InsertQDQ
 from qcompiler.plan import Decision, FittedWeight, Plan, Quantizer
 from qcompiler.runtime.session import Session
