@@ -50,8 +50,8 @@ def known(block: Case) -> Memory:
 
 
 ALL = (
-    "clean_up qfep observe check_data calibrate equalize smooth_quant llm_int8 weight_only decide lower verify "
-    "check_finite"
+    "clean_up qfep observe check_data calibrate equalize smooth_quant llm_int8 fit_weights shift weight_only decide "
+    "lower verify check_finite"
 ).split()
 
 
@@ -61,8 +61,8 @@ ALL = (
         ({}, ALL),
         ({"smooth_quant": SmoothQuantTable(alpha=0.5)}, ALL[:6]),
         ({"safety": SafetyTable(target_sqnr_db=60)}, ALL[:4]),  # where the climb ends is another question
-        ({"io_types": "high-precision"}, ALL[:10]),
-        ({"verify_samples": 2}, [*ALL[:3], *ALL[4:11]]),
+        ({"io_types": "high-precision"}, ALL[:12]),
+        ({"verify_samples": 2}, [*ALL[:3], *ALL[4:13]]),
         ({"min_sqnr": 1.0}, ALL[:4]),  # another goal, and where the climb ends is another question
         ({"target": "tensorrt-rtx:sm89"}, []),  # the scope of layers names it
         ({"equalize": True}, [*ALL[1:5], *ALL[6:]]),  # there is nothing to equalize here: what comes out is the same

@@ -165,7 +165,7 @@ def test_what_meets_the_goal_ends_the_climb(tmp_path: Path) -> None:
     tried = [name for name in NAMES if found[name]["tried"]]
     assert tried in (["ranges"], ["ranges", "other_ranges"])  # these cost nothing where the model runs
     met = [name for name in NAMES[1:] if found[name]["why"].startswith("the goal of 25 dB is met before it")]
-    assert met[-3:] == ["equalize", "qfem", "high_precision"]
+    assert met[-5:] == ["equalize", "fit_weights", "shift", "qfem", "high_precision"]
     assert found["smooth_quant"]["why"].startswith("no layer may be smoothed")
     assert result.manifest["smooth_quant"] is None
     assert "smooth_quant" not in result.manifest["timings"]
@@ -186,7 +186,8 @@ def test_a_stack_without_outliers_is_not_smoothed_even_where_the_goal_is_missed(
 def test_planted_channels_and_spikes_are_climbed_one_behind_the_other(tmp_path: Path) -> None:
     proto = glu.stack(channels=glu.OUTLIERS, spiking=glu.SPIKING)
     found = rungs(quantized(proto, glu.feeds(16), tmp_path))
-    assert [name for name in NAMES if found[name]["kept"]][:4] == ["ranges", "other_ranges", "smooth_quant", "qfem"]
+    kept = [name for name in NAMES if found[name]["kept"] and name not in ("fit_weights", "shift")]
+    assert kept[:4] == ["ranges", "other_ranges", "smooth_quant", "qfem"]
     assert found["smooth_quant"]["gain_db"] > 5
     assert found["qfem"]["gain_db"] > 5
     assert not found["equalize"]["tried"]
