@@ -67,9 +67,13 @@ class SampleTally:
 
     def add(self, expected: Expected, got: Arrays) -> None:
         """One sample."""
+        self.add_errors(expected, expected.errors(got))
+
+    def add_errors(self, expected: Expected, errors: Mapping[View, float]) -> None:
+        """One sample, by its sums of squared errors."""
         self._samples += 1
         for view, signal in expected.signals.items():
-            self._sums.setdefault(view, []).append((expected.error(view, got), signal * self._shares.get(view, 1.0)))
+            self._sums.setdefault(view, []).append((errors[view], signal * self._shares.get(view, 1.0)))
 
     def worst(self, *, margin: bool = True) -> Bound:
         """Of all views with a signal, the one that reaches least, with its margin; endless where there is none.

@@ -85,6 +85,10 @@ class Expected:
         value = compared(view, got.get(view.tensor), self.padding, self.kept.get(view))
         return math.inf if value is None else squared_error(self.values[view], value)
 
+    def errors(self, got: Arrays) -> dict[View, float]:
+        """The same of all views."""
+        return {view: self.error(view, got) for view in self.signals}
+
 
 class Tally:
     """Sums over samples.
@@ -102,9 +106,13 @@ class Tally:
 
     def add(self, expected: Expected, got: Arrays) -> None:
         """One sample."""
+        self.add_errors(expected, expected.errors(got))
+
+    def add_errors(self, expected: Expected, errors: Mapping[View, float]) -> None:
+        """One sample, by its sums of squared errors."""
         for view, signal in expected.signals.items():
             self._signal[view] = self._signal.get(view, 0.0) + signal
-            self._error[view] = self._error.get(view, 0.0) + expected.error(view, got)
+            self._error[view] = self._error.get(view, 0.0) + errors[view]
         if self._shares is None:
             self._spread = self._spread or Varying(expected.views)
             self._spread.add(expected.feed, expected.values)

@@ -9,12 +9,11 @@ from qcompiler.ir.signature import Feeds
 from qcompiler.judge.margin import Bound, SampleTally
 from qcompiler.judge.noise import Expected, shares_of
 from qcompiler.planning.search.goal import Check
-from qcompiler.planning.simulation.noise import Advance
+from qcompiler.planning.simulation.noise import Advance, errors_of, expected_of
 from qcompiler.planning.simulation.simulator import Simulator, Use
 from qcompiler.verification.metrics.halves import MetricHalves
 
 if TYPE_CHECKING:
-    from qcompiler.judge.noise import Arrays
     from qcompiler.verification.metric import Run
 
 Halves = Callable[["Run"], MetricHalves]  # the user's metric on a float model
@@ -27,6 +26,10 @@ class Samples:
         simulator: runs the plans.
         feeds: all samples that choose, never those that judge.
         advance: called with the number of runs done.
+
+    Attributes:
+        runs: how often the model was asked; what somebody has run on this simulator before is not run again, and
+            counts all the same.
     """
 
     def __init__(self, simulator: Simulator, feeds: Sequence[Feeds], advance: Advance | None = None) -> None:
@@ -42,19 +45,13 @@ class Samples:
             varying: beside what varies from sample to sample, too, and the margin does not count.
         """
         if not self._expected:
-            views = self._simulator.views
-            self._expected = [Expected.of(views, self._run(feed, {}), feed) for feed in self._feeds]
+            self._expected = [expected_of(self._simulator, feed, self._advance) for feed in self._feeds]
+            self.runs += len(self._feeds)
         tally = SampleTally(shares_of(self._expected) if varying else None)
         for feed, expected in zip(self._feeds, self._expected, strict=True):
-            tally.add(expected, self._run(feed, uses))
+            tally.add_errors(expected, errors_of(self._simulator, feed, uses, self._advance))
+        self.runs += len(self._feeds)
         return tally.worst(margin=not varying)
-
-    def _run(self, feed: Feeds, uses: Mapping[str, Use]) -> Arrays:
-        self.runs += 1
-        found = self._simulator.run(feed, uses)
-        if self._advance is not None:
-            self._advance(1)
-        return found
 
 
 def by_sqnr(samples: Samples, target_db: float, *, margin: bool = True) -> Callable[[Mapping[str, Use]], Check]:

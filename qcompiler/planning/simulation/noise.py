@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Advance = Callable[[int], None]
 _Sample = tuple[Feeds, Expected]  # inputs, what the float model gives
-_Question = tuple[tuple[int, ...], tuple[View, ...], tuple[tuple[str, Use], ...]]
+_Plan = tuple[tuple[str, Use], ...]
 
 MOST_ELEMENTS = 65_536  # of a view of one sample that products of errors look at: more tell nothing new
 
@@ -31,14 +31,54 @@ class _Told:
 
     Attributes:
         samples: what the float model gives for each feed.
-        noises: of each view, by the feeds, the views, and what was quantized.
+        errors: sums of squared errors of each view, by the feed and what was quantized.
     """
 
     samples: dict[int, _Sample] = field(default_factory=dict)
-    noises: dict[_Question, NDArray[np.float64]] = field(default_factory=dict)
+    errors: dict[tuple[int, _Plan], Mapping[View, float]] = field(default_factory=dict)
 
 
 _TOLD: WeakKeyDictionary[Simulator, _Told] = WeakKeyDictionary()  # as long as the simulator lives
+
+
+def expected_of(simulator: Simulator, feed: Feeds, advance: Advance | None = None) -> Expected:
+    """What the float model gives for a sample, run and held once for all who ask the same simulator.
+
+    The outputs of a language model take as much room for a few samples as its weights do.
+
+    Args:
+        simulator: runs it, where nobody has asked before.
+        feed: the sample, known again by identity.
+        advance: called with 1 where it was run.
+    """
+    told = _TOLD.setdefault(simulator, _Told())
+    if id(feed) not in told.samples:
+        told.samples[id(feed)] = feed, Expected.of(simulator.views, simulator.run(feed, {}), feed)
+        if advance is not None:
+            advance(1)
+    return told.samples[id(feed)][1]
+
+
+def errors_of(simulator: Simulator, feed: Feeds, uses: Uses, advance: Advance | None = None) -> Mapping[View, float]:
+    """Sums of squared errors of each view of a sample with these groups quantized; nothing is run twice.
+
+    Args:
+        simulator: as of `expected_of`, like the others.
+        feed: the sample.
+        uses: how the groups are quantized that are.
+        advance: called with 1 for each run.
+    """
+    expected, told = expected_of(simulator, feed, advance), _TOLD[simulator]
+    key = id(feed), _plan(uses)
+    if key not in told.errors:
+        told.errors[key] = expected.errors(simulator.run(feed, uses))
+        if advance is not None:
+            advance(1)
+    return told.errors[key]
+
+
+def _plan(uses: Uses) -> _Plan:
+    return tuple(sorted(uses.items(), key=lambda one: one[0]))
 
 
 class Measure:
@@ -61,21 +101,14 @@ class Measure:
     """
 
     def __init__(self, simulator: Simulator, feeds: Sequence[Feeds], few: int, advance: Advance | None) -> None:
-        self._simulator, self._advance, self.runs = simulator, advance, 0
-        self._told = _TOLD.setdefault(simulator, _Told())
-        self._all = [self._sample(feed) for feed in feeds]
+        self._simulator, self._advance, self.runs = simulator, advance, len(feeds)
+        self._all = [(feed, expected_of(simulator, feed)) for feed in feeds]
         self.few, self.samples = min(few, len(feeds)), len(feeds)
-        self._known: dict[tuple[bool, tuple[tuple[str, Use], ...]], NDArray[np.float64]] = {}
+        self._known: dict[tuple[bool, _Plan], NDArray[np.float64]] = {}
         seen = {view: signal for _, expected in self._all for view, signal in expected.signals.items() if signal > 0}
         self.views: tuple[View, ...] = tuple(seen)
         self._shares = shares_of(expected for _, expected in self._all)
         self.shares = np.array([self._shares.get(view, 1.0) for view in self.views])
-
-    def _sample(self, feed: Feeds) -> _Sample:
-        self.runs += 1
-        if id(feed) not in self._told.samples:
-            self._told.samples[id(feed)] = feed, Expected.of(self._simulator.views, self._simulator.run(feed, {}), feed)
-        return self._told.samples[id(feed)]
 
     def noise(self, uses: Uses, *, few: bool = False) -> float:
         """Noise-to-signal power of the worst view, these groups quantized; known results are not run again."""
@@ -84,15 +117,9 @@ class Measure:
     def noises(self, uses: Uses, *, few: bool = False) -> NDArray[np.float64]:
         """Noise-to-signal power of each of `views` with these groups quantized, all others in float: [views]."""
         few = few and self.few < len(self._all)
-        key = (few, tuple(sorted(uses.items(), key=lambda one: one[0])))
+        key = (few, _plan(uses))
         if key not in self._known:
-            samples = self._all[: self.few] if few else self._all
-            asked = (tuple(id(feed) for feed, _ in samples), self.views, key[1])
-            if asked in self._told.noises:
-                self.runs += len(samples)
-            else:
-                self._told.noises[asked] = self._run(uses, samples)
-            self._known[key] = self._told.noises[asked]
+            self._known[key] = self._run(uses, self._all[: self.few] if few else self._all)
         return self._known[key]
 
     @property
@@ -114,8 +141,8 @@ class Measure:
     def _run(self, uses: Uses, samples: Sequence[_Sample]) -> NDArray[np.float64]:
         total = Tally(self._shares)
         for feed, expected in samples:
-            total.add(expected, self._simulator.run(feed, uses))
-        self._ran(len(samples))
+            total.add_errors(expected, errors_of(self._simulator, feed, uses, self._advance))
+        self.runs += len(samples)
         ratios = total.ratios()
         return np.array([ratios.get(view, 0.0) for view in self.views])
 

@@ -12,6 +12,7 @@ from qcompiler.ir.signature import Feeds
 from qcompiler.judge.views import Role, View
 from qcompiler.planning.search.checks import Samples, by_metric, by_sqnr
 from qcompiler.planning.search.goal import Check
+from qcompiler.planning.simulation.noise import Measure
 from qcompiler.planning.simulation.simulator import Simulator, Use
 from qcompiler.target import DType
 from qcompiler.verification.metrics.halves import UNKNOWN_MARGIN, MetricHalves
@@ -54,12 +55,29 @@ def test_what_holds_on_average_misses_where_samples_differ() -> None:
     assert by_sqnr(mixed, found.least_db - 0.1)(WHOLE).holds
 
 
-def test_the_float_model_runs_once() -> None:
+def test_neither_the_float_model_nor_a_plan_runs_twice() -> None:
     told: list[int] = []
-    counting = Samples(SIMULATOR, [{"x": np.array([[1.0, 0.1]], np.float32)}] * 3, told.append)
-    counting.bound(WHOLE)
-    counting.bound(WHOLE)
-    assert counting.runs == sum(told) == 3 + 2 * 3
+    feeds: list[Feeds] = [{"x": np.array([[1.0, 0.1]], np.float32)} for _ in range(3)]
+    simulator = cast(Simulator, Wrong())
+    counting = Samples(simulator, feeds, told.append)
+    first = counting.bound(WHOLE)
+    assert counting.runs == sum(told) == 3 + 3
+    assert counting.bound(WHOLE) == first
+    assert sum(told) == 3 + 3
+    counting.bound({**WHOLE, "y": Use(DType.INT8, 1.0)})
+    assert sum(told) == 3 + 2 * 3
+    assert counting.runs == 3 + 3 * 3
+
+
+def test_what_the_search_has_run_is_not_run_again() -> None:
+    feeds: list[Feeds] = [{"x": np.array([[1.0, one]], np.float32)} for one in (0.1, 0.2, 0.1)]
+    simulator = cast(Simulator, Wrong())
+    searched = Measure(simulator, feeds[:2], 1, None).noise(WHOLE)
+    told: list[int] = []
+    bound = Samples(simulator, feeds, told.append).bound(WHOLE)
+    assert sum(told) == 2  # float and quantized, of the one sample that the search did not look at
+    assert bound == Samples(cast(Simulator, Wrong()), feeds).bound(WHOLE)
+    assert searched == pytest.approx((0.1**2 + 0.2**2) / 2)
 
 
 def metric(run: Any) -> float:

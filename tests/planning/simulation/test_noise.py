@@ -147,9 +147,11 @@ def test_what_another_one_has_run_on_the_same_simulator_is_not_run_again_and_cou
     second = Measure(cast(Simulator, simulator), samples, 1, None)
     assert second.noise({"x": WHOLE}) == known
     assert second.runs == 6
-    assert len(simulator.asked) == asked
-    assert second.noise({"x": WHOLE}, few=True) == pytest.approx(known)  # other samples are another question
+    assert second.noise({"x": WHOLE}, few=True) == pytest.approx(known)  # a part of the samples is not run either
     assert second.runs == 7
+    assert len(simulator.asked) == asked
+    second.noise({"x": NARROW}, few=True)  # another range is another question
+    assert len(simulator.asked) == asked + 1
     other, fresh = measured(samples)
     assert other.noise({"x": WHOLE}) == known
     assert len(fresh.asked) == 6  # and so is another simulator
