@@ -7,8 +7,10 @@ import gc
 import mmap
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -70,6 +72,39 @@ def take_from_pool(options: Any) -> None:
     """Lets a session take its activations from the pool, each by itself: a planned block is too large to be shared."""
     options.add_session_config_entry("session.use_env_allocators", "1")
     options.enable_mem_pattern = False
+
+
+@dataclass(frozen=True, eq=False)
+class Readable:
+    """An array that a session may read where it lies.
+
+    Attributes:
+        original: whose memory is not used again while this lives.
+        array: the same values, contiguous and aligned.
+    """
+
+    original: NDArray[Any]
+    array: NDArray[Any]
+
+
+_READABLE: WeakValueDictionary[tuple[int, tuple[int, ...], str], Readable] = WeakValueDictionary()
+
+
+def readable(array: NDArray[Any]) -> Readable:
+    """The array itself, or a copy of one that is not aligned, which all who hold one of it at that time share.
+
+    Weights stand in a file wherever the bytes before them end, and an address that is no multiple of the size of an
+    element is not one that every kernel reads.
+    """
+    array = np.ascontiguousarray(array)
+    if array.flags.aligned:
+        return Readable(array, array)
+    key = array.ctypes.data, array.shape, array.dtype.str
+    found = _READABLE.get(key)
+    if found is None:
+        found = _READABLE[key] = Readable(array, np.require(array, requirements=("C", "A")))
+        release_pages([array])
+    return found
 
 
 def release_pages(arrays: Iterable[NDArray[Any]]) -> None:

@@ -15,7 +15,7 @@ from qcompiler.errors import DataError, ModelError
 from qcompiler.ir import graph as graphs
 from qcompiler.ir import model as models
 from qcompiler.runtime import fp8, plugins, randomness, schemas
-from qcompiler.runtime.memory import pool, release_pages, take_from_pool
+from qcompiler.runtime.memory import Readable, pool, readable, release_pages, take_from_pool
 from qcompiler.support.machine import available_processors
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ _DTYPES: dict[str, str] = {
 }
 _UNKNOWN = re.compile(r"([\w.]*):(\w+)\(-?\d+\) is not a registered function/op")
 _NO_KERNEL = re.compile(r"Could not find an implementation for (\w+)\((\d+)\) node with name '([^']*)'")
+_LARGE = 1 << 20  # bytes of a weight from which a copy of it is worth sparing
 _OLDEST = 7  # ONNX Runtime promises nothing for older opsets
 _REUSED = "Shape mismatch attempting to re-use buffer"
 _MISFITS = ("Required inputs", "Invalid Feed", "INVALID_ARGUMENT", "Got invalid dimensions")
@@ -44,7 +45,8 @@ class Session:
     """An ONNX Runtime session on the CPU over a model file, a `Model`, a graph or a proto.
 
     Weights of an in-memory graph are lent to ONNX Runtime, not serialized: they must outlive the session, which keeps
-    a reference, and nobody may write to them.
+    a reference, and nobody may write to them. ONNX Runtime copies initializers that it is lent, so a quick session
+    feeds the large ones as inputs: it reads those where they lie.
 
     Args:
         source: path, `Model`, `gs.Graph`, or a `ModelProto` with the weights that it marks as external, by name.
@@ -94,7 +96,8 @@ class Session:
             take_from_pool(options)
         self._label = str(source) if isinstance(source, str | Path) else "the model"
         self._lent: list[NDArray[Any]] = []
-        content, has_fp8 = self._content(source, outputs, draw, options)
+        self._fed: dict[str, Readable] = {}
+        content, has_fp8 = self._content(source, outputs, draw, options, quick=quick)
         if quick or not optimize or has_fp8:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
@@ -106,11 +109,12 @@ class Session:
                 refused.fed, refused.said = {}, reason(error)
                 raise refused from error
         release_pages(self._lent)
+        self._given = {name: one.array for name, one in self._fed.items()}
         found = [value.name for value in self._session.get_outputs()]
         self.outputs: list[str] = list(outputs) if outputs is not None else found
 
     def _content(
-        self, source: Source, outputs: Sequence[str] | None, draw: int | None, options: Any
+        self, source: Source, outputs: Sequence[str] | None, draw: int | None, options: Any, *, quick: bool = False
     ) -> tuple[str | bytes, bool]:
         """What ONNX Runtime reads, and whether there is FP8 in it."""
         import onnxruntime as ort
@@ -129,7 +133,9 @@ class Session:
             proto = randomness.held(proto, draw)
         if outputs is not None:
             proto = _with_outputs(proto, outputs)
-        names = [name for name, array in weights.items() if array.size]
+        if quick:
+            proto, self._fed = _with_large_fed(proto, weights)
+        names = [name for name, array in weights.items() if array.size and name not in self._fed]
         self._lent = [np.ascontiguousarray(weights[name]) for name in names]
         if names:
             options.add_external_initializers(names, [_lend(ort, array) for array in self._lent])
@@ -154,7 +160,7 @@ class Session:
     @property
     def inputs(self) -> dict[str, tuple[np.dtype[Any] | None, Shape]]:
         """dtype and shape of each input; dtype None where the input is no tensor or its type is not numpy's."""
-        return described(self._session.get_inputs())
+        return described(value for value in self._session.get_inputs() if value.name not in self._fed)
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Runs once and returns the outputs by name.
@@ -164,7 +170,7 @@ class Session:
             ModelError: a node fails on them; the message names it.
         """
         try:
-            values = self._session.run(self.outputs, dict(feeds))
+            values = self._session.run(self.outputs, {**feeds, **self._given})
         except Exception as error:  # see above
             text = reason(error)
             clash = _clash(self.inputs, feeds) if _REUSED in text else ""
@@ -298,10 +304,38 @@ def reason(error: BaseException) -> str:
     return " ".join(text.split()).strip(" .")[:600]
 
 
+def _with_large_fed(
+    proto: onnx.ModelProto, weights: Mapping[str, NDArray[Any]]
+) -> tuple[onnx.ModelProto, dict[str, Readable]]:
+    """The proto with its large weights as inputs, in the types that numpy has, and what to feed them with."""
+    known = {one.name for one in proto.graph.input}
+    large = {
+        one.name: one
+        for one in proto.graph.initializer
+        if one.name in weights
+        and weights[one.name].nbytes >= _LARGE
+        and _is_native(weights[one.name])
+        and one.name not in known
+    }
+    if not large:
+        return proto, {}
+    left = [one for one in proto.graph.initializer if one.name not in large]
+    fed = onnx.ModelProto()
+    fed.CopyFrom(proto)
+    del fed.graph.initializer[:]
+    fed.graph.initializer.extend(left)
+    for name, one in large.items():
+        fed.graph.input.append(onnx.helper.make_tensor_value_info(name, one.data_type, list(one.dims)))
+    return fed, {name: readable(weights[name]) for name in large}
+
+
+def _is_native(array: NDArray[Any]) -> bool:
+    return array.dtype.kind in "biuf" and array.dtype.name in _DTYPES.values()
+
+
 def _lend(ort: Any, array: NDArray[Any]) -> Any:
     """An OrtValue over the array's own memory; types that numpy lacks go by their bytes."""
-    native = array.dtype.kind in "biuf" and array.dtype.name in _DTYPES.values()
-    if native:
+    if _is_native(array):
         return ort.OrtValue.ortvalue_from_numpy(array)
     raw = array.view(np.uint8 if array.itemsize == 1 else np.uint16)
     return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(raw, graphs.onnx_type(array.dtype))

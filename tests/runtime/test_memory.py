@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ import onnx_graphsurgeon as gs
 import onnxruntime as ort
 
 from qcompiler.ir.signature import Array, Feeds
-from qcompiler.runtime.memory import pool, release_pages, return_freed_memory, take_from_pool
+from qcompiler.runtime.memory import pool, readable, release_pages, return_freed_memory, take_from_pool
 from tests.kit.rewrite import model, to_graph, whole
 
 RNG = np.random.default_rng(5)
@@ -60,3 +62,20 @@ def run(graph: gs.Graph, feeds: Feeds, *, pooled: bool) -> Array:
         assert not options.enable_mem_pattern
     session = ort.InferenceSession(whole(graph).SerializeToString(), options, providers=["CPUExecutionProvider"])
     return np.asarray(session.run(None, feeds)[0])
+
+
+def test_an_array_that_is_not_aligned_is_copied_once_for_all_who_read_it() -> None:
+    odd = np.frombuffer(b"\0" + W.tobytes(), np.uint8)[1:].view(np.float32).reshape(W.shape)
+    first, second = readable(odd), readable(odd)
+    assert first.array is second.array
+    assert first.array.flags.aligned
+    np.testing.assert_array_equal(first.array, W)
+    assert first.original is odd  # whose address no other array can have while the copy is there
+    assert readable(W).array is W
+
+
+def test_a_copy_is_let_go_with_the_last_who_reads_it() -> None:
+    odd = np.frombuffer(b"\0" + W.tobytes(), np.uint8)[1:].view(np.float32).reshape(W.shape)
+    gone = weakref.ref(readable(odd).array)
+    gc.collect()
+    assert gone() is None

@@ -204,3 +204,45 @@ def test_sizes_of_one_name_that_differ_are_named() -> None:
     feed = {"x": np.ones((40, 64), np.float32), "b": np.ones((3, 64), np.float32)}
     with pytest.raises(ModelError, match="inputs 'x' and 'b' have 40 and 3 where the model says 'n' of both"):
         session.run(feed)
+
+
+@pytest.mark.parametrize("shift", [0, 1, 4])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int8, np.int64])
+def test_large_weights_of_a_quick_session_are_read_where_they_lie(dtype: type[np.generic], shift: int) -> None:
+    large = RNG.integers(-9, 9, (1024, 1024)).astype(dtype)
+    stored = np.frombuffer(b"\0" * shift + large.tobytes(), np.uint8)[shift:].view(dtype).reshape(large.shape)
+    graph = to_graph(
+        model(
+            ("Cast", "w", "f", {"to": TensorProto.FLOAT}),
+            ("MatMul", "x f", "a"),
+            ("Add", "a b", "y"),
+            inputs={"x": ("n", 1024)},
+            weights={"w": large, "b": W[0, :1]},
+        )
+    )
+    graph.tensors()["w"].values = stored
+    x = RNG.standard_normal((2, 1024)).astype(np.float32)
+    session = Session(graph, quick=True)
+    assert list(session.inputs) == ["x"]
+    np.testing.assert_allclose(
+        session.run({"x": x})["y"], x @ large.astype(np.float32) + W[0, 0], atol=1e-2, rtol=1e-4
+    )
+    np.testing.assert_array_equal(session.run({"x": x})["y"], Session(graph, optimize=False).run({"x": x})["y"])
+
+
+def test_large_weights_are_read_inside_of_branches_and_may_be_outputs() -> None:
+    large = RNG.standard_normal((512, 1024)).astype(np.float32)
+    reads = helper.make_node("MatMul", ["x", "w"], ["inner"])
+    other = helper.make_node("Neg", ["z"], ["outer"])
+    branches = [
+        helper.make_graph([node], node.op_type, [], [helper.make_tensor_value_info(node.output[0], 1, None)])
+        for node in (reads, other)
+    ]
+    taken = {"then_branch": branches[0], "else_branch": branches[1]}
+    proto = model(("If", "c", "y", taken), inputs={"x": (2, 512), "z": (2, 1024)}, weights={"w": large})
+    proto.graph.input.append(helper.make_tensor_value_info("c", TensorProto.BOOL, []))
+    proto.graph.output.append(helper.make_tensor_value_info("w", 1, [512, 1024]))
+    feeds = {"x": X[:2, :1].repeat(512, 1), "z": np.ones((2, 1024), np.float32), "c": np.array(True)}
+    found = Session(to_graph(proto), quick=True).run(feeds)
+    np.testing.assert_allclose(found["y"], feeds["x"] @ large, atol=1e-3)
+    np.testing.assert_array_equal(found["w"], large)
