@@ -22,6 +22,7 @@ from qcompiler.ir import model as models
 from qcompiler.judge.figures import Figures, ViewFigure, worst_view
 from qcompiler.judge.outputs import Output, OutputTally, failures_of
 from qcompiler.judge.views import Role, Views, find_views, stand_ins, tensors_of
+from qcompiler.runtime.memory import return_freed_memory
 from qcompiler.runtime.randomness import random_nodes
 from qcompiler.support.as_json import plain
 from qcompiler.support.suggest import did_you_mean
@@ -220,6 +221,7 @@ def verify(
         figures.learn(found)
     score = scoring and scoring(*pair.plain(), advance, float_score)
     pair.close()  # its sessions hold memory that the search for the drift needs
+    return_freed_memory()
     inside, remarks = Trace(), tuple[str, ...]()
     if drift and isinstance(candidate, models.Model):
         few = list(itertools.islice(source, min(DRIFT_SAMPLES, count)))

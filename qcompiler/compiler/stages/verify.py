@@ -12,6 +12,7 @@ from qcompiler.compiler.subject import Lowered, Subject
 from qcompiler.data.source import Source, open_source
 from qcompiler.ir.signature import Feeds
 from qcompiler.runtime.finite import refuse_not_finite
+from qcompiler.runtime.memory import return_freed_memory
 from qcompiler.statistics.farthest import Farthest, farthest
 from qcompiler.statistics.timed import Timed
 from qcompiler.support.foreseen import NOTHING, Foreseen, between
@@ -97,6 +98,7 @@ def verify(
         if whole is not None and found.score is not None:
             found = dataclasses.replace(found, score=dataclasses.replace(found.score, halves=whole))
         without = before.score_without if before is not None else _without_prefix(subject, found)
+    return_freed_memory()
     judging = held or subject.samples
     if judging is not None and any(output.nan for output in found.outputs):
         refuse_not_finite(subject.reference, judging, judging.place)
@@ -202,6 +204,7 @@ def check_finite(
         # A place that no sample was found at is one of a sample that nobody has run
         met = not needed.why_all and few.samples == len(left) and not few.failing
         found = Finiteness(total, run=few.samples) if met else over(lambda place: place not in known)
+    return_freed_memory()
     found = dataclasses.replace(found, why_all=needed.why_all)
     record = {"samples": found.samples, "failing": list(found.failing), "output": found.output, "node": found.node}
     looked = {"run": found.samples if found.run is None else found.run, "why_all": found.why_all}
