@@ -325,7 +325,10 @@ def _with_large_fed(
     del fed.graph.initializer[:]
     fed.graph.initializer.extend(left)
     for name, one in large.items():
-        fed.graph.input.append(onnx.helper.make_tensor_value_info(name, one.data_type, list(one.dims)))
+        stated = fed.graph.input.add(name=name).type.tensor_type
+        stated.elem_type = one.data_type
+        for size in one.dims:
+            stated.shape.dim.add(dim_value=size)
     return fed, {name: readable(weights[name]) for name in large}
 
 

@@ -224,9 +224,7 @@ def test_large_weights_of_a_quick_session_are_read_where_they_lie(dtype: type[np
     x = RNG.standard_normal((2, 1024)).astype(np.float32)
     session = Session(graph, quick=True)
     assert list(session.inputs) == ["x"]
-    np.testing.assert_allclose(
-        session.run({"x": x})["y"], x @ large.astype(np.float32) + W[0, 0], atol=1e-2, rtol=1e-4
-    )
+    np.testing.assert_allclose(session.run({"x": x})["y"], x @ large.astype(np.float32) + W[0, 0], atol=1e-2, rtol=1e-4)
     np.testing.assert_array_equal(session.run({"x": x})["y"], Session(graph, optimize=False).run({"x": x})["y"])
 
 
