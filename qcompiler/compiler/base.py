@@ -26,6 +26,7 @@ from qcompiler.compiler.subject import Subject
 from qcompiler.compiler.workers.opened import Workers
 from qcompiler.errors import EquivalenceError
 from qcompiler.passes.base import Report
+from qcompiler.runtime.memory import trim
 from qcompiler.support.each import I, in_turn
 from qcompiler.support.outlook import Outlook
 from qcompiler.support.progress import Progress, silent
@@ -298,6 +299,7 @@ class Compilation:
 
         with self._progress.stage(name, total) as shown:
             yield advance
+        trim()  # what a stage leaves unused would stand beside what the next one needs
         self._outlook.ended()
         self.timings[name] = self.timings.get(name, 0.0) + time.perf_counter() - started
 

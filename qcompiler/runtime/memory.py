@@ -26,11 +26,16 @@ def return_freed_memory() -> None:
     gc.collect()
     if pool.cache_info().currsize:
         pool().shrink()
+    trim()
+
+
+def trim() -> None:
+    """Gives what is free already back to the system: milliseconds, as nothing is looked for."""
     if not sys.platform.startswith("linux"):
         return
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
-    if trim is not None:
-        trim(0)
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+    if malloc_trim is not None:
+        malloc_trim(0)
 
 
 class _Pool:
