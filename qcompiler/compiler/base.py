@@ -276,6 +276,7 @@ class Compilation:
                 done = one.function(self, *inputs, **options)
         finally:
             self._running = outer
+            trim()  # what a stage leaves unused would stand beside what the next one needs
         return Done(done.value, MappingProxyType(dict(done.record)), done.passes, tuple(self.warnings[told:]))
 
     @contextmanager
@@ -299,7 +300,6 @@ class Compilation:
 
         with self._progress.stage(name, total) as shown:
             yield advance
-        trim()  # what a stage leaves unused would stand beside what the next one needs
         self._outlook.ended()
         self.timings[name] = self.timings.get(name, 0.0) + time.perf_counter() - started
 
