@@ -16,6 +16,7 @@ import numpy as np
 
 from qcompiler.data.padding import Padding
 from qcompiler.judge.agreement import agreement
+from qcompiler.judge.decisions import Decisions
 from qcompiler.judge.margin import bound_of
 from qcompiler.judge.noise import compared, kept_by, signal_of, squared_error
 from qcompiler.judge.variation import Varying
@@ -45,6 +46,8 @@ class ViewFigure:
             tell, or of what has a scale of its own.
         margin_db: what other samples of the same kind may take from `sqnr_db`, by the spread over these, 95 times in
             100 (`judge.margin`); None where there is no figure, and with one sample alone.
+        lost: of what a Softmax reads, the share of right answers that the noise takes, 0..1 (`judge.decisions`); None
+            where nothing is decided.
     """
 
     name: str
@@ -62,6 +65,7 @@ class ViewFigure:
     missing: bool = False
     varying_db: float | None = None
     margin_db: float | None = None
+    lost: float | None = None
 
     @property
     def counts(self) -> bool:
@@ -93,6 +97,7 @@ class Figures:
         self._missing = frozenset(missing)
         self._of = {view: _Sums() for view in views}
         self._spread = Varying(views)
+        self._decided: dict[View, Decisions] = {}
         self._count = 0
 
     def add(self, feed: Mapping[str, Any], reference: Mapping[str, Any], got: Mapping[str, Any]) -> None:
@@ -124,9 +129,16 @@ class Figures:
         kept = kept_by(view, reference)
         first, second = compared(view, reference, padding, kept), compared(view, got, padding, kept)
         if first is not None and second is not None and first.shape == second.shape:
+            if view.level is not None:
+                behind = reference.ndim - 1 - view.level % reference.ndim
+                self._decide(view, padding.keep(reference), padding.keep(got), behind)
             sums.add(self._count, signal_of(first), squared_error(first, second))
             return first
         return None
+
+    def _decide(self, view: View, reference: NDArray[Any], got: NDArray[Any], behind: int) -> None:
+        """What a Softmax decides; `behind` axes stand behind that of the classes."""
+        self._decided.setdefault(view, Decisions(-1 - behind)).add(reference, got)
 
     def result(self) -> tuple[ViewFigure, ...]:
         """The figures, in the order of the views."""
@@ -148,6 +160,7 @@ class Figures:
                 view.tensor in self._missing,
                 sums.varying_db(shares.get(view)),
                 sums.margin_db,
+                self._decided[view].lost() if view in self._decided else None,
             )
             for view, sums in self._of.items()
         )

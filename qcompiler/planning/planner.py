@@ -36,6 +36,7 @@ from qcompiler.recipe.tables import QfemTable, SafetyTable
 from qcompiler.statistics.observe import Observations
 from qcompiler.target import DType, Target
 from qcompiler.verification.metrics.halves import MetricHalves
+from qcompiler.verification.verdict import DOUBTFUL_DB
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     Corrections = dict[str, NDArray[np.float32]]
 
 USELESS_DB = 8.0
+LEAST_SHARE = 0.8  # of all multiply-accumulates: what stays quantized where the outputs would be in doubt otherwise
 
 
 def make_plan(
@@ -181,11 +183,14 @@ def _limits(
     asked = options.min_sqnr is not None or (judged and options.max_drop is not None)
     free = asked or (bool(prices.seconds) and not options.everything)
     floor = 0.0 if free else table.min_share * sum(prices.macs.values()) / max(prices.total, 1)
+    ours = not judged and not by_hand and table.min_share == SafetyTable().min_share
     return Limits(
         target_db=target_db,
         min_share=max(options.min_share, floor),
         useless_db=USELESS_DB,
         high=not options.everything,
+        doubtful_db=min(DOUBTFUL_DB, target_db) if ours else -math.inf,
+        least_share=max(options.min_share, min(floor, LEAST_SHARE)),
     )
 
 
@@ -280,7 +285,8 @@ class _Search:
             limit = DEFAULT_DROP if options.max_drop is None else options.max_drop
             return Goal(METRIC, limit, options.objective, limits.min_share)
         kind = DEFAULT if options.min_sqnr is None else SQNR
-        return Goal(kind, limits.target_db, options.objective, limits.min_share)
+        lines = (limits.doubtful_db, limits.least_share)
+        return Goal(kind, limits.target_db, options.objective, limits.min_share, *lines)
 
 
 def _quantizers(

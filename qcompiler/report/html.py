@@ -45,7 +45,7 @@ from qcompiler.report.search import front, rungs
 Record = Mapping[str, Any]
 LIMIT_DB = 12.0
 VERDICTS = {"holds": "holds", "doubtful": "warning", "broken": "alarm"}
-DOUBTFUL_DB = 15.0  # without a gate, an output below it is not to be trusted unseen
+DOUBTFUL_DB = 20.0  # without a gate, an output below it is not to be trusted unseen, unless it decides as before
 
 
 def render(manifest: Record) -> str:
@@ -174,6 +174,7 @@ def _figures(manifest: Record) -> Iterable[tuple[str, str, str, str]]:
         asked, least = number(recipe.get("min_sqnr")), number(found["worst_varying_db"] if varies else value)
         good = "" if value is None else "good" if value >= (DOUBTFUL_DB if asked is None else asked) else "poor"
         good = "poor" if least is not None and least < DOUBTFUL_DB and asked is None else good
+        good = "good" if good == "poor" and asked is None and views.decided(found, DOUBTFUL_DB) else good
         yield "SQNR", decibel(value), f"worst view, {views.judged_on(found)}{varies and '; '}{varies}", good
     if manifest.get("macs"):
         macs = manifest["macs"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ from qcompiler.report.figures import decibel, number, percent, short
 
 Record = Mapping[str, Any]
 APART_DB = 3.0  # twice the noise: figures that far apart are both told, as in the verdict
+LOSS = 0.01  # of right answers: what a verdict calls doubtful
 NEAR_DB = 1.0  # of a figure: what other samples take from it is told from there on
 COLUMNS = ("view", "role", "SQNR", "agree", "worst sample", "cosine", "max error", "top-1")
 
@@ -45,7 +47,27 @@ def worst(found: Record) -> str:
     text = (
         f"{decibel(found['worst_sqnr_db'])}{_spread(found)} on {judged_on(found)} (worst view {found['worst_output']})"
     )
-    return text + (f"; {told}" if (told := varying(found)) else "")
+    told = (varying(found), _lost(found))
+    return "; ".join((text, *(one for one in told if one)))
+
+
+def decided(found: Record, below_db: float) -> bool:
+    """Whether all that is judged and has less than so many dB decides something, and loses nearly nothing of it."""
+    judged = (view for view in found.get("views") or () if view["judged"] and view["sqnr_db"] is not None)
+    figures = [(min(_known(view["sqnr_db"]), _known(view.get("varying_db"))), view.get("lost")) for view in judged]
+    low = [lost for db, lost in figures if db < below_db]
+    return bool(low) and all(lost is not None and lost <= LOSS for lost in low)
+
+
+def _known(value: Any) -> float:
+    known = number(value)
+    return math.inf if known is None else known
+
+
+def _lost(found: Record) -> str:
+    """How many right answers the noise takes from what decides; "" where nothing does."""
+    told = [view["lost"] for view in found.get("views") or () if view.get("lost") is not None]
+    return f"{percent(max(told))} of right answers lost" if told else ""
 
 
 def _spread(found: Record) -> str:

@@ -26,7 +26,8 @@ from qcompiler.verification.compare import Verification
 from qcompiler.verification.drift import TappedLayer
 from qcompiler.verification.gates import Gates
 
-DOUBTFUL_DB: Final = 15.0  # noise of more than 3 % of the power, a sixth of the amplitude
+LOSS: Final = 0.01  # of what a result explains or decides: more is not hidden behind a good word
+DOUBTFUL_DB: Final = 20.0  # the noise that takes it: a hundredth of the power that varies
 BROKEN_DB: Final = 3.0  # noise of half the power
 DOUBTFUL_AGREEMENT: Final = 0.95
 BROKEN_AGREEMENT: Final = 0.5
@@ -118,8 +119,8 @@ def _views(verification: Verification, gates: Gates) -> Iterator[tuple[str, bool
             yield "nothing of what the model gives could be judged", False
     asked = math.inf if gates.min_sqnr is None else gates.min_sqnr
     for view in verification.views:
-        if view.judged and view.least_db is not None and view.least_db < min(DOUBTFUL_DB, asked):
-            yield f"{_named(view)} has {_both(view)}", view.least_db < min(BROKEN_DB, asked)
+        if view.judged and view.least_db is not None and _loses(view, asked):
+            yield f"{_named(view)} has {_both(view)}{_decides(view)}", view.least_db < min(BROKEN_DB, asked)
         elif view.agreement is not None and view.agreement < DOUBTFUL_AGREEMENT and view.role == "result":
             how = f"of output '{view.output}' {view.agreement:.1%} agree with the float model"
             yield (f"{how}, behind {view.step}" if view.step else how), view.agreement < BROKEN_AGREEMENT
@@ -176,6 +177,18 @@ def _outstanding(verification: Verification) -> str:
     if view is None or view.worst_sample is None or view.worst_sample_db is None:
         return ""
     return f"; sample {verification.sample(view.worst_sample)} stands out with {_db(view.worst_sample_db)} dB"
+
+
+def _loses(view: ViewFigure, asked: float) -> bool:
+    """Whether the noise of a view takes more than `LOSS`: of what it decides, or of what varies where nobody knows."""
+    least = math.inf if view.least_db is None else view.least_db
+    if least < min(BROKEN_DB, asked) or view.lost is None:
+        return least < min(DOUBTFUL_DB, asked)
+    return least < asked and view.lost > LOSS
+
+
+def _decides(view: ViewFigure) -> str:
+    return "" if view.lost is None else f", which takes {view.lost:.1%} of its right answers"
 
 
 def _named(view: ViewFigure) -> str:

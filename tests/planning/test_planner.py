@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -268,6 +269,32 @@ def test_the_request_is_the_goal(loaded: models.Model, recipe: Recipe, kind: str
     found = chosen(loaded, recipe)
     assert found.goal is not None
     assert (found.goal.goal.kind, found.goal.goal.target, found.net.target_db) == (kind, target, target)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "lines"),
+    [
+        (Recipe(), (0.9, 20.0, 0.8)),  # in doubt, a lower share may stay quantized
+        (Recipe(min_share=0.85), (0.9, 20.0, 0.85)),
+        (Recipe(safety=SafetyTable(min_share=0.95)), (0.95, -math.inf, 0.8)),  # who says how much means it
+        (Recipe(safety=SafetyTable(target_sqnr_db=15.0)), (0.9, -math.inf, 0.8)),
+    ],
+)
+def test_in_doubt_less_may_stay_quantized_unless_the_user_says_how_much(
+    tmp_path: Path, recipe: Recipe, lines: tuple[float, float, float]
+) -> None:
+    weight = (np.random.default_rng(0).standard_normal((32, 32)) / 6).astype(np.float32)
+    proto = model(("MatMul", "x w", "y"), inputs={"x": ("n", 12, 32)}, weights={"w": weight})
+    onnx.save(proto, tmp_path / "m.onnx")
+    found = chosen(models.load(tmp_path / "m.onnx"), recipe).goal
+    assert found is not None
+    assert (found.goal.min_share, found.goal.doubtful_db, found.goal.least_share) == pytest.approx(lines)
+
+
+def test_what_cannot_be_quantized_makes_both_floors_one(loaded: models.Model) -> None:
+    found = chosen(loaded, Recipe()).goal  # of which the product of two activations has nearly half of the work
+    assert found is not None
+    assert found.goal.least_share == found.goal.min_share < 0.8
 
 
 def test_a_metric_is_the_goal_and_dB_are_not(loaded: models.Model) -> None:  # noqa: N802

@@ -108,6 +108,18 @@ def tile(record: Any, heading: str) -> str:
     return str(found)
 
 
+def test_what_decides_as_before_is_no_poor_figure(tmp_path: Path) -> None:
+    record = example(tmp_path)
+
+    def lost(share: float | None, other: float = 30.0) -> str:
+        found = record["verification"]
+        view = {**found["views"][0], "judged": True, "varying_db": None}
+        views = [{**view, "sqnr_db": 12.0, "lost": share}, {**view, "sqnr_db": other}]
+        return tile({**record, "verification": {**found, "worst_sqnr_db": 12.0, "views": views}}, "SQNR")
+
+    assert [lost(0.001), lost(0.02), lost(None), lost(0.001, other=15.0)] == ["good", "poor", "poor", "poor"]
+
+
 def test_figures_are_coloured_by_the_gates_and_without_one_by_what_is_doubtful(tmp_path: Path) -> None:
     record = example(tmp_path)
 
@@ -116,7 +128,7 @@ def test_figures_are_coloured_by_the_gates_and_without_one_by_what_is_doubtful(t
         judged = {**found, "worst_sqnr_db": db, "score": {**found["score"], "drop": drop}}
         return {**record, "verification": judged, "recipe": {**record["recipe"], **gates}}
 
-    assert [tile(asked(db, 0.0), "SQNR") for db in (15.0, 14.9)] == ["good", "poor"]
+    assert [tile(asked(db, 0.0), "SQNR") for db in (20.0, 19.9)] == ["good", "poor"]
     assert [tile(asked(db, 0.0, min_sqnr=30.0), "SQNR") for db in (30.0, 29.9)] == ["good", "poor"]
     assert [tile(asked(20.0, drop), "metric") for drop in (0.0, 0.5)] == ["", ""]
     assert [tile(asked(20.0, drop, metric="m.py:f", max_drop=0.02), "metric") for drop in (0.02, 0.03)] == [

@@ -35,7 +35,7 @@ def test_a_good_result_holds() -> None:
 @pytest.mark.parametrize(
     ("figure", "word"),
     [
-        (view(15.1), Word.HOLDS), (view(14.9), Word.DOUBTFUL), (view(3.1), Word.DOUBTFUL), (view(2.9), Word.BROKEN),
+        (view(20.1), Word.HOLDS), (view(19.9), Word.DOUBTFUL), (view(3.1), Word.DOUBTFUL), (view(2.9), Word.BROKEN),
         (view(2.0, Role.CACHE), Word.HOLDS), (view(2.0, Role.RESULT), Word.HOLDS), (view(2.0, Role.PART), Word.BROKEN),
         (view(None, Role.RESULT, agreed=0.94), Word.DOUBTFUL), (view(None, Role.RESULT, agreed=0.49), Word.BROKEN),
         (view(None, Role.RESULT, agreed=0.96), Word.HOLDS), (view(None, Role.PASSED, agreed=0.2), Word.HOLDS),
@@ -45,6 +45,22 @@ def test_single_views(figure: ViewFigure, word: Word) -> None:
     found = verdict_of(verified(view(), figure), Gates())
     assert found.word is word
     assert len(found.reasons) == (word is not Word.HOLDS)
+
+
+@pytest.mark.parametrize(
+    ("db", "lost", "word"),
+    [
+        (12.0, 0.002, Word.HOLDS), (12.0, 0.02, Word.DOUBTFUL), (23.0, 0.02, Word.DOUBTFUL), (23.0, 0.002, Word.HOLDS),
+        (2.9, 0.0, Word.BROKEN),
+    ],
+)  # fmt: skip
+def test_what_decides_is_doubted_for_the_answers_that_it_loses(db: float, lost: float, word: Word) -> None:
+    logits = dataclasses.replace(view(db, Role.SOURCE), lost=lost)
+    found = verdict_of(verified(view(None, Role.RESULT), logits), Gates())
+    assert found.word is word
+    if word is Word.DOUBTFUL:
+        assert found.reasons == (f"'y' has {db:.1f} dB, which takes 2.0% of its right answers",)
+    assert verdict_of(verified(logits), Gates(min_sqnr=2)).word is Word.HOLDS
 
 
 def test_the_metric_has_the_word() -> None:
@@ -133,7 +149,7 @@ def test_where_nothing_has_a_figure_that_is_a_doubt() -> None:
 
 
 @pytest.mark.parametrize(
-    ("varying", "word"), [(15.1, Word.HOLDS), (14.9, Word.DOUBTFUL), (2.9, Word.BROKEN), (None, Word.HOLDS)]
+    ("varying", "word"), [(20.1, Word.HOLDS), (19.9, Word.DOUBTFUL), (2.9, Word.BROKEN), (None, Word.HOLDS)]
 )
 def test_noise_that_hides_beside_a_constant_is_told(varying: float | None, word: Word) -> None:
     found = verdict_of(verified(dataclasses.replace(view(28.0), varying_db=varying)), Gates())

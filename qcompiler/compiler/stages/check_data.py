@@ -15,13 +15,14 @@ from qcompiler.data.source import open_source
 from qcompiler.data.spread import Spread, Spreads
 from qcompiler.ir import decoder_io
 from qcompiler.planning.search import deciders
-from qcompiler.statistics.evidence import ALWAYS_ZERO
+from qcompiler.statistics.evidence import ALWAYS_ZERO, FEW
 from qcompiler.verification.compare import Verification
 from qcompiler.verification.metrics.halves import CHUNKS
 
 CALIBRATION = "calibration data"
 JUDGING = "data that the result is judged on"
 METRIC = "data of the metric"
+DOUBTLESS = (ALWAYS_ZERO, FEW)  # lacks that say nothing against the data: their layers stay as exact as they were
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def check_data(run: Compilation, subject: Subject, options: CheckDataOptions) ->
     doubts = tuple(_unlike(subject, found))
     for text in (*_lacking(subject, options), *doubts):
         run.warn(text)
-    lacking = sum(one.rule != ALWAYS_ZERO for one in subject.scope.unseen)
+    lacking = sum(one.rule not in DOUBTLESS for one in subject.scope.unseen)
     if lacking:
         doubts = (*doubts, f"the data has not shown what {lacking} layer(s) need a range for")
     told = {what: {name: one.to_json() for name, one in spreads.items()} for what, spreads in found.items()}

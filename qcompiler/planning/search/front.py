@@ -63,7 +63,10 @@ class FrontPoint:
 
 
 def front_of(board: Board, begin: Assignment, first: float, reached: Reached) -> tuple[FrontPoint, ...]:
-    """The front, cheapest first: what the search began with, what it ended with, and plans on from both.
+    """The front, cheapest first: what the search began with and ended with, what it ran, and plans on from both ends.
+
+    What the search ended with is the least that meets its goal on its few samples. Where all that choose think less of
+    it, the next that was run is closer to it than anything that is predicted.
 
     Args:
         board: what groups may become.
@@ -78,6 +81,7 @@ def front_of(board: Board, begin: Assignment, first: float, reached: Reached) ->
     plans += [(changed(begin, before[: at + 1]), None) for at in range(len(before))]
     behind = board.changes(ended, nothing, lambda one: True, 4 * len(board.groups))
     plans += [(ended, sqnr_db), *((changed(ended, behind[: at + 1]), None) for at in range(len(behind)))]
+    plans += [(plan, db) for plan, db in reached.ran if plan not in (begin, ended) and db > sqnr_db]
     points = [_point(board, plan, db, reached.scale, chosen=plan == ended) for plan, db in plans]
     return _thinned(_undominated(points, by_size=board.prices.by_size))
 

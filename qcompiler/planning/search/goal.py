@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol, TypeVar
 
 from qcompiler.errors import UsageError
@@ -84,12 +84,23 @@ class Goal:
         objective: what is least among the plans that hold it.
         min_share: share of multiply-accumulates below which the default goal gives back no more; a gate on the share
             holds for all kinds.
+        doubtful_db: dB below which `least_share` stands in for it; minus infinity for no such line.
+        least_share: share that stays quantized then.
     """
 
     kind: str
     target: float
     objective: str = "share"
     min_share: float = 0.0
+    doubtful_db: float = -math.inf
+    least_share: float = 0.0
+
+    def lowered(self, check: Check | None) -> Goal | None:
+        """With the lower floor, where a plan is in doubt at this one; None where it is not, or none is lower."""
+        doubted = check is not None and not check.holds and check.figure < self.doubtful_db
+        if not doubted or self.least_share >= self.min_share:
+            return None
+        return replace(self, min_share=self.least_share, doubtful_db=-math.inf)
 
     @property
     def unit(self) -> str:

@@ -8,7 +8,7 @@ how much more noise there really was than the sum predicts is what the next pred
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -46,11 +46,38 @@ class Reached:
         chosen: the plan.
         curve: the plans that were run on the way, the chosen one last.
         scale: by view, how much more noise there was in the end than the sum of the groups predicts.
+        ran: every plan that was run, with the SQNR of its outputs in dB.
     """
 
     chosen: Assignment
     curve: tuple[Step, ...]
     scale: Noise
+    ran: tuple[tuple[Assignment, float], ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class _Path:
+    """The plans that were run on the way.
+
+    Attributes:
+        prices: for their shares.
+        curve: what each reached; a plan that was run before may stand there again, as the one that is gone on from.
+        ran: each with its SQNR in dB.
+    """
+
+    prices: Prices
+    curve: list[Step] = field(default_factory=list)
+    ran: list[tuple[Assignment, float]] = field(default_factory=list)
+
+    def add(self, plan: Assignment, noises: Noise) -> None:
+        """One that was run."""
+        step = _step(self.prices, plan, noises)
+        self.curve.append(step)
+        self.ran.append((plan, step.sqnr_db))
+
+    def ended(self, chosen: Assignment, scale: Noise) -> Reached:
+        """The search ends with a plan."""
+        return Reached(chosen, tuple(self.curve), scale, tuple(self.ran))
 
 
 class Board:
@@ -141,29 +168,29 @@ def improve(measure: Measure, board: Board, begin: Assignment, noises: Noise, li
     """
     prices, good = board.prices, noise_power(limits.target_db)
     current, moves, missed = begin, list[Move](), 0
-    curve = [_step(prices, begin, noises)]
-    best: tuple[float, Assignment, Step] = (_worst(noises), begin, curve[-1])
+    path = _Path(prices)
+    path.add(begin, noises)
+    best: tuple[float, Assignment, Step] = (_worst(noises), begin, path.curve[-1])
     scale = np.ones_like(noises)
     for _ in range(ROUNDS):
         if _worst(noises) <= good:
             break
         scale = noises / np.maximum(board.left(current), 1e-9 * max(_worst(noises), NOTHING))
-        more = _wanted(board, current, np.maximum(scale, NOTHING), limits, noises * measure.shares, measure.shares)
+        more = _wanted(board, current, np.maximum(scale, NOTHING), limits, noises, measure.shares)
         if not more:
             break
-        more, now = _nearer(measure, begin, moves, more, prices, noises, curve)
+        more, now = _nearer(measure, begin, moves, more, noises, path)
         if not more:
             break
         missed = len(moves)
         moves += more
         current, noises = changed(begin, moves), now
-        best = min(best, (_worst(noises), current, curve[-1]), key=lambda tried: tried[0])
+        best = min(best, (_worst(noises), current, path.curve[-1]), key=lambda tried: tried[0])
     if moves and _worst(noises) <= good:
-        chosen = _take_back(measure, begin, moves, missed, prices, limits, curve)
-        return Reached(chosen, tuple(curve), scale)
+        return path.ended(_take_back(measure, begin, moves, missed, limits, path), scale)
     if best[1] != current:  # noise of layers can cancel: what was tried first may be the best
-        curve.append(best[2])
-    return Reached(best[1], tuple(curve), scale)
+        path.curve.append(best[2])
+    return path.ended(best[1], scale)
 
 
 def _nearer(
@@ -171,9 +198,8 @@ def _nearer(
     begin: Assignment,
     moves: Sequence[Move],
     more: list[Move],
-    prices: Prices,
     before: Noise,
-    curve: list[Step],
+    path: _Path,
 ) -> tuple[list[Move], Noise]:
     """The first of `more` changes, as many as bring the outputs nearer; none where not even one does.
 
@@ -185,22 +211,26 @@ def _nearer(
     while more:
         plan = changed(begin, [*moves, *more])
         noises = measure.noises(quantized(plan))
-        curve.append(_step(prices, plan, noises))
+        path.add(plan, noises)
         if _worst(noises) < _worst(before):
             return more, noises
         more = more[: len(more) // 2]
     return more, before
 
 
-def _wanted(board: Board, current: Assignment, scale: Noise, limits: Limits, plain: Noise, shares: Noise) -> list[Move]:
-    """The changes of one round: to the target as far as the floor allows, else until the outputs are of any use.
+def _wanted(
+    board: Board, current: Assignment, scale: Noise, limits: Limits, noises: Noise, shares: Noise
+) -> list[Move]:
+    """The changes of one round: to the target as far as the floors allow, else until the outputs are of any use.
 
-    An output is useless by its noise over all of its power, `plain`: one that hardly varies need not be.
+    An output is useless by its noise over all of its power: one that hardly varies need not be.
     """
-    most = len(board.groups) * 2
+    most, prices = len(board.groups) * 2, board.prices
     good = noise_power(limits.target_db) / scale
-    more = board.changes(current, good, lambda one: board.prices.share(one) >= limits.min_share, most)
-    if more or _worst(plain) <= noise_power(limits.useless_db):
+    more = board.changes(current, good, lambda one: prices.share(one) >= limits.min_share, most)
+    if not more and _worst(noises) > noise_power(limits.doubtful_db):
+        more = board.changes(current, good, lambda one: prices.share(one) >= limits.least_share, most)
+    if more or _worst(noises * shares) <= noise_power(limits.useless_db):
         return more
     useful = noise_power(limits.useless_db) / (scale * np.maximum(shares, NOTHING))
     return board.changes(current, useful, lambda one: True, most)
@@ -211,9 +241,8 @@ def _take_back(
     begin: Assignment,
     moves: Sequence[Move],
     missed: int,
-    prices: Prices,
     limits: Limits,
-    curve: list[Step],
+    path: _Path,
 ) -> Assignment:
     """The fewest of `moves` that meet the target, by halving: predictions that are too dark make too many.
 
@@ -222,22 +251,21 @@ def _take_back(
         begin: what the moves start from.
         moves: all of them together meet the target.
         missed: so many of them do not.
-        prices: for the share of a step.
         limits: the target.
-        curve: gets the plans that are run, and last the one that is chosen.
+        path: gets the plans that are run, and last the one that is chosen.
     """
-    enough, last = len(moves), curve[-1]
+    enough, last = len(moves), path.curve[-1]
     while enough - missed > 1:
         middle = (missed + enough) // 2
         chosen = changed(begin, moves[:middle])
         noises = measure.noises(quantized(chosen))
-        curve.append(_step(prices, chosen, noises))
+        path.add(chosen, noises)
         if _worst(noises) <= noise_power(limits.target_db):
-            enough, last = middle, curve[-1]
+            enough, last = middle, path.curve[-1]
         else:
             missed = middle
-    if curve[-1] != last:
-        curve.append(last)
+    if path.curve[-1] != last:
+        path.curve.append(last)
     return changed(begin, moves[:enough])
 
 

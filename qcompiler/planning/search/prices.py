@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -59,7 +60,10 @@ class Limits:
     Attributes:
         target_db: SQNR of the outputs to reach.
         min_share: share of the model's MACs that stays quantized even where the target is not reached.
-        useless_db: SQNR below which `min_share` gives way as well: fast and wrong is of no use to anybody.
+        doubtful_db: SQNR below which less than `min_share` may stay quantized: what the outputs lose is more than
+            anybody would give for that speed. Minus infinity for no such line.
+        least_share: what stays quantized then, 0..1.
+        useless_db: SQNR below which both give way as well: fast and wrong is of no use to anybody.
         few: samples that single groups are measured on.
         high: whether groups may go to high precision at all.
         calm_db: SQNR from which no other calibrator's ranges are tried; None for the target.
@@ -74,3 +78,5 @@ class Limits:
     high: bool = True
     calm_db: float | None = None
     runs: int = 192
+    doubtful_db: float = -math.inf
+    least_share: float = 0.0

@@ -10,7 +10,7 @@
    most noise per cost (a better format, or high precision) is made, and the next, until the predicted noise meets the
    target in every view; the prediction is corrected by a real run and the choice repeated (`moves`). It stops where too
    little would be left quantized, unless the outputs are useless even there. Those that turn out not to have been
-   needed are taken back.
+   needed are taken back. Below the line where the verdict is doubt, the floor is a lower one.
 """
 
 from __future__ import annotations
@@ -181,12 +181,13 @@ class _Start:
     again: frozenset[tuple[str, DType]]
 
 
-def _worth(reached: Reached, prices: Prices, limits: Limits) -> tuple[bool, bool, float, float, float]:
-    """Usable before fast, fast enough before accurate, accurate enough before faster still."""
+def _worth(reached: Reached, prices: Prices, limits: Limits) -> tuple[bool, bool, bool, float, float, float]:
+    """Usable before anything, beyond doubt before fast, fast enough before accurate, accurate enough before faster."""
     end = reached.curve[-1]
     near = min(end.sqnr_db, limits.target_db)
     cost = sum(prices.of(group, use) for group, use in reached.chosen.items())
-    return end.sqnr_db >= limits.useless_db, end.share >= limits.min_share, near, end.share, -cost
+    usable, sure = end.sqnr_db >= limits.useless_db, end.sqnr_db >= limits.doubtful_db
+    return usable, sure, end.share >= limits.min_share, near, end.share, -cost
 
 
 def _without_repeats(curve: Sequence[Step]) -> tuple[Step, ...]:

@@ -137,7 +137,12 @@ def by_goal(
     else:
         start = max(0 if goal.kind == METRIC else ended, min(int(beyond), len(points) - 1))
         found = choose(points, lambda one: judging.check(one.uses), goal, start=start, most=most)
-        at, check, why, looks = found.at, found.check, found.why, len(found.checks)
+        looks = len(found.checks)
+        lowered = goal.lowered(found.check)
+        if lowered is not None:
+            found = choose(points, lambda one: judging.check(one.uses), lowered, start=found.at, most=most)
+            looks += len(found.checks) - 1
+        at, check, why = found.at, found.check, found.why
     known = (
         check.figure if check is not None and goal.kind != METRIC else judging.samples.bound(points[at].uses).sqnr_db
     )

@@ -40,6 +40,21 @@ def test_it_goes_from_cheap_to_accurate_and_marks_what_was_run() -> None:
         assert {*point.restored, *point.uses} == set(ended)
 
 
+def test_what_was_run_behind_the_end_of_the_search_stands_on_it() -> None:
+    board, ended, _ = found(10, 1)
+    stricter: Assignment = {**ended, "g1": None, "g2": None}
+    louder: Assignment = {**ended, "g0": USE, "g9": None}
+    ran = ((board.cheapest(), 12.0), (stricter, 31.0), (louder, 14.0), (ended, 25.5))
+    reached = Reached(ended, (Step(1.0, 12.0), Step(0.9, 25.5)), np.array([40.0]), ran)
+    front = front_of(board, board.cheapest(), 12.0, reached)
+    chosen = next(at for at, point in enumerate(front) if point.chosen)
+    assert set(front[chosen + 1].restored) == {"g0", "g1", "g2"}
+    assert (front[chosen + 1].sqnr_db, front[chosen + 1].measured) == (31.0, True)
+    assert all(
+        "g9" not in point.restored or len(point.restored) > 1 for point in front
+    )  # less than the end, not wanted
+
+
 def test_a_long_front_is_thinned_and_keeps_what_was_run() -> None:
     _, _, front = found(300, 40)
     assert len(front) <= MOST_POINTS + 2

@@ -82,6 +82,16 @@ def test_where_none_holds_the_most_accurate_that_the_floor_allows_is_taken() -> 
     assert not found.check.holds
 
 
+def test_a_plan_in_doubt_has_a_lower_floor_where_there_is_one() -> None:
+    goal = Goal("default", 25.0, min_share=0.9, doubtful_db=20.0, least_share=0.8)
+    lower = goal.lowered(Check(False, 19.9, 0.0))
+    assert lower is not None
+    assert (lower.min_share, lower.target) == (0.8, 25.0)
+    assert lower.lowered(Check(False, 19.9, 0.0)) is None
+    assert [goal.lowered(one) for one in (None, Check(False, 20.0, 0.0), Check(True, 26.0, 0.0))] == [None] * 3
+    assert Goal("default", 25.0, min_share=0.9).lowered(Check(False, 3.0, 0.0)) is None
+
+
 def test_a_plan_below_the_floor_already_stays() -> None:
     holds, _ = looking(100.0)
     assert choose(FRONT, holds, Goal("default", 25.0, min_share=0.9), start=8).at == 8

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Mapping
+from typing import Any
 
-from qcompiler.planning.search.moves import Board, changed, quantized
-from qcompiler.planning.search.prices import Prices
+import numpy as np
+import pytest
+
+from qcompiler.planning.search.moves import Board, Reached, changed, improve, quantized
+from qcompiler.planning.search.prices import Limits, Prices
 from qcompiler.planning.simulation.simulator import Use
 from qcompiler.target import DType
 
@@ -58,3 +62,53 @@ def test_changes_are_applied_in_order_and_nothing_given_is_changed() -> None:
     assert list(after) == ["b", "c", "a"]
     assert quantized(after) == {"b": FLOAT8, "c": EIGHT}
     assert begin == {"a": EIGHT, "b": EIGHT, "c": EIGHT}
+
+
+class Adds:
+    """Runs plans: what groups send to the outputs adds up; a tenth of the power of the outputs varies."""
+
+    shares = np.array([0.1])
+
+    def __init__(self, noises: Mapping[str, float]) -> None:
+        self._noises = noises
+
+    def noises(self, plan: Mapping[str, Use], *, few: bool = False) -> Any:
+        return np.array([sum(self._noises[group] for group in plan)])
+
+
+def improved(noises: dict[str, float], **limits: float) -> Reached:
+    one = board({name: [noise] for name, noise in noises.items()}, dict.fromkeys(noises, 10))
+    measure: Any = Adds(noises)
+    begin = one.cheapest()
+    return improve(measure, one, begin, measure.noises(quantized(begin)), Limits(25.0, 0.9, 8.0, **limits))  # type: ignore[arg-type]
+
+
+LOUD = {f"g{k}": 0.02 for k in range(10)}
+
+
+@pytest.mark.parametrize(
+    ("noises", "left"),
+    [
+        (LOUD, 8),  # 7 dB: in doubt at any floor, so the lower one stands
+        (
+            {**LOUD, **{f"g{k}": 1e-5 for k in range(2, 10)}},
+            8,
+        ),  # 14 dB at the first floor, out of doubt at the lower one
+        ({**LOUD, "g1": 0.006, **{f"g{k}": 1e-5 for k in range(2, 10)}}, 9),  # 22 dB: short of the goal, not in doubt
+    ],
+)
+def test_in_doubt_the_floor_is_a_lower_one(noises: dict[str, float], left: int) -> None:
+    found = improved(noises, doubtful_db=20.0, least_share=0.8)
+    assert len(quantized(found.chosen)) == left
+    assert len(quantized(improved(noises).chosen)) == 9
+
+
+def test_every_plan_that_was_run_is_known() -> None:
+    noises = {**dict.fromkeys(LOUD, 1e-5), "g0": 0.02, "g1": 1e-3, "g2": 1e-3}
+    one = board({name: [10 * noise] for name, noise in noises.items()}, dict.fromkeys(noises, 10))
+    measure: Any = Adds(noises)
+    begin = one.cheapest()
+    found = improve(measure, one, begin, measure.noises(quantized(begin)), Limits(25.0, 0.0, 8.0))
+    assert found.ran[0][0] == begin
+    assert [db for _, db in found.ran] == [step.sqnr_db for step in found.curve][: len(found.ran)]
+    assert found.chosen in [plan for plan, _ in found.ran]

@@ -15,7 +15,7 @@ from qcompiler.ir import model as models
 from qcompiler.planning.placement import candidates
 from qcompiler.planning.search.checks import Samples
 from qcompiler.planning.search.front import FrontPoint
-from qcompiler.planning.search.goal import METRIC, SQNR, Goal
+from qcompiler.planning.search.goal import DEFAULT, METRIC, SQNR, Goal
 from qcompiler.planning.search.qfem import NOTHING
 from qcompiler.planning.search.safety_net import Limits, Prices, SafetyNet, find_net
 from qcompiler.planning.search.take import RECORDED, Judging, Pinned, at_point, by_goal, next_point
@@ -114,6 +114,16 @@ def test_dB_must_be_reached_on_all_samples_with_the_margin(simulator: Simulator)
     assert net.curve[-1].sqnr_db == pytest.approx(reached.check.figure)
     assert net.restored
     assert net.met
+
+
+def test_what_is_in_doubt_on_all_samples_gives_back_down_to_the_lower_floor(simulator: Simulator) -> None:
+    def taken(**lines: float) -> SafetyNet:
+        wanted = judging(simulator, Goal(DEFAULT, 90.0, min_share=0.5, **lines))  # type: ignore[arg-type]
+        return by_goal(searched(simulator, 15.0), wanted, None, 12)[0]
+
+    kept, lowered = taken(), taken(doubtful_db=80.0, least_share=0.3)
+    assert (len(kept.restored), len(lowered.restored)) == (3, 4)
+    assert lowered.curve[-1].sqnr_db > kept.curve[-1].sqnr_db
 
 
 def test_a_gate_of_dB_beside_a_metric_holds_too(simulator: Simulator) -> None:  # noqa: N802
