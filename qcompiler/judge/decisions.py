@@ -6,6 +6,9 @@ If the float model is as sure as it says, sum p[c] of its answers are right, and
 that were about as likely are exchanged at no cost. That is why a text recogniser reads at 10 dB as before, and why dB
 alone cannot tell.
 
+Most of a picture may be background, and most of a line of text blank: metrics count by class then. So the same is added
+up for each class that the float model chooses, too, and the mean over classes counts where that is more.
+
 A few samples have few decisions, and which of them the noise turns is chance. So errors are held against other rows,
 too: row i with the error of row i + k, until there are enough. That takes errors for independent of what they meet.
 """
@@ -55,11 +58,13 @@ class Decisions:
             return None
         reference, error = np.concatenate(self._reference), np.concatenate(self._error)
         sure, rows = _softmax(reference), np.arange(len(reference))
-        best = sure.max(axis=1)
+        best, classes = sure.max(axis=1), reference.argmax(axis=1)
         shifts = range(min(len(rows), -(-ENOUGH // len(rows))))
         chosen = [(reference + np.roll(error, shift, axis=0)).argmax(axis=1) for shift in shifts]
-        cost = sum(float((best - sure[rows, one]).sum()) for one in chosen)
-        return cost / (len(chosen) * float(best.sum()))
+        cost = np.mean([best - sure[rows, one] for one in chosen], axis=0)
+        right, missed = (np.bincount(classes, weights=one) for one in (best, cost))
+        seen = right > 0
+        return max(float(cost.sum() / best.sum()), float((missed[seen] / right[seen]).mean()))
 
     @property
     def _width(self) -> int:

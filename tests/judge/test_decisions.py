@@ -33,6 +33,18 @@ def test_noise_that_turned_nothing_here_is_held_against_other_rows() -> None:
     assert lost(reference, got) == pytest.approx((2 * torn - 1) / (2 * right), rel=1e-6)
 
 
+def test_what_is_rare_counts_as_much_as_what_there_is_most_of() -> None:
+    blank, letter = [9.0, 0.0, 0.0], [0.0, 3.0, 0.0]
+    right = np.exp(3.0) / (np.exp(3.0) + 2)
+    found = Decisions(-1)
+    for _ in range(3):
+        found.add(
+            np.array([blank] * 500 + [letter] * 10), np.array([blank] * 500 + [letter] * 8 + [[0.0, 0.0, 3.0]] * 2)
+        )
+    each = 0.2 * (right - (1 - right) / 2) / right  # of the letters; of the blanks nothing is lost
+    assert found.lost() == pytest.approx(each / 2)
+
+
 def test_the_loss_is_about_what_accuracy_loses_where_the_model_is_as_sure_as_it_says() -> None:
     random = np.random.default_rng(3)
     logits = random.standard_normal((40_000, 10)) * 2
