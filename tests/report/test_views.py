@@ -71,3 +71,15 @@ def test_what_varies_is_told_where_it_is_the_smaller_part() -> None:
     assert views.worst(found(**figures | {"worst_varying_db": 28.0})) == "30.0 dB on 8 feeds of a.npz (worst view y)"
     older = {name: value for name, value in figures.items() if "varying" not in name}
     assert views.worst(found(**older)) == "30.0 dB on 8 feeds of a.npz (worst view y)"
+
+
+def test_what_decides_says_how_many_right_answers_noise_takes() -> None:
+    logits = view("h (before Softmax)", role="source", sqnr_db=12.0, varying_db=11.0, lost=0.004)
+    told = found(logits, worst_sqnr_db=12.0, worst_varying_db=11.0, worst_output=logits["name"])
+    assert (
+        views.worst(told) == "12.0 dB on 8 feeds of a.npz (worst view h (before Softmax)); 0.4 % of right answers lost"
+    )
+    assert views.decided(told, 20.0)
+    assert not views.decided(found({**logits, "lost": 0.02}), 20.0)
+    assert not views.decided(found(logits, view("z", sqnr_db=40.0, varying_db=19.0)), 20.0)
+    assert not views.decided(found(view(sqnr_db=30.0)), 20.0)  # nothing is that low
