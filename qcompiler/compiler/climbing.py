@@ -12,6 +12,7 @@ from qcompiler.compiler.ask import Asked
 from qcompiler.compiler.base import Compilation
 from qcompiler.compiler.stages.equalize import equalize
 from qcompiler.compiler.stages.smooth_quant import smooth_quant
+from qcompiler.compiler.stages.weight_only import fit_weights, shift
 from qcompiler.compiler.subject import Subject
 from qcompiler.planning.chosen import Planning
 from qcompiler.verification.compare import Verification
@@ -19,6 +20,7 @@ from qcompiler.verification.gates import Gates
 from qcompiler.verification.verdict import acceptable
 
 STEP_DB = 3.0  # more than what was reached, where no gate says how many dB are missing
+RUNGS = tuple(one.name for one in (ladder.EQUALIZE, ladder.SMOOTH_QUANT, ladder.FIT_WEIGHTS, ladder.SHIFT))  # in order
 MISSED = "what met the goal where it was chosen missed a gate where it was judged"
 
 
@@ -43,18 +45,18 @@ def climbed_on(
     if before is None or not before.met or verification is None or acceptable(verification, asked.gates):
         return subject
     fixed = planning.at is not None or planning.pick is not None or planning.replay is not None
-    if (
-        fixed
-        or asked.llm_int8 is not None
-        or asked.weight_only is not None
-        or before.behind == ladder.SMOOTH_QUANT.name
-    ):
+    if fixed or asked.llm_int8 is not None or asked.weight_only is not None or before.behind == RUNGS[-1]:
         return subject
     now = subject.with_(standing=before.raised(max(_short(verification, asked.gates), STEP_DB), MISSED))
     strict = asked.recipe.strict
-    if before.behind != ladder.EQUALIZE.name:
+    left = RUNGS[RUNGS.index(before.behind) + 1 :] if before.behind in RUNGS else RUNGS
+    if ladder.EQUALIZE.name in left:
         now = run(equalize, now, asked.watch, asked.target, planning, asked.recipe.equalize, strict)
-    return run(smooth_quant, now, asked.watch, asked.target, planning, asked.smooth_quant, strict)
+    if ladder.SMOOTH_QUANT.name in left:
+        now = run(smooth_quant, now, asked.watch, asked.target, planning, asked.smooth_quant, strict)
+    if ladder.FIT_WEIGHTS.name in left:
+        now = run(fit_weights, now, asked.target, planning)
+    return run(shift, now, asked.target, planning)
 
 
 def changed(before: Subject, after: Subject) -> bool:

@@ -74,7 +74,7 @@ def test_nothing_is_climbed_again_that_was_tried_or_that_the_user_fixed(tmp_path
     assert after(at=1) is subject
     for standing_now in (
         replace(subject.standing, sqnr_db=0.0),
-        replace(subject.standing, behind="smooth_quant"),
+        replace(subject.standing, behind="shift"),
     ):
         other = subject.with_(standing=standing_now)
         assert after(other) is other

@@ -15,7 +15,7 @@ class Memory:
     Attributes:
         kept: by key.
         asked: keys, in the order in which they were asked for.
-        hits: names of the stages that were answered, in order.
+        hits: names of the stages that were answered, in order; items of stages are not listed.
     """
 
     def __init__(self) -> None:
@@ -24,15 +24,16 @@ class Memory:
         self.hits: list[str] = []
 
     def get(self, name: str, key: str, inputs: Sequence[object]) -> tuple[Done[Any], float] | None:
-        assert inputs, name
+        assert inputs or "." in name, name  # an item says all that it depends on in its key
         self.asked.append(key)
         if key not in self.kept:
             return None
-        self.hits.append(name)
+        if "." not in name:
+            self.hits.append(name)
         return self.kept[key][1:]
 
     def put(self, name: str, key: str, done: Done[Any], seconds: float, inputs: Sequence[object]) -> None:
-        assert inputs, name
+        assert inputs or "." in name, name
         self.kept[key] = (name, done, seconds)
 
 

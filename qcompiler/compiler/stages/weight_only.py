@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from itertools import islice
 
 from qcompiler.compiler import ladder
@@ -45,7 +46,7 @@ def fit_weights(run: Compilation, subject: Subject, target: Target, planning: Pl
     started = time.perf_counter()
     help = RUNG.helps(ladder.Seen(subject, planning, target))
     if not help.can:
-        return Done(subject, ladder.record(ladder.passed(RUNG, help)))
+        return Done(subject, ladder.record(ladder.passed(RUNG, help), before=before))
     mine, model = run.lent(Ready), opened(subject.model, subject.layers.found)
     samples = min(MOST_SAMPLES, subject.parts.samples[0])
     with run.working(samples * fitted.passes(model.graph, subject.layers.found)) as advance:
@@ -54,7 +55,7 @@ def fit_weights(run: Compilation, subject: Subject, target: Target, planning: Pl
         after, told = _tried(RUNG, help.why, run, subject, layers, target, planning, started, mine)
     models.forget_pages(subject.model)
     return_freed_memory()
-    return Done(after, ladder.record(told))
+    return Done(after, ladder.record(told, before=before))
 
 
 @stage()
@@ -74,13 +75,13 @@ def shift(run: Compilation, subject: Subject, target: Target, planning: Planning
     started = time.perf_counter()
     help = ladder.SHIFT.helps(ladder.Seen(subject, planning, target))
     if not help.can:
-        return Done(subject, ladder.record(ladder.passed(ladder.SHIFT, help)))
+        return Done(subject, ladder.record(ladder.passed(ladder.SHIFT, help), before=before))
     mine = run.lent(Ready)
     with run.working():
         layers = one_sided(subject.model.graph, subject.layers, subject.seen.histograms)
         after, told = _tried(ladder.SHIFT, help.why, run, subject, layers, target, planning, started, mine)
     return_freed_memory()
-    return Done(after, ladder.record(told))
+    return Done(after, ladder.record(told, before=before))
 
 
 def _tried(
@@ -118,7 +119,9 @@ def _tried(
     run.lend(ready if kept else mine)
     seconds = time.perf_counter() - started
     told = ladder.climbed(rung, why, before, standing, seconds, climb.runs, kept=kept)
-    return (subject.with_(layers=layers, standing=standing) if kept else subject), told
+    if not kept:
+        return subject, told
+    return subject.with_(layers=layers, standing=replace(standing, behind=rung.name)), told
 
 
 @stage()
