@@ -306,6 +306,11 @@ def record(*told: Told, before: Standing | None = None) -> dict[str, Any]:
     return {"rungs": {one.name: replace(one, why=f"{again}{one.why}").to_json() for one in told}}
 
 
+def left_out(rung: Rung) -> Told:
+    """A rung that a plan which is made again did without."""
+    return Told(rung.name, tried=False, why="the plan that is made again was made without it")
+
+
 def unneeded(rung: Rung, standing: Standing) -> Told:
     """A rung that the climb ended before."""
     goal = f"the goal of {standing.goal_db:g} dB is met" if standing.accepted is None else "the metric holds"

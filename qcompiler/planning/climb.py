@@ -65,13 +65,22 @@ class Standing:
 def goal_of(options: Planning) -> float:
     """SQNR in dB of the worst view that ends the climb.
 
-    A gate is the goal, above the number of the safety net only where that was set by hand. On a target that rounds what
-    layers write, this is before that.
+    A plan that is made again has the goal that it was made for. A gate is the goal, above the number of the safety net
+    only where that was set by hand. On a target that rounds what layers write, this is before that.
     """
+    if options.replay is not None:
+        return options.replay.net.target_db
     ours, asked = options.safety.target_sqnr_db, options.min_sqnr
     if asked is None:
         return ours
     return asked if ours == SafetyTable().target_sqnr_db else max(ours, asked)
+
+
+def settled(rung: str, options: Planning) -> bool | None:
+    """Whether a plan that is made again was made behind this rung; None where there is none, or nobody says."""
+    if options.replay is None or options.replay.rungs is None:
+        return None
+    return rung in options.replay.rungs
 
 
 def main_format(options: Planning) -> DType:

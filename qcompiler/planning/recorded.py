@@ -28,6 +28,7 @@ class Recorded:
         net: where the search had ended, with its front.
         spared: what QFeM had decided.
         calibrators: text form of the one that chose a range, by activation tensor.
+        rungs: of the ladder, those that were kept; None where nobody wrote them down.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Recorded:
     net: SafetyNet
     spared: Spared
     calibrators: Mapping[str, str] = field(default_factory=dict)
+    rungs: frozenset[str] | None = None
 
     @classmethod
     def of(cls, manifest: Mapping[str, Any], name: str) -> Self:
@@ -74,8 +76,12 @@ class Recorded:
             front=front,
         )
         words = {row["tensor"]: str(row["calibrator"]) for row in manifest.get("quantizers") or []}
+        told = manifest.get("rungs")
+        rungs = None if told is None else frozenset(str(one["name"]) for one in told if one.get("kept"))
         source, data = manifest.get("source") or {}, manifest.get("data") or {}
-        return cls(name, source.get("sha256"), data.get("fingerprint"), net, _spared(manifest.get("qfem")), words)
+        return cls(
+            name, source.get("sha256"), data.get("fingerprint"), net, _spared(manifest.get("qfem")), words, rungs
+        )
 
     def pinned(self, pick: str | float) -> Pinned:
         """The point that the user picks.
@@ -86,7 +92,9 @@ class Recorded:
         at = picked(self.net.front, pick)
         net = at_point(self.net, at)
         why = f"point {at} of the front of {self.name}, picked: {pick}"
-        return Pinned(net, self.spared, GoalReached(Goal(DEFAULT, net.target_db), None, why), self.calibrators)
+        return Pinned(
+            net, self.spared, GoalReached(Goal(DEFAULT, net.target_db), None, why), self.calibrators, self.rungs
+        )
 
     def refuse_other_model(self, sha256: str | None) -> None:
         """Raises `ModelError` where the front is of another model."""

@@ -90,7 +90,7 @@ def test_the_manifest_tells_everything(compiled: Compiled) -> None:
     assert record["export"] is None
     qdq = (compiled.case.out / "m.qdq.onnx").read_bytes()
     assert record["files"]["qdq"] == {
-        "name": "m.qdq.onnx", "sha256": hashlib.sha256(qdq).hexdigest(), "bytes": len(qdq),
+        "name": "m.qdq.onnx", "sha256": hashlib.sha256(qdq).hexdigest(), "bytes": len(qdq), "data": [],
     }  # fmt: skip
     assert record["data"]["feeds"] == SAMPLES
     assert record["random_data"] is False

@@ -102,6 +102,7 @@ def test_a_point_is_made_again_without_a_search(first: tuple[Any, CompileResult,
         recipe = Recipe(pick=pick, replay=str(made.manifest_path))
         return quantize(case.source, data=str(case.data), recipe=recipe, output=output)
 
+    assert any(one["kept"] for one in made.manifest["rungs"] if one["name"] in ("fit_weights", "shift"))
     same = again(chosen["id"])
     assert [(one.node, one.precision) for one in same.plan] == [(one.node, one.precision) for one in made.plan]
     assert _ranges(same) == _ranges(made)

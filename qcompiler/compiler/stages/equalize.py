@@ -19,7 +19,7 @@ from qcompiler.compiler.subject import Subject
 from qcompiler.ir.model import Model
 from qcompiler.outliers.equalized import equalized
 from qcompiler.planning.chosen import Planning
-from qcompiler.planning.climb import Climb, surely_met, surely_missed
+from qcompiler.planning.climb import Climb, settled, surely_met, surely_missed
 from qcompiler.planning.climb import foreseen as foreseen_climb
 from qcompiler.planning.ready import ROOM_DB, Ready, prepared
 from qcompiler.planning.ready import foreseen as foreseen_prepared
@@ -158,11 +158,14 @@ def equalize(
         return Done(subject)
     if forced:
         return Done(subject, ladder.record(ladder.Told(ladder.EQUALIZE.name, True, FORCED, kept=True)))
-    if before.met:
+    again = settled(ladder.EQUALIZE.name, planning)
+    if again is False:
+        return Done(subject, ladder.record(ladder.left_out(ladder.EQUALIZE)))
+    if before.met and not again:
         return Done(subject, ladder.record(ladder.unneeded(ladder.EQUALIZE, before)))
     started = time.perf_counter()
     help = ladder.EQUALIZE.helps(ladder.Seen(subject, planning, target))
-    if not help.can:
+    if not help.can and not again:
         return Done(subject, ladder.record(ladder.passed(ladder.EQUALIZE, help), before=before))
     mine = run.lent(Ready)
     with run.working():
@@ -178,7 +181,7 @@ def equalize(
     with run.working():
         climb = Climb(ready, ready.simulation, planning)
         standing = climb.best()
-    kept = standing.sqnr_db > before.sqnr_db
+    kept = bool(again) or standing.sqnr_db > before.sqnr_db
     run.lend(ready if kept else mine)
     told = ladder.climbed(ladder.EQUALIZE, help.why, before, standing, _since(started), climb.runs, kept=kept)
     passes = checked((done.report,), {} if done.error is None else {done.report.name: done.error})

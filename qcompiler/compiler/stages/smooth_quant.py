@@ -13,7 +13,7 @@ from qcompiler.compiler.subject import Subject
 from qcompiler.ir import model as models
 from qcompiler.outliers.smooth_quant import groups, trials
 from qcompiler.planning.chosen import Planning
-from qcompiler.planning.climb import Climb, Standing, surely_met, surely_missed
+from qcompiler.planning.climb import Climb, Standing, settled, surely_met, surely_missed
 from qcompiler.planning.climb import foreseen as foreseen_climb
 from qcompiler.planning.ready import Ready, prepared
 from qcompiler.planning.ready import foreseen as foreseen_prepared
@@ -62,14 +62,17 @@ def smooth_quant(
         return _done(run, subject, before, _ordered(run, subject, watch, target, planning, options), strict=strict)
     if before is None:
         return Done(subject, off)
-    if before.met and (before.accepted is not None or options.effort == "quick"):
+    again = settled(RUNG.name, planning)
+    if again is False:
+        return Done(subject, off | ladder.record(ladder.left_out(RUNG)))
+    if not again and before.met and (before.accepted is not None or options.effort == "quick"):
         return Done(subject, off | ladder.record(ladder.unneeded(RUNG, before)))
     started = time.perf_counter()
     with run.working():
         trial = trials.Trials(subject.model, subject.layers.found, subject.seen, options, subject.scope)
         local = trial.choices()
     help = RUNG.helps(ladder.Seen(subject, planning, target, options, local))
-    if not help.can:
+    if not help.can and not again:
         return Done(subject, off | ladder.record(ladder.passed(RUNG, help), before=before))
     climbed = _climbed(run, trial, subject, before, watch, target, planning)
     return _done(run, subject, before, replace(climbed, why=help.why, started=started), strict=strict)
@@ -209,6 +212,6 @@ def foreseen(
     tried = trials.foreseen(found, known, options) + behind
     if ladder.ordered(options):
         return local + tried
-    if surely_met(known, planning) and options.effort == "quick":
-        return NOTHING
+    if surely_met(known, planning):  # above the goal it must promise more than it mostly does
+        return NOTHING if options.effort == "quick" else local
     return local + (tried if surely_missed(known, planning) else between(NOTHING, tried))

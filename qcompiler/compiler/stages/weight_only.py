@@ -11,7 +11,7 @@ from qcompiler.compiler.base import Compilation, Done, checked, stage, tell_undo
 from qcompiler.compiler.subject import Subject
 from qcompiler.ir import model as models
 from qcompiler.planning.chosen import Planning
-from qcompiler.planning.climb import Climb
+from qcompiler.planning.climb import Climb, settled
 from qcompiler.planning.placement.candidates import Candidates
 from qcompiler.planning.placement.one_sided import one_sided
 from qcompiler.planning.ready import Ready, prepared
@@ -41,11 +41,14 @@ def fit_weights(run: Compilation, subject: Subject, target: Target, planning: Pl
     before = subject.standing
     if before is None or subject.parts is None:
         return Done(subject)
-    if before.met:
+    again = settled(RUNG.name, planning)
+    if again is False:
+        return Done(subject, ladder.record(ladder.left_out(RUNG)))
+    if before.met and not again:
         return Done(subject, ladder.record(ladder.unneeded(RUNG, before)))
     started = time.perf_counter()
     help = RUNG.helps(ladder.Seen(subject, planning, target))
-    if not help.can:
+    if not help.can and not again:
         return Done(subject, ladder.record(ladder.passed(RUNG, help), before=before))
     mine, model = run.lent(Ready), opened(subject.model, subject.layers.found)
     samples = min(MOST_SAMPLES, subject.parts.samples[0])
@@ -70,11 +73,14 @@ def shift(run: Compilation, subject: Subject, target: Target, planning: Planning
     before = subject.standing
     if before is None:
         return Done(subject)
-    if before.met:
+    again = settled(ladder.SHIFT.name, planning)
+    if again is False:
+        return Done(subject, ladder.record(ladder.left_out(ladder.SHIFT)))
+    if before.met and not again:
         return Done(subject, ladder.record(ladder.unneeded(ladder.SHIFT, before)))
     started = time.perf_counter()
     help = ladder.SHIFT.helps(ladder.Seen(subject, planning, target))
-    if not help.can:
+    if not help.can and not again:
         return Done(subject, ladder.record(ladder.passed(ladder.SHIFT, help), before=before))
     mine = run.lent(Ready)
     with run.working():
@@ -115,7 +121,7 @@ def _tried(
     assert ready.simulation is not None  # there was one before, of the same layers
     climb = Climb(ready, ready.simulation, planning)
     standing = climb.best()
-    kept = standing.calm_db > before.calm_db
+    kept = bool(settled(rung.name, planning)) or standing.calm_db > before.calm_db
     run.lend(ready if kept else mine)
     seconds = time.perf_counter() - started
     told = ladder.climbed(rung, why, before, standing, seconds, climb.runs, kept=kept)

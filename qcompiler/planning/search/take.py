@@ -72,12 +72,14 @@ class Pinned:
         reached: what to say of the goal; None where nothing is to say.
         calibrators: text form of the one that chose a range, by activation tensor; where the range is another one, and
             no calibrator of today offers it, it is `RECORDED`.
+        rungs: of the ladder, those that were kept; None where nobody wrote them down.
     """
 
     net: SafetyNet
     spared: Spared
     reached: GoalReached | None = None
     calibrators: Mapping[str, str] = field(default_factory=dict)
+    rungs: frozenset[str] | None = None
 
     def offers(
         self, groups: Mapping[str, object], spelled: Mapping[str, Mapping[Use, str]]
