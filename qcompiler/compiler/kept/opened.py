@@ -71,9 +71,13 @@ def limit() -> int:
 def refused(root: Path) -> str:
     """Why a folder is not used; empty where it may be, or is not there yet."""
     try:
-        mode = root.stat().st_mode
+        found = root.stat()
     except OSError:
         return ""
-    if os.name != "nt" and mode & stat.S_IWOTH:
+    if os.name == "nt":
+        return ""
+    if found.st_mode & stat.S_IWOTH:
         return "everybody may write there, so anybody could change results; take that right away with chmod o-w"
+    if os.geteuid() not in (0, found.st_uid) and found.st_uid != 0:
+        return f"it belongs to another user (uid {found.st_uid}), who could change results; choose another folder"
     return ""

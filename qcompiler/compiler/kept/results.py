@@ -12,7 +12,6 @@ import platform
 from collections.abc import Callable, Sequence
 from functools import cache
 from hashlib import blake2b
-from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, Final
 from weakref import WeakValueDictionary
@@ -23,7 +22,7 @@ from qcompiler.compiler.base import Done
 from qcompiler.compiler.content import digest
 from qcompiler.compiler.kept.packing import NotKeptError, live_of, pack, unpack
 from qcompiler.compiler.kept.store import Store
-from qcompiler.support.machine import available_processors
+from qcompiler.support.machine import available_processors, version_of
 
 Array = np.ndarray[Any, Any]
 
@@ -139,8 +138,7 @@ def own_files() -> str:
 @cache
 def computing() -> str:
     """What results depend on beside the question, as 64 hex digits."""
-    versions = {one.metadata["Name"].lower().replace("_", "-"): one.version for one in distributions()}
-    libraries = tuple((name, versions.get(name)) for name in _COMPUTING)
+    libraries = tuple((name, version_of(name)) for name in _COMPUTING)
     processor = (platform.system(), platform.machine(), _processor(), available_processors())
     return digest((own_files(), platform.python_version(), libraries, processor, os.environ.get("OMP_NUM_THREADS")))
 

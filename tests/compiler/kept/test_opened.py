@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,13 @@ def test_a_folder_that_anybody_may_write_to_is_not_used(tmp_path: Path) -> None:
     assert kept.opened(tmp_path, told.append) is None
     assert len(told) == 1
     assert "chmod o-w" in told[0]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such owners there")
+def test_a_folder_of_another_user_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = tmp_path.stat().st_uid
+    monkeypatch.setattr(os, "geteuid", lambda: own + 1 if own else 1)
+    expected = "" if own == 0 else "belongs to another user"  # root may change everything anyhow
+    assert kept.refused(tmp_path).find(expected) >= 0
+    monkeypatch.setattr(os, "geteuid", lambda: own)
+    assert kept.refused(tmp_path) == ""

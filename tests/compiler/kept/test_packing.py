@@ -129,6 +129,14 @@ def test_what_somebody_else_wrote_calls_nothing(attack: Call) -> None:
         unpack(content, Blobs().read, {})
 
 
+@pytest.mark.parametrize("module", ["qcompiler.__main__", "numpy.f2py.__main__", "antigravity", "this"])
+def test_what_runs_when_it_is_imported_is_not_imported(module: str, capsys: pytest.CaptureFixture[str]) -> None:
+    content = b"\x80\x05" + b"c" + f"{module}\nmain\n".encode() + b"."
+    with pytest.raises(NotKeptError, match="no place there"):
+        unpack(content, Blobs().read, {})
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.parametrize("cut", [0, 1, 10, -1])
 def test_half_an_entry_is_none(cut: int) -> None:
     content = pack({"a": Decision}, Blobs().__setitem__)
