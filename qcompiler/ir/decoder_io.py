@@ -273,6 +273,25 @@ def _itemsize(dtype: str) -> int:
     return np.dtype(getattr(ml_dtypes, dtype, dtype)).itemsize
 
 
+def vocabulary_outputs(graph: gs.Graph) -> list[str]:
+    """Names of the outputs that hold a figure for each token of a vocabulary: what comes next is drawn by them.
+
+    Of a decoder that is what it calls logits; of others, what is as wide as the table that the ids are looked up in.
+    Logits that are much narrower than that are classes of tokens.
+    """
+    rows, decoder = embedding_rows(graph), of_graph(graph)
+    found = []
+    for output in graph.outputs:
+        shape = graphs.shape_of(output)
+        width = shape[-1] if shape else None
+        if decoder is not None and output.name == LOGITS:
+            narrow = rows is not None and isinstance(width, int) and 2 * width < rows
+            found += [] if narrow or not (decoder.pairs or isinstance(width, int)) else [output.name]
+        elif shape is not None and len(shape) > 1 and rows is not None and width == rows:
+            found.append(output.name)
+    return found
+
+
 def embedding_rows(graph: gs.Graph) -> int | None:
     """Rows of the table that the model looks its token ids up in; None where no Gather of a constant reads them."""
     for tensor in graph.inputs:

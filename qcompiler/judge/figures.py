@@ -17,6 +17,7 @@ import numpy as np
 from qcompiler.data.padding import Padding
 from qcompiler.judge.agreement import agreement
 from qcompiler.judge.decisions import Decisions
+from qcompiler.judge.likelihood import Likelihood
 from qcompiler.judge.margin import bound_of
 from qcompiler.judge.noise import compared, kept_by, signal_of, squared_error
 from qcompiler.judge.variation import Varying
@@ -48,6 +49,8 @@ class ViewFigure:
             100 (`judge.margin`); None where there is no figure, and with one sample alone.
         lost: of what a Softmax reads, the share of right answers that the noise takes, 0..1 (`judge.decisions`); None
             where nothing is decided.
+        perplexity: of what the next token is drawn by, by how much the noise raises the perplexity, 0.01 for 1 %
+            (`judge.likelihood`); None of others.
     """
 
     name: str
@@ -66,6 +69,7 @@ class ViewFigure:
     varying_db: float | None = None
     margin_db: float | None = None
     lost: float | None = None
+    perplexity: float | None = None
 
     @property
     def counts(self) -> bool:
@@ -98,6 +102,7 @@ class Figures:
         self._of = {view: _Sums() for view in views}
         self._spread = Varying(views)
         self._decided: dict[View, Decisions] = {}
+        self._drawn = {view: Likelihood() for view in views if view.drawn}
         self._count = 0
 
     def add(self, feed: Mapping[str, Any], reference: Mapping[str, Any], got: Mapping[str, Any]) -> None:
@@ -132,6 +137,8 @@ class Figures:
             if view.level is not None:
                 behind = reference.ndim - 1 - view.level % reference.ndim
                 self._decide(view, padding.keep(reference), padding.keep(got), behind)
+            if view in self._drawn:
+                self._drawn[view].add(padding.keep(reference), padding.keep(got))
             sums.add(self._count, signal_of(first), squared_error(first, second))
             return first
         return None
@@ -161,6 +168,7 @@ class Figures:
                 sums.varying_db(shares.get(view)),
                 sums.margin_db,
                 self._decided[view].lost() if view in self._decided else None,
+                self._drawn[view].rises() if view in self._drawn else None,
             )
             for view, sums in self._of.items()
         )

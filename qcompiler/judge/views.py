@@ -69,6 +69,7 @@ class View:
         level: an axis along which a constant may be added without changing the result, as in front of a Softmax.
         selected: rows are picked or ordered by numbers, so that their number and place may change.
         amounts: whole numbers that were rounded from floats, as in a picture of bytes; not classes or positions.
+        drawn: the next token is drawn by it: logits of a vocabulary, or what the Softmax of such an output reads.
     """
 
     name: str
@@ -80,6 +81,7 @@ class View:
     level: int | None = None
     selected: bool = False
     amounts: bool = False
+    drawn: bool = False
 
     @property
     def judged(self) -> bool:
@@ -187,9 +189,17 @@ def views_of(graph: gs.Graph, shapes: Shapes = NOTHING, ignored: Collection[str]
         else:
             own = (view for tensor in _held(output) for view in _views(tensor, tails, shapes))
             found += [replace(view, output=output.name) for view in own]
+    drawn = set(decoder_io.vocabulary_outputs(graph))
+    found = [replace(view, drawn=view.output in drawn and _all_of_it(view)) for view in found]
     if not any(view.judged for view in found):
         found = [replace(view, role=Role.OUTPUT) if _may_count(view, graph, tails) else view for view in found]
     return tuple({(view.tensor, view.piece, view.role): view for view in found}.values())
+
+
+def _all_of_it(view: View) -> bool:
+    """Whether a judged view is a whole output, or what the Softmax in front of one reads."""
+    whole = view.role is Role.OUTPUT and not view.step
+    return view.piece is None and (whole or (view.role is Role.SOURCE and view.step in ("Softmax", "LogSoftmax")))
 
 
 def _may_count(view: View, graph: gs.Graph, tails: Tails) -> bool:

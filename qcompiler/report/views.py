@@ -47,16 +47,22 @@ def worst(found: Record) -> str:
     text = (
         f"{decibel(found['worst_sqnr_db'])}{_spread(found)} on {judged_on(found)} (worst view {found['worst_output']})"
     )
-    told = (varying(found), _lost(found))
+    told = (varying(found), _lost(found), _perplexity(found))
     return "; ".join((text, *(one for one in told if one)))
 
 
 def decided(found: Record, below_db: float) -> bool:
-    """Whether all that is judged and has less than so many dB decides something, and loses nearly nothing of it."""
+    """Whether all that is judged and has less than so many dB is read in a known way, and that loses nearly nothing."""
     judged = (view for view in found.get("views") or () if view["judged"] and view["sqnr_db"] is not None)
-    figures = [(min(_known(view["sqnr_db"]), _known(view.get("varying_db"))), view.get("lost")) for view in judged]
+    figures = [(min(_known(view["sqnr_db"]), _known(view.get("varying_db"))), _loss(view)) for view in judged]
     low = [lost for db, lost in figures if db < below_db]
     return bool(low) and all(lost is not None and lost <= LOSS for lost in low)
+
+
+def _loss(view: Record) -> float | None:
+    """The share that is lost of what is read of a view: right answers, or likelihood; None where that is not known."""
+    told = [value for key in ("lost", "perplexity") if (value := view.get(key)) is not None]
+    return max(map(_known, told), default=None)
 
 
 def _known(value: Any) -> float:
@@ -68,6 +74,14 @@ def _lost(found: Record) -> str:
     """How many right answers the noise takes from what decides; "" where nothing does."""
     told = [view["lost"] for view in found.get("views") or () if view.get("lost") is not None]
     return f"{percent(max(told))} of right answers lost" if told else ""
+
+
+def _perplexity(found: Record) -> str:
+    """By how much the noise raises the perplexity of what the next token is drawn by; "" where nothing is."""
+    told = [value for view in found.get("views") or () if (value := number(view.get("perplexity"))) is not None]
+    if not told:
+        return ""
+    return f"perplexity {percent(max(told))} higher" if math.isfinite(max(told)) else "perplexity without bounds"
 
 
 def _spread(found: Record) -> str:

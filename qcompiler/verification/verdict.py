@@ -180,14 +180,18 @@ def _outstanding(verification: Verification) -> str:
 
 
 def _loses(view: ViewFigure, asked: float) -> bool:
-    """Whether the noise of a view takes more than `LOSS`: of what it decides, or of what varies where nobody knows."""
+    """Whether the noise of a view takes more than `LOSS`: of what is read of it, else of what varies."""
     least = math.inf if view.least_db is None else view.least_db
-    if least < min(BROKEN_DB, asked) or view.lost is None:
+    read = [loss for loss in (view.lost, view.perplexity) if loss is not None]
+    if least < min(BROKEN_DB, asked) or not read:
         return least < min(DOUBTFUL_DB, asked)
-    return least < asked and view.lost > LOSS
+    return least < asked and max(read) > LOSS
 
 
 def _decides(view: ViewFigure) -> str:
+    """What the noise does to what is read of a view: the worst where both are told."""
+    if view.perplexity is not None and view.perplexity >= (view.lost or 0.0):
+        return f", which raises the perplexity by {view.perplexity:.1%}"
     return "" if view.lost is None else f", which takes {view.lost:.1%} of its right answers"
 
 

@@ -102,3 +102,13 @@ def test_the_worst_view_by_either_figure() -> None:
     worst, varying = worst_view(figures.result()), worst_view(figures.result(), varying=True)
     assert (worst and worst.name, varying and varying.name) == ("p", "o")
     assert worst_view([]) is None
+
+
+def test_what_the_next_token_is_drawn_by_has_a_perplexity() -> None:
+    logits = View("l", "l", "l", Role.OUTPUT, drawn=True)
+    figures = Figures([logits, Y])
+    values = {"l": np.zeros((1, 2, 2), np.float32), "y": np.ones(2, np.float32)}
+    figures.add({}, values, {**values, "l": np.full((1, 2, 2), [np.log(3.0), 0.0], np.float32)})
+    drawn, other = figures.result()
+    assert drawn.perplexity == pytest.approx((0.75 * 0.25 * 4) ** -0.5 - 1, rel=1e-5)
+    assert other.perplexity is None

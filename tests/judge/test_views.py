@@ -10,6 +10,7 @@ from onnx import TensorProto, helper
 
 from qcompiler.errors import UsageError
 from qcompiler.judge.views import Role, check_ignored, find_views, stand_ins, tensors_of, views_of
+from tests.kit import decoder
 from tests.kit.rewrite import Spec, model, random_feeds, to_graph
 
 W = np.ones((4, 4), np.float32)
@@ -161,3 +162,31 @@ def test_what_a_sequence_is_made_of_is_judged() -> None:
 def test_numbers_that_were_rounded_are_amounts_and_classes_are_not(nodes: list[Spec], amounts: bool) -> None:
     graph = to_graph(model(H, *nodes, weights={"w": W, "zero": np.zeros(1, np.float32)}))
     assert [one.amounts for one in views_of(graph) if one.role is Role.RESULT] == [amounts]
+
+
+def test_logits_of_a_vocabulary_are_what_the_next_token_is_drawn_by() -> None:
+    for cache in (True, False):
+        drawn = {view.name for view in views_of(to_graph(decoder.decoder(cache=cache))) if view.drawn}
+        assert drawn == {"logits"}
+
+
+def _of_ids(*nodes: Spec, width: int, output: str = "y") -> set[str]:
+    """Names of the views that a token is drawn by, of a net that looks ids up in a table of 12 rows."""
+    random = np.random.default_rng(0)
+    weights = {"table": random.standard_normal((12, 4)), "head": random.standard_normal((4, width))}
+    proto = model(
+        ("Gather", "table ids", "x"),
+        ("MatMul", "x head", "h"),
+        *nodes,
+        inputs={"ids": (np.int64, (1, 5))},
+        outputs=(output,),
+        weights={name: value.astype(np.float32) for name, value in weights.items()},
+    )
+    return {view.name for view in views_of(to_graph(proto)) if view.drawn}
+
+
+def test_an_output_as_wide_as_the_table_of_ids_is_one_by_any_name_and_classes_of_tokens_are_not() -> None:
+    assert _of_ids(width=12, output="h") == {"h"}
+    assert _of_ids(("LogSoftmax", "h", "y", {"axis": -1}), width=12) == {"h (before LogSoftmax)"}
+    assert _of_ids(("ArgMax", "h", "y", {"axis": -1}), width=12) == set()
+    assert _of_ids(width=3, output="h") == set()

@@ -83,3 +83,14 @@ def test_what_decides_says_how_many_right_answers_noise_takes() -> None:
     assert not views.decided(found({**logits, "lost": 0.02}), 20.0)
     assert not views.decided(found(logits, view("z", sqnr_db=40.0, varying_db=19.0)), 20.0)
     assert not views.decided(found(view(sqnr_db=30.0)), 20.0)  # nothing is that low
+
+
+def test_what_the_next_token_is_drawn_by_says_how_the_perplexity_rises() -> None:
+    logits = view("logits", sqnr_db=19.0, varying_db=18.5, perplexity=0.004)
+    told = found(logits, worst_sqnr_db=19.0, worst_varying_db=18.5, worst_output="logits")
+    assert views.worst(told) == "19.0 dB on 8 feeds of a.npz (worst view logits); perplexity 0.4 % higher"
+    assert views.decided(told, 20.0)
+    assert not views.decided(found({**logits, "perplexity": 0.02}), 20.0)
+    assert not views.decided(found({**logits, "lost": 0.02}), 20.0)
+    endless = found({**logits, "perplexity": "inf"}, worst_sqnr_db=1.0, worst_output="logits")
+    assert views.worst(endless) == "1.0 dB on 8 feeds of a.npz (worst view logits); perplexity without bounds"

@@ -63,6 +63,20 @@ def test_what_decides_is_doubted_for_the_answers_that_it_loses(db: float, lost: 
     assert verdict_of(verified(logits), Gates(min_sqnr=2)).word is Word.HOLDS
 
 
+@pytest.mark.parametrize(
+    ("db", "rises", "word"),
+    [(12.0, 0.002, Word.HOLDS), (24.0, 0.02, Word.DOUBTFUL), (19.0, 0.009, Word.HOLDS), (2.9, 0.0, Word.BROKEN)],
+)
+def test_what_the_next_token_is_drawn_by_is_doubted_for_its_perplexity(db: float, rises: float, word: Word) -> None:
+    logits = dataclasses.replace(view(db), perplexity=rises)
+    found = verdict_of(verified(logits), Gates())
+    assert found.word is word
+    if word is Word.DOUBTFUL:
+        assert found.reasons == ("'y' has 24.0 dB, which raises the perplexity by 2.0%",)
+    assert verdict_of(verified(dataclasses.replace(logits, lost=0.03)), Gates()).word is not Word.HOLDS
+    assert verdict_of(verified(logits), Gates(min_sqnr=2)).word is Word.HOLDS
+
+
 def test_the_metric_has_the_word() -> None:
     score = Score("accuracy", 0.9, 0.9, higher_is_better=True)
     assert verdict_of(verified(view(1.0), score=score), Gates()).word is Word.HOLDS
