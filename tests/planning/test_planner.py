@@ -59,8 +59,12 @@ def chosen(loaded: models.Model, recipe: Recipe, *, spike: float = 1.0) -> Chose
     feeds = [{"x": rng.standard_normal((1, 12, 32)).astype(np.float32)} for _ in range(8)]
     for feed in feeds:
         feed["x"][0, 0, 0] *= spike
+    return chosen_on(loaded, recipe, feeds, INPUTS)
+
+
+def chosen_on(loaded: models.Model, recipe: Recipe, feeds: list[dict[str, Any]], inputs: Inputs) -> Chosen:
     layers = candidates.find_candidates(loaded.graph, TARGET, recipe.keep)
-    source = open_source(feeds, INPUTS)
+    source = open_source(feeds, inputs)
     seen = observe(loaded, Points.of(histograms=list(layers.by_activation)), source)
     return make_plan(loaded, layers, seen, planning(recipe), TARGET)
 
@@ -289,6 +293,24 @@ def test_in_doubt_less_may_stay_quantized_unless_the_user_says_how_much(
     found = chosen(models.load(tmp_path / "m.onnx"), recipe).goal
     assert found is not None
     assert (found.goal.min_share, found.goal.doubtful_db, found.goal.least_share) == pytest.approx(lines)
+
+
+def test_where_a_token_is_drawn_by_the_output_all_below_the_goal_is_doubt(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    weights = {"table": random.standard_normal((40, 32)), "w": random.standard_normal((32, 40)) / 6}
+    proto = model(
+        ("Gather", "table ids", "h"),
+        ("MatMul", "h w", "logits"),
+        inputs={"ids": (np.int64, ("n", 12))},
+        outputs=("logits",),
+        weights={name: value.astype(np.float32) for name, value in weights.items()},
+    )
+    onnx.save(proto, tmp_path / "m.onnx")
+    feeds = [{"ids": random.integers(0, 40, (1, 12))} for _ in range(8)]
+    inputs: Inputs = {"ids": (np.dtype(np.int64), ("n", 12))}
+    found = chosen_on(models.load(tmp_path / "m.onnx"), Recipe(), feeds, inputs).goal
+    assert found is not None
+    assert (found.goal.target, found.goal.doubtful_db) == (25.0, 25.0)
 
 
 def test_what_cannot_be_quantized_makes_both_floors_one(loaded: models.Model) -> None:
