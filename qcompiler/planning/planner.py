@@ -32,6 +32,7 @@ from qcompiler.planning.search.safety_net import Limits, Prices, SafetyNet
 from qcompiler.planning.search.take import Judging, Pinned, by_goal
 from qcompiler.planning.simulation.noise import Advance
 from qcompiler.planning.simulation.simulator import Grids, Simulation, Use
+from qcompiler.recipe.budget import runs_for
 from qcompiler.recipe.tables import QfemTable, SafetyTable
 from qcompiler.statistics.observe import Observations
 from qcompiler.target import DType, Target
@@ -97,7 +98,10 @@ def make_plan(
     feeds = ready.feeds(options.safety.samples)
     drawn = any(view.drawn and view.judged for view in views)
     limits = _limits(options, prices, by_hand=by_hand, judged=metric is not None, drawn=drawn)
-    limits = replace(limits, runs=ready.budget, few=few_for(ready.budget, offers, len(feeds)), calm_db=calm)
+    runs = ready.budget
+    if options.reproducible:  # what the clock says is not exceeded
+        runs = runs_for(runs, options.effort, options.search_time, choices_of(offers))
+    limits = replace(limits, runs=runs, few=few_for(runs, offers, len(feeds)), calm_db=calm)
     reached: GoalReached | None = None
     if pinned is not None:
         spared, net, reached = pinned.spared, pinned.net, pinned.reached
@@ -200,8 +204,12 @@ def _limits(
 
 def few_for(budget: int, offers: Mapping[str, Sequence[Use]], samples: int) -> int:
     """How many samples single groups are measured on: half of the budget is theirs."""
-    wanted = sum(len({use.dtype for use in uses}) for uses in offers.values())
-    return max(1, min(samples, budget // 2 // max(wanted, 1)))
+    return max(1, min(samples, budget // 2 // max(choices_of(offers), 1)))
+
+
+def choices_of(offers: Mapping[str, Sequence[Use]]) -> int:
+    """How many groups and formats there are to choose from."""
+    return sum(len({use.dtype for use in uses}) for uses in offers.values())
 
 
 def _measured(halves: MetricHalves, run: object) -> MetricHalves:

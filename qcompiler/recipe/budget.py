@@ -19,6 +19,7 @@ LEAST_RUN: Final = 1e-3  # seconds of a run, however small the model: feeding it
 EFFORTS: Final[Mapping[str, float]] = MappingProxyType({"quick": 10.0, "balanced": 30.0, "thorough": 300.0})  # seconds
 PASSES: Final[Mapping[str, float]] = MappingProxyType({"quick": 0.5, "balanced": 4.0, "thorough": 20.0})  # of the data
 FREE: Final[Mapping[str, float]] = MappingProxyType({"quick": 0.5, "balanced": 2.0, "thorough": 30.0})  # seconds
+EACH: Final[Mapping[str, int]] = MappingProxyType({"quick": 0, "balanced": 2, "thorough": 4})  # runs a choice
 LEAST_RUNS: Final = 32
 MOST_SAMPLES: Final = 64  # more data makes no search longer
 _UNITS: Final[Mapping[str, float]] = MappingProxyType({"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0})
@@ -62,6 +63,21 @@ def budget_of(effort: str, search_time: float | None, macs: float, samples: int)
         return runs_in(search_time, macs)
     passes = int(PASSES[effort] * min(samples, MOST_SAMPLES))
     return max(LEAST_RUNS, passes, runs_in(FREE[effort], macs))
+
+
+def runs_for(budget: int, effort: str, search_time: float | None, choices: int) -> int:
+    """The budget of a search among so many choices: as of `budget_of`, but two runs for each of them (`balanced`).
+
+    Few samples may hold as much as many do: eight windows of 256 tokens are 2048 rows. Counted in passes over them, a
+    deep model would not have the runs that tell its layers apart.
+
+    Args:
+        budget: as of `budget_of`.
+        effort: quick, balanced or thorough.
+        search_time: seconds that the user gives, which are not exceeded; None for what the effort says.
+        choices: groups of layers, times formats.
+    """
+    return budget if search_time is not None else max(budget, EACH[effort] * choices)
 
 
 def runs_in(seconds: float, macs: float) -> int:

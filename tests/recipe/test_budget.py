@@ -7,7 +7,17 @@ from typing import Any
 
 import pytest
 
-from qcompiler.recipe.budget import EFFORTS, LEAST_RUN, LEAST_RUNS, SPEED, budget_of, duration, runs_in, seconds_of
+from qcompiler.recipe.budget import (
+    EFFORTS,
+    LEAST_RUN,
+    LEAST_RUNS,
+    SPEED,
+    budget_of,
+    duration,
+    runs_for,
+    runs_in,
+    seconds_of,
+)
 from qcompiler.recipe.checks import WrongError
 
 
@@ -45,3 +55,10 @@ def test_a_search_costs_a_few_passes_over_the_data() -> None:
     assert budget_of("balanced", None, 10 * SPEED, 2) == LEAST_RUNS
     assert budget_of("balanced", None, 0, 2) == round(2.0 / LEAST_RUN)
     assert budget_of("balanced", 10.0, SPEED, 64) == 10
+
+
+def test_few_samples_leave_the_runs_that_tell_layers_apart_and_a_time_of_the_users_is_kept() -> None:
+    assert runs_for(32, "balanced", None, 120) == 240
+    assert runs_for(256, "balanced", None, 120) == 256
+    assert runs_for(32, "quick", None, 120) == 32
+    assert runs_for(32, "balanced", 5.0, 120) == 32

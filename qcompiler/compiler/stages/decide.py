@@ -26,7 +26,7 @@ from qcompiler.planning.search.goal import checks_for
 from qcompiler.planning.search.offers import opened
 from qcompiler.planning.search.safety_net import SafetyNet
 from qcompiler.planning.search.take import Pinned, at_point, next_point
-from qcompiler.recipe.budget import budget_of
+from qcompiler.recipe.budget import budget_of, runs_for
 from qcompiler.runtime.memory import return_freed_memory
 from qcompiler.runtime.work import count_macs, count_macs_without_data
 from qcompiler.statistics.timed import Timed
@@ -141,14 +141,16 @@ def foreseen(subject: Subject, known: Timed, planning: Planning) -> Foreseen:
     if not groups or not planning.formats or planning.dynamic:
         return NOTHING
     ranges, samples, few = ranges_of(planning), samples_of(known, planning), few_of(subject.layers, known)
-    budget = budget_of(planning.effort, planning.search_time, known.macs, round(known.calibrate))
+    choices, effort, seconds = len(groups) * len(planning.formats), planning.effort, planning.search_time
+    budget = budget_of(effort, seconds, known.macs, round(known.calibrate))
+    budget = runs_for(budget, effort, seconds, choices) if planning.reproducible else budget
     spared = Foreseen(quantized=few * (1 + ranges))
     may_spare = planning.qfem.alpha != "off" and not surely_met(known, planning)
     searched = safety_net.foreseen(
         groups=len(groups),
         formats=len(planning.formats),
         ranges=ranges,
-        few=max(1, min(samples, budget // 2 // (len(groups) * len(planning.formats)))),
+        few=max(1, min(samples, budget // 2 // choices)),
         samples=samples,
         runs=budget,
         target_db=goal_of(planning),
