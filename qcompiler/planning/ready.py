@@ -18,7 +18,7 @@ from qcompiler.ir.signature import Feeds
 from qcompiler.judge.views import Views, find_views
 from qcompiler.plan import Refusal
 from qcompiler.planning.chosen import Planning
-from qcompiler.planning.placement import candidates, few_rows, rounds
+from qcompiler.planning.placement import candidates, few_rows, rounds, routers
 from qcompiler.planning.placement.candidates import Candidates
 from qcompiler.planning.placement.profile import USUAL, shapes_at, shapes_of_many
 from qcompiler.planning.search import evidence, outputs, safety_net, weight_ranges
@@ -155,6 +155,7 @@ def prepared(
     large = layers.refusing(candidates.small(model.graph, layers.found, served, target))
     usual = shapes_at(model.graph, observed, options.shapes, USUAL, list(shapes))
     large = large.refusing(few_rows.refusals(model.graph, large.found, usual, macs, target, options.safety.min_share))
+    large = large.refusing(routers.refusals(model.graph, large.found, macs, options.safety.min_share))
     large = large.refusing(candidates.not_numbers(large.found, observed.histograms))
     lacks = evidence.lacks_of(observed)
     large = large.refusing(_unknown(model.graph, large, lacks, target))

@@ -68,3 +68,30 @@ def test_by_the_clock_a_faster_machine_may_search_longer(loaded: models.Model, m
     assert budgets == [20, 40]
     counted = prepared(loaded, layers, seen, planning(Recipe(search_time=10.0)), TARGET)
     assert counted.budget == 10_000  # a millisecond a run, whatever the clock says
+
+
+def test_routers_and_what_is_little_in_front_of_them_are_not_searched(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    sizes = {"inp": (32, 32), "r": (32, 16), "w": (32, 512), "v": (512, 32)}
+    weights = {name: rng.standard_normal(size).astype(np.float32) for name, size in sizes.items()}
+    numbers = {"depth": np.array(16), "off_on": np.array([0, 1], np.float32), "first": np.array([0])}
+    proto = model(
+        ("MatMul", "x inp", "h"),
+        ("MatMul", "h r", "logits"),
+        ("ArgMax", "logits", "i", {"axis": -1, "keepdims": 0}),
+        ("OneHot", "i depth off_on", "hot"),
+        ("Gather", "hot first", "gate", {"axis": -1}),
+        ("MatMul", "h w", "e"),
+        ("Mul", "e gate", "m"),
+        ("MatMul", "m v", "y"),
+        inputs={"x": ("n", 12, 32)},
+        weights=weights | numbers,
+    )
+    onnx.save(proto, tmp_path / "m.onnx")
+    loaded = models.load(tmp_path / "m.onnx")
+    feeds = [{"x": rng.standard_normal((1, 12, 32)).astype(np.float32)} for _ in range(8)]
+    layers = candidates.find_candidates(loaded.graph, TARGET, ())
+    seen = observe(loaded, Points.of(histograms=list(layers.by_activation)), open_source(feeds, INPUTS))
+    ready = prepared(loaded, layers, seen, planning(Recipe()), TARGET)
+    assert {one.node: one.rule for one in ready.large.refused} == {"LOGITS": "router", "H": "router-input"}
+    assert [one.node for one in ready.large.found] == ["E", "Y"]

@@ -14,7 +14,7 @@ from qcompiler.data.source import Source
 from qcompiler.errors import ModelError
 from qcompiler.ir.macs import node_macs, tensors_for_shapes
 from qcompiler.plan import Candidate, Refusal
-from qcompiler.planning.placement import candidates, few_rows
+from qcompiler.planning.placement import candidates, few_rows, routers
 from qcompiler.planning.placement.profile import USUAL, shapes_at, shapes_of_many
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.runtime import shapes
@@ -105,6 +105,8 @@ def judged(
     left = [one for one in found if one.node not in too_small]
     few = few_rows.refusals(graph, left, usual, macs, target, recipe.safety.min_share)
     too_small |= {one.node: one for one in few}
+    left = [one for one in left if one.node not in too_small]
+    too_small |= {one.node: one for one in routers.refusals(graph, left, macs, recipe.safety.min_share)}
     verdicts = {one.node: InspectedLayer(one.node, one.op, False, one.rule, one.why) for one in refused}
     for one in found:
         small = too_small.get(one.node)

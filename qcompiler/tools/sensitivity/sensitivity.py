@@ -25,7 +25,7 @@ from qcompiler.passes.importing import imported
 from qcompiler.passes.known_part import known_part
 from qcompiler.passes.pipelines import clean_up
 from qcompiler.plan import Candidate
-from qcompiler.planning.placement import candidates, few_rows
+from qcompiler.planning.placement import candidates, few_rows, routers
 from qcompiler.planning.placement.candidates import Candidates
 from qcompiler.planning.placement.profile import USUAL, shapes_at, shapes_of_many
 from qcompiler.planning.search import evidence
@@ -266,6 +266,7 @@ def sensitivity(
     layers = layers.refusing(
         few_rows.refusals(normal.graph, layers.found, usual, macs, target, recipe.safety.min_share)
     )
+    layers = layers.refusing(routers.refusals(normal.graph, layers.found, macs, recipe.safety.min_share))
     layers = layers.refusing(candidates.not_numbers(layers.found, observed.histograms))
     left = {one.node for one in layers.found}
     layers = layers.refusing(one for one in lacking.refused if one.node in left)
