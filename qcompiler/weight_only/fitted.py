@@ -10,8 +10,9 @@ costs nothing where the model runs, and the float weights stay what they are.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,9 +44,10 @@ def fittable(graph: gs.Graph, found: Sequence[Candidate]) -> dict[str, NDArray[n
 
 def work_of(graph: gs.Graph, found: Sequence[Candidate]) -> float:
     """Multiply-accumulates that fitting takes, beside those of the runs that show what layers read."""
-    sizes = [matrix.shape for matrix in fittable(graph, found).values()]
-    factors = (float(depth) ** 3 / 3 for depth in _depths(graph, found).values())
-    return float(sum(_OPERATIONS * k * k * n for k, n in sizes)) + sum(factors)
+    shared = _shared(graph, found)
+    sizes = [one.matrix.shape for one in shared]
+    factors = {one.activations: float(len(one.matrix)) ** 3 / 3 for one in shared}
+    return float(sum(_OPERATIONS * k * k * n for k, n in sizes)) + sum(factors.values())
 
 
 def passes(graph: gs.Graph, found: Sequence[Candidate]) -> int:
@@ -58,6 +60,9 @@ def fitted(
 ) -> Candidates:
     """The same layers, with weights fitted to some samples where that can be done.
 
+    A weight that several layers multiply by, such as the rounds of a loop, is fitted once to what all of them read, and
+    stays one.
+
     Args:
         model: the float model.
         layers: of it.
@@ -68,18 +73,49 @@ def fitted(
         DataError: a feed does not fit the model, or what a layer reads is not finite.
         ModelError: a weight is not finite, or ONNX Runtime cannot run the model.
     """
-    matrices = fittable(model.graph, layers.found)
-    groups: dict[str, list[Candidate]] = {}
-    for one in layers.found:
-        if one.node in matrices:
-            groups.setdefault(one.activation, []).append(one)
+    waiting: dict[tuple[str, ...], list[_Shared]] = {}
+    for one in _shared(model.graph, layers.found):
+        waiting.setdefault(one.activations, []).append(one)
+    sums: dict[tuple[str, ...], hessian.Moments] = {}
+    left = {names: set(names) for names in waiting}
     weights: dict[str, FittedWeight] = {}
     for part in hessian.hessians(model, _depths(model.graph, layers.found), feeds, advance=advance):
         for name, (moments,) in part.items():
-            factor = gptq.factor(moments.hessian, size=None, shrink=moments.shrinkage)
-            weights.update({one.node: _fitted(matrices[one.node], one, factor) for one in groups[name]})
+            for names in [names for names in waiting if name in left[names]]:
+                sums[names] = sums[names] + moments if names in sums else moments
+                left[names].discard(name)
+                if not left[names]:
+                    weights |= _fitted(waiting[names], sums.pop(names))
     found = tuple(replace(one, fitted=weights.get(one.node)) for one in layers.found)
     return Candidates(found, layers.refused)
+
+
+@dataclass(frozen=True, eq=False)
+class _Shared:
+    """A weight [K, N], and all layers that multiply by it."""
+
+    matrix: NDArray[np.float32]
+    members: Sequence[Candidate]
+
+    @property
+    def activations(self) -> tuple[str, ...]:
+        """What the layers read, each once."""
+        return tuple(dict.fromkeys(one.activation for one in self.members))
+
+
+def _shared(graph: gs.Graph, found: Sequence[Candidate]) -> list[_Shared]:
+    """The weights that can be fitted, each once, by their contents: copies are made one again when they are stored."""
+    groups: dict[tuple[bytes, tuple[int, ...], int | None], _Shared] = {}
+    matrices = fittable(graph, found)
+    for one in found:
+        if one.node not in matrices:
+            continue
+        matrix = matrices[one.node]
+        content = hashlib.blake2b(np.ascontiguousarray(matrix).tobytes(), digest_size=16).digest()
+        key = (content, matrix.shape, one.axis)
+        before = groups[key].members if key in groups else ()
+        groups[key] = _Shared(matrix, (*before, one))
+    return list(groups.values())
 
 
 def _depths(graph: gs.Graph, found: Sequence[Candidate]) -> dict[str, int]:
@@ -88,10 +124,16 @@ def _depths(graph: gs.Graph, found: Sequence[Candidate]) -> dict[str, int]:
     return {one.activation: len(matrices[one.node]) for one in found if one.node in matrices}
 
 
-def _fitted(matrix: NDArray[np.float32], one: Candidate, factor: gptq.Factor) -> FittedWeight:
-    blocks = gptq.gptq(matrix, factor, size=None, format="int8", half=False)
-    stored_so = one.axis is not None and one.axis % 2 == 1
-    return FittedWeight(blocks.values if stored_so else np.ascontiguousarray(blocks.values.T), blocks.scales)
+def _fitted(weights: Sequence[_Shared], moments: hessian.Moments) -> dict[str, FittedWeight]:
+    """By node name, weights that meet the same rows."""
+    factor = gptq.factor(moments.hessian, size=None, shrink=moments.shrinkage)
+    found: dict[str, FittedWeight] = {}
+    for one in weights:
+        blocks, axis = gptq.gptq(one.matrix, factor, size=None, format="int8", half=False), one.members[0].axis
+        stored_so = axis is not None and axis % 2 == 1
+        weight = FittedWeight(blocks.values if stored_so else np.ascontiguousarray(blocks.values.T), blocks.scales)
+        found.update(dict.fromkeys((member.node for member in one.members), weight))
+    return found
 
 
 def _matrix(node: gs.Node, one: Candidate) -> NDArray[np.float32] | None:

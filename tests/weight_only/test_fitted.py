@@ -105,3 +105,17 @@ def test_what_is_no_matrix_stays_as_it_was(tmp_path: Path) -> None:
 def test_work_grows_with_the_square_of_the_depth(tmp_path: Path) -> None:
     read, layers = loaded(tmp_path, ("MatMul", "x w", "y"), w=weight())
     assert fitted.work_of(read.graph, layers.found) == pytest.approx(3 * DEPTH**2 * WIDTH + DEPTH**3 / 3)
+
+
+def test_a_weight_that_several_layers_share_is_fitted_once_to_what_all_read_and_stays_one(tmp_path: Path) -> None:
+    w = weight()
+    quiet = {"low": np.full((1, DEPTH), 0.5, np.float32), "u": w + 1}
+    twice = (("Mul", "x low", "z"), ("MatMul", "x w", "a"), ("MatMul", "z w", "b"), ("MatMul", "z u", "c"))
+    rest = (("Add", "a b", "d"), ("Add", "d c", "y"))
+    read, layers = loaded(tmp_path, *twice, *rest, w=w, **quiet)
+    first, second, own = (one.fitted for one in fitted.fitted(read, layers, feeds()).found)
+    assert first is not None
+    assert first is second
+    assert own is not None
+    kinds = 2  # of weights, and of rows that they meet: those of x and z, and those of z
+    assert fitted.work_of(read.graph, layers.found) == kinds * (3 * DEPTH**2 * WIDTH + DEPTH**3 / 3)
