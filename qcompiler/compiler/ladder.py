@@ -1,8 +1,8 @@
 """The ladder: what is done for accuracy, cheapest first, and what must have been observed for it to be tried.
 
 `LADDER` is the list, read from top to bottom. Behind each rung everything is quantized at once on the samples that
-choose (`planning/climb.py`); what meets the goal ends the climb, and nothing below it is tried but smoothing, which
-costs nothing where the model runs. A rung is tried only where what was observed says that it can help; what gains
+choose (`planning/climb.py`); what meets the goal ends the climb, and nothing below it is tried but smoothing and
+fitted weights, which cost nothing where the model runs. A rung is tried only where what was observed says that it can help; what gains
 nothing is not kept, and the model stays as it was.
 
 The first five are stages or parts of them (`stages/equalize.py`, `stages/smooth_quant.py`, `stages/weight_only.py`);
@@ -31,7 +31,7 @@ from qcompiler.planning.chosen import Chosen, Planning
 from qcompiler.planning.climb import Standing, main_format, spiking
 from qcompiler.planning.placement import candidates, one_sided
 from qcompiler.planning.search import qfem
-from qcompiler.recipe.budget import budget_of
+from qcompiler.recipe.budget import MOST_SAMPLES, budget_of
 from qcompiler.runtime.work import count_macs
 from qcompiler.target import DType, Target, lacking_fp8
 from qcompiler.weight_only import fitted
@@ -102,6 +102,12 @@ class Seen:
         macs = sum(count_macs(self.subject.model.graph, self.subject.seen.kept[0]).values())
         planning = self.planning
         return float(macs) * budget_of(planning.effort, planning.search_time, macs, self.subject.seen.feeds)
+
+    @property
+    def shown(self) -> float:
+        """Multiply-accumulates of the runs that showed what layers read, `MOST_SAMPLES` of them at most."""
+        macs = sum(count_macs(self.subject.model.graph, self.subject.seen.kept[0]).values())
+        return float(macs) * min(self.subject.seen.feeds, MOST_SAMPLES)
 
     def enough(self, gain_db: float) -> bool:
         """Whether a predicted gain is worth a trial: it would reach the goal, or be noticed."""
@@ -188,15 +194,22 @@ def _fit_weights(seen: Seen) -> Help:
     able = {one.activation for one in layers if one.node in weights}
     if not able:
         return Help(False, "no product has a weight that could be fitted")
-    work, allowed = fitted.work_of(graph, layers), seen.work
+    after = {name: one.noise() - one.rounding() for name, one in seen.read.items() if name in able}
+    gain = seen.gain_db(after)
+    told = f"were weights not rounded at all, the errors of all layers together would fall by {gain:.1f} dB"
+    if not seen.enough(gain):
+        return Help(False, told)
+    work, allowed, met = fitted.work_of(graph, layers), seen.work, seen.missing_db == 0
+    if met and work > seen.shown:
+        return Help(
+            False,
+            f"the goal is met, and it takes {work / seen.shown:.1f} times the work of the runs that showed the data",
+        )
     if work > allowed:
         return Help(
             False, f"it takes {work / allowed:.1f} times the work that a search may cost: --effort or --search-time"
         )
-    after = {name: one.noise() - one.rounding() for name, one in seen.read.items() if name in able}
-    gain = seen.gain_db(after)
-    told = f"were weights not rounded at all, the errors of all layers together would fall by {gain:.1f} dB"
-    return Help(seen.enough(gain), told)
+    return Help(True, told)
 
 
 def _shift(seen: Seen) -> Help:

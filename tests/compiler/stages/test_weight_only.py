@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,12 +109,37 @@ def test_weights_are_fitted_where_the_goal_is_missed_and_that_helps(tmp_path: Pa
     assert decided.chosen.net.curve[0].sqnr_db == pytest.approx(after.standing.sqnr_db, abs=0.3)
 
 
-def test_what_meets_the_goal_keeps_its_nearest_integers(tmp_path: Path) -> None:
-    standing = missed(tmp_path, safety=SafetyTable(target_sqnr_db=5.0))
-    assert (
-        standing.run(fit_weights, standing.subject, standing.asked.target, standing.asked.planning) is standing.subject
-    )
-    assert "is met before it" in standing.run.records["rungs"]["fit_weights"]["why"]
+MET = SafetyTable(target_sqnr_db=5.0)
+
+
+def test_it_is_done_above_the_goal_too_where_it_promises_enough_for_little(tmp_path: Path) -> None:
+    standing = missed(tmp_path, safety=MET)
+    before = standing.subject
+    after = standing.run(fit_weights, before, standing.asked.target, standing.asked.planning)
+    assert before.standing is not None
+    assert before.standing.met
+    assert all(one.fitted is not None for one in after.layers.found)
+    assert standing.run.records["rungs"]["fit_weights"]["gain_db"] > 2
+
+
+@pytest.mark.parametrize("reason", ["quick", "metric"])
+def test_what_meets_the_goal_keeps_its_nearest_integers_where_time_is_short_or_a_metric_holds(
+    tmp_path: Path, reason: str
+) -> None:
+    standing = missed(tmp_path, safety=MET, effort="quick" if reason == "quick" else "balanced")
+    subject = standing.subject
+    assert subject.standing is not None
+    if reason == "metric":
+        subject = subject.with_(standing=replace(subject.standing, accepted=True))
+    assert standing.run(fit_weights, subject, standing.asked.target, standing.asked.planning) is subject
+    assert "before it" in standing.run.records["rungs"]["fit_weights"]["why"]
+
+
+def test_above_the_goal_it_may_cost_what_the_runs_cost_that_showed_the_data(tmp_path: Path) -> None:
+    few = of_net("fit_weights", net(), feeds(5), tmp_path, safety=MET, smooth_quant=OFF)
+    help = FIT_WEIGHTS.helps(Seen(few.subject, few.asked.planning, few.asked.target))
+    assert not help.can
+    assert "times the work of the runs that showed the data" in help.why
 
 
 @pytest.mark.parametrize(
