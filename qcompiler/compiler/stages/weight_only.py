@@ -27,7 +27,7 @@ from qcompiler.weight_only.storable import WeightOnlyOptions
 RUNG = ladder.FIT_WEIGHTS
 
 
-@stage()
+@stage(version=2)
 def fit_weights(run: Compilation, subject: Subject, target: Target, planning: Planning) -> Done[Subject]:
     """The subject with INT8 weights fitted to what their layers read, where that brings it closer to float.
 
