@@ -2,7 +2,8 @@
 
 Tapped are the outputs of linear and recurrent nodes that both graphs know by the same name and read by the same
 operators: where a pass has folded a BatchNormalization or a bias into the node, its output keeps the name and means
-something else. Between them lie borders: sums that several nodes read (a residual stream) and the outputs of the graph.
+something else. So does the product of an activation that was moved onto the middle of its grid: only behind its bias
+both are the same again. Between them lie borders: sums that several nodes read (a residual stream) and the outputs of the graph.
 
 At each of them two errors are measured:
 
@@ -155,7 +156,36 @@ def common(reference: gs.Graph, quantized: gs.Graph, nodes: Iterable[gs.Node]) -
         and _readable(tensor := node.outputs[0])
         and tensor.name in written
         and _readers(reference, tensor) == _readers(quantized, written[tensor.name])
+        and not _moved(node, written[tensor.name])
     ]
+
+
+def _moved(node: gs.Node, quantized: gs.Tensor) -> bool:
+    """Whether a product reads the same activation with a constant added, which only the bias behind it takes off again.
+
+    Args:
+        node: of the float graph.
+        quantized: what the same node of the other graph writes.
+    """
+    twin = graphs.producer(quantized)
+    if twin is None or not (graphs.is_op(node, "MatMul") and graphs.is_op(twin, "MatMul")):
+        return False
+    *_, first = _stored(twin.inputs[0])
+    maker, known = graphs.producer(first), {one.name for one in _stored(node.inputs[0])}
+    if first.name in known or maker is None or not graphs.is_op(maker, "Add"):
+        return False
+    added = [read for read in maker.inputs if not graphs.is_constant(read)]
+    return len(added) == 1 and any(one.name in known for one in _stored(added[0]))
+
+
+def _stored(tensor: gs.Tensor) -> Iterator[gs.Tensor]:
+    """A tensor and those in front of it that it is another way to store of."""
+    while True:
+        yield tensor
+        node = graphs.producer(tensor)
+        if node is None or not graphs.is_op(node, *_STORING):
+            return
+        tensor = node.inputs[0]
 
 
 def _border(graph: gs.Graph, node: gs.Node) -> bool:

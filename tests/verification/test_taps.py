@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 
 from qcompiler.ir import model as models
+from qcompiler.passes.quantize.insert_qdq import InsertQDQ
+from qcompiler.plan import Decision, Plan, Quantizer
+from qcompiler.target import DType
 from qcompiler.verification.replay import Replay
 from qcompiler.verification.taps import TapNoise, energies, find_taps, measure, replayed
 from tests.kit.rewrite import model, to_graph
@@ -54,6 +57,33 @@ def test_sums_that_several_nodes_read_and_outputs_are_borders(tmp_path: Path) ->
         "y": {"b", "sum"},
     }
     assert [tap.name for tap in found.ends] == ["b", "y"]
+
+
+@pytest.mark.parametrize("shift", [True, False])
+def test_the_product_of_an_activation_that_was_moved_means_something_else(shift: bool) -> None:
+    """Its bias takes off what was added; what comes behind the bias is compared."""
+    first = model(
+        ("MatMul", "x w", "h"),
+        ("Softplus", "h", "s"),
+        ("MatMul", "s v", "p"),
+        ("Add", "p b", "z"),
+        ("MatMul", "z w", "y"),
+        inputs={"x": (2, 4)},
+        weights={"w": W, "v": 2 * W, "b": np.arange(4, dtype=np.float32)},
+        opset=21,
+    )
+    graph, quantized = to_graph(first), to_graph(first)
+    name = next(node.name for node in graph.nodes if node.outputs[0].name == "p")
+    plan = Plan.of([Decision(name, "MatMul", DType.INT8, "linear", "")]).with_(
+        quantizers={"s": Quantizer("s", DType.INT8, 3.0, "test", 3.0, (-0.1, 3.0))}, axes={name: 1}
+    )
+    InsertQDQ(plan, shift=shift)(quantized)
+    taps = find_taps(graph, quantized, 96)
+    assert [tap.name for tap in taps] == (["h", "y"] if shift else ["h", "p", "y"])
+    pair = [models.Model(one, {}, None, 10) for one in (graph, quantized)]
+    feeds = [{"x": np.random.default_rng(2).standard_normal((2, 4)).astype(np.float32)}]
+    found = measure(*pair, feeds, taps)
+    assert all(found.own[tap.name].db > 20 for tap in found.taps)
 
 
 def test_a_quiet_channel_counts_as_much_as_a_loud_one() -> None:
