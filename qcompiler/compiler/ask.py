@@ -118,6 +118,7 @@ def ask(recipe: Recipe, data: Data | None, output: Path, *, build: bool) -> Aske
     held_out = HeldOut(
         recipe.verify_samples, recipe.verify_data, recipe.verify_text, recipe.metric, recipe.text, recipe.preprocess
     )
+    gates = Gates(recipe.min_sqnr, recipe.max_drop, recipe.allow_broken)
     return Asked(
         recipe=recipe,
         target=target,
@@ -154,8 +155,9 @@ def ask(recipe: Recipe, data: Data | None, output: Path, *, build: bool) -> Aske
             recipe.ignore_output,
             recipe.safety.target_sqnr_db,
             halves=recipe.metric is not None and bool(formats) and data is not None,
+            gates=gates,
         ),
-        gates=Gates(recipe.min_sqnr, recipe.max_drop, recipe.allow_broken),
+        gates=gates,
         build=BuildOptions(target, recipe.shapes, recipe.generation, methods.needs_rows(recipe.precision, target)),
         warnings=warnings,
     )

@@ -171,6 +171,7 @@ def verify(
     halves: bool = False,
     drift: bool = True,
     close_db: float = FRESH_DB,
+    doubted: Callable[[Verification], bool] | None = None,
     normal: models.Model | None = None,
     optimize: bool = True,
     ignored: Collection[str] = (),
@@ -189,6 +190,7 @@ def verify(
         halves: the quantized model was chosen by the choosing half of the metric: its score says what each half loses.
         drift: also compare inner tensors, on the first 2 feeds.
         close_db: SQNR in dB of the outputs from which on nobody is to blame, which saves the search for who is.
+        doubted: by all other figures, whether anybody asks who is to blame; None for always.
         normal: the float model whose inner tensors are compared: `float_model` after the float passes, which fold nodes
             and keep the names; None for `float_model` itself.
         optimize: let ONNX Runtime optimise the quantized graph, unless it has FP8, which that breaks.
@@ -222,23 +224,19 @@ def verify(
     score = scoring and scoring(*pair.plain(), advance, float_score)
     pair.close()  # its sessions hold memory that the search for the drift needs
     return_freed_memory()
-    inside, remarks = Trace(), tuple[str, ...]()
-    if drift and isinstance(candidate, models.Model):
-        few = list(itertools.islice(source, min(DRIFT_SAMPLES, count)))
-        inside, remarks = _traced(normal or reference, candidate, few, _limit(figures.result(), close_db))
-    return Verification(
+    result = Verification(
         samples=count,
         outputs=tuple(tally.result() for tally in tallies.values()),
-        layers=inside.layers,
-        suspects=inside.suspects,
-        remarks=remarks,
         score=score,
         views=figures.result(),
         parts=parts,
         data=str(getattr(source, "name", "")),
         random=bool(getattr(source, "random", False)),
-        seconds=time.perf_counter() - started,
     )
+    if drift and isinstance(candidate, models.Model):
+        few = list(itertools.islice(source, min(DRIFT_SAMPLES, count)))
+        result = _traced(result, (normal or reference, candidate), few, _limit(result.views, close_db), doubted)
+    return dataclasses.replace(result, seconds=time.perf_counter() - started)
 
 
 def _limit(views: Sequence[ViewFigure], close_db: float) -> float:
@@ -248,13 +246,22 @@ def _limit(views: Sequence[ViewFigure], close_db: float) -> float:
 
 
 def _traced(
-    reference: models.Model, candidate: models.Model, feeds: list[Feeds], close_db: float
-) -> tuple[Trace, tuple[str, ...]]:
-    """The search for the drift; where a part of a graph cannot be run, the outputs are judged all the same."""
+    found: Verification,
+    pair: tuple[models.Model, models.Model],
+    feeds: list[Feeds],
+    close_db: float,
+    doubted: Callable[[Verification], bool] | None,
+) -> Verification:
+    """With what the search for the drift has shown; where a part of a graph cannot be run, the outputs are judged."""
+
+    def asked(seen: Trace) -> bool:
+        return doubted is None or doubted(dataclasses.replace(found, layers=seen.layers))
+
     try:
-        return trace(reference, candidate, feeds, close_db=close_db), ()
+        inside = trace(*pair, feeds, close_db=close_db, asked=asked)
     except (ModelError, DataError) as error:
-        return Trace(), (f"inner tensors were not compared, because of this: {error}",)
+        return dataclasses.replace(found, remarks=(f"inner tensors were not compared, because of this: {error}",))
+    return dataclasses.replace(found, layers=inside.layers, suspects=inside.suspects)
 
 
 class _Pair:

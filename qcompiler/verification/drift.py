@@ -13,7 +13,7 @@ a layer that costs no more than INT8 does, or than INT4 does in a model of INT4,
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final
@@ -79,6 +79,7 @@ def trace(
     *,
     most: int = 96,
     close_db: float = FRESH_DB,
+    asked: Callable[[Trace], bool] | None = None,
 ) -> Trace:
     """Compares inner tensors on a few feeds.
 
@@ -88,14 +89,20 @@ def trace(
         feeds: all are run; suspects are looked for on the first two.
         most: layers that are looked at, evenly spaced over the graph.
         close_db: SQNR in dB of the outputs from which on nobody is to blame.
+        asked: by what the layers have shown, whether anybody asks for suspects, whose search takes as long again; None
+            for always.
 
     Raises:
         ModelError: a graph cannot be run.
     """
     found = measure(float_model, quantized, feeds, find_taps(float_model.graph, quantized.graph, most))
     layers = _layers(found)
+    seen = Trace(tuple(layers))
+    if asked is not None and not asked(seen):
+        return seen
     begins = [layer.tensor for layer in layers if layer.drifts]
-    return Trace(tuple(layers), find_suspects(float_model, quantized, feeds, found, begins, close_db=close_db))
+    suspects = find_suspects(float_model, quantized, feeds, found, begins, close_db=close_db)
+    return Trace(seen.layers, suspects)
 
 
 def compare_layers(

@@ -3,7 +3,8 @@
 Tapped are the outputs of linear and recurrent nodes that both graphs know by the same name and read by the same
 operators: where a pass has folded a BatchNormalization or a bias into the node, its output keeps the name and means
 something else. So does the product of an activation that was moved onto the middle of its grid: only behind its bias
-both are the same again. Between them lie borders: sums that several nodes read (a residual stream) and the outputs of the graph.
+both are the same again. Between them lie borders: sums that several nodes read (a residual stream) and the outputs of
+the graph.
 
 At each of them two errors are measured:
 
@@ -30,7 +31,7 @@ from qcompiler.ir import model as models
 from qcompiler.ir.operators import TAPPED
 from qcompiler.ir.signature import inputs_of
 from qcompiler.numerics.sqnr import sqnr_db
-from qcompiler.runtime.stream import OpenModel, stream
+from qcompiler.runtime.stream import OpenModel, Stream
 from qcompiler.verification.replay import Replay, fitting, fitting_inputs
 
 Array = np.ndarray[Any, Any]
@@ -224,29 +225,49 @@ def measure(
 
     Taps whose shape differs between the graphs, or that hold no floats, are left out.
 
-    Memory: the tensors are fetched in groups, so that one run holds about 64 MiB of them for each graph.
+    Memory: tensors of all runs that take more than 64 MiB for a graph are fetched in groups, once more.
 
     Raises:
         ModelError: a graph cannot be run.
     """
-    known = [_layout(model, feeds[:1], [tap.name for tap in taps]) for model in (float_model, quantized)]
-    same = [tap for tap in taps if known[0].get(tap.name, ()) == known[1].get(tap.name)]
+    names = [tap.name for tap in taps]
+    (shapes, reference), (others, got) = (_fetched(model, feeds, names) for model in (float_model, quantized))
+    same = [tap for tap in taps if shapes.get(tap.name, ()) == others.get(tap.name)]
     cuts = [tap.name for tap in same]
     total = {tap.name: TapNoise(axis_of(tap.node)) for tap in same}
     own = {tap.name: TapNoise(axis_of(tap.node)) for tap in same}
-    for group in _grouped(cuts, known[0]):
-        _measure(float_model, quantized, feeds, (cuts, group), (total, own))
+    if cuts and reference is not None and got is not None:
+        replay = Replay(float_model.graph, cuts, cuts)
+        for values in zip(feeds, reference, got, strict=True):
+            _add(replay, values, cuts, (total, own))
+    else:
+        for group in _grouped(cuts, shapes):
+            _measure(float_model, quantized, feeds, (cuts, group), (total, own))
     return Measured(tuple(same), total, own, _before(float_model.graph, frozenset(cuts)))
 
 
-def _layout(model: models.Model, feeds: Sequence[Feeds], names: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Shapes of the float tensors of one run; a sequence or optional has none."""
+def _fetched(
+    model: models.Model, feeds: Sequence[Feeds], names: Sequence[str]
+) -> tuple[dict[str, tuple[int, ...]], list[Feeds] | None]:
+    """Shapes of the float tensors of the first run, and the tensors of all runs; None where these do not fit together.
+
+    A sequence or optional has no shape.
+    """
+    opened, inputs = Stream(model, names, quick=True), inputs_of(model.graph)
     shapes: dict[str, tuple[int, ...]] = {}
-    fitted = [fitting_inputs(feed, inputs_of(model.graph)) for feed in feeds]
-    for part in stream(model, names, fitted, quick=True):
-        arrays = {name: value for name, value in part.values.items() if isinstance(value, np.ndarray)}
-        shapes.update({name: value.shape for name, value in arrays.items() if value.dtype.kind == "f"})
-    return shapes
+    runs, held = list[Feeds](), 0
+    for index, feed in enumerate(feeds):
+        values: dict[str, Array] = {}
+        for part in opened.parts(index, fitting_inputs(feed, inputs)):
+            arrays = {name: one for name, one in part.values.items() if isinstance(one, np.ndarray)}
+            floats = {name: one for name, one in arrays.items() if one.dtype.kind == "f"}
+            shapes.update({name: one.shape for name, one in floats.items()} if not index else {})
+            held += sum(one.nbytes for one in floats.values())
+            values.update(floats if held <= _BUDGET else {})
+        runs.append(values)
+        if held * len(feeds) > _BUDGET * len(runs):
+            return shapes, None
+    return shapes, runs
 
 
 def _grouped(names: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> Iterator[list[str]]:
@@ -276,11 +297,22 @@ def _measure(
     exact = OpenModel(float_model, outputs=group, quick=True)
     rounded = OpenModel(quantized, outputs=list(dict.fromkeys((*group, *replay.reads))), quick=True)
     for feed in feeds:
-        reference, got = exact.run(fitting(feed, exact)), rounded.run(fitting(feed, rounded))
-        again = replayed(replay, feed, got)
-        for name in group:
-            total[name].add(reference[name], got[name])
-            own[name].add(again.get(name, reference[name]), got[name])
+        values = feed, exact.run(fitting(feed, exact)), rounded.run(fitting(feed, rounded))
+        _add(replay, values, group, (total, own))
+
+
+def _add(
+    replay: Replay,
+    values: tuple[Feeds, Feeds, Feeds],
+    names: Sequence[str],
+    noises: tuple[Mapping[str, TapNoise], Mapping[str, TapNoise]],
+) -> None:
+    """Adds what a feed shows: the feed, what the float graph makes of it, and what the other one does."""
+    (feed, reference, got), (total, own) = values, noises
+    again = replayed(replay, feed, got)
+    for name in names:
+        total[name].add(reference[name], got[name])
+        own[name].add(again.get(name, reference[name]), got[name])
 
 
 def replayed(replay: Replay, feed: Feeds, got: Feeds) -> Feeds:

@@ -80,9 +80,9 @@ def test_the_product_of_an_activation_that_was_moved_means_something_else(shift:
     InsertQDQ(plan, shift=shift)(quantized)
     taps = find_taps(graph, quantized, 96)
     assert [tap.name for tap in taps] == (["h", "y"] if shift else ["h", "p", "y"])
-    pair = [models.Model(one, {}, None, 10) for one in (graph, quantized)]
+    first_model, second_model = (models.Model(one, {}, None, 10) for one in (graph, quantized))
     feeds = [{"x": np.random.default_rng(2).standard_normal((2, 4)).astype(np.float32)}]
-    found = measure(*pair, feeds, taps)
+    found = measure(first_model, second_model, feeds, taps)
     assert all(found.own[tap.name].db > 20 for tap in found.taps)
 
 

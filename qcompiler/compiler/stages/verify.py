@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from qcompiler.compiler.base import Compilation, Done, stage
@@ -19,9 +20,11 @@ from qcompiler.support.foreseen import NOTHING, Foreseen, between
 from qcompiler.verification.compare import DRIFT_SAMPLES, Verification
 from qcompiler.verification.compare import verify as compare
 from qcompiler.verification.finite_on_all import Finiteness, finite_on_all
+from qcompiler.verification.gates import Gates
 from qcompiler.verification.held_out import runs_of
 from qcompiler.verification.metric import score_of
 from qcompiler.verification.metrics.halves import foreseen_scores
+from qcompiler.verification.verdict import Word, verdict_of
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class VerifyOptions:
         ignored: outputs that nothing is judged by.
         close_db: SQNR in dB that is good enough: nobody is to blame then.
         halves: a half of the metric chose the plan: its score says what the other one loses.
+        gates: what the user asks for: who is to blame is looked for where it is missed, or the verdict is not *holds*.
     """
 
     samples: int
@@ -41,6 +45,7 @@ class VerifyOptions:
     ignored: tuple[str, ...] = ()
     close_db: float = 25.0
     halves: bool = False
+    gates: Gates = field(default_factory=Gates)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +97,7 @@ def verify(
             normal=lowered.inner,
             ignored=options.ignored,
             close_db=options.close_db,
+            doubted=partial(_doubted, options.gates),
             others=others,
             advance=lambda: advance(1),
         )
@@ -134,6 +140,11 @@ def foreseen_on_all(known: Timed, compared: bool) -> Foreseen:
         return NOTHING
     every = Foreseen(quantized=known.calibrate + known.choose, sessions=1, copies=1)
     return between(Foreseen(quantized=1, sessions=1), every)
+
+
+def _doubted(gates: Gates, found: Verification) -> bool:
+    """Whether a gate is missed, or somebody should look before the result is shipped."""
+    return not gates.hold(found) or verdict_of(found, gates).word is not Word.HOLDS
 
 
 def _judging(subject: Subject, samples: int) -> Source | None:

@@ -13,6 +13,7 @@ from qcompiler.compiler.stages.verify import VerifyOptions, check_finite, verify
 from qcompiler.compiler.subject import Lowered
 from qcompiler.statistics.ranges import Range, Ranges
 from qcompiler.verification.compare import Verification
+from qcompiler.verification.gates import Gates
 from tests.kit.cases import SAMPLES, prepared
 from tests.kit.subjects import Standing, before
 
@@ -139,3 +140,19 @@ def test_where_nothing_is_compared_nothing_is_run(tmp_path: Path) -> None:
     standing = before("accept", prepared(tmp_path, "conv"))
     assert standing.lowered is not None
     assert standing.run(check_finite, standing.subject, standing.lowered, None) is None
+
+
+@pytest.mark.parametrize(("least", "blamed"), [(None, False), (20.0, True)])
+def test_who_is_to_blame_is_asked_where_a_gate_is_missed_and_not_where_all_holds(
+    tmp_path: Path, least: float | None, blamed: bool
+) -> None:
+    standing = before("verify", prepared(tmp_path, "conv"))
+    assert standing.lowered is not None
+    reached = compared(standing)[1].worst_sqnr_db
+    assert reached is not None
+    gates = Gates(None if least is None else reached + least)
+    options = dataclasses.replace(standing.asked.verify, close_db=reached + 1, gates=gates)
+    found = standing.run(verify, standing.subject, standing.lowered, options).verification
+    assert found is not None
+    assert bool(found.suspects) is blamed
+    assert found.layers
