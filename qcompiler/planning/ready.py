@@ -31,7 +31,7 @@ from qcompiler.runtime.shapes import concrete_shapes
 from qcompiler.runtime.work import count_macs
 from qcompiler.statistics.evidence import Lack
 from qcompiler.statistics.histogram import Histogram
-from qcompiler.statistics.observe import Observations, histograms
+from qcompiler.statistics.observe import Observations, peaks
 from qcompiler.statistics.timed import Timed
 from qcompiler.support.foreseen import Foreseen
 from qcompiler.target import DType, Target
@@ -209,9 +209,8 @@ def _louder(
     """By tensor, how many times larger its largest |x| was in samples that choose than in those that calibrate."""
     if options.calibrator != AUTO or not observed.held or not names:
         return None
-    other = histograms(model, names, observed.held)
-    known = observed.histograms
-    return {name: one.amax / known[name].amax for name, one in other.items() if known[name].amax > 0}
+    other, known = peaks(model, names, observed.held), observed.histograms
+    return {name: peak / known[name].amax for name, peak in other.items() if known[name].amax > 0}
 
 
 def _unknown(graph: gs.Graph, layers: Candidates, lacks: Mapping[str, Lack], target: Target) -> list[Refusal]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qcompiler.data.batches import NO_BATCH, BatchAxes, samples_of
+from qcompiler.data.padding import Padding
 from qcompiler.data.samples import Fingerprint, Keep, ShapeRange, loudness, mixed
 from qcompiler.data.sights import Sight, Sights
 from qcompiler.data.source import Source
@@ -390,3 +391,30 @@ def histograms(model: models.Model, names: Sequence[str], feeds: Sequence[Feeds]
     seen = Histograms(names)
     fill(model, [seen], feeds)
     return seen.found
+
+
+def peaks(model: models.Model, names: Sequence[str], feeds: Sequence[Feeds]) -> dict[str, float]:
+    """Largest finite |x| of float tensors over some feeds, 0.0 without one: what their histograms have as `amax`."""
+    seen = _Peaks(names)
+    fill(model, [seen], feeds)
+    return seen.found
+
+
+class _Peaks:
+    """Largest finite |x| by tensor name; padding does not count."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.found = dict.fromkeys(names, 0.0)
+
+    @property
+    def tensors(self) -> Sequence[str]:
+        return list(self.found)
+
+    def update(self, part: Part) -> None:
+        padding = Padding(part.feed)
+        for name in self.found.keys() & part.values.keys():
+            x = padding.keep(np.asarray(part.values[name]))
+            peak = float(max(x.max(), -x.min())) if x.size else 0.0
+            if not np.isfinite(peak):
+                peak = float(np.abs(x[np.isfinite(x)]).max(initial=0.0))
+            self.found[name] = max(self.found[name], peak)

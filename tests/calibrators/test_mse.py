@@ -66,3 +66,12 @@ def test_noise_in_the_data_does_not_move_the_range() -> None:
 def test_an_unknown_format_is_answered_with_the_known_one() -> None:
     with pytest.raises(UsageError, match="did you mean 'fp8'"):
         MSE("fp88")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_histogram_that_grows_is_looked_at_again(format: Format) -> None:
+    h, whole = Histogram.of(draw("normal")), Histogram.of(np.concatenate([draw("normal"), draw("heavy") * 9]))
+    first = MSE(format).range(h)
+    assert MSE(format).range(Histogram.of(draw("normal"))) == first
+    h.update(draw("heavy") * 9)
+    assert MSE(format).range(h) == MSE(format).range(whole) != first

@@ -26,6 +26,12 @@ def heavy(size: int, seed: int = 0) -> NDArray[np.float32]:
     return np.random.default_rng(seed).standard_t(3, size).astype(np.float32)
 
 
+def test_what_differs_in_anything_has_another_digest() -> None:
+    arrays = [[1.0], [1.0, 1.0], [-1.0], [1.001], [1.0, 0.0], [1.0, np.nan], [2.0], [1.0, 2.0]]
+    digests = {Histogram.of(np.array(one, np.float32)).digest() for one in arrays}
+    assert len(digests) == len(arrays)
+
+
 @settings(deadline=None)
 @given(ARRAYS, st.data())
 def test_merging_parts_in_any_order_equals_the_whole(array: NDArray[np.float32], data: st.DataObject) -> None:
@@ -37,6 +43,7 @@ def test_merging_parts_in_any_order_equals_the_whole(array: NDArray[np.float32],
         merged.merge(part)
     assert merged == Histogram.of(array)
     assert repr(merged) == repr(Histogram.of(array))
+    assert merged.digest() == Histogram.of(array).digest()
 
 
 @settings(deadline=None, max_examples=50)

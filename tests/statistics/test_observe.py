@@ -16,7 +16,7 @@ from qcompiler.errors import DataError, ModelError
 from qcompiler.ir import model as models
 from qcompiler.ir.signature import Feeds, Inputs
 from qcompiler.statistics.histogram import Histogram
-from qcompiler.statistics.observe import Observations, observe
+from qcompiler.statistics.observe import Observations, histograms, observe, peaks
 from qcompiler.statistics.outliers import Outliers, Tokens
 from qcompiler.statistics.points import Points
 from qcompiler.support.each import Each, in_turn
@@ -227,3 +227,11 @@ def test_ranges_alone_fetch_no_tensor(loaded: models.Model) -> None:
     assert list(found.ranges) == ["a", "c"]
     assert found.ranges["c"].low == -np.inf  # the logarithm of 0, which is no error where no histogram is wanted
     assert not found.histograms
+
+
+def test_peaks_are_those_of_the_histograms(loaded: models.Model) -> None:
+    """Log has infinities and Sqrt none; what is not finite is no peak."""
+    names = ["x", "a", "b", "c", "y"]
+    counted = histograms(loaded, names, feeds())
+    assert counted["c"].nonfinite
+    assert peaks(loaded, names, feeds()) == {name: one.amax for name, one in counted.items()}
