@@ -132,6 +132,7 @@ def build(
                 "estimate": None,
                 "files": files or {},
                 "timings": {stage: round(seconds, 3) for stage, seconds in (timings or {}).items()},
+                "reused": {},
                 "peak_memory_mb": peak_memory_mb(),
             }
         )

@@ -35,7 +35,7 @@ def test_what_changed_is_shown_with_both_sides() -> None:
     other["warnings"] = ["odd <b>"]
     text = words(terminal(diff(one, other, fail_on=["time"]).to_json()))
     for piece in (
-        "different in model, data or target, recipe, precision, ranges, accuracy, size, predicted time, warnings",
+        "different in model, data or target, recipe, precision, ranges, accuracy, verdict, size, predicted time",
         "! worse: predicted time on sm89 went from 24.0 to 30.0 µs",
         "predicted on sm89 24 µs → 30 µs (× 1.25)",
         "recipe precision int8 → fp8",
