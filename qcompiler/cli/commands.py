@@ -9,7 +9,7 @@ import argparse
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,36 +40,27 @@ TABLES: Final[Mapping[str, tuple[str, str]]] = {  # which key of which table of 
 def compile(options: argparse.Namespace, view: Screen) -> None:
     """A float model into an engine."""
     from qcompiler.compiler.compile import compile
-    from qcompiler.report import terminal
 
-    output = options.output or f"{_stem(options.source)}.engine"
-    recipe = _recipe(options)
-    with _refused(view):
-        result = compile(
-            options.source,
-            data=_data(options, recipe),
-            recipe=recipe,
-            output=output,
-            progress=view.progress,
-            cache=options.cache,
-        )
-    view.people(*terminal.summary(result.manifest), *terminal.artefacts(result))
-    view.result(result.manifest)
+    _compiled(compile, "engine", options, view)
 
 
 def quantize(options: argparse.Namespace, view: Screen) -> None:
     """A float model into a quantized model."""
     from qcompiler.compiler.compile import quantize
+
+    _compiled(quantize, "qdq.onnx", options, view)
+
+
+def _compiled(make: Callable[..., Any], ending: str, options: argparse.Namespace, view: Screen) -> None:
     from qcompiler.report import terminal
 
-    output = options.output or f"{_stem(options.source)}.qdq.onnx"
     recipe = _recipe(options)
     with _refused(view):
-        result = quantize(
+        result = make(
             options.source,
             data=_data(options, recipe),
             recipe=recipe,
-            output=output,
+            output=options.output or f"{_stem(options.source)}.{ending}",
             progress=view.progress,
             cache=options.cache,
         )

@@ -79,13 +79,12 @@ class Asked:
     gates: Gates
     build: BuildOptions
     replayed: Recorded | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def shard(self) -> int | None:
         """Most bytes of a file of weights; None for no limit."""
         return None if self.recipe.shard_size is None else parse_size(self.recipe.shard_size)
-
-    warnings: tuple[str, ...] = ()
 
     def after_export(self, record: Mapping[str, Any] | None) -> Asked:
         """The same for a model that was exported before: its manifest says how."""

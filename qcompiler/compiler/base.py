@@ -177,7 +177,7 @@ class Compilation:
         self.passes[one.name] = done.passes
         return done.value
 
-    def item(self, name: str, inputs: Sequence[object], make: Callable[[], T], *, version: int = 1) -> T:
+    def item(self, name: str, inputs: Sequence[object], make: Callable[[], T]) -> T:
         """A piece of the work of the stage that runs, kept by itself.
 
         A stage that is killed goes on behind its last item, and one that is asked something else does only those that
@@ -187,12 +187,11 @@ class Compilation:
             name: of this kind of item, in this stage.
             inputs: all that the item depends on, and nothing else.
             make: the work; what it returns is not changed afterwards.
-            version: as of `Stage`.
         """
         name, key = f"{self._running}.{name}", None
         if self.cache is not None:
             with suppress(TypeError):  # as in `_key`
-                key = digest((name, version, tuple(inputs)))
+                key = digest((name, tuple(inputs)))
         known = None if key is None or self.cache is None else self.cache.get(name, key, inputs)
         if known is not None:
             self.reused[name] = self.reused.get(name, 0.0) + known[1]

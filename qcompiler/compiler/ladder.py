@@ -28,7 +28,7 @@ from qcompiler.outliers.smooth_quant.groups import channel_axes, channel_axis
 from qcompiler.outliers.smooth_quant.trials import SmoothQuantOptions
 from qcompiler.passes.channels import equalize_channels
 from qcompiler.planning.chosen import Chosen, Planning
-from qcompiler.planning.climb import Standing, main_format, spiking
+from qcompiler.planning.climb import Standing, main_format, settled, spiking
 from qcompiler.planning.placement import candidates, one_sided
 from qcompiler.planning.search import qfem
 from qcompiler.recipe.budget import MOST_SAMPLES, budget_of
@@ -328,6 +328,21 @@ def unneeded(rung: Rung, standing: Standing) -> Told:
     """A rung that the climb ended before."""
     goal = f"the goal of {standing.goal_db:g} dB is met" if standing.accepted is None else "the metric holds"
     return Told(rung.name, tried=False, why=f"{goal} before it, at {standing.sqnr_db:.1f} dB")
+
+
+def forgone(rung: Rung, standing: Standing, options: Planning, *, enough: bool) -> Told | None:
+    """A rung that is not even looked at; None for one that may be tried.
+
+    Args:
+        rung: that rung.
+        standing: where the model stands in front of it.
+        options: a plan that is made again goes by what it was made behind.
+        enough: nothing more has to be done.
+    """
+    again = settled(rung.name, options)
+    if again is False:
+        return left_out(rung)
+    return unneeded(rung, standing) if enough and not again else None
 
 
 def passed(rung: Rung, help: Help) -> Told:

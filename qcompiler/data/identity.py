@@ -15,9 +15,7 @@ def content_of(data: Data | None) -> object:
     Every file of a folder is read once.
     """
     if isinstance(data, Text):
-        tokenizer = Path(data.tokenizer)
-        files = (*data.files, tokenizer / "tokenizer.json" if tokenizer.is_dir() else tokenizer)
-        return data, tuple(File.of(file) for file in files)
+        return data, tuple(File.of(file) for file in data.files), tokenizer_of(data.tokenizer)
     if isinstance(data, Prepared):
         return data.table, content_of(data.path)
     if not isinstance(data, str | Path):
@@ -27,6 +25,14 @@ def content_of(data: Data | None) -> object:
         found = sorted(file for file in path.rglob("*") if file.is_file())
         return str(data), tuple((file.relative_to(path), File.of(file)) for file in found)
     return str(data), File.of(path) if path.is_file() else None
+
+
+def tokenizer_of(path: str | Path | None) -> File | None:
+    """The file that a tokenizer is read from; None where there is none, which whoever reads it will say."""
+    if path is None:
+        return None
+    file = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
+    return File.of(file) if file.is_file() else None
 
 
 def is_code(data: Data | None) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from qcompiler.report.style import SCRIPT, STYLE
 
 OPEN_ROWS = 24  # a table with more rows is folded
-UNBROKEN = ("op", "precision", "rule", "type", "kind")  # columns of short words
+UNBROKEN = ("op", "precision", "rule", "type", "kind", "method")  # columns of short words
 
 
 def page(name: str, parts: Iterable[str]) -> str:

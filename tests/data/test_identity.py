@@ -12,6 +12,8 @@ from qcompiler.data.files.opened import UNPREPARED
 from qcompiler.data.identity import content_of, is_code
 from qcompiler.data.source import Prepared
 from qcompiler.data.text import Text
+from qcompiler.outliers.qfep.find import QfepOptions
+from qcompiler.recipe.tables import QfepTable
 
 
 def test_a_file_with_other_bytes_is_other_data(tmp_path: Path) -> None:
@@ -45,6 +47,17 @@ def test_text_is_its_files_and_its_tokenizer(tmp_path: Path) -> None:
     before = digest(content_of(text))
     (tmp_path / "tokenizer.json").write_text("{ }")
     assert digest(content_of(text)) != before
+
+
+def test_a_prefix_that_is_given_as_text_goes_by_the_file_of_the_tokenizer(tmp_path: Path) -> None:
+    options = QfepOptions(QfepTable(prefix="text:some words"), str(tmp_path), quantizes=True)
+    missing = digest(options)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    before = digest(options)
+    (tmp_path / "model.safetensors").write_bytes(b"no business of the tokenizer's")
+    assert digest(options) == before != missing
+    (tmp_path / "tokenizer.json").write_text("{ }")
+    assert digest(options) != before
 
 
 def test_functions_are_code_and_files_are_not(tmp_path: Path) -> None:

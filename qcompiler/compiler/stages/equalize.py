@@ -158,11 +158,10 @@ def equalize(
         return Done(subject)
     if forced:
         return Done(subject, ladder.record(ladder.Told(ladder.EQUALIZE.name, True, FORCED, kept=True)))
+    forgone = ladder.forgone(ladder.EQUALIZE, before, planning, enough=before.met)
+    if forgone is not None:
+        return Done(subject, ladder.record(forgone))
     again = settled(ladder.EQUALIZE.name, planning)
-    if again is False:
-        return Done(subject, ladder.record(ladder.left_out(ladder.EQUALIZE)))
-    if before.met and not again:
-        return Done(subject, ladder.record(ladder.unneeded(ladder.EQUALIZE, before)))
     started = time.perf_counter()
     help = ladder.EQUALIZE.helps(ladder.Seen(subject, planning, target))
     if not help.can and not again:

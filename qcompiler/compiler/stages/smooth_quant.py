@@ -62,17 +62,16 @@ def smooth_quant(
         return _done(run, subject, before, _ordered(run, subject, watch, target, planning, options), strict=strict)
     if before is None:
         return Done(subject, off)
-    again = settled(RUNG.name, planning)
-    if again is False:
-        return Done(subject, off | ladder.record(ladder.left_out(RUNG)))
-    if not again and before.met and (before.accepted is not None or options.effort == "quick"):
-        return Done(subject, off | ladder.record(ladder.unneeded(RUNG, before)))
+    enough = before.met and (before.accepted is not None or options.effort == "quick")
+    forgone = ladder.forgone(RUNG, before, planning, enough=enough)
+    if forgone is not None:
+        return Done(subject, off | ladder.record(forgone))
     started = time.perf_counter()
     with run.working():
         trial = trials.Trials(subject.model, subject.layers.found, subject.seen, options, subject.scope)
         local = trial.choices()
     help = RUNG.helps(ladder.Seen(subject, planning, target, options, local))
-    if not help.can and not again:
+    if not help.can and not settled(RUNG.name, planning):
         return Done(subject, off | ladder.record(ladder.passed(RUNG, help), before=before))
     climbed = _climbed(run, trial, subject, before, watch, target, planning)
     return _done(run, subject, before, replace(climbed, why=help.why, started=started), strict=strict)

@@ -43,14 +43,13 @@ def fit_weights(run: Compilation, subject: Subject, target: Target, planning: Pl
     before = subject.standing
     if before is None or subject.parts is None:
         return Done(subject)
-    again = settled(RUNG.name, planning)
-    if again is False:
-        return Done(subject, ladder.record(ladder.left_out(RUNG)))
-    if before.met and not again and (before.accepted is not None or planning.effort == "quick"):
-        return Done(subject, ladder.record(ladder.unneeded(RUNG, before)))
+    enough = before.met and (before.accepted is not None or planning.effort == "quick")
+    forgone = ladder.forgone(RUNG, before, planning, enough=enough)
+    if forgone is not None:
+        return Done(subject, ladder.record(forgone))
     started = time.perf_counter()
     help = RUNG.helps(ladder.Seen(subject, planning, target))
-    if not help.can and not again:
+    if not help.can and not settled(RUNG.name, planning):
         return Done(subject, ladder.record(ladder.passed(RUNG, help), before=before))
     mine, model = run.lent(Ready), opened(subject.model, subject.layers.found)
     samples = min(MOST_SAMPLES, subject.parts.samples[0])
@@ -75,14 +74,12 @@ def shift(run: Compilation, subject: Subject, target: Target, planning: Planning
     before = subject.standing
     if before is None:
         return Done(subject)
-    again = settled(ladder.SHIFT.name, planning)
-    if again is False:
-        return Done(subject, ladder.record(ladder.left_out(ladder.SHIFT)))
-    if before.met and not again:
-        return Done(subject, ladder.record(ladder.unneeded(ladder.SHIFT, before)))
+    forgone = ladder.forgone(ladder.SHIFT, before, planning, enough=before.met)
+    if forgone is not None:
+        return Done(subject, ladder.record(forgone))
     started = time.perf_counter()
     help = ladder.SHIFT.helps(ladder.Seen(subject, planning, target))
-    if not help.can and not again:
+    if not help.can and not settled(ladder.SHIFT.name, planning):
         return Done(subject, ladder.record(ladder.passed(ladder.SHIFT, help), before=before))
     mine = run.lent(Ready)
     with run.working():

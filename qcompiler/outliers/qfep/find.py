@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qcompiler.data.identity import tokenizer_of
 from qcompiler.data.source import Source
 from qcompiler.errors import DataError, EquivalenceError, ModelError, UsageError
 from qcompiler.ir import model as models
@@ -52,6 +53,10 @@ class QfepOptions:
     table: QfepTable
     tokenizer: str | None
     quantizes: bool
+
+    def content(self) -> object:
+        """As it is written, and the file of the tokenizer: another one at the same path gives other tokens."""
+        return self.table, self.tokenizer, tokenizer_of(self.tokenizer), self.quantizes
 
     @property
     def rule(self) -> str:
