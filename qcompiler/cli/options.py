@@ -402,6 +402,7 @@ def _quantization(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--workers", type=int, metavar="N", help=_help("workers"))
     group.add_argument("--ray", metavar="ADDRESS", help=_help("ray"))
     group.add_argument("--shard-size", metavar="SIZE", help=_help("shard_size"))
+    group.add_argument("--max-memory", metavar="SIZE", help=_help("max_memory"))
     outliers = parser.add_argument_group(
         "outliers", "keys of the recipe's tables [smooth_quant], [qfem], [qfep], [llm_int8]"
     )

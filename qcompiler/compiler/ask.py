@@ -86,6 +86,11 @@ class Asked:
         """Most bytes of a file of weights; None for no limit."""
         return None if self.recipe.shard_size is None else parse_size(self.recipe.shard_size)
 
+    @property
+    def max_memory(self) -> int | None:
+        """Bytes of memory that may be taken; None for what is free."""
+        return None if self.recipe.max_memory is None else parse_size(self.recipe.max_memory)
+
     def after_export(self, record: Mapping[str, Any] | None) -> Asked:
         """The same for a model that was exported before: its manifest says how."""
         return dataclasses.replace(self, load=dataclasses.replace(self.load, export=record))

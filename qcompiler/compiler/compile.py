@@ -38,6 +38,7 @@ from qcompiler.frontends.export import exported
 from qcompiler.ir.model import Model
 from qcompiler.plan import Plan
 from qcompiler.recipe.recipe import Recipe
+from qcompiler.support.memory import limited
 from qcompiler.support.progress import Progress, silent
 from qcompiler.verification.compare import Verification
 from qcompiler.verification.share import require as require_share
@@ -124,7 +125,11 @@ def _from(source: Any, data: Data | None, asked: Asked, progress: Progress, cach
         run.cache = opened(False if asked.target.plugins else cache, run.warn)
         for text in (*asked.warnings, *(() if made is None else made.notes)):
             run.warn(text)
-        with told(run, asked.paths, asked.recipe), at_work(asked.recipe.workers, asked.recipe.ray) as run.workers:
+        with (
+            limited(asked.max_memory, asked.paths.output.absolute().parent),
+            told(run, asked.paths, asked.recipe),
+            at_work(asked.recipe.workers, asked.recipe.ray) as run.workers,
+        ):
             return life(run, model, data, asked.after_export(None if made is None else made.to_json()))
 
 

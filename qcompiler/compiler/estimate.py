@@ -47,7 +47,7 @@ from qcompiler.verification.held_out import runs_of
 from qcompiler.verification.metrics.clocked import clocked
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    pass
 
 INT4 = "int4-weight"
 _BYTES: Final[Mapping[DType, int]] = MappingProxyType({DType.FP32: 4, DType.FP16: 2, DType.BF16: 2})
@@ -244,12 +244,12 @@ def _bytes_stored(asked: Asked) -> float:
     return 1.0 if quantized else float(_BYTES[asked.target.high_precision])
 
 
-def _weights(model: Model) -> Iterator[tuple[str, NDArray[Any]]]:
+def _weights(model: Model) -> Iterator[tuple[str, Any]]:
     """All constants with their names, each once, those of nested graphs included."""
     found = {id(one): one for graph in graphs.graphs(model.graph) for one in graphs.tensors(graph)}
     for one in found.values():
         if graphs.is_constant(one):
-            yield one.name, one.values
+            yield one.name, one._values
 
 
 def _existing(paths: Paths) -> Path:

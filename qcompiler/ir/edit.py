@@ -6,6 +6,7 @@ import heapq
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
@@ -19,9 +20,13 @@ from qcompiler.ir.graph import (
     is_output,
     producer,
     subgraphs,
+    tensors,
     walk,
 )
+from qcompiler.ir.gs_classes import Constant
+from qcompiler.ir.made import Held
 from qcompiler.ir.places import places
+from qcompiler.support import memory
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -32,14 +37,28 @@ if TYPE_CHECKING:
 _SWEEP = 64  # of so many nodes, taking one out by its place costs about what a sweep over all of them does
 
 
-def add_constant(name: str, values: Array) -> gs.Constant:
+def add_constant(name: str, values: Held) -> gs.Constant:
     """An initializer; it becomes part of a graph by being read. `name` must be new: take it from `Names`."""
-    return gs.Constant(name, values)
+    return Constant(name, memory.put_down(values) if isinstance(values, np.ndarray) else values)
+
+
+def put_down(graph: gs.Graph) -> None:
+    """Puts large weights down on disk that stand in memory, where there is no room for all of them."""
+    if not memory.room().tight:
+        return
+    done: dict[int, tuple[Array, Array]] = {}  # by id of the array, which is kept that nobody else gets its id
+    for inner in graphs(graph):
+        for tensor in tensors(inner):
+            if isinstance(tensor, gs.Constant) and isinstance(tensor._values, np.ndarray):
+                held = tensor._values
+                if id(held) not in done:
+                    done[id(held)] = held, memory.put_down(held)
+                tensor._values = done[id(held)][1]
 
 
 def copy_constant(constant: gs.Constant, name: str) -> gs.Constant:
     """Another initializer over the same array, which is not copied (nor loaded, where graphsurgeon has not yet)."""
-    return gs.Constant(name, constant._values, export_dtype=constant._export_dtype)
+    return Constant(name, constant._values, export_dtype=constant._export_dtype)
 
 
 def _drop(items: list[Any], item: object) -> None:

@@ -28,9 +28,9 @@ import onnx_graphsurgeon as gs
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto
 
 from qcompiler.errors import ModelError
-from qcompiler.ir.gs_classes import EmptyList, Graph, Node, Scope, SparseInitializer, Variable
-from qcompiler.ir.scopes import within
+from qcompiler.ir.gs_classes import Constant, EmptyList, Graph, Node, Scope, SparseInitializer, Variable
 from qcompiler.ir.weights import Weights, element_type
+from qcompiler.support.scopes import within
 
 
 def graph_from_proto(proto: ModelProto, weights: Weights) -> Graph:
@@ -157,14 +157,14 @@ class _Reader:
             where = f"initializer '{tensor.name}' of '{self.weights.model}'"
             if tensor.name in own:
                 raise ModelError(f"{where} is there twice; export the model again.")
-            own[tensor.name] = gs.Constant(tensor.name, self.weights.read(tensor, where))
+            own[tensor.name] = Constant(tensor.name, self.weights.read(tensor, where))
         for sparse in proto.sparse_initializer:
             name = sparse.values.name
             where = f"sparse initializer '{name}' of '{self.weights.model}'"
             if name in own:
                 raise ModelError(f"{where} is there twice; export the model again.")
             element_type(sparse.values.data_type, where)
-            own[name] = gs.Constant(name, SparseInitializer(sparse))
+            own[name] = Constant(name, SparseInitializer(sparse))
 
     def _produced(self, proto: GraphProto, names: list[str], own: dict[str, gs.Tensor]) -> None:
         producer: dict[str, str] = {}
@@ -259,7 +259,7 @@ class _Reader:
             return self.graph(proto.g, scope)
         if kind == AttributeProto.TENSOR:
             where = f"attribute '{proto.name}' of node '{node}' in '{self.weights.model}'"
-            return gs.Constant(proto.t.name, self.weights.read(proto.t, where))
+            return Constant(proto.t.name, self.weights.read(proto.t, where))
         if kind == AttributeProto.STRING:
             return _text(proto.s)
         if kind == AttributeProto.FLOAT:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 _STANDARD = (None, "", "ai.onnx")
+_HALVES = frozenset((np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)))
 _FLOATS = frozenset(
     np.dtype(name)
     for name in (np.float16, np.float32, np.float64, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2)
@@ -203,6 +204,13 @@ def values_of(tensor: gs.Constant) -> Array:
     if isinstance(held, LazyValues) and np_dtype(held.dtype) == np.dtype(object):
         return np.asarray(held.load())  # not kept: graphsurgeon cannot write strings back
     return np.asarray(tensor.values)
+
+
+def weight_bytes(graph: gs.Graph) -> int:
+    """What all weights of a graph and of those nested in it take in float32, each once; nothing is read for it."""
+    held = {id(t._values): t for one in graphs(graph) for t in tensors(one) if is_constant(t)}
+    sizes = (t._values.nbytes * (2 if dtype_of(t) in _HALVES else 1) for t in held.values())
+    return sum(sizes)
 
 
 def constant_value(tensor: gs.Tensor) -> Array | None:

@@ -12,6 +12,7 @@ import onnx_graphsurgeon as gs
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, ValueInfoProto
 from onnx_graphsurgeon.ir.tensor import SparseValues
 
+from qcompiler.ir.made import Made
 from qcompiler.ir.weights import Array
 
 Scope = Mapping[str, gs.Tensor]
@@ -48,6 +49,20 @@ class Variable(gs.Variable):  # type: ignore[misc]
         twin = Variable(self.name, self.dtype, None if self.shape is None else list(self.shape), self.type)
         twin.carried = self.carried
         return twin
+
+
+class Constant(gs.Constant):  # type: ignore[misc]
+    """A gs.Constant that makes its values anew each time where they are made of stored ones."""
+
+    @property
+    def values(self) -> Array:
+        """All of them, read-only."""
+        held = self._values
+        return held.load() if isinstance(held, Made) else super().values
+
+    @values.setter
+    def values(self, values: Array) -> None:
+        self._values = values
 
 
 class EmptyList(list[Any]):
@@ -117,7 +132,7 @@ def _copy_graph(graph: gs.Graph, twins: dict[int, gs.Tensor], given: Scope) -> G
 
 def _copy_tensor(tensor: gs.Tensor) -> gs.Tensor:
     if isinstance(tensor, gs.Constant):
-        return gs.Constant(tensor.name, tensor._values)
+        return Constant(tensor.name, tensor._values)
     twin = tensor.copy()
     twin.shape = None if tensor.shape is None else list(tensor.shape)
     twin.type = tensor.type

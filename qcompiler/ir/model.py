@@ -17,11 +17,13 @@ from onnx_graphsurgeon.ir.tensor import SparseValues
 
 from qcompiler.errors import ModelError, UsageError
 from qcompiler.ir.from_proto import graph_from_proto
+from qcompiler.ir.made import Held, Made, let_go, solid
 from qcompiler.ir.operators import FINITE, VIEWS
 from qcompiler.ir.to_proto import graph_to_proto
-from qcompiler.ir.weights import PIECE, Array, Weights, map_file, pieces, release, to_external_tensor
+from qcompiler.ir.weights import Array, Weights, map_file, pieces, to_external_tensor
 from qcompiler.ir.wire import WireError, delimited, strip
 from qcompiler.support.atomic import Artefacts, unwritable
+from qcompiler.support.memory import PIECE, release
 
 OLDEST_OPSET = 7
 _DEFAULTS = 4  # the IR version from which on an initializer that is an input is a default value, and not just a weight
@@ -115,11 +117,11 @@ def forget_pages(model: Model) -> None:
     """Lets go of the memory that mapped weights take since they were last read; they are read again when needed."""
     for node in model.graph.nodes:
         for tensor in node.inputs:
-            if isinstance(tensor, gs.Constant) and isinstance(tensor.values, np.ndarray):
-                release(tensor.values)
+            if isinstance(tensor, gs.Constant) and isinstance(tensor._values, np.ndarray | Made):
+                let_go(tensor._values)
 
 
-def to_proto(graph: gs.Graph) -> tuple[ModelProto, dict[str, Array]]:
+def to_proto(graph: gs.Graph) -> tuple[ModelProto, dict[str, Held]]:
     """The graph as a ModelProto, and by name the weights that are not inside it.
 
     Initializers of the main graph of 1 KiB or more are marked EXTERNAL with a location that does not exist; they are
@@ -187,12 +189,11 @@ def check_finite(model: Model) -> None:
 
 
 def _check_constant(tensor: gs.Constant, node: gs.Node, strict: bool, sound: set[tuple[int, bool]]) -> None:
+    held = tensor._values
+    if (id(held), strict) in sound:
+        return
     values = tensor.values
-    if (
-        (id(values), strict) in sound
-        or not values.dtype.name.startswith(("float", "bfloat"))
-        or (values.size < 2 and not strict)
-    ):
+    if not values.dtype.name.startswith(("float", "bfloat")) or (values.size < 2 and not strict):
         return
     bad = _not_finite(values, np.isnan if not strict else _not_isfinite)
     if bad:
@@ -201,7 +202,7 @@ def _check_constant(tensor: gs.Constant, node: gs.Node, strict: bool, sound: set
             f"weight '{tensor.name or node.name}' of node '{node.name}' ({node.op}) has {bad} of {values.size} values "
             f"that are {kind}: no range can be found behind it. Export the model from a checkpoint that is finite."
         )
-    sound.add((id(values), strict))
+    sound.add((id(held), strict))
 
 
 def _not_isfinite(values: Array) -> Array:
@@ -306,7 +307,7 @@ def _writing(files: Artefacts, target: Path) -> Iterator[IO[bytes]]:
         raise unwritable(target, error) from error
 
 
-def _write_embedded(proto: ModelProto, arrays: dict[str, Array], stream: IO[bytes]) -> None:
+def _write_embedded(proto: ModelProto, arrays: dict[str, Held], stream: IO[bytes]) -> None:
     """One file: the fields of a message may come in any order, so the large weights are appended to the graph."""
     large = [tensor for tensor in proto.graph.initializer if tensor.name in arrays]
     graph = _without_large(proto, arrays)
@@ -325,10 +326,10 @@ def _write_embedded(proto: ModelProto, arrays: dict[str, Array], stream: IO[byte
     stream.write(graph)
     for front, tensor in zip(fronts, large, strict=True):
         stream.write(front)
-        stream.writelines(pieces(arrays[tensor.name]))
+        stream.writelines(pieces(solid(arrays[tensor.name])))
 
 
-def _without_large(proto: ModelProto, arrays: dict[str, Array]) -> bytes:
+def _without_large(proto: ModelProto, arrays: dict[str, Held]) -> bytes:
     """Takes the graph out of `proto` and returns it serialized without the weights in `arrays`."""
     graph = onnx.GraphProto()
     graph.CopyFrom(proto.graph)
@@ -339,7 +340,7 @@ def _without_large(proto: ModelProto, arrays: dict[str, Array]) -> bytes:
     return bytes(graph.SerializeToString(deterministic=True))
 
 
-def _parts(proto: ModelProto, arrays: dict[str, Array], most: int | None) -> list[list[onnx.TensorProto]]:
+def _parts(proto: ModelProto, arrays: dict[str, Held], most: int | None) -> list[list[onnx.TensorProto]]:
     """The large initializers in their order, in groups of at most `most` bytes; one at least in each."""
     found: list[list[onnx.TensorProto]] = []
     size = 0
@@ -361,10 +362,10 @@ def _data_files(path: Path, count: int) -> list[Path]:
     return [path.with_name(f"{path.stem}-{at:05}-of-{count:05}.data") for at in range(1, count + 1)]
 
 
-def _write_external(tensors: list[onnx.TensorProto], arrays: dict[str, Array], data: IO[bytes], location: str) -> None:
+def _write_external(tensors: list[onnx.TensorProto], arrays: dict[str, Held], data: IO[bytes], location: str) -> None:
     """Writes large weights to `data`, each on a page of its own, and notes in the tensors where they are."""
     for tensor in tensors:
-        values = arrays[tensor.name]
+        values = solid(arrays[tensor.name])
         offset = -(-data.tell() // _ALIGNMENT) * _ALIGNMENT
         data.write(bytes(offset - data.tell()))
         data.writelines(pieces(values))

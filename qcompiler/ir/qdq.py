@@ -12,6 +12,8 @@ import onnx_graphsurgeon as gs
 
 from qcompiler.errors import EngineError
 from qcompiler.ir import graph as graphs
+from qcompiler.ir import made
+from qcompiler.ir.made import Dequantized, Held, later, solid
 from qcompiler.ir.operators import CARRIES, VIEWS
 
 if TYPE_CHECKING:
@@ -98,31 +100,27 @@ def dequantized(node: gs.Node, dtype: np.dtype[Any]) -> NDArray[Any]:
     """The float values of a DQ of a constant, computed as ONNX defines it: (q - zero point) · scale.
 
     Raises:
+        EngineError: as of `held_dequantized`.
+    """
+    return solid(held_dequantized(node, dtype)).astype(dtype, copy=False)
+
+
+def held_dequantized(node: gs.Node, dtype: np.dtype[Any]) -> Held:
+    """The same; where there is no room for all weights, made whenever somebody looks, rounded to the type, as float32.
+
+    Raises:
         EngineError: data or scale are not constant, or scale and data do not fit each other.
     """
     values, scale, zero = graphs.constant_value(node.inputs[0]), scale_of(node), zero_point_of(node)
     if values is None or scale is None:
         raise refusal(node, "has data or a scale that is not constant", "quantize it once, per tensor")
-    wide = values.astype(np.float64)  # exact for every integer type up to 32 bits
-    if zero is not None:
-        wide = wide - _spread(node, zero.astype(np.float64), values.shape)
-    with np.errstate(invalid="ignore", over="ignore"):  # a scale may be infinite: so are the values then, or NaN
-        product = wide.astype(np.float32) * _spread(node, scale.astype(np.float32), values.shape)
-    return np.asarray(product).reshape(values.shape).astype(dtype)
-
-
-def _spread(node: gs.Node, parameter: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-    """Scales or zero points so that they broadcast onto the data: blocks are repeated, lists laid along their axis."""
-    axis, size = int(node.attrs.get("axis", 1)), block_size(node)
-    if not size:
-        along = [1] * len(shape)
-        if parameter.size > 1:
-            along[axis] = parameter.size
-        if parameter.size > 1 and parameter.size != shape[axis]:
-            raise refusal(node, f"has {parameter.size} scales along an axis of {shape[axis]}", "export it again")
-        return parameter.reshape(along)
-    repeated = np.repeat(parameter, size, axis)
-    return repeated[tuple(slice(length) for length in shape)]
+    axis, block = int(node.attrs.get("axis", 1)), block_size(node)
+    for one in (scale, zero):
+        if one is not None and not block and one.size > 1 and one.size != values.shape[axis]:
+            raise refusal(node, f"has {one.size} scales along an axis of {values.shape[axis]}", "export it again")
+    if later(values):
+        return Dequantized(values, scale, zero, axis, block, dtype)
+    return made.dequantized(values, scale, zero, axis, block).astype(dtype)
 
 
 def readers(tensor: gs.Tensor, through: tuple[str, ...] = VIEWS) -> Iterator[tuple[gs.Node, int, tuple[gs.Node, ...]]]:

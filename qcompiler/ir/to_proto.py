@@ -26,17 +26,18 @@ from onnx_graphsurgeon.ir.tensor import SparseValues
 
 from qcompiler.errors import InternalError
 from qcompiler.ir.gs_classes import EmptyList
-from qcompiler.ir.scopes import within
-from qcompiler.ir.weights import Array, is_packed, to_external_tensor, to_tensor
+from qcompiler.ir.made import Held, Made
+from qcompiler.ir.weights import is_packed, to_external_tensor, to_tensor
+from qcompiler.support.scopes import within
 
 LOCATION = "weights"  # where the external tensors of `graph_to_proto` say that they are; no such file is ever written
 SMALLEST_EXTERNAL = 1024  # bytes
 _OLDEST_IR = 4  # from here on initializers need not be listed among the inputs
 
 
-def graph_to_proto(graph: gs.Graph) -> tuple[ModelProto, dict[str, Array]]:
+def graph_to_proto(graph: gs.Graph) -> tuple[ModelProto, dict[str, Held]]:
     """See `qcompiler.ir.model.to_proto`."""
-    arrays: dict[str, Array] = {}
+    arrays: dict[str, Held] = {}
     proto = ModelProto()
     carried = vars(graph).get("carried_model")
     if carried is not None:
@@ -115,7 +116,7 @@ def _same(one: gs.Tensor, other: gs.Tensor) -> bool:
 
 
 class _Writer:
-    def __init__(self, opset: int, arrays: dict[str, Array]) -> None:
+    def __init__(self, opset: int, arrays: dict[str, Held]) -> None:
         self.opset = opset
         self.arrays = arrays
 
@@ -166,6 +167,10 @@ class _Writer:
             sparse = proto.sparse_initializer.add()
             sparse.CopyFrom(tensor._values.tensor)
             sparse.values.name = tensor.name
+            return
+        if main and isinstance(tensor._values, Made):
+            proto.initializer.append(to_external_tensor(tensor.name, tensor._values, LOCATION))
+            self.arrays[tensor.name] = tensor._values
             return
         values = np.asarray(tensor.values)
         if not main or values.dtype == object or values.nbytes < SMALLEST_EXTERNAL or is_packed(values.dtype):

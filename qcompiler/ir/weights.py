@@ -6,12 +6,11 @@ into one `blobs` folder; that, and data that lies beside the real path of the mo
 
 from __future__ import annotations
 
-import mmap
 import stat
 from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
@@ -20,10 +19,10 @@ from onnx.helper import np_dtype_to_tensor_dtype, tensor_dtype_to_np_dtype
 
 from qcompiler.errors import ModelError
 from qcompiler.ir.wire import EMBEDDED
+from qcompiler.support.memory import PIECE, noted, release
 
 Array = np.ndarray[Any, Any]
 
-PIECE = 4 << 20  # bytes of a weight that are looked at or written together
 _PACKED_BITS = {
     getattr(TensorProto, name): bits
     for name, bits in (
@@ -57,6 +56,22 @@ def element_type(data_type: int, where: str) -> np.dtype[Any]:
 def is_packed(dtype: np.dtype[Any]) -> bool:
     """Whether several elements share a byte in a file (INT4 and the like); arrays hold one element a byte."""
     return dtype.kind != "O" and np_dtype_to_tensor_dtype(dtype) in _PACKED_BITS
+
+
+class Form(Protocol):
+    """What there is to know of weights without looking at them."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of an element."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of all."""
+
+    @property
+    def nbytes(self) -> int:
+        """Of all elements."""
 
 
 class Weights:
@@ -169,7 +184,7 @@ def map_file(path: Path) -> Array:
     """The content of `path` as a read-only uint8 array backed by the file (an empty one for an empty file)."""
     if path.stat().st_size == 0:
         return np.empty(0, np.uint8)
-    return np.asarray(np.memmap(path, np.uint8, "r"))
+    return np.asarray(noted(np.memmap(path, np.uint8, "r")))
 
 
 def to_tensor(name: str, values: Array) -> TensorProto:
@@ -184,7 +199,7 @@ def to_tensor(name: str, values: Array) -> TensorProto:
     return numpy_helper.from_array(np.ascontiguousarray(values).reshape(values.shape), name)
 
 
-def to_external_tensor(name: str, values: Array, location: str, offset: int | None = None) -> TensorProto:
+def to_external_tensor(name: str, values: Form, location: str, offset: int | None = None) -> TensorProto:
     """A TensorProto without values that says where they are: `location`, `offset` and their length in bytes."""
     tensor = TensorProto(name=name, data_type=np_dtype_to_tensor_dtype(values.dtype), dims=values.shape)
     tensor.data_location = TensorProto.EXTERNAL
@@ -205,21 +220,6 @@ def pieces(values: Array) -> Iterator[memoryview]:
         piece = flat[at : at + PIECE]
         yield piece.data
         release(piece)
-
-
-def release(values: Array) -> None:
-    """Gives the pages of a view of a mapped file back; they are read again when somebody looks."""
-    base: Any = values
-    while isinstance(base, np.ndarray) and not isinstance(base, np.memmap):
-        base = base.base
-    if not isinstance(base, np.memmap) or not hasattr(mmap, "MADV_DONTNEED"):
-        return
-    mapped: mmap.mmap = base._mmap  # type: ignore[attr-defined]  # the only way to it
-    start = values.ctypes.data - base.ctypes.data
-    first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
-    last = (start + values.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-    if base.offset == 0 and base.mode == "r" and last > first:  # a writable mapping could lose what was written
-        mapped.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
 def _belongs(real: Path, folder: Path, model: Path) -> bool:

@@ -22,6 +22,7 @@ from typing import ClassVar
 import onnx_graphsurgeon as gs
 
 from qcompiler.errors import PassError, PipelineError, QCompilerError
+from qcompiler.ir import edit
 from qcompiler.plan import Decision
 
 
@@ -164,6 +165,7 @@ class Pass(ABC):
         started = time.perf_counter()
         try:
             notes = tuple(self.rewrite(graph))
+            edit.put_down(graph)
         except QCompilerError:
             raise
         except Exception as error:

@@ -137,6 +137,13 @@ class Recipe(check.Keys):
         "most bytes of a file of weights beside the quantized ONNX file; unset: one file, where they exceed 1 GiB",
         '"2GB"',
     )
+    max_memory: str | None = check.option(
+        None,
+        check.size,
+        "memory that the compilation may take; a model that needs more is worked on a few layers at a time; unset: "
+        "what is free, less a margin",
+        '"6GB"',
+    )
     keep: tuple[str, ...] = check.option(
         (), check.regexes, "regular expressions; nodes whose name matches one stay in high precision"
     )

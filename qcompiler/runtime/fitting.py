@@ -11,6 +11,7 @@ import onnx_graphsurgeon as gs
 from qcompiler.errors import DataError, ModelError
 from qcompiler.ir import model as models
 from qcompiler.ir.signature import Array, Feeds
+from qcompiler.runtime import chain
 from qcompiler.runtime.session import Session
 
 _ERRORS = (onnx.shape_inference.InferenceError, RuntimeError, ValueError)
@@ -27,7 +28,7 @@ class Fitting:
     def __init__(self, graph: gs.Graph, like: Feeds) -> None:
         self._graph, self._like = graph, dict(like)
         self._proto: onnx.ModelProto | None = None
-        self._session: Session | None = None
+        self._session: Session | chain.Chain | None = None
         self._inference: bool | None = None  # whether it tells all shapes of the feed that fits
 
     def misfit(self, shapes: Mapping[str, tuple[int, ...]]) -> str:
@@ -81,7 +82,7 @@ class Fitting:
     def _run(self, shapes: Mapping[str, tuple[int, ...]]) -> str:
         """What ONNX Runtime says: first to resized values, then with zeros for whole numbers, which may be indices."""
         try:
-            self._session = self._session or Session(self._graph, optimize=False, quick=True)
+            self._session = self._session or chain.opened(*models.to_proto(self._graph))
         except ModelError as error:
             return str(error)
         why = ""

@@ -12,6 +12,7 @@ import onnx_graphsurgeon as gs
 
 from qcompiler.errors import ModelError
 from qcompiler.ir.graph import dtype_of, is_constant, np_dtype, shape_of, values_of
+from qcompiler.ir.made import solid
 from qcompiler.ir.model import to_proto
 from qcompiler.ir.weights import to_tensor
 from qcompiler.runtime.session import Session
@@ -52,7 +53,7 @@ def with_weights(graph: gs.Graph) -> onnx.ModelProto:
     proto, beside = to_proto(graph)
     for initializer in proto.graph.initializer:
         if initializer.name in beside:
-            initializer.CopyFrom(to_tensor(initializer.name, beside[initializer.name]))
+            initializer.CopyFrom(to_tensor(initializer.name, solid(beside[initializer.name])))
     return proto
 
 

@@ -14,16 +14,19 @@ import onnx_graphsurgeon as gs
 from qcompiler.errors import DataError, ModelError
 from qcompiler.ir import graph as graphs
 from qcompiler.ir import model as models
+from qcompiler.ir.made import let_go, solid
 from qcompiler.runtime import fp8, plugins, randomness, schemas
-from qcompiler.runtime.memory import Readable, pool, readable, release_pages, take_from_pool
+from qcompiler.runtime.memory import pool, readable, release_pages, take_from_pool
 from qcompiler.support.machine import available_processors
+from qcompiler.support.memory import room
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from qcompiler.ir.made import Held
 
 Shape = tuple[int | str | None, ...]
-Source: TypeAlias = str | Path | models.Model | gs.Graph | tuple[onnx.ModelProto, Mapping[str, "NDArray[Any]"]]
+Source: TypeAlias = str | Path | models.Model | gs.Graph | tuple[onnx.ModelProto, Mapping[str, "Held"]]
 
 _DTYPES: dict[str, str] = {
     "tensor(float)": "float32",
@@ -96,7 +99,7 @@ class Session:
             take_from_pool(options)
         self._label = str(source) if isinstance(source, str | Path) else "the model"
         self._lent: list[NDArray[Any]] = []
-        self._fed: dict[str, Readable] = {}
+        self._fed: dict[str, Held] = {}
         content, has_fp8 = self._content(source, outputs, draw, options, quick=quick)
         if quick or not optimize or has_fp8:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -109,7 +112,11 @@ class Session:
                 refused.fed, refused.said = {}, reason(error)
                 raise refused from error
         release_pages(self._lent)
-        self._given = {name: one.array for name, one in self._fed.items()}
+        # Where there is no room for all weights, each run reads its own and lets go of them
+        kept = {name: one for name, one in self._fed.items() if isinstance(one, np.ndarray) and not room().tight}
+        self._later = {name: one for name, one in self._fed.items() if name not in kept}
+        self._readable = {name: readable(one) for name, one in kept.items()}
+        self._given = {name: one.array for name, one in self._readable.items()}
         found = [value.name for value in self._session.get_outputs()]
         self.outputs: list[str] = list(outputs) if outputs is not None else found
 
@@ -136,7 +143,7 @@ class Session:
         if quick:
             proto, self._fed = _with_large_fed(proto, weights)
         names = [name for name, array in weights.items() if array.size and name not in self._fed]
-        self._lent = [np.ascontiguousarray(weights[name]) for name in names]
+        self._lent = [np.ascontiguousarray(solid(weights[name])) for name in names]
         if names:
             options.add_external_initializers(names, [_lend(ort, array) for array in self._lent])
         content: bytes = proto.SerializeToString()
@@ -169,8 +176,10 @@ class Session:
             DataError: the feeds do not fit the graph.
             ModelError: a node fails on them; the message names it.
         """
+        now = {name: readable(solid(one)) for name, one in self._later.items()}
         try:
-            values = self._session.run(self.outputs, {**feeds, **self._given})
+            given = {**self._given, **{name: one.array for name, one in now.items()}}
+            values = self._session.run(self.outputs, {**feeds, **given})
         except Exception as error:  # see above
             text = reason(error)
             clash = _clash(self.inputs, feeds) if _REUSED in text else ""
@@ -190,6 +199,9 @@ class Session:
             failed = ModelError(f"ONNX Runtime failed while running {self._label}: {text}.")
             failed.fed, failed.said = feeds, text
             raise failed from error
+        finally:
+            for one in self._later.values():
+                let_go(one)
         return dict(zip(self.outputs, values, strict=True))
 
     def profile(self) -> Path:
@@ -304,9 +316,7 @@ def reason(error: BaseException) -> str:
     return " ".join(text.split()).strip(" .")[:600]
 
 
-def _with_large_fed(
-    proto: onnx.ModelProto, weights: Mapping[str, NDArray[Any]]
-) -> tuple[onnx.ModelProto, dict[str, Readable]]:
+def _with_large_fed(proto: onnx.ModelProto, weights: Mapping[str, Held]) -> tuple[onnx.ModelProto, dict[str, Held]]:
     """The proto with its large weights as inputs, in the types that numpy has, and what to feed them with."""
     known = {one.name for one in proto.graph.input}
     large = {
@@ -329,10 +339,10 @@ def _with_large_fed(
         stated.elem_type = one.data_type
         for size in one.dims:
             stated.shape.dim.add(dim_value=size)
-    return fed, {name: readable(weights[name]) for name in large}
+    return fed, {name: weights[name] for name in large}
 
 
-def _is_native(array: NDArray[Any]) -> bool:
+def _is_native(array: Held) -> bool:
     return array.dtype.kind in "biuf" and array.dtype.name in _DTYPES.values()
 
 

@@ -12,7 +12,7 @@ import onnx_graphsurgeon as gs
 from qcompiler.ir import model as models
 from qcompiler.ir.graph import dtype_of, graphs, is_constant, np_dtype, shape_of, static_shape, tensors
 from qcompiler.ir.model import Model, to_proto
-from qcompiler.runtime.session import Session
+from qcompiler.runtime import chain
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -95,13 +95,12 @@ def run_once(source: Model | gs.Graph, feeds: Mapping[str, NDArray[Any]]) -> dic
     _find_types(graph, feeds)
     computed = [t for t in tensors(graph) if _is_tensor(t) and not is_constant(t)]
     proto, weights = to_proto(graph)
-    for tensor in computed:
-        proto.graph.node.add(op_type="Shape", name=_TAP + tensor.name, input=[tensor.name], output=[_TAP + tensor.name])
+    _insert(proto, [(tensor.name, _TAP + tensor.name) for tensor in computed])
     del proto.graph.output[:]
     for tensor in computed:
         value = proto.graph.output.add(name=_TAP + tensor.name)
         value.type.tensor_type.elem_type = onnx.TensorProto.INT64
-    results = Session((proto, weights), quick=True).run(feeds)
+    results = chain.opened(proto, weights).run(feeds)
     shapes = {t.name: tuple(int(dim) for dim in t.shape) for t in tensors(graph) if is_constant(t)}
     for tensor in computed:
         shapes[tensor.name] = tuple(int(dim) for dim in results[_TAP + tensor.name])
@@ -113,11 +112,23 @@ def _find_types(graph: gs.Graph, feeds: Mapping[str, NDArray[Any]]) -> None:
     unknown = [t for t in tensors(graph) if not is_constant(t) and t.dtype is None and t.type in (None, "tensor_type")]
     if not unknown:
         return
-    results = Session(graph, outputs=[t.name for t in unknown], quick=True).run(feeds)
+    results = chain.opened(*to_proto(graph), outputs=[t.name for t in unknown]).run(feeds)
     for tensor in unknown:
         value = results[tensor.name]
         if isinstance(value, np.ndarray):
             tensor.dtype = value.dtype if value.dtype.kind != "O" else np.dtype(object)
+
+
+def _insert(proto: onnx.ModelProto, wanted: Sequence[tuple[str, str]]) -> None:
+    """Puts a node that tells the shape of a tensor right behind what computes it, so that nothing is held for it."""
+    taps = {name: onnx.NodeProto(op_type="Shape", name=tap, input=[name], output=[tap]) for name, tap in wanted}
+    made = {name for node in proto.graph.node for name in node.output}
+    nodes = [tap for name, tap in taps.items() if name not in made]
+    for node in proto.graph.node:
+        nodes.append(onnx.NodeProto.FromString(node.SerializeToString()))
+        nodes += (taps[name] for name in node.output if name in taps)
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
 
 
 def _is_tensor(tensor: gs.Tensor) -> bool:
@@ -216,7 +227,6 @@ def _measured(graph: gs.Graph, feeds: Mapping[str, NDArray[Any]], names: Sequenc
     asked = [name for name in names if name in present]
     if not asked:
         return {}
-    nodes = [onnx.NodeProto(op_type="Shape", input=[name], output=[SHAPE_OF + name]) for name in asked]
-    proto.graph.node.extend(nodes)
-    session = Session((proto, weights), outputs=[SHAPE_OF + name for name in asked], quick=True)
+    _insert(proto, [(name, SHAPE_OF + name) for name in asked])
+    session = chain.opened(proto, weights, outputs=[SHAPE_OF + name for name in asked])
     return {name: tuple(map(int, shape)) for name, shape in zip(asked, session.run(feeds).values(), strict=True)}

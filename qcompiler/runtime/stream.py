@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,10 +21,12 @@ import onnx_graphsurgeon as gs
 from qcompiler.errors import DataError, ModelError
 from qcompiler.ir import graph as graphs
 from qcompiler.ir import model as models
+from qcompiler.ir.made import Held
 from qcompiler.ir.signature import Feeds, Inputs
-from qcompiler.runtime import segments
+from qcompiler.runtime import chain, randomness, segments
 from qcompiler.runtime.session import Session, Source
 from qcompiler.runtime.shapes import inferred_shapes
+from qcompiler.support.memory import room
 
 Array = np.ndarray[Any, Any]
 # Of what one run returns. It is there twice, as ONNX Runtime's and as numpy's, beside the activations of the model;
@@ -66,8 +69,11 @@ class OpenModel:
     ) -> None:
         fed = _fed(source) if outputs is not None else frozenset[str]()
         inner = None if outputs is None else [name for name in outputs if name not in fed]
-        self._session: Session | None = None
-        if inner is None or inner:
+        self._session: Session | chain.Chain | None = None
+        large = None if inner is not None and not inner else _large(source)
+        if large is not None:
+            self._session = chain.Chain(*large, outputs=inner, threads=threads, draw=draw)
+        elif inner is None or inner:
             self._session = Session(
                 source, outputs=inner, optimize=optimize, quick=quick, threads=threads, draw=draw, pooled=pooled
             )
@@ -215,6 +221,9 @@ class Stream:
         proto, weights = models.to_proto(_graph(self._source))
         sizes = _sizes(proto, feed, self._tapped)
         plan, most = [], MOST_NODES if self._options["quick"] else None
+        if chain.is_large(weights):
+            self._in_pieces(proto, weights, sizes)
+            return
         long = most is not None and len(proto.graph.node) > most
         if long or sum(sizes.get(name, 0) for name in self._tapped) > self._budget:
             plan = segments.cut(proto, self._tapped, sizes, self._budget, most=most)
@@ -225,6 +234,23 @@ class Stream:
             self._pieces = list(zip(plan, made, strict=True))
         elif self._whole is None:
             self._whole = Session(self._source, outputs=self._tapped, **self._options)
+
+    def _in_pieces(self, proto: onnx.ModelProto, weights: Mapping[str, Held], sizes: Mapping[str, int]) -> None:
+        """Cuts a large model by what its weights take, too."""
+        proto = chain.with_types(proto)
+        tapped = {name: sizes.get(name, 0) for name in self._tapped}
+        plan = chain.pieces(proto, self._tapped, chain.starts(proto, weights, tapped, self._budget))
+        threads = self._options["threads"]
+        if len(plan) < 2:
+            self._pieces = []
+            self._whole = Session((proto, weights), outputs=self._tapped, quick=True, threads=threads)
+            return
+        self._whole = None
+        alone = segments.extract(randomness.held(proto, 0), weights, plan)
+        self._pieces = [
+            (one, Session(part, quick=True, pooled=True, threads=threads, draw=None))
+            for one, part in zip(plan, alone, strict=True)
+        ]
 
 
 def stream(
@@ -279,6 +305,30 @@ def fill(
             one.update(part)
         if part.last and advance is not None:
             advance(1)
+
+
+def _large(source: Source) -> tuple[onnx.ModelProto, Mapping[str, Held]] | None:
+    """A large model as a proto and its weights; None for any other."""
+    if isinstance(source, str | Path):
+        size = sum(path.stat().st_size for path in _files(Path(source)))
+        if size < chain.LARGE and not room().tight:
+            return None
+        source = models.load(source)
+    proto, weights = source if isinstance(source, tuple) else models.to_proto(_graph(source))
+    return (proto, weights) if chain.is_large(weights) else None
+
+
+def _files(path: Path) -> list[Path]:
+    """A model file and what its weights may lie in."""
+    skeleton = models.skeleton(path)
+    names = {
+        entry.value
+        for one in (() if skeleton is None else skeleton.graph.initializer)
+        for entry in one.external_data
+        if entry.key == "location" and entry.value
+    }
+    found = [path, *(path.parent / name for name in names)]
+    return [one for one in found if one.is_file()]
 
 
 def _graph(source: models.Model | gs.Graph) -> gs.Graph:

@@ -27,6 +27,7 @@ import onnx_graphsurgeon as gs
 from qcompiler.ir import edit, element_types, qdq
 from qcompiler.ir import graph as graphs
 from qcompiler.ir import model as models
+from qcompiler.ir.made import Made, solid
 from qcompiler.ir.names import Names
 from qcompiler.ir.operators import PICKS
 
@@ -108,8 +109,8 @@ def _dequantize(graph: gs.Graph, types: dict[int, np.dtype[Any]]) -> None:
             continue
         output = node.outputs[0]
         dtype = types.get(id(output), _FP32)
-        values = qdq.dequantized(node, dtype)
-        if graphs.is_output(graph, output) or not np.isfinite(values.astype(_FP32)).all():
+        values = qdq.held_dequantized(node, dtype)
+        if graphs.is_output(graph, output) or not np.isfinite(solid(values).astype(_FP32)).all():
             continue
         weight = edit.add_constant(output.name, values)
         types[id(weight)] = dtype
@@ -152,6 +153,8 @@ def _number(value: object) -> int | None:
 
 def _retype(tensor: gs.Tensor) -> None:
     if isinstance(tensor, gs.Constant):
+        if isinstance(tensor._values, Made):  # as float32 already
+            return
         tensor.values = graphs.values_of(tensor).astype(np.float32)
         return
     tensor.dtype = _FP32

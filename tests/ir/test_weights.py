@@ -16,6 +16,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from qcompiler.errors import ModelError
 from qcompiler.ir import model as models
 from qcompiler.ir import weights
+from qcompiler.support.memory import PIECE, release
 from tests.kit.onnx_files import WEIGHT, linear, normal, proto, round_trip
 
 RNG = np.random.default_rng(7)
@@ -73,7 +74,7 @@ def test_pages_that_were_given_back_are_read_again(stored: Callable[[ModelProto]
     values = models.load(stored(original)).graph.nodes[2].inputs[0].values
     assert b"".join(bytes(piece) for piece in weights.pieces(values)) == large.tobytes()
     assert b"".join(bytes(piece) for piece in weights.pieces(values.T)) == large.T.tobytes()
-    weights.release(values[10:2000])
+    release(values[10:2000])
     np.testing.assert_array_equal(values, large)
 
 
@@ -158,9 +159,9 @@ def test_small_types_share_bytes(name: str) -> None:
     assert weights.is_packed(dtype) is (name in ("int4", "uint4", "int2", "float4_e2m1fn"))
 
 
-@pytest.mark.parametrize("size", [0, 1, weights.PIECE - 1, weights.PIECE, weights.PIECE + 1])
+@pytest.mark.parametrize("size", [0, 1, PIECE - 1, PIECE, PIECE + 1])
 def test_pieces_are_the_bytes_in_their_order(size: int) -> None:
     values = np.arange(size, dtype=np.uint8)
     found = list(weights.pieces(values))
     assert b"".join(found) == values.tobytes()
-    assert all(len(piece) <= weights.PIECE for piece in found)
+    assert all(len(piece) <= PIECE for piece in found)

@@ -32,6 +32,7 @@ from qcompiler.recipe.tables import PreprocessTable
 from qcompiler.runtime import plugins
 from qcompiler.support.as_json import plain
 from qcompiler.support.file import File, ModelFile
+from qcompiler.support.memory import weigh
 from qcompiler.verification.held_out import HeldOut, judge_of
 from qcompiler.verification.narrowing import Narrowing, is_narrower, narrowing
 from qcompiler.verification.reading import read
@@ -91,6 +92,7 @@ def load(run: Compilation, source: str | Path | models.Model, data: Data | None,
     with run.working():
         plugins.use(options.scope.target.plugins if options.scope.target.engine == "onnxruntime" else ())
         loaded = read(source)
+        weigh(graphs.weight_bytes(loaded.graph))
         if options.replayed is not None and loaded.source:
             options.replayed.refuse_other_model(File.of(loaded.source).sha256)
         refuse_overwriting(loaded, data, options.paths)

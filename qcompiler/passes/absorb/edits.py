@@ -22,6 +22,7 @@ from qcompiler.ir.graph import (
     static_shape,
     values_of,
 )
+from qcompiler.ir.made import Held, Made, Scaled, later, scaled
 from qcompiler.ir.names import Names
 from qcompiler.ir.operators import VIEWS
 from qcompiler.passes.absorb.index import Index, along, before_view, only_axis
@@ -138,35 +139,30 @@ def _on_weight(node: gs.Node, i: int, channels: Index, shape: Sequence[int]) -> 
     return along(axis, channels, rank) if channels.size in (1, shape[axis]) else None
 
 
-def scaled_constants(edits: Sequence[Edit], factors: NDArray[np.float32]) -> list[tuple[Edit, Array]] | str:
+def scaled_constants(edits: Sequence[Edit], factors: NDArray[np.float32]) -> list[tuple[Edit, Held]] | str:
     """The new arrays, several edits of one constant taken together; or which of them would leave its type's range.
 
     Args:
         edits: what to scale.
         factors: float32 [C + 1]; the last one, for `NONE`, is 1.
     """
-    values: dict[tuple[int, int], tuple[Edit, Array]] = {}
+    together: dict[tuple[int, int], tuple[Edit, list[tuple[Array, bool]]]] = {}
     for edit in edits:
-        key = (id(edit.node), edit.input)
-        old = values_of(edit.constant)
-        # One rounding: float32 times float32 is exact in float64, and so is float32 arithmetic up to its last bit.
-        wide = values[key][1] if key in values else old.astype(np.float32 if old.dtype.itemsize < 4 else old.dtype)
-        factor = factors[edit.index]
-        with np.errstate(over="ignore"):
-            values[key] = (edit, wide * factor if edit.multiply else wide / factor)
-    done: list[tuple[Edit, Array]] = []
-    for edit, wide in values.values():
-        old = values_of(edit.constant)
-        with np.errstate(over="ignore"):
-            new = np.asarray(wide.astype(old.dtype))  # of no axes numpy makes a number
+        own = together.setdefault((id(edit.node), edit.input), (edit, []))
+        together[id(edit.node), edit.input] = (edit, [*own[1], (factors[edit.index], edit.multiply)])
+    done: list[tuple[Edit, Held]] = []
+    for edit, given in together.values():
+        held, old = edit.constant._values, values_of(edit.constant)
+        new = scaled(old, tuple(given))
         if not (np.isfinite(new) | ~np.isfinite(old)).all():
             return f"'{edit.constant.name}' of '{edit.node.name}' would leave the range of {old.dtype}"
-        done.append((edit, new))
+        wide = isinstance(held, np.ndarray | Made) and old.dtype == np.float32
+        done.append((edit, Scaled(held, tuple(given)) if wide and later(old) else new))
     return done
 
 
 def set_constants(
-    graph: gs.Graph, values: Sequence[tuple[Edit, Array]], copies: Mapping[int, gs.Node], names: Names
+    graph: gs.Graph, values: Sequence[tuple[Edit, Held]], copies: Mapping[int, gs.Node], names: Names
 ) -> None:
     """Gives each edit its array: a new initializer, which takes the old name where nothing else reads the old one."""
     for edit, new in values:

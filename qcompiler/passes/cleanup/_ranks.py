@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 
 from qcompiler.ir import graph as graphs
 from qcompiler.ir.operators import RECURRENT
-from qcompiler.ir.scopes import within
+from qcompiler.support.scopes import within
 
 ANY = frozenset(range(9))  # TensorRT takes no more than 8
 Ranks = MutableMapping[int, frozenset[int]]  # by identity of the tensor

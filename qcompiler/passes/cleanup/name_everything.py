@@ -17,8 +17,8 @@ from qcompiler.errors import ModelError
 from qcompiler.ir.edit import set_input
 from qcompiler.ir.graph import graphs, is_constant, subgraphs, tensors, walk
 from qcompiler.ir.names import Names
-from qcompiler.ir.scopes import within
 from qcompiler.passes.base import Changed, Fact, Note, Pass
+from qcompiler.support.scopes import within
 
 
 @dataclass(frozen=True)

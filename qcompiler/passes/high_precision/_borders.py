@@ -15,9 +15,9 @@ import onnx_graphsurgeon as gs
 from qcompiler.ir import graph as graphs
 from qcompiler.ir import nested
 from qcompiler.ir.element_types import FP32, Slots
-from qcompiler.ir.scopes import within
 from qcompiler.passes.high_precision._view import MARGIN, TypingView
 from qcompiler.passes.recurrent import recurrent_reader
+from qcompiler.support.scopes import within
 from qcompiler.target import DType
 
 

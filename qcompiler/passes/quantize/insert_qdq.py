@@ -181,7 +181,7 @@ def _weight(
 ) -> gs.Variable:
     """The INT8 or FP8 copy of a float weight behind a DQ; nothing reads the float one any more."""
     values, used = known.values, known.scales
-    stored = gs.Constant(names.fresh(f"{weight.name}/{dtype}"), values)
+    stored = edit.add_constant(names.fresh(f"{weight.name}/{dtype}"), values)
     scale = gs.Constant(names.fresh(f"{weight.name}/scale"), used)
     zero = gs.Constant(names.fresh(f"{weight.name}/zero_point"), np.zeros(used.shape, values.dtype))
     back = gs.Variable(names.fresh(f"{weight.name}/dequantized"), np.float32, weight.shape)

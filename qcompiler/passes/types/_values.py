@@ -7,7 +7,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from qcompiler.ir.weights import PIECE, Array, release
+from qcompiler.ir import made
+from qcompiler.ir.made import Widened
+from qcompiler.ir.weights import Array
+from qcompiler.support.memory import PIECE, release
 
 FP16, BF16, FP64 = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float64)
 FP32 = np.dtype(np.float32)
@@ -22,16 +25,23 @@ def widened(values: Array) -> Array:
     Of doubles, what is beyond float32's range becomes its end, as in masks of -1.8e308, and a single number that would
     vanish the smallest normal one, as where it guards a division.
     """
+    if values.dtype != FP64:
+        return made.widened(values)
     flat = np.ascontiguousarray(values).reshape(-1)
     found = np.empty(flat.size, FP32)
     step = PIECE // values.dtype.itemsize
     for at in range(0, flat.size, step):
         piece = flat[at : at + step]
-        found[at : at + step] = _rounded(piece) if values.dtype == FP64 else piece.astype(FP32)
+        found[at : at + step] = _rounded(piece)
         release(piece)
     result = found.reshape(values.shape)
     result.flags.writeable = False
     return result
+
+
+def held_wide(values: Array) -> Array | Widened:
+    """The same, made whenever somebody looks where there is no room for all weights."""
+    return Widened(values) if values.dtype in HALVES and made.later(values) else widened(values)
 
 
 def _rounded(values: Array) -> Array:

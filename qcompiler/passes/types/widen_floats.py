@@ -20,7 +20,7 @@ from onnx_graphsurgeon.ir.tensor import SparseValues
 from qcompiler.errors import ModelError
 from qcompiler.ir import edit, element_types
 from qcompiler.ir import graph as graphs
-from qcompiler.ir.gs_classes import SparseInitializer
+from qcompiler.ir.gs_classes import Constant, SparseInitializer
 from qcompiler.ir.operators import FINITE
 from qcompiler.passes.base import Changed, Note, Pass
 from qcompiler.passes.types import _doubles as doubles
@@ -119,7 +119,7 @@ class _Widening:
                 f"{values.size} values are beyond float32, which ends at 3.4e38: engines compute in FP32 at most. "
                 "Scale the weights of this layer down."
             )
-        return numbers.widened(values)
+        return numbers.held_wide(values)
 
     def _node(self, node: gs.Node) -> Iterator[Note]:
         becomes = any(id(tensor) in self.wide for tensor in node.outputs)
@@ -138,7 +138,7 @@ class _Widening:
         if isinstance(value, gs.Constant):
             dtype = graphs.dtype_of(value)
             if dtype in HALVES or (dtype == FP64 and becomes):
-                return gs.Constant(value.name, self._converted(value._values, value))
+                return Constant(value.name, self._converted(value._values, value))
         if isinstance(value, int) and name in STATED:
             return TensorProto.FLOAT if value in _HALVES or (value == TensorProto.DOUBLE and becomes) else value
         if isinstance(value, AttributeProto) and value.type == AttributeProto.TYPE_PROTO and _mentions(value.tp):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -18,6 +18,7 @@ import onnx_graphsurgeon as gs
 from qcompiler.ir import graph as graphs
 from qcompiler.ir import model as models
 from qcompiler.ir.element_types import Slots
+from qcompiler.ir.made import Held, Rounded, later, rounded, solid
 from qcompiler.ir.operators import MOVES
 from qcompiler.ir.signature import Feeds
 from qcompiler.judge.noise import judged
@@ -28,7 +29,7 @@ from qcompiler.runtime.stream import OpenModel
 from qcompiler.target import DType
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    pass
 
 
 SWITCH = "qcompiler/half/"
@@ -71,7 +72,7 @@ class HalfSimulator:
 class _Builder:
     """Puts the switches into a proto and its nested graphs."""
 
-    def __init__(self, typed: Judged, dtype: DType, proto: onnx.ModelProto, arrays: dict[str, NDArray[Any]]) -> None:
+    def __init__(self, typed: Judged, dtype: DType, proto: onnx.ModelProto, arrays: dict[str, Held]) -> None:
         self.units: list[str] = []
         self._view, self._dtype, self._proto, self._arrays = typed.view, dtype, proto, arrays
         self._nodes: dict[str, tuple[gs.Node, Slots]] = {
@@ -146,12 +147,11 @@ class _Builder:
         """Name of an initializer of the main graph with the rounded values, in FP32: a Cast would run in every run."""
         key = (id(tensor), bounds)
         if key not in self._stored:
-            values = graphs.values_of(tensor)
-            if bounds is not None:
-                values = np.asarray(np.clip(values, *bounds))
-            with np.errstate(over="ignore", under="ignore"):
-                rounded = values.astype(self._view.numpy).astype(np.float32)
-            self._stored[key] = self._initializer(rounded)
+            held, to = tensor._values, np.dtype(self._view.numpy)
+            if later(held):
+                self._stored[key] = self._initializer(Rounded(held, to, bounds))
+            else:
+                self._stored[key] = self._initializer(rounded(graphs.values_of(tensor), to, bounds))
         return self._stored[key]
 
     def _bound(self, value: float) -> str:
@@ -160,11 +160,11 @@ class _Builder:
             self._stored[key] = self._initializer(np.array(value, np.float32))
         return self._stored[key]
 
-    def _initializer(self, array: NDArray[Any]) -> str:
+    def _initializer(self, array: Held) -> str:
         name = f"{CONSTANT}{len(self._stored)}"
         tensor = onnx.TensorProto(name=name, dims=array.shape, data_type=graphs.onnx_type(array.dtype))
-        if array.size * array.itemsize < _SMALL:
-            tensor.raw_data = array.tobytes()
+        if array.nbytes < _SMALL:
+            tensor.raw_data = solid(array).tobytes()
         else:
             tensor.data_location = onnx.TensorProto.EXTERNAL
             tensor.external_data.add(key="location", value="lent")

@@ -37,6 +37,7 @@ from qcompiler.planning.simulation.bias import Shifts, shared_scales
 from qcompiler.planning.simulation.in_parts import InParts, lent
 from qcompiler.runtime import switches
 from qcompiler.runtime.stream import BUDGET
+from qcompiler.support.memory import put_down
 from qcompiler.target import DType
 from qcompiler.verification.replay import fitting_inputs
 
@@ -140,7 +141,7 @@ class Simulator:
                 if dtype is DType.FP8 and int(model.graph.opset) < FP8_OPSET:
                     values = values.astype(np.float16)  # holds every value of E4M3
                 name = f"{SWITCH}{node.name}/w/{dtype}"
-                arrays[name] = values
+                arrays[name] = values = put_down(values)
                 if dtype is DType.INT8:
                     stored[node.name] = (values, steps)
                 proto.graph.initializer.append(lent(name, values))

@@ -6,8 +6,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from qcompiler.ir.weights import PIECE
 from qcompiler.passes.types import _values as numbers
+from qcompiler.support.memory import PIECE
 
 LARGEST = float(np.finfo(np.float32).max)
 

@@ -7,7 +7,7 @@ from collections import ChainMap
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qcompiler.ir.scopes import within
+from qcompiler.support.scopes import within
 
 levels = st.lists(st.dictionaries(st.sampled_from("abcd"), st.integers()), min_size=1, max_size=6)
 
