@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -168,24 +168,71 @@ def matrix(node: gs.Node) -> NDArray[np.float32] | None:
     dimensions, or belongs to several groups. The result may be a view of the (read-only) initializer.
     """
     weight = weight_of(node)
-    if weight is not None and is_op(node, "Conv"):
-        whole = weight.tensor.values
-        if weight.chain or int(node.attrs.get("group", 1)) != 1 or whole.dtype != np.float32:
-            return None
-        taps: NDArray[np.float32] = np.moveaxis(whole, 1, 0).reshape(whole.shape[1], -1)
-        return taps
-    if weight is None or weight.index != 1 or not is_op(node, "MatMul", "Gemm"):
+    if weight is None or matrix_shape(node) is None:
         return None
     values = weight.tensor.values
-    for link in weight.chain:
-        if is_op(link, "Transpose"):
-            values = values.transpose(permutation(link, values.ndim))
-            continue
-        shape = _shape_after(link, values.shape)
-        if shape is None or is_op(link, "Cast"):
-            return None
-        values = values.reshape(shape)
-    if values.ndim != 2 or values.dtype != np.float32:
-        return None
+    if is_op(node, "Conv"):
+        taps: NDArray[np.float32] = np.moveaxis(values, 1, 0).reshape(values.shape[1], -1)
+        return taps
+    for link, shape in zip(weight.chain, _chain_shapes(weight)[1:], strict=True):
+        values = values.transpose(permutation(link, values.ndim)) if is_op(link, "Transpose") else values.reshape(shape)
     found: NDArray[np.float32] = values.T if is_op(node, "Gemm") and node.attrs.get("transB", 0) else values
     return found
+
+
+def matrix_shape(node: gs.Node) -> tuple[int, int] | None:
+    """The shape of `matrix`, which is not made for it; None where there is none."""
+    weight = weight_of(node)
+    if weight is None or np.dtype(weight.tensor.dtype) != np.float32:
+        return None
+    if is_op(node, "Conv"):
+        sizes = tuple(map(int, weight.tensor.shape))
+        whole = not weight.chain and int(node.attrs.get("group", 1)) == 1
+        return (sizes[1], math.prod(sizes) // max(sizes[1], 1)) if whole else None
+    if weight.index != 1 or not is_op(node, "MatMul", "Gemm") or any(is_op(link, "Cast") for link in weight.chain):
+        return None
+    shapes = _chain_shapes(weight)
+    if len(shapes) <= len(weight.chain) or len(shapes[-1]) != 2:
+        return None
+    rows, columns = shapes[-1]
+    return (columns, rows) if is_op(node, "Gemm") and node.attrs.get("transB", 0) else (rows, columns)
+
+
+def _chain_shapes(weight: Weight) -> list[Shape]:
+    """The shape of the constant and behind each node of its chain, as far as that can be followed."""
+    shapes: list[Shape] = [tuple(map(int, weight.tensor.shape))]
+    for link in weight.chain:
+        after = _shape_after(link, shapes[-1])
+        if after is None:
+            break
+        shapes.append(after)
+    return shapes
+
+
+class Matrices(Sequence["NDArray[np.float32]"]):
+    """The weights of some nodes as of `matrix`, each made when it is looked at where weights are made of stored ones.
+
+    Args:
+        nodes: that have a matrix.
+
+    Attributes:
+        shapes: [channels in, channels out] of each.
+    """
+
+    def __init__(self, nodes: Sequence[gs.Node]) -> None:
+        self._nodes = tuple(nodes)
+        self.shapes = [shape for node in nodes if (shape := matrix_shape(node)) is not None]
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    @overload
+    def __getitem__(self, index: int) -> NDArray[np.float32]: ...
+    @overload
+    def __getitem__(self, index: slice) -> Matrices: ...
+    def __getitem__(self, index: int | slice) -> NDArray[np.float32] | Matrices:
+        if isinstance(index, slice):
+            return Matrices(self._nodes[index])
+        found = matrix(self._nodes[index])
+        assert found is not None  # whoever made this has looked
+        return found

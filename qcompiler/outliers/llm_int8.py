@@ -199,15 +199,14 @@ def choose_channels(
     decided = []
     for name, members in groups.items():
         readers = tuple(one.node for one in members)
-        weights = [linear.matrix(nodes[reader]) for reader in readers]
+        weights = linear.Matrices([nodes[reader] for reader in readers])
         reason = _reason(rows.get(name), outliers.get(name))
-        if any(weight is None for weight in weights):
+        if len(weights.shapes) < len(weights):
             reason = "a weight is computed on the way, or has too many dimensions"
         if reason:
             decided.append(Split(name, readers, (), 0, reason))
             continue
-        matrices = [weight for weight in weights if weight is not None]
-        layers = _Layers(rows[name], matrices, outliers[name].channels, format, by_row=by_row)
+        layers = _Layers(rows[name], weights, outliers[name].channels, format, by_row=by_row)
         decided.append(_choose(name, readers, layers, wanted))
     return decided
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -176,10 +177,28 @@ class Session:
             DataError: the feeds do not fit the graph.
             ModelError: a node fails on them; the message names it.
         """
+        with self.holding():
+            return self._run(feeds)
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Keeps weights that every run would read again, for as many runs as there are in the block."""
+        if self._given.keys() >= self._later.keys():
+            yield
+            return
         now = {name: readable(solid(one)) for name, one in self._later.items()}
+        self._given |= {name: one.array for name, one in now.items()}
         try:
-            given = {**self._given, **{name: one.array for name, one in now.items()}}
-            values = self._session.run(self.outputs, {**feeds, **given})
+            yield
+        finally:
+            self._given = {name: one for name, one in self._given.items() if name not in self._later}
+            now.clear()
+            for one in self._later.values():
+                let_go(one)
+
+    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        try:
+            values = self._session.run(self.outputs, {**feeds, **self._given})
         except Exception as error:  # see above
             text = reason(error)
             clash = _clash(self.inputs, feeds) if _REUSED in text else ""
@@ -199,9 +218,6 @@ class Session:
             failed = ModelError(f"ONNX Runtime failed while running {self._label}: {text}.")
             failed.fed, failed.said = feeds, text
             raise failed from error
-        finally:
-            for one in self._later.values():
-                let_go(one)
         return dict(zip(self.outputs, values, strict=True))
 
     def profile(self) -> Path:

@@ -11,8 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import onnx
@@ -26,7 +27,7 @@ from qcompiler.ir.signature import Feeds, Inputs
 from qcompiler.runtime import chain, randomness, segments
 from qcompiler.runtime.session import Session, Source
 from qcompiler.runtime.shapes import inferred_shapes
-from qcompiler.support.memory import room
+from qcompiler.support.memory import put_down, room
 
 Array = np.ndarray[Any, Any]
 # Of what one run returns. It is there twice, as ONNX Runtime's and as numpy's, beside the activations of the model;
@@ -34,6 +35,9 @@ Array = np.ndarray[Any, Any]
 BUDGET = 64 << 20
 # Of a session without optimisations: the time to make one grows with the square of its nodes. Below, it is no matter.
 MOST_NODES = 2000
+TOGETHER = 16  # feeds that a segment of a large model runs before the next one does
+
+T = TypeVar("T")
 
 
 class OpenModel:
@@ -154,6 +158,7 @@ class Stream:
         quick: made for a handful of runs, as of `Session`.
         threads: inside an operator; 0 for one per processor.
         budget: bytes of a part; one tensor at least is fetched, whatever it takes.
+        takes: bytes of what is learned of each tensor, which then counts in place of the tensor itself.
     """
 
     def __init__(
@@ -165,16 +170,18 @@ class Stream:
         quick: bool = False,
         threads: int = 0,
         budget: int = BUDGET,
+        takes: Mapping[str, int] | None = None,
     ) -> None:
         fed = _fed(source)
         names = list(dict.fromkeys(tensors))
-        self._source, self._budget = source, budget
+        self._source, self._budget, self._takes = source, budget, takes
         self._options: dict[str, Any] = {"optimize": optimize, "quick": quick, "threads": threads}
         self._fed = [name for name in names if name in fed]
         self._tapped = [name for name in names if name not in fed]
         self._planned = 0  # bytes of the feed that it was cut for
         self._whole: Session | None = None
         self._pieces: list[tuple[segments.Segment, Session]] = []
+        self._large = False
 
     def parts(self, index: int, feed: Feeds) -> Iterator[Part]:
         """Runs one feed; every tensor comes in one of the parts. Sessions are opened by the first feed.
@@ -195,15 +202,55 @@ class Stream:
         yield Part(index, feed, values, last=True)
         values.clear()
 
+    def over(self, feeds: Sequence[tuple[int, Feeds]]) -> Iterator[Part]:
+        """Runs some feeds, each with its index.
+
+        Of a large model, each segment runs all of them before the next does, so that its weights are read once.
+
+        Raises:
+            DataError: a feed does not fit the graph.
+            ModelError: ONNX Runtime refuses the model, or a node fails.
+        """
+        for _, parts in self.by_segment(feeds):
+            yield from parts
+
+    def by_segment(self, feeds: Sequence[tuple[int, Feeds]]) -> Iterator[tuple[list[str], Iterator[Part]]]:
+        """The same, for each segment: the tensors that it gives, and its part of each feed.
+
+        Raises:
+            DataError: a feed does not fit the graph.
+            ModelError: ONNX Runtime refuses the model, or a node fails.
+        """
+        if self._tapped and feeds:
+            self._plan(max((feed for _, feed in feeds), key=_bytes))
+        if not self._large:
+            names = [*self._fed, *self._tapped]
+            yield names, (part for index, feed in feeds for part in self.parts(index, feed))
+            return
+        held: list[Feeds] = [{} for _ in feeds]
+        for at, (segment, _) in enumerate(self._pieces):
+            yield [*(() if at else self._fed), *segment.tensors], self._through(at, feeds, held)
+
+    def _through(self, at: int, feeds: Sequence[tuple[int, Feeds]], held: list[Feeds]) -> Iterator[Part]:
+        """A segment's part of each feed; `held` has of each feed what the segments before hand on."""
+        segment, session = self._pieces[at]
+        needed = {name for later, _ in self._pieces[at + 1 :] for name in later.reads}
+        with session.holding():
+            for one, (index, feed) in enumerate(feeds):
+                found = _fed_from(session, segment, feed, held[one])
+                known = {**held[one], **found}
+                held[one] = {name: put_down(value) for name, value in known.items() if name in needed}
+                given = {name: feed[name] for name in (() if at else self._fed)}
+                values = {**given, **{name: found[name] for name in segment.tensors}}
+                del found, known
+                yield Part(index, feed, values, last=at + 1 == len(self._pieces))
+                values.clear()
+
     def _in_turns(self, index: int, feed: Feeds, given: Feeds) -> Iterator[Part]:
         left = [set(segment.reads) for segment, _ in self._pieces]
         held: Feeds = {}
         for at, (segment, session) in enumerate(self._pieces):
-            try:
-                found = session.run({name: value for name, value in {**feed, **held}.items() if name in segment.reads})
-            except (DataError, ModelError) as error:
-                error.fed = feed  # of the model, not of the segment
-                raise
+            found = _fed_from(session, segment, feed, held)
             needed = set().union(*left[at + 1 :])
             held = {name: value for name, value in {**held, **found}.items() if name in needed}
             values = {**given, **{name: found[name] for name in segment.tensors}}
@@ -214,14 +261,15 @@ class Stream:
 
     def _plan(self, feed: Feeds) -> None:
         """Decides on the parts by what this feed needs; again, where a later feed is more than twice as large."""
-        size = sum(value.nbytes for value in feed.values() if isinstance(value, np.ndarray))
+        size = _bytes(feed)
         if self._planned and size <= 2 * self._planned:
             return
         self._planned = max(size, 1)
         proto, weights = models.to_proto(_graph(self._source))
-        sizes = _sizes(proto, feed, self._tapped)
+        sizes = self._takes if self._takes is not None else _sizes(proto, feed, self._tapped)
         plan, most = [], MOST_NODES if self._options["quick"] else None
         if chain.is_large(weights):
+            self._large = True
             self._in_pieces(proto, weights, sizes)
             return
         long = most is not None and len(proto.graph.node) > most
@@ -241,10 +289,6 @@ class Stream:
         tapped = {name: sizes.get(name, 0) for name in self._tapped}
         plan = chain.pieces(proto, self._tapped, chain.starts(proto, weights, tapped, self._budget))
         threads = self._options["threads"]
-        if len(plan) < 2:
-            self._pieces = []
-            self._whole = Session((proto, weights), outputs=self._tapped, quick=True, threads=threads)
-            return
         self._whole = None
         alone = segments.extract(randomness.held(proto, 0), weights, plan)
         self._pieces = [
@@ -300,11 +344,38 @@ def fill(
         ModelError: ONNX Runtime refuses the model, or a node fails.
     """
     tensors = [name for one in accumulators for name in one.tensors]
-    for part in stream(source, tensors, feeds, quick=quick, threads=threads, budget=budget):
-        for one in accumulators:
-            one.update(part)
-        if part.last and advance is not None:
-            advance(1)
+    opened = Stream(source, tensors, quick=quick, threads=threads, budget=budget)
+    for some in batched(enumerate(feeds), TOGETHER):
+        for part in opened.over(some):
+            for one in accumulators:
+                one.update(part)
+            if part.last and advance is not None:
+                advance(1)
+
+
+def is_large(model: models.Model) -> bool:
+    """Whether a segment runs all feeds before the next, so that what is learned of a tensor is known behind it."""
+    return chain.is_large(models.to_proto(model.graph)[1])
+
+
+def _fed_from(session: Session, segment: segments.Segment, feed: Feeds, held: Feeds) -> Feeds:
+    """What a segment gives for a feed and what the ones before it hand on."""
+    try:
+        return session.run({name: value for name, value in {**feed, **held}.items() if name in segment.reads})
+    except (DataError, ModelError) as error:
+        error.fed = feed  # of the model, not of the segment
+        raise
+
+
+def _bytes(feed: Feeds) -> int:
+    return sum(value.nbytes for value in feed.values() if isinstance(value, np.ndarray))
+
+
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """The items in lists of so many."""
+    rest = iter(items)
+    while some := list(islice(rest, size)):
+        yield some
 
 
 def _large(source: Source) -> tuple[onnx.ModelProto, Mapping[str, Held]] | None:

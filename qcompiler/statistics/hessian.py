@@ -28,17 +28,17 @@ import numpy as np
 from qcompiler.data.padding import Padding
 from qcompiler.ir import model as models
 from qcompiler.ir.signature import Feeds
-from qcompiler.runtime.stream import fill
+from qcompiler.runtime.stream import Part, Stream, fill, is_large
+from qcompiler.support.memory import room
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from qcompiler.runtime.stream import Part
 
     Hessian = NDArray[np.float64]
 
 
 BUDGET = 2 << 30  # bytes of Hessians that are summed at a time
+SHARE = 6  # of the memory that may be taken: as much again is for what is made of the largest of them
 _ROWS = 512  # that are multiplied in float32 before they are summed in float64
 _PIECES = 8  # of a feed with several samples, whose sums are compared
 
@@ -118,7 +118,7 @@ def hessians(
     source: Iterable[Feeds],
     *,
     folds: Folds = ONE_FOLD,
-    budget: int = BUDGET,
+    budget: int | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> Iterator[dict[str, tuple[Moments, ...]]]:
     """Runs the data and yields the moments of some activations after the other.
@@ -128,7 +128,7 @@ def hessians(
         depths: by activation, its last dimension K; graph inputs are allowed.
         source: feeds; iterated once for each group of activations that fits the budget.
         folds: how the data is cut.
-        budget: bytes of Hessians at a time.
+        budget: bytes of Hessians at a time; None for what there is room for.
         advance: called with the number of runs of the model since the last call.
 
     Yields:
@@ -138,10 +138,53 @@ def hessians(
         DataError: a feed does not fit the model.
         ModelError: ONNX Runtime cannot run it.
     """
-    for group in batches(depths, budget, folds.count):
+    most = _most() if budget is None else budget
+    if is_large(model):
+        yield from _by_segment(model, depths, list(source), folds, most, advance)
+        return
+    for group in batches(depths, most, folds.count):
         seen = [Hessians({name: depths[name] for name in group}, folds, fold) for fold in range(folds.count)]
         fill(model, seen, source, advance=advance)
         yield {name: tuple(one.moments(name) for one in seen) for name in group}
+
+
+def _by_segment(
+    model: models.Model,
+    depths: Mapping[str, int],
+    feeds: Sequence[Feeds],
+    folds: Folds,
+    budget: int,
+    advance: Callable[[int], None] | None,
+) -> Iterator[dict[str, tuple[Moments, ...]]]:
+    """The same of a large model, which all feeds go through once, segment after segment."""
+    takes = {name: _size(depth, folds.count) for name, depth in depths.items()}
+    stream = Stream(model, depths, quick=True, budget=budget, takes=takes)
+    for names, parts in stream.by_segment(list(enumerate(feeds))):
+        seen = [Hessians({name: depths[name] for name in names}, folds, fold) for fold in range(folds.count)]
+        for part in parts:
+            for one in seen:
+                one.update(part)
+            if part.last and advance is not None:
+                advance(1)
+        if names:
+            yield {name: tuple(one.moments(name) for one in seen) for name in names}
+
+
+def runs(model: models.Model, depths: Mapping[str, int], folds: int = 1) -> int:
+    """How often the data is run."""
+    if not depths:
+        return 0
+    return 1 if is_large(model) else len(batches(depths, _most(), folds))
+
+
+def _most() -> int:
+    """Bytes of Hessians that are summed at a time; one at least is, whatever it takes."""
+    limit = room().limit
+    return min(BUDGET, limit // SHARE) if room().tight and limit is not None else BUDGET
+
+
+def _size(depth: int, folds: int) -> int:
+    return 8 * depth * depth * folds
 
 
 def batches(depths: Mapping[str, int], budget: int = BUDGET, folds: int = 1) -> list[list[str]]:
@@ -149,7 +192,7 @@ def batches(depths: Mapping[str, int], budget: int = BUDGET, folds: int = 1) -> 
     groups: list[list[str]] = []
     left = 0
     for name, depth in depths.items():
-        size = 8 * depth * depth * folds
+        size = _size(depth, folds)
         if not groups or size > left:
             groups.append([])
             left = budget

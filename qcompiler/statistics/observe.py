@@ -337,30 +337,30 @@ class _Worker:
         self._model, self._stream = model, stream
         self._guarded: set[tuple[str, str]] = set()  # tensors whose NaN or infinities are no error
 
-    def work(self, feeds: Iterable[tuple[int, Feeds]], statistics: _Statistics) -> None:
+    def work(self, feeds: Sequence[tuple[int, Feeds]], statistics: _Statistics) -> None:
         """Runs feeds and counts what they show."""
         with ThreadPoolExecutor(1, "count") as counting:
             pending: Future[None] | None = None
-            for index, feed in feeds:
+            for _, feed in feeds[:1]:
                 statistics.begin(self._model, feed)
-                for part in self._stream.parts(index, feed):
-                    if pending is not None:
-                        pending.result()
-                    if sum(array.nbytes for array in part.values.values()) > OVERLAP_BYTES:
-                        pending = None
-                        self._count(part, statistics)
-                    else:
-                        whole = replace(part, values=dict(part.values))
-                        pending = counting.submit(self._count, whole, statistics)
+            for part in self._stream.over(feeds):
+                if pending is not None:
+                    pending.result()
+                if sum(array.nbytes for array in part.values.values()) > OVERLAP_BYTES:
+                    pending = None
+                    self._count(part, statistics)
+                else:
+                    whole = replace(part, values=dict(part.values))
+                    pending = counting.submit(self._count, whole, statistics)
             if pending is not None:
                 pending.result()
 
-    def extremes(self, feeds: Iterable[tuple[int, Feeds]], statistics: _Statistics) -> None:
+    def extremes(self, feeds: Sequence[tuple[int, Feeds]], statistics: _Statistics) -> None:
         """Runs feeds for the ranges alone."""
-        for index, feed in feeds if statistics.ends is not None else ():
-            for part in self._stream.parts(index, feed):
-                if statistics.ends is not None:
-                    statistics.ends.update(part)
+        if statistics.ends is None:
+            return
+        for part in self._stream.over(feeds):
+            statistics.ends.update(part)
 
     def _count(self, part: Part, statistics: _Statistics) -> None:
         histograms = statistics.histograms

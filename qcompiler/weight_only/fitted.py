@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -26,6 +26,7 @@ from qcompiler.ir.signature import Feeds
 from qcompiler.plan import Candidate, FittedWeight
 from qcompiler.planning.placement.candidates import Candidates
 from qcompiler.statistics import hessian
+from qcompiler.support.memory import put_down
 from qcompiler.weight_only import gptq
 
 if TYPE_CHECKING:
@@ -35,24 +36,23 @@ if TYPE_CHECKING:
 _OPERATIONS = 3  # products of K · K · N that rounding a weight takes: once down the rows, and a sweep
 
 
-def fittable(graph: gs.Graph, found: Sequence[Candidate]) -> dict[str, NDArray[np.float32]]:
-    """By node name, the weights [K, N] that can be fitted: float, with a scale for each output, and ours to round."""
+def fittable(graph: gs.Graph, found: Sequence[Candidate]) -> dict[str, gs.Node]:
+    """By their names, the nodes whose weights [K, N] can be fitted: float, a scale for each output, ours to round."""
     nodes = {node.name: node for node in graph.nodes}
-    matrices = {one.node: _matrix(nodes[one.node], one) for one in found if one.scales is None}
-    return {name: matrix for name, matrix in matrices.items() if matrix is not None}
+    return {one.node: nodes[one.node] for one in found if one.scales is None and _is_matrix(nodes[one.node], one)}
 
 
 def work_of(graph: gs.Graph, found: Sequence[Candidate]) -> float:
     """Multiply-accumulates that fitting takes, beside those of the runs that show what layers read."""
     shared = _shared(graph, found)
-    sizes = [one.matrix.shape for one in shared]
-    factors = {one.activations: float(len(one.matrix)) ** 3 / 3 for one in shared}
+    sizes = [one.shape for one in shared]
+    factors = {one.activations: float(one.shape[0]) ** 3 / 3 for one in shared}
     return float(sum(_OPERATIONS * k * k * n for k, n in sizes)) + sum(factors.values())
 
 
-def passes(graph: gs.Graph, found: Sequence[Candidate]) -> int:
+def passes(model: models.Model, found: Sequence[Candidate]) -> int:
     """How often the samples are run: more than once where Hessians are too large to be summed together."""
-    return len(hessian.batches(_depths(graph, found)))
+    return hessian.runs(model, _depths(model.graph, found))
 
 
 def fitted(
@@ -92,10 +92,24 @@ def fitted(
 
 @dataclass(frozen=True, eq=False)
 class _Shared:
-    """A weight [K, N], and all layers that multiply by it."""
+    """A node with a weight [K, N], and all layers that multiply by it."""
 
-    matrix: NDArray[np.float32]
+    node: gs.Node
     members: Sequence[Candidate]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the weight."""
+        found = linear.matrix_shape(self.node)
+        assert found is not None  # `fittable` has looked
+        return found
+
+    @property
+    def matrix(self) -> NDArray[np.float32]:
+        """The weight."""
+        found = linear.matrix(self.node)
+        assert found is not None
+        return found
 
     @property
     def activations(self) -> tuple[str, ...]:
@@ -105,23 +119,39 @@ class _Shared:
 
 def _shared(graph: gs.Graph, found: Sequence[Candidate]) -> list[_Shared]:
     """The weights that can be fitted, each once, by their contents: copies are made one again when they are stored."""
-    groups: dict[tuple[bytes, tuple[int, ...], int | None], _Shared] = {}
-    matrices = fittable(graph, found)
+    nodes = fittable(graph, found)
+    alike: dict[tuple[Any, ...], list[Candidate]] = {}
     for one in found:
-        if one.node not in matrices:
-            continue
-        matrix = matrices[one.node]
-        content = hashlib.blake2b(np.ascontiguousarray(matrix).tobytes(), digest_size=16).digest()
-        key = (content, matrix.shape, one.axis)
-        before = groups[key].members if key in groups else ()
-        groups[key] = _Shared(matrix, (*before, one))
-    return list(groups.values())
+        if one.node in nodes:
+            alike.setdefault((_sample(nodes[one.node]), one.axis), []).append(one)
+    groups: dict[tuple[Any, ...], _Shared] = {}
+    for key, members in alike.items():
+        for one in members:
+            own = (*key, _content(nodes[one.node]) if len(members) > 1 else b"")
+            before = groups[own].members if own in groups else ()
+            groups[own] = _Shared(nodes[one.node], (*before, one))
+    order = {one.node: at for at, one in enumerate(found)}
+    return sorted(groups.values(), key=lambda one: order[one.members[0].node])
+
+
+def _sample(node: gs.Node) -> tuple[Any, ...]:
+    """What differs where weights differ, mostly, and takes no time."""
+    matrix = linear.matrix(node)
+    assert matrix is not None
+    some = matrix[:: -(-len(matrix) // 8), :: -(-matrix.shape[1] // 8)]
+    return matrix.shape, np.ascontiguousarray(some).tobytes()
+
+
+def _content(node: gs.Node) -> bytes:
+    matrix = linear.matrix(node)
+    assert matrix is not None
+    return hashlib.blake2b(np.ascontiguousarray(matrix).data, digest_size=16).digest()
 
 
 def _depths(graph: gs.Graph, found: Sequence[Candidate]) -> dict[str, int]:
     """Input channels by activation."""
-    matrices = fittable(graph, found)
-    return {one.activation: len(matrices[one.node]) for one in found if one.node in matrices}
+    shapes = {name: linear.matrix_shape(node) for name, node in fittable(graph, found).items()}
+    return {one.activation: shape[0] for one in found if (shape := shapes.get(one.node)) is not None}
 
 
 def _fitted(weights: Sequence[_Shared], moments: hessian.Moments) -> dict[str, FittedWeight]:
@@ -131,14 +161,16 @@ def _fitted(weights: Sequence[_Shared], moments: hessian.Moments) -> dict[str, F
     for one in weights:
         blocks, axis = gptq.gptq(one.matrix, factor, size=None, format="int8", half=False), one.members[0].axis
         stored_so = axis is not None and axis % 2 == 1
-        weight = FittedWeight(blocks.values if stored_so else np.ascontiguousarray(blocks.values.T), blocks.scales)
+        values = put_down(blocks.values if stored_so else np.ascontiguousarray(blocks.values.T))
+        weight = FittedWeight(values, blocks.scales)
         found.update(dict.fromkeys((member.node for member in one.members), weight))
     return found
 
 
-def _matrix(node: gs.Node, one: Candidate) -> NDArray[np.float32] | None:
-    """The weight, a row for each input channel; None where it is none, or not stored as one, perhaps turned."""
+def _is_matrix(node: gs.Node, one: Candidate) -> bool:
+    """Whether the weight has a row for each input channel, and is stored as that, perhaps turned."""
     weight = linear.weight_of(node) if one.op in PRODUCTS and one.axis is not None else None
     if weight is None or len(weight.tensor.shape) != 2 or node.attrs.get("transA", 0):
-        return None
-    return linear.matrix(node) if all(is_op(link, "Transpose", "Identity") for link in weight.chain) else None
+        return False
+    turned = all(is_op(link, "Transpose", "Identity") for link in weight.chain)
+    return turned and linear.matrix_shape(node) is not None

@@ -137,7 +137,7 @@ def work_of(normal: models.Model, options: WeightOnlyOptions, *, feeds: int | No
     """
     layers, refused = storable.find_storable(normal.graph, options)
     method = chosen_method(options.table, data=feeds is not None)
-    runs = feeds * len(hessian.batches(watched(layers, method))) if feeds is not None else 0
+    runs = feeds * hessian.runs(normal, watched(layers, method)) if feeds is not None else 0
     return Work(options, method, tuple(layers), tuple(refused), len(layers) + runs)
 
 
@@ -219,12 +219,8 @@ def foreseen(work: Work, model: models.Model, known: Timed) -> Foreseen:
     runs = Foreseen(runs=work.steps - len(work.layers) + known.kept + known.choosing, sessions=2, copies=2)
     if not watched(work.layers, work.method):
         return runs
-    weights = {node.name: storable.matrix(node) for node in model.graph.nodes if node.name in _named(work)}
-    solved = sum(rows * rows * columns / 2 for rows, columns in (one.shape for one in weights.values()))
-    squares = sum(rows * rows for rows, _ in (one.shape for one in weights.values()))
-    per_sample = known.macs / max(sum(one.size for one in weights.values()), 1)  # rows of a sample
+    shapes = [(one.depth, one.width) for one in work.layers]
+    solved = sum(rows * rows * columns / 2 for rows, columns in shapes)
+    squares = sum(rows * rows for rows, _ in shapes)
+    per_sample = known.macs / max(sum(rows * columns for rows, columns in shapes), 1)  # rows of a sample
     return runs + Foreseen(runs=(solved + squares * per_sample * known.calibrate) / max(known.macs, 1))
-
-
-def _named(work: Work) -> frozenset[str]:
-    return frozenset(one.node for one in work.layers)

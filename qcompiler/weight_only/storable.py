@@ -165,10 +165,10 @@ def _judge(
             "no-kernel",
             "its activation is transposed (transA), so its rows are not what a weight's depth multiplies",
         )
-    weight = linear.matrix(node)
-    if weight is None:
+    shape = linear.matrix_shape(node)
+    if shape is None:
         return "not-matrix", "its weight has more than two dimensions, or is reshaped on the way in a form not followed"
-    depth, width = weight.shape
+    depth, width = shape
     if min(depth, width) < SMALLEST_GEMM:
         return "tiny", f"a {depth}x{width} weight is smaller than one tensor-core tile, and takes next to no memory"
     if (width % 2 or depth % 2) and options.target.engine == "tensorrt-rtx":
@@ -176,7 +176,7 @@ def _judge(
             f"its weight is {depth}x{width}, and TensorRT-RTX dequantizes the whole weight on every run where a side "
             "is odd"
         )
-    tied = next((table.name for table in tables if _same(table, weight)), "")
+    tied = next((table.name for table in tables if _same(table, node, shape)), "")
     head = bool(tied) or (width >= WIDE * depth and _ends(graph, node))
     wanted = options.table
     if head and wanted.head == "float":
@@ -206,14 +206,14 @@ def _listed(most: int) -> str:
     return " or ".join(str(size) for size in SIZES if size <= most)
 
 
-def _same(table: gs.Node, weight: NDArray[np.float32]) -> bool:
-    """Whether an embedding holds the numbers of a weight [K, N], as [N, K] or [K, N]."""
+def _same(table: gs.Node, node: gs.Node, matrix_shape: tuple[int, int]) -> bool:
+    """Whether an embedding holds the numbers of a node's weight [K, N], as [N, K] or [K, N]."""
     held = table.inputs[0]
     shape = tuple(int(dim) for dim in held.shape)
-    if shape not in (weight.shape, weight.shape[::-1]) or graphs.dtype_of(held) != np.float32:
+    if shape not in (matrix_shape, matrix_shape[::-1]) or graphs.dtype_of(held) != np.float32:
         return False
     values = graphs.values_of(held)
-    return np.array_equal(values if shape == weight.shape and shape[0] != shape[1] else values.T, weight)
+    return np.array_equal(values if shape == matrix_shape and shape[0] != shape[1] else values.T, matrix(node))
 
 
 def _ends(graph: gs.Graph, node: gs.Node) -> bool:

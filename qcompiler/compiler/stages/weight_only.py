@@ -53,7 +53,7 @@ def fit_weights(run: Compilation, subject: Subject, target: Target, planning: Pl
         return Done(subject, ladder.record(ladder.passed(RUNG, help), before=before))
     mine, model = run.lent(Ready), opened(subject.model, subject.layers.found)
     samples = min(MOST_SAMPLES, subject.parts.samples[0])
-    with run.working(samples * fitted.passes(model.graph, subject.layers.found)) as advance:
+    with run.working(samples * fitted.passes(model, subject.layers.found)) as advance:
         feeds = tuple(islice(subject.parts.calibrate, samples))
         layers = fitted.fitted(model, subject.layers, feeds, advance)
         after, told = _tried(RUNG, help.why, run, subject, layers, target, planning, started, mine)

@@ -25,7 +25,7 @@ from qcompiler.statistics.rows import COLUMNS, Rows, rows_each
 from qcompiler.statistics.timed import Timed
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    pass
 
 _FEW = (0.5, 0.85)  # alphas that are tried with the clock
 _ERRORS = (1 + len(_FEW) + 1) / (1 + 4 + 2)  # of those of a choice: none, the middle one and its like, halfway
@@ -35,14 +35,14 @@ _ERRORS = (1 + len(_FEW) + 1) / (1 + 4 + 2)  # of those of a choice: none, the m
 class _Group:
     """Layers that read one activation: their weights, float32 [C, outputs], and how many rows there will be."""
 
-    weights: Sequence[NDArray[np.float32]]
+    weights: linear.Matrices
     per_channel: Sequence[bool]
     rows: int
 
     @property
     def work(self) -> int:
         """Multiplications of one error."""
-        return self.rows * sum(int(one.shape[0]) * min(int(one.shape[1]), COLUMNS) for one in self.weights)
+        return self.rows * sum(rows * min(columns, COLUMNS) for rows, columns in self.weights.shapes)
 
 
 def seconds_of_choice(
@@ -84,9 +84,8 @@ def _groups(
     most, kept = rows_each(channels, max(round(known.kept), 1)), max(round(known.kept), 1)
     found = []
     for name, members in groups.items():
-        matrices = [linear.matrix(nodes[one.node]) for one in members]
-        weights = [one for one in matrices if one is not None]
-        if name not in seen or len(weights) < len(members) or not len(seen[name].channels):
+        weights = linear.Matrices([nodes[one.node] for one in members])
+        if name not in seen or len(weights.shapes) < len(members) or not len(seen[name].channels):
             continue
         rows = known.seen.histograms[name].count // len(seen[name].channels)
         scaled = [one.axis is not None and per_channel for one in members]
@@ -96,7 +95,7 @@ def _groups(
 
 def _made_up(group: _Group, calibrator: str, format: Format) -> Layers:
     """The layers with rows of noise, as many as there will be."""
-    draws, width = np.random.default_rng(0), len(group.weights[0])
+    draws, width = np.random.default_rng(0), group.weights.shapes[0][0]
     values = draws.standard_normal((group.rows, width), np.float32)
     folds = np.arange(group.rows) % FOLDS
     rows = Rows(values, np.ones(group.rows, np.float32), folds)

@@ -256,15 +256,9 @@ def _alphas(readers: Iterable[str], wanted: SmoothQuantTable) -> Sequence[float]
     return () if isinstance(wanted.alpha, str) else (wanted.alpha,)
 
 
-def _matrices(nodes: Sequence[gs.Node]) -> list[NDArray[np.float32]] | None:
+def _matrices(nodes: Sequence[gs.Node]) -> Sequence[NDArray[np.float32]] | None:
     """The weights as [C, outputs]; None where one of them is not two-dimensional."""
-    found = []
-    for node in nodes:
-        weight = linear.matrix(node)
-        if weight is None:
-            return None
-        found.append(weight)
-    return found
+    return linear.Matrices(nodes) if all(linear.matrix_shape(node) for node in nodes) else None
 
 
 def observed_again(
