@@ -20,7 +20,7 @@ from qcompiler.ir.from_proto import graph_from_proto
 from qcompiler.ir.made import Held, Made, let_go, solid
 from qcompiler.ir.operators import FINITE, VIEWS
 from qcompiler.ir.to_proto import graph_to_proto
-from qcompiler.ir.weights import Array, Weights, map_file, pieces, to_external_tensor
+from qcompiler.ir.weights import Array, Weights, map_file, pieces, stored_bytes, to_external_tensor
 from qcompiler.ir.wire import WireError, delimited, strip
 from qcompiler.support.atomic import Artefacts, unwritable
 from qcompiler.support.memory import PIECE, release
@@ -126,7 +126,7 @@ def to_proto(graph: gs.Graph) -> tuple[ModelProto, dict[str, Held]]:
 
     Initializers of the main graph of 1 KiB or more are marked EXTERNAL with a location that does not exist; they are
     the arrays returned, contiguous, not copied, in the order of the initializers. Weights of subgraphs, strings and
-    packed types (INT4) are inside. The same graph gives the same bytes.
+    small ones of packed types (INT4, up to 1 MiB of elements) are inside. The same graph gives the same bytes.
 
     Raises:
         InternalError: two different tensors of the graph have the same name.
@@ -153,7 +153,7 @@ def save(model: Model, path: Path, *, external_above: int = 1 << 30, shard: int 
     proto.ir_version = max(proto.ir_version, model.ir_version)
     for key, value in model.metadata.items():
         proto.metadata_props.add(key=key, value=value)
-    total = sum(array.nbytes for array in arrays.values())
+    total = sum(map(stored_bytes, arrays.values()))
     most = min(external_above, shard or external_above, _PROTOBUF_LIMIT - proto.ByteSize() - 64 * len(arrays))
     parts = _parts(proto, arrays, shard) if total > most else []
     targets = [path, *_data_files(path, len(parts))]
@@ -316,11 +316,12 @@ def _write_embedded(proto: ModelProto, arrays: dict[str, Held], stream: IO[bytes
         values = arrays[tensor.name]
         tensor.ClearField("external_data")
         tensor.ClearField("data_location")
-        heads.append(tensor.SerializeToString(deterministic=True) + delimited(9, values.nbytes))
+        heads.append(tensor.SerializeToString(deterministic=True) + delimited(9, stored_bytes(values)))
     fronts = [
-        delimited(5, len(head) + arrays[tensor.name].nbytes) + head for head, tensor in zip(heads, large, strict=True)
+        delimited(5, len(head) + stored_bytes(arrays[tensor.name])) + head
+        for head, tensor in zip(heads, large, strict=True)
     ]
-    size = len(graph) + sum(map(len, fronts)) + sum(arrays[tensor.name].nbytes for tensor in large)
+    size = len(graph) + sum(map(len, fronts)) + sum(stored_bytes(arrays[tensor.name]) for tensor in large)
     stream.write(proto.SerializeToString(deterministic=True))
     stream.write(delimited(7, size))
     stream.write(graph)
@@ -347,7 +348,7 @@ def _parts(proto: ModelProto, arrays: dict[str, Held], most: int | None) -> list
     for tensor in proto.graph.initializer:
         if tensor.name not in arrays:
             continue
-        room = -(-arrays[tensor.name].nbytes // _ALIGNMENT) * _ALIGNMENT
+        room = -(-stored_bytes(arrays[tensor.name]) // _ALIGNMENT) * _ALIGNMENT
         if not found or (most is not None and size + room > most):
             found.append([])
             size = 0

@@ -28,6 +28,7 @@ from qcompiler.errors import InternalError
 from qcompiler.ir.gs_classes import EmptyList
 from qcompiler.ir.made import Held, Made
 from qcompiler.ir.weights import is_packed, to_external_tensor, to_tensor
+from qcompiler.support.memory import SMALLEST
 from qcompiler.support.scopes import within
 
 LOCATION = "weights"  # where the external tensors of `graph_to_proto` say that they are; no such file is ever written
@@ -173,7 +174,8 @@ class _Writer:
             self.arrays[tensor.name] = tensor._values
             return
         values = np.asarray(tensor.values)
-        if not main or values.dtype == object or values.nbytes < SMALLEST_EXTERNAL or is_packed(values.dtype):
+        least = SMALLEST if is_packed(values.dtype) else SMALLEST_EXTERNAL
+        if not main or values.dtype == object or values.nbytes < least:
             proto.initializer.append(to_tensor(tensor.name, values))
             return
         proto.initializer.append(to_external_tensor(tensor.name, values, LOCATION))

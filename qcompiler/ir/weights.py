@@ -203,18 +203,28 @@ def to_external_tensor(name: str, values: Form, location: str, offset: int | Non
     """A TensorProto without values that says where they are: `location`, `offset` and their length in bytes."""
     tensor = TensorProto(name=name, data_type=np_dtype_to_tensor_dtype(values.dtype), dims=values.shape)
     tensor.data_location = TensorProto.EXTERNAL
-    entries = {"location": location, "offset": offset, "length": values.nbytes}
+    entries = {"location": location, "offset": offset, "length": stored_bytes(values)}
     for key, value in entries.items():
         if value is not None:
             tensor.external_data.add(key=key, value=str(value))
     return tensor
 
 
+def stored_bytes(values: Form) -> int:
+    """Bytes of weights in a file: several elements of a packed type share one."""
+    if not is_packed(values.dtype):
+        return values.nbytes
+    return _size(np_dtype_to_tensor_dtype(values.dtype), values.shape, "")
+
+
 def pieces(values: Array) -> Iterator[memoryview]:
-    """The elements of `values` in C order, 4 MiB at a time, without a copy where they already lie so.
+    """The bytes of `values` as a file has them, in C order, 4 MiB at a time, without a copy where they already lie so.
 
     Pages of a mapped file are given back behind each piece, so that passing over a model does not make it resident.
     """
+    if is_packed(values.dtype):
+        yield memoryview(numpy_helper.from_array(np.ascontiguousarray(values)).raw_data)
+        return
     flat = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
     for at in range(0, flat.size, PIECE):
         piece = flat[at : at + PIECE]

@@ -16,6 +16,7 @@ from qcompiler.errors import DataError, ModelError
 from qcompiler.ir import graph as graphs
 from qcompiler.ir import model as models
 from qcompiler.ir.made import let_go, solid
+from qcompiler.ir.weights import is_packed, to_tensor
 from qcompiler.runtime import fp8, plugins, randomness, schemas
 from qcompiler.runtime.memory import pool, readable, release_pages, take_from_pool
 from qcompiler.support.machine import available_processors
@@ -143,6 +144,7 @@ class Session:
             proto = _with_outputs(proto, outputs)
         if quick:
             proto, self._fed = _with_large_fed(proto, weights)
+        proto, weights = _with_packed_inside(proto, weights)
         names = [name for name, array in weights.items() if array.size and name not in self._fed]
         self._lent = [np.ascontiguousarray(solid(weights[name])) for name in names]
         if names:
@@ -356,6 +358,21 @@ def _with_large_fed(proto: onnx.ModelProto, weights: Mapping[str, Held]) -> tupl
         for size in one.dims:
             stated.shape.dim.add(dim_value=size)
     return fed, {name: weights[name] for name in large}
+
+
+def _with_packed_inside(
+    proto: onnx.ModelProto, weights: Mapping[str, Held]
+) -> tuple[onnx.ModelProto, Mapping[str, Held]]:
+    """Weights of which several elements share a byte cannot be lent: numpy holds one a byte."""
+    packed = {name: solid(one) for name, one in weights.items() if is_packed(one.dtype)}
+    if not packed:
+        return proto, weights
+    inside = onnx.ModelProto()
+    inside.CopyFrom(proto)
+    for one in inside.graph.initializer:
+        if one.name in packed:
+            one.CopyFrom(to_tensor(one.name, packed[one.name]))
+    return inside, {name: one for name, one in weights.items() if name not in packed}
 
 
 def _is_native(array: Held) -> bool:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ from qcompiler.numerics import blocks
 from qcompiler.numerics.sqnr import decibel, gain_db, sqnr_of
 from qcompiler.statistics import hessian
 from qcompiler.support.each import Each, in_turn
+from qcompiler.support.memory import put_down
 from qcompiler.weight_only import choice, storable
 from qcompiler.weight_only.choice import Way
 from qcompiler.weight_only.group import Group, Rounder
@@ -173,6 +174,7 @@ class Rounding:
         return ways or (Way.MSE,)
 
     def _stored(self, layer: StorableLayer, chosen: choice.RoundedWeight, group: Group) -> StoredWeight:
+        chosen = replace(chosen, blocks=replace(chosen.blocks, values=put_down(chosen.blocks.values)))
         seen, scales = self._seen_by(layer)
         weight, scaled = group.layers[layer.node].weight, scales is not None
         alone = sqnr_of(weight, blocks.dequantize(chosen.blocks) - weight)

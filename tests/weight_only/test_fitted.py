@@ -71,7 +71,7 @@ def test_layers_that_share_an_activation_share_its_moments(tmp_path: Path) -> No
     )
     counted: list[int] = []
     found = fitted.fitted(read, layers, feeds(), counted.append).found
-    assert sum(counted) == 4 == 4 * fitted.passes(read.graph, layers.found)
+    assert sum(counted) == 4 == 4 * fitted.passes(read, layers.found)
     (first, second) = (one.fitted for one in found)
     assert first is not None
     assert second is not None

@@ -70,13 +70,13 @@ def _refusal(node: gs.Node, stored: Blocks) -> str:
         return "its weight is stored already"
     if dequantizer(node.inputs[0]) is not None:
         return "its activation is quantized, and compilers multiply such weights with float activations only"
-    found = linear.matrix(node)
-    if weight is None or found is None:
+    shape = linear.matrix_shape(node)
+    if weight is None or shape is None:
         return "its weight is no constant float matrix"
-    if found.shape != stored.values.shape:
-        return f"its weight is {list(found.shape)}, what is to be stored is {list(stored.values.shape)}"
-    if stored.size and found.shape[0] % stored.size:
-        return f"its depth of {found.shape[0]} is no multiple of {stored.size}, which TensorRT refuses"
+    if shape != stored.values.shape:
+        return f"its weight is {list(shape)}, what is to be stored is {list(stored.values.shape)}"
+    if stored.size and shape[0] % stored.size:
+        return f"its depth of {shape[0]} is no multiple of {stored.size}, which TensorRT refuses"
     return ""
 
 
@@ -89,7 +89,7 @@ def _store(
     key = (stored.scales.shape, stored.format)
     if key not in zeros:
         zeros[key] = gs.Constant(names.fresh(f"{base}/zero_point"), np.zeros(stored.scales.shape, dtype))
-    values = gs.Constant(names.fresh(f"{base}/{stored.format}"), stored.values.astype(dtype))
+    values = edit.add_constant(names.fresh(f"{base}/{stored.format}"), stored.values.astype(dtype))
     scale = gs.Constant(names.fresh(f"{base}/scale"), stored.scales.astype(np.float32))
     back = gs.Variable(names.fresh(f"{base}/dequantized"), np.float32, stored.values.shape)
     attrs = {"axis": 0, "block_size": stored.size} if stored.size else {"axis": 1}

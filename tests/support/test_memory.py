@@ -1,0 +1,83 @@
+"""What is put down reads back equal, is gone with its array, and pages are given back while a block works in little."""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qcompiler.errors import UsageError
+from qcompiler.support import memory
+
+LARGE = np.arange(memory.SMALLEST, dtype=np.float32)
+
+
+def test_without_a_limit_nothing_is_tight_and_nothing_is_put_down(tmp_path: Path) -> None:
+    with memory.limited(1 << 30, tmp_path):
+        assert not memory.weigh(100 << 20)
+        assert memory.room().piece is None
+        assert memory.put_down(LARGE) is LARGE
+    assert memory.room() == memory.Room()
+
+
+def test_what_is_put_down_is_the_same_read_only_and_has_no_name(tmp_path: Path) -> None:
+    with memory.limited(8 << 20, tmp_path):
+        assert memory.weigh(LARGE.nbytes)
+        assert memory.room().piece == 1 << 20
+        found = memory.put_down(LARGE.reshape(4, -1).T)
+        np.testing.assert_array_equal(found, LARGE.reshape(4, -1).T)
+        assert memory.put_down(found) is found
+        assert memory.put_down(LARGE[:10]).base is LARGE
+        with pytest.raises(ValueError, match="read-only"):
+            found[0, 0] = 1
+        assert not os.listdir(tmp_path)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="this system does not list open files")
+def test_the_room_on_disk_is_free_again_when_nobody_looks(tmp_path: Path) -> None:
+    with memory.limited(8 << 20, tmp_path):
+        memory.weigh(LARGE.nbytes)
+        before = len(os.listdir("/proc/self/fd"))
+        found = [memory.put_down(LARGE + at) for at in range(3)]
+        assert len(os.listdir("/proc/self/fd")) == before + 3
+        del found
+        gc.collect()
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_folder_that_takes_nothing_is_named_with_what_helps(tmp_path: Path) -> None:
+    with memory.limited(8 << 20, tmp_path / "none"):
+        memory.weigh(LARGE.nbytes)
+        with pytest.raises(UsageError, match=r"cannot be put down in '.*none'.*--max-memory"):
+            memory.put_down(LARGE)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="this system does not tell what is in memory")
+def test_pages_of_mapped_files_are_given_back_while_somebody_reads(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    np.zeros(64 << 20, np.uint8).tofile(path)
+    with memory.limited(64 << 20, tmp_path):
+        memory.weigh(64 << 20)  # pieces of 8 MiB, twice that may stand there
+        time.sleep(5 * memory._EVERY)
+        mapped = memory.noted(np.memmap(path, np.uint8, "r"))
+        before = memory._in_memory()
+        assert int(mapped.sum()) == 0
+        deadline = time.monotonic() + 60
+        while memory._in_memory() - before > 16 << 20 and time.monotonic() < deadline:
+            time.sleep(memory._EVERY)
+        assert memory._in_memory() - before <= 16 << 20
+        assert int(mapped.sum()) == 0
+
+
+def test_what_is_free_is_the_limit_where_nobody_gives_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available_memory", lambda: 1000)
+    with memory.limited(None, tmp_path):
+        assert memory.room().limit == 900
+        assert memory.weigh(226)
+    monkeypatch.setattr(memory, "available_memory", lambda: None)
+    with memory.limited(None, tmp_path):
+        assert not memory.weigh(1 << 50)
