@@ -38,6 +38,8 @@ from qcompiler.frontends.export import exported
 from qcompiler.ir.model import Model
 from qcompiler.plan import Plan
 from qcompiler.recipe.recipe import Recipe
+from qcompiler.report.figures import size
+from qcompiler.support.machine import peak_memory_mb
 from qcompiler.support.memory import limited
 from qcompiler.support.progress import Progress, silent
 from qcompiler.verification.compare import Verification
@@ -184,9 +186,21 @@ def life(run: Compilation, source: str | Path | Model, data: Data | None, asked:
             run(conclude, *reached.judged(asked), reached.finite, decided.chosen.net, reasons, last=True)
         else:
             run(write, lowered.model, subject.prefix, ArtefactNames.of(asked.paths, shop, asked.shard), subject.behind)
+        _tell_memory(run, asked.max_memory)
         record = manifest(run, asked.recipe)
         finish(shop, asked.paths, record)
     return _result(lowered.model, lowered.plan, record, proof.verification, asked)
+
+
+def _tell_memory(run: Compilation, allowed: int | None) -> None:
+    """Warns where more was taken than the user allows."""
+    taken = int((peak_memory_mb() or 0.0) * (1 << 20))
+    if allowed is not None and taken > allowed:
+        run.warn(
+            f"the process took {size(taken)} of memory at most, and --max-memory allows {size(allowed)}: Python and "
+            "its libraries, the largest layer with what it computes, and what is counted of samples are there in any "
+            "case. Shorter samples take less"
+        )
 
 
 def _result(

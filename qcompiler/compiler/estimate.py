@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from qcompiler.compiler.artefacts import Paths
 from qcompiler.compiler.ask import Asked
@@ -41,13 +41,11 @@ from qcompiler.report.figures import size
 from qcompiler.statistics.timed import Timed, timed
 from qcompiler.support.foreseen import Foreseen, ScoreWork
 from qcompiler.support.machine import available_memory, memory_in_use, peak_memory_mb
+from qcompiler.support.memory import room
 from qcompiler.support.outlook import rounded
 from qcompiler.target import DType
 from qcompiler.verification.held_out import runs_of
 from qcompiler.verification.metrics.clocked import clocked
-
-if TYPE_CHECKING:
-    pass
 
 INT4 = "int4-weight"
 _BYTES: Final[Mapping[DType, int]] = MappingProxyType({DType.FP32: 4, DType.FP16: 2, DType.BF16: 2})
@@ -64,6 +62,7 @@ class Estimate:
         disk_bytes: of what is written, and of what stands beside it for a time.
         stages: seconds of each stage to come, in their order.
         runs: how often the model will be run over a sample.
+        in_pieces: a few layers are in memory at a time.
     """
 
     seconds: float
@@ -71,10 +70,12 @@ class Estimate:
     disk_bytes: int
     stages: Mapping[str, float]
     runs: int
+    in_pieces: bool = False
 
     def __str__(self) -> str:
         """As the terminal says it."""
-        return f"about {rounded(self.seconds)}, {size(self.memory_bytes)} of memory, {size(self.disk_bytes)} of disk"
+        memory = f"{size(self.memory_bytes)} of memory" + " (a few layers at a time)" * self.in_pieces
+        return f"about {rounded(self.seconds)}, {memory}, {size(self.disk_bytes)} of disk"
 
 
 def foreseen(subject: Subject, known: Timed, asked: Asked, preflight_seconds: float) -> dict[str, Foreseen]:
@@ -155,6 +156,7 @@ def estimate(run: Compilation, subject: Subject, asked: Asked, disk: int) -> Don
         disk_bytes=disk,
         stages=stages,
         runs=round(sum(one.in_all for one in work.values())),
+        in_pieces=room().tight,
     )
     left = available_memory()
     if left is not None and memory - memory_in_use() > left:
@@ -206,8 +208,13 @@ def _scored(run: Compilation, subject: Subject, known: Timed, asked: Asked) -> T
 
 
 def memory_of(model: Model, work: Mapping[str, Foreseen]) -> int:
-    """The largest resident memory: what the run of one feed took, and the weights that stand there once more later."""
+    """The largest resident memory: what the run of one feed took, and the weights that stand there once more later.
+
+    Where it is short, so many that they fit.
+    """
     until_now = int((peak_memory_mb() or 0.0) * (1 << 20)) or memory_in_use()
+    if room().tight:
+        return max(until_now, room().limit or 0)
     return until_now + round(max((one.copies for one in work.values()), default=0.0) * weight_bytes(model))
 
 
@@ -221,6 +228,7 @@ def disk_of(subject: Subject, asked: Asked) -> tuple[int, int]:
 
     The result has the weights of layers in the type that was asked for, other floats in high precision; it stands in
     the ONNX file and once more in the engine. For the preflight the float graph and its engine stand there for a time.
+    Where memory is short, weights are put down there, too: a byte of each for what is tried, and for what is lowered.
     """
     low, high = _bytes_stored(asked), _BYTES[asked.target.high_precision]
     layers = {one.weight for one in subject.layers.found}
@@ -231,6 +239,8 @@ def disk_of(subject: Subject, asked: Asked) -> tuple[int, int]:
         usual += one.nbytes * share
         before += one.nbytes * (1.0 + (high / 4 if one.dtype.kind == "f" else 1.0))
     told = _TOLD * len(subject.model.graph.nodes)
+    if room().tight:
+        least, usual = least + weight_bytes(subject.model) / 4, usual + weight_bytes(subject.model) / 2
     if asked.paths.engine is None:
         return round(least), round(usual) + told
     return round(least), round(max(2 * usual + told, before))

@@ -37,6 +37,9 @@ _LOOKS_LIKE = (
 )
 
 
+_EXPONENT = {"float16": np.uint16(0x7C00), "bfloat16": np.uint16(0x7F80)}  # all of it set: NaN or infinite
+
+
 @dataclass
 class Model:
     """A graph and what belongs to it.
@@ -215,9 +218,16 @@ def _not_finite(values: Array, bad: Callable[[Array], Array]) -> int:
     count = 0
     for at in range(0, flat.size, step):
         part = flat[at : at + step]
-        count += int(np.count_nonzero(bad(part)))
+        if not _all_finite(part):
+            count += int(np.count_nonzero(bad(part)))
         release(part)
     return count
+
+
+def _all_finite(part: Array) -> bool:
+    """Whether it is known that no value is NaN or infinite; for 16 bits by their exponents, which is much faster."""
+    mask = _EXPONENT.get(part.dtype.name)
+    return mask is not None and not bool(((part.view(np.uint16) & mask) == mask).any())
 
 
 def _graphs(graph: gs.Graph) -> Iterator[gs.Graph]:

@@ -13,6 +13,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -54,14 +55,22 @@ class Room:
         return self.limit // PIECES if self.tight and self.limit is not None else None
 
 
-_rooms: list[Room] = [Room()]
+@dataclass
+class _Compilation:
+    """Whose room it is; models are weighed when they are read."""
+
+    room: Room
+
+
+_running: ContextVar[_Compilation | None] = ContextVar("compilation", default=None)
 _files: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()  # that arrays are mapped from
 _guard = threading.Lock()
 
 
 def room() -> Room:
     """That of the compilation that runs."""
-    return _rooms[-1]
+    running = _running.get()
+    return Room() if running is None else running.room
 
 
 @contextmanager
@@ -75,22 +84,38 @@ def limited(limit: int | None, folder: Path) -> Iterator[None]:
     if limit is None:
         free = available_memory()
         limit = None if free is None else int(free * MARGIN)
-    _rooms.append(Room(limit, folder))
-    done = threading.Event()
-    threading.Thread(target=_give_back, args=(done,), name="memory", daemon=True).start()
+    with _working(_Compilation(Room(limit, folder))):
+        yield
+
+
+@contextmanager
+def tight(limit: int | None, folder: Path) -> Iterator[None]:
+    """Works as another process does whose compilation holds weights piece by piece; None where it does not."""
+    if limit is None:
+        yield
+        return
+    with _working(_Compilation(Room(limit, folder, tight=True))):
+        yield
+
+
+@contextmanager
+def _working(running: _Compilation) -> Iterator[None]:
+    done, token = threading.Event(), _running.set(running)
+    threading.Thread(target=_give_back, args=(running, done), name="memory", daemon=True).start()
     try:
         yield
     finally:
         done.set()
-        _rooms.pop()
+        _running.reset(token)
 
 
 def weigh(weights: int) -> bool:
     """Says how many bytes the weights take in FP32; whether they are held piece by piece from now on."""
-    now = room()
-    tight = now.limit is not None and weights * COPIES > now.limit
-    _rooms[-1] = replace(now, tight=tight)
-    return tight
+    running, now = _running.get(), room()
+    if running is None or now.limit is None:
+        return False
+    running.room = replace(now, tight=weights * COPIES > now.limit)
+    return running.room.tight
 
 
 def put_down(array: Array) -> Array:
@@ -126,11 +151,11 @@ def noted(mapped: np.memmap[Any, Any]) -> np.memmap[Any, Any]:
     return mapped
 
 
-def _give_back(done: threading.Event) -> None:
+def _give_back(running: _Compilation, done: threading.Event) -> None:
     """While a block of `limited` runs: who looks at weights need not think of the pages that this leaves behind."""
     own: int | None = None  # of the files of libraries, when the model is known to be large
     while not done.wait(_EVERY):
-        piece = room().piece
+        piece = running.room.piece
         if piece is None or own is None:
             own = None if piece is None else _in_memory()
             continue

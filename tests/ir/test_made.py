@@ -23,7 +23,7 @@ FACTOR = RNG.uniform(0.5, 2, (24, 1)).astype(np.float32)
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
 def test_sixteen_bits_are_widened_exactly(dtype: Any) -> None:
     one = made.Widened(STORED.astype(dtype))
-    assert (one.shape, one.dtype, one.size, one.nbytes) == ((24, 40), np.float32, 960, 3840)
+    assert (one.shape, one.dtype, one.size, one.nbytes) == ((24, 40), np.dtype(np.float32), 960, 3840)
     np.testing.assert_array_equal(one.load(), STORED.astype(dtype).astype(np.float32))
     assert not one.load().flags.writeable
 

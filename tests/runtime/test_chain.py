@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from qcompiler.errors import DataError
 from qcompiler.ir import model as models
 from qcompiler.ir.made import Widened
+from qcompiler.ir.signature import Feeds
 from qcompiler.runtime import chain
 from qcompiler.runtime.session import Session
 from qcompiler.runtime.stream import OpenModel, Stream, fill
@@ -95,7 +97,12 @@ def test_segments_run_all_feeds_before_the_next_does_and_read_their_weights_once
             node.inputs[1].values = Widened(stored[node.inputs[1].name])
     made: list[int] = []
     load = Widened.load
-    monkeypatch.setattr(Widened, "load", lambda one: (made.append(id(one.stored)), load(one))[1])
+
+    def counted(one: Widened) -> Any:
+        made.append(id(one.stored))
+        return load(one)
+
+    monkeypatch.setattr(Widened, "load", counted)
     order = [(part.index, sorted(part.values)) for part in Stream(half, TAPPED).over(list(enumerate(FEEDS)))]
     assert [index for index, _ in order] == [*range(len(FEEDS))] * (len(order) // len(FEEDS))
     assert sorted(name for index, names in order if not index for name in names) == sorted(TAPPED)
@@ -118,7 +125,12 @@ def test_statistics_are_those_of_one_session() -> None:
 def test_hessians_of_all_layers_take_one_run_of_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
     run = Session._run
-    monkeypatch.setattr(Session, "_run", lambda one, feeds: (ran.extend(one.outputs), run(one, feeds))[1])
+
+    def counted(one: Session, feeds: Feeds) -> Feeds:
+        ran.extend(one.outputs)
+        return run(one, feeds)
+
+    monkeypatch.setattr(Session, "_run", counted)
     depths = dict.fromkeys(["x", "h0", "h2"], WIDTH)
     found = {}
     for some in hessians(MODEL, depths, FEEDS, budget=8 * WIDTH * WIDTH):

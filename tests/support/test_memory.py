@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -81,3 +82,26 @@ def test_what_is_free_is_the_limit_where_nobody_gives_one(tmp_path: Path, monkey
     monkeypatch.setattr(memory, "available_memory", lambda: None)
     with memory.limited(None, tmp_path):
         assert not memory.weigh(1 << 50)
+
+
+def test_two_compilations_at_once_have_rooms_of_their_own(tmp_path: Path) -> None:
+    seen: list[memory.Room] = []
+
+    def other() -> None:
+        with memory.limited(64 << 20, tmp_path):
+            seen.append(memory.room())
+
+    with memory.limited(8 << 20, tmp_path):
+        memory.weigh(8 << 20)
+        one = threading.Thread(target=other)
+        one.start()
+        one.join()
+        assert memory.room().tight
+    assert [(one.limit, one.tight) for one in seen] == [(64 << 20, False)]
+
+
+def test_another_process_works_as_the_one_that_asks_it(tmp_path: Path) -> None:
+    with memory.tight(None, tmp_path):
+        assert not memory.room().tight
+    with memory.tight(80, tmp_path):
+        assert memory.room().piece == 10

@@ -6,9 +6,11 @@ qcompiler is installed would compute something else, so it refuses.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,6 +18,7 @@ import numpy as np
 from qcompiler.compiler.kept.packing import pack, unpack
 from qcompiler.compiler.kept.results import own_files
 from qcompiler.errors import UsageError
+from qcompiler.support.memory import room, tight
 
 Array = np.ndarray[Any, Any]
 
@@ -28,11 +31,13 @@ class Parcel:
         content: without its large arrays.
         arrays: their bytes, by their hash.
         own: the files of the qcompiler that packed it, as a hash.
+        memory: bytes that whoever opens it may take, where weights are held piece by piece; None where they are not.
     """
 
     content: bytes
     arrays: Mapping[str, Array]
     own: str
+    memory: int | None = None
 
     def parcel(self) -> Parcel:
         """Itself."""
@@ -46,7 +51,8 @@ def packed(value: object) -> Parcel:
     def keep(name: str, array: Array) -> None:
         arrays[name] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
-    return Parcel(pack(value, keep), arrays, own_files())
+    now = room()
+    return Parcel(pack(value, keep), arrays, own_files(), now.limit if now.tight else None)
 
 
 def opened(parcel: Parcel) -> Any:
@@ -110,7 +116,8 @@ def work(key: str, begin: Named, shared: Shared, item: Parcel) -> Parcel:
         shared: what it is given.
         item: the item.
     """
-    if key not in _begun:
-        _begun.clear()
-        _begun[key] = begin.found()(*opened(shared.parcel()))
-    return packed(_begun[key](opened(item)))
+    with tight(item.memory, Path(tempfile.gettempdir())):
+        if key not in _begun:
+            _begun.clear()
+            _begun[key] = begin.found()(*opened(shared.parcel()))
+        return packed(_begun[key](opened(item)))

@@ -17,6 +17,8 @@ from qcompiler.compiler.content import digest
 from qcompiler.compiler.kept.packing import NotKeptError, live_of, pack, unpack
 from qcompiler.data.source import open_source
 from qcompiler.errors import UsageError
+from qcompiler.ir.gs_classes import Constant
+from qcompiler.ir.made import Scaled, Widened
 from qcompiler.ir.model import Model
 from qcompiler.plan import Decision
 from qcompiler.target import DType
@@ -142,3 +144,26 @@ def test_half_an_entry_is_none(cut: int) -> None:
     content = pack({"a": Decision}, Blobs().__setitem__)
     with pytest.raises(NotKeptError):
         unpack(content[:cut], Blobs().read, {})
+
+
+def test_weights_that_are_made_later_come_back_as_that() -> None:
+    stored = np.random.default_rng(1).standard_normal((90, 80)).astype(np.float16)
+    factor = np.full((90, 1), 3, np.float32)
+    weight = Scaled(Widened(stored), ((factor, True),))
+    blobs = Blobs()
+    again = unpack(pack(weight, blobs.__setitem__), blobs.read, {})
+    assert list(blobs) == [digest(stored)]
+    assert isinstance(again, Scaled)
+    assert digest(again) == digest(weight)
+    np.testing.assert_array_equal(again.load(), weight.load())
+
+
+def test_a_graph_with_weights_that_are_made_later_comes_back_with_them() -> None:
+    graph = to_graph(decoder.decoder())
+    weight = next(
+        tensor for tensor in graph.tensors().values() if isinstance(tensor, Constant) and tensor.values.ndim == 2
+    )
+    weight.values = Widened(weight.values.astype(np.float16))
+    again = back(graph).tensors()[weight.name]
+    assert isinstance(again._values, Widened)
+    np.testing.assert_array_equal(again.values, weight.values)
