@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import onnx
@@ -88,7 +88,7 @@ class _Writer:
         shape = self._shape
         steps = 1 / 10_000 ** (np.arange(0, shape.head, 2) / shape.head)
         angles = np.tile(np.outer(np.arange(shape.positions), steps), 2)
-        least = np.finfo(self._kind).min if shape.half else -1e9
+        least = -65504.0 if shape.half else -1e9
         self._given("cosines", np.cos(angles).astype(self._kind))
         self._given("sines", np.sin(angles).astype(self._kind))
         self._given("hidden", np.triu(np.full((shape.positions, shape.positions), least, self._kind), 1))
@@ -175,11 +175,11 @@ class _Writer:
     def _product(self, x: str, weight: Weight) -> str:
         return self._node("MatMul", [x, self._stored(weight)], f"{weight.name}.product")
 
-    def _node(self, kind: str, inputs: Sequence[str], output: str, **attributes: int | list[int]) -> str:
+    def _node(self, kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
         self._nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
         return output
 
-    def _given(self, name: str, values: np.ndarray) -> str:  # type: ignore[type-arg]
+    def _given(self, name: str, values: np.ndarray[Any, Any]) -> str:
         if values.nbytes < 1 << 20:
             self._constants.append(numpy_helper.from_array(values, name))
         else:

@@ -64,7 +64,7 @@ def _stack(width: int, inner: int, layers: int) -> Shape:
 
 
 SHAPES = {
-    "llama-tiny": Shape(4, 256, 704, 4, 2, vocabulary=1024),
+    "llama-tiny": Shape(4, 256, 704, 4, 2, vocabulary=1024, positions=256),
     "llama-400m": Shape(24, 1024, 3584, 16, 4),
     "llama-1b": Shape(22, 2048, 5632, 32, 4),
     "llama-7b": Shape(32, 4096, 14336, 32, 8),

@@ -1,0 +1,221 @@
+"""Compiles that are ended at random moments, and what is found when they are asked again.
+
+A moment is a share of the processor time that an undisturbed compile takes, so that other work on the machine does not
+move it. Each moment begins with an empty cache and an empty output folder: the compile is started and ended by a
+signal, what it left is looked at, and it is started again. The second one must end as an undisturbed one does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peers import ROOT
+from tests.kit.manifests import settled
+
+NAME = "model"
+POLL_S = 0.005
+PATIENCE_S = 20.0  # until what an ended process started must be gone, too
+CODES = {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130, signal.SIGTERM: 143}  # as the command line promises
+_TICKS = os.sysconf("SC_CLK_TCK")
+RUN = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); " + (
+    "from qcompiler.cli.main import main; sys.exit(main(sys.argv[1:]))"
+)  # a benchmark in the background of a shell ignores SIGINT and would pass that on
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What became of one moment.
+
+    Attributes:
+        moment: Share of the processor time of an undisturbed compile.
+        signal: Name of what ended it.
+        code: Exit code of the one that was ended; negative: the signal. 0: it was done before.
+        orphans: Processes that it had started and that outlived it.
+        left: Files in the output folder and in that of temporary files when it was gone.
+        kept: Results of stages that it had kept.
+        again: Exit code of the second one.
+        differs: Artefacts of the second one that are not those of an undisturbed compile.
+        strays: Files behind the second one that an undisturbed compile does not leave.
+        reused: Stages that the second one did not run.
+        cpu_s: Processor seconds of the second one.
+    """
+
+    moment: float
+    signal: str
+    code: int
+    orphans: int
+    left: tuple[str, ...]
+    kept: int
+    again: int
+    differs: tuple[str, ...]
+    strays: tuple[str, ...]
+    reused: tuple[str, ...]
+    cpu_s: float
+
+    @property
+    def faults(self) -> Iterator[str]:
+        """What is not as it should be, in words."""
+        how = signal.Signals[self.signal]
+        if self.code not in (0, CODES[how]):
+            yield f"exit code {self.code} by {self.signal}"
+        if self.orphans:
+            yield f"{self.orphans} processes outlived it"
+        if self.left and self.code and how != signal.SIGKILL:
+            yield f"left {', '.join(self.left)}"
+        if self.again:
+            yield f"the second one ended with {self.again}"
+        if self.differs:
+            yield f"differs: {', '.join(self.differs)}"
+        if self.strays:
+            yield f"strays: {', '.join(self.strays)}"
+        if self.kept and not self.reused:
+            yield f"{self.kept} results were kept and none was used"
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is stored."""
+        return {**asdict(self), "faults": list(self.faults)}
+
+
+def moments(count: int, seed: int) -> list[float]:
+    """Shares of a run, one at a random place in each of `count` equal parts of it."""
+    draw = random.Random(seed)
+    return [(index + draw.random()) / count for index in range(count)]
+
+
+def artefacts(folder: Path) -> dict[str, str]:
+    """Hashes of the files by name: of a manifest what is no time, of a report nothing, as it shows the manifest."""
+    found = {}
+    for path in sorted(folder.iterdir()):
+        content = path.read_bytes()
+        if path.name.endswith(".manifest.json"):
+            content = json.dumps(settled(json.loads(content))).encode()
+        found[path.name] = "" if path.suffix == ".html" else sha256(content).hexdigest()
+    return found
+
+
+class Killing:
+    """Moments of one command.
+
+    Args:
+        flags: Of `qcompiler`, from the subcommand on, without `-o`.
+        folder: For everything that is made.
+        suffix: Of the output, such as `.engine`.
+    """
+
+    def __init__(self, flags: Sequence[str], folder: Path, suffix: str = ".qdq.onnx") -> None:
+        self._flags, self._folder = tuple(flags), folder
+        self._output = folder / "out" / f"{NAME}{suffix}"
+        self._expected: Mapping[str, str] = {}
+        self.cpu_s = 0.0
+
+    def undisturbed(self) -> None:
+        """What the others are held against; also how long it takes.
+
+        Raises:
+            RuntimeError: it fails.
+        """
+        self._empty()
+        code, self.cpu_s = self._wait(self._start())
+        if code:
+            raise RuntimeError(f"an undisturbed compile ends with {code}: {self._folder / 'log'}")
+        self._expected = artefacts(self._output.parent)
+
+    def ended(self, moment: float, how: signal.Signals) -> Ended:
+        """Ends one at a moment and starts it again."""
+        self._empty()
+        process = self._start()
+        code = self._end(process, moment * self.cpu_s, how)
+        orphans = self._orphans(process.pid)
+        left, kept = self._strays({}), len(list((self._folder / "cache").glob("v1/entries/??/*")))
+        again, cpu_s = self._wait(self._start())
+        found = artefacts(self._output.parent) if not again else {}
+        differs = tuple(name for name, content in self._expected.items() if found.get(name) != content)
+        reused: tuple[str, ...] = ()
+        if not again:
+            reused = tuple(json.loads((self._output.parent / f"{NAME}.manifest.json").read_text("utf8"))["reused"])
+        strays = self._strays(self._expected)
+        return Ended(moment, how.name, code, orphans, left, kept, again, differs, strays, reused, round(cpu_s, 2))
+
+    def _empty(self) -> None:
+        for name in ("out", "cache", "temporary"):
+            shutil.rmtree(self._folder / name, ignore_errors=True)
+            (self._folder / name).mkdir(parents=True, mode=0o700)
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        environment = {
+            **os.environ,
+            "QCOMPILER_CACHE": str(self._folder / "cache"),
+            "TMPDIR": str(self._folder / "temporary"),
+            "PYTHONPATH": str(ROOT),
+        }
+        command = [sys.executable, "-c", RUN, *self._flags, "-o", str(self._output), "--quiet"]
+        with (self._folder / "log").open("ab") as log:
+            return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+
+    def _wait(self, process: subprocess.Popen[bytes]) -> tuple[int, float]:
+        """Exit code and processor seconds, those of what it started and waited for included."""
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        return process.returncode, usage.ru_utime + usage.ru_stime
+
+    def _end(self, process: subprocess.Popen[bytes], cpu_s: float, how: signal.Signals) -> int:
+        while process.poll() is None and spent(process.pid) < cpu_s:
+            time.sleep(POLL_S)
+        if process.poll() is None:
+            process.send_signal(how)
+        return process.wait()
+
+    def _orphans(self, session: int) -> int:
+        """How many processes of the session are left when they were given time; they are ended."""
+        limit = time.monotonic() + PATIENCE_S
+        while (found := members(session)) and time.monotonic() < limit:
+            time.sleep(0.1)
+        for one in found:
+            os.kill(one, signal.SIGKILL)
+        return len(found)
+
+    def _strays(self, expected: Mapping[str, str]) -> tuple[str, ...]:
+        """Files and folders in those of the output and of temporary files that are not expected there."""
+        out, temporary = self._output.parent, self._folder / "temporary"
+        found = [path.name for path in out.iterdir() if path.name not in expected] if out.exists() else []
+        return tuple(sorted(found + [f"{path.name} (temporary)" for path in temporary.iterdir()]))
+
+
+def spent(process: int) -> float:
+    """Processor seconds of a process and of all that it has started; 0 when it is gone."""
+    total, waiting = 0, [str(process)]
+    while waiting:
+        path = Path("/proc") / waiting.pop()
+        try:
+            fields = (path / "stat").read_text().rpartition(")")[2].split()
+            total += sum(int(value) for value in fields[11:15])  # its own, and of children that it waited for
+            for task in (path / "task").iterdir():
+                waiting += (task / "children").read_text().split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return total / _TICKS
+
+
+def members(session: int) -> list[int]:
+    """Processes of a session that are alive."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (path / "stat").read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(fields[3]) == session and fields[0] != "Z":
+            found.append(int(path.name))
+    return found
