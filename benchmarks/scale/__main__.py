@@ -50,6 +50,7 @@ def _make(options: argparse.Namespace) -> int:
 
 def _kills(options: argparse.Namespace) -> int:
     """1 where one was not as it should be; the results so far are in OUT/kills.SIGNAL.json at any time."""
+    options.out.mkdir(parents=True, exist_ok=True)
     killing = Killing(options.flags, options.out.resolve(), options.suffix)
     killing.undisturbed()
     print(f"undisturbed: {killing.cpu_s:.1f} CPU s", flush=True)

@@ -29,9 +29,11 @@ POLL_S = 0.005
 PATIENCE_S = 20.0  # until what an ended process started must be gone, too
 CODES = {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130, signal.SIGTERM: 143}  # as the command line promises
 _TICKS = os.sysconf("SC_CLK_TCK")
-RUN = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); " + (
+# A benchmark in the background of a shell ignores SIGINT, and would pass that on.
+RUN = (
+    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
     "from qcompiler.cli.main import main; sys.exit(main(sys.argv[1:]))"
-)  # a benchmark in the background of a shell ignores SIGINT and would pass that on
+)
 
 
 @dataclass(frozen=True)
