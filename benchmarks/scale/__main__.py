@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from signal import Signals
 
-from benchmarks.scale.kills import CODES, Killing, moments
+from benchmarks.scale.kills import SIGNALS, Killing, moments
 from benchmarks.scale.llama import make
 from benchmarks.scale.shape import SHAPES
 
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     making.add_argument("--tokens", type=int, default=128, help="of a sample")
     killing = commands.add_parser("kills", help="end compiles at random moments and ask them again")
     killing.add_argument("out", type=Path, help="folder of the results")
-    killing.add_argument("--signal", choices=[how.name for how in CODES], default="SIGKILL")
+    killing.add_argument("--signal", choices=[how.name for how in SIGNALS], default="SIGKILL")
     killing.add_argument("--count", type=int, default=30)
     killing.add_argument("--seed", type=int, default=0)
     killing.add_argument("--suffix", default=".qdq.onnx", help="of the output")

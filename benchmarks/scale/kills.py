@@ -7,6 +7,7 @@ signal, what it left is looked at, and it is started again. The second one must 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -27,7 +28,7 @@ from tests.kit.manifests import settled
 NAME = "model"
 POLL_S = 0.005
 PATIENCE_S = 20.0  # until what an ended process started must be gone, too
-CODES = {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130, signal.SIGTERM: 143}  # as the command line promises
+SIGNALS = (signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
 _TICKS = os.sysconf("SC_CLK_TCK")
 # A benchmark in the background of a shell ignores SIGINT, and would pass that on.
 RUN = (
@@ -43,7 +44,8 @@ class Ended:
     Attributes:
         moment: Share of the processor time of an undisturbed compile.
         signal: Name of what ended it.
-        code: Exit code of the one that was ended; negative: the signal. 0: it was done before.
+        code: Exit code of the one that was ended, as a shell has it: 128 more than the signal. 0: it was done before.
+        traceback: Whether it showed one.
         orphans: Processes that it had started and that outlived it.
         left: Files in the output folder and in that of temporary files when it was gone.
         kept: Results of stages that it had kept.
@@ -57,6 +59,7 @@ class Ended:
     moment: float
     signal: str
     code: int
+    traceback: bool
     orphans: int
     left: tuple[str, ...]
     kept: int
@@ -70,8 +73,10 @@ class Ended:
     def faults(self) -> Iterator[str]:
         """What is not as it should be, in words."""
         how = signal.Signals[self.signal]
-        if self.code not in (0, CODES[how]):
+        if self.code not in (0, 128 + how):
             yield f"exit code {self.code} by {self.signal}"
+        if self.traceback:
+            yield "a traceback"
         if self.orphans:
             yield f"{self.orphans} processes outlived it"
         if self.left and self.code and how != signal.SIGKILL:
@@ -139,7 +144,8 @@ class Killing:
         self._empty()
         process = self._start()
         code = self._end(process, moment * self.cpu_s, how)
-        orphans = self._orphans(process.pid)
+        traceback = b"Traceback" in (self._folder / "log").read_bytes()
+        orphans = self._orphans()
         left, kept = self._strays({}), len(list((self._folder / "cache").glob("v1/entries/??/*")))
         again, cpu_s = self._wait(self._start())
         found = artefacts(self._output.parent) if not again else {}
@@ -148,12 +154,15 @@ class Killing:
         if not again:
             reused = tuple(json.loads((self._output.parent / f"{NAME}.manifest.json").read_text("utf8"))["reused"])
         strays = self._strays(self._expected)
-        return Ended(moment, how.name, code, orphans, left, kept, again, differs, strays, reused, round(cpu_s, 2))
+        return Ended(
+            moment, how.name, code, traceback, orphans, left, kept, again, differs, strays, reused, round(cpu_s, 2)
+        )
 
     def _empty(self) -> None:
         for name in ("out", "cache", "temporary"):
             shutil.rmtree(self._folder / name, ignore_errors=True)
             (self._folder / name).mkdir(parents=True, mode=0o700)
+        (self._folder / "log").write_bytes(b"")
 
     def _start(self) -> subprocess.Popen[bytes]:
         environment = {
@@ -177,15 +186,17 @@ class Killing:
             time.sleep(POLL_S)
         if process.poll() is None:
             process.send_signal(how)
-        return process.wait()
+        code = process.wait()
+        return code if code >= 0 else 128 - code
 
-    def _orphans(self, session: int) -> int:
-        """How many processes of the session are left when they were given time; they are ended."""
+    def _orphans(self) -> int:
+        """How many processes that it started are left when they were given time; they are ended."""
         limit = time.monotonic() + PATIENCE_S
-        while (found := members(session)) and time.monotonic() < limit:
+        while (found := started_with(f"TMPDIR={self._folder / 'temporary'}")) and time.monotonic() < limit:
             time.sleep(0.1)
         for one in found:
-            os.kill(one, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(one, signal.SIGKILL)
         return len(found)
 
     def _strays(self, expected: Mapping[str, str]) -> tuple[str, ...]:
@@ -210,14 +221,12 @@ def spent(process: int) -> float:
     return total / _TICKS
 
 
-def members(session: int) -> list[int]:
-    """Processes of a session that are alive."""
+def started_with(variable: str) -> list[int]:
+    """Processes that are alive and have this in their environment."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (path / "stat").read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if int(fields[3]) == session and fields[0] != "Z":
-            found.append(int(path.name))
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+            state = (path / "stat").read_text().rpartition(")")[2].split()[0]
+            if state != "Z" and variable.encode() in (path / "environ").read_bytes().split(b"\0"):
+                found.append(int(path.name))
     return found

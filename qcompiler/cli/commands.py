@@ -18,6 +18,7 @@ from qcompiler.errors import AccuracyError, UsageError
 from qcompiler.recipe.checks import parse_batch_axes, parse_fixed_inputs, parse_fixed_shapes, parse_shapes
 from qcompiler.recipe.recipe import PRESETS, Recipe, preset
 from qcompiler.recipe.tables import PreprocessTable
+from qcompiler.support.interrupts import WRITTEN
 from qcompiler.support.suggest import did_you_mean
 
 TABLES: Final[Mapping[str, tuple[str, str]]] = {  # which key of which table of the recipe an option sets
@@ -64,8 +65,11 @@ def _compiled(make: Callable[..., Any], ending: str, options: argparse.Namespace
             progress=view.progress,
             cache=options.cache,
         )
-    view.people(*terminal.summary(result.manifest), *terminal.artefacts(result))
-    view.result(result.manifest)
+    try:
+        view.people(*terminal.summary(result.manifest), *terminal.artefacts(result))
+        view.result(result.manifest)
+    except KeyboardInterrupt as error:
+        raise type(error)(WRITTEN) from None
 
 
 @contextlib.contextmanager

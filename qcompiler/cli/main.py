@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from qcompiler.cli.options import parser
 from qcompiler.cli.view import opened
 from qcompiler.errors import EngineError, InternalError, QCompilerError
+from qcompiler.support.interrupts import Terminated, terminated
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,10 +24,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in (sys.argv[1:] if argv is None else argv)
     try:
         options = _parser().parse_args(argv)
-        with opened(options) as view:
+        with terminated(), opened(options) as view:
             return int(options.run(options, view) or 0)
-    except KeyboardInterrupt:
-        _say("interrupted: nothing was written")
+    except Terminated as error:
+        _say(f"terminated: {str(error) or 'nothing was written'}")
+        return 143
+    except KeyboardInterrupt as error:
+        _say(f"interrupted: {str(error) or 'nothing was written'}")
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader is gone; so is the flush at exit

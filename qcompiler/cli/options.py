@@ -36,7 +36,7 @@ from qcompiler.support.suggest import did_you_mean
 _MODULES = "a Hugging Face folder (safetensors, or one .gguf file), or file.py:function that returns a torch.nn.Module"
 EXITS = (
     "exit codes: 0 done, 1 a defect of qcompiler, 2 usage, 3 the model, 4 the data, 5 a gate that was missed, "
-    "6 the engine or target, 130 interrupted"
+    "6 the engine or target, 130 interrupted, 143 terminated"
 )
 
 

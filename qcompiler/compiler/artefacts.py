@@ -15,6 +15,7 @@ from qcompiler.ir import model as models
 from qcompiler.report import manifest
 from qcompiler.support import held
 from qcompiler.support.atomic import Artefacts, make_folder, remove_empty, unwritable
+from qcompiler.support.interrupts import WRITTEN, unbroken
 
 
 @dataclass(frozen=True)
@@ -104,10 +105,11 @@ def finish(shop: Path, paths: Paths, record: Mapping[str, Any]) -> None:
     try:
         (shop / paths.manifest.name).write_text(manifest.to_text(record), encoding="utf8")
         (shop / paths.report.name).write_text(html.render(record), encoding="utf8")
-        for made in sorted(shop.iterdir()):
-            os.replace(made, paths.qdq.parent / made.name)
-        for stale in (paths.failed_manifest, paths.failed_report):
-            stale.unlink(missing_ok=True)
+        with unbroken(WRITTEN):
+            for made in sorted(shop.iterdir()):
+                os.replace(made, paths.qdq.parent / made.name)
+            for stale in (paths.failed_manifest, paths.failed_report):
+                stale.unlink(missing_ok=True)
     except OSError as error:
         raise unwritable(paths.qdq, error) from error
 

@@ -21,6 +21,7 @@ from qcompiler.ir import graph as graphs
 from qcompiler.ir.macs import Shape, Shapes, macs_of, multiplies, node_macs, tensors_for_shapes
 from qcompiler.runtime.session import Session
 from qcompiler.runtime.shapes import assumed_shapes, concrete_shapes
+from qcompiler.support.held import workshop
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -66,8 +67,8 @@ def nested_work(graph: gs.Graph, feeds: Mapping[str, NDArray[Any]]) -> dict[str,
     if not nodes:
         return {}
     found, unknown, events = Counter(dict.fromkeys(nodes, 0)), set[str](), 0
-    with tempfile.TemporaryDirectory() as folder:
-        session = Session(graph, quick=True, profile=Path(folder, "run"))
+    with workshop(Path(tempfile.gettempdir())) as folder:
+        session = Session(graph, quick=True, profile=folder / "run")
         session.run(feeds)
         for line in _lines(session.profile()):
             events += 1

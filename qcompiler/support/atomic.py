@@ -19,6 +19,7 @@ from typing import Self
 
 from qcompiler.errors import UsageError
 from qcompiler.support.held import FILE, hold, sweep
+from qcompiler.support.interrupts import WRITTEN, unbroken
 
 _RANDOM = 4  # bytes in the name of a draft
 
@@ -49,10 +50,10 @@ class Artefacts:
             _refuse_special(target)
             self.folders = make_folder(target.parent) + self.folders
             sweep(target.parent, f".{glob.escape(target.name)}.{'?' * 2 * _RANDOM}.tmp")
-            draft = self._draft(target)
+            with unbroken():
+                draft = self._drafts[target] = self._draft(target)
         except OSError as error:
             raise unwritable(target, error) from error
-        self._drafts[target] = draft
         return draft
 
     def _draft(self, target: Path) -> Path:
@@ -104,11 +105,12 @@ class Artefacts:
                 _flush(draft)
             except OSError as error:
                 raise unwritable(target, error) from error
-        for target, draft in self._drafts.items():
-            try:
-                os.replace(draft, target)
-            except OSError as error:
-                raise unwritable(target, error) from error
+        with unbroken(WRITTEN):
+            for target, draft in self._drafts.items():
+                try:
+                    os.replace(draft, target)
+                except OSError as error:
+                    raise unwritable(target, error) from error
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:

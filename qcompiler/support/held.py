@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from qcompiler.support.interrupts import unbroken
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -57,15 +59,18 @@ def workshop(beside: Path) -> Iterator[Path]:
         OSError: it cannot be made.
     """
     sweep(beside, f"{PREFIX}*")
-    handle = None
-    while handle is None:
-        path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=beside))
-        handle = hold(path, FOLDER)
+    path, handle = None, None
     try:
+        with unbroken():
+            while path is None or handle is None:
+                path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=beside))
+                handle = hold(path, FOLDER)
         yield path
     finally:
-        shutil.rmtree(path, ignore_errors=True)
-        os.close(handle)
+        if path is not None:
+            shutil.rmtree(path, ignore_errors=True)
+        if handle is not None:
+            os.close(handle)
 
 
 def sweep(folder: Path, pattern: str) -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from qcompiler import __version__, errors
 from qcompiler.cli.main import main
+from qcompiler.support.interrupts import WRITTEN, Terminated
 
 
 @pytest.fixture
@@ -77,6 +78,19 @@ def test_an_interruption_ends_with_130_and_one_line(
 ) -> None:
     assert failing(KeyboardInterrupt()) == 130
     assert capfd.readouterr().err == "interrupted: nothing was written\n"
+
+
+def test_termination_ends_with_143_and_one_line(failing: Callable[..., int], capfd: pytest.CaptureFixture[str]) -> None:
+    assert failing(Terminated()) == 143
+    assert capfd.readouterr().err == "terminated: nothing was written\n"
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, Terminated])
+def test_an_interruption_behind_the_last_artefact_says_that_all_is_there(
+    failing: Callable[..., int], capfd: pytest.CaptureFixture[str], kind: type[KeyboardInterrupt]
+) -> None:
+    failing(kind(WRITTEN))
+    assert capfd.readouterr().err.endswith("ed: by then everything was written\n")
 
 
 def test_an_sm_that_tensorrt_rtx_lacks_is_exit_code_6(capfd: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import ml_dtypes
@@ -244,3 +247,13 @@ def test_large_weights_are_read_inside_of_branches_and_may_be_outputs() -> None:
     found = Session(to_graph(proto), quick=True).run(feeds)
     np.testing.assert_allclose(found["y"], feeds["x"] @ large, atol=1e-3)
     np.testing.assert_array_equal(found["w"], large)
+
+
+def test_onnx_runtime_reports_to_nobody_and_leaves_no_file_behind(tmp_path: Path) -> None:
+    code = "import sys; from qcompiler.runtime.session import Session; Session(sys.argv[1])"
+    (tmp_path / "temporary").mkdir()
+    onnx.save(example(), tmp_path / "m.onnx")
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    environment |= {"TMPDIR": str(tmp_path / "temporary"), "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "m.onnx")], env=environment, check=True)
+    assert list((tmp_path / "temporary").iterdir()) == []

@@ -76,3 +76,21 @@ def test_what_is_a_link_is_not_followed(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there_has_nothing_to_remove(tmp_path: Path) -> None:
     held.sweep(tmp_path / "nowhere", "*")
     assert left(tmp_path) == []
+
+
+def test_a_workshop_that_is_interrupted_while_it_is_made_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(path: Path, flags: int) -> int | None:
+        signal.raise_signal(signal.SIGINT)
+        return real(path, flags)
+
+    real = held.hold
+    monkeypatch.setattr(held, "hold", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), held.workshop(tmp_path):
+            pytest.fail("it goes on")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert left(tmp_path) == []

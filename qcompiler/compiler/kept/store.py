@@ -23,10 +23,11 @@ from typing import Any
 import numpy as np
 
 from qcompiler.ir.weights import map_file
+from qcompiler.support.held import FILE, hold, sweep
 
 LAYOUT = "1"  # grows when files of another layout may lie there
 _MAPPED = 1 << 20  # bytes from which on a blob is mapped instead of read
-_ABANDONED = 3600.0  # seconds behind which a draft belongs to nobody any more
+_ABANDONED = 3600.0  # seconds behind which a draft that nobody could lock belongs to nobody any more
 _ROOM = 0.9  # of the limit that is left when room is made, so that it is not made at every write
 _HASH = 32  # bytes of a hash in front of an entry
 
@@ -146,7 +147,8 @@ class Store:
         return self.make_room(0)
 
     def _sweep(self) -> None:
-        """Removes drafts that a killed compilation left behind."""
+        """Removes drafts that a killed compilation left behind; where files cannot be locked, in an hour."""
+        sweep(self.root / "drafts", "*")
         for draft in self.root.glob("drafts/*"):
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - draft.stat().st_mtime > _ABANDONED:
@@ -158,10 +160,11 @@ class Store:
             self._written = 0
             self.make_room(int(_ROOM * self.limit))
         path = self._path(kind, name)
-        draft = self.root / "drafts" / secrets.token_hex(8)
+        drafts = self.root / "drafts"
         self.root.parent.mkdir(parents=True, exist_ok=True)
-        for folder in (self.root, path.parent.parent, path.parent, draft.parent):
+        for folder in (self.root, path.parent.parent, path.parent, drafts):
             folder.mkdir(exist_ok=True, mode=0o700)
+        draft, handle = _draft(drafts)
         try:
             with draft.open("wb") as stream:
                 for piece in pieces:
@@ -169,9 +172,20 @@ class Store:
             os.replace(draft, path)
         finally:
             draft.unlink(missing_ok=True)
+            os.close(handle)
 
     def _path(self, kind: str, name: str) -> Path:
         return self.root / kind / name[:2] / name
+
+
+def _draft(folder: Path) -> tuple[Path, int]:
+    """A new file, and the handle that locks it; another one where it was swept away before the lock stood."""
+    while True:
+        path = folder / secrets.token_hex(8)
+        path.touch(mode=0o600, exist_ok=False)
+        handle = hold(path, FILE)
+        if handle is not None:
+            return path, handle
 
 
 def _touch(path: Path) -> None:

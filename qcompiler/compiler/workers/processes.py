@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from itertools import chain, islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +21,8 @@ from qcompiler.compiler.content import digest
 from qcompiler.compiler.kept.store import Store
 from qcompiler.compiler.workers.parcel import Array, Named, Parcel, opened, packed, work
 from qcompiler.errors import UsageError
+from qcompiler.support.held import workshop
+from qcompiler.support.interrupts import end_with_parent, ignored_by_children
 from qcompiler.support.machine import available_processors
 
 I = TypeVar("I")  # noqa: E741 - an item
@@ -88,11 +91,15 @@ class Processes:
         Raises:
             UsageError: processes die again and again over an item.
         """
-        with tempfile.TemporaryDirectory(prefix="qcompiler-", ignore_cleanup_errors=True) as folder:
-            named, held = Named.of(begin), Mapped.of(shared, Path(folder))
-            key = digest((named, folder))
+        items = iter(items)
+        head = list(islice(items, 1))
+        if not head:  # all of it is known
+            return
+        with workshop(Path(tempfile.gettempdir())) as folder:
+            named, held = Named.of(begin), Mapped.of(shared, folder)
+            key = digest((named, str(folder)))
             waiting: deque[_Item] = deque()
-            for item in items:
+            for item in chain(head, items):
                 waiting.append(self._begin(_Item(key, named, held, packed(item))))
                 if len(waiting) >= _WAITING * self.count:
                     yield self._result(waiting)
@@ -102,13 +109,16 @@ class Processes:
     def close(self) -> None:
         """Ends the processes; what they are at is given up."""
         if self._pool is not None:
+            for process in list((self._pool._processes or {}).values()):  # nobody waits for what they are at
+                process.kill()
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
 
     def _begin(self, item: _Item) -> _Item:
-        if self._pool is None:
-            self._pool = ProcessPoolExecutor(self.count, get_context("spawn"))
-        item.future = self._pool.submit(work, item.key, item.begin, item.shared, item.parcel)
+        with ignored_by_children():  # this process ends them
+            if self._pool is None:
+                self._pool = ProcessPoolExecutor(self.count, get_context("spawn"), end_with_parent)
+            item.future = self._pool.submit(work, item.key, item.begin, item.shared, item.parcel)
         return item
 
     def _result(self, waiting: deque[_Item]) -> Any:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from qcompiler.compiler.kept.store import Store
+from qcompiler.support import held
 
 DAY = 86400.0
 
@@ -81,13 +82,27 @@ def test_drafts_of_a_killed_process_go_and_those_of_a_running_one_stay(tmp_path:
     store = Store(tmp_path, 1 << 20)
     store.put_entry("aa", b"1")
     drafts = store.root / "drafts"
+    for name in ("killed", "running"):
+        (drafts / name).write_bytes(b"half")
+    handle = held.hold(drafts / "running", held.FILE)
+    store.make_room(1 << 20)
+    assert [path.name for path in drafts.iterdir()] == ["running"]
+    assert store.entry("aa") == b"1"
+    assert handle is not None
+    os.close(handle)
+
+
+def test_where_files_cannot_be_locked_drafts_go_by_their_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(held, "fcntl", None)
+    store = Store(tmp_path, 1 << 20)
+    store.put_entry("aa", b"1")
+    drafts = store.root / "drafts"
     for name, age in (("killed", 1.0), ("running", 0.0)):
         (drafts / name).write_bytes(b"half")
         then = (drafts / name).stat().st_mtime - age * DAY
         os.utime(drafts / name, (then, then))
     store.make_room(1 << 20)
     assert [path.name for path in drafts.iterdir()] == ["running"]
-    assert store.entry("aa") == b"1"
 
 
 def test_others_may_not_look_into_it(tmp_path: Path) -> None:
