@@ -11,13 +11,15 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from benchmarks.peers import ROOT
 
 PAGE_MB = os.sysconf("SC_PAGE_SIZE") / 2**20
+BLOCK = 512  # bytes, of what `getrusage` counts
 POLL_S = 0.02
 MOST_MB = 14 * 1024
 MOST_S = 900.0
@@ -41,6 +43,7 @@ class Usage:
         peak_mb: The larger of its own peak (VmHWM) and the highest sum over its process tree that was seen.
         code: Exit code; negative: the signal that ended it.
         error: Why it was stopped from here, or "".
+        written_mb: Files that it wrote, as the system counts what must go to a disk; its children included.
     """
 
     wall_s: float
@@ -48,11 +51,27 @@ class Usage:
     peak_mb: float
     code: int
     error: str = ""
+    written_mb: float = 0.0
 
 
-def run(command: Sequence[str], *, folder: Path, log: Path) -> Usage:
-    """Runs `command` in `folder`, stdout and stderr going to `log`; stops it over 14 GB or 15 minutes."""
-    environment = {**os.environ, **QUIET, "TMPDIR": str(folder)}
+def run(
+    command: Sequence[str],
+    *,
+    folder: Path,
+    log: Path,
+    most_s: float = MOST_S,
+    extra: Mapping[str, str] = MappingProxyType({}),
+) -> Usage:
+    """Runs `command` in `folder`, stdout and stderr going to `log`; stops it over 14 GB or `most_s` seconds.
+
+    Args:
+        command: What is run.
+        folder: Where, and for its temporary files.
+        log: What it says.
+        most_s: When it is stopped.
+        extra: Variables of its environment.
+    """
+    environment = {**os.environ, **QUIET, "TMPDIR": str(folder), **extra}
     with log.open("wb") as stream:
         started = time.perf_counter()
         child = subprocess.Popen(
@@ -65,7 +84,7 @@ def run(command: Sequence[str], *, folder: Path, log: Path) -> Usage:
                 if pid:
                     break
                 peak = max(peak, _tree_mb(child.pid))
-                error = error or _excess(peak, time.perf_counter() - started)
+                error = error or _excess(peak, time.perf_counter() - started, most_s)
                 if error:
                     os.killpg(child.pid, signal.SIGKILL)
                 time.sleep(POLL_S)
@@ -76,13 +95,14 @@ def run(command: Sequence[str], *, folder: Path, log: Path) -> Usage:
         wall = time.perf_counter() - started
     child.returncode = os.waitstatus_to_exitcode(status)  # Popen must not wait for what is gone
     own = usage.ru_maxrss / 1024  # KiB; unlike VmHWM it can still be read after the end
-    return Usage(wall, usage.ru_utime + usage.ru_stime, max(peak, own), child.returncode, error)
+    written = usage.ru_oublock * BLOCK / 1e6
+    return Usage(wall, usage.ru_utime + usage.ru_stime, max(peak, own), child.returncode, error, written)
 
 
-def _excess(peak_mb: float, seconds: float) -> str:
+def _excess(peak_mb: float, seconds: float, most_s: float) -> str:
     if peak_mb > MOST_MB:
         return f"stopped: over {MOST_MB / 1024:.0f} GB after {seconds:.0f} s"
-    return f"stopped: over {MOST_S:.0f} s" if seconds > MOST_S else ""
+    return f"stopped: over {most_s:.0f} s" if seconds > most_s else ""
 
 
 def _tree_mb(root: int) -> float:

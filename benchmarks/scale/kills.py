@@ -18,12 +18,11 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from benchmarks.peers import ROOT
-from tests.kit.manifests import settled
+from benchmarks.scale.artefacts import artefacts
 
 NAME = "model"
 POLL_S = 0.005
@@ -99,17 +98,6 @@ def moments(count: int, seed: int) -> list[float]:
     """Shares of a run, one at a random place in each of `count` equal parts of it."""
     draw = random.Random(seed)
     return [(index + draw.random()) / count for index in range(count)]
-
-
-def artefacts(folder: Path) -> dict[str, str]:
-    """Hashes of the files by name: of a manifest what is no time, of a report nothing, as it shows the manifest."""
-    found = {}
-    for path in sorted(folder.iterdir()):
-        content = path.read_bytes()
-        if path.name.endswith(".manifest.json"):
-            content = json.dumps(settled(json.loads(content))).encode()
-        found[path.name] = "" if path.suffix == ".html" else sha256(content).hexdigest()
-    return found
 
 
 class Killing:
