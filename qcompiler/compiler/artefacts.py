@@ -14,7 +14,7 @@ from qcompiler.errors import QCompilerError, UsageError
 from qcompiler.ir import model as models
 from qcompiler.report import manifest
 from qcompiler.support import held
-from qcompiler.support.atomic import Artefacts, make_folder, remove_empty, unwritable
+from qcompiler.support.atomic import Artefacts, flush, flush_folder, make_folder, remove_empty, unwritable
 from qcompiler.support.interrupts import WRITTEN, unbroken
 
 
@@ -99,17 +99,28 @@ def workshop(paths: Paths) -> Iterator[Path]:
 
 
 def finish(shop: Path, paths: Paths, record: Mapping[str, Any]) -> None:
-    """Writes manifest and report, then gives every artefact its place; what an earlier miss left there is removed."""
+    """Writes manifest and report, then gives every artefact its place; what an earlier miss left there is removed.
+
+    All of them are on the disk before the first has its name. The manifest, which has their hashes, gets its own last.
+
+    Raises:
+        UsageError: they cannot be written.
+    """
     from qcompiler.report import html
 
     try:
         (shop / paths.manifest.name).write_text(manifest.to_text(record), encoding="utf8")
         (shop / paths.report.name).write_text(html.render(record), encoding="utf8")
+        found = sorted(shop.iterdir(), key=lambda made: (made.name == paths.manifest.name, made.name))
+        for made in found:
+            if made.is_file():
+                flush(made)
         with unbroken(WRITTEN):
-            for made in sorted(shop.iterdir()):
+            for made in found:
                 os.replace(made, paths.qdq.parent / made.name)
             for stale in (paths.failed_manifest, paths.failed_report):
                 stale.unlink(missing_ok=True)
+        flush_folder(paths.qdq.parent)
     except OSError as error:
         raise unwritable(paths.qdq, error) from error
 

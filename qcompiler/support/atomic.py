@@ -102,7 +102,7 @@ class Artefacts:
     def _publish(self) -> None:
         for target, draft in self._drafts.items():
             try:
-                _flush(draft)
+                flush(draft)
             except OSError as error:
                 raise unwritable(target, error) from error
         with unbroken(WRITTEN):
@@ -141,8 +141,7 @@ def staged(path: str | Path) -> Iterator[Path]:
     try:
         with Artefacts() as files:
             yield files.stage(target)
-        if os.name != "nt":  # Windows cannot open folders
-            _flush(target.parent, os.O_RDONLY)
+        flush_folder(target.parent)
     except OSError as error:
         raise unwritable(target, error) from error
 
@@ -202,9 +201,20 @@ def unwritable(path: Path, error: OSError) -> UsageError:
     )
 
 
-def _flush(path: Path, flags: int = os.O_RDWR) -> None:
+def flush(path: Path, flags: int = os.O_RDWR) -> None:
+    """Waits until a file is on the disk, so that the machine may crash.
+
+    Raises:
+        OSError: it cannot be opened or written.
+    """
     handle = os.open(path, flags)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def flush_folder(folder: Path) -> None:
+    """The same for the names in a folder, where the system can."""
+    with contextlib.suppress(OSError):  # Windows opens no folders, some file systems in a network flush none
+        flush(folder, os.O_RDONLY)
