@@ -116,15 +116,17 @@ class Killing:
         self.cpu_s = 0.0
 
     def undisturbed(self) -> None:
-        """What the others are held against; also how long it takes.
+        """What the others are held against; also how long it takes: the longer of two counts.
 
         Raises:
             RuntimeError: it fails.
         """
-        self._empty()
-        code, self.cpu_s = self._wait(self._start())
-        if code:
-            raise RuntimeError(f"an undisturbed compile ends with {code}: {self._folder / 'log'}")
+        for _ in range(2):
+            self._empty()
+            code, cpu_s = self._wait(self._start())
+            if code:
+                raise RuntimeError(f"an undisturbed compile ends with {code}: {self._folder / 'log'}")
+            self.cpu_s = max(self.cpu_s, cpu_s)
         self._expected = artefacts(self._output.parent)
 
     def ended(self, moment: float, how: signal.Signals) -> Ended:
