@@ -19,11 +19,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.peers import ROOT
 from benchmarks.scale.rows import ENTROPY, STUDIES, Row
 from benchmarks.scale.shape import SHAPES
+
+if TYPE_CHECKING:
+    from benchmarks.scale.kills import Killing
 
 USUAL = ("data", "depth", "memory", "second", "workers", "stacks")
 
@@ -134,11 +139,17 @@ def _measure(options: argparse.Namespace, flags: tuple[str, ...]) -> int:
 
 def _kills(options: argparse.Namespace, flags: tuple[str, ...]) -> int:
     """The results so far are in OUT/kills.NAME.json at any time."""
-    from benchmarks.scale.kills import Killing, moments
+    from benchmarks.scale.kills import Killing
 
     options.out.mkdir(parents=True, exist_ok=True)
     how = signal.Signals[options.signal]
-    killing = Killing(flags, options.out.resolve() / "killed", options.suffix)
+    with closing(Killing(flags, options.out.resolve() / "killed", options.suffix)) as killing:
+        return _ended(killing, options, how, flags)
+
+
+def _ended(killing: Killing, options: argparse.Namespace, how: signal.Signals, flags: tuple[str, ...]) -> int:
+    from benchmarks.scale.kills import moments
+
     killing.undisturbed()
     print(f"undisturbed: {killing.cpu_s:.1f} CPU s", flush=True)
     found = []

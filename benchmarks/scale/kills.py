@@ -113,6 +113,7 @@ class Killing:
         self._flags, self._folder = tuple(flags), folder
         self._output = folder / "out" / f"{NAME}{suffix}"
         self._expected: Mapping[str, str] = {}
+        self._running: subprocess.Popen[bytes] | None = None
         self.cpu_s = 0.0
 
     def undisturbed(self) -> None:
@@ -163,7 +164,15 @@ class Killing:
         }
         command = [sys.executable, "-c", RUN, *self._flags, "-o", str(self._output), "--quiet"]
         with (self._folder / "log").open("ab") as log:
-            return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+            process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        self._running = process
+        return process
+
+    def close(self) -> None:
+        """Ends what runs: it is in a session of its own, and would go on."""
+        if self._running is not None and self._running.poll() is None:
+            self._running.kill()
+            self._running.wait()
 
     def _wait(self, process: subprocess.Popen[bytes]) -> tuple[int, float]:
         """Exit code and processor seconds, those of what it started and waited for included."""

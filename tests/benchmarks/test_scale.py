@@ -171,6 +171,13 @@ def test_one_that_is_killed_is_held_against_one_that_is_not(standing_in: Killing
     assert list(found.faults) == []
 
 
+def test_what_runs_is_ended_when_the_benchmark_is(standing_in: Killing) -> None:
+    process = standing_in._start()
+    standing_in.close()
+    assert process.returncode == -signal.SIGKILL
+    standing_in.close()  # nothing runs any more
+
+
 def test_what_others_leave_and_what_they_change_is_seen(standing_in: Killing, monkeypatch: pytest.MonkeyPatch) -> None:
     code = (
         "import os, pathlib, sys\nout = pathlib.Path(sys.argv[sys.argv.index('-o') + 1])\n"
