@@ -22,7 +22,9 @@ def artefacts(folder: Path) -> dict[str, str]:
     """Hashes of the files by name: of a manifest what is no time, of a report nothing, as it shows the manifest."""
     found = {}
     for path in sorted(folder.iterdir()):
-        if path.name.endswith(".manifest.json"):
+        if path.is_dir():  # of what was killed
+            found[path.name] = "folder"
+        elif path.name.endswith(".manifest.json"):
             content = json.dumps(settled(json.loads(path.read_text(encoding="utf8"))))
             found[path.name] = sha256(content.encode()).hexdigest()
         elif path.suffix == ".html":

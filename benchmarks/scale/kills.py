@@ -46,7 +46,8 @@ class Ended:
         code: Exit code of the one that was ended, as a shell has it: 128 more than the signal. 0: it was done before.
         traceback: Whether it showed one.
         orphans: Processes that it had started and that outlived it.
-        left: Files in the output folder and in that of temporary files when it was gone.
+        left: Files in the output folder and in that of temporary files when it was gone; all artefacts as they should
+            be are nothing that is left.
         kept: Results of stages that it had kept.
         again: Exit code of the second one.
         differs: Artefacts of the second one that are not those of an undisturbed compile.
@@ -137,7 +138,11 @@ class Killing:
         code = self._end(process, moment * self.cpu_s, how)
         traceback = b"Traceback" in (self._folder / "log").read_bytes()
         orphans = self._orphans()
-        left, kept = self._strays({}), len(list((self._folder / "cache").glob("v1/entries/??/*")))
+        whole = artefacts(self._output.parent) == self._expected  # it was done, and only had to say so
+        left, kept = (
+            self._strays(self._expected if whole else {}),
+            len(list((self._folder / "cache").glob("v1/entries/??/*"))),
+        )
         again, cpu_s = self._wait(self._start())
         found = artefacts(self._output.parent) if not again else {}
         differs = tuple(name for name, content in self._expected.items() if found.get(name) != content)

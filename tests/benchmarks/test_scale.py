@@ -16,6 +16,7 @@ import onnx
 import onnxruntime
 import pytest
 
+import benchmarks.scale.kills
 from benchmarks import process
 from benchmarks.process import Usage
 from benchmarks.scale import __main__ as command
@@ -169,6 +170,15 @@ def test_one_that_is_killed_is_held_against_one_that_is_not(standing_in: Killing
     found = standing_in.ended(0.6, signal.SIGKILL)
     assert (found.code, found.again, found.kept, found.reused) == (137, 0, 1, ("observe",))
     assert list(found.faults) == []
+
+
+def test_one_that_had_written_everything_has_left_nothing(
+    standing_in: Killing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = benchmarks.scale.kills.RUN + "while not reused: pass\n"  # the first one is done and does not end
+    monkeypatch.setattr("benchmarks.scale.kills.RUN", code)
+    found = standing_in.ended(2.0, signal.SIGKILL)
+    assert (found.code, found.again, found.left, found.reused) == (137, 0, (), ("observe",))
 
 
 def test_what_runs_is_ended_when_the_benchmark_is(standing_in: Killing) -> None:
