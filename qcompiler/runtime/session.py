@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 
 Shape = tuple[int | str | None, ...]
 Source: TypeAlias = str | Path | models.Model | gs.Graph | tuple[onnx.ModelProto, Mapping[str, "Held"]]
+
+# From 1.29 on its builds report to their maker from the moment they are imported, and keep a file among the temporary
+# ones. Models and data are the user's, so that is off unless the environment says otherwise.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _DTYPES: dict[str, str] = {
     "tensor(float)": "float32",
