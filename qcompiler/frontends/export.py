@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qcompiler.errors import ModelError, QCompilerError, UsageError
-from qcompiler.frontends import file_set, names
+from qcompiler.frontends import file_set, names, writing
 from qcompiler.frontends.check import TOLERANCE, Compared, check
 from qcompiler.frontends.kinds import (
     decoder,
@@ -28,6 +28,7 @@ from qcompiler.frontends.sources import Axes, LoadedModule, is_exportable, load
 from qcompiler.frontends.torch_onnx import FUNCTION, need, reason, trace
 from qcompiler.frontends.tracing import evaluating, exportable
 from qcompiler.ir import model as models
+from qcompiler.ir.model import Model
 from qcompiler.support import held
 from qcompiler.support.atomic import check_writable, make_folder, remove_empty, unwritable
 from qcompiler.support.progress import Progress, silent
@@ -176,11 +177,15 @@ def _export(loaded: LoadedModule, kind: ModelKind, output: Path, tolerance: floa
         for part in kind.parts:
             stage = f"trace {files[part.name]}" if several else "trace"
             with shown.stage(stage), _blamed(loaded, "converted to ONNX"):
-                fixed = _make(part, shop / files[part.name], loaded.module)
+                made, fixed = _traced(part, loaded)
             if "batch" in fixed and kind.one_by_one is not None:
                 return _export(loaded, kind.one_by_one(), output, tolerance, shown)
+            with shown.stage(f"write {files[part.name]}" if several else "write the weights") as bar:
+                writing.save(made, shop / files[part.name], loaded.reserve, bar)
+            del made
         written = [shop / file for file in files.values()]
         with shown.stage("check against torch"), _blamed(loaded, "run in torch to compare with it"):
+            loaded.reserve.fill(loaded.module)
             checked = check(written, [part.check for part in kind.parts], tolerance, loaded.name)
         described = {path.name: models.load(path).graph for path in written}
         inputs = {file: names.shapes(graph.inputs) for file, graph in described.items()}
@@ -276,20 +281,19 @@ def _refuse_past(past: bool | None, label: str) -> None:
         raise UsageError(f"{label} is no decoder and has no cache: leave --past out.")
 
 
-def _make(part: ModelPart, path: Path, owner: Any) -> set[str]:
-    """Traces one part and writes it with good names, weights where they belong; which free dimensions it fixed."""
-    raw = path.parent / "raw"
-    raw.mkdir()
-    with exportable(owner):
-        trace(part.job, raw / "model.onnx")
-    made = models.load(raw / "model.onnx")
+def _traced(part: ModelPart, loaded: LoadedModule) -> tuple[Model, set[str]]:
+    """Traces one part and names what is in it; and which free dimensions the trace fixed."""
+    loaded.reserve.drop()  # what was looked at until now was sizes
+    with exportable(loaded.module):
+        made = trace(part.job)
+        if loaded.reserve.touched():  # a value went into the graph, and it must be the right one
+            loaded.reserve.fill(loaded.module)
+            made = trace(part.job)
+    loaded.reserve.drop()
     names.tidy(made, part.job)
-    models.save(made, path)
     shapes = names.shapes(made.graph.inputs)
     axes = [(called, shapes[name][axis]) for name, free in part.job.axes.items() for axis, called in free.items()]
-    del made
-    shutil.rmtree(raw)
-    return {called for called, size in axes if isinstance(size, int)}
+    return made, {called for called, size in axes if isinstance(size, int)}
 
 
 def _keep_tokenizer(loaded: LoadedModule, shop: Path, folder: Path) -> None:

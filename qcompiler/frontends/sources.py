@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import sys
@@ -16,7 +17,7 @@ from qcompiler.frontends.torch_onnx import need, quiet
 from qcompiler.frontends.weights import adapter, checkpoint, dequantize, left_over
 from qcompiler.frontends.weights.adapter import Adapter
 from qcompiler.frontends.weights.checkpoint import Checkpoint
-from qcompiler.frontends.weights.dequantize import Dequantized
+from qcompiler.frontends.weights.reserve import Reserve
 from qcompiler.support.user_code import UserCode
 
 Axes = Mapping[str, Mapping[int, str]]
@@ -39,6 +40,7 @@ class LoadedModule:
         pipeline: what follows the model, of a sentence-transformers folder.
         preprocessor: what the folder says of pictures and sound (preprocessor_config.json).
         checkpoint: what became of the tensors of the folder, for the manifest: "dequantized" and "unused".
+        reserve: the weights of the module that are not in memory; those of a module that was given are.
     """
 
     module: Any
@@ -51,6 +53,7 @@ class LoadedModule:
     checkpoint: Mapping[str, Any] = field(default_factory=dict)
     preprocessor: Mapping[str, Any] = field(default_factory=dict)
     pipeline: tuple[Listed, ...] = ()
+    reserve: Reserve = field(default_factory=lambda: Reserve(None))
 
 
 def is_module(source: object) -> bool:
@@ -172,6 +175,18 @@ def _from_function(text: str, inputs: Any, axes: Axes | None) -> LoadedModule:
 
 
 def _from_folder(path: Path, trust_remote_code: bool) -> LoadedModule:
+    """The model of a folder, whose large weights are read when they are written.
+
+    Raises:
+        ModelError: see `load`.
+    """
+    loaded = _read_folder(path, trust_remote_code, Reserve())
+    if not loaded.reserve.touched():
+        return loaded
+    return _read_folder(path, trust_remote_code, Reserve(None))  # a loader that looks at values gets them
+
+
+def _read_folder(path: Path, trust_remote_code: bool, reserve: Reserve) -> LoadedModule:
     need("transformers")
     folder, gguf = _gguf(path)
     modules = () if gguf else listed(folder)
@@ -195,13 +210,16 @@ def _from_folder(path: Path, trust_remote_code: bool) -> LoadedModule:
     with quiet():
         if modules:
             config = _headless(config)
-        module, told = _model(folder, config, gguf, options, _tensors(stored, read, found))
+        sources = stored.sources() if read is None else read.tensors
+        tensors = None if gguf else {name: reserve.weight(one) for name, one in sources.items()}
+        module, told = _model(folder, config, gguf, options, tensors)
         tokenizer, lack = _tokenizer(added if (added / "tokenizer_config.json").is_file() else folder, options)
     beside = (*files(modules), *(() if found is None else found.files))
     rest = left_over.judge(module, told, stored, read)
     notes = [] if read is None else [read.note()]
     notes += [*rest.notes(type(module).__name__), *([] if gguf else left_over.beside(stored, beside))]
-    merged = () if found is None else adapter.merge(found, module)
+    merged = () if found is None else adapter.merge(found, module, reserve)
+    reserve.settled(module)
     notes += [] if found is None else adapter.note(found, merged)
     if gguf:
         notes.append(f"the weights of '{gguf}' are rounded to its format once and float32 from here on")
@@ -222,14 +240,8 @@ def _from_folder(path: Path, trust_remote_code: bool) -> LoadedModule:
         checkpoint=became,
         preprocessor=_preprocessor(folder),
         pipeline=modules,
+        reserve=reserve,
     )
-
-
-def _tensors(stored: Checkpoint, read: Dequantized | None, found: Adapter | None) -> Mapping[str, Any] | None:
-    """The weights, where transformers must not read the files: it has its own ways with quantized ones and adapters."""
-    if read is not None:
-        return read.tensors
-    return stored.load() if found is not None and found.base == found.folder else None
 
 
 def _headless(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -321,7 +333,15 @@ def _code(config: Mapping[str, Any]) -> list[str]:
 def _model(
     folder: Path, config: Mapping[str, Any], gguf: str, options: Mapping[str, Any], tensors: Mapping[str, Any] | None
 ) -> tuple[Any, Mapping[str, Any]]:
-    """The model in evaluation mode, and what transformers tells of its weights."""
+    """The model in evaluation mode, and what transformers tells of its weights.
+
+    Args:
+        folder: of the model.
+        config: its configuration.
+        gguf: name of its GGUF file, from which transformers takes the weights; else empty.
+        options: of transformers.
+        tensors: the weights by name; None where there is a GGUF file.
+    """
     import torch
 
     cls = _class(folder, config, gguf, bool(options["trust_remote_code"]))
@@ -330,11 +350,9 @@ def _model(
         if tensors is not None:
             plain = _float_config(cls, folder, options)
             cls = _concrete(cls, plain, options)
-            given |= {"config": plain, "state_dict": tensors}
-        elif not gguf:
-            given["use_safetensors"] = True
+            given |= {"config": plain, "state_dict": {**tensors, **_extra(folder, plain)}}
         model, told = cls.from_pretrained(
-            None if tensors is not None else folder,
+            folder if tensors is None else None,
             dtype=torch.float32,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # what misfits is named, and refused, by left_over
@@ -349,6 +367,17 @@ def _model(
             f"{type(error).__name__}: {text[:300].rstrip('.')}. {remedy}."
         ) from error
     return model.eval(), told
+
+
+def _extra(folder: Path, config: Any) -> dict[str, Any]:
+    """Tensors of files that the class of a configuration names beside those that hold the weights."""
+    from safetensors.torch import load_file
+
+    found: dict[str, Any] = {}
+    for name in getattr(type(config), "extra_files", ()):
+        if (folder / name).is_file():
+            found |= load_file(folder / name)
+    return found
 
 
 def _float_config(cls: Any, folder: Path, options: Mapping[str, Any]) -> Any:
@@ -370,8 +399,16 @@ def _concrete(cls: Any, config: Any, options: Mapping[str, Any]) -> Any:
 
     if not hasattr(cls, "from_config"):
         return cls
-    with torch.device("meta"):
+    with torch.device("meta"), _safe_creation():
         return type(cls.from_config(config, trust_remote_code=options["trust_remote_code"]))
+
+
+def _safe_creation() -> contextlib.AbstractContextManager[None]:
+    """What transformers itself does where it makes models without memory: some compute with numbers while they do."""
+    from transformers import initialization
+
+    safe = getattr(initialization, "meta_device_safe_creation_ops", None)
+    return contextlib.nullcontext() if safe is None else safe()
 
 
 def _class(folder: Path, config: Mapping[str, Any], gguf: str, trust: bool) -> Any:

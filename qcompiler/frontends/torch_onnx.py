@@ -13,10 +13,13 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from qcompiler.errors import ModelError, UsageError
+from qcompiler.ir.from_proto import graph_from_proto
+from qcompiler.ir.model import Model
+from qcompiler.ir.to_proto import SMALLEST_EXTERNAL
+from qcompiler.ir.weights import HeldWeights
 
 OPSET = 18  # what the exporter's own decompositions are written for; `compile` raises it to what a target needs
 LONGEST = 1 << 20  # of a free dimension; only torch's own bookkeeping needs an end
@@ -71,8 +74,8 @@ def need(*libraries: str) -> None:
             ) from error
 
 
-def trace(job: Job, path: Path, opset: int = OPSET) -> None:
-    """Writes the graph of a job to `path`, with its weights in a file beside it.
+def trace(job: Job, opset: int = OPSET) -> Model:
+    """The graph of a job. Its weights are those of torch, not copied: views of the module's, turned where it turns them.
 
     Raises:
         ModelError: torch cannot trace or convert the module; the message has its reason and what to try.
@@ -86,7 +89,23 @@ def trace(job: Job, path: Path, opset: int = OPSET) -> None:
             program = _program(module, job, opset)
         except Exception as error:  # torch raises whatever goes wrong in tracing somebody's code
             raise ModelError(_refused(job, error)) from error
-        program.save(str(path), external_data=True)
+        return _model(program.model)
+
+
+def _model(made: Any) -> Model:
+    """What the exporter made, without writing its weights down in between."""
+    import onnx_ir
+
+    arrays: dict[str, Any] = {}
+    for name, value in made.graph.initializers.items():
+        held = value.const_value
+        if held is None or held.nbytes < SMALLEST_EXTERNAL or held.dtype == onnx_ir.DataType.STRING:
+            continue
+        arrays[name] = held.numpy()
+        beside = onnx_ir.ExternalTensor("beside", 0, held.nbytes, held.dtype, shape=held.shape, name=name)
+        value.const_value = beside
+    proto = onnx_ir.to_proto(made)
+    return Model(graph_from_proto(proto, HeldWeights(arrays)), {}, None, proto.ir_version)
 
 
 def _program(module: Any, job: Job, opset: int) -> Any:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qcompiler.errors import ModelError
+from qcompiler.frontends.weights.reserve import Reserve, held
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MERGE = "Merge it first: merge_and_unload() of peft's model, then save_pretrained"
@@ -89,8 +90,13 @@ def _base(folder: Path, said: Mapping[str, Any]) -> Path:
     )
 
 
-def merge(adapter: Adapter, module: Any) -> tuple[str, ...]:
-    """Puts an adapter into the weights of its model, in place.
+def merge(adapter: Adapter, module: Any, reserve: Reserve) -> tuple[str, ...]:
+    """Puts an adapter into the weights of its model, in place: into those that are not in memory when they are read.
+
+    Args:
+        adapter: it.
+        module: the model.
+        reserve: its weights that are not in memory.
 
     Returns:
         Names of the layers that were changed or replaced.
@@ -106,7 +112,7 @@ def merge(adapter: Adapter, module: Any) -> tuple[str, ...]:
     except Exception as error:  # safetensors' own errors have no common base
         raise ModelError(f"cannot load '{adapter.folder / WEIGHTS}': {error}. Fetch it again.") from error
     try:
-        return _merged(adapter, module, tensors)
+        return _merged(adapter, module, tensors, reserve)
     except _UNFIT as error:
         text = " ".join(str(error).split())[:200].rstrip(".")
         raise ModelError(
@@ -115,16 +121,17 @@ def merge(adapter: Adapter, module: Any) -> tuple[str, ...]:
         ) from error
 
 
-def _merged(adapter: Adapter, module: Any, tensors: Mapping[str, Any]) -> tuple[str, ...]:
+def _merged(adapter: Adapter, module: Any, tensors: Mapping[str, Any], reserve: Reserve) -> tuple[str, ...]:
     factors: dict[str, dict[str, Any]] = {}
     saved: dict[str, dict[str, Any]] = {}
     for key, value in tensors.items():
         name = key.removeprefix("base_model.model.")
         found, whole = _FACTORS.match(name), _SAVED.match(name)
         if found:
-            factors.setdefault(found[1], {})[found[2] + (".bias" if found[3] == "bias" else "")] = value.float()
+            part = found[2] + (".bias" if found[3] == "bias" else "")
+            factors.setdefault(found[1], {})[part] = reserve.later(value.float())
         elif whole and "lora_" not in name:
-            saved.setdefault(whole[1], {})[whole[2]] = value.float()
+            saved.setdefault(whole[1], {})[whole[2]] = reserve.weight(held(value)).float()
         else:
             raise ModelError(f"'{key}' of the adapter in '{adapter.folder}' is not known. {MERGE}.")
     for name, parts in saved.items():

@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from qcompiler.errors import ModelError
+from qcompiler.frontends.weights.reserve import Source
 
 FLOAT = frozenset({"F64", "F32", "F16", "BF16"})
 INTEGER = frozenset({"BOOL", "I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64"})
@@ -67,14 +69,21 @@ class Checkpoint:
     tensors: Mapping[str, StoredTensor]
     declared: tuple[Declared, ...]
 
-    def load(self) -> dict[str, Any]:
-        """All tensors by name, in torch, as they are stored; pages of the files that are read when they are used."""
-        from safetensors.torch import load_file
+    def read(self, name: str) -> Any:
+        """A tensor in torch as it is stored: pages of its file, which are let go of with it."""
+        from safetensors import safe_open
 
-        found: dict[str, Any] = {}
-        for file in self.files:
-            found |= load_file(file)
-        return found
+        with safe_open(self.tensors[name].file, framework="pt") as opened:
+            return opened.get_tensor(name)
+
+    def source(self, name: str) -> Source:
+        """Where the values of a tensor are."""
+        kind = self.read(name).dtype
+        return Source(self.tensors[name].shape, kind, partial(self.read, name))
+
+    def sources(self) -> dict[str, Source]:
+        """The same of all tensors, by name."""
+        return {name: self.source(name) for name in self.tensors}
 
 
 def read(folder: Path, config: Mapping[str, Any]) -> Checkpoint:

@@ -8,14 +8,17 @@ INT8 that compressed-tensors packed into 32-bit words; INT8 of bitsandbytes; and
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from qcompiler.errors import ModelError
 from qcompiler.frontends.weights import few_bits
 from qcompiler.frontends.weights.checkpoint import FLOAT, INTEGER, Checkpoint
+from qcompiler.frontends.weights.reserve import Source, computed
 
 FROM_FLOAT = "export the float model that they were made from, or let the library that made them write float weights"
 _KNOWN = (
@@ -63,13 +66,14 @@ class Dequantized:
     """The weights of a checkpoint as a class of transformers can take them.
 
     Attributes:
-        tensors: in torch by name; what was quantized in float32, without the scales that it took, the rest as stored.
+        tensors: where they are, by name; what was quantized is made in float32 when it is read, a layer at a time,
+            without the scales that it took; the rest is as stored.
         layers: the weights that were dequantized, and how each was stored.
         used: the scales, zero points and shapes that went into them.
         method: whose format it is, in words.
     """
 
-    tensors: dict[str, Any]
+    tensors: Mapping[str, Source]
     layers: Mapping[str, str]
     used: tuple[str, ...]
     method: str
@@ -110,43 +114,61 @@ def weights(stored: Checkpoint) -> Dequantized | None:
     quantized = list(_quantized(rest))
     if not quantized and not packed and not stored.declared:
         return None  # integers without scales are buffers; the class will tell
-    tensors, blocks = stored.load(), _blocks(stored)
+    sources, read, blocks = stored.sources(), _Stored(stored), _blocks(stored)
     used: list[str] = []
     layers: dict[str, str] = {}
     for one in packed:
-        values = few_bits.made(one, tensors, stored)
         layers[one.name] = one.kind
         for name in one.parts.values():
-            tensors.pop(name, None)
+            sources.pop(name, None)
         used += [name for name in one.parts.values() if name != one.name]
-        tensors[one.name] = values
+        sources[one.name] = computed(partial(few_bits.made, one, read, stored))
     for weight in quantized:
-        values = _dequantized(weight, tensors, blocks, stored)
         layers[weight.name] = _kind(weight, stored)
         used += weight.beside.values()
         for name in (weight.values, *weight.beside.values()):
-            tensors.pop(name, None)
-        tensors[weight.name] = values
-    used += _multiply_inputs(tensors)
+            sources.pop(name, None)
+        sources[weight.name] = computed(partial(_dequantized, weight, read, blocks, stored))
+    used += _multiply_inputs(sources)
     methods = sorted({one.method for one in stored.declared}) or ["described nowhere"]
-    return Dequantized(tensors, layers, tuple(sorted(used)), ", ".join(methods))
+    return Dequantized(sources, layers, tuple(sorted(used)), ", ".join(methods))
+
+
+class _Stored(Mapping[str, Any]):
+    """The tensors of a checkpoint by name, each read when it is asked for and kept by nobody."""
+
+    def __init__(self, stored: Checkpoint) -> None:
+        self._stored = stored
+
+    def __getitem__(self, name: str) -> Any:
+        return self._stored.read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored.tensors)
+
+    def __len__(self) -> int:
+        return len(self._stored.tensors)
 
 
 def _without(stored: Checkpoint, names: set[str]) -> Checkpoint:
     return replace(stored, tensors={name: one for name, one in stored.tensors.items() if name not in names})
 
 
-def _multiply_inputs(tensors: dict[str, Any]) -> list[str]:
+def _multiply_inputs(sources: dict[str, Source]) -> list[str]:
     """Puts scales that a layer multiplies its inputs with (modelopt's AWQ and SmoothQuant) into the layer's weight."""
+    found = [name for name in sources if name.endswith(".pre_quant_scale")]
+    for name in found:
+        weight, scale = f"{name.rpartition('.')[0]}.weight", sources.pop(name)
+        if weight not in sources or sources[weight].shape[-1] != math.prod(scale.shape):
+            raise ModelError(f"'{name}' multiplies the inputs of a layer whose weight it does not fit: {FROM_FLOAT}.")
+        sources[weight] = computed(partial(_multiplied, sources[weight], scale))
+    return found
+
+
+def _multiplied(weight: Source, scale: Source) -> Any:
     import torch
 
-    found = [name for name in tensors if name.endswith(".pre_quant_scale")]
-    for name in found:
-        weight, scale = f"{name.rpartition('.')[0]}.weight", tensors.pop(name).to(torch.float32)
-        if weight not in tensors or tensors[weight].shape[-1] != scale.numel():
-            raise ModelError(f"'{name}' multiplies the inputs of a layer whose weight it does not fit: {FROM_FLOAT}.")
-        tensors[weight] = tensors[weight].to(torch.float32) * scale.reshape(-1)
-    return found
+    return weight.read().to(torch.float32) * scale.read().to(torch.float32).reshape(-1)
 
 
 def _quantized(stored: Checkpoint) -> Iterator[_Weight]:
