@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from qcompiler.errors import DataError, ModelError
+from qcompiler.ir.model import Model
 from qcompiler.runtime.session import Session
 
 Run = Callable[[Mapping[str, Any]], Mapping[str, Any]]
@@ -55,13 +57,26 @@ def compare(step: str, output: str, got: Any, want: Any) -> Compared:
     return Compared(step, output, float(np.abs(got64 - want64).max(initial=0.0)) / (top or 1.0))
 
 
-def check(paths: Sequence[Path], checks: Sequence[Check], tolerance: float, label: str) -> list[Compared]:
-    """Runs the checks of each file.
+def check(
+    graphs: Sequence[Path | Model],
+    checks: Sequence[Check],
+    tolerance: float,
+    label: str,
+    opening: Callable[[], None] | None = None,
+) -> list[Compared]:
+    """Runs the checks of each graph.
+
+    Args:
+        graphs: files; or models, whose weights are read where they lie, and no faster for it.
+        checks: of each.
+        tolerance: largest error.
+        label: of the source in messages.
+        opening: is called before a graph is opened, which is when it is run for the first time.
 
     Raises:
-        ModelError: the file does not run, or an error is above the tolerance.
+        ModelError: the graph does not run, or an error is above the tolerance.
     """
-    found = [one for path, each in zip(paths, checks, strict=True) for one in _run(path, each, label)]
+    found = [one for graph, each in zip(graphs, checks, strict=True) for one in _run(graph, each, label, opening)]
     worst = max(found, key=lambda one: one.error)
     if worst.error <= tolerance:
         return found
@@ -74,12 +89,16 @@ def check(paths: Sequence[Path], checks: Sequence[Check], tolerance: float, labe
     )
 
 
-def _run(path: Path, each: Check, label: str) -> list[Compared]:
-    session = Session(path)
+def _run(graph: Path | Model, each: Check, label: str, opening: Callable[[], None] | None) -> list[Compared]:
+    @cache
+    def session() -> Session:
+        if opening is not None:
+            opening()
+        return Session(graph, quick=isinstance(graph, Model))
 
     def run(feeds: Mapping[str, Any]) -> Mapping[str, Any]:
         try:
-            return session.run({name: np.ascontiguousarray(value) for name, value in feeds.items()})
+            return session().run({name: np.ascontiguousarray(value) for name, value in feeds.items()})
         except (DataError, ModelError) as error:
             sizes = ", ".join(f"{name} {np.shape(value)}" for name, value in list(feeds.items())[:4])
             reason = str(error).partition(". Give each input")[0].rstrip(".")

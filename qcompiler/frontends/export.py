@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qcompiler.errors import ModelError, QCompilerError, UsageError
-from qcompiler.frontends import file_set, names, writing
+from qcompiler.frontends import blocks, file_set, names, room, writing
 from qcompiler.frontends.check import TOLERANCE, Compared, check
 from qcompiler.frontends.kinds import (
     decoder,
@@ -54,6 +54,7 @@ class ExportResult:
         checked: what was compared with torch.
         notes: what the user should know.
         checkpoint: what became of the tensors of a folder: "dequantized", how each was stored by name, and "unused".
+        part_checked: which part of a model was compared that is too large to be run as a whole; empty for all of it.
     """
 
     paths: tuple[Path, ...]
@@ -64,6 +65,7 @@ class ExportResult:
     checked: tuple[Compared, ...]
     notes: tuple[str, ...]
     checkpoint: Mapping[str, Any]
+    part_checked: str = ""
 
     @property
     def path(self) -> Path:
@@ -88,6 +90,7 @@ class ExportResult:
             "error": self.error,
             "steps": worst,
             "shows": SHOWS,
+            **({"part_checked": self.part_checked} if self.part_checked else {}),
             "checkpoint": dict(self.checkpoint),
             "notes": list(self.notes),
         }
@@ -157,7 +160,7 @@ def _made(
         kind = _kind(loaded, past)
         if alone and len(kind.parts) > 1:
             raise UsageError(_one_by_one(loaded.name, kind))
-        return _export(loaded, kind, output, tolerance, shown)
+        return _export(loaded, kind, lambda: _kind(loaded, past), output, tolerance, shown)
 
 
 def _one_by_one(source: str, kind: ModelKind) -> str:
@@ -169,24 +172,32 @@ def _one_by_one(source: str, kind: ModelKind) -> str:
     )
 
 
-def _export(loaded: LoadedModule, kind: ModelKind, output: Path, tolerance: float, shown: Progress) -> ExportResult:
+def _export(
+    loaded: LoadedModule,
+    kind: ModelKind,
+    again: Callable[[], ModelKind],
+    output: Path,
+    tolerance: float,
+    shown: Progress,
+) -> ExportResult:
+    """Makes all files of a kind; `again` finds out anew what kind it is, for a module that has become shorter."""
     several = len(kind.parts) > 1
     files = {part.name: f"{part.name}_{output.name}" if several else output.name for part in kind.parts}
     _refuse_overwriting(loaded, [output.with_name(file) for file in files.values()])
     with _workshop(output) as shop:
+        room.check_disk(loaded, shop)
         for part in kind.parts:
             stage = f"trace {files[part.name]}" if several else "trace"
             with shown.stage(stage), _blamed(loaded, "converted to ONNX"):
                 made, fixed = _traced(part, loaded)
             if "batch" in fixed and kind.one_by_one is not None:
-                return _export(loaded, kind.one_by_one(), output, tolerance, shown)
+                return _export(loaded, kind.one_by_one(), lambda: _one_row(again()), output, tolerance, shown)
             with shown.stage(f"write {files[part.name]}" if several else "write the weights") as bar:
                 writing.save(made, shop / files[part.name], loaded.reserve, bar)
             del made
         written = [shop / file for file in files.values()]
         with shown.stage("check against torch"), _blamed(loaded, "run in torch to compare with it"):
-            loaded.reserve.fill(loaded.module)
-            checked = check(written, [part.check for part in kind.parts], tolerance, loaded.name)
+            checked, part_of_it = _held_against_torch(loaded, kind, again, written, tolerance, shown)
         described = {path.name: models.load(path).graph for path in written}
         inputs = {file: names.shapes(graph.inputs) for file, graph in described.items()}
         outputs = {file: names.shapes(graph.outputs) for file, graph in described.items()}
@@ -194,7 +205,12 @@ def _export(loaded: LoadedModule, kind: ModelKind, output: Path, tolerance: floa
             file_set.write(shop / f"{output.stem}.set.json", kind, files, inputs, outputs)
         _keep_tokenizer(loaded, shop, output.parent)
         kept = _finish(shop, output.parent)
-    notes = (*loaded.notes, *kind.notes, *(note for part in kind.parts for note in part.job.notes))
+    notes = (
+        *loaded.notes,
+        *kind.notes,
+        *((part_of_it,) if part_of_it else ()),
+        *(note for part in kind.parts for note in part.job.notes),
+    )
     return ExportResult(
         tuple(output.with_name(file) for file in files.values()),
         kept,
@@ -204,7 +220,44 @@ def _export(loaded: LoadedModule, kind: ModelKind, output: Path, tolerance: floa
         tuple(checked),
         tuple(dict.fromkeys(notes)),
         loaded.checkpoint,
+        part_of_it,
     )
+
+
+def _one_row(kind: ModelKind) -> ModelKind:
+    return kind if kind.one_by_one is None else kind.one_by_one()
+
+
+def _held_against_torch(
+    loaded: LoadedModule,
+    kind: ModelKind,
+    again: Callable[[], ModelKind],
+    written: list[Path],
+    tolerance: float,
+    shown: Progress,
+) -> tuple[list[Compared], str]:
+    """What was compared, and which part of the model that is, in a sentence; empty where it is all of it."""
+    lacks = room.lacking(loaded)
+    found = blocks.find(loaded.module) if lacks and len(written) == 1 else None
+    if found is not None:
+        first = models.load(written[0])
+        with blocks.shortened(loaded.module, found):
+            part = again().parts[0]
+            if blocks.cut(first.graph, found, part.job.inputs):
+                loaded.reserve.fill(loaded.module)
+                let_go = loaded.reserve.drop if part.torch_first else None
+                checked = check([first], [part.check], tolerance, loaded.name, let_go)
+                loaded.reserve.drop()
+                return checked, (
+                    f"the first {found.kept} of {found.count} blocks were run beside torch, with what is in front of "
+                    f"them and behind the last one, not the others: {lacks}"
+                )
+    if lacks:
+        shown.warn(f"{loaded.name} is run beside torch as a whole, as it has no one row of blocks: {lacks}")
+    loaded.reserve.fill(loaded.module)
+    checked = check(written, [part.check for part in kind.parts], tolerance, loaded.name)
+    loaded.reserve.drop()
+    return checked, ""
 
 
 @contextmanager

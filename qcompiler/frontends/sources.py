@@ -15,7 +15,6 @@ from qcompiler.errors import ModelError, UsageError
 from qcompiler.frontends.pipeline import Listed, files, listed, transformer
 from qcompiler.frontends.torch_onnx import need, quiet
 from qcompiler.frontends.weights import adapter, checkpoint, dequantize, left_over
-from qcompiler.frontends.weights.adapter import Adapter
 from qcompiler.frontends.weights.checkpoint import Checkpoint
 from qcompiler.frontends.weights.reserve import Reserve
 from qcompiler.support.user_code import UserCode

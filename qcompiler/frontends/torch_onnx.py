@@ -75,7 +75,7 @@ def need(*libraries: str) -> None:
 
 
 def trace(job: Job, opset: int = OPSET) -> Model:
-    """The graph of a job. Its weights are those of torch, not copied: views of the module's, turned where it turns them.
+    """The graph of a job. Its weights are torch's own memory: views of the module's, turned where the graph turns them.
 
     Raises:
         ModelError: torch cannot trace or convert the module; the message has its reason and what to try.

@@ -1,7 +1,7 @@
 """A traced model with its weights into a file, one weight at a time, each in the type in which the source has it.
 
-A weight in FP16 or BF16 stays so, with a Cast to float32 in front of who reads it: that is exact, half of the bytes, and
-gone where `compile` reads the file. Small ones are float32.
+A weight in FP16 or BF16 stays so, with a Cast to float32 in front of who reads it: that is exact, half of the bytes,
+and gone where `compile` reads the file. Small ones are float32.
 """
 
 from __future__ import annotations
@@ -82,6 +82,11 @@ def save(model: Model, path: Path, reserve: Reserve, shown: ShownStage) -> None:
     data.unlink()
 
 
+def width(dtype: Any) -> int:
+    """Bytes of an element of a weight as it is written, by torch's type of it where it comes from."""
+    return _HALVES[name].itemsize if (name := str(dtype).removeprefix("torch.")) in _HALVES else 4
+
+
 def _layer(name: str) -> str:
     return name.rpartition(".")[0]
 
@@ -117,7 +122,8 @@ def _found(values: Array, reserve: Reserve) -> tuple[Place | Array, np.dtype[Any
     place = reserve.place(values.ctypes.data, values.shape, values.strides, values.itemsize)
     if place is None:
         return values, values.dtype
-    return place, _HALVES.get(str(place.source.dtype).removeprefix("torch."), values.dtype)
+    name = str(place.source.dtype).removeprefix("torch.")
+    return place, _HALVES[name] if name in _HALVES else values.dtype
 
 
 def _unwritten(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:

@@ -8,7 +8,7 @@ with a sliding window, whose mask hides the older ones.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,7 +82,8 @@ def kind_of(loaded: LoadedModule, past: bool | None) -> ModelKind:
     notes = (*((note,) if cache is None and past is not False else ()), *left_out(loaded, ("input_ids",)))
     made = job(model, cache, label)
     name = "decoder" if cache is None else "decoder with cache"
-    return ModelKind(name, (ModelPart("", made, check(model, made, cache, loaded.tokenizer)),), notes=notes)
+    part = ModelPart("", made, check(model, made, cache, loaded.tokenizer), torch_first=True)
+    return ModelKind(name, (part,), notes=notes)
 
 
 def kept_of(model: Any, label: str, past: bool | None) -> CacheSizes | None:
@@ -184,11 +185,33 @@ def check(model: Any, traced: Job, cache: CacheSizes | None, tokenizer: Any) -> 
     def each(run: Run) -> Iterator[Compared]:
         longest = max(sum(lengths) for _, lengths, _ in runs)
         ids, _ = token_ids(tokenizer, config.vocab_size, 3 * longest)
+        walks: list[list[_Step]] = []
         for batch, lengths, padded in runs:
             rows = np.asarray(ids[: batch * sum(lengths)], np.int64).reshape(batch, -1)
-            yield from _walk(model, traced, cache, run, rows, lengths, padded)
+            walks.append(list(_answers(model, traced, cache, rows, lengths, padded)))
+        for walk in walks:  # torch is done by now: it may let go of its weights when the graph is opened
+            yield from _compared(walk, cache, run)
 
     return each
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What torch answers to one step of a walk.
+
+    Attributes:
+        name: such as "decode 3x1 after 7".
+        feeds: what it read, but for the cache.
+        mask: which tokens are no padding, of all until now.
+        logits: its answer.
+        kept: keys and values of each layer behind it.
+    """
+
+    name: str
+    feeds: Mapping[str, Any]
+    mask: Any
+    logits: Any
+    kept: Sequence[tuple[Any, Any]]
 
 
 def _fitting(lengths: tuple[int, ...], limit: int) -> Iterator[int]:
@@ -199,16 +222,15 @@ def _fitting(lengths: tuple[int, ...], limit: int) -> Iterator[int]:
             yield length
 
 
-def _walk(
-    model: Any, traced: Job, cache: CacheSizes | None, run: Run, rows: Any, lengths: tuple[int, ...], padded: int
-) -> Iterator[Compared]:
+def _answers(
+    model: Any, traced: Job, cache: CacheSizes | None, rows: Any, lengths: tuple[int, ...], padded: int
+) -> Iterator[_Step]:
     """One batch of sequences, step by step; the first sequence begins with so many padding tokens."""
     import torch
 
     batch, mask = len(rows), np.ones_like(rows)
     mask[0, :padded] = 0
     positions = np.maximum(mask.cumsum(axis=1) - 1, 0)
-    kept: Mapping[str, Any] = {} if cache is None else {k: v.numpy() for k, v in cache.empty(batch).items()}
     before: Any = None
     at = 0
     for length in lengths:
@@ -219,28 +241,38 @@ def _walk(
             want = model(**_torch(asked), past_key_values=before, use_cache=cache is not None, return_dict=True)
         if "inputs_embeds" in traced.inputs:
             asked["inputs_embeds"] = embedded(model, torch.from_numpy(asked.pop("input_ids"))).numpy()
-        got = run({**asked, **kept})
-        step = f"{'decode' if at else 'prefill'} {batch}x{length}" + (f" after {at}" if at else "")
-        real = mask[:, here].astype(bool)
-        yield compare(step, "logits", got["logits"][real], want.logits.numpy()[real])
+        name = f"{'decode' if at else 'prefill'} {batch}x{length}" + (f" after {at}" if at else "")
+        before, at = want.past_key_values if cache is not None else None, here.stop
+        kept = [(layer.keys, layer.values) for layer in before.layers] if before is not None else []
+        yield _Step(name, asked, mask[:, :at].astype(bool), want.logits.numpy(), kept)
         if cache is None:
             return
-        before, at = want.past_key_values, here.stop
-        yield from _caches(step, got, before, mask[:, :at].astype(bool))
-        kept = {name.replace("present", "past_key_values"): got[name] for name in cache.names("present")}
 
 
-def _caches(step: str, got: Mapping[str, Any], cache: Any, real: Any) -> Iterator[Compared]:
+def _compared(walk: Sequence[_Step], cache: CacheSizes | None, run: Run) -> Iterator[Compared]:
+    """The graph on the same steps, each with the cache that the graph itself returned."""
+    rows = len(walk[0].mask) if walk else 0
+    kept: Mapping[str, Any] = {} if cache is None else {k: v.numpy() for k, v in cache.empty(rows).items()}
+    for step in walk:
+        got = run({**step.feeds, **kept})
+        real = step.mask[:, step.mask.shape[1] - step.logits.shape[1] :]
+        yield compare(step.name, "logits", got["logits"][real], step.logits[real])
+        if cache is not None:
+            yield from _caches(step, got)
+            kept = {name.replace("present", "past_key_values"): got[name] for name in cache.names("present")}
+
+
+def _caches(step: _Step, got: Mapping[str, Any]) -> Iterator[Compared]:
     """The positions that are no padding and that transformers still keeps: not those that left a sliding window."""
-    for index, layer in enumerate(cache.layers):
-        for part, tensor in (("key", layer.keys), ("value", layer.values)):
+    for index, layer in enumerate(step.kept):
+        for part, tensor in zip(("key", "value"), layer, strict=True):
             name, want = f"present.{index}.{part}", tensor.numpy()
-            if got[name].shape[2] != real.shape[1]:
-                yield Compared(step, name, float("inf"))
+            if got[name].shape[2] != step.mask.shape[1]:
+                yield Compared(step.name, name, float("inf"))
                 continue
-            seen = real[:, real.shape[1] - want.shape[2] :]
-            ours = got[name][:, :, real.shape[1] - want.shape[2] :]
-            yield compare(step, name, ours.swapaxes(1, 2)[seen], want.swapaxes(1, 2)[seen])
+            seen = step.mask[:, step.mask.shape[1] - want.shape[2] :]
+            ours = got[name][:, :, step.mask.shape[1] - want.shape[2] :]
+            yield compare(step.name, name, ours.swapaxes(1, 2)[seen], want.swapaxes(1, 2)[seen])
 
 
 def _torch(feeds: Tensors) -> dict[str, Any]:

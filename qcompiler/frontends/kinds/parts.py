@@ -17,11 +17,13 @@ class ModelPart:
         name: what it is among the others, such as "encoder"; empty where it is the only one.
         job: how it is traced.
         check: how it is held against torch.
+        torch_first: the check has all that it wants of torch before it runs the graph.
     """
 
     name: str
     job: Job
     check: Check
+    torch_first: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """Weights that are not in memory: they have sizes and addresses, and it is known where their values are.
 
-A model of 7 billion parameters is 28 GB in float32. All that is done to it before it is written goes by sizes and places:
-transformers' loader renames tensors and joins them, an adapter adds to them, torch traces, the exporter transposes. So a
-large weight gets addresses without memory behind them, which reads as zeros. However it is cut and turned afterwards, a
-view of it is known by its address and strides. What is computed of it is noted, and computed when it is written.
+A model of 7 billion parameters is 28 GB in float32. All that is done to it before it is written goes by sizes and
+places: transformers' loader renames tensors and joins them, an adapter adds to them, torch traces, the exporter turns
+them. So a large weight gets addresses without memory behind them, which read as zeros. However it is cut and turned
+afterwards, a view of it is known by its address and strides. What is computed of it is noted, and computed when it is
+written.
 
 Where something did read values, the pages that it read are there, which the system tells.
 """
@@ -25,6 +26,9 @@ LARGE = 1 << 16
 """Elements from which a weight is read late. All smaller ones are little together; exporters compare and fold them."""
 _MOVES = frozenset({"stack", "cat", "concat", "concatenate", "clone", "contiguous", "reshape", "flatten", "unflatten"})
 """Functions that put values elsewhere, and give the same in every type."""
+
+
+_LOWEST = bytes(one & 1 for one in range(256))
 
 
 @dataclass(frozen=True)
@@ -340,4 +344,4 @@ def _is_resident(region: _Region) -> bool:
     pages = -(-(region.end - region.start) // mmap.PAGESIZE)
     found = (ctypes.c_ubyte * pages)()
     failed = mincore(ctypes.c_void_p(region.start), ctypes.c_size_t(region.end - region.start), found)
-    return not failed and any(one & 1 for one in bytes(found))
+    return not failed and any(bytes(found).translate(_LOWEST))
