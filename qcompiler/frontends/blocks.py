@@ -1,7 +1,7 @@
 """The first blocks of a model that is too large to be run as a whole, in the torch module and in its graph alike.
 
-Both lose the same blocks: what stands in front of the first block and behind the last one stays, and reads what the last
-block that is left computes. The graph is cut out of the file that was written, so its own weights are what is run.
+Both lose the same blocks: what stands in front of the first block and behind the last one stays, and reads what the
+last block that is left computes. The graph is cut out of the file that was written, so its own weights are what is run.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qcompiler.errors import ModelError, QCompilerError, UsageError
-from qcompiler.frontends import blocks, file_set, names, room, writing
+from qcompiler.frontends import blocks, file_set, names, needs, writing
 from qcompiler.frontends.check import TOLERANCE, Compared, check
 from qcompiler.frontends.kinds import (
     decoder,
@@ -185,7 +185,7 @@ def _export(
     files = {part.name: f"{part.name}_{output.name}" if several else output.name for part in kind.parts}
     _refuse_overwriting(loaded, [output.with_name(file) for file in files.values()])
     with _workshop(output) as shop:
-        room.check_disk(loaded, shop)
+        needs.check_disk(loaded, shop)
         for part in kind.parts:
             stage = f"trace {files[part.name]}" if several else "trace"
             with shown.stage(stage), _blamed(loaded, "converted to ONNX"):
@@ -237,7 +237,7 @@ def _held_against_torch(
     shown: Progress,
 ) -> tuple[list[Compared], str]:
     """What was compared, and which part of the model that is, in a sentence; empty where it is all of it."""
-    lacks = room.lacking(loaded)
+    lacks = needs.lacking(loaded)
     found = blocks.find(loaded.module) if lacks and len(written) == 1 else None
     if found is not None:
         first = models.load(written[0])

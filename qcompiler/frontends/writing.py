@@ -25,7 +25,8 @@ from qcompiler.ir import model as models
 from qcompiler.ir.model import Model
 from qcompiler.ir.names import Names
 from qcompiler.ir.to_proto import SMALLEST_EXTERNAL
-from qcompiler.ir.weights import PIECE, Array, map_file, to_external_tensor
+from qcompiler.ir.weights import Array, map_file, to_external_tensor
+from qcompiler.support.memory import PIECE
 from qcompiler.support.progress import ShownStage
 
 EMBEDDED = 1 << 30
@@ -123,7 +124,8 @@ def _found(values: Array, reserve: Reserve) -> tuple[Place | Array, np.dtype[Any
     if place is None:
         return values, values.dtype
     name = str(place.source.dtype).removeprefix("torch.")
-    return place, _HALVES[name] if name in _HALVES else values.dtype
+    dtype: np.dtype[Any] = values.dtype
+    return place, _HALVES.get(name, dtype)
 
 
 def _unwritten(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:

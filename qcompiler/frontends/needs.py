@@ -10,6 +10,7 @@ from qcompiler.errors import UsageError
 from qcompiler.frontends.sources import LoadedModule
 from qcompiler.frontends.writing import EMBEDDED, width
 from qcompiler.support.machine import available_memory
+from qcompiler.support.memory import room
 
 _HELD = 3
 """How often all weights lie in memory while a graph is held against torch: there, in ONNX Runtime, and repacked."""
@@ -41,10 +42,11 @@ def lacking(loaded: LoadedModule) -> str:
     It is asked of folders only: a module that is given is in memory already.
     """
     need = _HELD * sum(4 * math.prod(one.shape) for one in loaded.reserve.weights(loaded.module))
-    free = available_memory()
+    limit = room().limit  # of a compilation that exports first
+    free = available_memory() if limit is None else limit
     if free is None or need <= free:
         return ""
-    return f"all of it takes about {in_words(need)} of memory, and {in_words(free)} are free"
+    return f"all of it takes about {in_words(need)} of memory, and there are {in_words(free)}"
 
 
 def in_words(size: int) -> str:
