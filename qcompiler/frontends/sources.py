@@ -15,6 +15,7 @@ from qcompiler.errors import ModelError, UsageError
 from qcompiler.frontends.pipeline import Listed, files, listed, transformer
 from qcompiler.frontends.torch_onnx import need, quiet
 from qcompiler.frontends.weights import adapter, checkpoint, dequantize, left_over
+from qcompiler.frontends.weights import reserve as reserves
 from qcompiler.frontends.weights.checkpoint import Checkpoint
 from qcompiler.frontends.weights.reserve import Reserve
 from qcompiler.support.user_code import UserCode
@@ -179,7 +180,7 @@ def _from_folder(path: Path, trust_remote_code: bool) -> LoadedModule:
     Raises:
         ModelError: see `load`.
     """
-    loaded = _read_folder(path, trust_remote_code, Reserve())
+    loaded = _read_folder(path, trust_remote_code, Reserve(reserves.LARGE))
     if not loaded.reserve.touched():
         return loaded
     return _read_folder(path, trust_remote_code, Reserve(None))  # a loader that looks at values gets them

@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from qcompiler.frontends.weights.reserve import Place, Reserve
+from qcompiler.frontends.weights.reserve import Place, Reserve, addresses
 from qcompiler.ir import edit
 from qcompiler.ir import graph as graphs
 from qcompiler.ir import model as models
@@ -133,8 +133,7 @@ def _unwritten(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     count = math.prod(shape)
     if not hasattr(mmap, "MAP_ANONYMOUS"):
         return np.empty(shape, dtype)
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
-    return np.frombuffer(mmap.mmap(-1, max(1, count * dtype.itemsize), flags=flags), dtype, count).reshape(shape)
+    return np.frombuffer(addresses(count * dtype.itemsize), dtype, count).reshape(shape)
 
 
 def _widen(graph: gs.Graph, tensor: gs.Constant, names: Names) -> None:

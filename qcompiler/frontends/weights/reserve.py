@@ -28,6 +28,7 @@ _MOVES = frozenset({"stack", "cat", "concat", "concatenate", "clone", "contiguou
 """Functions that put values elsewhere, and give the same in every type."""
 
 
+_UNCOUNTED = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)  # Python names it from 3.13 on
 _LOWEST = bytes(one & 1 for one in range(256))
 
 
@@ -58,6 +59,11 @@ def computed(read: Callable[[], Any]) -> Source:
     """What a function makes; it is called now for its shape, and again whenever the values are needed."""
     found = read()
     return Source(tuple(found.shape), found.dtype, read, made=True)
+
+
+def addresses(size: int) -> mmap.mmap:
+    """So many bytes without memory behind them, which comes page by page where somebody writes."""
+    return mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _UNCOUNTED)
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,7 @@ class Reserve:
         smallest: elements from which they are read late; None for all at once.
     """
 
-    def __init__(self, smallest: int | None = LARGE) -> None:
+    def __init__(self, smallest: int | None) -> None:
         # Memory that is not there until somebody writes is what Windows has no simple word for
         self._smallest = smallest if hasattr(mmap, "MAP_ANONYMOUS") else None
         self._regions: list[_Region] = []  # by address
@@ -211,8 +217,7 @@ class Reserve:
 
         count = max(1, math.prod(source.shape))
         size = count * torch.empty((), dtype=dtype).element_size()
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
-        memory = mmap.mmap(-1, size, flags=flags)
+        memory = addresses(size)
         tensor = torch.frombuffer(memory, dtype=dtype, count=count)[: math.prod(source.shape)].reshape(source.shape)
         with self._lock:  # transformers' loader has threads
             bisect.insort(self._regions, _Region(memory, tensor, source), key=lambda one: one.start)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from qcompiler.errors import ModelError
@@ -20,7 +21,10 @@ def test_tensors_have_the_types_and_shapes_of_the_file(folder: Path) -> None:
     assert found.tensors["model.layers.0.mlp.up_proj.weight"].dtype == "F8_E4M3"
     assert found.tensors["model.layers.0.mlp.up_proj.weight_scale"].shape == ()
     assert found.tensors["model.norm.weight"].dtype == "F32"
-    assert found.load().keys() == found.tensors.keys()
+    assert found.sources().keys() == found.tensors.keys()
+    for name, one in found.sources().items():
+        assert torch.equal(one.read().float(), stored[name].float())
+        assert one.shape == tuple(stored[name].shape)
 
 
 def test_one_file_goes_before_the_parts_of_an_index(folder: Path) -> None:
