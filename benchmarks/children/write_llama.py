@@ -1,7 +1,7 @@
 """Writes a Llama-like folder of any size as transformers has it, a few MB at a time: config.json and safetensors.
 
-Its weights are random, with what makes real ones hard to quantize: tails of Student's t, a few channels of the residual
-stream that all layers write more into, and norms that are larger there.
+Its weights are stretches of random numbers, with what makes real ones hard to quantize: tails of Student's t, a few
+channels of the residual stream that all layers write more into, and norms that are larger there.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import math
 import struct
 import sys
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
@@ -20,6 +22,7 @@ SHARD = 2 * 10**9
 _ROWS = 4 << 20  # elements that are made together
 _LOUD, _BOOST = 6, 20.0  # channels of the residual stream, and how much larger they are
 Shape = tuple[int, ...]
+Array: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
 
 def main(folder: str, width: str = "4096", layers: str = "32", vocabulary: str = "32000", kind: str = "F16") -> None:
@@ -97,23 +100,29 @@ def _write(path: Path, tensors: list[tuple[str, Shape]], kind: str, dtype: np.dt
                 stream.write(piece.astype(dtype).tobytes())
 
 
-def _values(name: str, shape: Shape, width: int) -> Iterator[np.ndarray[tuple[int, ...], np.dtype[np.float64]]]:
+def _values(name: str, shape: Shape, width: int) -> Iterator[Array]:
     """Rows of a weight, a few at a time; the same name gives the same numbers."""
     random = np.random.default_rng(list(name.encode()))
     loud = np.random.default_rng(width).choice(width, min(_LOUD, width), replace=False)
     if len(shape) == 1:
-        gain = np.abs(random.normal(1.0, 0.1, shape))
+        gain = np.abs(random.normal(1.0, 0.1, shape)).astype(np.float32)
         gain[loud] *= 4
         yield gain
         return
     rows = max(1, _ROWS // shape[1])
     for at in range(0, shape[0], rows):
         count = min(rows, shape[0] - at)
-        piece = random.standard_t(6, (count, shape[1])) / math.sqrt(1.5 * shape[1])
+        start = int(random.integers(0, _drawn().size - count * shape[1] + 1))
+        piece = _drawn()[start : start + count * shape[1]].reshape(count, shape[1]) / np.float32(shape[1] ** 0.5)
         if name.endswith(("o_proj.weight", "down_proj.weight")):  # they write into the residual stream
-            own = [one - at for one in loud if at <= one < at + count]
-            piece[own] *= _BOOST
+            piece[[one - at for one in loud if at <= one < at + count]] *= _BOOST
         yield piece
+
+
+@lru_cache(maxsize=1)
+def _drawn() -> Array:
+    """Numbers with tails, of variance 1: drawing each anew would take longer than all the rest."""
+    return (np.random.default_rng(0).standard_t(6, 4 * _ROWS) / 1.5**0.5).astype(np.float32)
 
 
 if __name__ == "__main__":

@@ -132,7 +132,17 @@ def cut(graph: gs.Graph, blocks: Blocks, inputs: Collection[str]) -> bool:
         if number.get(id(node)) is None:
             edit.set_input(node, index, into[0])
     _drop_unread(graph, [one for one in graph.outputs if not _is_gone(one, number, blocks)])
+    _widen_late(graph)
     return _without_others(graph, inputs)
+
+
+def _widen_late(graph: gs.Graph) -> None:
+    """Lists what widens weights first: of what could be run next, ONNX Runtime takes the last listed.
+
+    Else it widens all weights at once, and holds them until each is read.
+    """
+    casts = {id(node) for node in graph.nodes if node.op == "Cast" and graphs.is_constant(node.inputs[0])}
+    graph.nodes.sort(key=lambda node: id(node) not in casts)
 
 
 def _without_others(graph: gs.Graph, inputs: Collection[str]) -> bool:

@@ -29,6 +29,7 @@ from qcompiler.frontends.torch_onnx import FUNCTION, need, reason, trace
 from qcompiler.frontends.tracing import evaluating, exportable
 from qcompiler.ir import model as models
 from qcompiler.ir.model import Model
+from qcompiler.runtime.memory import return_freed_memory
 from qcompiler.support import held
 from qcompiler.support.atomic import check_writable, make_folder, remove_empty, unwritable
 from qcompiler.support.progress import Progress, silent
@@ -343,6 +344,7 @@ def _traced(part: ModelPart, loaded: LoadedModule) -> tuple[Model, set[str]]:
             loaded.reserve.fill(loaded.module)
             made = trace(part.job)
     loaded.reserve.drop()
+    return_freed_memory()  # torch's own program of the graph is larger than the graph
     names.tidy(made, part.job)
     shapes = names.shapes(made.graph.inputs)
     axes = [(called, shapes[name][axis]) for name, free in part.job.axes.items() for axis, called in free.items()]
