@@ -122,7 +122,8 @@ def _values(name: str, shape: Shape, width: int) -> Iterator[Array]:
 @lru_cache(maxsize=1)
 def _drawn() -> Array:
     """Numbers with tails, of variance 1: drawing each anew would take longer than all the rest."""
-    return (np.random.default_rng(0).standard_t(6, 4 * _ROWS) / 1.5**0.5).astype(np.float32)
+    drawn: Array = (np.random.default_rng(0).standard_t(6, 4 * _ROWS) / 1.5**0.5).astype(np.float32)
+    return drawn
 
 
 if __name__ == "__main__":

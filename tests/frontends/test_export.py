@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from qcompiler.errors import UsageError
 from qcompiler.frontends.export import export
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.recipe.tables import SmoothQuantTable
+from qcompiler.support.progress import ShownStage, Silent
 from tests.kit.architectures import MODELS, VOCABULARY
 from tests.kit.frontends.torch_source import BUILD, written
 
@@ -50,6 +53,29 @@ def test_command_ends_with_3_where_the_export_is_wrong(tmp_path: Path, capfd: py
     assert main(["export", written(tmp_path, text), "-o", str(tmp_path / "m.onnx"), "--tolerance", "-1"]) == 3
     assert "does not compute what torch computes" in capfd.readouterr().err
     assert not (tmp_path / "m.onnx").exists()
+
+
+class Stopped(Silent):
+    """Is interrupted when the first weight is written."""
+
+    @contextmanager
+    def stage(self, name: str, total: float | None = None) -> Iterator[ShownStage]:
+        with super().stage(name, total) as shown:
+            if name == "write the weights":
+                shown.advance = interrupted  # type: ignore[method-assign]
+            yield shown
+
+
+def interrupted(steps: float = 1) -> None:
+    raise KeyboardInterrupt(steps)
+
+
+def test_an_interrupt_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    source = written(tmp_path, BUILD.replace("AXES", "None").replace("Conv1d(3, 8, 3", "Conv1d(3, 8000, 3"))
+    with pytest.raises(KeyboardInterrupt):
+        export(source, tmp_path / "here" / "m.onnx", progress=Stopped())
+    assert not list((tmp_path / "here").iterdir())
 
 
 def test_quantize_takes_a_folder(llama_folder: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from qcompiler.errors import ModelError
 from qcompiler.frontends.sources import load
+from qcompiler.frontends.weights import reserve as reserves
 from tests.kit.frontends.checkpoints import describe
 
 Q, V = "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.v_proj"
@@ -104,6 +105,26 @@ def test_layers_of_gpt2_have_their_weights_the_other_way_round(tmp_path: Path) -
     write(tmp_path / "model", tensors, fan_in_fan_out=True)
     got = loaded(tmp_path / "model").module.get_submodule(name).weight
     torch.testing.assert_close(got, model.get_submodule(name).weight + 2 * product(tensors, name).T)
+
+
+@pytest.mark.parametrize("said", [{}, {"use_rslora": True}, {"use_dora": True}], ids=str)
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=str)
+def test_weights_that_are_read_late_are_merged_late(
+    said: dict[str, Any], kind: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = factors(Q, 32, 32)
+    tensors["base_model.model.lm_head.modules_to_save.weight"] = torch.ones(96, 32, dtype=kind)
+    if "use_dora" in said:
+        tensors[f"base_model.model.{Q}.lora_magnitude_vector"] = torch.linspace(1, 2, 32)
+    write(folder, tensors, **said)
+    right = loaded(folder).module.state_dict()
+    monkeypatch.setattr(reserves, "LARGE", 500)
+    late = loaded(folder)
+    assert not late.reserve.touched()
+    assert float(late.module.state_dict()[f"{Q}.weight"].abs().max()) == 0.0
+    late.reserve.fill(late.module)
+    for name, value in late.module.state_dict().items():
+        assert torch.equal(value, right[name]), name
 
 
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {

@@ -13,6 +13,7 @@ import torch
 from qcompiler.errors import ModelError
 from qcompiler.frontends.export import export
 from qcompiler.frontends.sources import load
+from qcompiler.frontends.weights import reserve as reserves
 from qcompiler.frontends.weights.checkpoint import read
 from qcompiler.frontends.weights.dequantize import weights
 from qcompiler.runtime.session import Session
@@ -74,6 +75,20 @@ def test_a_folder_has_the_weights_that_its_scales_mean(name: str, folder: Path) 
     assert getattr(found.module.config, "quantization_config", None) is None
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_weights_are_dequantized_when_they_are_read(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    how, config = FORMATS[name]
+    right = quantize(folder, how)
+    describe(folder, quantization_config=config)
+    monkeypatch.setattr(reserves, "LARGE", 500)
+    found = loaded(folder)
+    assert not found.reserve.touched()
+    assert all(one.made for one in found.reserve.weights(found.module.model.layers))
+    found.reserve.fill(found.module)
+    for key, value in found.module.state_dict().items():
+        torch.testing.assert_close(value, right[key], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("parts", [0, 3])
 def test_scales_count_where_nothing_but_the_tensors_tells_of_them(parts: int, folder: Path, tmp_path: Path) -> None:
     right = quantize(folder, checkpoints.fp8_tensor)
@@ -105,7 +120,7 @@ def test_columns_of_a_group_need_not_be_neighbours(folder: Path) -> None:
     found = weights(read(folder, {}))
     assert found is not None
     want = torch.where(order == 0, values.float(), (values - 1) * 10.0)
-    torch.testing.assert_close(found.tensors["a.weight"], want, rtol=0, atol=0)
+    torch.testing.assert_close(found.tensors["a.weight"].read(), want, rtol=0, atol=0)
     assert found.used == ("a.weight_g_idx", "a.weight_scale", "a.weight_shape", "a.weight_zero_point")
 
 
@@ -117,7 +132,7 @@ def test_stacked_experts_have_scales_of_their_own(scale: Any, folder: Path) -> N
     found = weights(read(folder, {}))
     assert found is not None
     want = torch.arange(2.0, 10.0, 2.0).reshape(4, 1, 1).expand(4, 6, 8)
-    torch.testing.assert_close(found.tensors["e.up_proj"], want, rtol=0, atol=0)
+    torch.testing.assert_close(found.tensors["e.up_proj"].read(), want, rtol=0, atol=0)
 
 
 def test_rows_of_bitsandbytes_have_127_levels(folder: Path) -> None:
@@ -130,7 +145,7 @@ def test_rows_of_bitsandbytes_have_127_levels(folder: Path) -> None:
     only(folder, stored)
     found = weights(read(folder, {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}))
     assert found is not None
-    torch.testing.assert_close(found.tensors["a.weight"], torch.tensor([[2.0, -2.0], [1.0, 0.0]]))
+    torch.testing.assert_close(found.tensors["a.weight"].read(), torch.tensor([[2.0, -2.0], [1.0, 0.0]]))
 
 
 @pytest.mark.parametrize(
