@@ -14,6 +14,8 @@ from qcompiler.support.memory import room
 
 _HELD = 3
 """How often all weights lie in memory while a graph is held against torch: there, in ONNX Runtime, and repacked."""
+_SHARE = 4
+"""What part of the memory that is free may be taken for it: other programs want some, and no proof is worth swapping."""
 
 
 def check_disk(loaded: LoadedModule, folder: Path) -> None:
@@ -42,11 +44,16 @@ def lacking(loaded: LoadedModule) -> str:
     It is asked of folders only: a module that is given is in memory already.
     """
     need = _HELD * sum(4 * math.prod(one.shape) for one in loaded.reserve.weights(loaded.module))
-    limit = room().limit  # of a compilation that exports first
-    free = available_memory() if limit is None else limit
-    if free is None or need <= free:
+    limit, free = room().limit, available_memory()  # the limit is that of a compilation that exports first
+    if limit is not None:
+        return (
+            "" if need <= limit else f"all of it takes about {in_words(need)} of memory, and {in_words(limit)} may be"
+        )
+    if free is None or need * _SHARE <= free:
         return ""
-    return f"all of it takes about {in_words(need)} of memory, and there are {in_words(free)}"
+    return (
+        f"all of it takes about {in_words(need)} of memory, more than a quarter of the {in_words(free)} that are free"
+    )
 
 
 def in_words(size: int) -> str:

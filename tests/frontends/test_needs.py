@@ -60,12 +60,15 @@ def test_nothing_is_left_where_the_disk_is_full(folder: Path, tmp_path: Path, mo
 
 def test_memory_is_that_of_the_machine_or_of_the_compilation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = loaded(torch.float16)  # 4 MB in float32, three times
-    for free, lacks in ((12_000_000, ""), (11_999_999, "takes about 12 MB of memory, and there are 12 MB"), (None, "")):
+    words = "takes about 12 MB of memory, more than a quarter of the 48 MB that are free"
+    for free, lacks in ((48_000_000, ""), (47_999_999, words), (None, "")):
         monkeypatch.setattr(needs, "available_memory", lambda free=free: free)
         assert needs.lacking(model).endswith(lacks)
         assert bool(needs.lacking(model)) == bool(lacks)
     with limited(5_000_000, tmp_path):
-        assert "there are 5 MB" in needs.lacking(model)
+        assert "and 5 MB may be" in needs.lacking(model)
+    with limited(12_000_000, tmp_path):
+        assert needs.lacking(model) == ""
 
 
 def test_a_module_that_is_in_memory_already_lacks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

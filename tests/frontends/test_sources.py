@@ -15,6 +15,8 @@ import transformers
 
 from qcompiler.errors import ModelError, QCompilerError
 from qcompiler.frontends.export import export
+from qcompiler.frontends.sources import load
+from qcompiler.frontends.weights import reserve as reserves
 from qcompiler.runtime.session import Session
 from tests.kit.architectures import MODELS, VOCABULARY
 from tests.kit.cases import state
@@ -45,6 +47,15 @@ def test_folder_becomes_a_model_and_its_tokenizer(llama_folder: Path, tmp_path: 
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (llama_folder / "tokenizer.json").read_bytes()
     assert made.notes == ()
     assert {path.name: state(path) for path in llama_folder.iterdir()} == before
+
+
+def test_a_loader_that_looks_at_weights_gets_them(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reserves, "LARGE", 500)
+    monkeypatch.setattr(reserves.Reserve, "touched", lambda _: True)
+    found = load(llama_folder, inputs=None, axes=None, trust_remote_code=False)
+    assert found.reserve.weights(found.module) == []
+    for name, value in MODELS["llama"]().state_dict().items():
+        assert torch.equal(found.module.state_dict()[name], value)
 
 
 def test_gguf_file_becomes_a_model(tmp_path: Path) -> None:

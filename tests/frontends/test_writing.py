@@ -117,6 +117,27 @@ def test_a_folder_is_exported_as_if_all_weights_were_in_memory(
         assert files[1].read_bytes() == files[0].read_bytes()
 
 
+def test_weights_that_were_looked_at_are_read_and_the_trace_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    MODELS["llama"]().save_pretrained(tmp_path / "model")
+    monkeypatch.setattr(reserves, "LARGE", 1 << 40)
+    right = export(tmp_path / "model", tmp_path / "now" / "m.onnx", past=False).path
+    monkeypatch.setattr(reserves, "LARGE", 1025)
+    filled: list[Any] = []
+    asked, fill = iter((False, True)), Reserve.fill  # not while loading, but while tracing
+    monkeypatch.setattr(Reserve, "touched", lambda _: next(asked))
+
+    def noted(self: Reserve, module: Any) -> None:
+        filled.append(module)
+        fill(self, module)
+
+    monkeypatch.setattr(Reserve, "fill", noted)
+    again = export(tmp_path / "model", tmp_path / "again" / "m.onnx", past=False).path
+    assert len(filled) == 2  # for the trace, and for the check
+    assert again.read_bytes() == right.read_bytes()
+
+
 CHILD = """
 import resource, sys
 from pathlib import Path
