@@ -15,7 +15,7 @@ from qcompiler.support.memory import room
 _HELD = 3
 """How often all weights lie in memory while a graph is held against torch: there, in ONNX Runtime, and repacked."""
 _SHARE = 4
-"""What part of the memory that is free may be taken for it: other programs want some, and no proof is worth swapping."""
+"""What part of the memory that is free may be taken for it: others want some, and no proof is worth swapping."""
 
 
 def check_disk(loaded: LoadedModule, folder: Path) -> None:
