@@ -21,7 +21,7 @@ _LEAST = 2  # one block alone would not show that they follow each other
 
 
 @dataclass(frozen=True)
-class Blocks:
+class BlockRow:
     """The blocks of a module.
 
     Attributes:
@@ -35,7 +35,7 @@ class Blocks:
     kept: int
 
 
-def find(module: Any) -> Blocks | None:
+def find(module: Any) -> BlockRow | None:
     """The blocks of a transformers model; None where it has no one list of them, or too few to leave any out."""
     import torch
 
@@ -50,7 +50,7 @@ def find(module: Any) -> Blocks | None:
     name, blocks = lists[0]
     kinds = [_kind(module, block, at) for at, block in enumerate(blocks)]
     kept = max(_LEAST, 1 + max(kinds.index(kind) for kind in kinds))
-    return Blocks(name, count, kept) if kept < count else None
+    return BlockRow(name, count, kept) if kept < count else None
 
 
 def _text_config(module: Any) -> Any:
@@ -67,7 +67,7 @@ def _kind(module: Any, block: Any, at: int) -> Any:
 
 
 @contextlib.contextmanager
-def shortened(module: Any, blocks: Blocks) -> Iterator[None]:
+def shortened(module: Any, blocks: BlockRow) -> Iterator[None]:
     """The module with the first blocks alone, and a configuration that says so, inside the `with` block."""
     import torch
 
@@ -95,7 +95,7 @@ def _configs(config: Any) -> Iterator[Any]:
     yield from (one for one in vars(config).values() if hasattr(one, "to_dict"))
 
 
-def _shorten(config: Any, blocks: Blocks) -> None:
+def _shorten(config: Any, blocks: BlockRow) -> None:
     if getattr(config, "num_hidden_layers", None) != blocks.count:
         return
     config.num_hidden_layers = blocks.kept
@@ -104,7 +104,7 @@ def _shorten(config: Any, blocks: Blocks) -> None:
             vars(config)[key] = value[: blocks.kept]
 
 
-def cut(graph: gs.Graph, blocks: Blocks, inputs: Collection[str]) -> bool:
+def cut(graph: gs.Graph, blocks: BlockRow, inputs: Collection[str]) -> bool:
     """Leaves the first blocks of a graph alone, in place, with what is in front of them and behind the last one.
 
     Args:
@@ -157,7 +157,7 @@ def _without_others(graph: gs.Graph, inputs: Collection[str]) -> bool:
     return True
 
 
-def _number(node: gs.Node, blocks: Blocks) -> int | None:
+def _number(node: gs.Node, blocks: BlockRow) -> int | None:
     """Which block a node belongs to, by its name."""
     found = re.match(rf"{re.escape(blocks.name)}\.(\d+)[./]", node.name)
     return int(found[1]) if found else None
@@ -167,7 +167,7 @@ def _behind(number: int | None, last: int) -> bool:
     return number is None or number > last
 
 
-def _is_gone(output: gs.Tensor, number: dict[int, int | None], blocks: Blocks) -> bool:
+def _is_gone(output: gs.Tensor, number: dict[int, int | None], blocks: BlockRow) -> bool:
     made = graphs.producer(output)
     at = number.get(id(made)) if made is not None else None
     return at is not None and at >= blocks.kept

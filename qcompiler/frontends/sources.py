@@ -210,8 +210,8 @@ def _read_folder(path: Path, trust_remote_code: bool, reserve: Reserve) -> Loade
     with quiet():
         if modules:
             config = _headless(config)
-        sources = stored.sources() if read is None else read.tensors
-        tensors = None if gguf else {name: reserve.weight(one) for name, one in sources.items()}
+        origins = stored.origins() if read is None else read.tensors
+        tensors = None if gguf else {name: reserve.weight(one) for name, one in origins.items()}
         module, told = _model(folder, config, gguf, options, tensors)
         tokenizer, lack = _tokenizer(added if (added / "tokenizer_config.json").is_file() else folder, options)
     beside = (*files(modules), *(() if found is None else found.files))

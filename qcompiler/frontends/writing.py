@@ -1,4 +1,4 @@
-"""A traced model with its weights into a file, one weight at a time, each in the type in which the source has it.
+"""A traced model with its weights into a file, one weight at a time, each in the type in which the origin has it.
 
 A weight in FP16 or BF16 stays so, with a Cast to float32 in front of who reads it: that is exact, half of the bytes,
 and gone where `compile` reads the file. Small ones are float32.
@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from qcompiler.frontends.weights.reserve import Place, Reserve, addresses
+from qcompiler.frontends.weights.reserve import Reserve, WeightView, addresses
 from qcompiler.ir import edit
 from qcompiler.ir import graph as graphs
 from qcompiler.ir import model as models
@@ -45,7 +45,7 @@ class _Weight:
     """
 
     constant: gs.Constant
-    found: Place | Array
+    found: WeightView | Array
 
 
 def save(model: Model, path: Path, reserve: Reserve, shown: ShownStage) -> None:
@@ -118,12 +118,12 @@ def _stand_ins(graph: gs.Graph, reserve: Reserve) -> dict[str, _Weight]:
     return made
 
 
-def _found(values: Array, reserve: Reserve) -> tuple[Place | Array, np.dtype[Any]]:
+def _found(values: Array, reserve: Reserve) -> tuple[WeightView | Array, np.dtype[Any]]:
     """Where values are, and the type in which they are written."""
     place = reserve.place(values.ctypes.data, values.shape, values.strides, values.itemsize)
     if place is None:
         return values, values.dtype
-    name = str(place.source.dtype).removeprefix("torch.")
+    name = str(place.origin.dtype).removeprefix("torch.")
     dtype: np.dtype[Any] = values.dtype
     return place, _HALVES.get(name, dtype)
 
@@ -148,14 +148,14 @@ def _widen(graph: gs.Graph, tensor: gs.Constant, names: Names) -> None:
     edit.insert_at(graph, place, [cast])
 
 
-def _write(stream: IO[bytes], like: Array, found: Place | Array, reserve: Reserve) -> None:
+def _write(stream: IO[bytes], like: Array, found: WeightView | Array, reserve: Reserve) -> None:
     for piece in _bytes(like, found, reserve):
         stream.write(piece)
 
 
-def _bytes(like: Array, found: Place | Array, reserve: Reserve) -> Iterator[memoryview]:
+def _bytes(like: Array, found: WeightView | Array, reserve: Reserve) -> Iterator[memoryview]:
     """The values in C order, in the type of `like`."""
-    if isinstance(found, Place):
+    if isinstance(found, WeightView):
         import torch
 
         values = reserve.values(found)

@@ -11,7 +11,7 @@ import transformers
 
 from qcompiler.errors import ModelError
 from qcompiler.frontends import blocks, needs
-from qcompiler.frontends.blocks import Blocks
+from qcompiler.frontends.blocks import BlockRow
 from qcompiler.frontends.export import export
 from qcompiler.frontends.weights import reserve as reserves
 from qcompiler.frontends.weights.reserve import Reserve
@@ -61,7 +61,7 @@ def test_a_shortened_module_is_a_smaller_model_and_becomes_itself_again() -> Non
     said = model.config.to_dict()
     with torch.no_grad():
         before = model(ids).logits
-        with blocks.shortened(model, Blocks("model.layers", 5, 2)):
+        with blocks.shortened(model, BlockRow("model.layers", 5, 2)):
             assert model.config.layer_types == [SLIDING, FULL]
             short = model(ids, use_cache=True)
         assert len(short.past_key_values.layers) == 2

@@ -144,7 +144,7 @@ from pathlib import Path
 import numpy as np, onnx_graphsurgeon as gs, torch
 from safetensors import safe_open
 from qcompiler.frontends import writing
-from qcompiler.frontends.weights.reserve import Reserve, Source
+from qcompiler.frontends.weights.reserve import Reserve, Origin
 from qcompiler.ir.model import Model
 from qcompiler.support.progress import silent
 folder, width = Path(sys.argv[1]), int(sys.argv[2])
@@ -154,7 +154,7 @@ def source(name):
     def read():
         with safe_open(folder / "m.safetensors", framework="pt") as opened:
             return opened.get_tensor(name)
-    return Source((width, width), torch.float16, read)
+    return Origin((width, width), torch.float16, read)
 for name in sys.argv[3:]:
     view = reserve.weight(source(name)).detach().as_subclass(torch.Tensor).T.numpy()
     last, before = gs.Variable(f"y{name}", np.float32, [2, width]), last

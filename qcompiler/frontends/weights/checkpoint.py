@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qcompiler.errors import ModelError
-from qcompiler.frontends.weights.reserve import Source
+from qcompiler.frontends.weights.reserve import Origin
 
 FLOAT = frozenset({"F64", "F32", "F16", "BF16"})
 INTEGER = frozenset({"BOOL", "I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64"})
@@ -76,14 +76,14 @@ class Checkpoint:
         with safe_open(self.tensors[name].file, framework="pt") as opened:
             return opened.get_tensor(name)
 
-    def source(self, name: str) -> Source:
+    def origin(self, name: str) -> Origin:
         """Where the values of a tensor are."""
         kind = self.read(name).dtype
-        return Source(self.tensors[name].shape, kind, partial(self.read, name))
+        return Origin(self.tensors[name].shape, kind, partial(self.read, name))
 
-    def sources(self) -> dict[str, Source]:
+    def origins(self) -> dict[str, Origin]:
         """The same of all tensors, by name."""
-        return {name: self.source(name) for name in self.tensors}
+        return {name: self.origin(name) for name in self.tensors}
 
 
 def read(folder: Path, config: Mapping[str, Any]) -> Checkpoint:

@@ -18,7 +18,7 @@ from typing import Any
 from qcompiler.errors import ModelError
 from qcompiler.frontends.weights import few_bits
 from qcompiler.frontends.weights.checkpoint import FLOAT, INTEGER, Checkpoint
-from qcompiler.frontends.weights.reserve import Source, computed
+from qcompiler.frontends.weights.reserve import Origin, computed
 
 FROM_FLOAT = "export the float model that they were made from, or let the library that made them write float weights"
 _KNOWN = (
@@ -73,7 +73,7 @@ class Dequantized:
         method: whose format it is, in words.
     """
 
-    tensors: Mapping[str, Source]
+    tensors: Mapping[str, Origin]
     layers: Mapping[str, str]
     used: tuple[str, ...]
     method: str
@@ -114,24 +114,24 @@ def weights(stored: Checkpoint) -> Dequantized | None:
     quantized = list(_quantized(rest))
     if not quantized and not packed and not stored.declared:
         return None  # integers without scales are buffers; the class will tell
-    sources, read, blocks = stored.sources(), _Stored(stored), _blocks(stored)
+    origins, read, blocks = stored.origins(), _Stored(stored), _blocks(stored)
     used: list[str] = []
     layers: dict[str, str] = {}
     for one in packed:
         layers[one.name] = one.kind
         for name in one.parts.values():
-            sources.pop(name, None)
+            origins.pop(name, None)
         used += [name for name in one.parts.values() if name != one.name]
-        sources[one.name] = computed(partial(few_bits.made, one, read, stored))
+        origins[one.name] = computed(partial(few_bits.made, one, read, stored))
     for weight in quantized:
         layers[weight.name] = _kind(weight, stored)
         used += weight.beside.values()
         for name in (weight.values, *weight.beside.values()):
-            sources.pop(name, None)
-        sources[weight.name] = computed(partial(_dequantized, weight, read, blocks, stored))
-    used += _multiply_inputs(sources)
+            origins.pop(name, None)
+        origins[weight.name] = computed(partial(_dequantized, weight, read, blocks, stored))
+    used += _multiply_inputs(origins)
     methods = sorted({one.method for one in stored.declared}) or ["described nowhere"]
-    return Dequantized(sources, layers, tuple(sorted(used)), ", ".join(methods))
+    return Dequantized(origins, layers, tuple(sorted(used)), ", ".join(methods))
 
 
 class _Stored(Mapping[str, Any]):
@@ -154,18 +154,18 @@ def _without(stored: Checkpoint, names: set[str]) -> Checkpoint:
     return replace(stored, tensors={name: one for name, one in stored.tensors.items() if name not in names})
 
 
-def _multiply_inputs(sources: dict[str, Source]) -> list[str]:
+def _multiply_inputs(origins: dict[str, Origin]) -> list[str]:
     """Puts scales that a layer multiplies its inputs with (modelopt's AWQ and SmoothQuant) into the layer's weight."""
-    found = [name for name in sources if name.endswith(".pre_quant_scale")]
+    found = [name for name in origins if name.endswith(".pre_quant_scale")]
     for name in found:
-        weight, scale = f"{name.rpartition('.')[0]}.weight", sources.pop(name)
-        if weight not in sources or sources[weight].shape[-1] != math.prod(scale.shape):
+        weight, scale = f"{name.rpartition('.')[0]}.weight", origins.pop(name)
+        if weight not in origins or origins[weight].shape[-1] != math.prod(scale.shape):
             raise ModelError(f"'{name}' multiplies the inputs of a layer whose weight it does not fit: {FROM_FLOAT}.")
-        sources[weight] = computed(partial(_multiplied, sources[weight], scale))
+        origins[weight] = computed(partial(_multiplied, origins[weight], scale))
     return found
 
 
-def _multiplied(weight: Source, scale: Source) -> Any:
+def _multiplied(weight: Origin, scale: Origin) -> Any:
     import torch
 
     return weight.read().to(torch.float32) * scale.read().to(torch.float32).reshape(-1)

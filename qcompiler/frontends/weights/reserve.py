@@ -33,7 +33,7 @@ _LOWEST = bytes(one & 1 for one in range(256))
 
 
 @dataclass(frozen=True)
-class Source:
+class Origin:
     """Where values come from.
 
     Attributes:
@@ -49,16 +49,16 @@ class Source:
     made: bool = False
 
 
-def held(tensor: Any) -> Source:
+def held(tensor: Any) -> Origin:
     """A tensor that is here already, or mapped."""
     found = tensor.contiguous()
-    return Source(tuple(found.shape), found.dtype, lambda: found)
+    return Origin(tuple(found.shape), found.dtype, lambda: found)
 
 
-def computed(read: Callable[[], Any]) -> Source:
+def computed(read: Callable[[], Any]) -> Origin:
     """What a function makes; it is called now for its shape, and again whenever the values are needed."""
     found = read()
-    return Source(tuple(found.shape), found.dtype, read, made=True)
+    return Origin(tuple(found.shape), found.dtype, read, made=True)
 
 
 def addresses(size: int) -> mmap.mmap:
@@ -67,17 +67,17 @@ def addresses(size: int) -> mmap.mmap:
 
 
 @dataclass(frozen=True)
-class Place:
+class WeightView:
     """A view of a weight that is not in memory.
 
     Attributes:
-        source: of the whole weight.
+        origin: of the whole weight.
         shape: of the view.
         strides: of the view, in elements.
         offset: where it begins, in elements.
     """
 
-    source: Source
+    origin: Origin
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     offset: int
@@ -89,7 +89,7 @@ class _Region:
 
     memory: mmap.mmap
     tensor: Any
-    source: Source
+    origin: Origin
     start: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -111,20 +111,20 @@ class Reserve:
         # Memory that is not there until somebody writes is what Windows has no simple word for
         self._smallest = smallest if hasattr(mmap, "MAP_ANONYMOUS") else None
         self._regions: list[_Region] = []  # by address
-        self._last: tuple[Source, Any] | None = None
+        self._last: tuple[Origin, Any] | None = None
         self._lock = threading.Lock()
 
-    def weight(self, source: Source) -> Any:
-        """The source's own tensor where it is small or of integers, else one of its sizes that stands for it.
+    def weight(self, origin: Origin) -> Any:
+        """The origin's own tensor where it is small or of integers, else one of its sizes that stands for it.
 
         What stands for it is float32, and of a class of its own until `settled`.
         """
-        large = self._smallest is not None and math.prod(source.shape) >= self._smallest
-        if not large or not source.dtype.is_floating_point:
-            return source.read().clone()
+        large = self._smallest is not None and math.prod(origin.shape) >= self._smallest
+        if not large or not origin.dtype.is_floating_point:
+            return origin.read().clone()
         import torch
 
-        return self._placed(source, torch.float32)
+        return self._placed(origin, torch.float32)
 
     def later(self, tensor: Any) -> Any:
         """A tensor that is here, as something whose use is noted and not computed, where anything is read late."""
@@ -149,7 +149,7 @@ class Reserve:
                         )
                     own[name] = plain[id(one)]
 
-    def place(self, address: int, shape: Sequence[int], strides: Sequence[int], size: int) -> Place | None:
+    def place(self, address: int, shape: Sequence[int], strides: Sequence[int], size: int) -> WeightView | None:
         """What lies at an address; None where that is memory like any other.
 
         Args:
@@ -162,16 +162,16 @@ class Reserve:
         if region is None:
             return None
         steps = tuple(step // size for step in strides)
-        return Place(region.source, tuple(shape), steps, (address - region.start) // size)
+        return WeightView(region.origin, tuple(shape), steps, (address - region.start) // size)
 
-    def values(self, place: Place) -> Any:
-        """The values of a view, as the source has them: a tensor of torch, mostly a view of a mapped file."""
-        whole = self._read(place.source)
+    def values(self, place: WeightView) -> Any:
+        """The values of a view, as the origin has them: a tensor of torch, mostly a view of a mapped file."""
+        whole = self._read(place.origin)
         return whole.as_strided(place.shape, place.strides, whole.storage_offset() + place.offset)
 
-    def weights(self, module: Any) -> list[Source]:
+    def weights(self, module: Any) -> list[Origin]:
         """The weights of a module that are not in memory, each once."""
-        return list({id(one.source): one.source for one in self._of(module)}.values())
+        return list({id(one.origin): one.origin for one in self._of(module)}.values())
 
     def fill(self, module: Any) -> None:
         """Reads all weights of a module into memory."""
@@ -179,7 +179,7 @@ class Reserve:
 
         with torch.no_grad():
             for region in self._of(module):
-                region.tensor.copy_(self._read(region.source))
+                region.tensor.copy_(self._read(region.origin))
         self._last = None
 
     def drop(self) -> None:
@@ -200,27 +200,27 @@ class Reserve:
                 seen.add(region.start)
                 yield region
 
-    def _read(self, source: Source) -> Any:
-        if not source.made:
-            return source.read()
-        if self._last is None or self._last[0] is not source:
+    def _read(self, origin: Origin) -> Any:
+        if not origin.made:
+            return origin.read()
+        if self._last is None or self._last[0] is not origin:
             self._last = None  # one is enough
-            self._last = source, source.read().contiguous()
+            self._last = origin, origin.read().contiguous()
         return self._last[1]
 
     def _at(self, address: int) -> _Region | None:
         at = bisect.bisect_right(self._regions, address, key=lambda one: one.start) - 1
         return self._regions[at] if at >= 0 and address < self._regions[at].end else None
 
-    def _placed(self, source: Source, dtype: Any) -> Any:
+    def _placed(self, origin: Origin, dtype: Any) -> Any:
         import torch
 
-        count = max(1, math.prod(source.shape))
+        count = max(1, math.prod(origin.shape))
         size = count * torch.empty((), dtype=dtype).element_size()
         memory = addresses(size)
-        tensor = torch.frombuffer(memory, dtype=dtype, count=count)[: math.prod(source.shape)].reshape(source.shape)
+        tensor = torch.frombuffer(memory, dtype=dtype, count=count)[: math.prod(origin.shape)].reshape(origin.shape)
         with self._lock:  # transformers' loader has threads
-            bisect.insort(self._regions, _Region(memory, tensor, source), key=lambda one: one.start)
+            bisect.insort(self._regions, _Region(memory, tensor, origin), key=lambda one: one.start)
         return self._standing_for(tensor)
 
     def _standing_for(self, tensor: Any) -> Any:
@@ -294,19 +294,19 @@ class Reserve:
             if one.numel() < (self._smallest or 0):  # exporters look at small ones
                 return run(at).to(one.dtype)
             kind = next(iter(stored)) if moved else one.dtype
-            return self._placed(Source(tuple(one.shape), kind, partial(run, at), made=True), one.dtype)
+            return self._placed(Origin(tuple(one.shape), kind, partial(run, at), made=True), one.dtype)
 
         leaves, form = tree_flatten(found)
         return tree_unflatten([standing(at, one) for at, one in enumerate(leaves)], form)
 
-    def _place_of(self, tensor: Any) -> Place | None:
+    def _place_of(self, tensor: Any) -> WeightView | None:
         size = tensor.element_size()
         return self.place(tensor.data_ptr(), tensor.shape, [step * size for step in tensor.stride()], size)
 
     def _dtype(self, tensor: Any) -> Any:
         """The type that the values of a tensor have where they come from."""
         region = self._at(tensor.data_ptr())
-        return tensor.dtype if region is None else region.source.dtype
+        return tensor.dtype if region is None else region.origin.dtype
 
 
 @lru_cache(maxsize=1)

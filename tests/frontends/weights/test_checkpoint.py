@@ -21,8 +21,8 @@ def test_tensors_have_the_types_and_shapes_of_the_file(folder: Path) -> None:
     assert found.tensors["model.layers.0.mlp.up_proj.weight"].dtype == "F8_E4M3"
     assert found.tensors["model.layers.0.mlp.up_proj.weight_scale"].shape == ()
     assert found.tensors["model.norm.weight"].dtype == "F32"
-    assert found.sources().keys() == found.tensors.keys()
-    for name, one in found.sources().items():
+    assert found.origins().keys() == found.tensors.keys()
+    for name, one in found.origins().items():
         assert torch.equal(one.read().float(), stored[name].float())
         assert one.shape == tuple(stored[name].shape)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from qcompiler.frontends.weights.reserve import Place, Reserve, Source, computed, held
+from qcompiler.frontends.weights.reserve import Origin, Reserve, WeightView, computed, held
 
 SHAPE = (48, 32)
 
@@ -27,7 +27,7 @@ def found(reserve: Reserve, tensor: Any) -> Any:
     """The values of what stands for a weight or of a view of it, by its address."""
     bare = tensor.detach().as_subclass(torch.Tensor).numpy()
     place = reserve.place(bare.ctypes.data, bare.shape, bare.strides, bare.itemsize)
-    assert isinstance(place, Place)
+    assert isinstance(place, WeightView)
     return reserve.values(place)
 
 
@@ -95,16 +95,16 @@ def test_small_weights_and_integers_are_there(reserve: Reserve) -> None:
     assert whole.later(values(shape=(4, 3))).sum() == values(shape=(4, 3)).sum()
 
 
-def test_sources_are_read_when_they_are_needed_and_kept_by_nobody(reserve: Reserve) -> None:
+def test_origins_are_read_when_they_are_needed_and_kept_by_nobody(reserve: Reserve) -> None:
     read: list[int] = []
 
     def make() -> Any:
         read.append(1)
         return values(dtype=torch.float32)
 
-    source = computed(make)
-    assert (source.shape, len(read)) == (SHAPE, 1)
-    weight = reserve.weight(source)
+    origin = computed(make)
+    assert (origin.shape, len(read)) == (SHAPE, 1)
+    weight = reserve.weight(origin)
     assert len(read) == 1
     for part in (weight[:8], weight[8:]):
         found(reserve, part)
@@ -163,6 +163,6 @@ def test_a_model_larger_than_any_memory_takes_none(reserve: Reserve) -> None:
     def never() -> Any:
         raise AssertionError("read")
 
-    weight = reserve.weight(Source(shape, torch.float16, never))
+    weight = reserve.weight(Origin(shape, torch.float16, never))
     assert tuple(weight.T[5:].shape) == (shape[1] - 5, shape[0])
     assert not bool(weight.shape[0] == 0)
