@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from qcompiler.errors import UsageError
@@ -72,6 +72,19 @@ class Target:
     def __str__(self) -> str:
         """The form that `--target` takes."""
         return f"{self.engine}:{','.join(self.sms)}" if self.sms else self.engine
+
+    @property
+    def anywhere(self) -> Target:
+        """The same engine, whatever the GPU: what float passes and the rules of placement go by."""
+        return replace(self, sms=())
+
+    @property
+    def of_its_kind(self) -> Target:
+        """The same for all GPUs that have the same formats, which is all that a search knows that compares no times.
+
+        The oldest GPU stands for all that lack FP8.
+        """
+        return replace(self, sms=RTX_SMS[:1] if lacking_fp8(self) else ())
 
 
 RTX_SMS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")

@@ -54,7 +54,8 @@ class Asked:
 
     Attributes:
         recipe: as it was effectively used, for the manifest.
-        target: what passes and planning must know of the machine.
+        target: the machine, as it was asked for.
+        search: what the search for formats and ranges may know of it: the same for GPUs that it cannot tell apart.
         paths: the artefacts.
         promise: what was asked for of the share that is quantized.
         replayed: the front of an earlier compilation, of which a plan is made; None where there is a search.
@@ -63,6 +64,7 @@ class Asked:
 
     recipe: Recipe
     target: Target
+    search: Target
     paths: Paths
     promise: Promise
     load: LoadOptions
@@ -117,7 +119,7 @@ def ask(recipe: Recipe, data: Data | None, output: Path, *, build: bool) -> Aske
     planned = planning(recipe)
     planned = dataclasses.replace(planned, by_cost=planned.by_cost or by_table)
     formats, rows_apart = recipe.formats(), dynamic.splits(recipe.precision, recipe.llm_int8)
-    scope = Scope(target, recipe.keep, bool(formats) or rows_apart)
+    scope = Scope(target.anywhere, recipe.keep, bool(formats) or rows_apart)
     recorded = _recorded(recipe)
     held_out = HeldOut(
         recipe.verify_samples, recipe.verify_data, recipe.verify_text, recipe.metric, recipe.text, recipe.preprocess
@@ -126,6 +128,7 @@ def ask(recipe: Recipe, data: Data | None, output: Path, *, build: bool) -> Aske
     return Asked(
         recipe=recipe,
         target=target,
+        search=target.of_its_kind if DType.FP8 in formats else target.anywhere,
         paths=paths,
         promise=_promise(recipe, by_table=by_table),
         load=LoadOptions(
@@ -142,7 +145,7 @@ def ask(recipe: Recipe, data: Data | None, output: Path, *, build: bool) -> Aske
             replayed=recorded,
         ),
         qfep=None if recipe.qfep.prefix == "off" else QfepOptions(recipe.qfep, recipe.text.tokenizer, bool(formats)),
-        watch=Watch(target, recipe.attention),
+        watch=Watch(target.anywhere, recipe.attention),
         observe=ObserveOptions(recipe.samples, ranges=bool(formats), replayed=recorded),
         check_data=CheckDataOptions(
             recipe.verify_samples, profile=build and recipe.shapes is None and target.engine != "onnxruntime"
@@ -223,7 +226,7 @@ def _llm_int8(recipe: Recipe, rows_apart: bool) -> LlmInt8Options | None:
 def _weight_only(recipe: Recipe, target: Target) -> WeightOnlyOptions | None:
     if recipe.precision not in methods.PRECISIONS:
         return None
-    return WeightOnlyOptions(recipe.precision, recipe.weight_only, target, recipe.keep)
+    return WeightOnlyOptions(recipe.precision, recipe.weight_only, target.anywhere, recipe.keep)
 
 
 def _promise(recipe: Recipe, *, by_table: bool) -> Promise:

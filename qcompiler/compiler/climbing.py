@@ -51,12 +51,12 @@ def climbed_on(
     strict = asked.recipe.strict
     left = RUNGS[RUNGS.index(before.behind) + 1 :] if before.behind in RUNGS else RUNGS
     if ladder.EQUALIZE.name in left:
-        now = run(equalize, now, asked.watch, asked.target, planning, asked.recipe.equalize, strict)
+        now = run(equalize, now, asked.watch, asked.search, planning, asked.recipe.equalize, strict)
     if ladder.SMOOTH_QUANT.name in left:
-        now = run(smooth_quant, now, asked.watch, asked.target, planning, asked.smooth_quant, strict)
+        now = run(smooth_quant, now, asked.watch, asked.search, planning, asked.smooth_quant, strict)
     if ladder.FIT_WEIGHTS.name in left:
-        now = run(fit_weights, now, asked.target, planning)
-    return run(shift, now, asked.target, planning)
+        now = run(fit_weights, now, asked.search, planning)
+    return run(shift, now, asked.search, planning)
 
 
 def changed(before: Subject, after: Subject) -> bool:

@@ -138,9 +138,10 @@ def _from(source: Any, data: Data | None, asked: Asked, progress: Progress, cach
 def life(run: Compilation, source: str | Path | Model, data: Data | None, asked: Asked) -> CompileResult:
     """The life of a model: every stage in its order. A stage sees its arguments and nothing else."""
     build, target, planning = asked.paths.engine is not None, asked.target, asked.planning
-    strict = asked.recipe.strict
+    strict, search = asked.recipe.strict, asked.search
+    deciding = target if planning.by_cost else search  # what a format costs is another on each GPU
     subject = run(load, source, data, asked.load)
-    subject = run(clean_up, subject, target, asked.recipe.equalize, strict)
+    subject = run(clean_up, subject, target.anywhere, asked.recipe.equalize, strict)
     disk = run(check_disk, subject, asked)
     if build:
         run(preflight, subject, target, asked.paths, asked.build)
@@ -148,17 +149,17 @@ def life(run: Compilation, source: str | Path | Model, data: Data | None, asked:
     subject = run(qfep, subject, asked.qfep, strict)
     subject = run(observe, subject, asked.watch, asked.observe)
     doubts = run(check_data, subject, asked.check_data)
-    subject = run(calibrate, subject, target, planning)
-    subject = run(equalize, subject, asked.watch, target, planning, asked.recipe.equalize, strict)
-    subject = run(smooth_quant, subject, asked.watch, target, planning, asked.smooth_quant, strict)
+    subject = run(calibrate, subject, search, planning)
+    subject = run(equalize, subject, asked.watch, search, planning, asked.recipe.equalize, strict)
+    subject = run(smooth_quant, subject, asked.watch, search, planning, asked.smooth_quant, strict)
     subject = run(llm_int8, subject, asked.watch, asked.llm_int8, strict)
-    subject = run(fit_weights, subject, target, planning)
-    subject = run(shift, subject, target, planning)
+    subject = run(fit_weights, subject, search, planning)
+    subject = run(shift, subject, search, planning)
     subject = run(weight_only, subject, asked.weight_only, strict)
     decided, lowered, proof = None, None, None
     tries: tuple[Try, ...] = ()
     while True:  # until the gates hold or nothing is left to give back
-        decided = run(decide, subject, target, planning, decided)
+        decided = run(decide, subject, deciding, planning, decided)
         lowered = run(lower, subject, decided, target, asked.lower, lowered)
         proof = run(verify, subject, lowered, asked.verify, proof)
         tries = run(note, decided, lowered, proof.verification, asked.gates, asked.promise, tries)

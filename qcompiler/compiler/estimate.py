@@ -3,7 +3,7 @@
     seconds = those of what is done + Σ over stages  runs · seconds of a run + sessions · seconds of a session
 
 How often a stage will run the model is said by a function beside the code that runs it, its `foreseen`; here is only
-their list. The clock is that of one feed, on this machine as it is now.
+their list. The clock is that of one feed, on this machine as it was when it was first asked.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from qcompiler.compiler.stages import (
     weight_only,
 )
 from qcompiler.compiler.subject import Subject
+from qcompiler.data.deal import Parts
+from qcompiler.data.source import Source
 from qcompiler.errors import UsageError
 from qcompiler.ir import graph as graphs
 from qcompiler.ir.model import Model
@@ -144,12 +146,11 @@ def estimate(run: Compilation, subject: Subject, asked: Asked, disk: int) -> Don
     if subject.samples is None or subject.parts is None:
         return Done(None, {"estimate": None})
     with run.working():
-        points = asked.watch.points(subject.model, subject.layers.found)
-        known = timed(subject.model, points, subject.samples, subject.parts, subject.axes)
-        known = _scored(run, subject, _looked(subject, known, asked.planning), asked)
+        known, peak = _clocked(run, subject, subject.samples, subject.parts, asked)
+        known = _scored(run, subject, known, asked)
     work = foreseen(subject, known, asked, run.timings.get(preflight.preflight.name, 0.0))
     stages = {name: known.clock.seconds(one) for name, one in work.items()}
-    memory = memory_of(subject.model, work)
+    memory = memory_of(subject.model, work, peak)
     found = Estimate(
         seconds=sum(run.timings.values()) + sum(stages.values()),
         memory_bytes=memory,
@@ -173,6 +174,20 @@ def estimate(run: Compilation, subject: Subject, asked: Asked, disk: int) -> Don
         "stages": {name: round(seconds, 2) for name, seconds in stages.items()},
     }
     return Done(found, {"estimate": record})
+
+
+def _clocked(run: Compilation, subject: Subject, samples: Source, parts: Parts, asked: Asked) -> tuple[Timed, int]:
+    """What one feed has shown, and bytes that were resident at most by then."""
+    points = asked.watch.points(subject.model, subject.layers.found)
+    planning = asked.planning
+    about = (subject.model, points, samples, parts, subject.axes)
+    looked = (subject.layers, planning.formats[:1], planning.per_channel, planning.ignored)
+
+    def clock() -> tuple[Timed, int]:
+        known = _looked(subject, timed(*about), planning)
+        return known, round((peak_memory_mb() or 0.0) * (1 << 20)) or memory_in_use()
+
+    return run.item("clock", (*about, *looked), clock)
 
 
 def _looked(subject: Subject, known: Timed, planning: Planning) -> Timed:
@@ -207,12 +222,12 @@ def _scored(run: Compilation, subject: Subject, known: Timed, asked: Asked) -> T
     return replace(known, scoring=found.scoring(known.elements))
 
 
-def memory_of(model: Model, work: Mapping[str, Foreseen]) -> int:
+def memory_of(model: Model, work: Mapping[str, Foreseen], peak: int) -> int:
     """The largest resident memory: what the run of one feed took, and the weights that stand there once more later.
 
     Where it is short, so many that they fit.
     """
-    until_now = int((peak_memory_mb() or 0.0) * (1 << 20)) or memory_in_use()
+    until_now = max(peak, memory_in_use())
     if room().tight:
         return max(until_now, room().limit or 0)
     return until_now + round(max((one.copies for one in work.values()), default=0.0) * weight_bytes(model))

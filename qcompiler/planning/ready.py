@@ -89,7 +89,7 @@ class Ready:
         """Whether it is what these would give, whatever SQNR is aimed at."""
         had, has = self.asked, (model, layers, observed)
         same = all(one is other for one, other in zip(had[:3], has, strict=True))
-        return same and _aimless(had[3]) == _aimless(options) and had[4] == target
+        return same and _aimless(had[3]) == _aimless(options) and had[4].of_its_kind == target.of_its_kind
 
     @property
     def budget(self) -> int:

@@ -1,9 +1,10 @@
 """A value as bytes and back: arrays as blobs by their content, graphs as protos, open sources by their place.
 
-Values are pickled, with three exceptions. An array of some size is named by its hash: weights that ten stages hand on
+Values are pickled, with four exceptions. An array of some size is named by its hash: weights that ten stages hand on
 lie in the store once, and are mapped from there. A graph becomes its proto: node and tensor refer to each other too
 deep for pickle. A source of samples and what results are judged by hold the user's code and open files; they are named
-by their hash, and whoever reads gets those that this compilation has been given.
+by their hash, and whoever reads gets those that this compilation has been given. So are models and observations that
+the question held already: most stages hand on what they were given, and whoever reads has that.
 
 What is read is made of the classes of this package, arrays and containers; nothing else is imported or called, so a
 file that somebody else put there cannot run code.
@@ -15,7 +16,7 @@ import dataclasses
 import importlib
 import io
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from enum import Enum
 from pathlib import PurePath
 from types import MappingProxyType
@@ -25,21 +26,24 @@ import numpy as np
 import onnx
 
 from qcompiler.compiler.content import digest
-from qcompiler.compiler.subject import Subject
+from qcompiler.compiler.subject import Lowered, Planned, Subject
 from qcompiler.data.deal import Parts
 from qcompiler.data.source import Source
 from qcompiler.ir.from_proto import graph_from_proto
 from qcompiler.ir.gs_classes import Graph
+from qcompiler.ir.model import Model
 from qcompiler.ir.to_proto import graph_to_proto
 from qcompiler.ir.weights import HeldWeights
+from qcompiler.statistics.observe import Observations
 from qcompiler.verification.held_out import Judge
 
 Array = np.ndarray[Any, Any]
 Arrays = Callable[[str, np.dtype[Any], tuple[int, ...]], Array]
-Live = Mapping[str, object]  # sources and judges of this compilation, by their hash
+Live = Mapping[str, object]  # what is not written but named, by its hash
 
 _SMALL = 1 << 12  # bytes of an array that stays inside
 _LIVE = (Source, Judge)
+_HELD = (Model, Observations)
 _TYPES = ("numpy", "numpy.dtypes", "ml_dtypes", "pathlib", "pathlib._local")
 _PLAIN = {  # what is made of values and does nothing else
     "builtins": {"set", "frozenset", "slice", "complex", "bytearray", "range"},
@@ -64,15 +68,20 @@ class NotKeptError(Exception):
     """Something in a value cannot be written, or cannot be had again."""
 
 
-def pack(value: object, keep: Callable[[str, Array], None]) -> bytes:
+def pack(value: object, keep: Callable[[str, Array], None], held: Collection[str] = ()) -> bytes:
     """The value without its large arrays, which `keep` is handed with their names.
+
+    Args:
+        value: what stages hand back.
+        keep: handed the arrays.
+        held: hashes of models and observations that whoever reads it has.
 
     Raises:
         NotKeptError: something in it cannot be written; the message names its type.
     """
     stream = io.BytesIO()
     try:
-        _Packer(stream, keep).dump(value)
+        _Packer(stream, keep, held).dump(value)
     except (TypeError, AttributeError, pickle.PicklingError, RecursionError) as error:
         raise NotKeptError(str(error)) from error
     return stream.getvalue()
@@ -84,7 +93,7 @@ def unpack(content: bytes, array: Arrays, live: Live) -> Any:
     Args:
         content: as `pack` returned it.
         array: an array by its name, dtype and shape.
-        live: what stands for sources and judges.
+        live: what stands for sources and judges, and for models and observations that were held.
 
     Raises:
         NotKeptError: an array is gone, a source is another one, or a class is not one of this package.
@@ -111,10 +120,26 @@ def _live(value: object) -> Iterator[object]:
             yield from _live(held)
 
 
+def held_of(values: Iterable[object]) -> dict[str, object]:
+    """The models and observations among these values, and those that subjects, plans and graphs hold, by their hash."""
+    return {digest(one): one for value in values for one in _held(value)}
+
+
+def _held(value: object) -> Iterator[object]:
+    if isinstance(value, _HELD):
+        yield value
+    elif isinstance(value, Subject):
+        yield from (one for one in (value.reference, value.model, value.measured, value.seen) if one is not None)
+    elif isinstance(value, Planned):
+        yield value.model
+    elif isinstance(value, Lowered):
+        yield from (value.model, value.inner)
+
+
 class _Packer(pickle.Pickler):
-    def __init__(self, stream: io.BytesIO, keep: Callable[[str, Array], None]) -> None:
+    def __init__(self, stream: io.BytesIO, keep: Callable[[str, Array], None], held: Collection[str]) -> None:
         super().__init__(stream, protocol=5)
-        self._keep = keep
+        self._keep, self._held = keep, held
 
     def persistent_id(self, value: object) -> object:
         if isinstance(value, np.ndarray) and value.nbytes >= _SMALL and value.dtype.kind != "O":
@@ -123,6 +148,8 @@ class _Packer(pickle.Pickler):
             return "array", name, value.dtype, value.shape
         if isinstance(value, _LIVE):
             return "live", digest(value)
+        if self._held and isinstance(value, _HELD) and (name := digest(value)) in self._held:
+            return "live", name
         return None
 
     def reducer_override(self, value: object) -> Any:

@@ -20,7 +20,7 @@ import numpy as np
 
 from qcompiler.compiler.base import Done
 from qcompiler.compiler.content import digest
-from qcompiler.compiler.kept.packing import NotKeptError, live_of, pack, unpack
+from qcompiler.compiler.kept.packing import NotKeptError, held_of, live_of, pack, unpack
 from qcompiler.compiler.kept.store import Store
 from qcompiler.support.machine import available_processors, version_of
 
@@ -57,7 +57,7 @@ class Results:
             content = self._store.entry(entry)
             if content is None:
                 return None
-            done, seconds = unpack(content, self._array, live_of(inputs))
+            done, seconds = unpack(content, self._array, live_of(inputs) | held_of(inputs))
         except (NotKeptError, ValueError) as error:
             self._warn(f"what an earlier compilation kept of stage '{name}' is of no use ({error}): it is made again")
             self._store.drop("entries", entry)
@@ -81,7 +81,7 @@ class Results:
         if self._broken or not live_of((done.value,)).keys() <= live_of(inputs).keys():
             return
         try:
-            content = pack((done, seconds), self._keep)
+            content = pack((done, seconds), self._keep, held_of(inputs))
             self._store.put_entry(self._entry(name, key), content)
         except NotKeptError:
             return

@@ -74,8 +74,8 @@ def lower(
     """
     model, chosen = models.copy(decided.model), decided.chosen
     with run.working():
-        seen, same = _ranges(subject, decided.model, target, before)
-        half = _half(subject, decided, target, seen, options, before.half if before is not None and same else None)
+        seen, same = _ranges(run, subject, decided.model, target, before)
+        half = _half(run, subject, decided, target, seen, options, before.half if before is not None and same else None)
         storing = methods.passes(subject.stored)
         noisy = {} if half is None else half.noisy
         pipeline = lowering(
@@ -131,7 +131,7 @@ def foreseen(known: Timed, target: Target) -> Foreseen:
 
 
 def _ranges(
-    subject: Subject, model: models.Model, target: Target, before: Lowered | None
+    run: Compilation, subject: Subject, model: models.Model, target: Target, before: Lowered | None
 ) -> tuple[ranges.Ranges, bool]:
     """Of all float tensors, over all samples, and whether nothing had to be measured for them.
 
@@ -148,10 +148,15 @@ def _ranges(
     missing = [name for name in ranges.wanted(model) if name not in same]
     if not missing:
         return ranges.Ranges(old), True
-    return ranges.Ranges({**old, **ranges.measure(model, subject.samples, missing, quick=False).found}), False
+    source = subject.samples
+    new = run.item(
+        "ranges", (model, source, missing), lambda: ranges.measure(model, source, missing, quick=False)
+    )
+    return ranges.Ranges({**old, **new.found}), False
 
 
 def _half(
+    run: Compilation,
     subject: Subject,
     decided: Planned,
     target: Target,
@@ -165,11 +170,14 @@ def _half(
     goal = half_noise.goal_of(target.high_precision, _reached(decided), options.min_sqnr)
     if known is not None and known.sqnr_db >= goal:
         return known
-    typing = HighPrecision(target.high_precision, ranges=seen, io_types=options.io_types)
-    feeds = subject.seen.choosing
-    views = find_views(decided.model.graph, feeds[0], options.ignored)
-    usual = half_noise.USUAL_DB[target.high_precision]
-    return half_noise.find(HalfSimulator(decided.model, typing, views), feeds, goal, usual_db=usual)
+    model, feeds, high = decided.model, subject.seen.choosing, target.high_precision
+
+    def find() -> HalfNoise:
+        typing = HighPrecision(high, ranges=seen, io_types=options.io_types)
+        simulator = HalfSimulator(model, typing, find_views(model.graph, feeds[0], options.ignored))
+        return half_noise.find(simulator, feeds, goal, usual_db=half_noise.USUAL_DB[high])
+
+    return run.item("half", (model, high, seen, options.io_types, options.ignored, feeds, goal), find)
 
 
 def _doubt(half: HalfNoise, target: Target, *, quantized: bool) -> str:
