@@ -56,6 +56,16 @@ def test_everything_else_is_a_usage_error(text: str) -> None:
     assert caught.value.exit_code == 2
 
 
+def test_gpus_of_the_same_formats_are_one_target_to_a_search() -> None:
+    ada, blackwell, ampere, turing = (parse_target(f"tensorrt-rtx:{sm}") for sm in ("sm89", "sm120", "sm86", "sm75"))
+    assert ada.of_its_kind == blackwell.of_its_kind == parse_target("tensorrt-rtx")
+    assert ampere.of_its_kind == turing.of_its_kind == parse_target("tensorrt-rtx:sm86,sm120").of_its_kind
+    assert lacking_fp8(ampere.of_its_kind)
+    assert not lacking_fp8(ada.of_its_kind)
+    assert {one.anywhere for one in (ada, blackwell, ampere, turing)} == {parse_target("tensorrt-rtx")}
+    assert ada.of_its_kind != parse_target("tensorrt-rtx:sm89", DType.FP32).of_its_kind
+
+
 def test_types_know_whether_they_need_a_scale() -> None:
     assert {dtype for dtype in DType if dtype.quantized} == set(DType) - {DType.FP32, DType.FP16, DType.BF16}
     assert {dtype for dtype in DType if dtype.weight_only} == {DType.INT8_WEIGHT, DType.INT4_WEIGHT, DType.FP4_WEIGHT}

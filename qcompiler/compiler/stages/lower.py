@@ -149,9 +149,7 @@ def _ranges(
     if not missing:
         return ranges.Ranges(old), True
     source = subject.samples
-    new = run.item(
-        "ranges", (model, source, missing), lambda: ranges.measure(model, source, missing, quick=False)
-    )
+    new = run.item("ranges", (model, source, missing), lambda: ranges.measure(model, source, missing, quick=False))
     return ranges.Ranges({**old, **new.found}), False
 
 

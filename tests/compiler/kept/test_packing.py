@@ -14,13 +14,15 @@ import pytest
 
 from qcompiler.compiler.base import Done
 from qcompiler.compiler.content import digest
-from qcompiler.compiler.kept.packing import NotKeptError, live_of, pack, unpack
+from qcompiler.compiler.kept.packing import NotKeptError, held_of, live_of, pack, unpack
+from qcompiler.compiler.subject import Lowered
 from qcompiler.data.source import open_source
 from qcompiler.errors import UsageError
 from qcompiler.ir.gs_classes import Constant
 from qcompiler.ir.made import Scaled, Widened
 from qcompiler.ir.model import Model
-from qcompiler.plan import Decision
+from qcompiler.outliers.llm_int8 import Splits
+from qcompiler.plan import Decision, Plan
 from qcompiler.target import DType
 from qcompiler.verification.held_out import Judge
 from tests.kit import decoder
@@ -92,6 +94,20 @@ def test_sources_and_judges_are_those_of_the_reader() -> None:
     other = open_source([{"x": np.zeros(3, np.float32)}], {"x": (np.dtype(np.float32), (3,))})
     with pytest.raises(NotKeptError, match="are others"):
         back(source, live_of((other,)))
+
+
+def test_a_model_that_the_question_held_is_that_of_the_reader(tmp_path: Path) -> None:
+    model = Model(to_graph(decoder.decoder(cache=True)), {"note": "x"}, None, 8)
+    other = Model(to_graph(decoder.decoder(cache=False)), {"note": "x"}, None, 8)
+    held, blobs = held_of((model, Lowered(model, model, Plan(), Splits()))), Blobs()
+    assert held == {digest(model): model}
+    content = pack((model, other), blobs.__setitem__, held)
+    again = unpack(content, blobs.read, held)
+    assert again[0] is model
+    assert digest(again[1]) == digest(other)
+    assert len(content) < len(pack((model, other), blobs.__setitem__))
+    with pytest.raises(NotKeptError):
+        unpack(content, blobs.read, {})
 
 
 def test_what_holds_code_is_not_kept() -> None:

@@ -83,10 +83,33 @@ def test_another_process_is_answered_too(case: Case, tmp_path: Path) -> None:
     assert (case.out / "a.qdq.onnx").read_bytes() == (case.out / "b.qdq.onnx").read_bytes()
 
 
-def test_another_target_does_not_run_the_data_again(case: Case, tmp_path: Path) -> None:
-    compiled(case, tmp_path / "cache", "m", target="tensorrt-rtx:sm89")
-    again = compiled(case, tmp_path / "cache", "n", target="tensorrt-rtx:sm120")
-    assert "observe.look" in again.manifest["reused"]
+UP_TO_THE_GRAPH = KEPT - {"lower"} | {"lower.half"}
+
+
+@pytest.mark.parametrize(
+    ("precision", "sms", "reused"),
+    [
+        ("int8", ("sm75", "sm120"), UP_TO_THE_GRAPH),
+        ("fp8", ("sm89", "sm120"), UP_TO_THE_GRAPH),
+        ("int4-weight", ("sm80", "sm120"), {"clean_up", "observe", "weight_only"}),
+        ("auto", ("sm89", "sm120"), {"clean_up", "observe", "calibrate", "smooth_quant"}),  # its costs are of a GPU
+        ("auto", ("sm80", "sm86"), {"clean_up", "observe", "calibrate"}),
+        ("auto", ("sm86", "sm89"), {"clean_up", "observe"}),  # FP8 is on offer now
+    ],
+)
+def test_another_gpu_asks_again_only_what_it_changes(
+    case: Case, tmp_path: Path, precision: str, sms: tuple[str, str], reused: set[str]
+) -> None:
+    first, again = (
+        compiled(case, tmp_path / "cache", sm, precision=precision, target=f"tensorrt-rtx:{sm}") for sm in sms
+    )
+    assert again.manifest["reused"].keys() >= reused
+    assert not again.manifest["reused"].keys() & {"lower"}
+    fresh = compiled(case, tmp_path / "none", "fresh", precision=precision, target=f"tensorrt-rtx:{sms[1]}")
+    assert (case.out / f"{sms[1]}.qdq.onnx").read_bytes() == (case.out / "fresh.qdq.onnx").read_bytes()
+    assert settled(again.manifest)["plan"] == settled(fresh.manifest)["plan"]
+    assert ("calibrate" in again.manifest["reused"]) == ("calibrate" in reused or precision == "int4-weight")
+    assert first.manifest["target"] != again.manifest["target"]
 
 
 def test_where_a_metric_of_the_user_judges_only_the_rest_is_reused(case: Case, tmp_path: Path) -> None:
