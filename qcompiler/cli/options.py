@@ -11,6 +11,7 @@ from qcompiler.cli import commands
 from qcompiler.errors import UsageError
 from qcompiler.recipe.budget import EFFORTS
 from qcompiler.recipe.recipe import (
+    DEVICES,
     HIGH_PRECISIONS,
     IO_TYPES,
     OBJECTIVES,
@@ -401,6 +402,7 @@ def _quantization(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--batch", type=int, metavar="N", help=_help("batch"))
     group.add_argument("--workers", type=int, metavar="N", help=_help("workers"))
     group.add_argument("--ray", metavar="ADDRESS", help=_help("ray"))
+    group.add_argument("--device", choices=DEVICES, metavar="D", help=_help("device"))
     group.add_argument("--shard-size", metavar="SIZE", help=_help("shard_size"))
     group.add_argument("--max-memory", metavar="SIZE", help=_help("max_memory"))
     outliers = parser.add_argument_group(

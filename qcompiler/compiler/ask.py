@@ -32,6 +32,7 @@ from qcompiler.planning.search.watch import Watch
 from qcompiler.recipe.checks import METRICS
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.report import manifest as manifests
+from qcompiler.runtime import device
 from qcompiler.support.atomic import check_writable
 from qcompiler.support.sizes import parse_size
 from qcompiler.target import DType, Target, require_fp8
@@ -146,7 +147,9 @@ def ask(recipe: Recipe, data: Data | None, output: Path, *, build: bool) -> Aske
         ),
         qfep=None if recipe.qfep.prefix == "off" else QfepOptions(recipe.qfep, recipe.text.tokenizer, bool(formats)),
         watch=Watch(target.anywhere, recipe.attention),
-        observe=ObserveOptions(recipe.samples, ranges=bool(formats), replayed=recorded),
+        observe=ObserveOptions(
+            recipe.samples, ranges=bool(formats), replayed=recorded, device=device.found(recipe.device)
+        ),
         check_data=CheckDataOptions(
             recipe.verify_samples, profile=build and recipe.shapes is None and target.engine != "onnxruntime"
         ),

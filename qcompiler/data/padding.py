@@ -5,7 +5,7 @@ What stands there is arbitrary: nobody reads it. It counts in no range, no mean,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,17 +40,35 @@ class Padding:
                 [samples, heads, positions, ...].
                 Where a mask has more positions, as with a cache in front, its last ones are meant.
         """
+        found = self._of(array.shape)
+        if found is None:
+            return array
+        mask, axis = found
+        return np.asarray((array if axis < 2 else np.moveaxis(array, axis, 1))[mask])
+
+    def spread(self, shape: Sequence[int]) -> NDArray[np.bool_] | None:
+        """What `keep` keeps of an array of this shape, as a mask that broadcasts to it; None for all of it."""
+        found = self._of(tuple(shape))
+        if found is None:
+            return None
+        mask, axis = found
+        wide = [1] * len(shape)
+        wide[0], wide[axis] = mask.shape[0], mask.shape[-1]
+        return mask.reshape(wide)
+
+    def _of(self, shape: tuple[int, ...]) -> tuple[NDArray[np.bool_], int] | None:
+        """The mask that fits an array of this shape, and the axis of the positions; 0 where samples are among them."""
         for mask in self._masks:
-            if _fits(mask, array):
-                return np.asarray(array[mask])
-            if array.ndim >= 3 and (array.shape[0], array.shape[2]) == mask.shape:
-                return np.asarray(np.moveaxis(array, 2, 1)[mask])
-            if array.ndim == 2 and array.shape[0] == mask.size and mask.size > mask.shape[0]:
-                return np.asarray(array[mask.reshape(-1)])
-            last = _last(mask, array)
-            if last is not None and _fits(last, array):
-                return np.asarray(array[last])
-        return array
+            if shape[:2] == mask.shape:
+                return mask, 1
+            if len(shape) >= 3 and (shape[0], shape[2]) == mask.shape:
+                return mask, 2
+            if len(shape) == 2 and shape[0] == mask.size and mask.size > mask.shape[0]:
+                return mask.reshape(-1), 0
+            last = _last(mask, shape)
+            if last is not None and last.shape == shape[:2]:
+                return last, 1
+        return None
 
 
 def _kept(name: str, array: Any) -> NDArray[np.bool_] | None:
@@ -61,12 +79,8 @@ def _kept(name: str, array: Any) -> NDArray[np.bool_] | None:
     return np.asarray(array != 0) if any(word in name for word in MASKS) else None
 
 
-def _fits(mask: NDArray[np.bool_], array: NDArray[Any]) -> bool:
-    return array.ndim >= 2 and array.shape[:2] == mask.shape
-
-
-def _last(mask: NDArray[np.bool_], array: NDArray[Any]) -> NDArray[np.bool_] | None:
+def _last(mask: NDArray[np.bool_], shape: tuple[int, ...]) -> NDArray[np.bool_] | None:
     """The last positions of a longer mask: of the new tokens behind a cache."""
-    if array.ndim < 3 or array.shape[0] != len(mask) or array.shape[1] >= mask.shape[1]:
+    if len(shape) < 3 or shape[0] != len(mask) or shape[1] >= mask.shape[1]:
         return None
-    return mask[:, -array.shape[1] :]
+    return mask[:, -shape[1] :]

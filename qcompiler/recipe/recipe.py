@@ -42,6 +42,7 @@ WEIGHT_GRANULARITIES: Final = ("channel", "tensor")
 WEIGHT_CLIPS: Final = ("mse", "off")
 ATTENTIONS: Final = ("float", "int8", "fp8")
 IO_TYPES: Final = ("keep", "high-precision")
+DEVICES: Final = ("cpu", "cuda", "auto")
 OBJECTIVES: Final = ("share", "time", "size")
 PICKS: Final = ("fastest", "most-accurate", "knee")
 
@@ -130,6 +131,12 @@ class Recipe(check.Keys):
         "a Ray cluster that shares them instead: `auto`, or the address of its head node; the result does not depend "
         "on it",
         '"auto"',
+    )
+    device: str = check.option(
+        "cpu",
+        check.one_of(*DEVICES),
+        "where the model is run over the data for statistics: cpu: the same bytes on every machine; cuda: a GPU, by "
+        "onnxruntime-gpu; auto: a GPU where one works",
     )
     shard_size: str | None = check.option(
         None,

@@ -19,6 +19,7 @@ from qcompiler.ir import model as models
 from qcompiler.ir.made import let_go, solid
 from qcompiler.ir.weights import is_packed, to_tensor
 from qcompiler.runtime import fp8, plugins, randomness, schemas
+from qcompiler.runtime.device import CPU_PROVIDER, Device
 from qcompiler.runtime.memory import pool, readable, release_pages, take_from_pool
 from qcompiler.support.machine import available_processors
 from qcompiler.support.memory import room
@@ -52,7 +53,7 @@ _MISFITS = ("Required inputs", "Invalid Feed", "INVALID_ARGUMENT", "Got invalid 
 
 
 class Session:
-    """An ONNX Runtime session on the CPU over a model file, a `Model`, a graph or a proto.
+    """An ONNX Runtime session over a model file, a `Model`, a graph or a proto; on the CPU unless told otherwise.
 
     Weights of an in-memory graph are lent to ONNX Runtime, not serialized: they must outlive the session, which keeps
     a reference, and nobody may write to them. ONNX Runtime copies initializers that it is lent, so a quick session
@@ -70,9 +71,10 @@ class Session:
         profile: the beginning of the name of a file that lists every node that runs; None for no such file.
         older: where ONNX Runtime lacks the newest version of an operator, run the model in an older opset, if that says
             the same.
+        device: where it runs, and where outputs stay (see `runtime.device.OnDevice`); None for the CPU.
 
     Raises:
-        ModelError: ONNX Runtime refuses the model; the message has its reason.
+        ModelError: ONNX Runtime refuses the model; the message has its reason. Or it cannot use the device.
     """
 
     def __init__(
@@ -87,9 +89,11 @@ class Session:
         draw: int | None = 0,
         profile: Path | None = None,
         older: bool = True,
+        device: Device | None = None,
     ) -> None:
         import onnxruntime as ort
 
+        self._device = device
         options = ort.SessionOptions()
         options.log_severity_level = 4  # its errors arrive as exceptions; printed as well they would only be noise
         options.intra_op_num_threads = threads or available_processors()
@@ -111,13 +115,18 @@ class Session:
         if quick or not optimize or has_fp8:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
-            self._session = _open(content, options)
+            self._session = _open(content, options, device)
         except Exception as error:  # ONNX Runtime raises a class of its own for each kind of failure
             self._session = self._in_older(error, content, options, draw) if older else None
             if self._session is None:
                 refused = _refused(error, source, self._label)
                 refused.fed, refused.said = {}, reason(error)
                 raise refused from error
+        if device is not None and device.provider not in self._session.get_providers():
+            raise ModelError(
+                f"ONNX Runtime could not start its {device.provider} for {self._label}, and would run it on the CPU "
+                "without a word: see the GPU's memory and its driver, or leave --device out"
+            )
         release_pages(self._lent)
         # Where there is no room for all weights, each run reads its own and lets go of them
         kept = {name: one for name, one in self._fed.items() if isinstance(one, np.ndarray) and not room().tight}
@@ -167,7 +176,7 @@ class Session:
             if content is None:
                 return None
             try:
-                return _open(content, options)
+                return _open(content, options, self._device)
             except Exception as again:  # see above
                 lacking = _NO_KERNEL.search(str(again))
         return None
@@ -178,7 +187,7 @@ class Session:
         return described(value for value in self._session.get_inputs() if value.name not in self._fed)
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Runs once and returns the outputs by name.
+        """Runs once and returns the outputs by name; on a device, as of `Device.run`.
 
         Raises:
             DataError: the feeds do not fit the graph.
@@ -205,7 +214,11 @@ class Session:
 
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         try:
-            values = self._session.run(self.outputs, {**feeds, **self._given})
+            given = {**feeds, **self._given}
+            if self._device is None:
+                values = self._session.run(self.outputs, given)
+            else:
+                values = self._device.run(self._session, self.outputs, given)
         except Exception as error:  # see above
             text = reason(error)
             clash = _clash(self.inputs, feeds) if _REUSED in text else ""
@@ -256,17 +269,19 @@ def described(values: Iterable[Any]) -> dict[str, tuple[np.dtype[Any] | None, Sh
     }
 
 
-def _open(content: str | bytes, options: Any) -> Any:
+def _open(content: str | bytes, options: Any, device: Device | None) -> Any:
     """The session; without its change from INT8 to UINT8 where that is what fails (onnxruntime#25526, open in 1.31)."""
     import onnxruntime as ort
 
+    providers = [CPU_PROVIDER] if device is None else device.providers
+    options.use_deterministic_compute = device is not None
     try:
-        return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(content, options, providers=providers)
     except Exception as error:  # a class of its own for each kind of failure
         if "output_dtype INT8 does not match" not in str(error):
             raise
     options.add_session_config_entry("session.qdqisint8allowed", "1")
-    return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(content, options, providers=providers)
 
 
 def _in_last_opset_before(content: bytes, since: int) -> bytes | None:

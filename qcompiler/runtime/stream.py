@@ -25,6 +25,7 @@ from qcompiler.ir import model as models
 from qcompiler.ir.made import Held
 from qcompiler.ir.signature import Feeds, Inputs
 from qcompiler.runtime import chain, randomness, segments
+from qcompiler.runtime.device import Device
 from qcompiler.runtime.session import Session, Source
 from qcompiler.runtime.shapes import inferred_shapes
 from qcompiler.support.memory import put_down, room
@@ -159,6 +160,7 @@ class Stream:
         threads: inside an operator; 0 for one per processor.
         budget: bytes of a part; one tensor at least is fetched, whatever it takes.
         takes: bytes of what is learned of each tensor, which then counts in place of the tensor itself.
+        device: where it runs, and where what is fetched stays, as of `Session`; None for the CPU.
     """
 
     def __init__(
@@ -171,11 +173,12 @@ class Stream:
         threads: int = 0,
         budget: int = BUDGET,
         takes: Mapping[str, int] | None = None,
+        device: Device | None = None,
     ) -> None:
         fed = _fed(source)
         names = list(dict.fromkeys(tensors))
         self._source, self._budget, self._takes = source, budget, takes
-        self._options: dict[str, Any] = {"optimize": optimize, "quick": quick, "threads": threads}
+        self._options: dict[str, Any] = {"optimize": optimize, "quick": quick, "threads": threads, "device": device}
         self._fed = [name for name in names if name in fed]
         self._tapped = [name for name in names if name not in fed]
         self._planned = 0  # bytes of the feed that it was cut for
@@ -239,7 +242,7 @@ class Stream:
             for one, (index, feed) in enumerate(feeds):
                 found = _fed_from(session, segment, feed, held[one])
                 known = {**held[one], **found}
-                held[one] = {name: put_down(value) for name, value in known.items() if name in needed}
+                held[one] = {name: put_down(np.asarray(value)) for name, value in known.items() if name in needed}
                 given = {name: feed[name] for name in (() if at else self._fed)}
                 values = {**given, **{name: found[name] for name in segment.tensors}}
                 del found, known
@@ -288,11 +291,11 @@ class Stream:
         proto = chain.with_types(proto)
         tapped = {name: sizes.get(name, 0) for name in self._tapped}
         plan = chain.pieces(proto, self._tapped, chain.starts(proto, weights, tapped, self._budget))
-        threads = self._options["threads"]
+        threads, device = self._options["threads"], self._options["device"]
         self._whole = None
         alone = segments.extract(randomness.held(proto, 0), weights, plan)
         self._pieces = [
-            (one, Session(part, quick=True, pooled=True, threads=threads, draw=None))
+            (one, Session(part, quick=True, pooled=True, threads=threads, draw=None, device=device))
             for one, part in zip(plan, alone, strict=True)
         ]
 

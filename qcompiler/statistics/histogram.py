@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler.data.padding import Padding
+from qcompiler.statistics import on_device
 from qcompiler.support.compiled import Loop
 
 if TYPE_CHECKING:
@@ -128,6 +129,23 @@ class Histogram:
             self._extend(chunk)
         self.count += flat.size
         self._drain(scratch)
+
+    def add(self, counts: NDArray[np.uint64], low: float, high: float, elements: int) -> None:
+        """Adds what somebody else has counted.
+
+        Args:
+            counts: elements by bucket, uint64 [65536], those that are zero or not finite included.
+            low: smallest finite value; infinite without one.
+            high: largest; minus infinity without one.
+            elements: how many were counted.
+        """
+        filled = np.flatnonzero(counts.reshape(_OCTAVES, _PER_OCTAVE).any(axis=1))
+        if not filled.size:
+            return
+        first, last = int(filled[0]), int(filled[-1])
+        self._take(first, counts.reshape(_OCTAVES, _PER_OCTAVE)[first : last + 1].copy())
+        self._low, self._high = min(self._low, low + 0.0), max(self._high, high + 0.0)
+        self.count += elements
 
     def digest(self) -> bytes:
         """A hash of all that was seen: equal for histograms that are equal, 16 bytes."""
@@ -293,10 +311,14 @@ class Histogram:
         span = slice(first * _PER_OCTAVE, (last + 1) * _PER_OCTAVE)
         rows = scratch.planes[:, span].sum(axis=0, dtype=np.uint64).reshape(-1, _PER_OCTAVE)
         scratch.clear()
+        self._take(first, rows)
+
+    def _take(self, first: int, rows: NDArray[np.uint64]) -> None:
+        """Adds rows of octaves, of which those that are zero or not finite are taken out here."""
         if first == 0:
             self.zeros += int(rows[0, 0])
             rows[0, 0] = 0
-        if last == _NONFINITE_OCTAVE:
+        if first + len(rows) - 1 == _NONFINITE_OCTAVE:
             self.nonfinite += int(rows[-1].sum())
             rows[-1] = 0
         self._add(first, rows)
@@ -340,9 +362,14 @@ class Histograms:
         """Counts those that are in the part; padding does not count."""
         padding = Padding(part.feed)
         for name, histogram in self.found.items():
-            if name in part.values:
-                value = np.asarray(part.values[name])
+            if name not in part.values:
+                continue
+            value = on_device.held(part.values[name])
+            if isinstance(value, np.ndarray):
                 histogram.update(padding.keep(value) if padding else value)
+            else:
+                keep = padding.spread(value.shape) if padding else None
+                histogram.add(*on_device.buckets(value, keep, _SHIFT, _BUCKETS))
 
     def merge(self, other: Histograms) -> None:
         """Adds what another one has counted of the same tensors, in any order."""

@@ -27,6 +27,7 @@ from qcompiler.data.source import Source
 from qcompiler.data.spread import Spreads
 from qcompiler.ir import model as models
 from qcompiler.ir.signature import Feeds
+from qcompiler.runtime.device import Device
 from qcompiler.runtime.finite import refuse_not_finite
 from qcompiler.runtime.stream import BUDGET, Part, Stream, fill
 from qcompiler.statistics.evidence import Flags, Lack
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 Advance = Callable[[int], None]
 SHARD_FEEDS = 16  # that are looked at together; what a killed run does again, and what a worker is handed
 SHARD_BYTES = 64 << 20  # of feeds, from which on a shard is full
+DEVICE_BUDGET = 1 << 30  # of tensors that lie on a device at a time
 OVERLAP_BYTES = 64 << 20  # activations of a run above which the next one waits until they are counted and freed
 
 
@@ -134,15 +136,25 @@ class Looking:
         expected: as of `observe`.
         threads: inside an operator.
         budget: as of `observe`.
+        device: as of `observe`.
     """
 
     def __init__(
-        self, model: models.Model, points: Points, axes: BatchAxes, expected: int, threads: int, budget: int
+        self,
+        model: models.Model,
+        points: Points,
+        axes: BatchAxes,
+        expected: int,
+        threads: int,
+        budget: int,
+        device: Device | None = None,
     ) -> None:
         self._tapped = Tapped(model, points.ranges) if points.ranges else None
         source = model if self._tapped is None else self._tapped.graph
         ends = () if self._tapped is None else self._tapped.accumulator().tensors
-        self._worker = _Worker(model, Stream(source, [*points.tensors, *ends], threads=threads, budget=budget))
+        budget = budget if device is None else max(budget, DEVICE_BUDGET)
+        stream = Stream(source, [*points.tensors, *ends], threads=threads, budget=budget, device=device)
+        self._worker = _Worker(model, stream)
         self._new = partial(_Statistics, points, axes, expected, self._tapped)
 
     def __call__(self, shard: Shard) -> _Statistics:
@@ -169,6 +181,7 @@ def observe(
     threads: int = 0,
     advance: Advance | None = None,
     budget: int = BUDGET,
+    device: Device | None = None,
 ) -> Observations:
     """Runs every feed of `source` through the model and fills all the statistics that are wanted.
 
@@ -186,6 +199,7 @@ def observe(
         threads: inside an operator; 0 for one per processor.
         advance: called with the number of feeds done since the last call.
         budget: bytes of the tensors that are fetched at a time, as of `stream.Stream`.
+        device: where the model is run and, where torch is, its tensors are counted; None for the CPU.
 
     Raises:
         DataError: a feed does not fit the model, or is not finite.
@@ -209,7 +223,7 @@ def observe(
             counter.passed(shard)
     else:
         asked = (shard for shard in shards if tapped is not None or not shard.extremes or counter.passed(shard))
-        shared = (model, points, axes, expected, threads or available_processors(), budget)
+        shared = (model, points, axes, expected, threads or available_processors(), budget, device)
         for found in each("shard", Looking, shared, counter.noting(asked)):
             seen.merge(found)
             counter.looked()
@@ -376,7 +390,7 @@ class _Worker:
         What an output shows of it is an error. What the model means so or guards against, such as scores that are
         masked, is not.
         """
-        arrays = {name: part.values[name].astype(np.float32) for name in odd}
+        arrays = {name: np.asarray(part.values[name], np.float32) for name in odd}
         kinds = {(name, "nan") for name, array in arrays.items() if np.isnan(array).any()}
         kinds |= {(name, "infinity") for name, array in arrays.items() if np.isinf(array).any()}
         if kinds - self._guarded:

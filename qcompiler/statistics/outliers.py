@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from qcompiler.data.samples import fingerprint
 from qcompiler.ir.signature import Feeds
+from qcompiler.statistics import on_device
 from qcompiler.statistics.histogram import Histogram
 from qcompiler.statistics.maxima import maxima
 
@@ -181,19 +182,19 @@ class Outliers:
         """Adds all samples of an array.
 
         Args:
-            value: finite floats of any shape that has the axis.
+            value: finite floats of any shape that has the axis, also as a tensor of torch.
             tokens: what the feed tells of the positions; None for an array in which axis 0 counts samples.
             compiled: True or False forces the numba or the numpy way, which are equal to the bit; None takes numba for
                 large arrays where it is installed.
         """
-        if not value.size:
+        if not math.prod(value.shape):
             return
         value, first = _arranged(value, self.axis, tokens)
         tokens = tokens or Tokens({})
         samples, positions = len(value), value.shape[2 if first else 1]
         mask = tokens.mask((samples, positions))
         if first and mask is not None:
-            value, first = np.moveaxis(value, 1, -1), False
+            value, first = on_device.moved(value, 1, -1), False
         folds = [tokens.fold(index, samples) for index in range(samples)]
         peaks, channels = _peaks(value, first, mask, folds, compiled)
         self._widen(channels)
@@ -262,7 +263,7 @@ class Outliers:
                 float(peaks[position]),
                 name(),
                 position,
-                int(np.abs(sample[position]).astype(np.float32).argmax()),
+                int(np.abs(on_device.on_host(sample[position])).astype(np.float32).argmax()),
                 None if ids is None else int(ids[position]),
             )
             for position in _largest(peaks)
@@ -304,7 +305,7 @@ class AllOutliers:
             samples = () if self._split is None else list(self._split(part.feed))
             self._tokens = part.index, Tokens(part.feed, samples)
         for name in here:
-            self.found[name].update(np.asarray(part.values[name]), self._tokens[1])
+            self.found[name].update(on_device.held(part.values[name]), self._tokens[1])
 
     def __getstate__(self) -> dict[str, object]:
         """What was seen, without how it is looked at."""
@@ -395,16 +396,16 @@ def top_tokens(tokens: Iterable[Token]) -> list[dict[str, Any]]:
 def _arranged(value: NDArray[Any], axis: int, tokens: Tokens | None) -> tuple[NDArray[Any], bool]:
     """The array as [samples, positions, channels]; with True as [samples, channels, positions], read as it lies."""
     if value.ndim <= 2:
-        last = np.moveaxis(np.atleast_1d(value), axis, -1)
+        last = on_device.moved(value if value.ndim else value.reshape(1), axis, -1)
         count = math.prod(last.shape[:-1])
         return last.reshape(1 if tokens is None else tokens.split(count), -1, last.shape[-1]), False
     samples = len(value) if tokens is None else tokens.among(_positions(value.shape, axis))
     if samples != len(value):
-        last = np.moveaxis(value, axis, -1)
+        last = on_device.moved(value, axis, -1)
         return last.reshape(samples, -1, last.shape[-1]), False
     if axis % value.ndim == 1:
         return value.reshape(len(value), value.shape[1], -1), True
-    last = np.moveaxis(value, axis, -1)
+    last = on_device.moved(value, axis, -1)
     return last.reshape(len(last), -1, last.shape[-1]), False
 
 
@@ -417,6 +418,8 @@ def _peaks(
     value: NDArray[Any], first: bool, mask: NDArray[np.bool_] | None, folds: Sequence[int], compiled: bool | None
 ) -> tuple[NDArray[np.float32], _Bits]:
     """Largest |x| of each position, float32 [samples, positions], zero where masked, and of each fold's channels."""
+    if not isinstance(value, np.ndarray):
+        return on_device.peaks(value, first, mask, folds, FOLDS)
     samples, positions, width = (len(value), value.shape[2], value.shape[1]) if first else value.shape
     peaks, channels = np.zeros((samples, positions), np.uint32), np.zeros((FOLDS, width), np.uint32)
     for index, fold in enumerate(folds):

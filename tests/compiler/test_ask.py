@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import pytest
 
 from qcompiler.compiler.ask import SLOW_FP8, Asked, ask
@@ -41,6 +42,16 @@ def test_only_precisions_with_activations_look_for_layers(
     found = asked(tmp_path, precision=precision)
     assert found.promise.asks is quantizes
     assert found.load.scope.quantizes is layers
+
+
+def test_a_gpu_that_cannot_be_used_is_refused_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    assert asked(tmp_path).observe.device is None
+    assert asked(tmp_path, device="auto").observe.device is None
+    with pytest.raises(UsageError, match="--device cuda: ONNX Runtime"):
+        asked(tmp_path, device="cuda")
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,16 @@ def test_without_such_a_mask_nothing_is(feed: dict[str, np.ndarray[tuple[int, ..
     padding = Padding(feed)
     assert not padding
     assert padding.keep(X) is X
+    assert padding.spread(X.shape) is None
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4), (6, 4), (2, 5, 3, 4), (2, 3), (2, 2, 5), (7, 3, 4), (4,), ()])
+def test_a_mask_that_is_spread_keeps_the_same(shape: tuple[int, ...]) -> None:
+    padding, x = Padding({"attention_mask": MASK}), np.arange(np.prod(shape, dtype=int), dtype=np.float32)
+    x = x.reshape(shape)
+    mask = padding.spread(shape)
+    kept = x if mask is None else x[np.broadcast_to(mask, shape)]
+    assert sorted(kept.reshape(-1)) == sorted(padding.keep(x).reshape(-1))
 
 
 def test_other_shapes_stay_whole() -> None:

@@ -15,6 +15,7 @@ from qcompiler.data.source import open_source
 from qcompiler.errors import DataError, ModelError
 from qcompiler.ir import model as models
 from qcompiler.ir.signature import Feeds, Inputs
+from qcompiler.runtime.device import Device
 from qcompiler.statistics.histogram import Histogram
 from qcompiler.statistics.observe import Observations, histograms, observe, peaks
 from qcompiler.statistics.outliers import Outliers, Tokens
@@ -227,6 +228,19 @@ def test_ranges_alone_fetch_no_tensor(loaded: models.Model) -> None:
     assert list(found.ranges) == ["a", "c"]
     assert found.ranges["c"].low == -np.inf  # the logarithm of 0, which is no error where no histogram is wanted
     assert not found.histograms
+
+
+def test_on_a_device_the_same_is_found(loaded: models.Model) -> None:
+    """The host's memory stands for a GPU: outputs are bound, and torch counts them where they lie."""
+    pytest.importorskip("torch")
+    points = Points.of(histograms=["x", "a", "b", "c"], outliers={"a": -1, "b": -1}, rows={"b": -1}, ranges=["a", "b"])
+    source = open_source(feeds(), INPUTS, batch=4).along(AXES)
+    here, there = (observe(loaded, points, source, axes=AXES, device=one) for one in (None, Device("cpu")))
+    assert there.histograms == here.histograms
+    assert there.histograms["c"].nonfinite  # of which the outputs show infinities
+    assert there.outliers == here.outliers
+    assert there.ranges == here.ranges
+    assert all(np.array_equal(there.rows[name].values, one.values) for name, one in here.rows.items())
 
 
 def test_peaks_are_those_of_the_histograms(loaded: models.Model) -> None:

@@ -14,8 +14,9 @@ from qcompiler.planning.placement import candidates
 from qcompiler.planning.recorded import Recorded
 from qcompiler.planning.search import evidence
 from qcompiler.planning.search.watch import Watch
+from qcompiler.runtime.device import CPU_PROVIDER, Device
 from qcompiler.runtime.memory import return_freed_memory
-from qcompiler.statistics import outliers, residual
+from qcompiler.statistics import on_device, outliers, residual
 from qcompiler.statistics.observe import Observations
 from qcompiler.statistics.observe import observe as measure
 from qcompiler.statistics.timed import KEPT as KEPT_FEEDS  # for the safety net, the ranges and the comparison
@@ -36,11 +37,13 @@ class ObserveOptions:
         ranges: ranges of activations are chosen from it.
         replayed: the front of an earlier compilation, which must have been made with the same data; None where there is
             none.
+        device: where the model is run for it; None for the CPU.
     """
 
     samples: int | None
     ranges: bool = True
     replayed: Recorded | None = None
+    device: Device | None = None
 
 
 @stage()
@@ -62,7 +65,7 @@ def observe(run: Compilation, subject: Subject, watch: Watch, options: ObserveOp
     with run.working(options.samples) as advance:
         seen = run.item(  # what is asked of the data may be the same for another target
             "look",
-            (subject.model, points, parts, subject.axes, KEPT_FEEDS),
+            (subject.model, points, parts, subject.axes, KEPT_FEEDS, options.device),
             lambda: measure(
                 subject.model,
                 points,
@@ -74,6 +77,7 @@ def observe(run: Compilation, subject: Subject, watch: Watch, options: ObserveOp
                 each=run.each,
                 threads=run.threads,
                 advance=advance,
+                device=options.device,
             ),
         )
     return_freed_memory()
@@ -90,6 +94,7 @@ def observe(run: Compilation, subject: Subject, watch: Watch, options: ObserveOp
             "feeds": seen.feeds,
             "fingerprint": str(seen.fingerprint),
             "parts": subject.parts.to_json(),
+            **_measured_on(options.device),
             **subject.samples.details,
         },
         "outliers": standing_out,
@@ -97,6 +102,13 @@ def observe(run: Compilation, subject: Subject, watch: Watch, options: ObserveOp
     }
     after = _weighed(run, subject, seen, options)
     return Done(after.with_(measured=subject.model, standing_out=standing_out), record)
+
+
+def _measured_on(device: Device | None) -> dict[str, str]:
+    """What ran the model, and what counted its tensors."""
+    if device is None:
+        return {"provider": CPU_PROVIDER}
+    return {"provider": device.provider, "gpu": device.gpu, "counted_with": on_device.counts_with(device)}
 
 
 def foreseen(known: Timed, watch: Watch) -> Foreseen:

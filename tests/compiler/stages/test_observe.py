@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from qcompiler.compiler.stages.observe import ObserveOptions, observe
+from qcompiler.runtime.device import Device
 from tests.kit.cases import SAMPLES, Case, prepared
 from tests.kit.subjects import before
 
@@ -22,6 +24,24 @@ def test_everything_that_anybody_will_ask_about_is_measured(tmp_path: Path, work
     assert (len(after.seen.kept), len(after.seen.held)) == (14, 5)  # the other 5 of 24 judge
     assert standing.run.records["data"]["feeds"] == SAMPLES
     assert not standing.subject.seen.histograms  # what was handed on stays as it was
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_ran_the_model_is_recorded_and_changes_nothing_else(tmp_path: Path, workers: int) -> None:
+    """The host's memory stands for a GPU."""
+    pytest.importorskip("torch")
+    standing = before("observe", prepared(tmp_path, "conv"), workers=workers)
+    asked = standing.asked.observe
+    plain = standing.run(observe, standing.subject, standing.asked.watch, asked)
+    assert standing.run.records["data"]["provider"] == "CPUExecutionProvider"
+    bound = dataclasses.replace(asked, device=Device("cpu", gpu="a stand-in"))
+    after = standing.run(observe, standing.subject, standing.asked.watch, bound)
+    record = standing.run.records["data"]
+    assert (record["provider"], record["gpu"]) == ("CPUExecutionProvider", "a stand-in")
+    assert record["counted_with"].startswith("torch ")
+    assert after.seen.histograms == plain.seen.histograms
+    assert after.seen.outliers == plain.seen.outliers
+    assert after.seen.ranges == plain.seen.ranges
 
 
 def test_shapes_are_those_of_the_batches_that_were_asked_for(tmp_path: Path) -> None:
