@@ -188,7 +188,14 @@ class Compilation:
             inputs: all that the item depends on, and nothing else.
             make: the work; what it returns is not changed afterwards.
         """
-        name, key = f"{self._running}.{name}", None
+        return self._kept(f"{self._running}.{name}", inputs, make)
+
+    def figure(self, name: str, inputs: Sequence[object], make: Callable[[], T]) -> T:
+        """The same for what several stages ask for, whichever asks first: see `support.each.Keep`."""
+        return self._kept(f"figure.{name}", inputs, make)
+
+    def _kept(self, name: str, inputs: Sequence[object], make: Callable[[], T]) -> T:
+        key = None
         if self.cache is not None:
             with suppress(TypeError):  # as in `_key`
                 key = digest((name, tuple(inputs)))

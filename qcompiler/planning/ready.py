@@ -25,6 +25,7 @@ from qcompiler.planning.search import evidence, outputs, safety_net, weight_rang
 from qcompiler.planning.search.offers import given_scales, offered_uses
 from qcompiler.planning.search.safety_net import FEW
 from qcompiler.planning.search.take import Pinned
+from qcompiler.planning.simulation.noise import keep_trials
 from qcompiler.planning.simulation.simulator import Grids, Simulation, Use, formats_of
 from qcompiler.recipe.budget import LEAST_RUN, budget_of, seconds_of
 from qcompiler.runtime.shapes import concrete_shapes
@@ -33,6 +34,7 @@ from qcompiler.statistics.evidence import Lack
 from qcompiler.statistics.histogram import Histogram
 from qcompiler.statistics.observe import Observations, peaks
 from qcompiler.statistics.timed import Timed
+from qcompiler.support.each import Keep
 from qcompiler.support.foreseen import Foreseen
 from qcompiler.target import DType, Target
 from qcompiler.verification.metrics.halves import MetricHalves
@@ -144,6 +146,8 @@ def prepared(
     options: Planning,
     target: Target,
     pinned: Pinned | None = None,
+    *,
+    keep: Keep | None = None,
 ) -> Ready:
     """Small layers out, formats and ranges on offer, the session made; arguments as of `make_plan`."""
     asked = (model, layers, observed, options, target)
@@ -173,6 +177,8 @@ def prepared(
     few = observed.choosing[: safety_net.enough(shapes, offers, 1, FEW)]
     given = given_scales(layers.found, per_channel=options.per_channel)
     simulation = _simulation(model, large, offers, grids, given, observed, views, few, options)
+    if simulation is not None:
+        keep_trials(simulation, keep)
     return Ready(asked, observed, shapes, macs, views, large, offers, spelled, grids, given, few, simulation)
 
 

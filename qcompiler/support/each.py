@@ -1,8 +1,11 @@
-"""The same work on many items: in turn here, or wherever whoever is handed over as `Each` has it done."""
+"""The same work on many items: in turn here, or wherever whoever is handed over as `Each` has it done.
+
+And work that need not be done where somebody has done it before: whoever is handed over as `Keep` knows.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 I_contra = TypeVar("I_contra", contravariant=True)
@@ -23,6 +26,19 @@ class Each(Protocol):
             begin: importable by its name; called with `shared`, it gives the function of one item.
             shared: what all items need. Values, no sessions and no closures: they may cross to another machine.
             items: values as well; read as they are needed.
+        """
+
+
+class Keep(Protocol):
+    """Keeps results of pieces of work, also beyond the end of the process."""
+
+    def __call__(self, name: str, inputs: Sequence[object], make: Callable[[], T]) -> T:
+        """The result, made or at hand.
+
+        Args:
+            name: of this kind of work, wherever it is asked for.
+            inputs: values; all that the result depends on.
+            make: the work; what it returns is not changed afterwards.
         """
 
 

@@ -164,7 +164,8 @@ def _standing(
     if planning.dynamic:
         return _Climbed(done, after, None, done.runs, kept=False)
     with run.working():
-        ready = prepared(opened(after.model, after.layers.found), after.layers, after.seen, planning, target)
+        model = opened(after.model, after.layers.found)
+        ready = prepared(model, after.layers, after.seen, planning, target, keep=run.figure)
         if ready.simulation is None:
             return _Climbed(done, after, None, done.runs, kept=False)
         climb = Climb(ready, ready.simulation, planning)

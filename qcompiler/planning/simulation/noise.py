@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -12,7 +14,8 @@ import numpy as np
 from qcompiler.ir.signature import Feeds
 from qcompiler.judge.noise import Expected, Tally, compared, shares_of
 from qcompiler.judge.views import View
-from qcompiler.planning.simulation.simulator import Simulator, Use, Uses
+from qcompiler.planning.simulation.simulator import Simulation, Simulator, Use, Uses
+from qcompiler.support.each import Keep
 from qcompiler.target import DType
 
 if TYPE_CHECKING:
@@ -22,7 +25,27 @@ Advance = Callable[[int], None]
 _Sample = tuple[Feeds, Expected]  # inputs, what the float model gives
 _Plan = tuple[tuple[str, Use], ...]
 
+WORTH_KEEPING = 0.01  # seconds of a run: to look whether it is kept, and to keep it, takes half a thousandth
 MOST_ELEMENTS = 65_536  # of a view of one sample that products of errors look at: more tell nothing new
+
+
+@dataclass(frozen=True, eq=False)
+class _About:
+    """All that a run of a simulator depends on but for the sample and the plan; a value of its own is hashed once."""
+
+    simulation: tuple[object, ...]
+
+    @staticmethod
+    def of(one: Simulation) -> _About:
+        views = one.simulator.views
+        return _About((one.model, one.groups, one.offers, tuple(one.feeds), one.grids, one.scales, views))
+
+
+@dataclass(frozen=True, eq=False)
+class _Hashed:
+    """A sample, hashed once."""
+
+    feed: Feeds
 
 
 @dataclass
@@ -32,13 +55,48 @@ class _Told:
     Attributes:
         samples: what the float model gives for each feed.
         errors: sums of squared errors of each view, by the feed and what was quantized.
+        keep: knows what earlier compilations have run; None where nothing is kept.
+        about: what runs are kept under.
+        hashed: the samples, as they are a part of that.
+        seconds: of a float run, the shortest so far.
     """
 
     samples: dict[int, _Sample] = field(default_factory=dict)
     errors: dict[tuple[int, _Plan], Mapping[View, float]] = field(default_factory=dict)
+    keep: Keep | None = None
+    about: _About | None = None
+    hashed: dict[int, _Hashed] = field(default_factory=dict)
+    seconds: float = math.inf
+
+    def ran(self, simulator: Simulator, feed: Feeds, uses: Uses) -> Mapping[View, float]:
+        """The errors of a plan on a sample that is known in float."""
+        expected = self.samples[id(feed)][1]
+
+        def run() -> tuple[float, ...]:
+            return tuple(expected.errors(simulator.run(feed, uses)).values())
+
+        if self.keep is None or self.seconds < WORTH_KEEPING:
+            found = run()
+        else:
+            sample = self.hashed.setdefault(id(feed), _Hashed(feed))
+            found = self.keep("trial", (self.about, sample, _spelled(uses)), run)
+        return dict(zip(expected.signals, found, strict=True))
 
 
 _TOLD: WeakKeyDictionary[Simulator, _Told] = WeakKeyDictionary()  # as long as the simulator lives
+
+
+def keep_trials(simulation: Simulation, keep: Keep | None) -> None:
+    """Has the runs of a simulation kept, each by itself, so that a search goes on that was killed or has another goal.
+
+    Runs that are over before they could be looked up are not.
+
+    Args:
+        simulation: that is searched with.
+        keep: knows what was run before; None for nobody.
+    """
+    told = _TOLD.setdefault(simulation.simulator, _Told())
+    told.keep, told.about = keep, _About.of(simulation)
 
 
 def expected_of(simulator: Simulator, feed: Feeds, advance: Advance | None = None) -> Expected:
@@ -53,7 +111,10 @@ def expected_of(simulator: Simulator, feed: Feeds, advance: Advance | None = Non
     """
     told = _TOLD.setdefault(simulator, _Told())
     if id(feed) not in told.samples:
-        told.samples[id(feed)] = feed, Expected.of(simulator.views, simulator.run(feed, {}), feed)
+        started = time.perf_counter()
+        reference = simulator.run(feed, {})
+        told.seconds = min(told.seconds, time.perf_counter() - started)
+        told.samples[id(feed)] = feed, Expected.of(simulator.views, reference, feed)
         if advance is not None:
             advance(1)
     return told.samples[id(feed)][1]
@@ -68,13 +129,19 @@ def errors_of(simulator: Simulator, feed: Feeds, uses: Uses, advance: Advance | 
         uses: how the groups are quantized that are.
         advance: called with 1 for each run.
     """
-    expected, told = expected_of(simulator, feed, advance), _TOLD[simulator]
+    expected_of(simulator, feed, advance)
+    told = _TOLD[simulator]
     key = id(feed), _plan(uses)
     if key not in told.errors:
-        told.errors[key] = expected.errors(simulator.run(feed, uses))
+        told.errors[key] = told.ran(simulator, feed, uses)
         if advance is not None:
             advance(1)
     return told.errors[key]
+
+
+def _spelled(uses: Uses) -> str:
+    """A plan as one text, which is hashed at once."""
+    return "\n".join(f"{name!r} {use.dtype} {float(use.amax)!r}" for name, use in _plan(uses))
 
 
 def _plan(uses: Uses) -> _Plan:

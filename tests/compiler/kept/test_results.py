@@ -21,6 +21,8 @@ from qcompiler.compiler.compile import CompileResult, quantize
 from qcompiler.compiler.kept import results as kept
 from qcompiler.compiler.kept.results import Results
 from qcompiler.compiler.kept.store import Store
+from qcompiler.planning.simulation import noise
+from qcompiler.planning.simulation.simulator import Simulator
 from qcompiler.recipe.recipe import Recipe
 from tests.kit.cases import Case, prepared
 from tests.kit.manifests import settled
@@ -110,6 +112,33 @@ def test_another_gpu_asks_again_only_what_it_changes(
     assert settled(again.manifest)["plan"] == settled(fresh.manifest)["plan"]
     assert ("calibrate" in again.manifest["reused"]) == ("calibrate" in reused or precision == "int4-weight")
     assert first.manifest["target"] != again.manifest["target"]
+
+
+def test_a_search_that_was_ended_goes_on_behind_its_last_run(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(noise, "WORTH_KEEPING", 0.0)
+    asked: dict[str, Any] = {"min_sqnr": 36.0}
+    fresh = compiled(case, tmp_path / "none", "fresh", **asked)
+    run, runs = Simulator.run, list[int]()
+
+    def ended(self: Simulator, *given: Any) -> Any:
+        runs.append(1)
+        if len(runs) == 20:
+            raise KeyboardInterrupt
+        return run(self, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Simulator, "run", ended)
+        with pytest.raises(KeyboardInterrupt):
+            compiled(case, tmp_path / "cache", "m", **asked)
+    again = compiled(case, tmp_path / "cache", "m", **asked)
+    assert again.manifest["reused"]["figure.trial"] > 0
+    assert (case.out / "m.qdq.onnx").read_bytes() == (case.out / "fresh.qdq.onnx").read_bytes()
+    plain = settled(fresh.manifest)
+    assert {key: settled(again.manifest)[key] for key in ("plan", "safety", "rungs")} == {
+        key: plain[key] for key in ("plan", "safety", "rungs")
+    }
 
 
 def test_where_a_metric_of_the_user_judges_only_the_rest_is_reused(case: Case, tmp_path: Path) -> None:

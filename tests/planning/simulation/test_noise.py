@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
 import pytest
 
+from qcompiler.compiler.content import digest
+from qcompiler.ir.gs_classes import Graph
+from qcompiler.ir.model import Model
 from qcompiler.ir.signature import Feeds
 from qcompiler.judge.views import Role, View
-from qcompiler.planning.simulation.noise import MOST_ELEMENTS, Measure
-from qcompiler.planning.simulation.simulator import Simulator, Use
+from qcompiler.planning.simulation import noise
+from qcompiler.planning.simulation.bias import Shifts
+from qcompiler.planning.simulation.noise import MOST_ELEMENTS, Measure, keep_trials
+from qcompiler.planning.simulation.simulator import Grids, Simulation, Simulator, Use
 from qcompiler.target import DType
 
 WHOLE, NARROW = Use(DType.INT8, 4.0), Use(DType.INT8, 1.0)
@@ -155,3 +160,53 @@ def test_what_another_one_has_run_on_the_same_simulator_is_not_run_again_and_cou
     other, fresh = measured(samples)
     assert other.noise({"x": WHOLE}) == known
     assert len(fresh.asked) == 6  # and so is another simulator
+
+
+class Kept:
+    """Keeps by the content of the question, as a compilation does; remembers what had to be made."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, Any] = {}
+        self.made = 0
+
+    def __call__(self, name: str, inputs: Sequence[object], make: Callable[[], Any]) -> Any:
+        key = digest((name, tuple(inputs)))
+        if key not in self.known:
+            self.known[key], self.made = make(), self.made + 1
+        return self.known[key]
+
+
+def kept(keep: Kept, samples: list[Feeds], scale: float = 1.0) -> tuple[Measure, Doubling]:
+    simulator = Doubling()
+    scales = {"n": np.full(1, scale, np.float32)}
+    shifts = cast(Shifts, None)
+    whole = Simulation(
+        Model(Graph(), {}, None, 8), {}, {}, samples, Grids(), scales, shifts, cast(Simulator, simulator)
+    )
+    keep_trials(whole, keep)
+    return Measure(whole.simulator, samples, 1, None), simulator
+
+
+def test_what_an_earlier_search_has_run_is_not_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(noise, "WORTH_KEEPING", 0.0)
+    keep, plan = Kept(), {"x": WHOLE}
+    first, _ = kept(keep, feeds(4, 4))
+    found = first.noises(plan)
+    assert keep.made == 2  # a sample each
+    again, simulator = kept(keep, feeds(4, 4))
+    assert np.array_equal(again.noises(plan), found)
+    assert (keep.made, again.runs) == (2, first.runs)
+    assert simulator.asked == [{}, {}]
+    for other in (kept(keep, feeds(4, 5))[0], kept(keep, feeds(4, 4), scale=2.0)[0]):
+        other.noises(plan)
+    assert (
+        keep.made == 2 + 1 + 2 + 1
+    )  # the other sample and, of both, what biases are corrected by, are another question
+    again.noises({"x": NARROW})
+    assert keep.made == 8
+
+
+def test_runs_that_are_over_at_once_are_not_looked_up() -> None:
+    keep = Kept()
+    kept(keep, feeds(4, 4))[0].noises({"x": WHOLE})
+    assert keep.made == 0
