@@ -27,7 +27,7 @@ from qcompiler.compiler.workers.opened import Workers
 from qcompiler.errors import EquivalenceError
 from qcompiler.passes.base import Report
 from qcompiler.runtime.memory import trim
-from qcompiler.support.each import I, in_turn
+from qcompiler.support.each import I, Others, in_turn
 from qcompiler.support.outlook import Outlook
 from qcompiler.support.progress import Progress, silent
 from qcompiler.verification.blame import blaming
@@ -193,6 +193,11 @@ class Compilation:
     def figure(self, name: str, inputs: Sequence[object], make: Callable[[], T]) -> T:
         """The same for what several stages ask for, whichever asks first: see `support.each.Keep`."""
         return self._kept(f"figure.{name}", inputs, make)
+
+    @property
+    def others(self) -> Others:
+        """Who else may have run what a search runs, or may run it."""
+        return Others(self.figure, None if self.workers is None else self.each)
 
     def _kept(self, name: str, inputs: Sequence[object], make: Callable[[], T]) -> T:
         key = None

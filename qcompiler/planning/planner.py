@@ -35,7 +35,7 @@ from qcompiler.planning.simulation.simulator import Grids, Simulation, Use
 from qcompiler.recipe.budget import runs_for
 from qcompiler.recipe.tables import QfemTable, SafetyTable
 from qcompiler.statistics.observe import Observations
-from qcompiler.support.each import Keep
+from qcompiler.support.each import Others
 from qcompiler.target import DType, Target
 from qcompiler.verification.metrics.halves import MetricHalves
 from qcompiler.verification.verdict import DOUBTFUL_DB
@@ -61,7 +61,7 @@ def make_plan(
     scores: qfem.Scores = qfem.UNKNOWN,
     pinned: Pinned | None = None,
     ready: Ready | None = None,
-    keep: Keep | None = None,
+    others: Others | None = None,
 ) -> Chosen:
     """Decides every linear node's precision.
 
@@ -76,13 +76,13 @@ def make_plan(
         scores: what it gave for this model before.
         pinned: the point of a front that is taken without a search; None to search.
         ready: what somebody has prepared of the same already; it is made anew where it does not fit.
-        keep: knows which plans were run before; None for nobody.
+        others: who else may have run plans, or may run them; None for nobody.
 
     Raises:
         UsageError: the metric fails, or a point is picked that the front does not have.
     """
     if ready is None or pinned is not None or not ready.fits(model, layers, observed, options, target):
-        ready = prepared(model, layers, observed, options, target, pinned, keep=keep)
+        ready = prepared(model, layers, observed, options, target, pinned, others=others)
     known = ready.halves
     if known is not None:
         metric = partial(_measured, known)

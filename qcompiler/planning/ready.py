@@ -25,7 +25,7 @@ from qcompiler.planning.search import evidence, outputs, safety_net, weight_rang
 from qcompiler.planning.search.offers import given_scales, offered_uses
 from qcompiler.planning.search.safety_net import FEW
 from qcompiler.planning.search.take import Pinned
-from qcompiler.planning.simulation.noise import keep_trials
+from qcompiler.planning.simulation.noise import share_trials
 from qcompiler.planning.simulation.simulator import Grids, Simulation, Use, formats_of
 from qcompiler.recipe.budget import LEAST_RUN, budget_of, seconds_of
 from qcompiler.runtime.shapes import concrete_shapes
@@ -34,7 +34,7 @@ from qcompiler.statistics.evidence import Lack
 from qcompiler.statistics.histogram import Histogram
 from qcompiler.statistics.observe import Observations, peaks
 from qcompiler.statistics.timed import Timed
-from qcompiler.support.each import Keep
+from qcompiler.support.each import Others
 from qcompiler.support.foreseen import Foreseen
 from qcompiler.target import DType, Target
 from qcompiler.verification.metrics.halves import MetricHalves
@@ -147,7 +147,7 @@ def prepared(
     target: Target,
     pinned: Pinned | None = None,
     *,
-    keep: Keep | None = None,
+    others: Others | None = None,
 ) -> Ready:
     """Small layers out, formats and ranges on offer, the session made; arguments as of `make_plan`."""
     asked = (model, layers, observed, options, target)
@@ -178,7 +178,7 @@ def prepared(
     given = given_scales(layers.found, per_channel=options.per_channel)
     simulation = _simulation(model, large, offers, grids, given, observed, views, few, options)
     if simulation is not None:
-        keep_trials(simulation, keep)
+        share_trials(simulation, others)
     return Ready(asked, observed, shapes, macs, views, large, offers, spelled, grids, given, few, simulation)
 
 

@@ -6,6 +6,7 @@ And work that need not be done where somebody has done it before: whoever is han
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 I_contra = TypeVar("I_contra", contravariant=True)
@@ -40,6 +41,19 @@ class Keep(Protocol):
             inputs: values; all that the result depends on.
             make: the work; what it returns is not changed afterwards.
         """
+
+
+@dataclass(frozen=True, eq=False)
+class Others:
+    """Who else may have done a piece of work, or may do it.
+
+    Attributes:
+        keep: knows what was done before.
+        each: shares work out; None where nobody else works.
+    """
+
+    keep: Keep
+    each: Each | None = None
 
 
 def in_turn(

@@ -105,7 +105,7 @@ def _chosen(
     with run.working() as advance:
         asked = (model, subject.layers, subject.seen, planning, target)
         pinned = _pinned(planning, before)
-        chosen = make_plan(*asked, advance, metric=metric, scores=scores, pinned=pinned, ready=ready, keep=run.figure)
+        chosen = make_plan(*asked, advance, metric=metric, scores=scores, pinned=pinned, ready=ready, others=run.others)
     del ready
     models.forget_pages(model)
     return_freed_memory()

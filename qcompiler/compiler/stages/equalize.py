@@ -57,7 +57,7 @@ def calibrate(run: Compilation, subject: Subject, target: Target, planning: Plan
     started, clocked = time.perf_counter(), run.lent(Clocked)
     with run.working():
         model = opened(subject.model, subject.layers.found)
-        ready = prepared(model, subject.layers, subject.seen, planning, target, keep=run.figure)
+        ready = prepared(model, subject.layers, subject.seen, planning, target, others=run.others)
         if ready.simulation is None:
             return Done(subject)
         simulation = ready.simulation
@@ -172,7 +172,7 @@ def equalize(
         after = subject.editing(done.model, seen=done.observed) if done.report.changed else subject
         ready = None
         if after is not subject:
-            ready = prepared(after.model, after.layers, after.seen, planning, target, keep=run.figure)
+            ready = prepared(after.model, after.layers, after.seen, planning, target, others=run.others)
     tell_undone(run, (done.report,), strict=strict)
     if ready is None or ready.simulation is None:
         run.lend(mine)

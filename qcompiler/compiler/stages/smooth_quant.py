@@ -165,7 +165,7 @@ def _standing(
         return _Climbed(done, after, None, done.runs, kept=False)
     with run.working():
         model = opened(after.model, after.layers.found)
-        ready = prepared(model, after.layers, after.seen, planning, target, keep=run.figure)
+        ready = prepared(model, after.layers, after.seen, planning, target, others=run.others)
         if ready.simulation is None:
             return _Climbed(done, after, None, done.runs, kept=False)
         climb = Climb(ready, ready.simulation, planning)

@@ -88,6 +88,7 @@ def each_alone(measure: Measure, plan: Mapping[str, Use], budget: int) -> AloneN
 
 
 def _one_by_one(measure: Measure, plan: Mapping[str, Use]) -> AloneNoise:
+    measure.ahead([{name: use} for name, use in plan.items()], few=True)
     noise = {name: measure.noises({name: use}, few=True) for name, use in plan.items()}
     return AloneNoise(noise, joint=False, tests=len(plan), samples=measure.few)
 

@@ -15,7 +15,7 @@ from qcompiler.ir.signature import Feeds
 from qcompiler.judge.noise import Expected, Tally, compared, shares_of
 from qcompiler.judge.views import View
 from qcompiler.planning.simulation.simulator import Simulation, Simulator, Use, Uses
-from qcompiler.support.each import Keep
+from qcompiler.support.each import Others
 from qcompiler.target import DType
 
 if TYPE_CHECKING:
@@ -26,14 +26,19 @@ _Sample = tuple[Feeds, Expected]  # inputs, what the float model gives
 _Plan = tuple[tuple[str, Use], ...]
 
 WORTH_KEEPING = 0.01  # seconds of a run: to look whether it is kept, and to keep it, takes half a thousandth
+WORTH_SHARING = 1.0  # seconds of a plan on all its samples: whoever helps has to open the model first
 MOST_ELEMENTS = 65_536  # of a view of one sample that products of errors look at: more tell nothing new
 
 
 @dataclass(frozen=True, eq=False)
 class _About:
-    """All that a run of a simulator depends on but for the sample and the plan; a value of its own is hashed once."""
+    """All that a run of a simulator depends on but for the sample and the plan; a value of its own is hashed once.
 
-    simulation: tuple[object, ...]
+    Attributes:
+        simulation: what another one is made of, as of `Simulation.of`.
+    """
+
+    simulation: tuple[Any, ...]
 
     @staticmethod
     def of(one: Simulation) -> _About:
@@ -55,7 +60,7 @@ class _Told:
     Attributes:
         samples: what the float model gives for each feed.
         errors: sums of squared errors of each view, by the feed and what was quantized.
-        keep: knows what earlier compilations have run; None where nothing is kept.
+        others: who else may have run something, or may run it; None for nobody.
         about: what runs are kept under.
         hashed: the samples, as they are a part of that.
         seconds: of a float run, the shortest so far.
@@ -63,7 +68,7 @@ class _Told:
 
     samples: dict[int, _Sample] = field(default_factory=dict)
     errors: dict[tuple[int, _Plan], Mapping[View, float]] = field(default_factory=dict)
-    keep: Keep | None = None
+    others: Others | None = None
     about: _About | None = None
     hashed: dict[int, _Hashed] = field(default_factory=dict)
     seconds: float = math.inf
@@ -75,28 +80,46 @@ class _Told:
         def run() -> tuple[float, ...]:
             return tuple(expected.errors(simulator.run(feed, uses)).values())
 
-        if self.keep is None or self.seconds < WORTH_KEEPING:
+        if self.others is None or self.seconds < WORTH_KEEPING:
             found = run()
         else:
             sample = self.hashed.setdefault(id(feed), _Hashed(feed))
-            found = self.keep("trial", (self.about, sample, _spelled(uses)), run)
+            found = self.others.keep("trial", (self.about, sample, _spelled(uses)), run)
         return dict(zip(expected.signals, found, strict=True))
 
 
 _TOLD: WeakKeyDictionary[Simulator, _Told] = WeakKeyDictionary()  # as long as the simulator lives
 
 
-def keep_trials(simulation: Simulation, keep: Keep | None) -> None:
-    """Has the runs of a simulation kept, each by itself, so that a search goes on that was killed or has another goal.
+def share_trials(simulation: Simulation, others: Others | None) -> None:
+    """Lets others have a part in the runs of a simulation.
 
-    Runs that are over before they could be looked up are not.
+    Runs are kept, each by itself, so that a search goes on that was killed or has another goal; those that are over
+    before they could be looked up are not. Plans that do not depend on each other are run by whoever works beside.
 
     Args:
         simulation: that is searched with.
-        keep: knows what was run before; None for nobody.
+        others: who may have run something, or may run it; None for nobody.
     """
     told = _TOLD.setdefault(simulation.simulator, _Told())
-    told.keep, told.about = keep, _About.of(simulation)
+    told.others, told.about = others, _About.of(simulation)
+
+
+class Trying:
+    """Runs plans where there is no session of the search: begun by `support.each`.
+
+    Args:
+        about: what the simulation of the search is made of.
+        feeds: its samples.
+    """
+
+    def __init__(self, about: tuple[Any, ...], feeds: Sequence[Feeds]) -> None:
+        self._simulator, self._feeds = Simulation.of(*about).simulator, feeds
+
+    def __call__(self, item: tuple[_Plan, int]) -> tuple[tuple[float, ...], ...]:
+        """The errors of a plan on so many of the first samples, view by view, as `errors_of` finds them."""
+        plan, samples = item
+        return tuple(tuple(errors_of(self._simulator, feed, dict(plan)).values()) for feed in self._feeds[:samples])
 
 
 def expected_of(simulator: Simulator, feed: Feeds, advance: Advance | None = None) -> Expected:
@@ -188,6 +211,30 @@ class Measure:
         if key not in self._known:
             self._known[key] = self._run(uses, self._all[: self.few] if few else self._all)
         return self._known[key]
+
+    def ahead(self, plans: Sequence[Uses], *, few: bool = False) -> None:
+        """Has others run plans that do not depend on each other, so that `noises` finds them known.
+
+        Nothing is done where nobody works beside, or a plan is run faster than the model is opened somewhere else.
+
+        Args:
+            plans: that will be asked for.
+            few: as of `noises`.
+        """
+        told = _TOLD.get(self._simulator)
+        if told is None or told.others is None or told.others.each is None or told.about is None:
+            return
+        samples = self._all[: self.few] if few else self._all
+        new = [plan for plan in map(_plan, plans) if any((id(feed), plan) not in told.errors for feed, _ in samples)]
+        if len(new) < 2 or told.seconds * len(samples) < WORTH_SHARING:
+            return
+        shared = (told.about.simulation, tuple(feed for feed, _ in samples))
+        items = ((plan, len(samples)) for plan in new)
+        for plan, found in zip(new, told.others.each("plan", Trying, shared, items), strict=True):
+            for (feed, expected), errors in zip(samples, found, strict=True):
+                told.errors[id(feed), plan] = dict(zip(expected.signals, errors, strict=True))
+            if self._advance is not None:
+                self._advance(len(samples))
 
     @property
     def alone(self) -> dict[str, dict[DType, list[tuple[float, float]]]]:

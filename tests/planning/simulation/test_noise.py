@@ -13,11 +13,15 @@ from qcompiler.ir.gs_classes import Graph
 from qcompiler.ir.model import Model
 from qcompiler.ir.signature import Feeds
 from qcompiler.judge.views import Role, View
+from qcompiler.planning.placement.candidates import by_activation, find_candidates
 from qcompiler.planning.simulation import noise
 from qcompiler.planning.simulation.bias import Shifts
-from qcompiler.planning.simulation.noise import MOST_ELEMENTS, Measure, keep_trials
+from qcompiler.planning.simulation.noise import MOST_ELEMENTS, Measure, share_trials
 from qcompiler.planning.simulation.simulator import Grids, Simulation, Simulator, Use
-from qcompiler.target import DType
+from qcompiler.support.each import Others
+from qcompiler.target import DType, parse_target
+from tests.kit.memory import crossing
+from tests.kit.rewrite import model, to_graph
 
 WHOLE, NARROW = Use(DType.INT8, 4.0), Use(DType.INT8, 1.0)
 
@@ -183,7 +187,7 @@ def kept(keep: Kept, samples: list[Feeds], scale: float = 1.0) -> tuple[Measure,
     whole = Simulation(
         Model(Graph(), {}, None, 8), {}, {}, samples, Grids(), scales, shifts, cast(Simulator, simulator)
     )
-    keep_trials(whole, keep)
+    share_trials(whole, Others(keep))
     return Measure(whole.simulator, samples, 1, None), simulator
 
 
@@ -210,3 +214,56 @@ def test_runs_that_are_over_at_once_are_not_looked_up() -> None:
     keep = Kept()
     kept(keep, feeds(4, 4))[0].noises({"x": WHOLE})
     assert keep.made == 0
+
+
+@pytest.fixture
+def searched() -> Callable[[], Simulation]:
+    """Makes the simulation of a net whose first layer is a convolution, of which means are corrected."""
+    model = Model(to_graph(convolutions()), {}, None, 8)
+    groups = by_activation(find_candidates(model.graph, parse_target("tensorrt-rtx"))[0])
+    offers = {name: (Use(DType.INT8, 2.0), Use(DType.INT8, 3.0)) for name in groups}
+    rng = np.random.default_rng(2)
+    samples = [{"x": rng.standard_normal((1, 3, 8, 8)).astype(np.float32)} for _ in range(3)]
+    return lambda: Simulation.of(model, groups, offers, samples, Grids(), {})
+
+
+def convolutions() -> Any:
+    rng = np.random.default_rng(1)
+    weights = {"w": rng.standard_normal((8, 3, 3, 3)), "v": rng.standard_normal((8, 8, 3, 3))}
+    weights = {name: one.astype(np.float32) for name, one in weights.items()}
+    nodes = (("Conv", "x w", "a"), ("Relu", "a", "b"), ("Conv", "b v", "c"), ("Relu", "c", "y"))
+    return model(*nodes, inputs={"x": (1, 3, 8, 8)}, weights=weights, opset=21)
+
+
+def test_plans_that_others_run_give_the_same(
+    searched: Callable[[], Simulation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(noise, "WORTH_SHARING", 0.0)
+    alone, shared = searched(), searched()
+    plans = [{name: use} for name, uses in shared.offers.items() for use in uses]
+    assert len(plans) > 2
+    share_trials(shared, Others(Kept(), crossing))
+    plain, helped = (Measure(one.simulator, one.feeds, 2, None) for one in (alone, shared))
+    ran, run = list[Mapping[str, Use]](), Simulator.run
+
+    def watched(self: Simulator, feed: Feeds, uses: Mapping[str, Use]) -> Any:
+        ran.extend([uses] if self is shared.simulator else [])
+        return run(self, feed, uses)
+
+    monkeypatch.setattr(Simulator, "run", watched)
+    helped.ahead(plans, few=True)
+    for plan in plans:
+        assert np.array_equal(helped.noises(plan, few=True), plain.noises(plan, few=True))
+    assert ran == []
+    assert helped.runs == plain.runs
+
+
+def test_plans_that_are_run_at_once_are_run_here(searched: Callable[[], Simulation]) -> None:
+    one = searched()
+
+    def nobody(name: str, begin: Any, shared: tuple[Any, ...], items: Any) -> Any:
+        raise AssertionError(f"{name} is asked")
+
+    share_trials(one, Others(Kept(), nobody))
+    measure = Measure(one.simulator, one.feeds, 2, None)
+    measure.ahead([{name: use} for name, uses in one.offers.items() for use in uses])
