@@ -10,6 +10,7 @@ told in this way is no matter of ranges: then every sample is needed.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import and_, or_
@@ -163,9 +164,11 @@ class _Walk:
                 self._needed(tensor, value, place)
 
     def _observed(self, tensor: gs.Tensor) -> Range | None:
-        """By the name of the tensor, or of what a Cast makes of it."""
-        casts = (node.outputs[0].name for node, _ in graphs.consumers(tensor) if graphs.is_op(node, "Cast"))
-        names = (tensor.name, *casts)
+        """By the name of the tensor, or of the same values in another type, on either side of a Cast or beside it."""
+        maker = graphs.producer(tensor)
+        same = [tensor, *([maker.inputs[0]] if maker is not None and graphs.is_op(maker, "Cast") else [])]
+        casts = (node.outputs[0] for one in same for node, _ in graphs.consumers(one) if graphs.is_op(node, "Cast"))
+        names = [one.name for one in (*same, *casts)]
         return next((self._ranges[name] for name in names if name in self._ranges), None)
 
     def _made(self, node: gs.Node) -> _Reach | None:
@@ -180,8 +183,21 @@ class _Walk:
             return _Reach(sum(one.low for one in known), sum(one.high for one in known))
         if graphs.is_op(node, "Max", "Min"):
             best = max if node.op == "Max" else min
-            return _Reach(best(one.low for one in known), best(one.high for one in known))
+            seen = self._clamped([self._range(tensor) for tensor in node.inputs], node)
+            return _Reach(best(one.low for one in known), best(one.high for one in known), seen)
         return reduce(or_, known) if node.op in _PICKING else None
+
+    @staticmethod
+    def _clamped(read: Sequence[Range | None], node: gs.Node) -> Range | None:
+        """What was observed of a tensor behind a clamp by a constant; the samples at its ends are those before it."""
+        constant = [graphs.is_constant(tensor) for tensor in node.inputs]
+        if len(read) != 2 or constant[0] == constant[1]:
+            return None
+        seen, bound = (read[1], read[0]) if constant[0] else (read[0], read[1])
+        if seen is None or bound is None:
+            return None
+        best = max if node.op == "Max" else min
+        return Range(best(seen.low, bound.low), best(seen.high, bound.high), seen.low_at, seen.high_at)
 
     def _scaled(self, node: gs.Node) -> _Reach:
         """What a Q or DQ can store; a larger value is clipped."""

@@ -65,6 +65,7 @@ ALL = (
         ({"verify_samples": 2}, [*ALL[:3], *ALL[4:13]]),
         ({"min_sqnr": 1.0}, ALL[:4]),  # another goal, and where the climb ends is another question
         ({"target": "tensorrt-rtx:sm89"}, [*ALL[:12], *ALL[13:]]),  # the GPU is named where the graph is made legal
+        ({"precision": "fp8", "target": "tensorrt-rtx:sm89"}, ALL[:4]),  # another format is asked of the same data
         ({"target": "onnxruntime"}, []),  # its float passes and its rules of placement are others
         ({"equalize": True}, [*ALL[1:5], *ALL[6:]]),  # there is nothing to equalize here: what comes out is the same
     ],

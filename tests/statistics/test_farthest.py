@@ -54,6 +54,18 @@ def test_an_unknown_range_needs_all_unless_a_cast_is_known_behind_it() -> None:
     assert found(*nodes, ranges={"y": Range(0, 1, 0, 0)}) == Farthest()
 
 
+def test_what_is_cast_twice_is_known_by_either() -> None:
+    """A mask of whole numbers that is read in float and in half."""
+    nodes = [("Cast", "open", "m", {"to": HALF}), ("Cast", "open", "f", {"to": FLOAT}), ("Mul", "h m", "r")]
+    proto = model(
+        ("Cast", "x", "h", {"to": HALF}), *nodes, ("Cast", "r", "y", {"to": FLOAT}),
+        inputs={"x": (2, 4), "open": (np.int64, (2, 4))}, outputs=("y", "f"), opset=21,
+    )  # fmt: skip
+    known = {"x": Range(-20, 20, 0, 1), "r": Range(-20, 20, 0, 1)}
+    assert farthest(to_graph(proto), Ranges(known | {"f": Range(0, 1, 0, 0)})) == Farthest()
+    assert "nothing is known of the range of 'm'" in farthest(to_graph(proto), Ranges(known)).why_all
+
+
 @pytest.mark.parametrize(
     ("node", "seen", "expected"),
     [
@@ -106,6 +118,26 @@ def test_a_mask_that_the_logits_cannot_push_out_of_half_needs_no_sample(lowest: 
     result = farthest(to_graph(proto), Ranges({"x": Range(-20, 20, 0, 1), "r": Range(0, 1, 0, 0), **lows}))
     assert ("masked throughout" in result.why_all) == all_of_them
     assert not result.places
+
+
+def test_a_mask_that_is_multiplied_needs_the_sample_that_is_masked() -> None:
+    """As exporters of old write it: (1 - mask) times the lowest float, which in the result is clamped."""
+    nodes = [
+        ("Sub", "one open", "closed"),
+        ("Mul", "closed lowest", "mask"),
+        ("Max", "mask bottom", "clamped"),
+        ("Cast", "clamped", "m", {"to": HALF}),
+        ("Add", "h m", "s"),
+        ("Softmax", "s", "r"),
+    ]
+    weights = {"one": np.float32(1), "lowest": np.float32(-3.4e38), "bottom": np.float32(-30000)}
+    proto = model(
+        ("Cast", "x", "h", {"to": HALF}), *nodes, ("Cast", "r", "y", {"to": FLOAT}),
+        inputs={"x": (2, 4), "open": (2, 4)}, weights=weights, opset=21,
+    )  # fmt: skip
+    seen = {"open": Range(0, 1, 5, 0), "closed": Range(0, 1, 0, 5), "mask": Range(-3.4e38, 0, 5, 0)}
+    seen |= {"x": Range(-20, 20, 0, 1), "s": Range(-3.4e38, 20, 5, 1), "r": Range(0, 1, 0, 0)}
+    assert farthest(to_graph(proto), Ranges(seen)) == Farthest(frozenset({5}))
 
 
 def test_quantizers_clip() -> None:
