@@ -102,7 +102,7 @@ def parser() -> _Parser:
     _output(compile_, "the engine; .qdq.onnx, .manifest.json and .report.html go beside it (default: SOURCE's name)")
     _fixing(compile_.add_argument_group("model"))
     _quantization(compile_)
-    _engine(compile_)
+    _engine(compile_, apart=True)
     _gates(compile_)
     _no_cache(compile_)
 
@@ -446,7 +446,7 @@ def _weight_only(group: Any, key: str, metavar: str, old: str, **checks: Any) ->
     group.add_argument(old, dest=name, metavar=metavar, help=argparse.SUPPRESS, **checks)
 
 
-def _engine(parser: argparse.ArgumentParser) -> None:
+def _engine(parser: argparse.ArgumentParser, *, apart: bool = False) -> None:
     group = parser.add_argument_group("engine")
     group.add_argument("--target", metavar="T", help=_help("target"))
     group.add_argument(
@@ -455,6 +455,8 @@ def _engine(parser: argparse.ArgumentParser) -> None:
         metavar="X=MIN,OPT,MAX",
         help="optimization profile, such as x=1x3x224x224,8x3x224x224,32x3x224x224; repeatable; unset: from data",
     )
+    if apart:
+        group.add_argument("--engine-per-sm", action="store_true", default=None, help=_help("engine_per_sm"))
     group.add_argument("--plugin", action="append", metavar="LIB", help=f"{_help('plugin')}; repeatable")
     _batch_axis(group)
     group.add_argument("--strict", action="store_true", default=None, help=_help("strict"))

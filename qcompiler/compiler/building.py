@@ -10,7 +10,7 @@ from typing import Any
 from qcompiler.compiler.ask import Asked
 from qcompiler.compiler.base import Compilation
 from qcompiler.compiler.stages.audit import audit, unkept
-from qcompiler.compiler.stages.build_engine import build_engine
+from qcompiler.compiler.stages.build_engine import build_apart, build_engine
 from qcompiler.compiler.stages.conclude import conclude
 from qcompiler.compiler.stages.lower import lower
 from qcompiler.compiler.stages.predict import PredictOptions, nothing_left, predict, replan, told
@@ -84,8 +84,19 @@ class Building:
         reached, found = self._kept(first)
         if self.asked.planning.objective != "time":
             self._predicted(reached)
-            return reached, found
-        return self._fastest(reached, found)
+        else:
+            reached, found = self._fastest(reached, found)
+        self._apart(reached)
+        return reached, found
+
+    def _apart(self, one: Outcome) -> None:
+        """An engine for each GPU by itself, where that is asked for; of the files that were written last."""
+        if not self.asked.recipe.engine_per_sm:
+            return
+        names, paths, subject = self._engine, self.asked.paths, self.subject
+        each = {sm: names.with_name(f"{names.stem}.{sm}{names.suffix}") for sm in self.asked.target.sms}
+        about = (one.lowered.model, subject.seen, subject.inputs, self.asked.build)
+        self.run(build_apart, self.shop / paths.qdq.name, each, *about)
 
     def _kept(self, first: Outcome) -> tuple[Outcome, Audit | None]:
         """Once more with another plan where the engine did not keep the first one.

@@ -258,7 +258,8 @@ def disk_of(subject: Subject, asked: Asked) -> tuple[int, int]:
         least, usual = least + weight_bytes(subject.model) / 4, usual + weight_bytes(subject.model) / 2
     if asked.paths.engine is None:
         return round(least), round(usual) + told
-    return round(least), round(max(2 * usual + told, before))
+    engines = 1 + len(asked.target.sms) * asked.recipe.engine_per_sm
+    return round(least), round(max((1 + engines) * usual + told, before))
 
 
 def _bytes_stored(asked: Asked) -> float:

@@ -78,6 +78,11 @@ class Recipe(check.Keys):
         check.texts,
         "shared libraries with operators of your own: plugins of TensorRT, or custom operators of ONNX Runtime",
     )
+    engine_per_sm: bool = check.option(
+        False,
+        check.flag,
+        "beside the engine for all GPUs of the target, one for each of them, NAME.sm89.engine; --workers share them",
+    )
     high_precision: str | None = check.option(
         None,
         check.one_of(*HIGH_PRECISIONS),
@@ -296,6 +301,11 @@ class Recipe(check.Keys):
         if self.plugin and self.target.partition(":")[0] == "tensorrt-rtx":
             raise EngineError(
                 f"'{self.plugin[0]}' cannot be loaded: TensorRT-RTX has no plugins. Choose '--target tensorrt'"
+            )
+        if self.engine_per_sm and (self.target.partition(":")[0] != "tensorrt-rtx" or "," not in self.target):
+            raise UsageError(
+                f"recipe key 'engine_per_sm' needs a target of several GPUs, and '{self.target}' is none: write "
+                "--target tensorrt-rtx:sm89,sm120, or leave it out"
             )
         if self.weight_only.storage == "matmulnbits" and self.target.partition(":")[0] != "onnxruntime":
             raise UsageError(

@@ -16,6 +16,7 @@ from qcompiler.planning.placement import joint
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.recipe.tables import SmoothQuantTable
 from qcompiler.report import terminal
+from qcompiler.support.file import File
 from qcompiler.verification.compare import Verification
 from qcompiler.verification.gates import Gates
 from tests.kit.cases import prepared
@@ -216,3 +217,24 @@ def test_where_the_other_plan_misses_a_gate_the_first_one_stays(unkept: Path, mo
     assert (found["audit"]["promised"], found["audit"]["confirmed"]) == (1, 0)
     assert found["macs"]["promised_share"] > 0.5 > found["macs"]["quantized_share"] == 0
     assert [text for text in found["warnings"] if "not-confirmed: JOINT" in text]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_engine_for_each_gpu_beside_the_one_for_all(tmp_path: Path, workers: int) -> None:
+    case = prepared(tmp_path, "conv")
+    target = "tensorrt-rtx:sm86,sm120"
+    found = compile(
+        case.source,
+        data=str(case.data),
+        recipe=Recipe(target=target, engine_per_sm=True, workers=workers),
+        output=case.out / "m.engine",
+        cache=False,
+    )
+    record = found.manifest["engines"]
+    assert [(one["sm"], one["name"]) for one in record] == [("sm86", "m.sm86.engine"), ("sm120", "m.sm120.engine")]
+    for one in record:
+        file = File.of(case.out / one["name"])
+        assert (file.sha256, file.bytes) == (one["sha256"], one["bytes"])
+        assert file.bytes > 1000
+    assert found.manifest["engine"]["sms"] == ["sm86", "sm120"]
+    assert {path.name for path in case.out.iterdir()} >= {"m.engine", "m.sm86.engine", "m.sm120.engine"}

@@ -143,3 +143,10 @@ def test_a_pick_is_a_word_an_id_or_a_share(text: Any, value: Any) -> None:
 def test_a_drop_may_be_a_percentage() -> None:
     assert Recipe.from_toml('metric = "m.py:f"\nmax_drop = "0.5%"').max_drop == pytest.approx(0.005)
     assert Recipe.from_toml('metric = "m.py:f"\nmax_drop = "0.01"').max_drop == 0.01
+
+
+@pytest.mark.parametrize("target", ["tensorrt-rtx", "tensorrt-rtx:sm89", "tensorrt:sm86,sm89", "onnxruntime"])
+def test_an_engine_for_each_gpu_needs_several(target: str) -> None:
+    with pytest.raises(UsageError, match=f"'engine_per_sm' needs a target of several GPUs, and '{target}'"):
+        Recipe(target=target, engine_per_sm=True)
+    assert Recipe(target="tensorrt-rtx:sm86,sm89", engine_per_sm=True).engine_per_sm

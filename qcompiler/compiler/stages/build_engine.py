@@ -1,13 +1,17 @@
-"""The stage that lets the back-end build."""
+"""The stages that let the back-end build: one engine for all GPUs, and one for each where that is asked for."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from qcompiler.compiler.base import Compilation, Done, stage
 from qcompiler.compiler.serving import BuildOptions, profiles_of
 from qcompiler.engines import EngineFile, Profile, for_target
+from qcompiler.engines.apart import Building, Needed
+from qcompiler.ir import model as models
 from qcompiler.ir.model import Model
 from qcompiler.ir.signature import Inputs
 from qcompiler.statistics.observe import Observations
@@ -53,6 +57,43 @@ def build_engine(
     for text in built.warnings:
         run.warn(f"{engine.name}: {text}")
     return Done(built, {"engine": _record(built, served)})
+
+
+@stage(kept=False)
+def build_apart(
+    run: Compilation,
+    model: Path,
+    names: Mapping[str, Path],
+    lowered: Model,
+    seen: Observations,
+    inputs: Inputs,
+    options: BuildOptions,
+) -> Done[None]:
+    """An engine file for each GPU by itself; whoever works beside builds some of them.
+
+    Args:
+        model: the quantized ONNX file.
+        names: the engine file that is made, by GPU.
+        lowered: as of `build_engine`, like the others.
+        seen: shapes of the data.
+        inputs: of the float model.
+        options: what the engines must serve.
+
+    Raises:
+        EngineError: the back-end refuses the model for one of them.
+    """
+    served = profiles_of(lowered, seen, inputs, options, lambda _: None)  # *build_engine* has told it
+    needed = Needed.of(options.target, [model, *models.load(model).files[1:]], served)
+    record = list[dict[str, Any]]()
+    with run.working(len(names)) as advance:
+        built = run.each("engine", Building, (needed,), names)
+        for (sm, path), made in zip(names.items(), built, strict=True):
+            made.content.tofile(path)
+            for text in made.warnings:
+                run.warn(f"{sm}: {text}")
+            record.append({"sm": sm, **dataclasses.asdict(File.of(path)), "seconds": made.seconds})
+            advance(1)
+    return Done(None, {"engines": record})
 
 
 def _record(built: EngineFile, served: list[Profile]) -> dict[str, Any]:
