@@ -32,7 +32,7 @@ from qcompiler.planning.search.watch import Watch
 from qcompiler.recipe.checks import METRICS
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.report import manifest as manifests
-from qcompiler.runtime import device
+from qcompiler.runtime.gpu import device
 from qcompiler.support.atomic import check_writable
 from qcompiler.support.sizes import parse_size
 from qcompiler.target import DType, Target, require_fp8

@@ -19,7 +19,7 @@ from qcompiler.ir import model as models
 from qcompiler.ir.made import let_go, solid
 from qcompiler.ir.weights import is_packed, to_tensor
 from qcompiler.runtime import fp8, plugins, randomness, schemas
-from qcompiler.runtime.device import CPU_PROVIDER, Device
+from qcompiler.runtime.gpu.device import CPU_PROVIDER, Device
 from qcompiler.runtime.memory import pool, readable, release_pages, take_from_pool
 from qcompiler.support.machine import available_processors
 from qcompiler.support.memory import room
@@ -71,7 +71,7 @@ class Session:
         profile: the beginning of the name of a file that lists every node that runs; None for no such file.
         older: where ONNX Runtime lacks the newest version of an operator, run the model in an older opset, if that says
             the same.
-        device: where it runs, and where outputs stay (see `runtime.device.OnDevice`); None for the CPU.
+        device: where it runs, and where outputs stay (see `runtime.gpu.device.OnDevice`); None for the CPU.
 
     Raises:
         ModelError: ONNX Runtime refuses the model; the message has its reason. Or it cannot use the device.

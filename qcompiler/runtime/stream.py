@@ -25,7 +25,7 @@ from qcompiler.ir import model as models
 from qcompiler.ir.made import Held
 from qcompiler.ir.signature import Feeds, Inputs
 from qcompiler.runtime import chain, randomness, segments
-from qcompiler.runtime.device import Device
+from qcompiler.runtime.gpu.device import Device
 from qcompiler.runtime.session import Session, Source
 from qcompiler.runtime.shapes import inferred_shapes
 from qcompiler.support.memory import put_down, room

@@ -27,8 +27,8 @@ from qcompiler.data.source import Source
 from qcompiler.data.spread import Spreads
 from qcompiler.ir import model as models
 from qcompiler.ir.signature import Feeds
-from qcompiler.runtime.device import Device
 from qcompiler.runtime.finite import refuse_not_finite
+from qcompiler.runtime.gpu.device import Device
 from qcompiler.runtime.stream import BUDGET, Part, Stream, fill
 from qcompiler.statistics.evidence import Flags, Lack
 from qcompiler.statistics.hessian import Hessians

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qcompiler.runtime.device import CUDA, Device, OnDevice
+from qcompiler.runtime.gpu.device import CUDA, Device, OnDevice
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

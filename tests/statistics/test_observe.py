@@ -15,7 +15,7 @@ from qcompiler.data.source import open_source
 from qcompiler.errors import DataError, ModelError
 from qcompiler.ir import model as models
 from qcompiler.ir.signature import Feeds, Inputs
-from qcompiler.runtime.device import Device
+from qcompiler.runtime.gpu.device import Device
 from qcompiler.statistics.histogram import Histogram
 from qcompiler.statistics.observe import Observations, histograms, observe, peaks
 from qcompiler.statistics.outliers import Outliers, Tokens

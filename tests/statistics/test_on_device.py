@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
-from qcompiler.runtime.device import Device
+from qcompiler.runtime.gpu.device import Device
 from qcompiler.runtime.session import Session
 from qcompiler.runtime.stream import Part
 from qcompiler.statistics import on_device

@@ -14,7 +14,7 @@ from qcompiler.planning.placement import candidates
 from qcompiler.planning.recorded import Recorded
 from qcompiler.planning.search import evidence
 from qcompiler.planning.search.watch import Watch
-from qcompiler.runtime.device import CPU_PROVIDER, Device
+from qcompiler.runtime.gpu.device import CPU_PROVIDER, Device
 from qcompiler.runtime.memory import return_freed_memory
 from qcompiler.statistics import on_device, outliers, residual
 from qcompiler.statistics.observe import Observations

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from qcompiler.compiler.stages.observe import ObserveOptions, observe
-from qcompiler.runtime.device import Device
+from qcompiler.runtime.gpu.device import Device
 from tests.kit.cases import SAMPLES, Case, prepared
 from tests.kit.subjects import before
 

@@ -13,8 +13,8 @@ from qcompiler.errors import DataError, ModelError, UsageError
 from qcompiler.ir import model as models
 from qcompiler.recipe.recipe import DEVICES
 from qcompiler.runtime import chain
-from qcompiler.runtime import device as devices
-from qcompiler.runtime.device import Device, OnDevice, found
+from qcompiler.runtime.gpu import device as devices
+from qcompiler.runtime.gpu.device import Device, OnDevice, found
 from qcompiler.runtime.session import Session
 from qcompiler.runtime.stream import Stream
 from tests.kit.rewrite import model as made
