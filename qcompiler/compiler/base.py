@@ -191,7 +191,7 @@ class Compilation:
         return self._kept(f"{self._running}.{name}", inputs, make)
 
     def figure(self, name: str, inputs: Sequence[object], make: Callable[[], T]) -> T:
-        """The same for what several stages ask for, whichever asks first: see `support.each.Keep`."""
+        """The same for what several stages ask for, whichever asks first: see `support.each.Keeper`."""
         return self._kept(f"figure.{name}", inputs, make)
 
     @property

@@ -22,7 +22,7 @@ LIBRARIES = ("tensorrt-rtx", "tensorrt")
 
 
 @dataclass(frozen=True, eq=False)
-class Apart:
+class EngineApart:
     """An engine that was built for one GPU.
 
     Attributes:
@@ -59,7 +59,7 @@ class Needed:
         return Needed(target, read, tuple(profiles), tuple(map(version_of, LIBRARIES)))
 
 
-class Building:
+class BuildingApart:
     """Builds engines for one GPU each.
 
     Args:
@@ -69,7 +69,7 @@ class Building:
     def __init__(self, needed: Needed) -> None:
         self._needed = needed
 
-    def __call__(self, sm: str) -> Apart:
+    def __call__(self, sm: str) -> EngineApart:
         """The engine for a GPU.
 
         Raises:
@@ -81,4 +81,4 @@ class Building:
             model = Path(folder) / next(iter(self._needed.files))
             engine = for_target(replace(self._needed.target, sms=(sm,)))
             built = engine.build(model, Path(folder) / "engine", self._needed.profiles)
-            return Apart(np.fromfile(built.path, np.uint8), built.seconds, built.warnings)
+            return EngineApart(np.fromfile(built.path, np.uint8), built.seconds, built.warnings)

@@ -1,6 +1,6 @@
 """The same work on many items: in turn here, or wherever whoever is handed over as `Each` has it done.
 
-And work that need not be done where somebody has done it before: whoever is handed over as `Keep` knows.
+And work that need not be done where somebody has done it before: whoever is handed over as `Keeper` knows.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Each(Protocol):
         """
 
 
-class Keep(Protocol):
+class Keeper(Protocol):
     """Keeps results of pieces of work, also beyond the end of the process."""
 
     def __call__(self, name: str, inputs: Sequence[object], make: Callable[[], T]) -> T:
@@ -52,7 +52,7 @@ class Others:
         each: shares work out; None where nobody else works.
     """
 
-    keep: Keep
+    keep: Keeper
     each: Each | None = None
 
 

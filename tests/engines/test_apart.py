@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from qcompiler.engines.apart import Building, Needed
+from qcompiler.engines.apart import BuildingApart, Needed
 from qcompiler.engines.tensorrt_rtx import TensorRTRTX
 from qcompiler.ir import model as models
 from qcompiler.target import parse_target
@@ -22,7 +22,7 @@ def test_engines_are_those_that_are_built_of_the_files(tmp_path: Path) -> None:
     assert len(written) > 1  # weights lie in files of their own
     target = parse_target("tensorrt-rtx:sm86,sm120")
     needed = Needed.of(target, written, ())
-    for sm, made in zip(target.sms, crossing("engine", Building, (needed,), target.sms), strict=True):
+    for sm, made in zip(target.sms, crossing("engine", BuildingApart, (needed,), target.sms), strict=True):
         alone = TensorRTRTX(sms=(sm,)).build(written[0], tmp_path / f"{sm}.engine")
         assert len(made.content) == alone.bytes
         assert made.seconds > 0

@@ -10,7 +10,7 @@ from typing import Any
 from qcompiler.compiler.base import Compilation, Done, stage
 from qcompiler.compiler.serving import BuildOptions, profiles_of
 from qcompiler.engines import EngineFile, Profile, for_target
-from qcompiler.engines.apart import Building, Needed
+from qcompiler.engines.apart import BuildingApart, Needed
 from qcompiler.ir import model as models
 from qcompiler.ir.model import Model
 from qcompiler.ir.signature import Inputs
@@ -86,7 +86,7 @@ def build_apart(
     needed = Needed.of(options.target, [model, *models.load(model).files[1:]], served)
     record = list[dict[str, Any]]()
     with run.working(len(names)) as advance:
-        built = run.each("engine", Building, (needed,), names)
+        built = run.each("engine", BuildingApart, (needed,), names)
         for (sm, path), made in zip(names.items(), built, strict=True):
             made.content.tofile(path)
             for text in made.warnings:
