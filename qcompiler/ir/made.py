@@ -1,6 +1,6 @@
 """Weights that are made of stored ones whenever somebody looks, and that nobody keeps.
 
-    FP16 in the file  →  Widened  →  Scaled (SmoothQuant)  →  an array, for the layers that are run now
+    FP16 in the file  →  WidenedWeights  →  ScaledWeights (SmoothQuant)  →  an array, for the layers that are run now
 
 Where a model is larger than the memory it may take, its derived weights would take the room of all of them at once, in
 memory or on disk. What they are derived of lies in the model's file, so they are written down as that: a value of one
@@ -61,7 +61,7 @@ class Made(LazyValues):  # type: ignore[misc]
 Held: TypeAlias = "Array | Made"
 
 
-class Widened(Made):
+class WidenedWeights(Made):
     """16-bit floats as float32.
 
     Args:
@@ -81,7 +81,7 @@ class Widened(Made):
         return (self.stored,)
 
 
-class Scaled(Made):
+class ScaledWeights(Made):
     """Weights times or divided by factors, one after the other, in their own type.
 
     Args:
@@ -102,7 +102,7 @@ class Scaled(Made):
         return self.held, self.factors
 
 
-class Rounded(Made):
+class RoundedWeights(Made):
     """Float32 weights as another float type holds them, in float32 again.
 
     Args:
@@ -124,7 +124,7 @@ class Rounded(Made):
         return self.held, self.to, self.bounds
 
 
-class Dequantized(Made):
+class DequantizedWeights(Made):
     """What a DequantizeLinear gives, rounded to the type of its output, as float32.
 
     Args:

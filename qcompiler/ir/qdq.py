@@ -13,7 +13,7 @@ import onnx_graphsurgeon as gs
 from qcompiler.errors import EngineError
 from qcompiler.ir import graph as graphs
 from qcompiler.ir import made
-from qcompiler.ir.made import Dequantized, Held, later, solid
+from qcompiler.ir.made import DequantizedWeights, Held, later, solid
 from qcompiler.ir.operators import CARRIES, VIEWS
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def held_dequantized(node: gs.Node, dtype: np.dtype[Any]) -> Held:
         if one is not None and not block and one.size > 1 and one.size != values.shape[axis]:
             raise refusal(node, f"has {one.size} scales along an axis of {values.shape[axis]}", "export it again")
     if later(values):
-        return Dequantized(values, scale, zero, axis, block, dtype)
+        return DequantizedWeights(values, scale, zero, axis, block, dtype)
     return made.dequantized(values, scale, zero, axis, block).astype(dtype)
 
 

@@ -58,7 +58,7 @@ def is_packed(dtype: np.dtype[Any]) -> bool:
     return dtype.kind != "O" and np_dtype_to_tensor_dtype(dtype) in _PACKED_BITS
 
 
-class Form(Protocol):
+class WeightForm(Protocol):
     """What there is to know of weights without looking at them."""
 
     @property
@@ -199,7 +199,7 @@ def to_tensor(name: str, values: Array) -> TensorProto:
     return numpy_helper.from_array(np.ascontiguousarray(values).reshape(values.shape), name)
 
 
-def to_external_tensor(name: str, values: Form, location: str, offset: int | None = None) -> TensorProto:
+def to_external_tensor(name: str, values: WeightForm, location: str, offset: int | None = None) -> TensorProto:
     """A TensorProto without values that says where they are: `location`, `offset` and their length in bytes."""
     tensor = TensorProto(name=name, data_type=np_dtype_to_tensor_dtype(values.dtype), dims=values.shape)
     tensor.data_location = TensorProto.EXTERNAL
@@ -210,7 +210,7 @@ def to_external_tensor(name: str, values: Form, location: str, offset: int | Non
     return tensor
 
 
-def stored_bytes(values: Form) -> int:
+def stored_bytes(values: WeightForm) -> int:
     """Bytes of weights in a file: several elements of a packed type share one."""
     if not is_packed(values.dtype):
         return values.nbytes

@@ -22,22 +22,22 @@ FACTOR = RNG.uniform(0.5, 2, (24, 1)).astype(np.float32)
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
 def test_sixteen_bits_are_widened_exactly(dtype: Any) -> None:
-    one = made.Widened(STORED.astype(dtype))
+    one = made.WidenedWeights(STORED.astype(dtype))
     assert (one.shape, one.dtype, one.size, one.nbytes) == ((24, 40), np.dtype(np.float32), 960, 3840)
     np.testing.assert_array_equal(one.load(), STORED.astype(dtype).astype(np.float32))
     assert not one.load().flags.writeable
 
 
 def test_factors_are_taken_one_after_the_other() -> None:
-    one = made.Scaled(made.Widened(STORED), ((FACTOR, True), (FACTOR.T[:, :1], False)))
+    one = made.ScaledWeights(made.WidenedWeights(STORED), ((FACTOR, True), (FACTOR.T[:, :1], False)))
     np.testing.assert_array_equal(one.load(), WIDE * FACTOR / FACTOR.T[:, :1])
 
 
 def test_rounding_holds_the_bounds() -> None:
-    one = made.Rounded(WIDE * 1e5, np.dtype(np.float16), (-3e4, 3e4))
+    one = made.RoundedWeights(WIDE * 1e5, np.dtype(np.float16), (-3e4, 3e4))
     expected = np.clip(WIDE * 1e5, -3e4, 3e4).astype(np.float16).astype(np.float32)
     np.testing.assert_array_equal(one.load(), expected)
-    assert np.isinf(made.Rounded(WIDE * 1e5, np.dtype(np.float16), None).load()).any()
+    assert np.isinf(made.RoundedWeights(WIDE * 1e5, np.dtype(np.float16), None).load()).any()
 
 
 @pytest.mark.parametrize(("axis", "block", "count"), [(0, 0, 24), (1, 0, 40), (1, 0, 1), (0, 8, 3)])
@@ -47,12 +47,12 @@ def test_scales_lie_along_their_axis_or_are_repeated_in_blocks(axis: int, block:
     zero = np.full(scale.shape, 3, np.int8)
     whole = np.repeat(scale, block, 0) if block else scale.reshape(*[-1 if at == axis else 1 for at in range(2)])
     expected = ((stored.astype(np.float32) - 3) * whole).astype(np.float16).astype(np.float32)
-    one = made.Dequantized(stored, scale, zero, axis, block, np.dtype(np.float16))
+    one = made.DequantizedWeights(stored, scale, zero, axis, block, np.dtype(np.float16))
     np.testing.assert_array_equal(one.load(), expected)
 
 
 def test_a_constant_keeps_nothing_of_what_it_makes() -> None:
-    constant = Constant("w", made.Widened(STORED))
+    constant = Constant("w", made.WidenedWeights(STORED))
     assert constant.values is not constant.values
     assert (tuple(constant.shape), constant.dtype) == ((24, 40), np.float32)
     constant.values = WIDE
@@ -60,10 +60,10 @@ def test_a_constant_keeps_nothing_of_what_it_makes() -> None:
 
 
 def test_the_content_is_that_of_the_parts() -> None:
-    one, same = made.Widened(STORED), made.Widened(STORED.copy())
+    one, same = made.WidenedWeights(STORED), made.WidenedWeights(STORED.copy())
     assert digest(one) == digest(same)
-    assert digest(made.Scaled(one, ((FACTOR, True),))) != digest(made.Scaled(one, ((FACTOR, False),)))
-    assert digest(one) != digest(made.Widened(STORED[::-1].copy()))
+    assert digest(made.ScaledWeights(one, ((FACTOR, True),))) != digest(made.ScaledWeights(one, ((FACTOR, False),)))
+    assert digest(one) != digest(made.WidenedWeights(STORED[::-1].copy()))
 
 
 def test_only_what_is_large_is_made_later_and_only_where_memory_is_short(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from qcompiler.errors import DataError
 from qcompiler.ir import model as models
-from qcompiler.ir.made import Widened
+from qcompiler.ir.made import WidenedWeights
 from qcompiler.ir.signature import Feeds
 from qcompiler.runtime import chain
 from qcompiler.runtime.session import Session
@@ -94,15 +94,15 @@ def test_segments_run_all_feeds_before_the_next_does_and_read_their_weights_once
     for node in half.graph.nodes:
         if node.op == "MatMul":
             stored[node.inputs[1].name] = np.asarray(node.inputs[1].values, np.float16)
-            node.inputs[1].values = Widened(stored[node.inputs[1].name])
+            node.inputs[1].values = WidenedWeights(stored[node.inputs[1].name])
     made: list[int] = []
-    load = Widened.load
+    load = WidenedWeights.load
 
-    def counted(one: Widened) -> Any:
+    def counted(one: WidenedWeights) -> Any:
         made.append(id(one.stored))
         return load(one)
 
-    monkeypatch.setattr(Widened, "load", counted)
+    monkeypatch.setattr(WidenedWeights, "load", counted)
     order = [(part.index, sorted(part.values)) for part in Stream(half, TAPPED).over(list(enumerate(FEEDS)))]
     assert [index for index, _ in order] == [*range(len(FEEDS))] * (len(order) // len(FEEDS))
     assert sorted(name for index, names in order if not index for name in names) == sorted(TAPPED)

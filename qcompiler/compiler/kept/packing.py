@@ -50,7 +50,7 @@ _PLAIN = {  # what is made of values and does nothing else
     "collections": {"Counter", "OrderedDict", "defaultdict", "deque"},
     "qcompiler.data.samples": {"Fingerprint", "ShapeRange"},
     "qcompiler.data.spread": {"Spreads", "_Sums"},
-    "qcompiler.ir.made": {"Dequantized", "Rounded", "Scaled", "Widened"},
+    "qcompiler.ir.made": {"DequantizedWeights", "RoundedWeights", "ScaledWeights", "WidenedWeights"},
     "qcompiler.statistics.evidence": {"Flags"},
     "qcompiler.statistics.hessian": {"Hessians"},
     "qcompiler.statistics.histogram": {"Histogram", "Histograms"},

@@ -22,7 +22,7 @@ from qcompiler.ir.graph import (
     static_shape,
     values_of,
 )
-from qcompiler.ir.made import Held, Made, Scaled, later, scaled
+from qcompiler.ir.made import Held, Made, ScaledWeights, later, scaled
 from qcompiler.ir.names import Names
 from qcompiler.ir.operators import VIEWS
 from qcompiler.passes.absorb.index import Index, along, before_view, only_axis
@@ -157,7 +157,7 @@ def scaled_constants(edits: Sequence[Edit], factors: NDArray[np.float32]) -> lis
         if not (np.isfinite(new) | ~np.isfinite(old)).all():
             return f"'{edit.constant.name}' of '{edit.node.name}' would leave the range of {old.dtype}"
         wide = isinstance(held, np.ndarray | Made) and old.dtype == np.float32
-        done.append((edit, Scaled(held, tuple(given)) if wide and later(old) else new))
+        done.append((edit, ScaledWeights(held, tuple(given)) if wide and later(old) else new))
     return done
 
 

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 
 from qcompiler.ir import made
-from qcompiler.ir.made import Widened
+from qcompiler.ir.made import WidenedWeights
 from qcompiler.ir.weights import Array
 from qcompiler.support.memory import PIECE, release
 
@@ -39,9 +39,9 @@ def widened(values: Array) -> Array:
     return result
 
 
-def held_wide(values: Array) -> Array | Widened:
+def held_wide(values: Array) -> Array | WidenedWeights:
     """The same, made whenever somebody looks where there is no room for all weights."""
-    return Widened(values) if values.dtype in HALVES and made.later(values) else widened(values)
+    return WidenedWeights(values) if values.dtype in HALVES and made.later(values) else widened(values)
 
 
 def _rounded(values: Array) -> Array:

@@ -18,7 +18,7 @@ import onnx_graphsurgeon as gs
 from qcompiler.ir import graph as graphs
 from qcompiler.ir import model as models
 from qcompiler.ir.element_types import Slots
-from qcompiler.ir.made import Held, Rounded, later, rounded, solid
+from qcompiler.ir.made import Held, RoundedWeights, later, rounded, solid
 from qcompiler.ir.operators import MOVES
 from qcompiler.ir.signature import Feeds
 from qcompiler.judge.noise import judged
@@ -149,7 +149,7 @@ class _Builder:
         if key not in self._stored:
             held, to = tensor._values, np.dtype(self._view.numpy)
             if later(held):
-                self._stored[key] = self._initializer(Rounded(held, to, bounds))
+                self._stored[key] = self._initializer(RoundedWeights(held, to, bounds))
             else:
                 self._stored[key] = self._initializer(rounded(graphs.values_of(tensor), to, bounds))
         return self._stored[key]

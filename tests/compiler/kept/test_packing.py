@@ -19,7 +19,7 @@ from qcompiler.compiler.subject import Lowered
 from qcompiler.data.source import open_source
 from qcompiler.errors import UsageError
 from qcompiler.ir.gs_classes import Constant
-from qcompiler.ir.made import Scaled, Widened
+from qcompiler.ir.made import ScaledWeights, WidenedWeights
 from qcompiler.ir.model import Model
 from qcompiler.outliers.llm_int8 import Splits
 from qcompiler.plan import Decision, Plan
@@ -165,11 +165,11 @@ def test_half_an_entry_is_none(cut: int) -> None:
 def test_weights_that_are_made_later_come_back_as_that() -> None:
     stored = np.random.default_rng(1).standard_normal((90, 80)).astype(np.float16)
     factor = np.full((90, 1), 3, np.float32)
-    weight = Scaled(Widened(stored), ((factor, True),))
+    weight = ScaledWeights(WidenedWeights(stored), ((factor, True),))
     blobs = Blobs()
     again = unpack(pack(weight, blobs.__setitem__), blobs.read, {})
     assert list(blobs) == [digest(stored)]
-    assert isinstance(again, Scaled)
+    assert isinstance(again, ScaledWeights)
     assert digest(again) == digest(weight)
     np.testing.assert_array_equal(again.load(), weight.load())
 
@@ -179,7 +179,7 @@ def test_a_graph_with_weights_that_are_made_later_comes_back_with_them() -> None
     weight = next(
         tensor for tensor in graph.tensors().values() if isinstance(tensor, Constant) and tensor.values.ndim == 2
     )
-    weight.values = Widened(weight.values.astype(np.float16))
+    weight.values = WidenedWeights(weight.values.astype(np.float16))
     again = back(graph).tensors()[weight.name]
-    assert isinstance(again._values, Widened)
+    assert isinstance(again._values, WidenedWeights)
     np.testing.assert_array_equal(again.values, weight.values)
