@@ -54,6 +54,7 @@ class Model:
         defaults: initializers that a caller may replace, as they are inputs as well; none where the exporter made
             inputs of all initializers, which means nothing.
         ends: the element types that the source has for inputs and outputs which are float32 here, by name.
+        bounded: tensors that are a 16-bit infinity in the source, and were read as the end of that type.
     """
 
     graph: gs.Graph
@@ -63,6 +64,7 @@ class Model:
     files: tuple[Path, ...] = ()
     defaults: tuple[str, ...] = ()
     ends: Mapping[str, np.dtype[Any]] = field(default_factory=dict)
+    bounded: tuple[str, ...] = ()
 
     def content(self) -> object:
         """What it computes, wherever its weights come from: the graph as bytes, the weights by name, metadata."""

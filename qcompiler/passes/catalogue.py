@@ -61,6 +61,7 @@ from qcompiler.passes.standard.write_out_rms_norm import WriteOutRmsNorm
 from qcompiler.passes.standard.write_out_rotary import WriteOutRotary
 from qcompiler.passes.standard.write_out_swish import WriteOutSwish
 from qcompiler.passes.standard.write_out_tensor_scatter import WriteOutTensorScatter
+from qcompiler.passes.types.bound_factors import BoundFactors
 from qcompiler.passes.types.infer_shapes import InferShapes
 from qcompiler.passes.types.restore_ends import RestoreEnds
 from qcompiler.passes.types.unpack_sequences import UnpackSequences
@@ -70,6 +71,7 @@ ALL: tuple[type[Pass], ...] = (
     FixShapes,
     FixInputs,
     InlineFunctions,
+    BoundFactors,
     WidenFloats,
     NameEverything,
     NameDimensions,
@@ -134,6 +136,7 @@ ALL: tuple[type[Pass], ...] = (
 __all__ = [
     "ALL",
     "BakePrefix",
+    "BoundFactors",
     "ConvertQoperator",
     "DynamicQuant",
     "EliminateDead",

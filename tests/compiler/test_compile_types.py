@@ -145,3 +145,27 @@ def test_times_in_double_are_refused_where_float32_loses_them(tmp_path: Path) ->
     np.savez(tmp_path / "d.npz", t=1.7e9 + rng.normal(size=(24, 32)))
     with pytest.raises(ModelError, match="agrees with double"):
         quantize(tmp_path / "m.onnx", data=str(tmp_path / "d.npz"), output=tmp_path / "o.qdq.onnx")
+
+
+@pytest.mark.parametrize("dtype", [F16, BF16], ids=str)
+def test_a_mask_that_the_converter_rounded_to_infinity_is_compiled_and_told(
+    tmp_path: Path, dtype: np.dtype[Any]
+) -> None:
+    """softmax(x w + (1 - mask) * -3.4e38) v, where -3.4e38 is -inf in 16 bits."""
+    rng = np.random.default_rng(0)
+    with np.errstate(over="ignore"):
+        far = np.full((), np.finfo(np.float32).min).astype(dtype)
+    held = {"w": rng.standard_normal((32, 32)) / 6, "v": rng.standard_normal((32, 32)) / 6, "one": np.ones(())}
+    proto = model(
+        ("MatMul", "x w", "p"), ("Sub", "one mask", "i"), ("Mul", "i far", "m"), ("Add", "p m", "s"),
+        ("Softmax", "s", "a"), ("MatMul", "a v", "y"),
+        inputs={"x": (dtype, ("n", 32, 32)), "mask": (dtype, ("n", 1, 32))},
+        weights={**{name: one.astype(dtype) for name, one in held.items()}, "far": far}, opset=22,
+    )  # fmt: skip
+    onnx.save(proto, tmp_path / "m.onnx")
+    x, mask = rng.standard_normal((24, 32, 32)), rng.random((24, 1, 32)) < 0.7
+    np.savez(tmp_path / "d.npz", x=x.astype(dtype), mask=mask.astype(dtype))
+    made = quantize(tmp_path / "m.onnx", data=str(tmp_path / "d.npz"), output=tmp_path / "q.onnx")
+    assert any("'far', infinite in the file" in text for text in made.manifest["warnings"])
+    assert made.manifest["macs"]["quantized_share"] == 1
+    assert made.manifest["verification"]["worst_sqnr_db"] > 25
