@@ -54,7 +54,8 @@ class Model:
         defaults: initializers that a caller may replace, as they are inputs as well; none where the exporter made
             inputs of all initializers, which means nothing.
         ends: the element types that the source has for inputs and outputs which are float32 here, by name.
-        bounded: tensors that are a 16-bit infinity in the source, and were read as the end of that type.
+        mended: constants that are infinite or 0 in the 16 bits of the source, and were read as the number of that type
+            which is next to what they were rounded from.
     """
 
     graph: gs.Graph
@@ -64,7 +65,7 @@ class Model:
     files: tuple[Path, ...] = ()
     defaults: tuple[str, ...] = ()
     ends: Mapping[str, np.dtype[Any]] = field(default_factory=dict)
-    bounded: tuple[str, ...] = ()
+    mended: tuple[str, ...] = ()
 
     def content(self) -> object:
         """What it computes, wherever its weights come from: the graph as bytes, the weights by name, metadata."""

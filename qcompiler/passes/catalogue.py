@@ -63,6 +63,7 @@ from qcompiler.passes.standard.write_out_swish import WriteOutSwish
 from qcompiler.passes.standard.write_out_tensor_scatter import WriteOutTensorScatter
 from qcompiler.passes.types.bound_factors import BoundFactors
 from qcompiler.passes.types.infer_shapes import InferShapes
+from qcompiler.passes.types.keep_guards import KeepGuards
 from qcompiler.passes.types.restore_ends import RestoreEnds
 from qcompiler.passes.types.unpack_sequences import UnpackSequences
 from qcompiler.passes.types.widen_floats import WidenFloats
@@ -72,6 +73,7 @@ ALL: tuple[type[Pass], ...] = (
     FixInputs,
     InlineFunctions,
     BoundFactors,
+    KeepGuards,
     WidenFloats,
     NameEverything,
     NameDimensions,
@@ -157,6 +159,7 @@ __all__ = [
     "InlineFunctions",
     "InsertQDQ",
     "InsertQDQPairs",
+    "KeepGuards",
     "Legalize",
     "LlmInt8",
     "LoosenSqueeze",

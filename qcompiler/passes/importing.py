@@ -9,14 +9,15 @@ from qcompiler.ir import model as models
 from qcompiler.passes.base import Changed, Pipeline
 from qcompiler.passes.cleanup.inline_functions import InlineFunctions
 from qcompiler.passes.types.bound_factors import BoundFactors
+from qcompiler.passes.types.keep_guards import KeepGuards
 from qcompiler.passes.types.widen_floats import WidenFloats
 
 
 def imported(source: str | Path | models.Model) -> models.Model:
     """A model whose float arithmetic is FP32; itself where it is so already.
 
-    Its `ends` say which inputs and outputs have another type in the source, its `bounded` which infinities it has there
-    and not here.
+    Its `ends` say which inputs and outputs have another type in the source, its `mended` which constants had lost their
+    number there.
 
     Args:
         source: a file, or a model, which stays as it is.
@@ -27,8 +28,8 @@ def imported(source: str | Path | models.Model) -> models.Model:
     model = source if isinstance(source, models.Model) else models.load(source)
     after = models.copy(model)
     # A function may be told a type by its caller, which shows only where its body is.
-    pipeline = Pipeline(*((InlineFunctions(),) if after.graph.functions else ()), BoundFactors(), WidenFloats())
-    *_, bounding, widening = pipeline(after.graph)
+    inline = (InlineFunctions(),) if after.graph.functions else ()
+    *_, bounding, guarding, widening = Pipeline(*inline, BoundFactors(), KeepGuards(), WidenFloats())(after.graph)
     if not widening.changed:
         return model
     before = {tensor.name: graphs.dtype_of(tensor) for tensor in (*model.graph.inputs, *model.graph.outputs)}
@@ -39,6 +40,6 @@ def imported(source: str | Path | models.Model) -> models.Model:
     }
     known = {name: dtype for name, dtype in ends.items() if dtype is not None}
     after.ends = {**model.ends, **known}
-    bounded = (*model.bounded, *(note.node for note in bounding.notes if isinstance(note, Changed)))
-    after.bounded = tuple(dict.fromkeys(bounded))
+    changed = (note.node for note in (*bounding.notes, *guarding.notes) if isinstance(note, Changed))
+    after.mended = tuple(dict.fromkeys((*model.mended, *changed)))
     return after

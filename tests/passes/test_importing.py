@@ -51,3 +51,12 @@ def test_functions_are_inlined_so_that_types_told_by_their_callers_are_seen(tmp_
     found = imported(saved(tmp_path, proto))
     assert F16 not in element_types.infer_all(found.graph).values()
     assert [node.op for node in graphs.walk(found.graph)] == ["Relu"]
+
+
+def test_constants_that_lost_their_number_are_remembered(tmp_path: Path) -> None:
+    proto = model(("Clip", "x low", "c"), ("Div", "x c", "d"), ("Mul", "d far", "y"), inputs={"x": (F16, (2, 4))},
+                  weights={"low": np.zeros((), F16), "far": np.full((), -np.inf, F16)})  # fmt: skip
+    loaded = models.load(saved(tmp_path, proto))
+    found = imported(loaded)
+    assert (loaded.mended, found.mended) == ((), ("far", "low"))
+    assert models.copy(found).mended == imported(found).mended == found.mended

@@ -44,9 +44,10 @@ NOTHING_TO_JOIN = (
     "--batch {} joins nothing: no axis of the inputs was found to be a batch; if one is, say which: --batch-axis x=0"
 )
 
-BOUNDED = (
-    "read as the largest number of its type, since it is multiplied and 0 times infinity is NaN: {}, infinite in the "
-    "file. Another runtime computes NaN there; the converter that made these 16 bits should clip masks"
+MENDED = (
+    "constants that were rounded to infinity or 0 in 16 bits can make NaN where they multiply or guard a division, and "
+    "are read as the largest or smallest number of their type: {}. In other runtimes they stay as they are: let the "
+    "converter clip"
 )
 
 
@@ -123,8 +124,8 @@ def load(run: Compilation, source: str | Path | models.Model, data: Data | None,
         parts = None if samples is None else deal(samples, judged_apart=judge.data is not None)
     if model.defaults:
         run.warn(_kept_defaults(model.defaults))
-    if model.bounded:
-        run.warn(BOUNDED.format(_listed(model.bounded)))
+    if model.mended:
+        run.warn(MENDED.format(_listed(model.mended)))
     if narrower is not None and narrower.warning:
         run.warn(narrower.warning)
     if samples is not None and samples.batch and not axes.axes:
