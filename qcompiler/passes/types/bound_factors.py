@@ -1,9 +1,10 @@
 """Mul(1 - mask, -inf) ⇒ Mul(1 - mask, -65504): what was rounded to infinity in 16 bits masks again.
 
 A mask of -3.4e38 has no place in FP16, and rounded to the nearest it has none in BF16, either: a converter that does
-not clip makes -inf of it. Where that multiplies 0 or 1, as in older encoders, every token that is not masked becomes
-NaN. An infinity that multiplies means nothing else, so it becomes the end of its type, which careful converters write.
-Added, compared or picked, infinities are ordinary and stay.
+not clip makes -inf of it. Where that multiplies 0 or 1, as in encoders (the part of a mask) and decoders (a causal mask
+times what the cache holds), every token that is not masked becomes NaN. An infinity that multiplies means nothing else,
+so it becomes the end of its type, which careful converters write. Added, compared or picked, infinities are ordinary
+and stay.
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ from qcompiler.passes.base import Changed, Note, Pass
 from qcompiler.passes.types._values import BF16, FP16, HALVES
 
 _LARGEST = {FP16: 65504.0, BF16: 255 * 2.0**120}  # finite numbers
-# One number throughout stays one number throughout
-_REPEATS = frozenset({*REARRANGES, "Cast", "Expand", "Tile", "Slice", "Gather", "Neg"})
+# What hands infinities on, by the inputs that they come from
+_HANDS_ON = {
+    **dict.fromkeys((*REARRANGES, "Cast", "Expand", "Tile", "Slice", "Gather", "Neg", "Trilu"), (0,)),
+    "Where": (1, 2),
+}
 
 
 @dataclass(frozen=True)
@@ -58,9 +62,9 @@ def _bound(graph: gs.Graph, node: gs.Node, names: Names) -> Iterator[Note]:
 
 
 def _again(tensor: gs.Tensor, names: Names, made: list[gs.Node]) -> gs.Tensor | None:
-    """A tensor that is one 16-bit infinity throughout, with the end of that type instead; None for all others.
+    """A tensor whose infinities are constants of 16 bits, with the end of that type instead; None where it has none.
 
-    Nodes that repeat the number are made again, since their results may be read where infinity is meant.
+    Nodes that hand infinities on are made again, since their results may be read where infinity is meant.
     """
     name, node = f"{tensor.name}/bounded", graphs.producer(tensor)
     end = _end(graphs.constant_value(tensor))
@@ -69,27 +73,29 @@ def _again(tensor: gs.Tensor, names: Names, made: list[gs.Node]) -> gs.Tensor | 
     if node is None:
         return None
     attrs, inputs = dict(node.attrs), list(node.inputs)
-    if graphs.is_op(node, "ConstantOfShape"):
-        end = _end(graphs.attribute_value(node))
-        if end is None:
-            return None
+    if graphs.is_op(node, "ConstantOfShape") and (end := _end(graphs.attribute_value(node))) is not None:
         attrs["value"] = gs.Constant("value", end)
-    elif graphs.is_op(node, *_REPEATS):
-        source = _again(inputs[0], names, made)
-        if source is None:
-            return None
-        inputs[0] = source
-    else:
+    elif not _hand_on(node, inputs, names, made):
         return None
     out = gs.Variable(names.fresh(name), graphs.dtype_of(tensor), tensor.shape)
     made.append(gs.Node(node.op, names.fresh(f"{node.name}/bounded"), attrs, inputs, [out]))
     return out
 
 
+def _hand_on(node: gs.Node, inputs: list[gs.Tensor], names: Names, made: list[gs.Node]) -> bool:
+    """Puts bounded tensors among the inputs; whether there is one."""
+    found = False
+    for index in _HANDS_ON.get(node.op, ()) if graphs.is_standard(node) else ():
+        source = _again(inputs[index], names, made)
+        if source is not None:
+            inputs[index], found = source, True
+    return found
+
+
 def _end(values: Array | None) -> Array | None:
-    """The ends of the type in place of infinities; None where anything else is among them, or the type is wider."""
-    if values is None or values.dtype not in HALVES or not values.size or np.isfinite(values.flat[0]):
+    """The values with the ends of their type in place of infinities; None where none is there, or the type is wider."""
+    if values is None or values.dtype not in HALVES:
         return None
-    if not np.isinf(values).all():
-        return None
-    return np.where(values > 0, _LARGEST[values.dtype], -_LARGEST[values.dtype]).astype(values.dtype)
+    endless = np.isinf(values)
+    end = np.where(values > 0, _LARGEST[values.dtype], -_LARGEST[values.dtype])
+    return np.where(endless, end.astype(values.dtype), values) if endless.any() else None
