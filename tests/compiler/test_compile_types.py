@@ -167,5 +167,6 @@ def test_a_mask_that_the_converter_rounded_to_infinity_is_compiled_and_told(
     np.savez(tmp_path / "d.npz", x=x.astype(dtype), mask=mask.astype(dtype))
     made = quantize(tmp_path / "m.onnx", data=str(tmp_path / "d.npz"), output=tmp_path / "q.onnx")
     assert any("largest or smallest number of their type: 'far'" in text for text in made.manifest["warnings"])
+    assert made.manifest["types"]["mended"] == ["far"]
     assert made.manifest["macs"]["quantized_share"] == 1
     assert made.manifest["verification"]["worst_sqnr_db"] > 25

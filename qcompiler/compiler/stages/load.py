@@ -141,6 +141,7 @@ def load(run: Compilation, source: str | Path | models.Model, data: Data | None,
         "export": options.export,
         "types": {
             "ends": {name: dtype.name for name, dtype in model.ends.items()},
+            "mended": list(model.mended),
             "narrowing": None if narrower is None else plain(narrower),
         },
         "random_data": samples is not None and samples.random,
