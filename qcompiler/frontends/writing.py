@@ -1,4 +1,4 @@
-"""A traced model with its weights into a file, one weight at a time, each in the type in which the origin has it.
+"""A traced model with its weights into a file, one weight at a time, each in the type in which its origin has it.
 
 A weight in FP16 or BF16 stays so, with a Cast to float32 in front of who reads it: that is exact, half of the bytes,
 and gone where `compile` reads the file. Small ones are float32.
