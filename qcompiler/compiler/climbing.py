@@ -1,11 +1,14 @@
 """The climb goes on where a plan held the goal on what chose it, and missed a gate where it was judged.
 
-The first climb ended at the first rung that met the goal. That goal was not enough, so the next rung is tried that
-evidence speaks for. Whether it helps is judged by the samples that choose, as before: of what judges, only that a gate
-was missed is known, and by how many dB.
+The first climb ended at the first rung that met the goal, but for those that cost nothing where the model runs. That
+goal was not enough, so the next rung is tried that evidence speaks for. One that changes the model drops what is marked
+on its layers, which is tried again behind it. Whether a rung helps is judged by the samples that choose, as before: of
+what judges, only that a gate was missed is known, and by how many dB.
 """
 
 from __future__ import annotations
+
+from itertools import takewhile
 
 from qcompiler.compiler import ladder
 from qcompiler.compiler.ask import Asked
@@ -15,12 +18,14 @@ from qcompiler.compiler.stages.smooth_quant import smooth_quant
 from qcompiler.compiler.stages.weight_only import fit_weights, shift
 from qcompiler.compiler.subject import Subject
 from qcompiler.planning.chosen import Planning
+from qcompiler.planning.climb import Standing
 from qcompiler.verification.compare import Verification
 from qcompiler.verification.gates import Gates
 from qcompiler.verification.verdict import acceptable
 
 STEP_DB = 3.0  # more than what was reached, where no gate says how many dB are missing
-RUNGS = tuple(one.name for one in (ladder.EQUALIZE, ladder.SMOOTH_QUANT, ladder.FIT_WEIGHTS, ladder.SHIFT))  # in order
+CHANGING = (ladder.EQUALIZE.name, ladder.SMOOTH_QUANT.name)  # the model, in order
+MARKING = (ladder.FIT_WEIGHTS.name, ladder.SHIFT.name)  # its layers, behind them
 MISSED = "what met the goal where it was chosen missed a gate where it was judged"
 
 
@@ -45,18 +50,36 @@ def climbed_on(
     if before is None or not before.met or verification is None or acceptable(verification, asked.gates):
         return subject
     fixed = planning.at is not None or planning.pick is not None or planning.replay is not None
-    if fixed or asked.llm_int8 is not None or asked.weight_only is not None or before.behind == RUNGS[-1]:
+    rungs = left(before)
+    if fixed or asked.llm_int8 is not None or asked.weight_only is not None or not rungs:
         return subject
     now = subject.with_(standing=before.raised(max(_short(verification, asked.gates), STEP_DB), MISSED))
     strict = asked.recipe.strict
-    left = RUNGS[RUNGS.index(before.behind) + 1 :] if before.behind in RUNGS else RUNGS
-    if ladder.EQUALIZE.name in left:
+    if ladder.EQUALIZE.name in rungs:
         now = run(equalize, now, asked.watch, asked.search, planning, asked.recipe.equalize, strict)
-    if ladder.SMOOTH_QUANT.name in left:
+    if ladder.SMOOTH_QUANT.name in rungs:
         now = run(smooth_quant, now, asked.watch, asked.search, planning, asked.smooth_quant, strict)
-    if ladder.FIT_WEIGHTS.name in left:
+    rungs = left(now.standing)
+    if ladder.FIT_WEIGHTS.name in rungs:
         now = run(fit_weights, now, asked.search, planning)
-    return run(shift, now, asked.search, planning)
+    return run(shift, now, asked.search, planning) if ladder.SHIFT.name in rungs else now
+
+
+def left(standing: Standing | None) -> tuple[str, ...]:
+    """Rungs that have not been tried on the model as it is.
+
+    Args:
+        standing: of the model; None where nobody has looked.
+
+    Returns:
+        Their names, in order; none in front of one that has changed the model.
+    """
+    if standing is None:
+        return ()
+    changed = [one for one in standing.behind if one in CHANGING]
+    marked = tuple(takewhile(lambda one: one in MARKING, reversed(standing.behind)))
+    further = CHANGING[CHANGING.index(changed[-1]) + 1 :] if changed else CHANGING
+    return tuple(one for one in (*further, *MARKING) if one not in (*marked, *standing.vain))
 
 
 def changed(before: Subject, after: Subject) -> bool:

@@ -1,9 +1,9 @@
 """The ladder: what is done for accuracy, cheapest first, and what must have been observed for it to be tried.
 
 `LADDER` is the list, read from top to bottom. Behind each rung everything is quantized at once on the samples that
-choose (`planning/climb.py`); what meets the goal ends the climb, and nothing below it is tried but smoothing and
-fitted weights, which cost nothing where the model runs. A rung is tried only where what was observed says that it can
-help; what gains nothing is not kept, and the model stays as it was.
+choose (`planning/climb.py`); what meets the goal ends the climb, and nothing below it is tried but smoothing, fitted
+weights and shifts, which cost nothing where the model runs. A rung is tried only where what was observed says that it
+can help; what gains nothing is not kept, and the model stays as it was.
 
 The first five are stages or parts of them (`stages/equalize.py`, `stages/smooth_quant.py`, `stages/weight_only.py`);
 the others are the planner's own (`planning/planner.py`), which goes by the same rules.

@@ -71,6 +71,9 @@ def add(graph: gs.Graph, names: Names, tensor: gs.Variable, moved: float) -> gs.
 def take_off(graph: gs.Graph, names: Names, node: gs.Node, moved: float, sums: NDArray[np.float32]) -> None:
     """Takes what a moved activation adds to the outputs of a layer off the bias behind it.
 
+    What stands between the layer and an Add is another tensor than the float model has, and gets a name of its own:
+    what was observed of that name does not hold for it.
+
     Args:
         graph: that the layer belongs to.
         names: of its nodes and tensors.
@@ -85,6 +88,8 @@ def take_off(graph: gs.Graph, names: Names, node: gs.Node, moved: float, sums: N
     if found is None:
         raise ValueError(f"'{node.name}' has no constant bias behind it: its activation cannot be shifted")
     owner, index = found
+    if owner is not node:
+        node.outputs[0].name = names.fresh(f"{node.outputs[0].name}/moved")
     old = owner.inputs[index]
     extra = np.float64(moved) * float(node.attrs.get("alpha", 1.0)) * sums
     values = (graphs.values_of(old) - extra).astype(np.float32)

@@ -35,7 +35,9 @@ class Standing:
         calm_db: the same but for the layers whose tokens spike, which stay float here.
         share: of the model's multiply-accumulates that are quantized, 0..1.
         accepted: whether the user's metric accepts it, which has the word then; None where no metric was asked.
-        behind: the name of the last rung that changed the model; "" for none.
+        behind: names of the rungs that were kept, in their order; what is marked on layers is gone behind one that
+            changes the model, and comes again where it is kept there, too.
+        vain: names of those that were tried since the model last changed, and were not kept.
         missed: why the climb goes on although this met the goal; "" where it did not, or nothing has been judged.
     """
 
@@ -44,8 +46,9 @@ class Standing:
     calm_db: float
     share: float
     accepted: bool | None = None
-    behind: str = ""
+    behind: tuple[str, ...] = ()
     missed: str = ""
+    vain: tuple[str, ...] = ()
 
     @property
     def met(self) -> bool:
@@ -55,6 +58,21 @@ class Standing:
     def raised(self, short_db: float, why: str) -> Standing:
         """As if so many dB more had been asked for, so that the climb goes on."""
         return replace(self, goal_db=max(self.goal_db, self.sqnr_db) + short_db, accepted=None, missed=why)
+
+    def kept(self, rung: str, before: Standing | None, *, anew: bool) -> Standing:
+        """As what a rung has reached that is kept.
+
+        Args:
+            rung: its name.
+            before: where the model stood in front of it; None where nobody has looked.
+            anew: it has changed the model, so that what was in vain before may not be now.
+        """
+        was = () if before is None else before.behind
+        return replace(self, behind=(*was, rung), vain=() if anew or before is None else before.vain)
+
+    def in_vain(self, rung: str) -> Standing:
+        """The same, behind a rung that was not kept."""
+        return replace(self, vain=(*self.vain, rung))
 
     @property
     def missing_db(self) -> float:

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 
 import qcompiler
+from qcompiler.compiler import climbing
 from qcompiler.compiler.climbing import MISSED, changed, climbed_on
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.verification.compare import Verification
@@ -74,7 +75,8 @@ def test_nothing_is_climbed_again_that_was_tried_or_that_the_user_fixed(tmp_path
     assert after(at=1) is subject
     for standing_now in (
         replace(subject.standing, sqnr_db=0.0),
-        replace(subject.standing, behind="shift"),
+        replace(subject.standing, behind=("smooth_quant", "fit_weights", "shift")),
+        replace(subject.standing, vain=("equalize", "smooth_quant", "fit_weights", "shift")),
     ):
         other = subject.with_(standing=standing_now)
         assert after(other) is other
@@ -83,5 +85,37 @@ def test_nothing_is_climbed_again_that_was_tried_or_that_the_user_fixed(tmp_path
     assert changed(subject, climbed)
     assert not changed(subject, subject)
     assert not changed(subject, subject.with_(standing=subject.standing.raised(3.0, "why")))
-    assert climbed.standing.behind == "equalize"
+    assert climbed.standing.behind == ("equalize",)
     assert climbed.standing.sqnr_db > subject.standing.sqnr_db
+
+
+def test_what_was_marked_above_the_goal_leaves_no_rung_out_and_is_tried_again_behind_another_model(
+    tmp_path: Path,
+) -> None:
+    standing = of_net("equalize", planted.net(factor=8.0), planted.feeds(24), tmp_path, min_sqnr=GATE)
+    was = standing.subject.standing
+    assert was is not None
+    marked = standing.subject.with_(standing=was.kept("fit_weights", was, anew=False))  # as above the goal
+    missed = Verification(8, (), score=Score("m", 1.0, 0.5, higher_is_better=True))
+    asked = replace(standing.asked, gates=Gates(max_drop=0.1))
+    climbed = climbed_on(standing.run, marked, asked.planning, asked, missed)
+    assert climbed.standing is not None
+    assert climbed.standing.behind[:2] == ("fit_weights", "equalize")
+    assert "climbed on" in standing.run.records["rungs"]["equalize"]["why"]
+    assert "fit_weights" in standing.run.records["rungs"]  # asked again: the layers of the other model bear no marks
+    assert changed(marked, climbed)
+
+
+def test_a_rung_behind_the_last_one_that_was_kept_is_not_the_only_one_that_is_left(tmp_path: Path) -> None:
+    standing = of_net("equalize", planted.net(factor=8.0), planted.feeds(24), tmp_path, min_sqnr=GATE)
+    was = standing.subject.standing
+    assert was is not None
+    left = {
+        ("fit_weights",): ("equalize", "smooth_quant", "shift"),
+        ("equalize",): ("smooth_quant", "fit_weights", "shift"),
+        ("fit_weights", "shift", "equalize", "fit_weights"): ("smooth_quant", "shift"),
+        ("smooth_quant", "shift"): ("fit_weights",),
+    }
+    assert {behind: climbing.left(replace(was, behind=behind)) for behind in left} == left
+    assert climbing.left(replace(was, vain=("smooth_quant",))) == ("equalize", "fit_weights", "shift")
+    assert climbing.left(None) == ()

@@ -165,7 +165,8 @@ def test_what_meets_the_goal_ends_the_climb(tmp_path: Path) -> None:
     tried = [name for name in NAMES if found[name]["tried"]]
     assert tried in (["ranges"], ["ranges", "other_ranges"])  # these cost nothing where the model runs
     met = [name for name in NAMES[1:] if found[name]["why"].startswith("the goal of 25 dB is met before it")]
-    assert met[-4:] == ["equalize", "shift", "qfem", "high_precision"]
+    assert met[-3:] == ["equalize", "qfem", "high_precision"]
+    assert found["shift"]["why"].startswith("no activation lies to one side of zero")
     assert found["smooth_quant"]["why"].startswith("no layer may be smoothed")
     assert result.manifest["smooth_quant"] is None
     assert "smooth_quant" not in result.manifest["timings"]

@@ -66,6 +66,9 @@ def test_the_numbers_are_those_of_a_zero_point(kind: str, per_channel: bool) -> 
     zeros = [graphs.constant_value(node.inputs[2]) for node in shifted.nodes if node.op == "QuantizeLinear"]
     assert all(zero is not None and zero.dtype == np.int8 and not zero.any() for zero in zeros)
     assert len(shifted.nodes) == len(plain.nodes) + 1  # the Add in front of the pair is all that there is more
+    named = {tensor.name for node in shifted.nodes for tensor in node.outputs}
+    assert "a" not in named  # in front of its bias it is another tensor than the float model has
+    assert "y" in named
 
 
 def test_fitted_integers_are_summed_as_they_are_stored() -> None:

@@ -130,7 +130,7 @@ def _float(simulator: Simulator, feeds: Feeds) -> Mapping[str, NDArray[Any]]:
     return simulator.infer(dict(feeds), {})
 
 
-@stage(judged=True)
+@stage(version=2, judged=True)
 def equalize(
     run: Compilation,
     subject: Subject,
@@ -178,7 +178,8 @@ def equalize(
         run.lend(mine)
         why = done.report.undone or "the pass found nothing to do"
         vain = ladder.Told(ladder.EQUALIZE.name, True, f"{help.why}; {why}")
-        return Done(subject, ladder.record(vain, before=before))
+        tried = before.in_vain(ladder.EQUALIZE.name)
+        return Done(subject.with_(standing=tried), ladder.record(vain, before=before))
     with run.working():
         climb = Climb(ready, ready.simulation, planning)
         standing = climb.best()
@@ -187,8 +188,9 @@ def equalize(
     told = ladder.climbed(ladder.EQUALIZE, help.why, before, standing, _since(started), climb.runs, kept=kept)
     passes = checked((done.report,), {} if done.error is None else {done.report.name: done.error})
     if not kept:
-        return Done(subject, ladder.record(told, before=before))
-    standing = dataclasses.replace(standing, behind=ladder.EQUALIZE.name)
+        tried = before.in_vain(ladder.EQUALIZE.name)
+        return Done(subject.with_(standing=tried), ladder.record(told, before=before))
+    standing = standing.kept(ladder.EQUALIZE.name, before, anew=True)
     return Done(after.with_(standing=standing), ladder.record(told, before=before), passes)
 
 

@@ -51,7 +51,7 @@ class LowerOptions:
     ignored: tuple[str, ...] = ()
 
 
-@stage()
+@stage(version=2)
 def lower(
     run: Compilation,
     subject: Subject,
@@ -165,7 +165,8 @@ def _half(
     """What rounding to half does to the outputs, and what goes back to FP32 for it; `known` is of the same model."""
     if target.high_precision is DType.FP32 or not subject.seen.kept:
         return None
-    goal = half_noise.goal_of(target.high_precision, _reached(decided), options.min_sqnr)
+    aimed = decided.chosen.net.target_db
+    goal = half_noise.goal_of(target.high_precision, _reached(decided), options.min_sqnr, aimed)
     if known is not None and known.sqnr_db >= goal:
         return known
     model, feeds, high = decided.model, subject.seen.choosing, target.high_precision

@@ -28,7 +28,7 @@ ORDERED = "the alphas are those that were asked for"
 RUNG = ladder.SMOOTH_QUANT
 
 
-@stage(version=3, judged=True)
+@stage(version=4, judged=True)
 def smooth_quant(
     run: Compilation,
     subject: Subject,
@@ -185,10 +185,11 @@ def _done(run: Compilation, subject: Subject, before: Standing | None, one: _Cli
     tried = {"smooth_quant": groups.record_of(done.groups, done.tried)}
     if not one.kept:
         undone = done.reports if any(report.undone for report in done.reports) else ()
-        return Done(subject, tried | ladder.record(told, before=before), checked(undone, done.errors))
+        after = subject if before is None else subject.with_(standing=before.in_vain(RUNG.name))
+        return Done(after, tried | ladder.record(told, before=before), checked(undone, done.errors))
     standing = one.standing
     if standing is not None and standing is not before:
-        standing = replace(standing, behind=RUNG.name)
+        standing = standing.kept(RUNG.name, before, anew=True)
     record = tried | ladder.record(told, before=before)
     return Done(one.after.with_(standing=standing), record, checked(done.reports, done.errors))
 

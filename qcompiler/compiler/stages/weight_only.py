@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from itertools import islice
 
 from qcompiler.compiler import ladder
@@ -11,7 +10,7 @@ from qcompiler.compiler.base import Compilation, Done, checked, stage, tell_undo
 from qcompiler.compiler.subject import Subject
 from qcompiler.ir import model as models
 from qcompiler.planning.chosen import Planning
-from qcompiler.planning.climb import Climb, settled
+from qcompiler.planning.climb import Climb, Standing, settled
 from qcompiler.planning.placement.candidates import Candidates
 from qcompiler.planning.placement.one_sided import one_sided
 from qcompiler.planning.ready import Ready, prepared
@@ -27,7 +26,7 @@ from qcompiler.weight_only.storable import WeightOnlyOptions
 RUNG = ladder.FIT_WEIGHTS
 
 
-@stage(version=2)
+@stage(version=3)
 def fit_weights(run: Compilation, subject: Subject, target: Target, planning: Planning) -> Done[Subject]:
     """The subject with INT8 weights fitted to what their layers read, where that brings it closer to float.
 
@@ -43,8 +42,7 @@ def fit_weights(run: Compilation, subject: Subject, target: Target, planning: Pl
     before = subject.standing
     if before is None or subject.parts is None:
         return Done(subject)
-    enough = before.met and (before.accepted is not None or planning.effort == "quick")
-    forgone = ladder.forgone(RUNG, before, planning, enough=enough)
+    forgone = ladder.forgone(RUNG, before, planning, enough=_enough(before, planning))
     if forgone is not None:
         return Done(subject, ladder.record(forgone))
     started = time.perf_counter()
@@ -62,9 +60,11 @@ def fit_weights(run: Compilation, subject: Subject, target: Target, planning: Pl
     return Done(after, ladder.record(told, before=before))
 
 
-@stage()
+@stage(version=2)
 def shift(run: Compilation, subject: Subject, target: Target, planning: Planning) -> Done[Subject]:
     """The subject with activations on one side of zero moved onto the middle of their grid, where that helps.
+
+    It costs nothing where the model runs, so it is done above the goal as `fit_weights` is.
 
     Args:
         subject: normal, observed and smoothed, its weights fitted.
@@ -74,7 +74,7 @@ def shift(run: Compilation, subject: Subject, target: Target, planning: Planning
     before = subject.standing
     if before is None:
         return Done(subject)
-    forgone = ladder.forgone(ladder.SHIFT, before, planning, enough=before.met)
+    forgone = ladder.forgone(ladder.SHIFT, before, planning, enough=_enough(before, planning))
     if forgone is not None:
         return Done(subject, ladder.record(forgone))
     started = time.perf_counter()
@@ -87,6 +87,11 @@ def shift(run: Compilation, subject: Subject, target: Target, planning: Planning
         after, told = _tried(ladder.SHIFT, help.why, run, subject, layers, target, planning, started, mine)
     return_freed_memory()
     return Done(after, ladder.record(told, before=before))
+
+
+def _enough(before: Standing, planning: Planning) -> bool:
+    """Whether what costs nothing where the model runs need not be tried either: a metric holds, or time is short."""
+    return before.met and (before.accepted is not None or planning.effort == "quick")
 
 
 def _tried(
@@ -125,8 +130,8 @@ def _tried(
     seconds = time.perf_counter() - started
     told = ladder.climbed(rung, why, before, standing, seconds, climb.runs, kept=kept)
     if not kept:
-        return subject, told
-    return subject.with_(layers=layers, standing=replace(standing, behind=rung.name)), told
+        return subject.with_(standing=before.in_vain(rung.name)), told
+    return subject.with_(layers=layers, standing=standing.kept(rung.name, before, anew=False)), told
 
 
 @stage()

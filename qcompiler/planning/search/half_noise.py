@@ -27,6 +27,7 @@ from qcompiler.target import DType
 # or 53 dB (BF16), and a network adds up some dozens of them
 USUAL_DB = {DType.FP16: 54.0, DType.BF16: 36.0}
 BELOW_DB = 10.0  # what quantization noise stays above: half then adds 0.4 dB to it
+ROOM_DB = 10.0  # of what quantization leaves above the goal, so much is kept: nobody has asked for more
 TRIES = 64  # sets of nodes that are tried, however large the model is
 SAMPLES = 8  # that are run with everything in half
 FEW = 3  # samples of a try: of these, the ones on which half errs most
@@ -68,15 +69,17 @@ class HalfNoise:
         return dict(plain(asdict(self)))
 
 
-def goal_of(dtype: DType, reached_db: float | None, gate_db: float | None) -> float:
+def goal_of(dtype: DType, reached_db: float | None, gate_db: float | None, target_db: float = math.inf) -> float:
     """The SQNR in dB that rounding to half alone should leave.
 
     Args:
         dtype: FP16 or BF16.
         reached_db: what quantization leaves; None where nothing is quantized.
         gate_db: what the user demands of the result; None without a gate.
+        target_db: what quantization was to leave; infinite where nothing was asked.
     """
-    goal = USUAL_DB[dtype] if reached_db is None else min(USUAL_DB[dtype], reached_db + BELOW_DB)
+    left = None if reached_db is None else min(reached_db, target_db + ROOM_DB)
+    goal = USUAL_DB[dtype] if left is None else min(USUAL_DB[dtype], left + BELOW_DB)
     return goal if gate_db is None else max(goal, gate_db + (0.0 if reached_db is None else BELOW_DB))
 
 

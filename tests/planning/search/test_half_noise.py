@@ -188,18 +188,23 @@ def test_what_is_not_finite_in_half_is_blamed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "reached", "gate", "goal"),
+    ("dtype", "reached", "gate", "target", "goal"),
     [
-        (DType.FP16, None, None, 54.0),
-        (DType.BF16, None, None, 36.0),
-        (DType.FP16, 20.0, None, 30.0),
-        (DType.FP16, 70.0, None, 54.0),
-        (DType.FP16, None, 60.0, 60.0),
-        (DType.FP16, 20.0, 40.0, 50.0),
+        (DType.FP16, None, None, math.inf, 54.0),
+        (DType.BF16, None, None, math.inf, 36.0),
+        (DType.FP16, 20.0, None, math.inf, 30.0),
+        (DType.FP16, 70.0, None, math.inf, 54.0),
+        (DType.FP16, None, 60.0, math.inf, 60.0),
+        (DType.FP16, 20.0, 40.0, math.inf, 50.0),
+        (DType.FP16, 41.0, None, 25.0, 45.0),  # 10 dB of room above the goal, and 10 more for half to stay below
+        (DType.FP16, 20.0, None, 25.0, 30.0),
+        (DType.FP16, 70.0, None, 60.0, 54.0),
+        (DType.BF16, 41.0, None, 25.0, 36.0),
+        (DType.FP16, 41.0, 40.0, 25.0, 50.0),
     ],
 )
-def test_goals(dtype: DType, reached: float | None, gate: float | None, goal: float) -> None:
-    assert goal_of(dtype, reached, gate) == goal
+def test_goals(dtype: DType, reached: float | None, gate: float | None, target: float, goal: float) -> None:
+    assert goal_of(dtype, reached, gate, target) == goal
 
 
 def test_the_record_is_plain() -> None:
