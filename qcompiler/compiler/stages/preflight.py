@@ -1,8 +1,9 @@
 """The stage in which the engine is built once from the float graph, before anything long is started.
 
 What a parser takes its builder may still refuse: an operator without a kernel, a TopK that asks for too many values. So
-the float graph is built, typed as the rest of the result will be, for the shapes that the result must serve. That costs
-about what the build at the end costs; what is built is thrown away.
+the float graph is built, typed as the rest of the result will mostly be, for the shapes that the result must serve. That
+costs about what the build at the end costs; what is built is thrown away. Nothing has been observed yet, so every value is
+taken for one that fits: what ranges keep in FP32 later is not known, and so no build at the end is the same.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ from qcompiler.passes.known_part import whole
 from qcompiler.passes.legalize.legalize import Legalize
 from qcompiler.passes.pipelines import NORMAL
 from qcompiler.statistics.observe import Observations
+from qcompiler.statistics.ranges import Range, Ranges, wanted
 from qcompiler.target import DType, Target
 
+_FITS = Range(-1.0, 1.0)
 _LOOKED_AT = 64  # feeds whose shapes the trial is built for; the engine at the end serves those of all
 
 
@@ -59,7 +62,7 @@ def _build(engine: Engine, subject: Subject, target: Target, options: BuildOptio
     """Builds the float graph, and where that fails, with everything in FP32: what neither can is no matter of types."""
     served = profiles_of(subject.model, _shapes(subject), subject.inputs, options, _untold)
     output, failed = path.with_suffix(".engine"), None
-    for typing in _typings(target):
+    for typing in _typings(subject.model, target):
         written = _written(subject, path, *typing, Legalize(target))
         try:
             engine.quick().build(written, output, served)
@@ -71,10 +74,11 @@ def _build(engine: Engine, subject: Subject, target: Target, options: BuildOptio
         raise _refusal(engine, failed, served) from failed
 
 
-def _typings(target: Target) -> Iterator[tuple[Pass, ...]]:
+def _typings(model: models.Model, target: Target) -> Iterator[tuple[Pass, ...]]:
     """What stands in front of the legality pass, one trial each."""
     if target.high_precision is not DType.FP32:
-        yield (HighPrecision(target.high_precision, typed_dequantize=target.typed_dequantize),)
+        fits = Ranges(dict.fromkeys(wanted(model), _FITS))
+        yield (HighPrecision(target.high_precision, ranges=fits, typed_dequantize=target.typed_dequantize),)
     yield ()
 
 

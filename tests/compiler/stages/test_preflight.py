@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,16 @@ from qcompiler.compiler.stages.preflight import preflight
 from qcompiler.errors import EngineError
 from qcompiler.ir import model as models
 from qcompiler.recipe.tables import GenerationTable
-from qcompiler.target import parse_target
+from qcompiler.target import DType, parse_target
 from tests.kit.cases import Case, prepared
 from tests.kit.rewrite import model as proto_of
 from tests.kit.subjects import Standing, before
 
 
-def fly(standing: Standing, case: Case, engine: str = "tensorrt-rtx", **changes: Any) -> None:
-    target = parse_target(engine)
+def fly(
+    standing: Standing, case: Case, engine: str = "tensorrt-rtx", high_precision: str = "fp16", **changes: Any
+) -> None:
+    target = replace(parse_target(engine), high_precision=DType(high_precision))
     paths = Paths.of(case.out / "m.engine", build=True)
     options = BuildOptions(target, None, GenerationTable(), False)
     standing.run(preflight, standing.subject.with_(**changes), target, paths, options)
@@ -44,8 +47,28 @@ def made(tmp_path: Path, proto: onnx.ModelProto, **feeds: tuple[int, ...]) -> tu
 @pytest.mark.parametrize("name", ["conv", "transformer"])
 def test_a_model_that_can_be_built_leaves_nothing_behind(tmp_path: Path, name: str, high_precision: str) -> None:
     case = prepared(tmp_path, name)
-    fly(before("qfep", case, high_precision=high_precision), case)
+    fly(before("qfep", case, high_precision=high_precision), case, high_precision=high_precision)
     assert case.left() == []
+
+
+@pytest.mark.parametrize("high_precision", ["fp16", "bf16", "fp32"])
+def test_what_is_built_is_typed_as_the_rest_of_the_result_will_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, high_precision: str
+) -> None:
+    case = prepared(tmp_path, "transformer")
+    written: list[set[Any]] = []
+    save = models.save
+
+    def recorded(model: models.Model, path: Path) -> tuple[Path, ...]:
+        products = [node for node in model.graph.nodes if node.op in ("MatMul", "Gemm")]
+        written.append({onnx.helper.np_dtype_to_tensor_dtype(np.dtype(one.outputs[0].dtype)) for one in products})
+        return save(model, path)
+
+    standing = before("qfep", case, high_precision=high_precision)
+    monkeypatch.setattr(models, "save", recorded)
+    fly(standing, case, high_precision=high_precision)
+    types = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16, "fp32": onnx.TensorProto.FLOAT}
+    assert written[1:] == [{types[high_precision]}]  # the parser is asked first, as the model is
 
 
 def test_an_operator_that_the_engine_lacks_is_refused_by_name(tmp_path: Path) -> None:
