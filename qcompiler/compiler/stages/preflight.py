@@ -1,8 +1,8 @@
 """The stage in which the engine is built once from the float graph, before anything long is started.
 
 What a parser takes its builder may still refuse: an operator without a kernel, a TopK that asks for too many values. So
-the float graph is built, typed as the rest of the result will mostly be, for the shapes that the result must serve. That
-costs about what the build at the end costs; what is built is thrown away. Nothing has been observed yet, so every value is
+the float graph is built, typed as most of the result will be, for the shapes that the result must serve. That costs
+about what the build at the end costs; what is built is thrown away. Nothing has been observed yet, so every value is
 taken for one that fits: what ranges keep in FP32 later is not known, and so no build at the end is the same.
 """
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from qcompiler.errors import UsageError
 from qcompiler.planning.search.checks import Halves, Samples, by_metric, by_sqnr
-from qcompiler.planning.search.goal import METRIC, SQNR, Check, Goal, GoalReached, choose, counted, picked
+from qcompiler.planning.search.goal import DEFAULT, METRIC, SQNR, Check, Goal, GoalReached, choose, counted, picked
 from qcompiler.planning.search.moves import Step
 from qcompiler.planning.search.qfem import Spared
 from qcompiler.planning.search.safety_net import SafetyNet
@@ -15,7 +15,9 @@ from qcompiler.planning.simulation.simulator import Simulator, Use
 from qcompiler.verification.metrics.halves import MetricHalves
 
 RECORDED = "recorded"
+VAIN = "more layers in high precision would gain less than 1 dB, and leave the result in doubt all the same"
 NEARER_DB = 1.0  # by how much more dB the next plan promises where a gate was missed, at least
+NOTICED_DB = 1.0  # what layers must gain that go back although the result stays in doubt
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,6 +147,10 @@ def by_goal(
             found = choose(points, lambda one: judging.check(one.uses), lowered, start=found.at, most=most)
             looks += len(found.checks) - 1
         at, check, why = found.at, found.check, found.why
+        cheaper = _as_good(net, judging, at, check)
+        if cheaper is not None:
+            at, looks = cheaper, looks + 1
+            check, why = judging.check(points[at].uses), f"{VAIN}; {found.why}"
     known = (
         check.figure if check is not None and goal.kind != METRIC else judging.samples.bound(points[at].uses).sqnr_db
     )
@@ -152,6 +158,29 @@ def by_goal(
     met = check is not None and check.holds
     whole = "" if judging.halves is None else judging.halves.why
     return replace(taken, met=met), GoalReached(goal, check, why, looks, whole)
+
+
+def _as_good(net: SafetyNet, judging: Judging, at: int, check: Check | None) -> int | None:
+    """The cheapest plan that is as good for whoever reads it, where one is in doubt and no other is beyond it.
+
+    Below the line of doubt the goal is out of reach, and layers in high precision that gain next to nothing cost speed.
+    What the next token is drawn by has no such line: each dB is heard there.
+
+    Args:
+        net: with its front.
+        judging: holds points against the goal.
+        at: the point that would be taken.
+        check: how that stands.
+    """
+    goal, points = judging.goal, net.front
+    drawn = goal.doubtful_db >= goal.target
+    if goal.kind != DEFAULT or drawn or check is None or check.holds or check.figure >= goal.doubtful_db:
+        return None
+    near = [one for one in range(at) if points[one].sqnr_db >= points[at].sqnr_db - NOTICED_DB]
+    found = next((one for one in near if points[one].measured), None)
+    if found is None or judging.check(points[found].uses).figure < check.figure - NOTICED_DB:
+        return None
+    return found
 
 
 def at_point(net: SafetyNet, at: int, sqnr_db: float | None = None) -> SafetyNet:

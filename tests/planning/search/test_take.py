@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from qcompiler.ir import model as models
 from qcompiler.planning.placement import candidates
 from qcompiler.planning.search.checks import Samples
 from qcompiler.planning.search.front import FrontPoint
-from qcompiler.planning.search.goal import DEFAULT, METRIC, SQNR, Goal
+from qcompiler.planning.search.goal import DEFAULT, METRIC, SQNR, Check, Goal
+from qcompiler.planning.search.moves import Step
 from qcompiler.planning.search.qfem import NOTHING
 from qcompiler.planning.search.safety_net import Limits, Prices, SafetyNet, find_net
-from qcompiler.planning.search.take import RECORDED, Judging, Pinned, at_point, by_goal, next_point
+from qcompiler.planning.search.take import RECORDED, VAIN, Judging, Pinned, at_point, by_goal, next_point
 from qcompiler.planning.simulation.bias import Shifts
 from qcompiler.planning.simulation.simulator import Simulator, Use
 from qcompiler.target import DType, parse_target
@@ -204,3 +206,32 @@ def test_where_few_samples_miss_already_the_others_are_not_run(simulator: Simula
     asked = judging(simulator, Goal(SQNR, 20.0))
     assert not asked.accepts(USES, False)
     assert asked.samples.runs == 0
+
+
+@pytest.mark.parametrize(
+    ("cheaper_db", "reached_db", "goal", "taken"),
+    [
+        (14.4, 15.2, Goal(DEFAULT, 25.0, doubtful_db=20.0), 0),  # in doubt all the same, and less than 1 dB better
+        (13.9, 15.2, Goal(DEFAULT, 25.0, doubtful_db=20.0), 1),
+        (19.5, 20.2, Goal(DEFAULT, 25.0, doubtful_db=20.0), 1),  # beyond doubt
+        (14.4, 15.2, Goal(DEFAULT, 25.0, doubtful_db=25.0), 1),  # the next token is drawn by it
+        (14.4, 15.2, Goal(DEFAULT, 25.0), 1),  # a number of the user's
+        (14.4, 15.2, Goal(SQNR, 25.0), 1),  # a gate
+    ],
+)
+def test_layers_that_gain_next_to_nothing_do_not_go_back_in_vain(
+    simulator: Simulator, cheaper_db: float, reached_db: float, goal: Goal, taken: int
+) -> None:
+    looks = {0.8: cheaper_db, 0.7: reached_db, 0.0: 99.0}
+    shares = {len(USES) - at: share for at, share in enumerate(looks)}
+    floor, samples = replace(goal, min_share=0.6, least_share=0.6), Samples(simulator, feeds(2))
+    asked = Judging(floor, lambda uses: Check(False, looks[shares[len(uses)]], 0.0), samples, None)
+    front = [
+        FrontPoint(share, db, None, (), dict([*USES.items()][: len(USES) - at]), measured=True, chosen=at == 1)
+        for at, (share, db) in enumerate(looks.items())
+    ]
+    net, reached = by_goal(SafetyNet(front=tuple(front), curve=(Step(0.7, reached_db),)), asked, None, 6)
+    assert [one.chosen for one in net.front].index(True) == taken
+    assert reached.check == Check(False, [cheaper_db, reached_db][taken], 0.0)
+    assert reached.why.startswith(VAIN) is (taken == 0)
+    assert not net.met
