@@ -16,6 +16,7 @@ import numpy as np
 
 from qcompiler.data.padding import Padding
 from qcompiler.judge.agreement import agreement
+from qcompiler.judge.chances import Chances
 from qcompiler.judge.decisions import Decisions
 from qcompiler.judge.likelihood import Likelihood
 from qcompiler.judge.margin import bound_of
@@ -26,6 +27,8 @@ from qcompiler.numerics.sqnr import sqnr_db
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+CHANCES = "Sigmoid"  # the step that gives them
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +50,9 @@ class ViewFigure:
             tell, or of what has a scale of its own.
         margin_db: what other samples of the same kind may take from `sqnr_db`, by the spread over these, 95 times in
             100 (`judge.margin`); None where there is no figure, and with one sample alone.
-        lost: of what a Softmax reads, the share of right answers that the noise takes, 0..1 (`judge.decisions`); None
-            where nothing is decided.
+        lost: of what a Softmax reads, the share of right answers that the noise takes, 0..1 (`judge.decisions`); of the
+            chances that a Sigmoid gives, that share or what F1 and order lose (`judge.chances`); None where nothing is
+            decided.
         perplexity: of what the next token is drawn by, by how much the noise raises the perplexity, 0.01 for 1 %
             (`judge.likelihood`); None of others.
     """
@@ -101,7 +105,9 @@ class Figures:
         self._missing = frozenset(missing)
         self._of = {view: _Sums() for view in views}
         self._spread = Varying(views)
-        self._decided: dict[View, Decisions] = {}
+        self._decided: dict[View, Decisions | Chances] = {
+            view: Chances(logits=view.role is Role.SOURCE) for view in views if view.judged and view.step == CHANCES
+        }
         self._drawn = {view: Likelihood() for view in views if view.drawn}
         self._count = 0
 
@@ -137,6 +143,8 @@ class Figures:
             if view.level is not None:
                 behind = reference.ndim - 1 - view.level % reference.ndim
                 self._decide(view, padding.keep(reference), padding.keep(got), behind)
+            elif view in self._decided:
+                self._decided[view].add(first, second)
             if view in self._drawn:
                 self._drawn[view].add(padding.keep(reference), padding.keep(got))
             sums.add(self._count, signal_of(first), squared_error(first, second))

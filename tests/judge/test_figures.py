@@ -112,3 +112,22 @@ def test_what_the_next_token_is_drawn_by_has_a_perplexity() -> None:
     drawn, other = figures.result()
     assert drawn.perplexity == pytest.approx((0.75 * 0.25 * 4) ** -0.5 - 1, rel=1e-5)
     assert other.perplexity is None
+
+
+@pytest.mark.parametrize(
+    ("role", "sure", "decides"),
+    [(Role.SOURCE, 6.0, True), (Role.OUTPUT, 6.0, True), (Role.PART, 6.0, True), (Role.SOURCE, 0.5, False)],
+)
+def test_what_chances_lose_is_told_and_gains_have_their_noise_alone(role: Role, sure: float, decides: bool) -> None:
+    rng = np.random.default_rng(7)
+    figures = Figures([View("y", "y", "y", role, "Sigmoid"), Y])
+    for _ in range(6):
+        reads = sure * rng.choice([-1.0, 1.0], (1, 200)) + 0.1 * rng.standard_normal((1, 200))
+        found = [reads, reads + 0.3 * rng.standard_normal(reads.shape)]
+        given = [one if role is Role.SOURCE else 1 / (1 + np.exp(-one)) for one in found]
+        figures.add({}, {"y": given[0].astype(np.float32)}, {"y": given[1].astype(np.float32)})
+    told, plain = figures.result()
+    assert (told.lost is not None) is decides
+    assert not decides or told.lost == pytest.approx(0.0, abs=0.01)
+    assert told.sqnr_db == plain.sqnr_db
+    assert plain.lost is None

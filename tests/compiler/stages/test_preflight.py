@@ -59,7 +59,7 @@ def test_what_is_built_is_typed_as_the_rest_of_the_result_will_be(
     written: list[set[Any]] = []
     save = models.save
 
-    def recorded(model: models.Model, path: Path) -> tuple[Path, ...]:
+    def recorded(model: models.Model, path: Path) -> list[Path]:
         products = [node for node in model.graph.nodes if node.op in ("MatMul", "Gemm")]
         written.append({onnx.helper.np_dtype_to_tensor_dtype(np.dtype(one.outputs[0].dtype)) for one in products})
         return save(model, path)

@@ -1,0 +1,124 @@
+"""What noise changes of chances, the results of a Sigmoid: by the float model's own, of what is made of them.
+
+    p = sigmoid(float), q = sigmoid(quantized); who goes by them says yes above a half, or orders by them
+
+    right answers    sum max(p, 1 - p), of which max - min is lost where yes and no are exchanged; the mean of both
+                     answers counts where that is more (most frames of a recording hold nobody who speaks)
+    F1               2 sum of p where yes / (how many yes + sum p)
+    order (AUC)      the share of pairs, weighed by p of one and 1 - p of the other, that stand in the right order
+
+If the float model is as sure as it says, these are its scores, and what is lost of them with q, the most of the three,
+is what a metric will say. Detectors of voices, classifiers with several labels and masks are read so.
+
+A Sigmoid may as well give a number: a gain, the side of a box, a pixel. Such numbers lie anywhere between 0 and 1,
+where chances are near the ends. So they are chances where they explain more than half of the variance that yes and no
+have by them, `1 - mean p (1 - p) / (m (1 - m))`, m the mean of p. Numbers spread evenly over 0 to 1 explain a third.
+
+Few samples have few answers near the edge. So the errors of a sample are held against the others as well, place by
+place, until there are enough.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from qcompiler.judge.decisions import ENOUGH, WIDEST
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Numbers = NDArray[np.float64]  # [values]
+
+PLACES: Final = 1 << 16  # of a sample; evenly spaced ones stand for more
+EXPLAINED: Final = 0.5  # of the variance of yes and no
+NEAREST: Final = 1e-7  # to 0 and 1, as FP32 tells them apart
+_LARGEST: Final = 500.0  # of a logit, beyond which exp overflows
+
+
+class Chances:
+    """Chances of both models, as a Sigmoid gives them or as what it reads.
+
+    Args:
+        logits: what it reads is added; else what it gives.
+    """
+
+    def __init__(self, *, logits: bool) -> None:
+        self._logits, self._held = logits, 0
+        self._reference: list[Numbers] = []
+        self._error: list[Numbers] = []
+
+    def add(self, reference: NDArray[Any], got: NDArray[Any]) -> None:
+        """One sample; values that are not finite are left out, and samples that there is no more room for."""
+        if reference.shape != got.shape or not reference.size or self._held + min(reference.size, PLACES) > WIDEST:
+            return
+        first, second = self._values(reference), self._values(got)
+        seen = np.isfinite(first) & np.isfinite(second)
+        self._held += int(seen.sum())
+        self._reference.append(first[seen])
+        self._error.append((second - first)[seen])
+
+    def lost(self) -> float | None:
+        """The largest share that is lost of the three scores, 0..1; None where the results are no chances."""
+        if not self._held:
+            return None
+        reference = np.concatenate(self._reference)
+        chance = _sigmoid(reference)
+        if _explained(chance) <= EXPLAINED:
+            return None
+        tries = [reference + error for error in self._errors()]
+        scores = [_scores(chance, reference), *(_scores(chance, one) for one in tries)]
+        turned = [(one > 0) != (reference > 0) for one in tries]
+        of_scores = (
+            1 - np.mean([one[at] for one in scores[1:]]) / scores[0][at] for at in range(2) if scores[0][at] > 0
+        )
+        return max(0.0, _exchanged(chance, np.mean(turned, axis=0)), *map(float, of_scores))
+
+    def _errors(self) -> list[Numbers]:
+        """Errors of all samples, and of each held against others, where all have as many values."""
+        alike = len({one.size for one in self._error}) == 1
+        times = min(len(self._error), math.ceil(ENOUGH / self._held)) if alike else 1
+        error = np.stack(self._error) if alike else np.concatenate(self._error)[None]
+        return [np.roll(error, by, axis=0).reshape(-1) for by in range(times)]
+
+    def _values(self, array: NDArray[Any]) -> Numbers:
+        """What the Sigmoid reads, [values]."""
+        flat = array.reshape(-1)
+        places = np.linspace(0, flat.size - 1, min(flat.size, PLACES)).astype(np.intp)
+        values = np.asarray(flat[places], np.float64)
+        if self._logits:
+            return values
+        inside = np.clip(values, NEAREST, 1 - NEAREST)
+        return np.asarray(np.where(np.isfinite(values), np.log(inside) - np.log1p(-inside), values))
+
+
+def _explained(chance: Numbers) -> float:
+    """Of the variance of yes and no by these chances, what they tell themselves, 0..1."""
+    mean = float(chance.mean())
+    whole = mean * (1 - mean)
+    return 1 - float((chance * (1 - chance)).mean()) / whole if whole > 0 else 0.0
+
+
+def _exchanged(chance: Numbers, turned: Numbers) -> float:
+    """The share of right answers that is lost, of all or by answer; `turned` is how often each is exchanged."""
+    right = np.maximum(chance, 1 - chance)
+    missed, yes = (2 * right - 1) * turned, chance > 0.5
+    each = [float(missed[one].sum() / right[one].sum()) for one in (yes, ~yes) if one.any()]
+    return max(float(missed.sum() / right.sum()), float(np.mean(each)))
+
+
+def _scores(chance: Numbers, told: Numbers) -> tuple[float, float]:
+    """F1 of yes and no, and the order, by the chances of the float model."""
+    yes = told > 0
+    f1 = 2 * float(chance[yes].sum()) / (int(yes.sum()) + float(chance.sum()))
+    order = np.argsort(told, kind="stable")
+    some, none = chance[order], 1 - chance[order]
+    below = np.cumsum(none) - none
+    pairs = float(chance.sum()) * float(none.sum())
+    return f1, float((some * below).sum()) / pairs if pairs > 0 else 0.0
+
+
+def _sigmoid(logits: Numbers) -> Numbers:
+    return np.asarray(1 / (1 + np.exp(-np.clip(logits, -_LARGEST, _LARGEST))))
