@@ -51,8 +51,8 @@ class ViewFigure:
         margin_db: what other samples of the same kind may take from `sqnr_db`, by the spread over these, 95 times in
             100 (`judge.margin`); None where there is no figure, and with one sample alone.
         lost: of what a Softmax reads, the share of right answers that the noise takes, 0..1 (`judge.decisions`); of the
-            chances that a Sigmoid gives, that share or what F1 and order lose (`judge.chances`); None where nothing is
-            decided.
+            chances that a Sigmoid gives, that share or what F1 and order lose at most, 95 times in 100
+            (`judge.chances`); None where nothing is decided.
         perplexity: of what the next token is drawn by, by how much the noise raises the perplexity, 0.01 for 1 %
             (`judge.likelihood`); None of others.
     """
@@ -105,7 +105,8 @@ class Figures:
         self._missing = frozenset(missing)
         self._of = {view: _Sums() for view in views}
         self._spread = Varying(views)
-        self._decided: dict[View, Decisions | Chances] = {
+        self._decided: dict[View, Decisions] = {}
+        self._likely = {
             view: Chances(logits=view.role is Role.SOURCE) for view in views if view.judged and view.step == CHANCES
         }
         self._drawn = {view: Likelihood() for view in views if view.drawn}
@@ -143,8 +144,8 @@ class Figures:
             if view.level is not None:
                 behind = reference.ndim - 1 - view.level % reference.ndim
                 self._decide(view, padding.keep(reference), padding.keep(got), behind)
-            elif view in self._decided:
-                self._decided[view].add(first, second)
+            if view in self._likely:
+                self._likely[view].add(first, second)
             if view in self._drawn:
                 self._drawn[view].add(padding.keep(reference), padding.keep(got))
             sums.add(self._count, signal_of(first), squared_error(first, second))
@@ -154,6 +155,12 @@ class Figures:
     def _decide(self, view: View, reference: NDArray[Any], got: NDArray[Any], behind: int) -> None:
         """What a Softmax decides; `behind` axes stand behind that of the classes."""
         self._decided.setdefault(view, Decisions(-1 - behind)).add(reference, got)
+
+    def _lost(self, view: View) -> float | None:
+        """What is lost of what is read of a view; None where nobody knows."""
+        if view in self._likely:
+            return self._likely[view].at_most()
+        return self._decided[view].lost() if view in self._decided else None
 
     def result(self) -> tuple[ViewFigure, ...]:
         """The figures, in the order of the views."""
@@ -175,7 +182,7 @@ class Figures:
                 view.tensor in self._missing,
                 sums.varying_db(shares.get(view)),
                 sums.margin_db,
-                self._decided[view].lost() if view in self._decided else None,
+                self._lost(view),
                 self._drawn[view].rises() if view in self._drawn else None,
             )
             for view, sums in self._of.items()

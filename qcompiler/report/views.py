@@ -71,9 +71,13 @@ def _known(value: Any) -> float:
 
 
 def _lost(found: Record) -> str:
-    """How many right answers the noise takes from what decides; "" where nothing does."""
-    told = [view["lost"] for view in found.get("views") or () if view.get("lost") is not None]
-    return f"{percent(max(told))} of right answers lost" if told else ""
+    """How many right answers the noise takes from what decides, and from chances at most; "" where nothing does."""
+    told: dict[bool, list[float]] = {}
+    for view in found.get("views") or ():
+        if view.get("lost") is not None:
+            told.setdefault(view.get("step") == "Sigmoid", []).append(view["lost"])
+    words = {False: "of right answers lost", True: "of right answers, F1 or order lost at most"}
+    return "; ".join(f"{percent(max(told[one]))} {text}" for one, text in words.items() if one in told)
 
 
 def _perplexity(found: Record) -> str:

@@ -20,7 +20,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from qcompiler.errors import AccuracyError
-from qcompiler.judge.figures import ViewFigure
+from qcompiler.judge.figures import CHANCES, ViewFigure
 from qcompiler.numerics.sqnr import APART_DB
 from qcompiler.verification.compare import Verification
 from qcompiler.verification.drift import TappedLayer
@@ -180,8 +180,13 @@ def _outstanding(verification: Verification) -> str:
 
 
 def _loses(view: ViewFigure, asked: float) -> bool:
-    """Whether the noise of a view takes more than `LOSS`: of what is read of it, else of what varies."""
+    """Whether the noise of a view takes more than `LOSS`: of what is read of it, else of what varies.
+
+    What chances lose at most is a bound, and a wide one where there are few: above the line of doubt nobody goes by it.
+    """
     least = math.inf if view.least_db is None else view.least_db
+    if view.step == CHANCES and least >= DOUBTFUL_DB:
+        return False
     read = [loss for loss in (view.lost, view.perplexity) if loss is not None]
     if least < min(BROKEN_DB, asked) or not read:
         return least < min(DOUBTFUL_DB, asked)
@@ -192,7 +197,11 @@ def _decides(view: ViewFigure) -> str:
     """What the noise does to what is read of a view: the worst where both are told."""
     if view.perplexity is not None and view.perplexity >= (view.lost or 0.0):
         return f", which raises the perplexity by {view.perplexity:.1%}"
-    return "" if view.lost is None else f", which takes {view.lost:.1%} of its right answers"
+    if view.lost is None:
+        return ""
+    if view.step == CHANCES:
+        return f", which may take up to {view.lost:.1%} of right answers, F1 or order"
+    return f", which takes {view.lost:.1%} of its right answers"
 
 
 def _named(view: ViewFigure) -> str:

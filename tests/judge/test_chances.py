@@ -9,11 +9,15 @@ from qcompiler.judge.chances import Chances
 
 
 def lost(reference: object, got: object, *, logits: bool = True, samples: int = 1) -> float | None:
+    return held(reference, got, logits=logits, samples=samples).lost()
+
+
+def held(reference: object, got: object, *, logits: bool = True, samples: int = 1) -> Chances:
     found = Chances(logits=logits)
     pairs = zip(np.array_split(np.asarray(reference), samples), np.array_split(np.asarray(got), samples), strict=True)
     for one, other in pairs:
         found.add(one, other)
-    return found.lost()
+    return found
 
 
 def chance(logits: np.ndarray) -> np.ndarray:
@@ -100,3 +104,29 @@ def test_samples_of_other_shapes_and_values_without_end_are_left_out() -> None:
     large = np.tile([9.0, -9.0], 1 << 20)
     found.add(large, large)
     assert found.lost() == 0
+
+
+def test_few_answers_and_a_single_sample_say_little_of_what_may_be_lost() -> None:
+    few, some, many = (np.tile([9.0, -9.0], count) for count in (299, 300, 2500))
+    bounds = [held(one, one, samples=10).at_most() for one in (few, some, many)]
+    assert bounds == [None, pytest.approx(0.01), pytest.approx(3 / 2500)]
+    assert held(few, few, samples=10).lost() == 0
+    assert held(many, many).at_most() is None
+    assert held(np.full(50, 0.3), np.full(50, 0.3), logits=False, samples=5).at_most() is None
+
+
+def test_the_bound_holds_for_other_samples_of_the_kind_mostly() -> None:
+    rng = np.random.default_rng(5)
+
+    def drawn(samples: int) -> Chances:
+        found = Chances(logits=True)
+        for _ in range(samples):  # some are noisy, most are not
+            logits = 5 * rng.standard_normal(200)
+            found.add(logits, logits + rng.choice([0.2, 1.5]) * rng.standard_normal(200))
+        return found
+
+    whole = drawn(200).lost()
+    bounds = [drawn(12).at_most() for _ in range(20)]
+    assert whole is not None
+    assert np.mean([bound is not None and bound >= whole for bound in bounds]) >= 0.85
+    assert np.median([bound or 0.0 for bound in bounds]) < 3 * whole

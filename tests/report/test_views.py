@@ -83,6 +83,9 @@ def test_what_decides_says_how_many_right_answers_noise_takes() -> None:
     assert not views.decided(found({**logits, "lost": 0.02}), 20.0)
     assert not views.decided(found(logits, view("z", sqnr_db=40.0, varying_db=19.0)), 20.0)
     assert not views.decided(found(view(sqnr_db=30.0)), 20.0)  # nothing is that low
+    chances = view("p", sqnr_db=14.0, varying_db=None, step="Sigmoid", lost=0.007)
+    ends = "; 0.4 % of right answers lost; 0.7 % of right answers, F1 or order lost at most"
+    assert views.worst(found(logits, chances, worst_sqnr_db=12.0, worst_output="h")).endswith(ends)
 
 
 def test_what_the_next_token_is_drawn_by_says_how_the_perplexity_rises() -> None:

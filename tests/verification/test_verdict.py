@@ -64,6 +64,18 @@ def test_what_decides_is_doubted_for_the_answers_that_it_loses(db: float, lost: 
 
 
 @pytest.mark.parametrize(
+    ("db", "lost", "word"),
+    [(12.0, 0.002, Word.HOLDS), (12.0, 0.02, Word.DOUBTFUL), (12.0, None, Word.DOUBTFUL), (23.0, 0.02, Word.HOLDS)],
+)
+def test_chances_are_in_no_doubt_where_little_is_lost_for_certain(db: float, lost: float | None, word: Word) -> None:
+    chances = dataclasses.replace(view(db, Role.SOURCE), step="Sigmoid", lost=lost)
+    found = verdict_of(verified(chances), Gates())
+    assert found.word is word
+    if lost == 0.02 and word is Word.DOUBTFUL:
+        assert found.reasons == ("'y' has 12.0 dB, which may take up to 2.0% of right answers, F1 or order",)
+
+
+@pytest.mark.parametrize(
     ("db", "rises", "word"),
     [(12.0, 0.002, Word.HOLDS), (24.0, 0.02, Word.DOUBTFUL), (19.0, 0.009, Word.HOLDS), (2.9, 0.0, Word.BROKEN)],
 )
