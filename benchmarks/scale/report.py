@@ -59,7 +59,7 @@ def line(one: Measured) -> list[str]:
         f"{ours.written_mb:.0f}",
         f"{100 * one.manifest['share']:.1f} %",
         "" if level is None else f"{level:.1f}",
-        f"{len(reused)} stages" if reused else "",
+        f"{len(reused)} {'stage' if len(reused) == 1 else 'stages'}" if reused else "",
     ]
 
 
@@ -139,7 +139,6 @@ def markdown(found: Mapping[str, Sequence[Measured]], killed: Sequence[Mapping[s
     parts = []
     for study, rows in found.items():
         dates = sorted({one.when for one in rows})
-        commits = sorted({one.commit for one in rows})
         environment = rows[-1].manifest["environment"]
         versions = ", ".join(
             f"{name} {environment[name]}" for name in ("onnx", "numpy", "python") if name in environment
@@ -147,7 +146,7 @@ def markdown(found: Mapping[str, Sequence[Measured]], killed: Sequence[Mapping[s
         runtime = next((f"{name} {version}" for name, version in environment.items() if "onnxruntime" in name), "")
         where = rows[-1].where
         parts.append(f"### {TITLES[study]}\n")
-        parts.append(f"{', '.join(dates)} at {', '.join(commits)}; {where['cpu']}, {runtime}, {versions}.\n")
+        parts.append(f"{', '.join(dates)}; {where['cpu']}, {runtime}, {versions}.\n")
         if study in PLOTTED:
             parts.append(f"![{TITLES[study]}](scale_{study}.svg)\n")
         parts.append(table((*COLUMNS, *FINDS), map(line, rows)) + "\n")
@@ -178,6 +177,9 @@ def plot(rows: Sequence[Measured], path: Path, label: str) -> None:
     left.set(xscale="log", yscale="log", xlabel=label, ylabel="CPU seconds")
     right.set(xscale="log", xlabel=label, ylabel="peak memory, MB")
     right.set_ylim(bottom=0)
+    for axes in (left, right):
+        axes.set_xticks(sizes, [f"{size:.0f}" for size in sizes])
+        axes.minorticks_off()
     left.legend()
     right.legend()
     figure.tight_layout()

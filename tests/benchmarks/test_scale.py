@@ -264,7 +264,7 @@ def test_rows_are_read_back_and_become_tables_and_plots(tmp_path: Path) -> None:
     page.write_text("before\n<!-- results: begin -->\n<!-- results: end -->\nafter\n")
     report.main(tmp_path, page)
     text = page.read_text()
-    assert "| x4 | 16 | 2.0 | 40.0 | 20.0 | 80 | 200 | 300 | 1.50 | 5 | 90.0 % | 30.0 | 1 stages |" in text
+    assert "| x4 | 16 | 2.0 | 40.0 | 20.0 | 80 | 200 | 300 | 1.50 | 5 | 90.0 % | 30.0 | 1 stage |" in text
     assert "* x4 to x16: size × 4, CPU time × 4.25, peak memory × 1.00." in text
     assert "| SIGKILL | `quantize b.onnx` | 5.0 | 1 | 1 of 1 | 1 of 1 | 1 of 1 | 2.0 | 0 | 0 |" in text
     assert "<svg" in (tmp_path / "scale_depth.svg").read_text()
