@@ -165,6 +165,7 @@ def plot(rows: Sequence[Measured], path: Path, label: str) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = path.stem  # the same figures give the same file
     from matplotlib import pyplot
 
     sizes = [size_of(one) for one in rows]
