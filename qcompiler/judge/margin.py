@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Final
 
 from qcompiler.judge.noise import Expected
 from qcompiler.judge.views import View
-from qcompiler.numerics.sqnr import decibel
+from qcompiler.numerics.sqnr import NOTHING, decibel
 
 if TYPE_CHECKING:
     from qcompiler.judge.noise import Arrays
@@ -75,6 +75,32 @@ class SampleTally:
         for view, signal in expected.signals.items():
             self._sums.setdefault(view, []).append((errors[view], signal * self._shares.get(view, 1.0)))
 
+    def surely_louder(self, other: SampleTally) -> bool:
+        """Whether the worst view has more noise than that of the same samples elsewhere, 95 times in 100.
+
+        Pairs say more than two figures with their margins: what makes a sample loud makes it so in both. The spread of
+        the logarithm of the quotient of both ratios follows as that of one does.
+
+        Args:
+            other: of another plan, on the same samples in the same order.
+        """
+        (errors, signals), (others, beside) = self._loudest(), other._loudest()
+        error, least = math.fsum(errors), math.fsum(others)
+        if not error > least * math.fsum(signals) / max(math.fsum(beside), NOTHING):
+            return False
+        if not math.isfinite(error) or least <= 0:
+            return True
+        moves = zip(_moves(errors, signals), _moves(others, beside), strict=True)
+        deviation = _deviation([one - two for one, two in moves])
+        apart = math.log(error / math.fsum(signals)) - math.log(least / math.fsum(beside))
+        return apart > student(len(errors) - 1) * deviation
+
+    def _loudest(self) -> tuple[Sequence[float], Sequence[float]]:
+        """Errors and signals of the view with the most noise; nothing where no view has a signal."""
+        found = [sums for sums in self._sums.values() if sum(s for _, s in sums) > 0]
+        loudest = max(found, key=lambda sums: math.fsum(e for e, _ in sums) / math.fsum(s for _, s in sums), default=[])
+        return [error for error, _ in loudest], [signal for _, signal in loudest]
+
     def worst(self, *, margin: bool = True) -> Bound:
         """Of all views with a signal, the one that reaches least, with its margin; endless where there is none.
 
@@ -102,9 +128,20 @@ def bound_of(errors: Sequence[float], signals: Sequence[float]) -> Bound:
     pooled = decibel(error / signal)
     if count < 2:
         return Bound(pooled, 0.0, count)
-    moved = math.fsum((e / error - s / signal) ** 2 for e, s in zip(errors, signals, strict=True))
-    deviation = math.sqrt(moved * count / (count - 1))
+    deviation = _deviation(_moves(errors, signals))
     return Bound(pooled, student(count - 1) * 10 / math.log(10) * deviation, count)
+
+
+def _moves(errors: Sequence[float], signals: Sequence[float]) -> list[float]:
+    """By how much each sample moves the logarithm of the ratio; both sums above 0."""
+    error, signal = math.fsum(errors), math.fsum(signals)
+    return [e / error - s / signal for e, s in zip(errors, signals, strict=True)]
+
+
+def _deviation(moves: Sequence[float]) -> float:
+    """The spread that follows from what each of two samples and more moves."""
+    count = len(moves)
+    return math.sqrt(math.fsum(one * one for one in moves) * count / (count - 1))
 
 
 def student(freedom: int) -> float:

@@ -15,7 +15,7 @@ from qcompiler.planning.ready import Ready, ranges_of, samples_for
 from qcompiler.planning.search.safety_net import SURE_DB, best_start
 from qcompiler.planning.simulation.noise import Measure
 from qcompiler.planning.simulation.simulator import Simulation, Use
-from qcompiler.recipe.budget import budget_of
+from qcompiler.recipe.budget import for_layers
 from qcompiler.recipe.tables import QfemTable, SafetyTable
 from qcompiler.statistics.observe import Observations
 from qcompiler.statistics.timed import Timed
@@ -170,7 +170,7 @@ class Climb:
 
 def samples_of(known: Timed, options: Planning) -> float:
     """How many samples plans will be compared on."""
-    budget = budget_of(options.effort, options.search_time, known.macs, round(known.calibrate))
+    budget = for_layers(options.effort, options.search_time, known.macs, round(known.calibrate))
     return min(samples_for(budget, options.safety.samples), known.choosing)
 
 

@@ -27,7 +27,7 @@ from qcompiler.planning.search.safety_net import FEW
 from qcompiler.planning.search.take import Pinned
 from qcompiler.planning.simulation.noise import share_trials
 from qcompiler.planning.simulation.simulator import Grids, Simulation, Use, formats_of
-from qcompiler.recipe.budget import LEAST_RUN, budget_of, seconds_of
+from qcompiler.recipe.budget import LEAST_RUN, for_layers, seconds_of
 from qcompiler.runtime.shapes import concrete_shapes
 from qcompiler.runtime.work import count_macs
 from qcompiler.statistics.evidence import Lack
@@ -99,7 +99,7 @@ class Ready:
         options = self.asked[3]
         if not options.reproducible and self.simulation is not None:
             return self._budget_by_clock
-        return budget_of(options.effort, options.search_time, sum(self.macs.values()), self.observed.feeds)
+        return for_layers(options.effort, options.search_time, sum(self.macs.values()), self.observed.feeds)
 
     @cached_property
     def _budget_by_clock(self) -> int:

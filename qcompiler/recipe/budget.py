@@ -19,6 +19,7 @@ LEAST_RUN: Final = 1e-3  # seconds of a run, however small the model: feeding it
 EFFORTS: Final[Mapping[str, float]] = MappingProxyType({"quick": 10.0, "balanced": 30.0, "thorough": 300.0})  # seconds
 PASSES: Final[Mapping[str, float]] = MappingProxyType({"quick": 0.5, "balanced": 4.0, "thorough": 20.0})  # of the data
 FREE: Final[Mapping[str, float]] = MappingProxyType({"quick": 0.5, "balanced": 2.0, "thorough": 30.0})  # seconds
+LAYERS: Final[Mapping[str, float]] = MappingProxyType({"quick": 1.0, "balanced": 0.5, "thorough": 1.0})  # of it
 EACH: Final[Mapping[str, int]] = MappingProxyType({"quick": 0, "balanced": 2, "thorough": 4})  # runs a choice
 LEAST_RUNS: Final = 32
 MOST_SAMPLES: Final = 64  # more data makes no search longer
@@ -65,14 +66,30 @@ def budget_of(effort: str, search_time: float | None, macs: float, samples: int)
     return max(LEAST_RUNS, passes, runs_in(FREE[effort], macs))
 
 
+def for_layers(effort: str, search_time: float | None, macs: float, samples: int) -> int:
+    """How many of these runs the search for single layers may spend, which is what most of them are for.
+
+    Half of what an effort pays for (`balanced`), since plans that surely lose are given up early. A time that the user
+    gives is used.
+
+    Args:
+        effort: as of `budget_of`, like the others.
+        search_time: seconds that the user gives instead.
+        macs: multiply-accumulates of a run.
+        samples: that calibrate.
+    """
+    budget = budget_of(effort, search_time, macs, samples)
+    return budget if search_time is not None else max(LEAST_RUNS, int(LAYERS[effort] * budget))
+
+
 def runs_for(budget: int, effort: str, search_time: float | None, choices: int) -> int:
-    """The budget of a search among so many choices: as of `budget_of`, but two runs for each of them (`balanced`).
+    """The budget of a search among so many choices: as of `for_layers`, but two runs for each of them (`balanced`).
 
     Few samples may hold as much as many do: eight windows of 256 tokens are 2048 rows. Counted in passes over them, a
     deep model would not have the runs that tell its layers apart.
 
     Args:
-        budget: as of `budget_of`.
+        budget: as of `for_layers`.
         effort: quick, balanced or thorough.
         search_time: seconds that the user gives, which are not exceeded; None for what the effort says.
         choices: groups of layers, times formats.

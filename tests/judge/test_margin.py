@@ -92,3 +92,41 @@ def test_errors_are_held_against_what_varies_where_that_is_asked_for() -> None:
         tally.add(Expected.of(VIEWS, reference, {}), got)
     assert plain.worst().sqnr_db == pytest.approx(20, abs=1e-3)
     assert varying.worst(margin=False).sqnr_db == pytest.approx(0, abs=1e-3)
+
+
+def tally_of(ratios: list[float], signals: list[float]) -> SampleTally:
+    """One view whose samples have these noise-to-signal ratios."""
+    found = SampleTally()
+    for ratio, signal in zip(ratios, signals, strict=True):
+        value = np.full(1, np.sqrt(signal), np.float32)
+        expected = Expected.of(VIEWS[:1], {"a": value}, {})
+        found.add(expected, {"a": value + np.float32(np.sqrt(ratio * signal))})
+    return found
+
+
+@pytest.mark.parametrize(
+    ("louder", "quieter", "sure"),
+    [
+        ([0.2, 0.02, 0.002], [0.1, 0.01, 0.001], True),  # figures lie far apart, and all of the same sign
+        ([0.2, 0.01, 0.1], [0.1, 0.02, 0.1], False),
+        ([0.1, 0.1, 0.1], [0.1, 0.1, 0.1], False),
+        ([0.1, 0.1, 0.1], [0.2, 0.2, 0.2], False),
+        ([0.1, 0.1, 0.1], [0.0, 0.0, 0.0], True),
+        ([math.inf, 0.1, 0.1], [0.1, 0.1, 0.1], True),
+        ([math.inf, 0.1, 0.1], [math.inf, 0.1, 0.1], False),
+    ],
+)
+def test_what_is_louder_on_every_sample_is_surely_louder(louder: list[float], quieter: list[float], sure: bool) -> None:
+    signals = [1.0, 2.0, 1.0]
+    assert tally_of(louder, signals).surely_louder(tally_of(quieter, signals)) is sure
+
+
+def test_of_two_that_are_alike_one_is_seldom_called_louder() -> None:
+    random = np.random.default_rng(7)
+    called = 0
+    for _ in range(1000):
+        signals = list(random.uniform(0.5, 1.5, 4))
+        common = random.normal(0, 0.5, 4)  # what makes a sample loud does so in both
+        one, other = (list(1e-2 * np.exp(common + random.normal(0, 0.5, 4))) for _ in range(2))
+        called += tally_of(one, signals).surely_louder(tally_of(other, signals))
+    assert called < 100  # of few and skewed samples, twice as often as of many

@@ -14,6 +14,7 @@ from qcompiler.recipe.budget import (
     SPEED,
     budget_of,
     duration,
+    for_layers,
     runs_for,
     runs_in,
     seconds_of,
@@ -55,6 +56,13 @@ def test_a_search_costs_a_few_passes_over_the_data() -> None:
     assert budget_of("balanced", None, 10 * SPEED, 2) == LEAST_RUNS
     assert budget_of("balanced", None, 0, 2) == round(2.0 / LEAST_RUN)
     assert budget_of("balanced", 10.0, SPEED, 64) == 10
+
+
+def test_the_search_for_layers_leaves_half_of_what_an_effort_pays_for_and_uses_a_time_of_the_users() -> None:
+    assert for_layers("balanced", None, 10 * SPEED, 64) == 2 * 64
+    assert for_layers("balanced", None, 10 * SPEED, 2) == LEAST_RUNS
+    assert for_layers("thorough", None, 10 * SPEED, 64) == budget_of("thorough", None, 10 * SPEED, 64)
+    assert for_layers("balanced", 10.0, SPEED, 64) == 10
 
 
 def test_few_samples_leave_the_runs_that_tell_layers_apart_and_a_time_of_the_users_is_kept() -> None:

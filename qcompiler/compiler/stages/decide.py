@@ -26,7 +26,7 @@ from qcompiler.planning.search.goal import checks_for
 from qcompiler.planning.search.offers import opened
 from qcompiler.planning.search.safety_net import SafetyNet
 from qcompiler.planning.search.take import Pinned, at_point, next_point
-from qcompiler.recipe.budget import budget_of, runs_for
+from qcompiler.recipe.budget import for_layers, runs_for
 from qcompiler.runtime.memory import return_freed_memory
 from qcompiler.runtime.work import count_macs, count_macs_without_data
 from qcompiler.statistics.timed import Timed
@@ -142,7 +142,7 @@ def foreseen(subject: Subject, known: Timed, planning: Planning) -> Foreseen:
         return NOTHING
     ranges, samples, few = ranges_of(planning), samples_of(known, planning), few_of(subject.layers, known)
     choices, effort, seconds = len(groups) * len(planning.formats), planning.effort, planning.search_time
-    budget = budget_of(effort, seconds, known.macs, round(known.calibrate))
+    budget = for_layers(effort, seconds, known.macs, round(known.calibrate))
     budget = runs_for(budget, effort, seconds, choices) if planning.reproducible else budget
     spared = Foreseen(quantized=few * (1 + ranges))
     may_spare = planning.qfem.alpha != "off" and not surely_met(known, planning)

@@ -208,20 +208,16 @@ def best_start(measure: Measure, offers: Offers, dtype: DType, good: float = 0.0
         measure: runs plans.
         offers: as of `find_net`.
         dtype: the format.
-        good: noise-to-signal power that is good enough: the first plan that reaches it is taken.
+        good: noise-to-signal power that is good enough: where the first plan reaches it, that is taken.
     """
     offered = {group: [use for use in uses if use.dtype is dtype] for group, uses in offers.items()}
     offered = {group: uses for group, uses in offered.items() if uses}
     most = max((len(uses) for uses in offered.values()), default=0)
     plans = [{group: uses[min(i, len(uses) - 1)] for group, uses in offered.items()} for i in range(max(most, 1))]
-    best: tuple[float, int] | None = None
-    for at, plan in enumerate(plans):
-        tried = (measure.noise(plan), at)
-        best = tried if best is None else min(best, tried)
-        if best[0] <= good:
-            break
-    noise, found = best if best is not None else (0.0, 0)
-    return plans[found], noise
+    if good > 0 and measure.noise(plans[0]) <= good:
+        return plans[0], measure.noise(plans[0])
+    found = plans[measure.quietest(plans)]
+    return found, measure.noise(found)
 
 
 def _all_alone(measure: Measure, uses: Uses, formats: Sequence[DType], runs: int) -> tuple[Noises, tuple[str, ...]]:

@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from qcompiler.ir.signature import Feeds
+from qcompiler.judge.margin import SampleTally
 from qcompiler.judge.noise import Expected, Tally, compared, shares_of
 from qcompiler.judge.views import View
 from qcompiler.planning.simulation.simulator import Simulation, Simulator, Use, Uses
@@ -27,6 +28,7 @@ _Plan = tuple[tuple[str, Use], ...]
 
 WORTH_KEEPING = 0.01  # seconds of a run: to look whether it is kept, and to keep it, takes half a thousandth
 WORTH_SHARING = 1.0  # seconds of a plan on all its samples: whoever helps has to open the model first
+LEAST_SEEN = 3  # samples before one plan is given up for another: two say nothing of how far samples lie apart
 MOST_ELEMENTS = 65_536  # of a view of one sample that products of errors look at: more tell nothing new
 
 
@@ -185,7 +187,7 @@ class Measure:
         samples: how many there are.
         runs: how often the model was run for it, the float runs included. What another `Measure` of the same simulator
             has run already is not run again and counts all the same: what is left of a budget, and so what is found,
-            must not depend on what happens to be at hand.
+            must not depend on what happens to be at hand. What this one has asked before counts once.
         views: what is judged and has a signal, in the order of `noises`.
         shares: of the power of each view, how much `noises` are relative to: what varies from sample to sample, 0..1.
     """
@@ -195,6 +197,7 @@ class Measure:
         self._all = [(feed, expected_of(simulator, feed)) for feed in feeds]
         self.few, self.samples = min(few, len(feeds)), len(feeds)
         self._known: dict[tuple[bool, _Plan], NDArray[np.float64]] = {}
+        self._asked: set[tuple[int, _Plan]] = set()
         seen = {view: signal for _, expected in self._all for view, signal in expected.signals.items() if signal > 0}
         self.views: tuple[View, ...] = tuple(seen)
         self._shares = shares_of(expected for _, expected in self._all)
@@ -236,6 +239,30 @@ class Measure:
             if self._advance is not None:
                 self._advance(len(samples))
 
+    def quietest(self, plans: Sequence[Uses]) -> int:
+        """The index of the plan with the least noise, of equals the first.
+
+        All are run on one sample after the other, and a plan no further once it is surely louder than the one that
+        leads; the last one that is left is measured on all samples.
+
+        Args:
+            plans: one at least.
+        """
+        different: dict[_Plan, int] = {}
+        for at, uses in enumerate(plans):
+            different.setdefault(_plan(uses), at)
+        left = [*different.values()]
+        tallies = {at: SampleTally(self._shares) for at in left}
+        for seen, sample in enumerate(self._all, start=1):
+            if len(left) == 1:
+                break
+            for at in left:
+                tallies[at].add_errors(sample[1], self._errors_of(sample, plans[at]))
+            if seen >= LEAST_SEEN:
+                leads = tallies[max(left, key=lambda at: (tallies[at].worst(margin=False).sqnr_db, -at))]
+                left = [at for at in left if not tallies[at].surely_louder(leads)]
+        return min(left, key=lambda at: (self.noise(plans[at]), at))
+
     @property
     def alone(self) -> dict[str, dict[DType, list[tuple[float, float]]]]:
         """What each group sends that was run alone, by format: each clipping range and its noise, the worst view's.
@@ -254,11 +281,17 @@ class Measure:
 
     def _run(self, uses: Uses, samples: Sequence[_Sample]) -> NDArray[np.float64]:
         total = Tally(self._shares)
-        for feed, expected in samples:
-            total.add_errors(expected, errors_of(self._simulator, feed, uses, self._advance))
-        self.runs += len(samples)
+        for sample in samples:
+            total.add_errors(sample[1], self._errors_of(sample, uses))
         ratios = total.ratios()
         return np.array([ratios.get(view, 0.0) for view in self.views])
+
+    def _errors_of(self, sample: _Sample, uses: Uses) -> Mapping[View, float]:
+        """Sums of squared errors of each view of a sample; it counts as a run when it is first asked for."""
+        key = id(sample[0]), _plan(uses)
+        self.runs += key not in self._asked
+        self._asked.add(key)
+        return errors_of(self._simulator, sample[0], uses, self._advance)
 
     def products(self, plans: Sequence[Uses], samples: int) -> NDArray[np.float64] | None:
         """Products of the errors that plans make, two by two, over what varies of the signal of each view.

@@ -16,7 +16,7 @@ from qcompiler.judge.views import Role, View
 from qcompiler.planning.placement.candidates import by_activation, find_candidates
 from qcompiler.planning.simulation import noise
 from qcompiler.planning.simulation.bias import Shifts
-from qcompiler.planning.simulation.noise import MOST_ELEMENTS, Measure, share_trials
+from qcompiler.planning.simulation.noise import LEAST_SEEN, MOST_ELEMENTS, Measure, share_trials
 from qcompiler.planning.simulation.simulator import Grids, Simulation, Simulator, Use
 from qcompiler.support.each import Others
 from qcompiler.target import DType, parse_target
@@ -157,7 +157,7 @@ def test_what_another_one_has_run_on_the_same_simulator_is_not_run_again_and_cou
     assert second.noise({"x": WHOLE}) == known
     assert second.runs == 6
     assert second.noise({"x": WHOLE}, few=True) == pytest.approx(known)  # a part of the samples is not run either
-    assert second.runs == 7
+    assert second.runs == 6  # nor does it count again
     assert len(simulator.asked) == asked
     second.noise({"x": NARROW}, few=True)  # another range is another question
     assert len(simulator.asked) == asked + 1
@@ -267,3 +267,41 @@ def test_plans_that_are_run_at_once_are_run_here(searched: Callable[[], Simulati
     share_trials(one, Others(Kept(), nobody))
     measure = Measure(one.simulator, one.feeds, 2, None)
     measure.ahead([{name: use} for name, uses in one.offers.items() for use in uses])
+
+
+class Rounding(Doubling):
+    """What is quantized errs by its range, the more the louder a sample is."""
+
+    def run(self, feed: Feeds, uses: Mapping[str, Use]) -> Feeds:
+        found = super().run(feed, uses)
+        step = sum(use.amax for use in uses.values())
+        return {**found, "y": found["y"] + np.float32(step) * np.abs(feed["x"]) / 100}
+
+
+def ranged(*amax: float) -> list[dict[str, Use]]:
+    return [{"x": Use(DType.INT8, one)} for one in amax]
+
+
+def test_a_plan_that_surely_loses_is_not_run_on_all_samples() -> None:
+    samples = [{"x": np.full(4, value, np.float32)} for value in (1, 2, 3, 1, 2, 3)]
+    simulator = Rounding()
+    measure = Measure(cast(Simulator, simulator), samples, 1, None)
+    assert measure.quietest(ranged(4.0, 1.0, 2.0, 1.0)) == 1  # of equals the first
+    assert measure.runs == 6 + 2 * LEAST_SEEN + 6
+    assert measure.noise(ranged(1.0)[0]) < measure.noise(ranged(2.0)[0], few=True)
+    assert measure.runs == 6 + 2 * LEAST_SEEN + 6  # what was run is known
+
+
+def test_plans_that_are_too_close_to_tell_are_run_on_all_samples_and_the_better_one_is_taken() -> None:
+    class Swapping(Rounding):
+        """Which of two ranges is better depends on the sample."""
+
+        def run(self, feed: Feeds, uses: Mapping[str, Use]) -> Feeds:
+            flipped = {name: Use(use.dtype, 3.0 - use.amax) for name, use in uses.items()}
+            return super().run(feed, flipped if float(feed["x"][0]) == 1 else uses)
+
+    samples = [{"x": np.array([value, i], np.float32)} for i, value in enumerate((1, 2, 1, 2, 1, 2, 2))]
+    measure = Measure(cast(Simulator, Swapping()), samples, 1, None)
+    plans = ranged(2.0, 1.0)
+    assert measure.quietest(plans) == min(range(2), key=lambda at: measure.noise(plans[at]))
+    assert measure.runs == 3 * 7
