@@ -22,7 +22,8 @@ from qcompiler.planning.simulation.half import HalfSimulator
 from qcompiler.recipe.tables import LlmInt8Table
 from qcompiler.runtime.memory import return_freed_memory
 from qcompiler.statistics import ranges
-from qcompiler.statistics.timed import Timed
+from qcompiler.statistics.followed import follow
+from qcompiler.statistics.timed import KEPT, Timed
 from qcompiler.statistics.unchanged import unchanged
 from qcompiler.support.foreseen import NOTHING, Foreseen, between
 from qcompiler.target import DType, Target
@@ -119,14 +120,14 @@ def lower(
 def foreseen(known: Timed, target: Target) -> Foreseen:
     """What rounding to half does, at best with everything in half at once, else with as many sets as are allowed.
 
-    Where the model has changed since the observation, ranges of what is new are measured on all samples.
+    Where the model has changed since the observation, ranges of what is new are measured on the kept samples.
     """
     if target.high_precision is DType.FP32:
         return NOTHING
     whole = min(half_noise.SAMPLES, known.choosing)
     once = Foreseen(runs=2 * whole, sessions=1, copies=1)
     blamed = Foreseen(runs=half_noise.TRIES * min(half_noise.FEW, whole))
-    again = Foreseen(runs=known.calibrate + known.choose + known.judge, sessions=1)
+    again = Foreseen(runs=2 + known.kept + min(KEPT, known.choose), sessions=3)
     return between(once, once + blamed + again)
 
 
@@ -135,7 +136,9 @@ def _ranges(
 ) -> tuple[ranges.Ranges, bool]:
     """Of all float tensors, over all samples, and whether nothing had to be measured for them.
 
-    What the stages behind the observation, or an earlier try, have changed is measured now.
+    What the stages behind the observation, or an earlier try, have changed is measured now, on the samples that were
+    kept: a value must fit eight times over, which is more than other samples exceed them by. What still holds the same
+    values, however it is computed by now, has the range that was seen on all samples.
     """
     if target.high_precision is DType.FP32:
         return ranges.Ranges(), True
@@ -148,9 +151,15 @@ def _ranges(
     missing = [name for name in ranges.wanted(model) if name not in same]
     if not missing:
         return ranges.Ranges(old), True
-    source = subject.samples
-    new = run.item("ranges", (model, source, missing), lambda: ranges.measure(model, source, missing, quick=False))
-    return ranges.Ranges({**old, **new.found}), False
+    feeds = tuple({id(feed): feed for feed in (*subject.seen.kept, *subject.seen.held)}.values())
+    if measured is not None:
+        held = follow(measured.graph, model.graph, [name for name in missing if name in known], feeds[0])
+        old |= {name: known[name] for name in missing if held.get(name) == name and name in known}
+    left = [name for name in missing if name not in old]
+    found = run.item("ranges", (model, feeds, left), lambda: ranges.measure(model, feeds, left, quick=False)).found
+    # Where one of these samples stands in the data, nobody knows
+    new = {name: ranges.Range(one.low, one.high) for name, one in found.items()}
+    return ranges.Ranges({**old, **new}), False
 
 
 def _half(

@@ -31,6 +31,9 @@ ROOM_DB = 10.0  # of what quantization leaves above the goal, so much is kept: n
 TRIES = 64  # sets of nodes that are tried, however large the model is
 SAMPLES = 8  # that are run with everything in half
 FEW = 3  # samples of a try: of these, the ones on which half errs most
+TELLS = (
+    64  # elements of a view whose squared errors give its noise to a fifth (√(2 / n)): one sample does to find parts
+)
 _LAST = 8  # of the tries, for the choice among what was found
 _FINEST = 512  # parts of a model at most: in a large one, a few neighbours go back together
 _SHARE = 1 / 8  # of the allowed noise: what a part must exceed to be looked into
@@ -110,11 +113,14 @@ def find(
     if everything <= allowed:
         return measured
     few = _Measure(simulator, whole.loudest(units, FEW), advance, least)
-    found = _blamed(few, _parts(few, units, allowed), units, allowed)
+    finding = few
+    if whole.elements >= TELLS:
+        finding = _Measure(simulator, whole.loudest(units, 1), advance, least)
+    found = _blamed(few, _parts(finding, units, allowed), units, allowed)
     noisy = {name: decibel(part.noise) for part in found for name in part.units}
     left = whole([name for name in units if name not in noisy])
     ordered = {name: noisy[name] for name in units if name in noisy}
-    return replace(measured, sqnr_db=decibel(left), noisy=ordered, tries=few.tries + 1)
+    return replace(measured, sqnr_db=decibel(left), noisy=ordered, tries=len({*few.tried, *finding.tried}) + 1)
 
 
 @dataclass(frozen=True)
@@ -200,6 +206,16 @@ class _Measure:
 
     def __call__(self, low: Collection[str]) -> float:
         return self._measured(low)[0]
+
+    @property
+    def tried(self) -> Collection[frozenset[str]]:
+        """The sets of nodes that were run in half."""
+        return self._known.keys() - {frozenset[str]()}
+
+    @property
+    def elements(self) -> int:
+        """Of the smallest view of a sample."""
+        return min((value.size for one in self._expected for value in one.values.values()), default=0)
 
     def loudest(self, low: Collection[str], count: int) -> list[Feeds]:
         """The samples with the most noise for their signal, in their order."""

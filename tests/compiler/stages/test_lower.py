@@ -66,7 +66,7 @@ def test_what_was_observed_is_not_measured_again(tmp_path: Path, monkeypatch: py
     assert again.half is first.half
 
 
-def test_what_smoothing_changed_is_measured_again_over_all_samples(
+def test_what_smoothing_changed_is_measured_again_over_the_samples_that_were_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     standing = before("lower", prepared(tmp_path, "transformer"), smooth_quant=SmoothQuantTable(alpha=0.5))
@@ -76,13 +76,16 @@ def test_what_smoothing_changed_is_measured_again_over_all_samples(
     monkeypatch.setattr(ranges, "measure", counted)
     done = standing.run(lower, standing.subject, standing.decided, standing.asked.target, standing.asked.lower)
     (asked,) = counted.asked
-    assert 0 < len(asked) < len(done.ranges)
-    assert standing.subject.samples is not None
-    whole = ranges.measure(standing.decided.model, standing.subject.samples)
+    seen, known = standing.subject.seen, standing.subject.seen.ranges
+    whole = ranges.measure(standing.decided.model, [*seen.kept, *seen.held])
     assert done.ranges.keys() == whole.keys()
-    for name, one in whole.items():
-        assert done.ranges[name].low == pytest.approx(one.low, rel=1e-4, abs=1e-5)
-        assert done.ranges[name].high == pytest.approx(one.high, rel=1e-4, abs=1e-5)
+    same = [name for name in done.ranges if name not in asked]
+    assert 0 < len(asked) < len(same)  # what the layers give holds what it held
+    assert all(done.ranges[name] == known[name] and done.ranges[name].low_at >= 0 for name in same)
+    for name in asked:
+        assert done.ranges[name].low == pytest.approx(whole[name].low, rel=1e-4, abs=1e-5)
+        assert done.ranges[name].high == pytest.approx(whole[name].high, rel=1e-4, abs=1e-5)
+        assert done.ranges[name].low_at == -1  # nobody knows where in the data it stands
 
 
 def test_what_half_does_is_recorded_and_nothing_is_measured_for_fp32(tmp_path: Path) -> None:
