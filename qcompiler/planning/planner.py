@@ -87,7 +87,7 @@ def make_plan(
     if known is not None:
         metric = partial(_measured, known)
     by_hand = options.safety.target_sqnr_db != SafetyTable().target_sqnr_db
-    calm = math.inf if ready.louder else options.safety.target_sqnr_db + ROOM_DB  # what others exceed is not enough
+    calm = math.inf if ready.roomy else options.safety.target_sqnr_db + ROOM_DB  # what others exceed is not enough
     if target.quantize_outputs:
         options = replace(options, safety=outputs.relaxed(options.safety))
     observed, macs, large, offers = ready.observed, ready.macs, ready.large, ready.offers

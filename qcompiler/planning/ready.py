@@ -68,6 +68,7 @@ class Ready:
         given: scales of weights that came stored.
         few: samples for comparisons that are made often.
         simulation: tries them; None where no layer is left.
+        louder: by activation, how many times louder the samples that choose are; None where nobody asks.
         halves: the user's metric on the float model, where somebody has measured it.
     """
 
@@ -83,6 +84,7 @@ class Ready:
     given: Mapping[str, NDArray[np.float32]]
     few: Sequence[Feeds]
     simulation: Simulation | None
+    louder: Mapping[str, float] | None = None
     halves: MetricHalves | None = None
 
     def fits(
@@ -114,7 +116,7 @@ class Ready:
         return max(1, int(seconds_of(options.effort, options.search_time) / spent))
 
     @property
-    def louder(self) -> bool:
+    def roomy(self) -> bool:
         """Whether samples that choose were louder than those that calibrate, so that ranges with room are on offer."""
         return any(HEADROOM in text for words in self.spelled.values() for text in words.values())
 
@@ -148,11 +150,28 @@ def prepared(
     pinned: Pinned | None = None,
     *,
     others: Others | None = None,
+    like: Ready | None = None,
 ) -> Ready:
-    """Small layers out, formats and ranges on offer, the session made; arguments as of `make_plan`."""
+    """Small layers out, formats and ranges on offer, the session made.
+
+    Args:
+        model: as of `make_plan`, like the others.
+        layers: candidates.
+        observed: with kept feeds.
+        options: what is asked for.
+        target: what planning must know of the machine.
+        pinned: the point of a front that is taken.
+        others: who works beside, and where runs are kept; None for nobody and nowhere.
+        like: what was made for other candidates; where it is of the same model, what that showed is not run again.
+    """
     asked = (model, layers, observed, options, target)
+    same = like is not None and like.asked[0] is model and like.asked[2] is observed
     observed = observed.with_(rounds.pooled(model.graph, layers.found, observed.histograms))
-    shapes = concrete_shapes(model.graph, observed.kept[0], tensors_for_shapes(model.graph))
+    shapes = (
+        like.shapes
+        if like is not None and same
+        else concrete_shapes(model.graph, observed.kept[0], tensors_for_shapes(model.graph))
+    )
     macs = count_macs(model.graph, observed.kept[0], shapes)
     views = find_views(model.graph, observed.choosing[0], options.ignored)
     served = shapes_of_many(model.graph, observed, options.shapes, list(shapes))
@@ -163,13 +182,12 @@ def prepared(
     large = large.refusing(candidates.not_numbers(large.found, observed.histograms))
     lacks = evidence.lacks_of(observed)
     large = large.refusing(_unknown(model.graph, large, lacks, target))
+    names = list(large.by_activation)
+    louder = like.louder if like is not None and same else None
+    if louder is None or not louder.keys() >= {*names}:
+        louder = _louder(model, names, observed, options)
     offers, spelled = offered_uses(
-        options.formats,
-        options.calibrator,
-        target,
-        large.by_activation,
-        observed.histograms,
-        _louder(model, list(large.by_activation), observed, options),
+        options.formats, options.calibrator, target, large.by_activation, observed.histograms, louder
     )
     if pinned is not None:
         offers, spelled = pinned.offers(large.by_activation, spelled)
@@ -179,7 +197,7 @@ def prepared(
     simulation = _simulation(model, large, offers, grids, given, observed, views, few, options)
     if simulation is not None:
         share_trials(simulation, others)
-    return Ready(asked, observed, shapes, macs, views, large, offers, spelled, grids, given, few, simulation)
+    return Ready(asked, observed, shapes, macs, views, large, offers, spelled, grids, given, few, simulation, louder)
 
 
 def foreseen(layers: Candidates, known: Timed, options: Planning) -> Foreseen:
@@ -215,7 +233,9 @@ def _louder(
     """By tensor, how many times larger its largest |x| was in samples that choose than in those that calibrate."""
     if options.calibrator != AUTO or not observed.held or not names:
         return None
-    other, known = peaks(model, names, observed.held), observed.histograms
+    other, known = {name: observed.reached[name] for name in names if name in observed.reached}, observed.histograms
+    left = [name for name in names if name not in other]
+    other |= peaks(model, left, observed.held) if left else {}
     return {name: peak / known[name].amax for name, peak in other.items() if known[name].amax > 0}
 
 

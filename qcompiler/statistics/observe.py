@@ -9,6 +9,7 @@ samples there are.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,7 +36,7 @@ from qcompiler.statistics.hessian import Hessians
 from qcompiler.statistics.histogram import Histogram, Histograms
 from qcompiler.statistics.outliers import AllOutliers, Outliers
 from qcompiler.statistics.points import Points
-from qcompiler.statistics.ranges import Range, Tapped
+from qcompiler.statistics.ranges import Range, Ranges, Tapped
 from qcompiler.statistics.rows import Recorder, Rows, channels
 from qcompiler.support.each import Each, in_turn
 from qcompiler.support.machine import available_processors
@@ -74,6 +75,8 @@ class Observations:
         sights: what all samples have shown of each input, by its name.
         lacks: what the data has not shown, by tensor name; whoever chooses ranges leaves these tensors alone.
         flags: which truth values the conditions of Ifs had, by name.
+        reached: largest |x| by tensor name over all samples that choose, as far as the ends of ranges tell: none where
+            one of these samples is padded, and not of a tensor that is not finite.
     """
 
     histograms: Mapping[str, Histogram] = field(default_factory=dict)
@@ -91,6 +94,7 @@ class Observations:
     sights: Mapping[str, Sight] = field(default_factory=dict)
     lacks: Mapping[str, Lack] = field(default_factory=dict)
     flags: Mapping[str, frozenset[bool]] = field(default_factory=dict)
+    reached: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def choosing(self) -> tuple[Feeds, ...]:
@@ -108,6 +112,7 @@ class Observations:
         """The same with statistics of more tensors; those that are known already are replaced."""
         return replace(
             self,
+            reached={name: one for name, one in self.reached.items() if name not in (histograms or {})},
             histograms={**self.histograms, **(histograms or {})},
             outliers={**self.outliers, **(outliers or {})},
         )
@@ -120,10 +125,12 @@ class Shard:
     Attributes:
         feeds: each with the place of its first sample in the data as the user gave it.
         extremes: only ranges are wanted of them.
+        choosing: they are samples that choose.
     """
 
     feeds: tuple[tuple[int, Feeds], ...]
     extremes: bool = False
+    choosing: bool = False
 
 
 class Looking:
@@ -208,14 +215,15 @@ def observe(
     kept, shapes, counter, spreads = Keep(keep), ShapeRange(), _Counter(advance), Spreads(axes)
     loud, quiet = Keep(keep, key=loudness), Keep(keep)
     sights, fingerprint = Sights(), Fingerprint()
+    padded = _Padded()
     everywhere = (shapes.watch, fingerprint.add, spreads.watch)
     fitting = (lambda feed: _offer(kept, feed, axes), partial(_show, sights, axes), *everywhere)
-    choosing = (*everywhere, partial(_offer_all, (loud, quiet), axes=axes))
+    choosing = (*everywhere, partial(_offer_all, (loud, quiet), axes=axes), padded.watch)
     tapped = Tapped(model, points.ranges) if points.ranges else None
-    seen = _Statistics(points, axes, expected, tapped)
+    seen, chosen = _Statistics(points, axes, expected, tapped), None if tapped is None else tapped.accumulator()
     shards = chain(
         _shards(source, fitting, counter, extremes=False),
-        _shards(choose, choosing, counter, extremes=True),
+        _shards(choose, choosing, counter, extremes=True, choosing=True),
         _shards(judge, everywhere, counter, extremes=True),
     )
     if not (points.tensors or points.ranges):
@@ -225,8 +233,9 @@ def observe(
         asked = (shard for shard in shards if tapped is not None or not shard.extremes or counter.passed(shard))
         shared = (model, points, axes, expected, threads or available_processors(), budget, device)
         for found in each("shard", Looking, shared, counter.noting(asked)):
+            if counter.looked() and chosen is not None and found.ends is not None:
+                chosen.merge(found.ends)
             seen.merge(found)
-            counter.looked()
     return Observations(
         seen.histograms.found,
         tuple(kept.feeds),
@@ -242,11 +251,32 @@ def observe(
         spreads,
         sights.found,
         flags=seen.flags.found,
+        reached={} if tapped is None or chosen is None or padded.any else _reached(tapped.ranges(chosen)),
     )
 
 
+def _reached(found: Ranges) -> dict[str, float]:
+    """The largest |x| of each tensor that is finite."""
+    return {name: one.absmax for name, one in found.items() if math.isfinite(one.absmax)}
+
+
+class _Padded:
+    """Whether any of some feeds is padded."""
+
+    def __init__(self) -> None:
+        self.any = False
+
+    def watch(self, feed: Feeds) -> None:
+        self.any = self.any or bool(Padding(feed))
+
+
 def _shards(
-    source: Source | None, watchers: Sequence[Callable[[Feeds], None]], counter: _Counter, *, extremes: bool
+    source: Source | None,
+    watchers: Sequence[Callable[[Feeds], None]],
+    counter: _Counter,
+    *,
+    extremes: bool,
+    choosing: bool = False,
 ) -> Iterator[Shard]:
     """The data in pieces that depend on nothing else; every feed is shown to whoever watches the data."""
     feeds: list[tuple[int, Feeds]] = []
@@ -259,10 +289,10 @@ def _shards(
         feeds.append((source.place(read), feed))
         size += sum(value.nbytes for value in feed.values() if isinstance(value, np.ndarray))
         if len(feeds) == SHARD_FEEDS or size >= SHARD_BYTES:
-            yield Shard(tuple(feeds), extremes)
+            yield Shard(tuple(feeds), extremes, choosing)
             feeds, size = [], 0
     if feeds:
-        yield Shard(tuple(feeds), extremes)
+        yield Shard(tuple(feeds), extremes, choosing)
 
 
 class _Statistics:
@@ -322,17 +352,19 @@ class _Counter:
     def __init__(self, advance: Advance | None) -> None:
         self.done = 0
         self._advance = advance
-        self._under_way: deque[int] = deque()
+        self._under_way: deque[tuple[int, bool]] = deque()
 
     def noting(self, shards: Iterable[Shard]) -> Iterator[Shard]:
         """The shards; how many feeds each has is remembered until it has been looked at."""
         for shard in shards:
-            self._under_way.append(len(shard.feeds))
+            self._under_way.append((len(shard.feeds), shard.choosing))
             yield shard
 
-    def looked(self) -> None:
-        """The first shard that was not looked at is done."""
-        self._tell(self._under_way.popleft())
+    def looked(self) -> bool:
+        """The first shard that was not looked at is done; whether it has samples that choose."""
+        feeds, choosing = self._under_way.popleft()
+        self._tell(feeds)
+        return choosing
 
     def passed(self, shard: Shard) -> bool:
         """A shard of which nothing is wanted is done: False."""

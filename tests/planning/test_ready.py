@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,7 +18,7 @@ from qcompiler.planning.planner import make_plan
 from qcompiler.planning.ready import prepared
 from qcompiler.recipe.recipe import Recipe
 from qcompiler.recipe.tables import SafetyTable
-from qcompiler.statistics.observe import observe
+from qcompiler.statistics.observe import observe, peaks
 from qcompiler.statistics.points import Points
 from qcompiler.target import parse_target
 from tests.kit.rewrite import model
@@ -95,3 +96,28 @@ def test_routers_and_what_is_little_in_front_of_them_are_not_searched(tmp_path: 
     ready = prepared(loaded, layers, seen, planning(Recipe()), TARGET)
     assert {one.node: one.rule for one in ready.large.refused} == {"LOGITS": "router", "H": "router-input"}
     assert [one.node for one in ready.large.found] == ["E", "Y"]
+
+
+def test_what_was_shown_of_the_same_model_is_not_run_again(
+    loaded: models.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feeds = [{"x": np.random.default_rng(i).standard_normal((1, 12, 32)).astype(np.float32)} for i in range(8)]
+    layers = candidates.find_candidates(loaded.graph, TARGET, ())
+    parts = [open_source(part, INPUTS) for part in (feeds[:5], feeds[5:])]
+    seen = observe(loaded, Points.of(histograms=list(layers.by_activation)), parts[0], choose=parts[1])
+    asked: list[list[str]] = []
+
+    def counted(model: models.Model, names: list[str], samples: Any) -> dict[str, float]:
+        asked.append(names)
+        return peaks(model, names, samples)
+
+    monkeypatch.setattr("qcompiler.planning.ready.peaks", counted)
+    options = planning(Recipe())
+    first = prepared(loaded, layers, seen, options, TARGET)
+    again = prepared(loaded, layers, seen, options, TARGET, like=first)
+    assert asked == [["x", "h"]]
+    assert again.offers == first.offers
+    assert again.shapes is first.shapes
+    other = prepared(models.copy(loaded), layers, seen, options, TARGET, like=first)
+    assert asked == [["x", "h"]] * 2  # of another model nothing is known
+    assert other.offers == first.offers

@@ -249,3 +249,31 @@ def test_peaks_are_those_of_the_histograms(loaded: models.Model) -> None:
     counted = histograms(loaded, names, feeds())
     assert counted["c"].nonfinite
     assert peaks(loaded, names, feeds()) == {name: one.amax for name, one in counted.items()}
+
+
+@pytest.mark.parametrize("each", [in_turn, crossing])
+def test_how_far_the_samples_that_choose_reach_is_known_without_another_run(loaded: models.Model, each: Each) -> None:
+    parts = (feeds()[:8], feeds()[8:16], feeds()[16:])
+    sources = [open_source(part, INPUTS) for part in parts]
+    points = Points.of(histograms=["b"], ranges=["x", "a", "b", "c"])
+    found = observe(loaded, points, sources[0], axes=AXES, choose=sources[1], judge=sources[2], each=each)
+    known = peaks(loaded, ["x", "a", "b"], parts[1])
+    assert found.reached == pytest.approx(known)  # of the logarithm, whose end is infinite, the ends tell nothing
+    changed = found.with_({"a": Histogram.of(X)})
+    assert changed.reached == pytest.approx({name: known[name] for name in "xb"})  # it holds something else now
+
+
+def test_ends_of_padded_samples_say_nothing_of_how_far_they_reach(tmp_path: Path) -> None:
+    proto = model(("Relu", "x", "y"), inputs={"x": ("n", 6), "attention_mask": (np.int64, ("n", 6))})
+    onnx.save(proto, tmp_path / "m.onnx")
+    padded = models.load(tmp_path / "m.onnx")
+    inputs: Inputs = {
+        name: (np.dtype(kind), ("n", 6)) for name, kind in (("x", np.float32), ("attention_mask", np.int64))
+    }
+    points = Points.of(ranges=["x", "y"])
+    for mask, known in (([1] * 6, {"x", "y"}), ([1, 1, 1, 1, 0, 0], set[str]())):
+        masks = np.array([mask], np.int64)
+        samples = [{"x": np.full((1, 6), at, np.float32), "attention_mask": masks} for at in range(1, 5)]
+        sources = [open_source(part, inputs) for part in (samples[:2], samples[2:])]
+        found = observe(padded, points, sources[0], choose=sources[1])
+        assert found.reached.keys() == known

@@ -67,7 +67,7 @@ def calibrate(run: Compilation, subject: Subject, target: Target, planning: Plan
         first = climb.first()
         told = [ladder.climbed(ladder.RANGES, ladder.RANGES.helps(seen).why, None, first, _since(started), climb.runs)]
         best, help = first, ladder.OTHER_RANGES.helps(seen)
-        roomy = first.sqnr_db >= first.goal_db + ROOM_DB and not ready.louder
+        roomy = first.sqnr_db >= first.goal_db + ROOM_DB and not ready.roomy
         if first.met and roomy:
             told.append(ladder.unneeded(ladder.OTHER_RANGES, first))
         elif not help.can:

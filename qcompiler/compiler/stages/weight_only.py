@@ -121,7 +121,7 @@ def _tried(
     before = subject.standing
     assert before is not None  # else no rung is climbed
     model = opened(subject.model, subject.layers.found)
-    ready = prepared(model, layers, subject.seen, planning, target, others=run.others)
+    ready = prepared(model, layers, subject.seen, planning, target, like=mine, others=run.others)
     assert ready.simulation is not None  # there was one before, of the same layers
     climb = Climb(ready, ready.simulation, planning)
     standing = climb.best()

@@ -15,6 +15,7 @@ from qcompiler.ir import element_types, nested
 from qcompiler.ir import graph as graphs
 from qcompiler.ir.element_types import Slots, Types
 from qcompiler.ir.operators import PICKS
+from qcompiler.numerics.sqnr import energy
 from qcompiler.statistics.ranges import Range, Ranges
 from qcompiler.target import DType
 
@@ -139,6 +140,9 @@ class TypingView:
 # --- Constants --------------------------------------------------------------------------------------------------------
 
 
+_TINY = 1e-12  # a sum of squares of which single ones may not be normal numbers in FP32
+
+
 @dataclass(frozen=True, slots=True)
 class Loss:
     """Conversion of a constant: its largest finite |x|, largest absolute error and relative error (in the 2-norm).
@@ -156,18 +160,29 @@ def loss_of(values: NDArray[Any], dtype: DType) -> Loss:
     flat = values.reshape(-1)
     largest = absolute = squares = errors = 0.0
     for start in range(0, flat.size, CHUNK):
-        piece = flat[start : start + CHUNK].astype(np.float32)
-        piece = piece[np.isfinite(piece)]
-        if not piece.size:
-            continue
+        piece = flat[start : start + CHUNK].astype(np.float32, copy=False)
+        reach = _reach(piece)
+        if not math.isfinite(reach):
+            piece = piece[np.isfinite(piece)]
+            reach = _reach(piece)
         with np.errstate(over="ignore", under="ignore"):
             error = piece - piece.astype(NUMPY[dtype]).astype(np.float32)
-        error[~np.isfinite(error)] = 0.0
-        largest = max(largest, float(np.max(np.abs(piece))))
-        absolute = max(absolute, float(np.max(np.abs(error))))
-        squares += float(np.sum(np.square(piece, dtype=np.float64)))
-        errors += float(np.sum(np.square(error, dtype=np.float64)))
+        if not math.isfinite(_reach(error)):
+            error[~np.isfinite(error)] = 0.0
+        largest, absolute = max(largest, reach), max(absolute, _reach(error))
+        squares, errors = squares + _squares(piece), errors + _squares(error)
     return Loss(largest, absolute, math.sqrt(errors / squares) if squares else 0.0)
+
+
+def _reach(values: NDArray[np.float32]) -> float:
+    """The largest |x|; 0 of nothing."""
+    return float(max(values.max(), -values.min())) if values.size else 0.0
+
+
+def _squares(values: NDArray[np.float32]) -> float:
+    """Their sum; in double precision where they are too small for any other."""
+    found = energy(values)
+    return found if found > _TINY else float(np.sum(np.square(values, dtype=np.float64)))
 
 
 def _dequantized_range(node: gs.Node) -> Range | None:

@@ -107,18 +107,19 @@ class InParts:
             frozenset(node.name for node in plain.graph.node[one.start : one.stop] if node.name in layers)
             for one in self._plan
         ]
-        self._switched = [_Part.of(one, quick=True) for one in segments.extract(switched, arrays, self._plan)]
+        self._switched = list(segments.extract(switched, arrays, self._plan))
         self._plain = list(segments.extract(plain, arrays, own))
         self._extra = {one.name: one for one in switched.graph.input if one.name not in self._given}
         self._quantized = quantized
-        self._open: dict[tuple[int, bool], _Part] = {}
+        self._open: dict[tuple[int, bool, bool], _Part] = {}
 
     @property
     def inputs(self) -> Inputs:
         """dtype and shape of each input that is read."""
         if self._whole is not None:
             return self._whole.inputs
-        found = {name: one for part in self._switched for name, one in part.session.inputs.items()}
+        parts = [self._part(at, quantized=True, whole=False) for at in range(len(self._plan))]
+        found = {name: one for part in parts for name, one in part.session.inputs.items()}
         handed = {name for part in self._plan for name in part.hands_on}
         return {name: one for name, one in found.items() if name not in handed}
 
@@ -158,17 +159,17 @@ class InParts:
         return {name: feed[name] if name in self._given else known[name] for name in self._outputs}
 
     def _part(self, at: int, *, quantized: bool, whole: bool) -> _Part:
-        """A part in one of its forms; those without switches are made when they are first asked for."""
-        if quantized and not (whole and self._quantized is not None):
-            return self._switched[at]
-        if (at, quantized) not in self._open:
-            proto, arrays = self._plain[at]
-            if quantized and self._quantized is not None:
+        """A part in one of its forms, made when it is first asked for."""
+        switched = quantized and not (whole and self._quantized is not None)
+        key = at, quantized, switched
+        if key not in self._open:
+            proto, arrays = self._switched[at] if switched else self._plain[at]
+            if quantized and not switched and self._quantized is not None:
                 proto, arrays = self._all_on(proto, arrays, self._quantized)
             # Without convolutions there is nothing to win by laying things out, and copies of weights to lose
-            blocks = any(node.op_type == "Conv" for node in proto.graph.node)
-            self._open[at, quantized] = _Part.of((proto, arrays), quick=not blocks)
-        return self._open[at, quantized]
+            blocks = not switched and any(node.op_type == "Conv" for node in proto.graph.node)
+            self._open[key] = _Part.of((proto, arrays), quick=not blocks)
+        return self._open[key]
 
     def _all_on(
         self, plain: onnx.ModelProto, arrays: Arrays, quantized: Quantized
