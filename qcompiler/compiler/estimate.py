@@ -95,6 +95,8 @@ def foreseen(subject: Subject, known: Timed, asked: Asked, preflight_seconds: fl
         "calibrate": equalize.foreseen_calibrate(subject, known, asked.planning),
         "equalize": equalize.foreseen_equalize(subject, known, asked.target, asked.planning, asked.recipe.equalize),
         "smooth_quant": smooth_quant.foreseen(subject, known, asked.target, asked.planning, asked.smooth_quant),
+        "fit_weights": weight_only.foreseen_fitted(subject, known, asked.target, asked.planning),
+        "shift": weight_only.foreseen_shift(subject, known, asked.target, asked.planning),
         "weight_only": weight_only.foreseen(subject, known, asked.weight_only),
         "decide": decide.foreseen(subject, known, asked.planning),
         "lower": lower.foreseen(known, asked.target),

@@ -13,7 +13,7 @@ from qcompiler.numerics.sqnr import decibel
 from qcompiler.planning.chosen import Planning
 from qcompiler.planning.ready import Ready, ranges_of, samples_for
 from qcompiler.planning.search.safety_net import SURE_DB, best_start
-from qcompiler.planning.simulation.noise import Measure
+from qcompiler.planning.simulation.noise import LEAST_SEEN, Measure
 from qcompiler.planning.simulation.simulator import Simulation, Use
 from qcompiler.recipe.budget import for_layers
 from qcompiler.recipe.tables import QfemTable, SafetyTable
@@ -175,9 +175,10 @@ def samples_of(known: Timed, options: Planning) -> float:
 
 
 def foreseen(known: Timed, options: Planning) -> Foreseen:
-    """What a climb runs: the plan of one calibrator at best, else that of each, beside the float model."""
-    samples = samples_of(known, options)
-    least, most = Foreseen(quantized=2 * samples), Foreseen(quantized=samples * (1 + ranges_of(options)))
+    """What a climb runs: the plan of one calibrator at best, else a race of all, beside the float model."""
+    samples, others = samples_of(known, options), ranges_of(options) - 1
+    least = Foreseen(quantized=2 * samples)
+    most = least + Foreseen(quantized=samples + others * min(LEAST_SEEN, samples)) if others else least
     return least if surely_met(known, options) else between(least, most)
 
 

@@ -35,7 +35,7 @@ from qcompiler.statistics.histogram import Histogram
 from qcompiler.statistics.observe import Observations, peaks
 from qcompiler.statistics.timed import Timed
 from qcompiler.support.each import Others
-from qcompiler.support.foreseen import Foreseen
+from qcompiler.support.foreseen import NOTHING, Foreseen
 from qcompiler.target import DType, Target
 from qcompiler.verification.metrics.halves import MetricHalves
 
@@ -161,7 +161,7 @@ def prepared(
         options: what is asked for.
         target: what planning must know of the machine.
         pinned: the point of a front that is taken.
-        others: who works beside, and where runs are kept; None for nobody and nowhere.
+        others: who else may have run plans, or may run them; None for nobody.
         like: what was made for other candidates; where it is of the same model, what that showed is not run again.
     """
     asked = (model, layers, observed, options, target)
@@ -200,15 +200,16 @@ def prepared(
     return Ready(asked, observed, shapes, macs, views, large, offers, spelled, grids, given, few, simulation, louder)
 
 
-def foreseen(layers: Candidates, known: Timed, options: Planning) -> Foreseen:
+def foreseen(layers: Candidates, known: Timed, options: Planning, *, shown: bool = False) -> Foreseen:
     """What `prepared` runs: how loud other samples are, means for bias correction, ranges of weights; and its session.
 
     Args:
         layers: that may be quantized.
         known: one feed, and how many there are.
         options: what is asked for.
+        shown: how loud they are is known.
     """
-    louder = Foreseen(counted=known.choosing if options.calibrator == AUTO else 0, sessions=1)
+    louder = Foreseen(counted=known.choosing, sessions=1) if options.calibrator == AUTO and not shown else NOTHING
     means = Foreseen(quantized=known.kept if any(one.op == "Conv" for one in layers.found) else 0, sessions=1)
     few = few_of(layers, known)
     narrowed = Foreseen(quantized=2 * few * (1 + ranges_of(options)) if options.clip_weights else 0, sessions=1)

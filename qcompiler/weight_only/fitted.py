@@ -50,6 +50,19 @@ def work_of(graph: gs.Graph, found: Sequence[Candidate]) -> float:
     return float(sum(_OPERATIONS * k * k * n for k, n in sizes)) + sum(factors.values())
 
 
+def work_of_sample(graph: gs.Graph, found: Sequence[Candidate], macs: float) -> float:
+    """The same of the second moments of a sample: K · K for each row, of which products of K · N take so many.
+
+    Args:
+        graph: the float graph.
+        found: its layers.
+        macs: multiply-accumulates of the model on a sample.
+    """
+    shared = _shared(graph, found)
+    rows = macs / max(sum(one.matrix.size for one in shared), 1)
+    return float(sum({one.activations: len(one.matrix) ** 2 for one in shared}.values())) * rows
+
+
 def passes(model: models.Model, found: Sequence[Candidate]) -> int:
     """How often the samples are run: more than once where Hessians are too large to be summed together."""
     return hessian.runs(model, _depths(model.graph, found))

@@ -273,7 +273,7 @@ def test_ends_of_padded_samples_say_nothing_of_how_far_they_reach(tmp_path: Path
     points = Points.of(ranges=["x", "y"])
     for mask, known in (([1] * 6, {"x", "y"}), ([1, 1, 1, 1, 0, 0], set[str]())):
         masks = np.array([mask], np.int64)
-        samples = [{"x": np.full((1, 6), at, np.float32), "attention_mask": masks} for at in range(1, 5)]
+        samples: list[Feeds] = [{"x": np.full((1, 6), at, np.float32), "attention_mask": masks} for at in range(1, 5)]
         sources = [open_source(part, inputs) for part in (samples[:2], samples[2:])]
         found = observe(padded, points, sources[0], choose=sources[1])
         assert found.reached.keys() == known

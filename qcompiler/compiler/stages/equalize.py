@@ -201,7 +201,8 @@ def foreseen_calibrate(subject: Subject, known: Timed, planning: Planning) -> Fo
     """
     if planning.dynamic or not planning.formats or not subject.layers.found:
         return NOTHING
-    climbed = foreseen_prepared(subject.layers, known, planning) + foreseen_climb(known, planning)
+    shown = bool(known.seen.ranges)  # which tell how far the samples reach that choose
+    climbed = foreseen_prepared(subject.layers, known, planning, shown=shown) + foreseen_climb(known, planning)
     asked = metric_halves.foreseen_loss(known.scoring)
     return climbed + between(asked, asked.times(2))
 

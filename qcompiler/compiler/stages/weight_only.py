@@ -11,14 +11,17 @@ from qcompiler.compiler.subject import Subject
 from qcompiler.ir import model as models
 from qcompiler.planning.chosen import Planning
 from qcompiler.planning.climb import Climb, Standing, settled
+from qcompiler.planning.climb import Climb, settled, surely_met, surely_missed
+from qcompiler.planning.climb import foreseen as foreseen_climb
 from qcompiler.planning.placement.candidates import Candidates
 from qcompiler.planning.placement.one_sided import one_sided
 from qcompiler.planning.ready import Ready, prepared
+from qcompiler.planning.ready import foreseen as foreseen_prepared
 from qcompiler.planning.search.offers import opened
 from qcompiler.recipe.budget import MOST_SAMPLES
 from qcompiler.runtime.memory import return_freed_memory
 from qcompiler.statistics.timed import Timed
-from qcompiler.support.foreseen import NOTHING, Foreseen
+from qcompiler.support.foreseen import NOTHING, Foreseen, between
 from qcompiler.target import Target
 from qcompiler.weight_only import few_rows, fitted, methods
 from qcompiler.weight_only.storable import WeightOnlyOptions
@@ -132,6 +135,37 @@ def _tried(
     if not kept:
         return subject.with_(standing=before.in_vain(rung.name)), told
     return subject.with_(layers=layers, standing=standing.kept(rung.name, before, anew=False)), told
+
+
+def foreseen_fitted(subject: Subject, known: Timed, target: Target, planning: Planning) -> Foreseen:
+    """What fitting runs and computes, and a climb; nothing where it is known to be of no help."""
+    if not planning.formats or not RUNG.helps(_seen(subject, known, target, planning)).can:
+        return NOTHING
+    graph, found = subject.model.graph, subject.layers.found
+    samples = min(MOST_SAMPLES, known.calibrate)
+    computed = fitted.work_of(graph, found) + samples * fitted.work_of_sample(graph, found, known.macs)
+    runs = samples * fitted.passes(subject.model, found) + computed / max(known.macs, 1)
+    return _perhaps(subject, known, planning, Foreseen(runs=runs, sessions=1, copies=2))
+
+
+def foreseen_shift(subject: Subject, known: Timed, target: Target, planning: Planning) -> Foreseen:
+    """A climb where activations lie to one side of zero and the goal is not surely met; else nothing."""
+    if not planning.formats or surely_met(known, planning):
+        return NOTHING
+    helps = ladder.SHIFT.helps(_seen(subject, known, target, planning)).can
+    return _perhaps(subject, known, planning, NOTHING) if helps else NOTHING
+
+
+def _seen(subject: Subject, known: Timed, target: Target, planning: Planning) -> ladder.Seen:
+    """What one sample shows, of as many as there will be."""
+    feeds = round(known.calibrate + known.choose + known.judge)
+    return ladder.Seen(subject.with_(seen=replace(known.seen, feeds=feeds)), planning, target)
+
+
+def _perhaps(subject: Subject, known: Timed, planning: Planning, work: Foreseen) -> Foreseen:
+    """A trial with so much work, which is made where the goal is missed until then."""
+    every = work + foreseen_prepared(subject.layers, known, planning, shown=True) + foreseen_climb(known, planning)
+    return every if surely_missed(known, planning) else between(NOTHING, every)
 
 
 @stage()
