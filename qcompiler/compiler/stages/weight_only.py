@@ -139,7 +139,10 @@ def _tried(
 
 def foreseen_fitted(subject: Subject, known: Timed, target: Target, planning: Planning) -> Foreseen:
     """What fitting runs and computes, and a climb; nothing where it is known to be of no help."""
-    if not planning.formats or not RUNG.helps(_seen(subject, known, target, planning)).can:
+    seen = _seen(subject, known, target, planning)
+    if not planning.formats or not RUNG.helps(seen).can:
+        return NOTHING
+    if surely_met(known, planning):  # above the goal it must take little, and mostly promises too little
         return NOTHING
     graph, found = subject.model.graph, subject.layers.found
     samples = min(MOST_SAMPLES, known.calibrate)
