@@ -124,9 +124,9 @@ def foreseen(known: Timed, target: Target) -> Foreseen:
     """
     if target.high_precision is DType.FP32:
         return NOTHING
-    whole = min(half_noise.SAMPLES, known.choosing)
-    once = Foreseen(runs=2 * whole, sessions=1, copies=1)
-    blamed = Foreseen(runs=half_noise.TRIES * min(half_noise.FEW, whole))
+    few, whole = (min(most, known.choosing) for most in (half_noise.FEW, half_noise.SAMPLES))
+    once = Foreseen(runs=2 * few, sessions=1, copies=1)
+    blamed = Foreseen(runs=2 * whole + half_noise.TRIES * few)
     again = Foreseen(runs=2 + known.kept + min(KEPT, known.choose), sessions=3)
     return between(once, once + blamed + again)
 

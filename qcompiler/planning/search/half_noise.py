@@ -3,9 +3,10 @@
 Ranges say whether a value fits; they do not say what its rounding costs. The logarithm of a small power, the difference
 of two large numbers or the sine of an angle make an error of 2⁻¹¹ large, and an error that is common to all rows does
 not average out. So it is measured, on the float model, with everything in half that fits. Where that is closer to float
-than the goal, nothing more is done. Else the graph is halved again and again, and every part is tried in half alone,
-the loudest first, until single nodes are found or the budget is spent. What stands out goes back to FP32, loudest
-first, as far as the goal needs it; noise that is spread evenly stays, for no few nodes are to blame for it.
+than the goal, on few samples with their margin or on more, nothing more is done. Else the graph is halved again and
+again, and every part is tried in half alone, the loudest first, until single nodes are found or the budget is spent.
+What stands out goes back to FP32, loudest first, as far as the goal needs it; noise that is spread evenly stays, for no
+few nodes are to blame for it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from qcompiler.ir.signature import Feeds
+from qcompiler.judge.margin import Bound, SampleTally
 from qcompiler.judge.noise import Expected, Tally, shares_of
 from qcompiler.numerics.sqnr import decibel, noise_power
 from qcompiler.planning.simulation.half import HalfSimulator
@@ -52,7 +54,7 @@ class HalfNoise:
         sqnr_db: what it leaves with `noisy` in FP32.
         noisy: by node that goes back to FP32, the SQNR in dB that its part leaves in half alone.
         tries: sets of nodes that were tried.
-        samples: feeds that `fits_db` and `sqnr_db` were measured on.
+        samples: feeds that `fits_db` and `sqnr_db` were measured on: few, where these leave no doubt.
     """
 
     goal_db: float
@@ -107,6 +109,10 @@ def find(
     if not units or not simulator.views:
         return HalfNoise(goal_db, math.inf, math.inf)
     least = min(1.0, noise_power(usual_db - goal_db))
+    if len(feeds) > FEW:
+        sure = _Measure(simulator, feeds[:FEW], advance, least).bound(units)
+        if sure.least_db >= goal_db:
+            return HalfNoise(goal_db, sure.sqnr_db, sure.sqnr_db, {}, 1, sure.samples)
     whole = _Measure(simulator, feeds[:SAMPLES], advance, least)
     allowed, everything = noise_power(goal_db), whole(units)
     measured = HalfNoise(goal_db, decibel(everything), decibel(everything), {}, 1, len(whole.feeds))
@@ -217,6 +223,14 @@ class _Measure:
         """Of the smallest view of a sample."""
         return min((value.size for one in self._expected for value in one.values.values()), default=0)
 
+    def bound(self, low: Collection[str]) -> Bound:
+        """The SQNR of the worst view, with what other samples may take from it."""
+        tally = SampleTally(self._shares)
+        for feed, expected in zip(self.feeds, self._expected, strict=True):
+            tally.add(expected, self._simulator.run(feed, low))
+        self._advanced(len(self.feeds))
+        return tally.worst()
+
     def loudest(self, low: Collection[str], count: int) -> list[Feeds]:
         """The samples with the most noise for their signal, in their order."""
         _, alone = self._measured(low)
@@ -238,6 +252,9 @@ class _Measure:
             total.add(expected, got)
             one.add(expected, got)
             alone.append(one.worst())
-        if self._advance is not None:
-            self._advance(len(self.feeds))
+        self._advanced(len(self.feeds))
         return total.worst(), alone
+
+    def _advanced(self, runs: int) -> None:
+        if self._advance is not None:
+            self._advance(runs)
