@@ -19,6 +19,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
 from qcompiler.data.batches import NO_BATCH, BatchAxes, samples_of
 from qcompiler.data.padding import Padding
@@ -36,7 +37,7 @@ from qcompiler.statistics.hessian import Hessians
 from qcompiler.statistics.histogram import Histogram, Histograms
 from qcompiler.statistics.outliers import AllOutliers, Outliers
 from qcompiler.statistics.points import Points
-from qcompiler.statistics.ranges import Range, Ranges, Tapped
+from qcompiler.statistics.ranges import Range, Ranges, Tapped, measured_as
 from qcompiler.statistics.rows import Recorder, Rows, channels
 from qcompiler.support.each import Each, in_turn
 from qcompiler.support.machine import available_processors
@@ -75,8 +76,8 @@ class Observations:
         sights: what all samples have shown of each input, by its name.
         lacks: what the data has not shown, by tensor name; whoever chooses ranges leaves these tensors alone.
         flags: which truth values the conditions of Ifs had, by name.
-        reached: largest |x| by tensor name over all samples that choose, as far as the ends of ranges tell: none where
-            one of these samples is padded, and not of a tensor that is not finite.
+        reached: largest |x| of the tensors with statistics, by name, over all samples that choose, as far as ends of
+            ranges tell: none where one of these samples is padded, and not of a tensor that is not finite.
     """
 
     histograms: Mapping[str, Histogram] = field(default_factory=dict)
@@ -251,13 +252,18 @@ def observe(
         spreads,
         sights.found,
         flags=seen.flags.found,
-        reached={} if tapped is None or chosen is None or padded.any else _reached(tapped.ranges(chosen)),
+        reached={}
+        if tapped is None or chosen is None or padded.any
+        else _reached(model.graph, points.tensors, tapped.ranges(chosen)),
     )
 
 
-def _reached(found: Ranges) -> dict[str, float]:
-    """The largest |x| of each tensor that is finite."""
-    return {name: one.absmax for name, one in found.items() if math.isfinite(one.absmax)}
+def _reached(graph: gs.Graph, names: Iterable[str], found: Ranges) -> dict[str, float]:
+    """The largest |x| of tensors, as far as it is finite; what is rearranged reaches as far as before."""
+    tensors = graph.tensors()
+    sources = {name: measured_as(tensors[name]) for name in names if name in tensors}
+    known = {name: found[one].absmax for name, one in sources.items() if one in found}
+    return {name: one for name, one in known.items() if math.isfinite(one)}
 
 
 class _Padded:

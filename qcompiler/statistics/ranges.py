@@ -132,6 +132,13 @@ def wanted(model: models.Model | gs.Graph) -> tuple[str, ...]:
     )
 
 
+def measured_as(tensor: gs.Tensor) -> str:
+    """The name under which a tensor of the main graph is measured: that of what is only rearranged to it."""
+    while _moved(tensor, True):
+        tensor = tensor.inputs[0].inputs[0]
+    return str(tensor.name)
+
+
 def _moved(tensor: gs.Tensor, outermost: bool) -> bool:
     """Whether a tensor has the values of another one; those of a branch may be others than the same outside."""
     node = graphs.producer(tensor)
@@ -166,11 +173,8 @@ class Tapped:
 
     def ranges(self, seen: Ends) -> Ranges:
         """What was gathered; the cache of a decoder that was empty has the range that its `present` has."""
-        known = {
-            tap.name: seen.found[tap.name]
-            for tap in self.taps
-            if tap.name in seen.found and _real(seen.found[tap.name])
-        }
+        found = seen.found
+        known = {tap.name: found[tap.name] for tap in self.taps if tap.name in found and _real(found[tap.name])}
         past = {pair.past: known[pair.present] for pair in self._pairs if pair.present in known}
         return Ranges(past | known)
 

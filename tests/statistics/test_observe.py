@@ -255,7 +255,7 @@ def test_peaks_are_those_of_the_histograms(loaded: models.Model) -> None:
 def test_how_far_the_samples_that_choose_reach_is_known_without_another_run(loaded: models.Model, each: Each) -> None:
     parts = (feeds()[:8], feeds()[8:16], feeds()[16:])
     sources = [open_source(part, INPUTS) for part in parts]
-    points = Points.of(histograms=["b"], ranges=["x", "a", "b", "c"])
+    points = Points.of(histograms=["x", "a", "b", "c"], ranges=["x", "a", "b", "c"])
     found = observe(loaded, points, sources[0], axes=AXES, choose=sources[1], judge=sources[2], each=each)
     known = peaks(loaded, ["x", "a", "b"], parts[1])
     assert found.reached == pytest.approx(known)  # of the logarithm, whose end is infinite, the ends tell nothing
@@ -270,10 +270,25 @@ def test_ends_of_padded_samples_say_nothing_of_how_far_they_reach(tmp_path: Path
     inputs: Inputs = {
         name: (np.dtype(kind), ("n", 6)) for name, kind in (("x", np.float32), ("attention_mask", np.int64))
     }
-    points = Points.of(ranges=["x", "y"])
+    points = Points.of(histograms=["x", "y"], ranges=["x", "y"])
     for mask, known in (([1] * 6, {"x", "y"}), ([1, 1, 1, 1, 0, 0], set[str]())):
         masks = np.array([mask], np.int64)
         samples: list[Feeds] = [{"x": np.full((1, 6), at, np.float32), "attention_mask": masks} for at in range(1, 5)]
         sources = [open_source(part, inputs) for part in (samples[:2], samples[2:])]
         found = observe(padded, points, sources[0], choose=sources[1])
         assert found.reached.keys() == known
+
+
+def test_what_is_rearranged_reaches_as_far_as_before(tmp_path: Path) -> None:
+    proto = model(
+        ("Relu", "x", "a"),
+        ("Transpose", "a", "t", {"perm": [0, 2, 1]}),
+        ("Neg", "t", "y"),
+        inputs={"x": ("n", 6, 8)},
+    )
+    onnx.save(proto, tmp_path / "m.onnx")
+    moved = models.load(tmp_path / "m.onnx")
+    sources = [open_source(part, INPUTS) for part in (feeds()[:8], feeds()[8:])]
+    points = Points.of(histograms=["t"], ranges=["x", "a", "y"])  # `t` has no range of its own
+    found = observe(moved, points, sources[0], axes=AXES, choose=sources[1])
+    assert found.reached == pytest.approx(peaks(moved, ["t"], feeds()[8:]))
