@@ -69,8 +69,8 @@ def budget_of(effort: str, search_time: float | None, macs: float, samples: int)
 def for_layers(effort: str, search_time: float | None, macs: float, samples: int) -> int:
     """How many of these runs the search for single layers may spend, which is what most of them are for.
 
-    Half of what an effort pays for (`balanced`), since plans that surely lose are given up early. A time that the user
-    gives is used.
+    Half of the passes that an effort pays for (`balanced`), since plans that surely lose are given up early; a small model
+    keeps its moment. A time that the user gives is used.
 
     Args:
         effort: as of `budget_of`, like the others.
@@ -79,7 +79,9 @@ def for_layers(effort: str, search_time: float | None, macs: float, samples: int
         samples: that calibrate.
     """
     budget = budget_of(effort, search_time, macs, samples)
-    return budget if search_time is not None else max(LEAST_RUNS, int(LAYERS[effort] * budget))
+    if search_time is not None:
+        return budget
+    return max(LEAST_RUNS, int(LAYERS[effort] * budget), min(budget, runs_in(FREE[effort], macs)))
 
 
 def runs_for(budget: int, effort: str, search_time: float | None, choices: int) -> int:

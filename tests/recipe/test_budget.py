@@ -61,6 +61,7 @@ def test_a_search_costs_a_few_passes_over_the_data() -> None:
 def test_the_search_for_layers_leaves_half_of_what_an_effort_pays_for_and_uses_a_time_of_the_users() -> None:
     assert for_layers("balanced", None, 10 * SPEED, 64) == 2 * 64
     assert for_layers("balanced", None, 10 * SPEED, 2) == LEAST_RUNS
+    assert for_layers("balanced", None, 0, 64) == budget_of("balanced", None, 0, 64)  # a moment is none to be halved
     assert for_layers("thorough", None, 10 * SPEED, 64) == budget_of("thorough", None, 10 * SPEED, 64)
     assert for_layers("balanced", 10.0, SPEED, 64) == 10
 
