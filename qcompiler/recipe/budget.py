@@ -69,8 +69,8 @@ def budget_of(effort: str, search_time: float | None, macs: float, samples: int)
 def for_layers(effort: str, search_time: float | None, macs: float, samples: int) -> int:
     """How many of these runs the search for single layers may spend, which is what most of them are for.
 
-    Half of the passes that an effort pays for (`balanced`), since plans that surely lose are given up early; a small model
-    keeps its moment. A time that the user gives is used.
+    Half of the passes that an effort pays for (`balanced`), since plans that surely lose are given up early; a small
+    model keeps its moment. A time that the user gives is used.
 
     Args:
         effort: as of `budget_of`, like the others.
