@@ -121,17 +121,16 @@ def quantize(
 
 def _from(source: Any, data: Data | None, asked: Asked, progress: Progress, cache: str | Path | bool) -> CompileResult:
     """What is no ONNX file yet becomes one, in a folder that is gone at the end."""
-    with exported(source, asked.paths.output, progress) as (model, made):
+    with (
+        limited(asked.max_memory, asked.paths.output.absolute().parent),
+        exported(source, asked.paths.output, progress) as (model, made),
+    ):
         run = Compilation(progress)
         # What a library of the user's computes, no hash of ours tells.
         run.cache = opened(False if asked.target.plugins else cache, run.warn)
         for text in (*asked.warnings, *(() if made is None else made.notes)):
             run.warn(text)
-        with (
-            limited(asked.max_memory, asked.paths.output.absolute().parent),
-            told(run, asked.paths, asked.recipe),
-            at_work(asked.recipe.workers, asked.recipe.ray) as run.workers,
-        ):
+        with told(run, asked.paths, asked.recipe), at_work(asked.recipe.workers, asked.recipe.ray) as run.workers:
             return life(run, model, data, asked.after_export(None if made is None else made.to_json()))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from itertools import islice
 
 from qcompiler.compiler import ladder
@@ -10,8 +11,7 @@ from qcompiler.compiler.base import Compilation, Done, checked, stage, tell_undo
 from qcompiler.compiler.subject import Subject
 from qcompiler.ir import model as models
 from qcompiler.planning.chosen import Planning
-from qcompiler.planning.climb import Climb, Standing, settled
-from qcompiler.planning.climb import Climb, settled, surely_met, surely_missed
+from qcompiler.planning.climb import Climb, Standing, settled, surely_met, surely_missed
 from qcompiler.planning.climb import foreseen as foreseen_climb
 from qcompiler.planning.placement.candidates import Candidates
 from qcompiler.planning.placement.one_sided import one_sided
