@@ -31,6 +31,7 @@ from qcompiler.planning.recorded import Recorded
 from qcompiler.planning.search.watch import Watch
 from qcompiler.recipe.checks import METRICS
 from qcompiler.recipe.recipe import Recipe
+from qcompiler.recipe.tables import SafetyTable
 from qcompiler.report import manifest as manifests
 from qcompiler.runtime.gpu import device
 from qcompiler.support.atomic import check_writable
@@ -215,6 +216,7 @@ def _smooth_quant(recipe: Recipe, target: Target) -> SmoothQuantOptions | None:
         recipe.ignore_output,
         recipe.effort,
         recipe.search_time,
+        _likelihood(recipe),
     )
 
 
@@ -263,7 +265,13 @@ def planning(recipe: Recipe) -> Planning:
         search_time=recipe.search_time,
         reproducible=recipe.reproducible,
         max_drop=recipe.max_drop,
+        likelihood=_likelihood(recipe),
     )
+
+
+def _likelihood(recipe: Recipe) -> bool:
+    """Whether choices go by the likelihood of the next token, where there is one: nobody asks for dB."""
+    return recipe.min_sqnr is None and recipe.safety.target_sqnr_db == SafetyTable().target_sqnr_db
 
 
 def settled(recipe: Recipe, data: object) -> Recipe:

@@ -5,6 +5,14 @@
 A language model is judged by the likelihood of what comes, not by its first choice: perplexity = exp(mean -ln q). If
 the float model is as sure as it says, what comes is drawn from p, and the perplexity rises by a factor of exp(KL). It
 takes no label, and has none of the chance that labels bring: each token of the vocabulary is weighed at each place.
+
+Choices need errors that add up from layer to layer, as powers do. For small errors e of the logits,
+
+    2 KL = sum p (e - sum p e)^2        the power of sqrt(p) (e - sum p e)
+
+so logits are compared as `weighed` gives them. A number that is added to all of them counts nothing then, nor does
+what befalls tokens that nobody draws: both make most of the plain power of an error. The signal is 2 a row: noise at
+20 dB is a KL of .01, a perplexity that is 1 % higher.
 """
 
 from __future__ import annotations
@@ -48,6 +56,28 @@ class Likelihood:
         first, second = (_log_softmax(one[seen].astype(np.float64)) for one in (reference, got))
         self._nats += float((np.exp(first) * (first - second)).sum())
         self._rows += len(first)
+
+
+def roots_of(reference: NDArray[Any]) -> NDArray[Any]:
+    """Square roots of the probabilities that logits [..., vocabulary] stand for, of the same shape and type."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        level = reference - reference.max(axis=-1, keepdims=True)
+        np.exp(level, out=level)
+        level /= level.sum(axis=-1, keepdims=True)
+        return np.asarray(np.sqrt(level, out=level))
+
+
+def weighed(value: NDArray[Any], roots: NDArray[Any]) -> NDArray[Any]:
+    """Logits as their errors count: sqrt(p) (z - sum p z).
+
+    Args:
+        value: of either model, [..., vocabulary].
+        roots: sqrt(p) of the float model, of that shape. Where it is 0, as at a masked token, nothing counts.
+    """
+    with np.errstate(invalid="ignore", over="ignore"):
+        found = np.where(roots > 0, value * roots, 0)
+        found -= roots * np.einsum("...v,...v->...", found, roots)[..., None]
+    return np.asarray(found, roots.dtype)
 
 
 def _log_softmax(rows: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -4,7 +4,8 @@
     noise(view) = sum (ref - got)^2 / (share * sum ref^2)  sample (`variation`), this: an error hides beside a constant
 
 Padding counts nowhere. An infinity that float and result share is meant, and no error; one that only the result has is
-one. A view that is zero throughout has no figure.
+one. A view that is zero throughout has no figure. Where the next token is drawn by a view, and choices are to go by
+that (`views.weighed`), its noise is the likelihood that is lost: nats a row (`likelihood`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qcompiler.data.padding import Padding
+from qcompiler.judge import likelihood
 from qcompiler.judge.variation import Varying
 from qcompiler.judge.views import View, Views
 from qcompiler.numerics.sqnr import energy
@@ -52,9 +54,9 @@ class Expected:
         views: what is compared.
         feed: the sample.
         values: what is compared, padding left out; views that do not fit are missing.
-        signals: its sum of squares, infinities left out.
+        signals: its sum of squares, infinities left out; of a weighed view, 2 for each row.
         padding: of the feed.
-        kept: of views in front of a Softmax, where it sees anything.
+        kept: of views in front of a Softmax, where it sees anything; of weighed views, the roots of the probabilities.
     """
 
     views: Views
@@ -62,7 +64,7 @@ class Expected:
     values: Mapping[View, NDArray[Any]]
     signals: Mapping[View, float]
     padding: Padding
-    kept: Mapping[View, NDArray[np.bool_]]
+    kept: Mapping[View, NDArray[Any]]
 
     @staticmethod
     def of(views: Sequence[View], reference: Arrays, feed: Feeds) -> Expected:
@@ -74,10 +76,11 @@ class Expected:
             feed: its masks say what is padding.
         """
         padding = Padding(feed)
-        found = {view: compared(view, reference.get(view.tensor), padding) for view in views}
+        told = {view: kept_by(view, reference.get(view.tensor)) for view in views}
+        found = {view: compared(view, reference.get(view.tensor), padding, told[view]) for view in views}
         values = {view: value for view, value in found.items() if value is not None}
-        kept = {view: kept for view in values if (kept := kept_by(view, reference[view.tensor])) is not None}
-        signals = {view: signal_of(value) for view, value in values.items()}
+        kept = {view: known for view in values if (known := told[view]) is not None}
+        signals = {view: _signal(view, value) for view, value in values.items()}
         return Expected(tuple(views), feed, values, signals, padding, kept)
 
     def error(self, view: View, got: Arrays) -> float:
@@ -172,35 +175,40 @@ def squared_error(reference: NDArray[Any], got: NDArray[Any]) -> float:
     return energy(error[~meant])
 
 
-def compared(view: View, value: Any, padding: Padding, kept: NDArray[np.bool_] | None = None) -> NDArray[Any] | None:
+def compared(view: View, value: Any, padding: Padding, kept: NDArray[Any] | None = None) -> NDArray[Any] | None:
     """What a view compares of a value.
 
     Args:
         view: the view.
         value: a tensor; of anything but a float array there is nothing to compare.
         padding: of the feed.
-        kept: of a view in front of a Softmax, `kept_by` of what the float model gives.
+        kept: of a view in front of a Softmax, and of a weighed one, `kept_by` of what the float model gives.
 
     Returns:
         None of what is no float array, or has not the shape that it was cut for.
     """
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "fV":
         return None
-    if view.level is not None and value.ndim:
+    if (view.level is not None or view.weighed) and value.ndim:
         kept = kept_by(view, value) if kept is None else kept
         if kept is None or kept.shape != value.shape:
             return None
-        value = _levelled(value, view.level, kept)
+        value = likelihood.weighed(value, kept) if view.weighed else _levelled(value, view.level or 0, kept)
     part = cut(view, value)
     return padding.keep(part) if part is not None and padding else part
 
 
-def kept_by(view: View, reference: Any) -> NDArray[np.bool_] | None:
-    """Where a Softmax sees anything of what the float model gives it; None for views in front of none.
+def kept_by(view: View, reference: Any) -> NDArray[Any] | None:
+    """What must be known of the float model's result to compare another one with it; None for most views.
 
-    Probabilities of positions that are further below the largest one than `UNDERFLOW` are exactly 0.
+    In front of a Softmax, where it sees anything: probabilities of positions that are further below the largest one
+    than `UNDERFLOW` are exactly 0. Of a weighed view, the square roots of its probabilities.
     """
-    if view.level is None or not isinstance(reference, np.ndarray) or not reference.ndim:
+    if not isinstance(reference, np.ndarray) or not reference.ndim or reference.dtype.kind not in "fV":
+        return None
+    if view.weighed:
+        return likelihood.roots_of(np.asarray(reference, _wide(reference)))
+    if view.level is None:
         return None
     return np.asarray(np.isfinite(reference) & (reference >= _lowest(reference, view.level)))
 
@@ -224,6 +232,11 @@ def _lowest(value: NDArray[Any], axis: int) -> NDArray[Any]:
     """The value along an axis below which a probability is 0."""
     top = value.max(axis=axis, keepdims=True)
     return np.asarray(np.where(np.isfinite(top), top, 0) - value.dtype.type(UNDERFLOW))
+
+
+def _signal(view: View, value: NDArray[Any]) -> float:
+    """What the errors of a view are held against."""
+    return 2.0 * value.size / value.shape[-1] if view.weighed and value.size else signal_of(value)
 
 
 def signal_of(value: NDArray[Any]) -> float:

@@ -163,14 +163,15 @@ def asked(views: Sequence[View]) -> list[View]:
     """The views whose noise is held against what varies.
 
     Probabilities have a scale of their own, 0 to 1, on which a detector that has nothing to report may rest: what the
-    Sigmoid reads is looked at instead. So are the parts of an output that was joined, instead of the whole.
+    Sigmoid reads is looked at instead. So are the parts of an output that was joined, instead of the whole. A
+    likelihood has a scale of its own, too.
     """
     joined = {view.output for view in views if view.role is Role.PART}
     return [view for view in views if view.judged and not _own_scale(view) and not _joined(view, joined)]
 
 
 def _own_scale(view: View) -> bool:
-    return view.role is not Role.SOURCE and view.step in SOFT
+    return view.weighed or (view.role is not Role.SOURCE and view.step in SOFT)
 
 
 def _joined(view: View, joined: Collection[str]) -> bool:

@@ -70,6 +70,7 @@ class View:
         selected: rows are picked or ordered by numbers, so that their number and place may change.
         amounts: whole numbers that were rounded from floats, as in a picture of bytes; not classes or positions.
         drawn: the next token is drawn by it: logits of a vocabulary, or what the Softmax of such an output reads.
+        weighed: its error is the likelihood that it takes (`judge.likelihood`), in place of a power.
     """
 
     name: str
@@ -82,6 +83,7 @@ class View:
     selected: bool = False
     amounts: bool = False
     drawn: bool = False
+    weighed: bool = False
 
     @property
     def judged(self) -> bool:
@@ -90,6 +92,11 @@ class View:
 
 
 Views = tuple[View, ...]
+
+
+def weighed(views: Sequence[View]) -> Views:
+    """The same, with what the next token is drawn by compared by its likelihood: for choices."""
+    return tuple(replace(view, weighed=view.drawn) for view in views)
 
 
 def tensors_of(views: Sequence[View], *, judged: bool = False) -> list[str]:

@@ -52,6 +52,8 @@ class Planning:
         attention: INT8 or FP8 for the products of attentions; None where they stay float.
         shapes: smallest, usual and largest shape by input; None for those of the data.
         ignored: outputs that are not judged.
+        likelihood: what the next token is drawn by is compared by the likelihood that it loses; False where the user
+            asks for a number of dB, which is one of powers.
     """
 
     formats: tuple[DType, ...]
@@ -77,6 +79,7 @@ class Planning:
     at: int | None = None
     beyond: bool = False
     replay: Pinned | None = None
+    likelihood: bool = False
 
 
 @dataclass(frozen=True)

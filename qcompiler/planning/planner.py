@@ -99,8 +99,7 @@ def make_plan(
     ratios = {name: one.ratio for name, one in observed.outliers.items()}
     table = _affordable(options, prices)
     feeds = ready.feeds(options.safety.samples)
-    drawn = any(view.drawn and view.judged for view in views)
-    limits = _limits(options, prices, by_hand=by_hand, judged=metric is not None, drawn=drawn)
+    limits = _limits(options, prices, by_hand=by_hand, judged=metric is not None)
     runs = ready.budget
     if options.reproducible:  # what the clock says is not exceeded
         runs = runs_for(runs, options.effort, options.search_time, choices_of(offers))
@@ -175,7 +174,6 @@ def _limits(
     *,
     by_hand: bool,
     judged: bool,
-    drawn: bool,
 ) -> Limits:
     """When the search stops.
 
@@ -184,8 +182,6 @@ def _limits(
         prices: what can be quantized, of all there is.
         by_hand: the recipe sets its own dB for the safety net.
         judged: a metric is the goal.
-        drawn: the next token is drawn by an output. Its likelihood has no edge that noise must cross: about as much of
-            it is lost at the goal as of other results at the line of doubt, so the goal is that line.
     """
     table, target_db = options.safety, options.safety.target_sqnr_db
     if options.min_sqnr is not None and not judged:  # the request is the goal: who asks for 10 dB gets it
@@ -200,7 +196,7 @@ def _limits(
         min_share=max(options.min_share, floor),
         useless_db=USELESS_DB,
         high=not options.everything,
-        doubtful_db=(target_db if drawn else min(DOUBTFUL_DB, target_db)) if ours else -math.inf,
+        doubtful_db=min(DOUBTFUL_DB, target_db) if ours else -math.inf,
         least_share=max(options.min_share, min(floor, LEAST_SHARE)),
     )
 
@@ -301,7 +297,8 @@ class _Search:
             return Goal(METRIC, limit, options.objective, limits.min_share)
         kind = DEFAULT if options.min_sqnr is None else SQNR
         lines = (limits.doubtful_db, limits.least_share)
-        return Goal(kind, limits.target_db, options.objective, limits.min_share, *lines)
+        by_likelihood = any(view.weighed for view in self.simulation.simulator.views)
+        return Goal(kind, limits.target_db, options.objective, limits.min_share, *lines, likelihood=by_likelihood)
 
 
 def _quantizers(

@@ -15,7 +15,7 @@ from qcompiler.calibrators.auto import AUTO, AUTO_RANGES, FP8_RANGES
 from qcompiler.ir import model as models
 from qcompiler.ir.macs import Shapes, tensors_for_shapes
 from qcompiler.ir.signature import Feeds
-from qcompiler.judge.views import Views, find_views
+from qcompiler.judge.views import Views, find_views, weighed
 from qcompiler.plan import Refusal
 from qcompiler.planning.chosen import Planning
 from qcompiler.planning.placement import candidates, few_rows, rounds, routers
@@ -174,6 +174,7 @@ def prepared(
     )
     macs = count_macs(model.graph, observed.kept[0], shapes)
     views = find_views(model.graph, observed.choosing[0], options.ignored)
+    views = weighed(views) if options.likelihood else views
     served = shapes_of_many(model.graph, observed, options.shapes, list(shapes))
     large = layers.refusing(candidates.small(model.graph, layers.found, served, target))
     usual = shapes_at(model.graph, observed, options.shapes, USUAL, list(shapes))

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from qcompiler.judge.likelihood import Likelihood
+from qcompiler.judge.likelihood import Likelihood, roots_of, weighed
 
 
 def rises(reference: object, got: object) -> float | None:
@@ -38,6 +38,21 @@ def test_it_is_about_what_the_perplexity_of_drawn_tokens_rises_by() -> None:
         return float((spread - np.take_along_axis(rows, drawn, -1)).mean())
 
     assert rises(logits, noisy) == pytest.approx(math.expm1(nats(noisy) - nats(logits)), abs=0.005)
+
+
+def test_weighed_logits_have_errors_that_add_up_to_twice_the_divergence() -> None:
+    random = np.random.default_rng(5)
+    logits = (2 * random.standard_normal((200, 30))).astype(np.float32)
+    first, second = (0.05 * random.standard_normal((2, *logits.shape))).astype(np.float32)
+    roots = roots_of(logits)
+    np.testing.assert_allclose((roots**2).sum(axis=-1), 1, rtol=1e-5)
+
+    def error(noise: np.ndarray) -> float:
+        gap = weighed(logits + noise, roots) - weighed(logits, roots)
+        return float((gap**2).sum()) / 2 / len(logits)
+
+    assert error(first) == pytest.approx(math.log1p(rises(logits, logits + first) or 0), rel=0.05)
+    assert error(first + second) == pytest.approx(error(first) + error(second), rel=0.1)
 
 
 def test_samples_of_other_lengths_count_by_their_tokens_and_rows_without_end_do_not_count() -> None:

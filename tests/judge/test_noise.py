@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 
 from qcompiler.data.padding import Padding
 from qcompiler.judge.cuts import Piece
+from qcompiler.judge.likelihood import Likelihood
 from qcompiler.judge.noise import Expected, Tally, compared, cut, judged, shares_of, squared_error
-from qcompiler.judge.views import Role, View
+from qcompiler.judge.views import Role, View, weighed
 
 RNG = np.random.default_rng(0)
 
@@ -55,6 +57,36 @@ def test_a_constant_in_front_of_a_softmax_is_no_error() -> None:
     tally = Tally()
     tally.add(Expected.of((before,), {"y": logits}, {}), {"y": logits + np.arange(3, dtype=np.float32)[:, None]})
     assert tally.worst() < 1e-10
+
+
+def test_a_weighed_view_errs_by_the_nats_that_the_next_token_loses() -> None:
+    logits = (3 * RNG.standard_normal((2, 50, 40))).astype(np.float32)
+    noisy = logits + (0.02 * RNG.standard_normal(logits.shape)).astype(np.float32)
+    (drawn,) = weighed((replace(view(), drawn=True),))
+    expected, likelihood = Expected.of((drawn,), {"y": logits}, {}), Likelihood()
+    tally = Tally(shares_of([expected, expected]))
+    tally.add(expected, {"y": noisy + 5})  # a constant is none
+    likelihood.add(logits, noisy)
+    assert math.expm1(tally.worst()) == pytest.approx(likelihood.rises(), rel=0.02)
+
+
+def test_what_befalls_tokens_that_nobody_draws_takes_no_likelihood() -> None:
+    logits = np.array([[4.0, 3.0, -np.inf, -60.0]], np.float32)
+    (drawn,) = weighed((replace(view(), drawn=True),))
+    expected = Expected.of((drawn,), {"y": logits}, {})
+    assert expected.error(drawn, {"y": logits + np.array([0, 0, 0, 9], np.float32)}) < 1e-9
+    assert expected.error(drawn, {"y": np.array([[4.0, np.nan, 0.0, 0.0]], np.float32)}) == math.inf
+    assert expected.error(drawn, {"y": logits[:, :3]}) == math.inf
+
+
+def test_padding_has_no_likelihood() -> None:
+    logits = (3 * RNG.standard_normal((1, 4, 9))).astype(np.float32)
+    (drawn,) = weighed((replace(view(), drawn=True),))
+    expected = Expected.of((drawn,), {"y": logits}, {"attention_mask": np.array([[1, 1, 0, 0]])})
+    wrong = logits.copy()
+    wrong[:, 2:] = 0
+    assert expected.error(drawn, {"y": wrong}) == 0
+    assert expected.signals[drawn] == 4  # two rows
 
 
 def test_infinities_that_both_have_are_no_error() -> None:

@@ -295,7 +295,17 @@ def test_in_doubt_less_may_stay_quantized_unless_the_user_says_how_much(
     assert (found.goal.min_share, found.goal.doubtful_db, found.goal.least_share) == pytest.approx(lines)
 
 
-def test_where_a_token_is_drawn_by_the_output_all_below_the_goal_is_doubt(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("recipe", "likelihood"),
+    [
+        (Recipe(), True),
+        (Recipe(min_sqnr=20.0), False),  # a number of dB is one of powers
+        (Recipe(safety=SafetyTable(target_sqnr_db=30.0)), False),
+    ],
+)
+def test_where_a_token_is_drawn_by_the_output_its_likelihood_is_the_goal(
+    tmp_path: Path, recipe: Recipe, likelihood: bool
+) -> None:
     random = np.random.default_rng(0)
     weights = {"table": random.standard_normal((40, 32)), "w": random.standard_normal((32, 40)) / 6}
     proto = model(
@@ -308,9 +318,10 @@ def test_where_a_token_is_drawn_by_the_output_all_below_the_goal_is_doubt(tmp_pa
     onnx.save(proto, tmp_path / "m.onnx")
     feeds = [{"ids": random.integers(0, 40, (1, 12))} for _ in range(8)]
     inputs: Inputs = {"ids": (np.dtype(np.int64), ("n", 12))}
-    found = chosen_on(models.load(tmp_path / "m.onnx"), Recipe(), feeds, inputs).goal
+    found = chosen_on(models.load(tmp_path / "m.onnx"), recipe, feeds, inputs).goal
     assert found is not None
-    assert (found.goal.target, found.goal.doubtful_db) == (25.0, 25.0)
+    assert found.goal.likelihood is found.to_json()["likelihood"] is likelihood
+    assert recipe != Recipe() or (found.goal.target, found.goal.doubtful_db) == (25.0, 20.0)
 
 
 def test_what_cannot_be_quantized_makes_both_floors_one(loaded: models.Model) -> None:

@@ -17,7 +17,7 @@ from qcompiler.data.shorten import shorten
 from qcompiler.ir import macs
 from qcompiler.ir import model as models
 from qcompiler.ir.signature import Feeds
-from qcompiler.judge.views import Views, find_views
+from qcompiler.judge.views import Views, find_views, weighed
 from qcompiler.numerics.rounding import format_of
 from qcompiler.numerics.sqnr import decibel
 from qcompiler.outliers.smooth_quant.alpha import Choice
@@ -69,6 +69,7 @@ class SmoothQuantOptions:
         ignored: outputs that are not judged.
         effort: quick, balanced or thorough.
         search_time: seconds that may be searched, in place of the effort; None for what the effort says.
+        likelihood: what the next token is drawn by is compared by the likelihood that it loses (see `Planning`).
     """
 
     table: SmoothQuantTable
@@ -79,6 +80,7 @@ class SmoothQuantOptions:
     ignored: tuple[str, ...] = ()
     effort: str = "balanced"
     search_time: float | None = None
+    likelihood: bool = False
 
     def looks(self, macs: float, samples: int, judged: int) -> int:
         """How many times a choice may look at the outputs, on so many samples each."""
@@ -226,7 +228,8 @@ class Trials:
 
     @cached_property
     def _views(self) -> Views:
-        return find_views(self._normal.graph, self._observed.kept[0], self._options.ignored)
+        views = find_views(self._normal.graph, self._observed.kept[0], self._options.ignored)
+        return weighed(views) if self._options.likelihood else views
 
     @cached_property
     def _spikes(self) -> set[str]:
@@ -327,6 +330,7 @@ class Trials:
             self._kept.compared(),
             fitted=self._kept.fitted(),
             ignored=options.ignored,
+            likelihood=options.likelihood,
             dtype=options.dtype,
             calibrator=options.calibrator,
             per_channel=options.per_channel,
@@ -416,6 +420,7 @@ def measure(
     calibrator: str,
     per_channel: bool,
     ignored: tuple[str, ...] = (),
+    likelihood: bool = False,
 ) -> tuple[float, int]:
     """SQNR in dB of the worst view with all candidates quantized, in the best of the ranges that one calibrator gives.
 
@@ -431,6 +436,7 @@ def measure(
         calibrator: the recipe's; `auto` tries several.
         per_channel: weight scales per output channel, else per tensor.
         ignored: outputs that are not judged.
+        likelihood: what the next token is drawn by is compared by the likelihood that it loses.
     """
     groups = candidates.by_activation(one for one in found if histograms[one.activation].amax > 0)
     texts = (calibrator,) if calibrator != "auto" else RANGES_FP8 if dtype is DType.FP8 else RANGES
@@ -438,6 +444,7 @@ def measure(
     ranges = {name: [method.range(histograms[name]) for method in methods] for name in groups}
     shifts = Shifts(model, groups, ranges, fitted, per_channel=per_channel)
     views = find_views(model.graph, feeds[0], ignored)
+    views = weighed(views) if likelihood else views
     simulator = Simulator(model, groups, shifts, per_channel=per_channel, dtypes=(dtype,), views=views)
     probe = Measure(simulator, feeds, len(feeds), None)
     reached = max(

@@ -86,6 +86,7 @@ class Goal:
             holds for all kinds.
         doubtful_db: dB below which `least_share` stands in for it; minus infinity for no such line.
         least_share: share that stays quantized then.
+        likelihood: dB are of what the next token loses (`judge.likelihood`): 20 dB are a perplexity that is 1 % higher.
     """
 
     kind: str
@@ -94,6 +95,7 @@ class Goal:
     min_share: float = 0.0
     doubtful_db: float = -math.inf
     least_share: float = 0.0
+    likelihood: bool = False
 
     def lowered(self, check: Check | None) -> Goal | None:
         """With the lower floor, where a plan is in doubt at this one; None where it is not, or none is lower."""
@@ -135,6 +137,7 @@ class GoalReached:
             "figure": None if check is None else check.figure,
             "margin": None if check is None else check.margin,
             "unit": self.goal.unit,
+            "likelihood": self.goal.likelihood,
             "objective": self.goal.objective,
             "met": None if check is None else check.holds,
             "checks": self.checks,

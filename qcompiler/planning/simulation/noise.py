@@ -317,7 +317,7 @@ class Measure:
                 errors = [one for one in own if one is not None]
                 if len(errors) < len(own):
                     return None
-                share = max(expected.values[view].size, 1) / max(errors[0].size, 1)
+                share = 1.0 if view.weighed else max(expected.values[view].size, 1) / max(errors[0].size, 1)
                 stacked = np.asarray(errors, np.float64)
                 total[at] += stacked @ stacked.T * share
                 signals[at] += expected.signals[view] * self._shares.get(view, 1.0)
@@ -331,13 +331,27 @@ class Measure:
                 continue
             known = expected.values[view]
             value = compared(view, got.get(view.tensor), expected.padding, expected.kept.get(view))
-            found[view] = None if value is None or value.shape != known.shape else _difference(value, known)
+            if value is None or value.shape != known.shape:
+                found[view] = None
+            elif view.weighed:
+                found[view] = _difference(*_likely(expected.padding.keep(expected.kept[view]), value, known))
+            else:
+                found[view] = _difference(value, known)
         return found
 
     def _ran(self, runs: int) -> None:
         self.runs += runs
         if self._advance is not None:
             self._advance(runs)
+
+
+def _likely(roots: NDArray[Any], value: NDArray[Any], known: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Of each row, the tokens that are drawn most: all that counts, where elements by chance would be other ones."""
+    width = value.shape[-1]
+    most = max(1, min(width, MOST_ELEMENTS * width // max(roots.size, 1)))
+    picked = np.argpartition(roots.reshape(-1, width), width - most, axis=1)[:, width - most :]
+    first, second = (np.take_along_axis(one.reshape(-1, width), picked, axis=1) for one in (value, known))
+    return first, second
 
 
 def _difference(value: NDArray[Any], known: NDArray[Any]) -> NDArray[np.float32] | None:

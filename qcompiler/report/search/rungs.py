@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -10,7 +11,12 @@ from qcompiler.report.figures import decibel, number, percent, seconds, short
 from qcompiler.report.page import section, table
 
 Record = Mapping[str, Any]
-KINDS = {"sqnr": "an SQNR of", "metric": "a loss of the metric of at most", "default": "an SQNR of"}
+KINDS = {
+    "sqnr": "an SQNR of",
+    "metric": "a loss of the metric of at most",
+    "default": "an SQNR of",
+    "likelihood": "a perplexity that rises by at most",
+}
 COLUMNS = ("method", "", "why", "SQNR after it", "gain", "quantized", "time", "runs")
 
 
@@ -39,7 +45,8 @@ def rungs(records: Sequence[Record], goal: Record | None = None) -> str:
 
 def goal_line(goal: Record) -> str:
     """`Goal: an SQNR of 25.0 dB and a margin of 1.0 dB, at the least time: met.`, with why it is this goal."""
-    text = f"Goal: {KINDS.get(str(goal.get('kind')), str(goal.get('kind')))} {_quantity(goal, 'target')}"
+    kind = "likelihood" if goal.get("likelihood") else str(goal.get("kind"))
+    text = f"Goal: {KINDS.get(kind, kind)} {_quantity(goal, 'target')}"
     if number(goal.get("margin")):
         text += f" and a margin of {_quantity(goal, 'margin')}"
     if goal.get("objective"):
@@ -83,6 +90,8 @@ def _quantity(goal: Record, key: str) -> str:
     value = goal.get(key)
     if value is None:
         return "nothing in particular"
+    if goal.get("likelihood") and key == "target":
+        return f"{percent(math.expm1(10 ** (-float(value) / 10)), 1)} (KL at {decibel(value)})"
     if goal.get("unit") == "dB":
         return decibel(value)
     return percent(value, 2) if goal.get("unit") == "relative" else short(value)

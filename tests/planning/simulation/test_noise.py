@@ -12,7 +12,7 @@ from qcompiler.compiler.content import digest
 from qcompiler.ir.gs_classes import Graph
 from qcompiler.ir.model import Model
 from qcompiler.ir.signature import Feeds
-from qcompiler.judge.views import Role, View
+from qcompiler.judge.views import Role, View, weighed
 from qcompiler.planning.placement.candidates import by_activation, find_candidates
 from qcompiler.planning.simulation import noise
 from qcompiler.planning.simulation.bias import Shifts
@@ -305,3 +305,28 @@ def test_plans_that_are_too_close_to_tell_are_run_on_all_samples_and_the_better_
     plans = ranged(2.0, 1.0)
     assert measure.quietest(plans) == min(range(2), key=lambda at: measure.noise(plans[at]))
     assert measure.runs == 3 * 7
+
+
+class Drawing:
+    """Logits of a vocabulary, which each quantized group moves in a way of its own, most of all where nobody draws."""
+
+    views = weighed((View("y", "y", "y", Role.OUTPUT, drawn=True),))
+
+    def run(self, feed: Feeds, uses: Mapping[str, Use]) -> Feeds:
+        logits = feed["x"]
+        for name in uses:
+            noise = np.random.default_rng(ord(name)).standard_normal(logits.shape)
+            logits = logits + (noise * np.where(logits < -20, 5, 0.01)).astype(np.float32)
+        return {"y": logits}
+
+
+def test_products_of_large_views_look_at_the_tokens_that_are_drawn() -> None:
+    random = np.random.default_rng(0)
+    logits = np.where(random.random((64, 4096)) < 0.005, random.standard_normal((64, 4096)), -30).astype(np.float32)
+    assert logits.size > MOST_ELEMENTS
+    measure = Measure(cast(Simulator, Drawing()), [{"x": logits}], 1, None)
+    plans = [{"a": WHOLE}, {"b": WHOLE}, {"a": WHOLE, "b": WHOLE}]
+    (found,) = cast(np.ndarray, measure.products(plans, 1))
+    assert found[0, 0] == pytest.approx(measure.noise(plans[0]), rel=0.01)
+    assert found[0, 2] == pytest.approx(found[0, 0], rel=0.2)  # what both have in common
+    assert abs(found[0, 1]) < 0.2 * found[0, 0]
