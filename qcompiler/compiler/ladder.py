@@ -97,6 +97,28 @@ class Seen:
         return predicted.gain_db(before.values(), [after.get(name, noise) for name, noise in before.items()])
 
     @property
+    def staying(self) -> dict[str, Read]:
+        """Those of `read` that stay quantized for sure.
+
+        Where the goal is missed, what errs most for its work goes back to high precision in the end, as far as the
+        safety net allows. What a rung does for these layers is lost then, and they would hide what it does for others.
+        """
+        known, planning = self.read, self.planning
+        if self.missing_db == 0 or planning.everything:
+            return dict(known)
+        macs = count_macs(self.subject.model.graph, self.subject.seen.kept[0])
+        groups = self.subject.layers.by_activation
+        work = {name: sum(macs.get(one.node, 0) for one in groups[name]) for name in known}
+        left = (1 - planning.safety.min_share) * sum(work.values())
+        back = set[str]()
+        for name in sorted(known, key=lambda name: (-known[name].noise() / max(work[name], 1), name)):
+            if work[name] > left:
+                break
+            left -= work[name]
+            back.add(name)
+        return {name: one for name, one in known.items() if name not in back}
+
+    @property
     def work(self) -> float:
         """Multiply-accumulates that the budget of a search pays for."""
         macs = sum(count_macs(self.subject.model.graph, self.subject.seen.kept[0]).values())
@@ -187,29 +209,36 @@ def _smooth_quant(seen: Seen) -> Help:
 
 
 def _fit_weights(seen: Seen) -> Help:
+    able, why = fittable(seen)
+    if not able:
+        return Help(False, why)
+    staying = seen.staying
+    before = [one.noise() for one in staying.values()]
+    after = [one.noise() - (one.rounding() if name in able else 0.0) for name, one in staying.items()]
+    gain = predicted.gain_db(before, after)
+    which = "all layers" if len(staying) == len(seen.read) else f"the {len(staying)} activations that err least"
+    told = f"were weights not rounded at all, the errors of {which} together would fall by {gain:.1f} dB"
+    return Help(not why and seen.enough(gain), why or told)
+
+
+def fittable(seen: Seen) -> tuple[frozenset[str], str]:
+    """The activations whose weights can be fitted, and why that takes too long; "" where it does not."""
     if main_format(seen.planning) is not DType.INT8 or not seen.planning.per_channel:
-        return Help(False, "only INT8 weights with a scale for each output channel are fitted")
+        return frozenset(), "only INT8 weights with a scale for each output channel are fitted"
     graph, layers = seen.subject.model.graph, seen.subject.layers.found
     weights = fitted.fittable(graph, layers)
-    able = {one.activation for one in layers if one.node in weights}
+    able = frozenset(one.activation for one in layers if one.node in weights)
     if not able:
-        return Help(False, "no product has a weight that could be fitted")
-    after = {name: one.noise() - one.rounding() for name, one in seen.read.items() if name in able}
-    gain = seen.gain_db(after)
-    told = f"were weights not rounded at all, the errors of all layers together would fall by {gain:.1f} dB"
-    if not seen.enough(gain):
-        return Help(False, told)
+        return able, "no product has a weight that could be fitted"
     work, allowed, met = fitted.work_of(graph, layers), seen.work, seen.missing_db == 0
     if met and work > seen.shown:
-        return Help(
-            False,
+        return (
+            able,
             f"the goal is met, and it takes {work / seen.shown:.1f} times the work of the runs that showed the data",
         )
     if work > allowed:
-        return Help(
-            False, f"it takes {work / allowed:.1f} times the work that a search may cost: --effort or --search-time"
-        )
-    return Help(True, told)
+        return able, f"it takes {work / allowed:.1f} times the work that a search may cost: --effort or --search-time"
+    return able, ""
 
 
 def _shift(seen: Seen) -> Help:

@@ -66,15 +66,25 @@ def smooth_quant(
     forgone = ladder.forgone(RUNG, before, planning, enough=enough)
     if forgone is not None:
         return Done(subject, off | ladder.record(forgone))
-    started = time.perf_counter()
+    started, fitting = time.perf_counter(), _fitting(subject, target, planning)
     with run.working():
-        trial = trials.Trials(subject.model, subject.layers.found, subject.seen, options, subject.scope)
+        trial = trials.Trials(
+            subject.model, subject.layers.found, subject.seen, options, subject.scope, fitting=fitting
+        )
         local = trial.choices()
     help = RUNG.helps(ladder.Seen(subject, planning, target, options, local))
     if not help.can and not settled(RUNG.name, planning):
         return Done(subject, off | ladder.record(ladder.passed(RUNG, help), before=before))
     climbed = _climbed(run, trial, subject, before, watch, target, planning)
     return _done(run, subject, before, replace(climbed, why=help.why, started=started), strict=strict)
+
+
+def _fitting(subject: Subject, target: Target, planning: Planning) -> bool:
+    """Whether weights can be fitted behind it: where the goal is missed, that rung takes what smoothing leaves."""
+    if subject.parts is None or subject.standing is None or subject.standing.met:
+        return False
+    able, why = ladder.fittable(ladder.Seen(subject, planning, target))
+    return bool(able) and not why
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +140,10 @@ def _climbed(
     target: Target,
     planning: Planning,
 ) -> _Climbed:
-    """With what the layers' own errors choose; with what the outputs choose where that leaves the goal missed."""
+    """With what the layers' own errors choose; with what the outputs choose where that leaves the goal missed.
+
+    The outputs are looked at with nearest integers, so they do not choose where weights will be fitted.
+    """
     ready = run.lent(Ready)
     del ready
     with run.working():
@@ -138,7 +151,12 @@ def _climbed(
     first = _standing(run, subject, done, target, planning)
     gain = -math.inf if first.standing is None else first.standing.calm_db - before.calm_db
     first = replace(first, kept=gain > 0)
-    if before.met or not trial.fresh or (first.kept and first.standing is not None and first.standing.met):
+    if (
+        before.met
+        or not trial.fresh
+        or trial.fitting
+        or (first.kept and first.standing is not None and first.standing.met)
+    ):
         return first
     with run.working():
         better, tried = trial.better(clear=gain >= trials.CLEAR_DB)

@@ -21,6 +21,7 @@ from qcompiler.calibrators.base import Calibrator
 from qcompiler.calibrators.minmax import MinMax
 from qcompiler.numerics.rounding import LARGEST, Format, dequantize, quantize, quantize_weight
 from qcompiler.numerics.sqnr import gain_db
+from qcompiler.outliers.smooth_quant.fitting import Remains
 from qcompiler.passes.absorb.absorb import largest_of
 from qcompiler.statistics.histogram import Histogram
 from qcompiler.statistics.rows import COLUMNS, Rows, thinned
@@ -69,6 +70,7 @@ class Layers:
         per_channel: of each layer, whether its weight has a scale per output.
         channels: largest |x| of each channel over all data, float64 [C].
         others: by fold, the same without the samples of the fold; empty: rows are judged with `channels`.
+        remains: what fitting will leave of the error of rounding the weights; None where they will not be fitted.
         classes: channels of one number need one scale, int64 [C]; None where all are free.
         calibrator: how the range will be chosen; `auto` takes the better of the least squared error and all of it.
         format: what they will compute in.
@@ -82,6 +84,7 @@ class Layers:
     calibrator: str = "auto"
     format: Format = "int8"
     others: Mapping[int, NDArray[np.float64]] = field(default_factory=dict)
+    remains: Remains | None = None
 
     def scales(self, alpha: float, without: int | None = None) -> NDArray[np.float32]:
         """The scales of equation 4 for this alpha; `without` a fold, as they would be had it not been seen."""
@@ -136,12 +139,16 @@ class Layers:
         return scales, seen
 
     def stored(self, scales: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        """The multiplied weights after they were quantized."""
+        """The multiplied weights after they were quantized; where they will be fitted, with the error that is left."""
         found = []
+        left = 1.0 if self.remains is None else self.remains.share(scales) ** 0.5
         for weight, per_channel in zip(self.weights, self.per_channel, strict=True):
-            axis = 1 if per_channel else None
-            values, steps = quantize_weight(weight * scales[:, None], axis, self.format)
-            found.append(dequantize(values, steps, axis))
+            axis, scaled = 1 if per_channel else None, weight * scales[:, None]
+            values, steps = quantize_weight(scaled, axis, self.format)
+            rounded = dequantize(values, steps, axis)
+            if left < 1 and per_channel:
+                rounded = np.asarray(scaled + left * (rounded - scaled), np.float32)
+            found.append(rounded)
         return found
 
 

@@ -26,6 +26,7 @@ from qcompiler.judge.views import Views
 from qcompiler.numerics.rounding import Format
 from qcompiler.outliers.equalized import moved
 from qcompiler.outliers.smooth_quant.alpha import ALPHAS, WORTH_DB, Choice, Layers
+from qcompiler.outliers.smooth_quant.fitting import Remains
 from qcompiler.outliers.smooth_quant.refine import least_looks, refine
 from qcompiler.passes.absorb import absorb
 from qcompiler.plan import Candidate
@@ -86,6 +87,7 @@ def choose_scales(
     looks: int = 0,
     hold: int | None = None,
     known: dict[str, Choice] | None = None,
+    remains: Mapping[str, Remains] | None = None,
 ) -> list[SmoothGroup]:
     """Decides alpha and scales of every group.
 
@@ -105,6 +107,7 @@ def choose_scales(
         hold: the fold of the samples that trials must not have seen.
         known: what each group's own error has chosen, of an earlier call with the same but for the samples and looks;
             it gets what is not known yet.
+        remains: by activation, what fitting will leave of the error of rounding weights; None where nothing is fitted.
 
     Returns:
         One entry a group, in the order of `groups`.
@@ -135,6 +138,7 @@ def choose_scales(
             calibrator,
             format,
             _without(outliers[name], rows[name]),
+            (remains or {}).get(name),
         )
         if name not in known:
             known[name] = layers.choose(_alphas(_names(members), wanted))

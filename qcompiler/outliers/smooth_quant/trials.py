@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qcompiler import calibrators
 from qcompiler.calibrators.auto import AUTO
 from qcompiler.data.shorten import shorten
 from qcompiler.ir import macs
@@ -19,19 +18,24 @@ from qcompiler.ir import model as models
 from qcompiler.ir.signature import Feeds
 from qcompiler.judge.views import Views, find_views, weighed
 from qcompiler.numerics.rounding import format_of
-from qcompiler.numerics.sqnr import decibel
+from qcompiler.outliers.smooth_quant import measured
 from qcompiler.outliers.smooth_quant.alpha import Choice
 from qcompiler.outliers.smooth_quant.cost import seconds_of_choice
-from qcompiler.outliers.smooth_quant.groups import SmoothGroup, channel_axes, choose_scales, divisible, observed_again
+from qcompiler.outliers.smooth_quant.fitting import remains
+from qcompiler.outliers.smooth_quant.groups import (
+    SmoothGroup,
+    channel_axes,
+    channel_axis,
+    choose_scales,
+    divisible,
+    observed_again,
+)
 from qcompiler.passes.base import Report
 from qcompiler.passes.channels.smooth_quant import SmoothQuant
 from qcompiler.plan import Candidate
 from qcompiler.planning.climb import spiking
 from qcompiler.planning.placement import candidates
 from qcompiler.planning.placement.scope import Scope
-from qcompiler.planning.simulation.bias import Shifts
-from qcompiler.planning.simulation.noise import Measure
-from qcompiler.planning.simulation.simulator import Simulator, Use
 from qcompiler.recipe.budget import budget_of
 from qcompiler.recipe.tables import QfemTable, SmoothQuantTable
 from qcompiler.runtime.shapes import concrete_shapes
@@ -40,6 +44,7 @@ from qcompiler.statistics import rows as recorded
 from qcompiler.statistics.histogram import Histogram
 from qcompiler.statistics.observe import Observations
 from qcompiler.statistics.outliers import Outliers, fold_of
+from qcompiler.statistics.rows import Rows
 from qcompiler.statistics.timed import Timed
 from qcompiler.support.foreseen import NOTHING, Foreseen, between
 from qcompiler.target import DType
@@ -202,6 +207,7 @@ class Trials:
     Attributes:
         runs: how often the model was run to compare.
         fresh: whether ways can be compared by the outputs; else some layers came quantized.
+        fitting: weights will be fitted behind it.
     """
 
     def __init__(
@@ -211,16 +217,24 @@ class Trials:
         observed: Observations,
         options: SmoothQuantOptions,
         scope: Scope,
+        *,
+        fitting: bool = False,
     ) -> None:
-        """As `fold_outliers`; the kept samples are run once."""
+        """As `fold_outliers`; the kept samples are run once, and once more where weights will be fitted."""
         self._normal, self._found, self._observed = normal, found, observed
         self._options, self._scope = options, scope
         self._groups = candidates.smoothable(candidates.by_activation(found))
         self._rows = recorded.record_rows(normal, divisible(normal.graph, self._groups, options.table), observed.kept)
+        self.fitting = fitting
+        self._remains = remains(normal, self._products(), observed.kept) if fitting else {}
         self._local: dict[str, Choice] = {}
         self._plans: dict[str, tuple[SmoothGroup, ...]] = {}
         self.fresh = sum(map(len, self._groups.values())) == len(found)
         self.runs = 0
+
+    def _products(self) -> dict[str, Rows]:
+        """What was recorded of activations whose weights can be fitted."""
+        return {name: rows for name, rows in self._rows.items() if channel_axis(self._groups[name]) == -1}
 
     @cached_property
     def _kept(self) -> _Kept:
@@ -259,6 +273,7 @@ class Trials:
             calibrator=options.calibrator,
             per_channel=options.per_channel,
             known=self._local if auto else None,
+            remains=self._remains,
         )
         if alpha == LOCAL:
             return decided()
@@ -323,7 +338,7 @@ class Trials:
             model = models.copy(self._normal)
             SmoothQuant(scales, insert=options.table.insert, split=True)(model.graph)
             found, _ = self._scope.layers(model)
-        reached, runs = measure(
+        reached, runs = measured.measure(
             model,
             [one for one in found if one.node not in self._spikes],
             self._histograms(model, found, scales),
@@ -376,8 +391,6 @@ def _renamed(
 LOCAL = "local"
 FIXED = (0.3, 0.5, 0.7, 0.85)
 CLEAR_DB = 3.0  # what the chosen alphas must gain for no others to be tried
-RANGES = ("mse", "percentile{p=99.99}", "minmax")
-RANGES_FP8 = ("mse{format=fp8}", "minmax")
 
 
 @dataclass(frozen=True, eq=False)
@@ -409,51 +422,6 @@ def best_of(attempt: Callable[[str | float], Attempt]) -> tuple[Attempt, list[At
     return max(tried, key=lambda one: one.sqnr_db), tried
 
 
-def measure(
-    model: models.Model,
-    found: Sequence[Candidate],
-    histograms: Mapping[str, Histogram],
-    feeds: Sequence[Feeds],
-    *,
-    fitted: Sequence[Feeds],
-    dtype: DType,
-    calibrator: str,
-    per_channel: bool,
-    ignored: tuple[str, ...] = (),
-    likelihood: bool = False,
-) -> tuple[float, int]:
-    """SQNR in dB of the worst view with all candidates quantized, in the best of the ranges that one calibrator gives.
-
-    And how often the model was run for it.
-
-    Args:
-        model: the float model, normalised and smoothed or not.
-        found: its candidates.
-        histograms: of their activations.
-        feeds: samples to measure on.
-        fitted: samples for the means of bias correction.
-        dtype: INT8 or FP8.
-        calibrator: the recipe's; `auto` tries several.
-        per_channel: weight scales per output channel, else per tensor.
-        ignored: outputs that are not judged.
-        likelihood: what the next token is drawn by is compared by the likelihood that it loses.
-    """
-    groups = candidates.by_activation(one for one in found if histograms[one.activation].amax > 0)
-    texts = (calibrator,) if calibrator != "auto" else RANGES_FP8 if dtype is DType.FP8 else RANGES
-    methods = [calibrators.parse(text) for text in texts]
-    ranges = {name: [method.range(histograms[name]) for method in methods] for name in groups}
-    shifts = Shifts(model, groups, ranges, fitted, per_channel=per_channel)
-    views = find_views(model.graph, feeds[0], ignored)
-    views = weighed(views) if likelihood else views
-    simulator = Simulator(model, groups, shifts, per_channel=per_channel, dtypes=(dtype,), views=views)
-    probe = Measure(simulator, feeds, len(feeds), None)
-    reached = max(
-        decibel(probe.noise({name: Use(dtype, offered[i]) for name, offered in ranges.items()}))
-        for i in range(len(methods))
-    )
-    return reached, probe.runs
-
-
 def foreseen(found: Sequence[Candidate], known: Timed, options: SmoothQuantOptions) -> Foreseen:
     """What trials run: what the layers' own errors choose at least, and every fixed alpha where that gains too little.
 
@@ -469,7 +437,7 @@ def foreseen(found: Sequence[Candidate], known: Timed, options: SmoothQuantOptio
     probe = between(Foreseen(runs=2 * judged, sessions=2), Foreseen(runs=looks * judged, sessions=2))
     if options.table.alpha != "auto":
         return fold + (probe if options.table.alpha != "off" else NOTHING)
-    methods = 1 if options.calibrator != "auto" else len(RANGES_FP8 if options.dtype is DType.FP8 else RANGES)
+    methods = 1 if options.calibrator != "auto" else len(measured.ranges_of(options.dtype))
     means = any(one.op == "Conv" for one in found)  # only these are corrected
     attempt = Foreseen(quantized=judged * (1 + methods + means), counted=known.kept, sessions=2 + means, copies=2)
     return between(fold + attempt, fold + probe + attempt.times(2 + len(FIXED)))

@@ -144,6 +144,35 @@ def test_above_the_goal_it_may_cost_what_the_runs_cost_that_showed_the_data(tmp_
     assert "times the work of the runs that showed the data" in help.why
 
 
+def test_layers_that_will_go_back_do_not_hide_what_it_does_for_the_others(tmp_path: Path) -> None:
+    """A token that is 90 times as large as the others makes nearly all errors, and they are not those of weights."""
+    random, names = np.random.default_rng(4), [f"w{at}" for at in range(19)]
+    weights = {name: random.standard_normal((DEPTH, DEPTH)).astype(np.float32) for name in names}
+    for weight in weights.values():
+        weight[:2] *= LARGE
+    shrunk, loud = np.ones(DEPTH, np.float32), np.ones((1, TOKENS, 1), np.float32)
+    shrunk[:2] /= LARGE
+    loud[0, 3] = 90.0
+    body, at = [("Mul", "x loud", "h0"), ("MatMul", "h0 w0", "y0")], 0
+    for at, name in enumerate(names[1:]):
+        body += [("Tanh", f"y{at}", f"t{at}"), ("Mul", f"t{at} s", f"m{at}"), ("MatMul", f"m{at} {name}", f"y{at + 1}")]
+    proto = model(
+        *body,
+        inputs={"x": ("batch", TOKENS, DEPTH)},
+        outputs=(f"y{at + 1}",),
+        weights={**weights, "s": shrunk, "loud": loud},
+    )
+    missed = of_net("fit_weights", proto, feeds(), tmp_path, smooth_quant=OFF, safety=SafetyTable(target_sqnr_db=60.0))
+    seen = Seen(missed.subject, missed.asked.planning, missed.asked.target)
+    assert set(seen.read) - set(seen.staying) == {"h0"}
+    assert "the 18 activations that err least" in FIT_WEIGHTS.helps(seen).why
+    floor = replace(missed.asked.planning, safety=SafetyTable(target_sqnr_db=60.0, min_share=1.0))
+    assert set(Seen(missed.subject, floor, missed.asked.target).staying) == set(seen.read)
+    assert set(
+        Seen(missed.subject, replace(missed.asked.planning, everything=True), missed.asked.target).staying
+    ) == set(seen.read)
+
+
 @pytest.mark.parametrize(
     ("recipe", "why"),
     [
