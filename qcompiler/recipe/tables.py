@@ -24,8 +24,7 @@ class SafetyTable(check.Keys):
         0.9,
         check.number(0, 1),
         "share of the multiply-accumulates that can be quantized which stays so whatever the SQNR says, 0 to 1; below "
-        "20 dB (where the next token is drawn by an output, below the goal) the default gives way to 0.8 of all; the "
-        "gate on the result is the key min_share above all tables",
+        "20 dB the default gives way to 0.8 of all; the gate on the result is the key min_share above all tables",
     )
     samples: int = check.option(
         8, check.integer(1), "samples that plans are compared on; fewer where samples are large"
