@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 import pytest
 
-from benchmarks import alphas
-from benchmarks.alphas import ALPHAS, Reached, behind, main, row
+from benchmarks.outliers import alphas
+from benchmarks.outliers.alphas import ALPHAS, Reached, behind, main, row
 from tests.kit.cases import transformer
 
 VIEW = {"judged": True, "sqnr_db": 30.0, "varying_db": 24.0, "perplexity": None}

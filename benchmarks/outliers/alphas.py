@@ -1,6 +1,6 @@
 """Smoothing with the alphas that `auto` chooses beside one alpha for all layers, on samples that nothing was fitted to.
 
-    python -m benchmarks.alphas [--verify-data DATA] [--options "..."] MODEL.onnx=DATA ...
+    python -m benchmarks.outliers.alphas [--verify-data DATA] [--options "..."] MODEL.onnx=DATA ...
 
 Every compile is a process of its own, with all layers in INT8: none goes back to high precision, so that figures are
 of the same work. What else costs nothing where the model runs (fitted weights, shifts) is tried behind all of them.
