@@ -144,6 +144,7 @@ def test_the_manifest_says_what_was_asked_and_reached() -> None:
         "figure": 0.004,
         "margin": 0.002,
         "unit": "relative",
+        "likelihood": False,
         "objective": "share",
         "met": True,
         "checks": 3,

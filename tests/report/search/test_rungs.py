@@ -73,6 +73,8 @@ def test_nothing_recorded_is_no_section_and_a_goal_alone_is_a_line() -> None:
 def test_a_goal_is_said_in_its_own_unit() -> None:
     metric = {"kind": "metric", "target": 0.005, "margin": 0.001, "unit": "relative", "met": False}
     assert goal_line(metric) == "Goal: a loss of the metric of at most 0.50 % and a margin of 0.10 %: not met."
+    likelihood = {"kind": "default", "target": 25.0, "figure": 22.0, "unit": "dB", "likelihood": True, "met": False}
+    assert goal_line(likelihood) == "Goal: a perplexity that rises by at most 0.3 % (KL at 25.0 dB): not met."
     assert goal_line({"kind": "sqnr", "unit": "dB"}) == "Goal: an SQNR of nothing in particular."
 
 
