@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 from qcompiler.compiler.base import Compilation, Done, stage
 from qcompiler.compiler.subject import Subject
 from qcompiler.errors import AccuracyError
+from qcompiler.numerics.sqnr import noise_power
 from qcompiler.plan import Plan
 from qcompiler.planning.search.safety_net import SafetyNet
 from qcompiler.verification import share
@@ -72,11 +74,18 @@ def _told(verdict: Judgement, verification: Verification | None, net: SafetyNet,
     judged = verification is not None and verification.score is not None
     short = bool(net.curve) and net.curve[-1].sqnr_db < net.target_db  # not by a margin alone, which is in the record
     if not net.met and short and gates.min_sqnr is None and not judged:
+        reached, goal = (
+            _rise(db) if net.likelihood else f"{db:.3g} dB" for db in (net.curve[-1].sqnr_db, net.target_db)
+        )
         yield (
-            f"the search for layers to quantize stopped at {net.curve[-1].sqnr_db:.1f} dB, short of its goal of "
-            f"{net.target_db:g} dB, because only a part of the work may go back to high precision by itself: "
+            f"the search for layers to quantize stopped at {reached}, short of its goal of {goal}, because only a part of the work may go back to high precision by itself: "
             "a gate (--min-sqnr, --metric with --max-drop) or a lower safety.min_share lets it go on"
         )
+
+
+def _rise(sqnr_db: float) -> str:
+    """What dB of the next token's likelihood are in words."""
+    return f"a perplexity that is {math.expm1(min(noise_power(sqnr_db), 100.0)):.1%} higher"
 
 
 @stage(kept=False)

@@ -85,6 +85,7 @@ class SafetyNet:
         met: whether the last plan meets it.
         runs: how often the model was run.
         front: plans from the cheapest to the most accurate, those that were run and those that are predicted.
+        likelihood: noise is the likelihood that the next token loses, in nats, and dB are of that.
     """
 
     amax: dict[str, float] = field(default_factory=dict)
@@ -101,6 +102,7 @@ class SafetyNet:
     joint: tuple[str, ...] = ()
     front: tuple[FrontPoint, ...] = ()
     tried: dict[str, dict[DType, list[tuple[float, float]]]] = field(default_factory=dict)
+    likelihood: bool = False
 
 
 def find_net(
@@ -288,6 +290,7 @@ def _net(
         joint=joint,
         front=front,
         tried=measure.alone,
+        likelihood=any(view.weighed for view in measure.views),
     )
 
 

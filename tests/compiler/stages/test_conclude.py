@@ -66,6 +66,10 @@ def test_a_goal_that_was_missed_is_told_unless_the_user_set_a_gate() -> None:
     net, run = SafetyNet(curve=(Step(0.9, 17.5),), target_db=25.0, met=False), Compilation()
     run(conclude, Plan(), None, Gates(), INT8, None, net, (), last=True)
     assert "stopped at 17.5 dB, short of its goal of 25 dB" in run.warnings[-1]
+    likely = Compilation()
+    likely(conclude, Plan(), None, Gates(), INT8, None, replace(net, likelihood=True), (), last=True)
+    told = "stopped at a perplexity that is 1.8% higher, short of its goal of a perplexity that is 0.3% higher"
+    assert told in likely.warnings[-1]
     gated = Compilation()
     gated(conclude, Plan(), None, Gates(min_sqnr=10), INT8, None, net, (), last=True)
     assert not any("short of its goal" in text for text in gated.warnings)
