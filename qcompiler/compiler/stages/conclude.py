@@ -78,7 +78,8 @@ def _told(verdict: Judgement, verification: Verification | None, net: SafetyNet,
             _rise(db) if net.likelihood else f"{db:.3g} dB" for db in (net.curve[-1].sqnr_db, net.target_db)
         )
         yield (
-            f"the search for layers to quantize stopped at {reached}, short of its goal of {goal}, because only a part of the work may go back to high precision by itself: "
+            f"the search for layers to quantize stopped at {reached}, short of its goal of {goal}, because only a part "
+            "of the work may go back to high precision by itself: "
             "a gate (--min-sqnr, --metric with --max-drop) or a lower safety.min_share lets it go on"
         )
 
