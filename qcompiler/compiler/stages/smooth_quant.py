@@ -142,8 +142,7 @@ def _climbed(
 ) -> _Climbed:
     """With what the layers' own errors choose; with what the outputs choose where that leaves the goal missed.
 
-    The outputs are looked at with nearest integers. So where weights will be fitted they choose only if these alphas,
-    which know of it, gain little.
+    The outputs are looked at with nearest integers, so they do not choose where weights will be fitted.
     """
     ready = run.lent(Ready)
     del ready
@@ -152,11 +151,15 @@ def _climbed(
     first = _standing(run, subject, done, target, planning)
     gain = -math.inf if first.standing is None else first.standing.calm_db - before.calm_db
     first = replace(first, kept=gain > 0)
-    clear, met = gain >= trials.CLEAR_DB, first.kept and first.standing is not None and first.standing.met
-    if before.met or met or not trial.fresh or (trial.fitting and clear):
+    if (
+        before.met
+        or not trial.fresh
+        or trial.fitting
+        or (first.kept and first.standing is not None and first.standing.met)
+    ):
         return first
     with run.working():
-        better, tried = trial.better(clear=clear)
+        better, tried = trial.better(clear=gain >= trials.CLEAR_DB)
     first = replace(first, done=replace(first.done, tried=tried), runs=first.runs + trial.runs)
     if better is None:
         return first
