@@ -117,7 +117,11 @@ class RoundedWeights(Made):
 
     def load(self) -> Array:
         """See `Made`."""
-        return rounded(solid(self.held), self.to, self.bounds)
+        exact = solid(self.held).reshape(-1)
+        found = np.empty(exact.size, np.float32)
+        for at in range(0, exact.size, PIECE):
+            found[at : at + PIECE] = rounded(exact[at : at + PIECE], self.to, self.bounds)
+        return found.reshape(self.shape)
 
     def parts(self) -> tuple[object, ...]:
         """See `Made`."""
@@ -140,12 +144,29 @@ class DequantizedWeights(Made):
         self, stored: Array, scale: Array, zero: Array | None, axis: int, block: int, dtype: np.dtype[Any]
     ) -> None:
         super().__init__(stored.shape, np.dtype(np.float32))
-        self.stored, self.scale, self.zero, self.axis, self.block, self.to = stored, scale, zero, axis, block, dtype
+        self.stored, self.scale, self.zero, self.block, self.to = stored, scale, zero, block, dtype
+        self.axis = axis % max(len(stored.shape), 1)
 
     def load(self) -> Array:
         """See `Made`."""
-        exact = dequantized(self.stored, self.scale, self.zero, self.axis, self.block)
-        return exact.astype(self.to).astype(np.float32)
+        found = np.empty(self.shape, np.float32)
+        rows = max(PIECE // max(found[:1].nbytes, 1), 1)
+        if self.axis == 0 and self.block:
+            rows = -(-rows // self.block) * self.block  # a piece has whole blocks
+        for at in range(0, len(found), rows):
+            scale, zero = (self._of_rows(one, at, rows) for one in (self.scale, self.zero))
+            assert scale is not None
+            exact = dequantized(self.stored[at : at + rows], scale, zero, self.axis, self.block)
+            found[at : at + rows] = exact.astype(self.to)
+        return found
+
+    def _of_rows(self, parameter: Array | None, at: int, rows: int) -> Array | None:
+        """Scales or zero points of some rows."""
+        if parameter is None or parameter.size == 1:
+            return parameter
+        if not self.block:
+            return parameter.reshape(-1)[at : at + rows] if self.axis == 0 else parameter
+        return parameter[at // self.block : (at + rows) // self.block] if self.axis == 0 else parameter[at : at + rows]
 
     def parts(self) -> tuple[object, ...]:
         """See `Made`."""

@@ -57,14 +57,19 @@ class _Pool:
 
     def shrink(self) -> None:
         """Gives all that no session uses back to the system."""
-        import onnxruntime as ort
-
-        options = ort.RunOptions()
-        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        self._run(options)
+        self._run(shrinking())
 
     def _run(self, options: Any = None) -> None:
         self._smallest.run(None, {"x": np.zeros(1, np.float32)}, options)
+
+
+def shrinking() -> Any:
+    """Options of a run behind which the arena gives back what it does not use."""
+    import onnxruntime as ort
+
+    options = ort.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options
 
 
 @lru_cache(maxsize=1)

@@ -20,7 +20,7 @@ from qcompiler.ir.made import let_go, solid
 from qcompiler.ir.weights import is_packed, to_tensor
 from qcompiler.runtime import fp8, plugins, randomness, schemas
 from qcompiler.runtime.gpu.device import CPU_PROVIDER, Device
-from qcompiler.runtime.memory import pool, readable, release_pages, take_from_pool
+from qcompiler.runtime.memory import pool, readable, release_pages, shrinking, take_from_pool
 from qcompiler.support.machine import available_processors
 from qcompiler.support.memory import room
 
@@ -216,7 +216,7 @@ class Session:
         try:
             given = {**feeds, **self._given}
             if self._device is None:
-                values = self._session.run(self.outputs, given)
+                values = self._session.run(self.outputs, given, shrinking() if room().tight else None)
             else:
                 values = self._device.run(self._session, self.outputs, given)
         except Exception as error:  # see above

@@ -72,6 +72,8 @@ def _same_node(old: gs.Node, new: gs.Node, known: set[str]) -> bool:
 def _same_input(old: gs.Tensor, new: gs.Tensor, known: set[str]) -> bool:
     if isinstance(old, gs.Constant) or isinstance(new, gs.Constant):
         constants = isinstance(old, gs.Constant) and isinstance(new, gs.Constant)
+        if constants and old._values is new._values:
+            return True
         return constants and _equal(graphs.values_of(old), graphs.values_of(new))
     return bool(old.name == new.name and (not new.name or new.name in known))
 

@@ -73,3 +73,16 @@ def test_only_what_is_large_is_made_later_and_only_where_memory_is_short(tmp_pat
         memory.weigh(8)
         assert made.later(large)
         assert not made.later(large[1:])
+
+
+@pytest.mark.parametrize(("axis", "block"), [(0, 0), (1, 0), (0, 8), (1, 8)])
+def test_pieces_of_weights_are_the_whole(axis: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = RNG.integers(-128, 128, (24, 40)).astype(np.int8)
+    shape = {(0, 0): (24,), (1, 0): (40,), (0, 8): (3, 40), (1, 8): (24, 5)}[axis, block]
+    scale, zero = RNG.uniform(0.1, 1, shape).astype(np.float32), RNG.integers(-3, 3, shape).astype(np.int8)
+    whole = made.DequantizedWeights(stored, scale, zero, axis, block, np.dtype(np.float16)).load()
+    lossy = made.RoundedWeights(WIDE, np.dtype(np.float16), (-1, 1)).load()
+    monkeypatch.setattr(made, "PIECE", 4 * 40 * 5)  # five rows
+    one = made.DequantizedWeights(stored, scale, zero, axis, block, np.dtype(np.float16))
+    np.testing.assert_array_equal(one.load(), whole)
+    np.testing.assert_array_equal(made.RoundedWeights(WIDE, np.dtype(np.float16), (-1, 1)).load(), lossy)
