@@ -146,8 +146,11 @@ def test_channels_that_differ_by_chance_are_divided_out_below_the_goal_and_above
     before = found["other_ranges"]["sqnr_db"]
     assert (before >= goal) == (goal == 25.0)
     assert found["smooth_quant"]["kept"]
-    assert found["smooth_quant"]["gain_db"] > 0.3
+    assert found["smooth_quant"]["gain_db"] > 0.2
     assert found["smooth_quant"]["share"] == found["ranges"]["share"]
+    if before < goal:  # alphas are those for fitted weights, which stand behind them
+        assert found["fit_weights"]["kept"]
+        assert found["fit_weights"]["sqnr_db"] > before + 1
 
 
 def test_above_the_goal_smoothing_is_left_where_time_is_short(tmp_path: Path) -> None:
