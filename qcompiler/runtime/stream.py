@@ -288,12 +288,12 @@ class Stream:
 
     def _in_pieces(self, proto: onnx.ModelProto, weights: Mapping[str, Held], sizes: Mapping[str, int]) -> None:
         """Cuts a large model by what its weights take, too."""
-        proto = chain.with_types(proto)
+        proto = chain.with_types(randomness.held(proto, 0))
         tapped = {name: sizes.get(name, 0) for name in self._tapped}
         plan = chain.pieces(proto, self._tapped, chain.starts(proto, weights, tapped, self._budget))
         threads, device = self._options["threads"], self._options["device"]
         self._whole = None
-        alone = segments.extract(randomness.held(proto, 0), weights, plan)
+        alone = segments.extract(proto, weights, plan)
         self._pieces = [
             (one, Session(part, quick=True, pooled=True, threads=threads, draw=None, device=device))
             for one, part in zip(plan, alone, strict=True)

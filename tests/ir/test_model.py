@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -161,3 +162,27 @@ def test_files_are_no_larger_than_asked_but_for_single_weights(
     }
     assert {path.name for path in again.files} == {path.name for path in written}
     onnx.checker.check_model(str(tmp_path / "out" / "out.onnx"))
+
+
+@pytest.mark.parametrize("external_above", [0, 1 << 30])
+def test_large_weights_of_four_bits_lie_packed_in_the_file(tmp_path: Path, external_above: int) -> None:
+    values = np.random.default_rng(4).integers(-8, 8, (1025, 1025)).astype(ml_dtypes.int4)
+    scale = np.ones((), np.float32)
+    node = helper.make_node("DequantizeLinear", ["w", "s"], ["y"])
+    graph = helper.make_graph(
+        [node],
+        "g",
+        [],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1025, 1025])],
+        [numpy_helper.from_array(values, "w"), numpy_helper.from_array(scale, "s")],
+    )
+    source = tmp_path / "source.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)]), source)
+    proto, weights = models.to_proto(models.load(source).graph)
+    assert list(weights) == ["w"]
+    assert proto.ByteSize() < 1000
+    written = models.save(models.load(source), tmp_path / "m.onnx", external_above=external_above)
+    assert sum(one.stat().st_size for one in written) < 600_000
+    np.testing.assert_array_equal(models.load(tmp_path / "m.onnx").graph.nodes[0].inputs[0].values, values)
+    known = onnx.load(tmp_path / "m.onnx").graph.initializer
+    np.testing.assert_array_equal(numpy_helper.to_array(next(one for one in known if one.name == "w")), values)
