@@ -14,6 +14,7 @@ from onnx_graphsurgeon.ir.tensor import SparseValues
 
 from qcompiler.ir.made import Made
 from qcompiler.ir.weights import Array
+from qcompiler.support.memory import looked_at
 
 Scope = Mapping[str, gs.Tensor]
 
@@ -58,6 +59,7 @@ class Constant(gs.Constant):  # type: ignore[misc]
     def values(self) -> Array:
         """All of them, read-only."""
         held = self._values
+        looked_at(held.nbytes if isinstance(held, np.ndarray) else 0)
         return held.load() if isinstance(held, Made) else super().values
 
     @values.setter

@@ -57,9 +57,10 @@ class Room:
 
 @dataclass
 class _Compilation:
-    """Whose room it is; models are weighed when they are read."""
+    """Whose room it is, and how much was read of weights since pages were given back."""
 
     room: Room
+    read: int = 0
 
 
 _running: ContextVar[_Compilation | None] = ContextVar("compilation", default=None)
@@ -151,6 +152,20 @@ def noted(mapped: np.memmap[Any, Any]) -> np.memmap[Any, Any]:
     return mapped
 
 
+def looked_at(size: int) -> None:
+    """Notes that so many bytes of mapped weights are about to be read; what was read before is given back in time.
+
+    The thread that looks after all pages may not run while a library computes, or where others take the processors.
+    """
+    running = _running.get()
+    if running is None or running.room.piece is None or size < SMALLEST:
+        return
+    running.read += size
+    if running.read > running.room.piece:
+        running.read = size
+        _drop_pages()
+
+
 def _give_back(running: _Compilation, done: threading.Event) -> None:
     """While a block of `limited` runs: who looks at weights need not think of the pages that this leaves behind."""
     own: int | None = None  # of the files of libraries, when the model is known to be large
@@ -159,13 +174,16 @@ def _give_back(running: _Compilation, done: threading.Event) -> None:
         if piece is None or own is None:
             own = None if piece is None else _in_memory()
             continue
-        if _in_memory() - own <= 2 * piece:
-            continue
-        with _guard:
-            files = list(_files)
-        for one in files:
-            with suppress(ValueError, OSError):  # it has been closed
-                one.madvise(mmap.MADV_DONTNEED)
+        if _in_memory() - own > 2 * piece:
+            _drop_pages()
+
+
+def _drop_pages() -> None:
+    with _guard:
+        files = list(_files)
+    for one in files:
+        with suppress(ValueError, OSError):  # it has been closed
+            one.madvise(mmap.MADV_DONTNEED)
 
 
 def _in_memory() -> int:

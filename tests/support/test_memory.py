@@ -105,3 +105,16 @@ def test_another_process_works_as_the_one_that_asks_it(tmp_path: Path) -> None:
         assert not memory.room().tight
     with memory.tight(80, tmp_path):
         assert memory.room().piece == 10
+
+
+def test_pages_are_given_back_by_whoever_reads_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dropped: list[int] = []
+    monkeypatch.setattr(memory, "_drop_pages", lambda: dropped.append(at))
+    monkeypatch.setattr(memory, "_EVERY", 3600)
+    at = 0
+    memory.looked_at(100 << 20)
+    with memory.limited(80 << 20, tmp_path):
+        memory.weigh(80 << 20)  # pieces of 10 MiB
+        for at, size in enumerate((4, 4, 4, 0.5, 12)):
+            memory.looked_at(int(size * (1 << 20)))
+    assert dropped == [2, 4]
