@@ -59,7 +59,7 @@ def run(
     *,
     folder: Path,
     log: Path,
-    most_s: float = MOST_S,
+    most_s: float | None = None,
     extra: Mapping[str, str] = MappingProxyType({}),
 ) -> Usage:
     """Runs `command` in `folder`, stdout and stderr going to `log`; stops it over 14 GB or `most_s` seconds.
@@ -68,7 +68,7 @@ def run(
         command: What is run.
         folder: Where, and for its temporary files.
         log: What it says.
-        most_s: When it is stopped.
+        most_s: When it is stopped; None for `MOST_S`.
         extra: Variables of its environment.
     """
     environment = {**os.environ, **QUIET, "TMPDIR": str(folder), **extra}
@@ -84,7 +84,7 @@ def run(
                 if pid:
                     break
                 peak = max(peak, _tree_mb(child.pid))
-                error = error or _excess(peak, time.perf_counter() - started, most_s)
+                error = error or _excess(peak, time.perf_counter() - started, MOST_S if most_s is None else most_s)
                 if error:
                     os.killpg(child.pid, signal.SIGKILL)
                 time.sleep(POLL_S)

@@ -211,7 +211,7 @@ def scaled(weights: Array, factors: tuple[tuple[Array, bool], ...]) -> Array:
     with np.errstate(over="ignore"):
         for factor, multiply in factors:
             found = found * factor if multiply else found / factor
-    return np.asarray(found.astype(weights.dtype, copy=False))
+        return np.asarray(found.astype(weights.dtype, copy=False))
 
 
 def rounded(weights: Array, dtype: np.dtype[Any], bounds: tuple[float, float] | None) -> Array:

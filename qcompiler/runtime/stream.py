@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
@@ -37,8 +37,6 @@ BUDGET = 64 << 20
 # Of a session without optimisations: the time to make one grows with the square of its nodes. Below, it is no matter.
 MOST_NODES = 2000
 TOGETHER = 16  # feeds that a segment of a large model runs before the next one does
-
-T = TypeVar("T")
 
 
 class OpenModel:
@@ -205,6 +203,20 @@ class Stream:
         yield Part(index, feed, values, last=True)
         values.clear()
 
+    def through(self, feeds: Iterable[Feeds]) -> Iterator[Part]:
+        """Runs feeds as they come: one by one, or of a large model `TOGETHER` at a time.
+
+        Raises:
+            DataError: a feed does not fit the graph.
+            ModelError: ONNX Runtime refuses the model, or a node fails.
+        """
+        rest = enumerate(feeds)
+        for index, feed in rest:
+            if self._tapped:
+                self._plan(feed)
+            together = islice(rest, TOGETHER - 1) if self._large else ()
+            yield from self.over([(index, feed), *together])
+
     def over(self, feeds: Sequence[tuple[int, Feeds]]) -> Iterator[Part]:
         """Runs some feeds, each with its index.
 
@@ -348,12 +360,11 @@ def fill(
     """
     tensors = [name for one in accumulators for name in one.tensors]
     opened = Stream(source, tensors, quick=quick, threads=threads, budget=budget)
-    for some in batched(enumerate(feeds), TOGETHER):
-        for part in opened.over(some):
-            for one in accumulators:
-                one.update(part)
-            if part.last and advance is not None:
-                advance(1)
+    for part in opened.through(feeds):
+        for one in accumulators:
+            one.update(part)
+        if part.last and advance is not None:
+            advance(1)
 
 
 def is_large(model: models.Model) -> bool:
@@ -372,13 +383,6 @@ def _fed_from(session: Session, segment: segments.Segment, feed: Feeds, held: Fe
 
 def _bytes(feed: Feeds) -> int:
     return sum(value.nbytes for value in feed.values() if isinstance(value, np.ndarray))
-
-
-def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """The items in lists of so many."""
-    rest = iter(items)
-    while some := list(islice(rest, size)):
-        yield some
 
 
 def _large(source: Source) -> tuple[onnx.ModelProto, Mapping[str, Held]] | None:

@@ -70,7 +70,7 @@ def test_the_missed_manifest_replays_and_success_removes_what_a_miss_left(conv: 
 
 def shares(case: Case, **recipe: Any) -> list[float]:
     """Of the tries of a compile that misses its gate."""
-    with pytest.raises(AccuracyError, match="at least 100 dB") as caught:
+    with pytest.raises(AccuracyError, match=r"at least 100 dB|A gate took all of it back") as caught:
         quantize(case.source, data=str(case.data), recipe=Recipe(min_sqnr=100, **recipe), output=case.out / "m.onnx")
     assert caught.value.manifest is not None
     return [one["share"] for one in caught.value.manifest["tries"]]

@@ -31,7 +31,7 @@ def test_what_is_asked_is_a_value() -> None:
     assert planning(recipe) == asked
     with pytest.raises(dataclasses.FrozenInstanceError):
         asked.per_channel = False  # type: ignore[misc]
-    assert planning(recipe.replace(min_sqnr=30.0)) == dataclasses.replace(asked, min_sqnr=30.0)
+    assert planning(recipe.replace(min_sqnr=30.0)) == dataclasses.replace(asked, min_sqnr=30.0, likelihood=False)
 
 
 def test_nothing_is_spared_corrected_or_scored_unless_it_is_said() -> None:

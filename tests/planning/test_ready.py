@@ -41,7 +41,7 @@ def test_what_was_prepared_serves_other_goals_and_no_other_question(loaded: mode
     feeds = [{"x": np.random.default_rng(i).standard_normal((1, 12, 32)).astype(np.float32)} for i in range(8)]
     layers = candidates.find_candidates(loaded.graph, TARGET, ())
     seen = observe(loaded, Points.of(histograms=list(layers.by_activation)), open_source(feeds, INPUTS))
-    options = planning(Recipe())
+    options = planning(Recipe(min_sqnr=30.0))
     ready = prepared(loaded, layers, seen, options, TARGET)
     higher = planning(Recipe(min_sqnr=40.0, safety=SafetyTable(target_sqnr_db=50.0)))
     assert ready.fits(loaded, layers, seen, higher, TARGET)

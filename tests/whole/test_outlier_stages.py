@@ -72,8 +72,7 @@ def test_the_manifest_tells_what_smoothing_and_qfem_did(setup: Setup) -> None:
     smoothed, spared = result.manifest["smooth_quant"], result.manifest["qfem"]
     assert smoothed["folded"] + smoothed["skipped"] == len(smoothed["groups"])
     assert smoothed["inserted"] == 0
-    assert smoothed["tried"].keys() >= {"local", "auto"}  # what the layers' own errors choose, and what the outputs do
-    assert max(smoothed["tried"], key=smoothed["tried"].get) in {"local", "auto", "0.3", "0.5", "0.7", "0.85"}
+    assert smoothed["tried"] == {}  # weights will be fitted: nothing is tried against it
     folded = [one for one in smoothed["groups"] if one["how"] == "absorbed"]
     assert folded
     assert all(0 < one["alpha"] <= 1 for one in folded)

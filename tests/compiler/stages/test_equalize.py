@@ -45,7 +45,9 @@ def test_what_gains_nothing_is_not_kept(tmp_path: Path, monkeypatch: pytest.Monk
     first = standing.subject.standing
     assert first is not None
     monkeypatch.setattr("qcompiler.planning.climb.Climb.best", lambda self: first)
-    assert climbed(standing) is standing.subject
+    after = climbed(standing)
+    assert after.model is standing.subject.model
+    assert after.standing == first.in_vain("equalize")
     told = standing.run.records["rungs"]["equalize"]
     assert told["tried"]
     assert not told["kept"]
