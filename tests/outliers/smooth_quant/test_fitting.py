@@ -21,6 +21,11 @@ RANDOM = np.random.default_rng(7)
 DEPTH = 64
 
 
+@pytest.fixture(autouse=True)
+def the_same_numbers_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "RANDOM", np.random.default_rng(7))
+
+
 def rows(directions: int, count: int = 4096, alone: float = 0.2) -> np.ndarray:
     """Tokens that move in few directions and a little by themselves; channels differ in size."""
     mixed = RANDOM.standard_normal((count, directions)) @ RANDOM.standard_normal((directions, DEPTH))
@@ -51,7 +56,7 @@ def test_it_is_about_what_gptq_leaves(directions: int, power: float) -> None:
         return float(((x @ (weight - stored)) ** 2).sum())
 
     left = error(blocks.values * blocks.scales) / error(dequantize(values, steps, 1))
-    assert told == pytest.approx(left, rel=0.5)  # GPTQ clips and sweeps as well
+    assert 0.8 * left < told < 1.8 * left  # GPTQ clips and sweeps as well; 0.9 to 1.7 with 25 other draws
     assert 0 < told <= 1
 
 
