@@ -76,7 +76,8 @@ def compiled(model: str, data: str, samples: int | None) -> tuple[Told, Told, To
         return figures(manifest, sum(path.stat().st_size for path in Path(folder).iterdir()))
 
 
-def _asked(given: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+def with_data(given: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """Of each MODEL=DATA: a name, the model, and its data."""
     for one in given:
         model, _, data = one.partition("=")
         name = Path(model).parent.name if Path(model).stem == "model" else Path(model).stem
@@ -91,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
     worst = 1.0
-    for name, model, data in _asked(options.models):
+    for name, model, data in with_data(options.models):
         found = compiled(model, data, options.samples)
         worst = max(worst, found[0].factor)
         print(row(name, found), flush=True)

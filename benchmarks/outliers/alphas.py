@@ -17,10 +17,12 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+
+from benchmarks.estimate import with_data
 
 ALPHAS: Final = ("off", "0.3", "0.5", "0.7", "0.85", "auto")
 ALLOWED_DB: Final = 0.5  # that `auto` may stay behind the best of the others
@@ -81,13 +83,6 @@ def compiled(model: str, data: str, alpha: str, options: Sequence[str]) -> Reach
         return Reached.of(json.loads(out.with_suffix(".manifest.json").read_text(encoding="utf8")))
 
 
-def _asked(given: Sequence[str]) -> Iterator[tuple[str, str, str]]:
-    for one in given:
-        model, _, data = one.partition("=")
-        name = Path(model).parent.name if Path(model).stem == "model" else Path(model).stem
-        yield name, model, data or "random"
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the table; 1 where `auto` stays more than `ALLOWED_DB` behind."""
     parser = argparse.ArgumentParser(description="Alphas that are chosen beside one for all layers.")
@@ -99,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"| model | {' | '.join(ALPHAS)} | auto beside the best |")
     print(f"|---|{'---:|' * (len(ALPHAS) + 1)}")
     worst = -float("inf")
-    for name, model, data in _asked(asked.models):
+    for name, model, data in with_data(asked.models):
         found = {alpha: compiled(model, data, alpha, options) for alpha in ALPHAS}
         print(row(name, found), flush=True)
         worst = max(worst, behind(found))

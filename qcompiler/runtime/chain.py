@@ -23,7 +23,8 @@ from qcompiler.support.memory import room
 
 Array = np.ndarray[Any, Any]
 
-# Bytes of weights from which on nobody gains by a session that keeps its own copy of them, laid out as its kernels like
+# Bytes of weights from which on a session has no copy of them, laid out as its kernels like: runs take up to a third
+# longer (64 tokens through 420 MB: .20 CPU seconds instead of .16), and memory is what large models lack
 LARGE: Final = 1 << 30
 
 

@@ -6,8 +6,9 @@ The data is streamed: a run of the model leaves nothing behind but the sums. Row
 hundred at a time and the products are summed in float64, so that neither many samples nor spiking tokens cost digits.
 
 A Hessian takes 8·K² bytes: 19 MB for K = 1536, 1.6 GB for K = 14336. As many as fit `budget` are summed in one run of
-the data and handed out before the next ones are begun, so the data is run once for a small model and several times for
-a large one. At least one is summed at a time, whatever it takes.
+the data and handed out before the next ones are begun, so it may be run several times. A model that is run in segments
+(`runtime/chain.py`) is cut by its Hessians, too, and runs all of the data once. At least one is summed at a time,
+whatever it takes.
 
 What an attention mask of the feed excludes is no row. Beside the sums stands how far they differ from part to part of
 the data, which says how much of them is chance (`Moments.shrinkage`). The data can be summed in folds, so that what is

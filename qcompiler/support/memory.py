@@ -129,10 +129,11 @@ def put_down(array: Array) -> Array:
         return array
     _allow_files()
     try:
-        with tempfile.TemporaryFile(dir=room().folder, prefix=".qcompiler-", buffering=0) as file:
+        with tempfile.TemporaryFile(dir=room().folder, prefix=".qcompiler-") as file:
             flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
             for at in range(0, flat.size, PIECE):
                 file.write(flat[at : at + PIECE].data)
+            file.flush()
             content = noted(np.memmap(file, np.uint8, "r"))
     except OSError as error:
         where = room().folder or Path(tempfile.gettempdir())
